@@ -1,0 +1,60 @@
+"""
+Prometheus metrics and OpenTelemetry spans for every run of an APScheduler scheduler.
+
+    from apscheduler_telemetry import instrument
+
+    telemetry = instrument(scheduler)
+    telemetry.start_http_server()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apscheduler_telemetry._instrument import Telemetry, instrument
+    from apscheduler_telemetry._version import __version__
+    from apscheduler_telemetry.errors import (
+        ArgumentTypeError,
+        ArgumentValueError,
+        DuplicateNameError,
+        TelemetryError,
+    )
+    from apscheduler_telemetry.http import HTTPServer
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "DuplicateNameError",
+    "HTTPServer",
+    "Telemetry",
+    "TelemetryError",
+    "__version__",
+    "instrument",
+]
+
+_MODULES = {
+    "ArgumentTypeError": "errors",
+    "ArgumentValueError": "errors",
+    "DuplicateNameError": "errors",
+    "HTTPServer": "http",
+    "Telemetry": "_instrument",
+    "TelemetryError": "errors",
+    "__version__": "_version",
+    "instrument": "_instrument",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, as every spawned child of a process pool imports this package for _worker's sake,
+    # and must not pay for Prometheus and OpenTelemetry.
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
