@@ -1,0 +1,340 @@
+"""
+A scheduler driven by hand, a clock that stands still, and what tests ask of the books.
+
+Real schedulers and executors all of them; only the time may be faked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import apscheduler
+import time_machine
+from apscheduler import events as ev
+from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.base import BaseScheduler
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import Telemetry, instrument
+from apscheduler_telemetry._ledger import Account
+from support_jobs import PATIENCE
+
+START = datetime(2030, 1, 1, tzinfo=timezone.utc)
+"""
+Where fake clocks start: later than now, so that a child of a process pool, whose clock cannot be
+faked, finds no run too late.
+"""
+OUTCOMES = ("success", "error", "missed", "skipped", "coalesced", "lost")
+APSCHEDULER = tuple(int(part) for part in apscheduler.__version__.split(".")[:2])
+
+
+def at(seconds: float) -> datetime:
+    """Return the moment so many seconds after `START`."""
+    return START + timedelta(seconds=seconds)
+
+
+def until(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
+    """Wait until `condition` holds, and return what it returned; fail after `patience` seconds."""
+    deadline = time.perf_counter() + patience
+    while not (met := condition()):
+        assert time.perf_counter() < deadline, f"waited too long for {what or condition}"
+        time.sleep(0.001)
+    return met
+
+
+async def eventually(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait as `until` does, and let the event loop turn meanwhile."""
+    deadline = time.perf_counter() + PATIENCE
+    while not (met := condition()):
+        assert time.perf_counter() < deadline, f"waited too long for {what or condition}"
+        await asyncio.sleep(0.001)
+    return met
+
+
+class Clock:
+    """The time of this process, which stands still until it is moved."""
+
+    def __init__(self, traveller: Any) -> None:
+        self._traveller = traveller
+
+    @property
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc)
+
+    def advance(self, seconds: float) -> None:
+        self._traveller.shift(timedelta(seconds=seconds))
+
+    def move_to(self, at: datetime) -> None:
+        self._traveller.move_to(at)
+
+
+@contextmanager
+def frozen(at: datetime = START) -> Iterator[Clock]:
+    """Stop the clock of this process."""
+    with time_machine.travel(at, tick=False) as traveller:
+        yield Clock(traveller)
+
+
+class HandDriven(BaseScheduler):
+    """A real scheduler whose loop turns when the test says so."""
+
+    def wakeup(self) -> None:
+        """Do nothing: see `turn`."""
+
+    def shutdown(self, wait: bool = True) -> None:
+        super().shutdown(wait)
+
+    def turn(self) -> None:
+        """Look for due jobs once."""
+        self._process_jobs()
+
+
+class Gate:
+    """A job that says when it runs and goes on when it is let go."""
+
+    def __init__(self) -> None:
+        self._inside = threading.Semaphore(0)
+        self._open = threading.Event()
+        self.arguments: list[tuple[Any, ...]] = []
+
+    def hold(self, *arguments: Any) -> None:
+        self.arguments.append(arguments)
+        self._inside.release()
+        assert self._open.wait(PATIENCE), "nobody opened the gate"
+
+    def wait_for_run(self) -> None:
+        assert self._inside.acquire(timeout=PATIENCE), "the job did not start"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Rig:
+    """
+    A scheduler with its telemetry, and everything that listeners were told.
+
+    Attributes:
+        scheduler: the scheduler.
+        telemetry: its handle, on a registry of its own.
+        events: all events, in the order in which a listener got them.
+        failing: components of ours in which the test expects failures.
+        is_told: whether listeners are told of all that is counted.
+    """
+
+    def __init__(self, scheduler: Any, **options: Any) -> None:
+        self.scheduler = scheduler
+        self.telemetry = instrument(scheduler, registry=CollectorRegistry(), **options)
+        self.events: list[Any] = []
+        self.failing: set[str] = set()
+        self.is_told = True
+        scheduler.add_listener(self.events.append)
+
+    def add(self, func: Callable[..., Any], trigger: Any = None, **options: Any) -> Any:
+        """Add a job, ``job`` by default, that no delay makes miss its time."""
+        options.setdefault("id", "job")
+        options.setdefault("misfire_grace_time", None)
+        return self.scheduler.add_job(func, trigger, **options)
+
+    def outcomes(self, job_id: str = "job") -> dict[str, int]:
+        return outcomes(self.telemetry, job_id)
+
+    def account(self, job_id: str = "job") -> Account:
+        return account(self.telemetry, job_id)
+
+    def errors_of(self, kind: str) -> float:
+        """Return how often APScheduler only logged something of this kind."""
+        return sample(self.telemetry, "apscheduler_scheduler_errors_total", kind=kind)
+
+    def codes(self, job_id: str = "job") -> list[str]:
+        """Return what listeners were told of a job's runs."""
+        return [
+            _NAMES[event.code]
+            for event in list(self.events)
+            if event.code in _NAMES and event.job_id == job_id
+        ]
+
+    def settle(self) -> None:
+        """Wait until no run is queued or running."""
+        until(self.is_quiet, "runs to end")
+
+    def check(self) -> None:
+        """Check what must hold whatever happened: the law, and what listeners were told."""
+        check_law(self.telemetry)
+        if self.is_told:
+            until(lambda: self._as_told() == self._as_counted(), "listeners to be told")
+        assert self.failing == {k for k, n in self.telemetry.guard.counts().items() if n}
+
+    def is_quiet(self) -> bool:
+        """Tell whether no run is queued or running, for us and for APScheduler."""
+        accounts = list(self.telemetry.ledger.accounts())
+        executors = list(self.scheduler._executors.values())
+        return not any(a.running or a.queued for a in accounts) and not any(
+            any(list(executor._instances.values())) for executor in executors
+        )
+
+    def _as_told(self) -> dict[str, int]:
+        told = Counter(_NAMES.get(event.code) for event in list(self.events))
+        skipped = [e for e in list(self.events) if e.code == ev.EVENT_JOB_MAX_INSTANCES]
+        return {
+            "success": told["executed"],
+            "error": told["error"],
+            "missed": told["missed"],
+            "skipped": sum(len(e.scheduled_run_times) for e in skipped),
+        }
+
+    def _as_counted(self) -> dict[str, int]:
+        accounts = list(self.telemetry.ledger.accounts())
+        return {
+            name: sum(n for a in accounts for o, n in a.outcomes.items() if o.value == name)
+            for name in ("success", "error", "missed", "skipped")
+        }
+
+
+class HandRig(Rig):
+    """
+    A rig whose scheduler is driven by hand on a clock that stands still.
+
+    Attributes:
+        clock: the clock.
+    """
+
+    scheduler: HandDriven
+
+    def __init__(self, clock: Clock, scheduler: HandDriven, **options: Any) -> None:
+        super().__init__(scheduler, **options)
+        self.clock = clock
+
+    def after(self, seconds: float) -> None:
+        """Let time pass and the loop turn once."""
+        self.clock.advance(seconds)
+        self.scheduler.turn()
+
+
+@contextmanager
+def by_hand(
+    executors: Mapping[str, Any] | None = None,
+    *,
+    at: datetime = START,
+    zone: Any = timezone.utc,
+    telemetry: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[HandRig]:
+    """
+    Start a scheduler that is driven by hand; see in the end that all runs are accounted for.
+
+    Args:
+        executors: by default a thread pool of four.
+        at: where the clock starts.
+        zone: the scheduler's time zone.
+        telemetry: arguments of `instrument`.
+        **options: of the scheduler.
+    """
+    with frozen(at) as clock:
+        scheduler = HandDriven(
+            executors=executors or {"default": ThreadPoolExecutor(4)}, timezone=zone, **options
+        )
+        rig = HandRig(clock, scheduler, **(telemetry or {}))
+        scheduler.start()
+        with _closing(rig):
+            yield rig
+
+
+@contextmanager
+def live(scheduler: Any, *, start: bool = True, **telemetry: Any) -> Iterator[Rig]:
+    """Start a scheduler that turns by itself; see in the end that all runs are accounted for."""
+    rig = Rig(scheduler, **telemetry)
+    if start:
+        scheduler.start()
+    with _closing(rig):
+        yield rig
+
+
+@asynccontextmanager
+async def live_async(
+    executors: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Rig]:
+    """Start an asyncio scheduler in the running event loop; see in the end as `live` does."""
+    scheduler = AsyncIOScheduler(executors=executors or {}, timezone=timezone.utc, **options)
+    rig = Rig(scheduler)
+    scheduler.start()
+    try:
+        yield rig
+        await eventually(rig.is_quiet, "runs to end")
+        if scheduler.running:
+            scheduler.shutdown()
+            await eventually(lambda: not scheduler.running)
+        rig.check()
+    finally:
+        rig.telemetry.uninstrument()
+
+
+@contextmanager
+def _closing(rig: Rig) -> Iterator[None]:
+    try:
+        yield
+        if rig.scheduler.running:
+            rig.scheduler.shutdown()
+        rig.settle()
+        rig.check()
+    finally:
+        if rig.scheduler.running:
+            rig.scheduler.shutdown(wait=False)
+        rig.telemetry.uninstrument()
+
+
+def processes(workers: int = 1) -> ProcessPoolExecutor:
+    """Return an executor whose children are spawned, on old versions of APScheduler as well."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, pool_kwargs={"mp_context": spawn})
+
+
+def outcomes(telemetry: Telemetry, job_id: str = "job") -> dict[str, int]:
+    """Return the runs of a job by outcome, as Prometheus sees them, those at 0 left out."""
+    seen = {
+        outcome: sample(telemetry, "apscheduler_job_runs_total", job_id=job_id, outcome=outcome)
+        for outcome in OUTCOMES
+    }
+    return {outcome: int(count) for outcome, count in seen.items() if count}
+
+
+def sample(telemetry: Telemetry, name: str, **labels: str) -> float:
+    """Return one sample of the registry; it must be there."""
+    labels["scheduler"] = telemetry.name
+    value = telemetry.options["registry"].get_sample_value(name, labels)
+    assert value is not None, f"no sample {name}{labels}"
+    return float(value)
+
+
+def account(telemetry: Telemetry, job_id: str = "job") -> Account:
+    """Return what the books say of a job."""
+    (found,) = [a for a in telemetry.ledger.accounts() if a.label == job_id]
+    return found
+
+
+def check_law(telemetry: Telemetry) -> None:
+    """Check that each due run is in one place, of each account and of each executor."""
+    accounts = list(telemetry.ledger.accounts())
+    for a in accounts:
+        assert a.balance() == 0, a
+        assert min(a.running, a.queued, *a.outcomes.values()) >= 0, a
+    for alias, (_, running, queued) in telemetry.ledger.executors().items():
+        assert running >= 0, alias
+        assert queued >= 0, alias
+
+
+_NAMES = {
+    ev.EVENT_JOB_SUBMITTED: "submitted",
+    ev.EVENT_JOB_EXECUTED: "executed",
+    ev.EVENT_JOB_ERROR: "error",
+    ev.EVENT_JOB_MISSED: "missed",
+    ev.EVENT_JOB_MAX_INSTANCES: "max_instances",
+}

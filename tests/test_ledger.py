@@ -1,0 +1,495 @@
+"""The books themselves: what each posting does to them, and that they stay small."""
+
+from __future__ import annotations
+
+import random
+import threading
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from apscheduler_telemetry._ledger import (
+    MAX_EXCEPTIONS,
+    OTHER_EXCEPTIONS,
+    REMOVED_FOR,
+    Account,
+    Entry,
+    ExecutorAccount,
+    Histogram,
+    Ledger,
+    Promises,
+    Removal,
+    Run,
+)
+from apscheduler_telemetry._record import ErrorKind, JobInfo, Outcome, RunError
+
+DUE = datetime(2030, 1, 1, tzinfo=timezone.utc)
+AT = DUE.timestamp()
+BOOM = RunError(type="shop.Boom", message="boom")
+
+
+class Clock:
+    """A clock that is set by hand; it starts when the runs are due."""
+
+    def __init__(self) -> None:
+        self.now = AT
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def info(job_id: str = "job", **changes: Any) -> JobInfo:
+    values = {
+        "id": job_id,
+        "label": job_id,
+        "name": "Job",
+        "func": "shop:job",
+        "trigger": "interval[0:00:10]",
+        "executor": "default",
+        "jobstore": "default",
+        "persistent": False,
+        "grace": 60.0,
+    }
+    return JobInfo(**{**values, **changes})
+
+
+class Books:
+    """A ledger, its clock, an executor and a job."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger("main", clock=self.clock, **options)
+        self.executor = self.ledger.executor("default", lambda: 4)
+        self.entry = self.ledger.know(info(), AT)
+
+    def hand_over(self, *seconds: float, entry: Entry | None = None) -> list[Run]:
+        """Hand over runs that are due so many seconds after `DUE`, one of them by default."""
+        due = [DUE + timedelta(seconds=s) for s in seconds or (0,)]
+        return self.ledger.hand_over(entry or self.entry, self.executor, due)
+
+    def account(self, label: str = "job") -> Account:
+        (account,) = [a for a in self.ledger.accounts() if a.label == label]
+        assert account.balance() == 0
+        return account
+
+    def labels(self) -> list[str]:
+        return [a.label for a in self.ledger.accounts()]
+
+    def state(self) -> tuple[int, int, int, dict[str, int]]:
+        """Return due, queued and running runs, and the outcomes that there are."""
+        a = self.account()
+        assert self.ledger.executors() == {"default": (4, a.running, a.queued)}
+        outcomes = {outcome.value: n for outcome, n in a.outcomes.items() if n}
+        return a.due, a.queued, a.running, outcomes
+
+    def numbers(self) -> dict[str, Any]:
+        """Return all that the account tells."""
+        a = self.account()
+        kept = ("durations", "delays", "promises", "starts")
+        numbers = {name: value for name, value in vars(a).items() if name not in kept}
+        return {**numbers, "durations": a.durations.counts, "delays": a.delays.counts}
+
+
+@pytest.fixture
+def books() -> Books:
+    return Books()
+
+
+class TestRuns:
+    """A run on its way: queued, running, done."""
+
+    def test_all_outcomes_are_there_at_zero(self, books: Books) -> None:
+        """A job that is only just known has an account with six zeros."""
+        assert books.account().outcomes == dict.fromkeys(Outcome, 0)
+        assert len(Outcome) == 6
+
+    def test_the_way_of_a_run(self, books: Books) -> None:
+        """Each step moves the run, in the job's account as in the executor's."""
+        (run,) = books.hand_over()
+        assert books.state() == (1, 1, 0, {})
+        books.ledger.start(run, AT + 2)
+        assert books.state() == (1, 0, 1, {})
+        assert books.account().running_since == AT + 2
+        assert books.ledger.finish(run, Outcome.SUCCESS, duration=3)
+        assert books.state() == (1, 0, 0, {"success": 1})
+        assert (run.started, run.ended, run.start_delay) == (AT + 2, AT + 5, 2)
+        assert (books.account().running_since, books.account().last_success) == (0, AT + 5)
+
+    def test_a_run_ends_once(self, books: Books) -> None:
+        """Whoever comes second to end a run is told so, and changes nothing."""
+        for first in ("finish", "settle"):
+            (run,) = books.hand_over()
+            end = {
+                "finish": lambda r=run: books.ledger.finish(r, Outcome.SUCCESS, duration=1),
+                "settle": lambda r=run: books.ledger.settle(r, Outcome.LOST),
+            }
+            assert end[first]()
+            before = books.numbers()
+            assert not end["finish"]()
+            assert not end["settle"]()
+            books.ledger.start(run, AT)
+            assert books.numbers() == before
+
+    def test_measured_elsewhere(self, books: Books) -> None:
+        """A run whose start comes with its end is started then, at that time, and not twice."""
+        queued, inferred = books.hand_over(0, 10)
+        books.ledger.start(inferred, AT + 11, certain=False)
+        for run in (queued, inferred):
+            books.ledger.finish(run, Outcome.SUCCESS, duration=1, started=run.due + 4)
+        account = books.account()
+        assert (sum(account.delays.counts), account.delays.sum) == (2, 8)
+        assert account.last_success == AT + 15
+        assert books.state() == (2, 0, 0, {"success": 2})
+
+    def test_a_start_that_was_none(self, books: Books) -> None:
+        """A run that was thought to have begun and was missed has no start and no delay."""
+        (run,) = books.hand_over()
+        books.ledger.start(run, AT + 1, certain=False)
+        assert books.state() == (1, 0, 1, {})
+        books.ledger.settle(run, Outcome.MISSED)
+        assert books.state() == (1, 0, 0, {"missed": 1})
+        assert (run.started, run.start_delay) == (None, None)
+        assert sum(books.account().delays.counts) == 0
+
+    def test_the_delay_is_never_negative(self, books: Books) -> None:
+        """A start before the run was due is a delay of 0."""
+        (run,) = books.hand_over(60)
+        books.ledger.start(run, AT)
+        assert (run.start_delay, books.account().delays.sum) == (0, 0)
+
+    def test_never_handed_over(self, books: Books) -> None:
+        """Runs that reach no executor are due and done at once."""
+        books.ledger.never_ran(books.entry, Outcome.COALESCED, 9)
+        assert books.state() == (9, 0, 0, {"coalesced": 9})
+
+    def test_without_an_executor(self, books: Books) -> None:
+        """A run of an executor without an account is counted all the same."""
+        (run,) = books.ledger.hand_over(books.entry, None, [DUE])
+        books.ledger.start(run, AT)
+        assert books.account().running == 1
+        assert books.ledger.executors() == {"default": (4, 0, 0)}
+        books.ledger.settle(run, Outcome.LOST)
+
+    def test_the_latest_run_is_by_schedule(self, books: Books) -> None:
+        """The last run is the latest scheduled one that started, in whatever order they start."""
+        late, early, _queued = books.hand_over(20, 10, 30)
+        assert books.account().last_run is None
+        books.ledger.start(late, AT + 21)
+        books.ledger.start(early, AT + 22)
+        assert books.account().last_run == AT + 20
+
+    def test_the_oldest_of_those_running(self, books: Books) -> None:
+        """Since when a job runs is told by the oldest of its runs."""
+        first, second = books.hand_over(0, 10)
+        books.ledger.start(second, AT + 11)
+        books.ledger.start(first, AT + 12)
+        assert books.account().running_since == AT + 11
+        books.ledger.finish(second, Outcome.SUCCESS, duration=1)
+        assert books.account().running_since == AT + 12
+
+
+class TestFailures:
+    """What the account remembers of errors and losses."""
+
+    def test_consecutive_failures(self, books: Books) -> None:
+        """Errors and losses add up until a success; other outcomes leave the number alone."""
+        seen = []
+        for outcome in ("error", "lost", "missed", "skipped", "coalesced", "error", "success"):
+            (run,) = books.hand_over()
+            books.ledger.settle(run, Outcome(outcome))
+            seen.append(books.account().consecutive_failures)
+        assert seen == [1, 2, 2, 2, 2, 3, 0]
+        books.ledger.never_ran(books.entry, Outcome.LOST, 4)
+        assert books.account().consecutive_failures == 4
+
+    def test_when(self, books: Books) -> None:
+        """The latest success and the latest failure have their times, each its own."""
+        good, bad, gone = books.hand_over(0, 10, 20)
+        books.ledger.start(good, AT + 1)
+        books.ledger.finish(good, Outcome.SUCCESS, duration=2)
+        books.ledger.start(bad, AT + 11)
+        books.ledger.finish(bad, Outcome.ERROR, duration=3, error=BOOM)
+        account = books.account()
+        assert (account.last_success, account.last_failure) == (AT + 3, AT + 14)
+        assert (account.last_outcome, account.last_duration) == (Outcome.ERROR, 3)
+        books.clock.now = AT + 50
+        books.ledger.settle(gone, Outcome.LOST)
+        assert (books.account().last_failure, books.account().last_duration) == (AT + 50, 3)
+
+    def test_exceptions_by_type(self, books: Books) -> None:
+        """Only what a run raised is counted by type, not why one was lost."""
+        for outcome in (Outcome.ERROR, Outcome.ERROR, Outcome.LOST):
+            (run,) = books.hand_over()
+            books.ledger.settle(run, outcome, BOOM)
+        assert books.account().exceptions == {"shop.Boom": 2}
+
+    def test_types_without_end(self, books: Books) -> None:
+        """Beyond twenty types of exceptions, the others share a name; known ones keep theirs."""
+        for number in [*range(30), 0]:
+            (run,) = books.hand_over()
+            error = RunError(type=f"Error{number}", message="")
+            books.ledger.settle(run, Outcome.ERROR, error)
+        exceptions = books.account().exceptions
+        assert len(exceptions) == MAX_EXCEPTIONS + 1 == 21
+        assert (exceptions["Error0"], exceptions[OTHER_EXCEPTIONS]) == (2, 10)
+
+
+class TestPromises:
+    """The promised runs of jobs that share an account."""
+
+    def test_the_earliest(self) -> None:
+        """The earliest promise is shown, as jobs make, change and take back theirs."""
+        promises = Promises()
+        assert promises.earliest() == 0
+        for job, at, expected in (
+            ("a", 30, 30),
+            ("b", 20, 20),
+            ("b", 40, 30),
+            ("c", 30, 30),
+            ("a", None, 30),
+            ("c", None, 40),
+            ("b", None, 0),
+            ("b", None, 0),
+        ):
+            promises.set(job, at)
+            assert promises.earliest() == expected
+
+    def test_they_do_not_pile_up(self) -> None:
+        """A job that promised a million runs takes no more room than one that promised ten."""
+        promises = Promises()
+        promises.set("early", 1)
+        for at in range(10_000):
+            promises.set("busy", at + 2)
+        assert promises.earliest() == 1
+        assert len(promises) == 2
+        assert len(promises._heap) < 20
+
+
+class TestJobs:
+    """Jobs that come, change and go."""
+
+    def test_a_shared_account(self, books: Books) -> None:
+        """Jobs of one label share numbers, and promise the earliest of their runs."""
+        twin = books.ledger.know(info("twin", label="job"), AT + 5)
+        books.ledger.promise(books.entry, AT + 10, on_purpose=False)
+        assert books.account().next_run == AT + 5
+        books.ledger.never_ran(twin, Outcome.SKIPPED, 1)
+        books.ledger.never_ran(books.entry, Outcome.SKIPPED, 1)
+        assert books.account().outcomes[Outcome.SKIPPED] == 2
+        books.ledger.remove(twin, Removal.FINISHED)
+        assert (books.account().next_run, books.account().info.id) == (AT + 10, "job")
+
+    def test_going_on_takes_nothing_back(self, books: Books) -> None:
+        """The scheduler's step from one run to the next withdraws no promise; the user's does."""
+        books.ledger.promise(books.entry, AT + 10, on_purpose=False)
+        assert books.account().withdrawn is None
+        books.ledger.promise(books.entry, AT + 99, on_purpose=True)
+        assert (books.account().withdrawn, books.account().next_run) == (AT + 10, AT + 99)
+        books.ledger.promise(books.entry, None, on_purpose=True)
+        assert (books.account().withdrawn, books.account().next_run) == (AT + 99, 0)
+
+    def test_promised_again(self, books: Books) -> None:
+        """A run that was taken back and is promised again was not taken back."""
+        books.ledger.promise(books.entry, None, on_purpose=True)
+        assert books.account().withdrawn == AT
+        books.ledger.promise(books.entry, AT, on_purpose=True)
+        assert books.account().withdrawn is None
+
+    @pytest.mark.parametrize(
+        ("removal", "next_run", "withdrawn"),
+        [
+            (Removal.WITHDRAWN, 0, AT),
+            (Removal.FINISHED, 0, None),
+            (Removal.BROKEN, AT, None),
+        ],
+    )
+    def test_removed(
+        self, books: Books, removal: Removal, next_run: float, withdrawn: float | None
+    ) -> None:
+        """A promise is taken back by the user, and stays where APScheduler broke it."""
+        books.ledger.remove(books.entry, removal)
+        account = books.account()
+        assert (account.next_run, account.withdrawn) == (next_run, withdrawn)
+        assert books.ledger.jobs_per_store() == {"default": 0}
+        books.ledger.remove(books.entry, Removal.WITHDRAWN)
+        assert books.account().withdrawn == withdrawn, "it had gone already"
+
+    def test_a_broken_promise_is_not_kept_for_ever(self, books: Books) -> None:
+        """Of jobs that share an account, a broken one's promise goes after 15 minutes."""
+        broken = books.ledger.know(info("broken", label="job"), AT - 60)
+        books.ledger.remove(broken, Removal.BROKEN)
+        books.clock.now = AT + REMOVED_FOR - 1
+        assert books.account().next_run == AT - 60
+        books.clock.now = AT + REMOVED_FOR
+        assert books.account().next_run == AT
+
+    def test_a_broken_job_that_comes_back(self, books: Books) -> None:
+        """A job that was broken and is added again promises what it promises now."""
+        books.ledger.remove(books.entry, Removal.BROKEN)
+        books.ledger.know(info(), AT + 600)
+        assert books.account().next_run == AT + 600
+        books.clock.now = AT + REMOVED_FOR
+        assert books.account().next_run == AT + 600
+
+    def test_dropped_after_15_minutes(self, books: Books) -> None:
+        """A removed job's account stays for 15 minutes, and as long as a run of it goes on."""
+        (run,) = books.hand_over()
+        books.ledger.remove(books.entry, Removal.FINISHED)
+        books.clock.now = AT + 899
+        assert books.labels() == ["job"]
+        books.clock.now = AT + 900
+        assert books.labels() == ["job"]
+        books.ledger.settle(run, Outcome.LOST)
+        assert books.labels() == []
+
+    def test_back_within_15_minutes(self, books: Books) -> None:
+        """A job that comes back goes on with its account, and is not dropped."""
+        books.ledger.never_ran(books.entry, Outcome.SKIPPED, 3)
+        books.ledger.remove(books.entry, Removal.WITHDRAWN)
+        books.ledger.know(info(), AT + 10)
+        books.clock.now = AT + 10_000
+        assert books.account().outcomes[Outcome.SKIPPED] == 3
+
+    def test_another_label(self, books: Books) -> None:
+        """A job whose label changes goes on in another account; runs under way stay in theirs."""
+        (run,) = books.hand_over()
+        moved = books.ledger.know(info(label="new"), AT + 10)
+        assert (books.account("job").next_run, books.account("new").next_run) == (0, AT + 10)
+        assert books.ledger.entry("default", "job") is moved
+        assert books.ledger.jobs_per_store() == {"default": 1}
+        books.ledger.settle(run, Outcome.SUCCESS)
+        assert books.account("job").outcomes[Outcome.SUCCESS] == 1
+
+    def test_stores(self, books: Books) -> None:
+        """Jobs are counted by store, and one of the same id in another store is another one."""
+        books.ledger.open_store("sql")
+        assert books.ledger.jobs_per_store() == {"default": 1, "sql": 0}
+        books.ledger.know(info(jobstore="sql"), AT + 5)
+        assert books.ledger.jobs_per_store() == {"default": 1, "sql": 1}
+        assert books.account().next_run == AT
+        books.ledger.close_store("default")
+        assert books.ledger.jobs_per_store() == {"sql": 1}
+        assert books.account().next_run == AT + 5
+        assert [e.key for e in books.ledger.entries("sql")] == [("sql", "job")]
+
+
+class TestTooManyLabels:
+    """More labels than there may be."""
+
+    def test_they_share_one(self) -> None:
+        """Jobs beyond the limit share one account, which tells nothing of any one of them."""
+        books = Books(max_labels=2)
+        for job_id in ("second", "third", "fourth"):
+            entry = books.ledger.know(info(job_id), AT)
+            books.ledger.never_ran(entry, Outcome.SKIPPED, 1)
+        assert books.labels() == ["job", "second", "__overflow__"]
+        overflow = books.account("__overflow__")
+        assert (overflow.due, overflow.info.name) == (2, "__overflow__")
+        assert books.ledger.know(info("fourth"), AT).account.label == "__overflow__"
+
+    def test_room_again(self) -> None:
+        """When a label is dropped, the next new job has one of its own."""
+        books = Books(max_labels=1)
+        books.ledger.know(info("second"), AT)
+        books.ledger.remove(books.entry, Removal.FINISHED)
+        books.clock.now = AT + REMOVED_FOR
+        books.ledger.know(info("third"), AT)
+        assert books.labels() == ["__overflow__", "third"]
+
+
+class TestHistogram:
+    """Buckets."""
+
+    def test_bounds_are_inclusive(self) -> None:
+        """A value that equals a bound is in its bucket, as Prometheus' ``le`` has it."""
+        histogram = Histogram((1, 2))
+        for value in (0, 1, 1.5, 2, 2.1, 99):
+            histogram.observe(value)
+        assert (histogram.counts, histogram.sum) == ([2, 2, 2], 105.6)
+
+    def test_exemplars(self) -> None:
+        """Each bucket keeps the latest observation that has a trace."""
+        histogram = Histogram((1, 2))
+        histogram.observe(0.5, {"trace_id": "a"}, 10)
+        histogram.observe(0.6, {"trace_id": "b"}, 11)
+        histogram.observe(0.7)
+        (bucket,) = histogram.exemplars
+        kept = histogram.exemplars[bucket]
+        assert (bucket, kept.labels, kept.value, kept.timestamp) == (0, {"trace_id": "b"}, 0.6, 11)
+
+    def test_a_copy_stays_as_it_was(self) -> None:
+        """A snapshot does not see what is observed later."""
+        histogram = Histogram((1,))
+        copy = histogram.copy()
+        histogram.observe(0.5, {"trace_id": "a"}, 10)
+        assert (copy.counts, copy.sum, copy.exemplars) == ([0, 0], 0, {})
+
+
+class TestErrors:
+    """What APScheduler only logs."""
+
+    def test_counts(self, books: Books) -> None:
+        """Every kind is there at 0 and counts by itself."""
+        books.ledger.error(ErrorKind.SUBMIT)
+        assert books.ledger.errors() == {**dict.fromkeys(ErrorKind, 0), ErrorKind.SUBMIT: 1}
+
+
+class TestExecutors:
+    """The executors' accounts."""
+
+    def test_removed(self, books: Books) -> None:
+        """An executor that is removed is not shown, and runs of it may still end."""
+        (run,) = books.hand_over()
+        books.ledger.remove_executor("default")
+        books.ledger.remove_executor("default")
+        assert books.ledger.executors() == {}
+        books.ledger.settle(run, Outcome.SUCCESS)
+        assert (books.executor.queued, books.executor.running) == (0, 0)
+
+    def test_capacity_is_asked_when_it_is_read(self) -> None:
+        """The number of workers is not asked for before somebody reads it."""
+        workers = [2]
+        ledger = Ledger("main")
+        assert isinstance(ledger.executor("default", lambda: workers[0]), ExecutorAccount)
+        workers[0] = 3
+        assert ledger.executors() == {"default": (3, 0, 0)}
+
+
+class TestThreads:
+    """Many threads that post at the same time, and one that reads."""
+
+    def test_the_law_holds_at_any_moment(self) -> None:
+        """Every snapshot balances, and in the end each run is where it was put."""
+        books = Books()
+        rounds, threads = 300, 8
+        expected = dict.fromkeys(Outcome, 0)
+        for seed in range(threads):
+            for _, outcome in _fates(seed, rounds):
+                expected[outcome] += 1
+
+        def post(seed: int) -> None:
+            for start, outcome in _fates(seed, rounds):
+                (run,) = books.hand_over()
+                if start:
+                    books.ledger.start(run, AT)
+                    books.ledger.finish(run, outcome, duration=0.1)
+                books.ledger.settle(run, outcome)
+
+        working = [threading.Thread(target=post, args=[seed]) for seed in range(threads)]
+        for thread in working:
+            thread.start()
+        before = dict.fromkeys(Outcome, 0)
+        while any(thread.is_alive() for thread in working):
+            now = books.account().outcomes  # which checks the balance
+            assert all(now[outcome] >= before[outcome] for outcome in Outcome)
+            before = now
+        for thread in working:
+            thread.join()
+        assert books.account().outcomes == expected
+        assert books.ledger.executors() == {"default": (4, 0, 0)}
+
+
+def _fates(seed: int, rounds: int) -> list[tuple[bool, Outcome]]:
+    dice = random.Random(seed)
+    return [(dice.random() < 0.5, dice.choice(list(Outcome))) for _ in range(rounds)]
