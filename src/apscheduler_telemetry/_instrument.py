@@ -1,0 +1,341 @@
+"""
+Puts the parts together: `instrument` and the handle that it returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import reprlib
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from apscheduler.schedulers import base as apscheduler_base
+from opentelemetry.trace import TracerProvider
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from apscheduler_telemetry import health
+from apscheduler_telemetry._expectations import Expectations, checked
+from apscheduler_telemetry._labels import Labeller
+from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
+from apscheduler_telemetry._pipeline import Guard, Pipeline
+from apscheduler_telemetry._record import Liveness
+from apscheduler_telemetry._v3 import Adapter
+from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.otel import SpanObserver, current_span_context
+from apscheduler_telemetry.prometheus import collector_of
+
+_HANDLE = "_apscheduler_telemetry"
+"""Attribute of an instrumented scheduler that holds its handle."""
+
+
+class Telemetry:
+    """
+    The handle of one instrumented scheduler; made by `instrument`.
+
+    Attributes:
+        name: the value of the ``scheduler`` label.
+        wsgi_app: a WSGI application that serves ``/metrics`` and ``/health``; mount it anywhere.
+        asgi_app: the same as an ASGI application.
+        options: what `instrument` was called with.
+    """
+
+    def __init__(self, scheduler: Any, **options: Any) -> None:
+        self.name: str = options["name"]
+        self.options = options
+        self.guard = Guard()
+        self.ledger = Ledger(
+            self.name,
+            duration_buckets=options["duration_buckets"],
+            delay_buckets=options["delay_buckets"],
+        )
+        self._scheduler = scheduler
+        self._servers: list[HTTPServer] = []
+        self._collector = collector_of(options["registry"])
+        self._collector.check_free(self.name)
+        try:
+            spans = SpanObserver(tracer_provider=options["tracer_provider"])
+            self._adapter = Adapter(
+                scheduler,
+                ledger=self.ledger,
+                pipeline=Pipeline(self.guard, [spans]),
+                guard=self.guard,
+                labeller=Labeller(options["job_label"], self.guard),
+                expectations=Expectations(
+                    self.guard,
+                    grace=options["grace"],
+                    max_duration=options["max_duration"],
+                    severity=options["severity"],
+                    owner=options["owner"],
+                ),
+                current_link=current_span_context,
+            )
+        except BaseException:
+            self._collector.remove(self)
+            raise
+        self._collector.add(self)  # not before, as a scrape may come at once
+        self._endpoints = Endpoints(
+            registry=options["registry"], health=self.health, on_error=self.guard.failed
+        )
+        self.wsgi_app = self._endpoints.wsgi
+        self.asgi_app = self._endpoints.asgi
+
+    def start_http_server(
+        self, port: int = 9476, addr: str = "127.0.0.1", **tls: Any
+    ) -> HTTPServer:
+        """
+        Serve ``/metrics`` and ``/health`` from a thread of this process.
+
+        Args:
+            port: TCP port; 0 takes a free one, told by the server's ``port``.
+            addr: address to bind; loopback unless you say otherwise.
+            **tls: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
+                ``client_auth_required``, as for ``prometheus_client.start_http_server``.
+
+        Returns:
+            The server, to be closed with ``close()`` or a ``with`` statement; `uninstrument`
+            closes it, too.
+
+        Raises:
+            OSError: the port is taken, or the address is not this machine's.
+            ArgumentTypeError, ArgumentValueError: a port or a TLS option is wrong.
+        """
+        server = self._endpoints.serve(port, addr, **tls)
+        self._servers.append(server)
+        return server
+
+    def health(self) -> dict[str, Any]:
+        """
+        Return what ``/health`` serves.
+
+        Returns:
+            ``status`` (``healthy`` or ``unhealthy``), ``reasons`` (each a ``code`` and a
+            ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC.
+        """
+        return health.report(self.ledger, self.liveness(), self.last_wakeup)
+
+    def uninstrument(self) -> None:
+        """
+        Put everything back: the scheduler's methods, the registry, servers that were started.
+
+        Runs that are under way end as if they had never been followed. Calling it again does
+        nothing; the scheduler can be instrumented anew.
+        """
+        with _lock:
+            if vars(self._scheduler).get(_HANDLE) is not self:
+                return
+            delattr(self._scheduler, _HANDLE)
+            self._adapter.remove()
+            self._collector.remove(self)
+        while self._servers:
+            self._servers.pop().close()
+
+    # What readers of the books ask; see prometheus.Source.
+
+    @property
+    def started_at(self) -> float | None:
+        """When the scheduler was started, in Unix seconds; None before it."""
+        return self._adapter.loop.started_at
+
+    @property
+    def last_wakeup(self) -> float | None:
+        """When the latest pass over due jobs ended, in Unix seconds; None before it."""
+        return self._adapter.loop.last_wakeup
+
+    def liveness(self) -> Liveness:
+        """Tell whether the scheduler's loop really lives, and why not."""
+        return self._adapter.liveness()
+
+    def facts(self) -> Mapping[str, str]:
+        """Return the labels of ``apscheduler_scheduler_info``."""
+        return {
+            "type": type(self._scheduler).__name__,
+            "version": _apscheduler_version(),
+            "hostname": socket.gethostname(),
+            "pid": str(os.getpid()),
+            "timezone": str(self._scheduler.timezone),
+            "singleton": "true" if self.options["singleton"] else "false",
+        }
+
+    def __repr__(self) -> str:
+        return f"<Telemetry of the scheduler {self.name!r}>"
+
+
+def instrument(  # noqa: PLR0913  # keyword-only, each with a default
+    scheduler: Any,
+    *,
+    name: str = "default",
+    registry: CollectorRegistry = REGISTRY,
+    tracer_provider: TracerProvider | None = None,
+    job_label: Callable[[Any], str] | None = None,
+    grace: float | Callable[[Any], float | None] | None = None,
+    max_duration: float | Callable[[Any], float | None] | None = None,
+    severity: str | Callable[[Any], str | None] | None = None,
+    owner: str | Callable[[Any], str | None] | None = None,
+    singleton: bool = True,
+    duration_buckets: Sequence[float] = DURATION_BUCKETS,
+    delay_buckets: Sequence[float] = DELAY_BUCKETS,
+) -> Telemetry:
+    """
+    Watch everything that a scheduler does, or fails to do.
+
+    Works before and after ``scheduler.start()``. A scheduler that is instrumented already keeps
+    its handle, which is returned; options other than its own are ignored with a warning.
+
+    Args:
+        scheduler: an instance of an APScheduler 3 scheduler.
+        name: the value of the ``scheduler`` label; must differ between schedulers of one registry.
+        registry: where the metrics are registered.
+        tracer_provider: where spans go; by default the global one, also if it is set later.
+        job_label: called once per job, returns the value of its ``job_id`` label. By default the
+            job's id, or ``module:function`` for jobs whose id APScheduler made up.
+        grace: seconds that a run may be late before it counts as missed by the alert rules, or a
+            callable that returns them for a job. By default the job's ``misfire_grace_time``, at
+            least 60.
+        max_duration: seconds that a run may take before it counts as stuck by the alert rules, or a
+            callable that returns them for a job. By default they go by what its runs took so far.
+        severity: ``critical``, ``warning`` or ``info``, the severity of alerts on single jobs, or a
+            callable that returns one for a job. By default that of each rule.
+        owner: who is to hear of alerts on single jobs, the value of their label ``owner``, or a
+            callable that returns one for a job. By default they have none.
+        singleton: whether one live scheduler of this name is meant per application. False: every
+            replica runs its own copies of the jobs.
+        duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
+            ascending.
+        delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
+
+    Returns:
+        The handle, by which metrics are served and the scheduler is uninstrumented.
+
+    Raises:
+        ArgumentTypeError: an argument is of the wrong type; the message says what to pass.
+        ArgumentValueError: an argument has an impossible value.
+        DuplicateNameError: another scheduler of that name is instrumented on the registry.
+    """
+    _check_scheduler(scheduler)
+    _check_name(name)
+    _check_type(
+        "registry",
+        registry,
+        "a prometheus_client.CollectorRegistry",
+        ok=isinstance(registry, CollectorRegistry),
+    )
+    is_provider = hasattr(tracer_provider, "get_tracer") and not isinstance(tracer_provider, type)
+    _check_type(
+        "tracer_provider",
+        tracer_provider,
+        "an OpenTelemetry TracerProvider",
+        ok=tracer_provider is None or is_provider,
+    )
+    _check_type(
+        "job_label",
+        job_label,
+        "a callable that takes a job and returns a str",
+        ok=job_label is None or callable(job_label),
+    )
+    _check_type("singleton", singleton, "True or False", ok=isinstance(singleton, bool))
+    options: dict[str, Any] = {
+        "name": name,
+        "registry": registry,
+        "tracer_provider": tracer_provider,
+        "job_label": job_label,
+        "grace": checked("grace", grace),
+        "max_duration": checked("max_duration", max_duration),
+        "severity": checked("severity", severity),
+        "owner": checked("owner", owner),
+        "singleton": singleton,
+        "duration_buckets": _checked_buckets("duration_buckets", duration_buckets),
+        "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),
+    }
+    with _lock:
+        existing: Telemetry | None = vars(scheduler).get(_HANDLE)
+        if existing is None:
+            telemetry = Telemetry(scheduler, **options)
+            setattr(scheduler, _HANDLE, telemetry)
+            return telemetry
+    if existing.options != options:
+        warnings.warn(
+            f"{existing!r} is instrumented already and keeps its options; call its uninstrument() "
+            "first to change them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return existing
+
+
+@functools.cache
+def _apscheduler_version() -> str:
+    return version("apscheduler")  # reads files, which every scrape would otherwise pay for
+
+
+def _check_scheduler(scheduler: object) -> None:
+    if isinstance(scheduler, apscheduler_base.BaseScheduler):
+        return
+    kind = type(scheduler)
+    if isinstance(scheduler, type):
+        hint = f"the class {scheduler.__name__} itself; pass an instance of it"
+    elif kind.__module__.split(".")[0] == "apscheduler":
+        hint = (
+            f"{kind.__module__}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 is "
+            "not supported: install 'apscheduler>=3.10,<4'"
+        )
+    else:
+        hint = _brief.repr(scheduler)
+    msg = (
+        "instrument() takes a scheduler of APScheduler 3, such as "
+        f"apscheduler.schedulers.background.BackgroundScheduler(); got {hint}"
+    )
+    raise ArgumentTypeError(msg)
+
+
+def _check_name(name: str) -> None:
+    _check_type("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
+    if not name.strip():
+        msg = (
+            "name must not be empty, as it is the label that tells schedulers apart; omit it for "
+            "'default'"
+        )
+        raise ArgumentValueError(msg)
+    if not name.isprintable():
+        msg = (
+            f"name must be printable text, as it is the value of a label, got {_brief.repr(name)}; "
+            "pass letters, digits and punctuation"
+        )
+        raise ArgumentValueError(msg)
+
+
+def _checked_buckets(argument: str, buckets: Sequence[float]) -> tuple[float, ...]:
+    bounds: tuple[float, ...] = ()
+    is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
+    try:
+        bounds = tuple(float(bound) for bound in buckets)
+    except (TypeError, ValueError):
+        is_sequence = False
+    _check_type(argument, buckets, "a sequence of seconds", ok=is_sequence)
+    if bounds and bounds[-1] == math.inf:
+        bounds = bounds[:-1]  # +Inf is always there
+    ascending = list(bounds) == sorted(set(bounds)) and all(map(math.isfinite, bounds))
+    if not bounds or not ascending or bounds[0] < 0:
+        msg = (
+            f"{argument} must be seconds in ascending order, at least one, got "
+            f"{_brief.repr(buckets)}"
+        )
+        raise ArgumentValueError(msg)
+    return bounds
+
+
+def _check_type(argument: str, value: object, expected: str, *, ok: bool) -> None:
+    if not ok:
+        msg = f"{argument} must be {expected}, got {_brief.repr(value)}"
+        raise ArgumentTypeError(msg)
+
+
+_lock = threading.RLock()
+_brief = reprlib.Repr()  # of anything: in a line, and surviving a __repr__ that raises
+_brief.maxother = _brief.maxstring = 100

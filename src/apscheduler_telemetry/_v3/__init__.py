@@ -1,0 +1,386 @@
+"""
+The adapter for APScheduler 3: lays hooks over one scheduler and posts what they see.
+
+`_loop` hooks the scheduler, `_stores` its job stores, `_executors` and `_submission` its
+executors; `_schedule` asks triggers; `_shadow` lays hooks and lifts them again. Private names of
+APScheduler appear in these modules only.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from weakref import WeakValueDictionary
+
+from apscheduler.events import (
+    EVENT_EXECUTOR_ADDED,
+    EVENT_EXECUTOR_REMOVED,
+    EVENT_JOBSTORE_ADDED,
+    EVENT_JOBSTORE_REMOVED,
+    EVENT_SCHEDULER_STARTED,
+)
+from apscheduler.schedulers.base import STATE_STOPPED
+
+from apscheduler_telemetry import _labels
+from apscheduler_telemetry._expectations import Expectations
+from apscheduler_telemetry._labels import Labeller
+from apscheduler_telemetry._ledger import Entry, Ledger, Removal, Run
+from apscheduler_telemetry._pipeline import Guard, Pipeline, renew_lock_after_fork
+from apscheduler_telemetry._record import JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry._v3 import _schedule
+from apscheduler_telemetry._v3._executors import ExecutorHook
+from apscheduler_telemetry._v3._loop import LoopHook
+from apscheduler_telemetry._v3._shadow import Shadows
+from apscheduler_telemetry._v3._stores import StoreHook
+
+
+class Adapter:
+    """
+    Connects one scheduler with its ledger.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler, started or not.
+        ledger: where to post to.
+        pipeline: what follows single runs.
+        guard: counts our own failures.
+        labeller: finds labels of jobs.
+        expectations: what the application expects of each job.
+        current_link: returns the span context to link runs of a job to that is added now.
+    """
+
+    clock: Callable[[], float] = staticmethod(time.time)
+    monotonic: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(  # noqa: PLR0913  # each part of the whole, by name
+        self,
+        scheduler: Any,
+        *,
+        ledger: Ledger,
+        pipeline: Pipeline,
+        guard: Guard,
+        labeller: Labeller,
+        expectations: Expectations,
+        current_link: Callable[[], Any],
+    ) -> None:
+        self.scheduler = scheduler
+        self.ledger = ledger
+        self.pipeline = pipeline
+        self.guard = guard
+        self.active = True
+        self.shadows = Shadows()
+        self._labeller = labeller
+        self._expectations = expectations
+        self._current_link = current_link
+        self._executors: dict[int, ExecutorHook] = {}
+        self._stores: dict[int, StoreHook] = {}
+        self._links: dict[str, Any] = {}
+        # Weakly, as nobody else keeps a job and its arguments once it has been run.
+        self._due: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._memories: dict[str, Any] = {}
+        self._aside = Aside(guard)
+        try:
+            self._install(scheduler)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take all hooks off, in mirrored order; runs under way end as if they never were."""
+        self.active = False
+        self._aside.stop()
+        self.shadows.lift()
+        self.scheduler.remove_listener(self._listen)
+
+    def liveness(self) -> Liveness:
+        """Tell whether the scheduler's loop really lives, and why not."""
+        return self.loop.liveness()
+
+    def _install(self, scheduler: Any) -> None:
+        self.loop = LoopHook(self, scheduler)
+        self.shadows.lay(scheduler, "add_job", self._add_job)
+        self.shadows.lay(scheduler, "_configure", self._configure)
+        scheduler.add_listener(
+            self._listen,
+            EVENT_EXECUTOR_ADDED
+            | EVENT_EXECUTOR_REMOVED
+            | EVENT_JOBSTORE_ADDED
+            | EVENT_JOBSTORE_REMOVED
+            | EVENT_SCHEDULER_STARTED,
+        )
+        for alias in list(scheduler._executors):  # noqa: SLF001
+            self._hook_executor(alias)
+        for alias in list(scheduler._jobstores):  # noqa: SLF001
+            self._hook_store(alias)
+        if scheduler.state != STATE_STOPPED:
+            self.loop.runs_already()
+            for store in list(scheduler._jobstores.values()):  # noqa: SLF001
+                self._read(self._stores[id(store)])
+
+    def _listen(self, event: Any) -> None:
+        try:
+            if event.code == EVENT_EXECUTOR_ADDED:
+                self._hook_executor(event.alias)
+            elif event.code == EVENT_EXECUTOR_REMOVED:
+                self.ledger.remove_executor(event.alias)
+            elif event.code == EVENT_JOBSTORE_ADDED:
+                hook = self._hook_store(event.alias)
+                if self.scheduler.state != STATE_STOPPED:
+                    self._read(hook)
+            elif event.code == EVENT_JOBSTORE_REMOVED:
+                self._close_store(event.alias)
+            elif event.code == EVENT_SCHEDULER_STARTED:
+                self.loop.has_started()
+                self._links.clear()
+                for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
+                    self._read(self._stores[id(store)])
+        except Exception:  # noqa: BLE001  # a listener's error would count as the user's
+            self.guard.failed("adapter")
+
+    def _hook_executor(self, alias: str) -> None:
+        executor = self.scheduler._executors[alias]  # noqa: SLF001
+        hook = self._executors.get(id(executor))
+        if hook is None:
+            self._executors[id(executor)] = ExecutorHook(self, executor, alias)
+        else:  # removed and added again
+            hook.open(alias)
+
+    def _hook_store(self, alias: str) -> StoreHook:
+        store = self.scheduler._jobstores[alias]  # noqa: SLF001
+        hook = self._stores.get(id(store))
+        if hook is None:
+            hook = self._stores[id(store)] = StoreHook(self, store, alias)
+        else:  # removed and added again
+            hook.open(alias)
+        return hook
+
+    def _close_store(self, alias: str) -> None:
+        for hook in self._stores.values():
+            if hook.alias == alias:
+                hook.close()
+        self.ledger.close_store(alias)
+
+    def _read(self, hook: StoreHook) -> None:
+        if hook.persistent:
+            # Aside: a slow server must neither hold up start() nor make a due job late.
+            self._aside.do("adapter", hook.read)
+        else:
+            hook.read()
+
+    def _configure(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def configure(config: Any) -> None:
+            original(config)
+            if not self.active:
+                return
+            # It drops executors and job stores without an event, and takes another logger.
+            self.loop.watch_logger()
+            for alias in self.ledger.executors().keys() - self.scheduler._executors:  # noqa: SLF001
+                self.ledger.remove_executor(alias)
+            for alias in self.ledger.jobs_per_store().keys() - self.scheduler._jobstores:  # noqa: SLF001
+                self._close_store(alias)
+
+        return configure
+
+    def _add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def add_job(*args: Any, **kwargs: Any) -> Any:
+            job = original(*args, **kwargs)
+            if self.active and job.pending:
+                # It enters its store when the scheduler starts, in another context.
+                link = self._link()
+                if link is not None:
+                    self._links[job.id] = link
+            return job
+
+        return add_job
+
+    # What the hooks report
+
+    def added(self, job: Any, alias: str) -> None:
+        """Take a job into the books that was added to a store."""
+        self._take(job, alias, link=self._links.pop(job.id, None) or self._link())
+
+    def updated(self, job: Any, alias: str) -> None:
+        """Take note of what a job is now."""
+        entry = self.ledger.entry(alias, job.id)
+        if entry is not None and self.loop.goes_on(job.id):
+            promise = _timestamp(job.next_run_time)
+            self.ledger.promise(entry, promise, on_purpose=False)
+            if promise is not None and promise > entry.intervals_until:
+                self._look_ahead(entry, job)
+            return
+        if entry is not None:
+            self.ledger.promise(entry, _timestamp(job.next_run_time), on_purpose=True)
+        self._take(job, alias, link=self._link())
+
+    def removed(self, job_id: str, alias: str) -> None:
+        """Take a job out of the books, and find out why it went."""
+        entry = self.ledger.entry(alias, job_id)
+        if entry is None:
+            return
+        if self.loop.gives_up():
+            if (job := self._due.get(job_id)) is not None:
+                now = datetime.now(self.scheduler.timezone)
+                self.never_ran(entry, Outcome.LOST, _schedule.due_times(job, now))
+            removal = Removal.BROKEN
+        elif self.loop.goes_on(job_id):
+            removal = Removal.FINISHED
+        else:
+            removal = Removal.WITHDRAWN
+        self.ledger.remove(entry, removal)
+
+    def due(self, jobs: Any, alias: str) -> None:
+        """Take note of the jobs that a store says are due."""
+        self._due = WeakValueDictionary({job.id: job for job in jobs})
+        self._memories.clear()
+        for job in jobs:
+            if job.coalesce and (memory := self._memory_of(job)) is not None:
+                self._memories[job.id] = memory
+            entry = self.ledger.entry(alias, job.id)
+            if entry is None or entry.promise != _timestamp(job.next_run_time):
+                # From before this process, or changed by another one.
+                self._take(job, alias)
+
+    def folded(self, job: Any, until: datetime) -> _schedule.Backlog:
+        """Return the due times that APScheduler folds into the one at `until`."""
+        return _schedule.backlog(job, until, self._memories.pop(job.id, None))
+
+    def know(self, job: Any, alias: str | None = None) -> Entry:
+        """Return the entry of a job, made now if there is none."""
+        alias = alias or job._jobstore_alias  # noqa: SLF001
+        return self.ledger.entry(alias, job.id) or self._take(job, alias)
+
+    def never_ran(
+        self,
+        entry: Entry,
+        outcome: Outcome,
+        times: _schedule.Backlog,
+        error: RunError | None = None,
+    ) -> None:
+        """Post due runs that never reached an executor, and tell whoever follows single runs."""
+        self.ledger.never_ran(entry, outcome, times.total)
+        for scheduled in times.latest:
+            run = Run(entry.account, entry, self.ledger.scheduler, scheduled)
+            self.pipeline.settle(run, outcome, error)
+
+    def _take(self, job: Any, alias: str, link: Any = None) -> Entry:
+        return self.enter(self.describe(job, alias), job, link)
+
+    def enter(self, info: JobInfo, job: Any, link: Any = None) -> Entry:
+        """Enter a job into the books. No code of the user's is called."""
+        entry = self.ledger.know(info, _timestamp(job.next_run_time), link)
+        if entry.trigger is not job.trigger:
+            self._look_ahead(entry, job)
+        return entry
+
+    def describe(self, job: Any, alias: str) -> JobInfo:
+        """Tell what there is to know of a job; this asks the user's callbacks."""
+        store = self.scheduler._jobstores.get(alias)  # noqa: SLF001
+        hook = self._stores.get(id(store))
+        return JobInfo(
+            id=job.id,
+            label=self._labeller.label(job),
+            name=_labels.text(job.name),
+            func=_labels.function_name(job),
+            trigger=_labels.text(_schedule.describe(job.trigger)),
+            executor=_labels.text(job.executor),
+            jobstore=_labels.text(alias),
+            persistent=hook is not None and hook.persistent,
+            grace=self._expectations.grace(job),
+            max_duration=self._expectations.max_duration(job),
+            severity=self._expectations.severity(job),
+            owner=self._expectations.owner(job),
+        )
+
+    def _memory_of(self, job: Any) -> Any:
+        try:
+            return _schedule.memory_of(job.trigger)
+        except Exception:  # noqa: BLE001  # a trigger of the user's need not be made for copying
+            self.guard.failed("schedule")
+            return None
+
+    def _look_ahead(self, entry: Entry, job: Any) -> None:
+        """Find the shortest and the longest interval, aside from the hot path."""
+        trigger, next_run = job.trigger, job.next_run_time
+        if next_run is None:
+            return  # paused: when it is resumed
+        entry.trigger, entry.intervals_until = trigger, math.inf
+
+        def look() -> None:
+            intervals, until = _schedule.intervals(trigger, next_run)
+            self.ledger.set_intervals(entry, intervals)
+            if entry.trigger is trigger:
+                entry.intervals_until = until
+
+        self._aside.do("schedule", look)
+
+    def _link(self) -> Any:
+        try:
+            return self._current_link()
+        except Exception:  # noqa: BLE001
+            self.guard.failed("spans")
+            return None
+
+
+class Aside:
+    """
+    A thread for what must not be done on the scheduler's: reading stores, asking triggers.
+
+    It starts when there is something to do and ends when there has been nothing for a while.
+    """
+
+    IDLE = 1.0  # seconds
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._tasks: deque[tuple[str, Callable[[], None]]] = deque()
+        self._there_is_work = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        renew_lock_after_fork(self)
+
+    def do(self, component: str, task: Callable[[], None]) -> None:
+        """Do `task` soon, in another thread; its failure counts for `component`."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._tasks.append((component, task))
+            if self._thread is None or not self._thread.is_alive():  # not alive: after a fork
+                self._there_is_work = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._work, name="apscheduler-telemetry", daemon=True
+                )
+                self._thread.start()
+            self._there_is_work.set()
+
+    def stop(self) -> None:
+        """Drop what has not been begun; the thread ends when it is through with the rest."""
+        with self._lock:
+            self._stopped = True
+            self._tasks.clear()
+            self._there_is_work.set()
+
+    def _work(self) -> None:
+        while True:
+            there_is_work = self._there_is_work.wait(self.IDLE)
+            with self._lock:
+                if not self._tasks:
+                    if self._stopped or not there_is_work:
+                        self._thread = None
+                        return
+                    self._there_is_work.clear()
+                    continue
+                component, task = self._tasks.popleft()
+            try:
+                task()
+            except Exception:  # noqa: BLE001
+                self._guard.failed(component)
+            del task  # it refers to the scheduler, which nothing here is to keep alive
+
+
+def _timestamp(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()

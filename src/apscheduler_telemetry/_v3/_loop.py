@@ -1,0 +1,246 @@
+"""
+Hooks on the scheduler's loop, and the answer to the question whether it really lives.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
+
+from apscheduler_telemetry._record import ErrorKind, Liveness, qualified_name
+
+if TYPE_CHECKING:
+    from apscheduler_telemetry._v3 import Adapter
+
+OVERDUE_AFTER = 10.0
+"""
+Seconds that a pass over due jobs may be late, or last, before the loop is called overdue.
+
+Long enough for a slow job store or a garbage collection, short beside the scrapes and the ``for``
+of any alert; also APScheduler's default ``jobstore_retry_interval``.
+"""
+
+
+class LoopHook:
+    """What is laid over the methods of one scheduler that make up its loop."""
+
+    def __init__(self, adapter: Adapter, scheduler: Any) -> None:
+        self._adapter = adapter
+        self._scheduler = scheduler
+        self.pid: int | None = None
+        self.started_at: float | None = None
+        self.last_wakeup: float | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._inside: int | None = None
+        self._in_user_code = False
+        self._inside_since: float | None = None
+        self._expected: float | None = None
+        self._failure: str | None = None
+        self._lookup_failed = False
+        self._processed: str | None = None
+        lay = adapter.shadows.lay
+        lay(scheduler, "_process_jobs", self._process_jobs)
+        lay(scheduler, "_lookup_executor", self._lookup_executor)
+        lay(scheduler, "_dispatch_event", self._dispatch_event)
+        lay(scheduler, "wakeup", self._wakeup)
+        if hasattr(scheduler, "_main_loop"):
+            lay(scheduler, "_main_loop", self._main_loop)
+        self.watch_logger()
+
+    def watch_logger(self) -> None:
+        """Watch the scheduler's logger, if it is not watched; a new configuration brings one."""
+        if not isinstance(self._scheduler._logger, _WatchedLogger):  # noqa: SLF001
+            self._adapter.shadows.lay(self._scheduler, "_logger", self._watched_logger)
+
+    # What the hooks of executors and stores ask and tell
+
+    @property
+    def is_inside(self) -> bool:
+        """
+        Whether it is the loop that acts now, in the middle of a pass over due jobs.
+
+        Not so while it calls a listener, or a job that an executor runs right there: what these
+        do to the scheduler is the user's doing, and what fails there is told to the user.
+        """
+        return self._inside == threading.get_ident() and not self._in_user_code
+
+    def processing(self, job_id: str | None) -> None:
+        """Note which job has just been handed to its executor; None while that is going on."""
+        if self._inside == threading.get_ident():
+            self._processed = job_id
+            self._in_user_code = job_id is None
+
+    def goes_on(self, job_id: str) -> bool:
+        """Tell whether it is the loop itself that changes this job now, and not the user."""
+        return self.is_inside and self._processed == job_id
+
+    def gives_up(self) -> bool:
+        """Tell whether it is the loop that removes a job now, as its executor is unknown."""
+        failed = self.is_inside and self._lookup_failed
+        self._lookup_failed = False
+        return failed
+
+    def has_started(self) -> None:
+        """Note that the scheduler runs from now on, in this process."""
+        self.pid = os.getpid()
+        self.started_at = self._adapter.clock()
+        self._thread = self._expected = self._failure = None
+        self._ended = False
+
+    def runs_already(self) -> None:
+        """Note that the scheduler ran before it was instrumented; since when is not known."""
+        self.has_started()
+        self._thread = getattr(self._scheduler, "_thread", None)
+
+    # The hooks
+
+    def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        def process_jobs() -> Any:
+            self._inside = threading.get_ident()
+            self._inside_since = self._adapter.monotonic()
+            self._thread = threading.current_thread()
+            self._expected = None
+            self._lookup_failed = self._in_user_code = False
+            self._processed = None
+            try:
+                wait_seconds = original()
+            except BaseException as exception:
+                self._failure = qualified_name(type(exception))
+                if self._adapter.active:
+                    self._adapter.ledger.error(ErrorKind.LOOP)
+                raise
+            finally:
+                self._inside = self._inside_since = None
+            self._failure = None
+            self.last_wakeup = self._adapter.clock()
+            if wait_seconds is not None and self._expected is None:
+                self._expected = self._adapter.monotonic() + wait_seconds
+            return wait_seconds
+
+        return process_jobs
+
+    def _wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
+        def wakeup() -> None:
+            self._expected = self._adapter.monotonic()
+            original()
+
+        return wakeup
+
+    def _lookup_executor(self, original: Callable[[str], Any]) -> Callable[[str], Any]:
+        def lookup_executor(alias: str) -> Any:
+            if not self.is_inside:
+                return original(alias)
+            self._lookup_failed = False
+            self._processed = None
+            try:
+                return original(alias)
+            except BaseException:
+                if self._adapter.active:
+                    self._lookup_failed = True
+                    self._adapter.ledger.error(ErrorKind.EXECUTOR_LOOKUP)
+                raise
+
+        return lookup_executor
+
+    def _dispatch_event(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def dispatch_event(event: Any) -> None:
+            if not self.is_inside:
+                return original(event)
+            self._in_user_code = True
+            try:
+                original(event)
+            finally:
+                self._in_user_code = False
+
+        return dispatch_event
+
+    def _main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
+        def main_loop() -> None:
+            try:
+                original()
+            finally:
+                # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
+                self._ended = True
+
+        return main_loop
+
+    def _watched_logger(self, original: Any) -> Any:
+        return _WatchedLogger(original, lambda: self._adapter.ledger.error(ErrorKind.LISTENER))
+
+    # The answer
+
+    def liveness(self) -> Liveness:
+        """Tell whether the loop lives, and why not."""
+        scheduler = self._scheduler
+        if scheduler.state == STATE_STOPPED:
+            reason = ("stopped", "The scheduler has not been started, or was shut down.")
+            return Liveness(state="stopped", up=False, reasons=[reason])
+        state = "paused" if scheduler.state == STATE_PAUSED else "running"
+        reasons = list(self._faults(state))
+        return Liveness(state=state, up=not reasons, reasons=reasons)
+
+    def _faults(self, state: str) -> Iterator[tuple[str, str]]:
+        if self.pid is not None and self.pid != os.getpid():
+            message = (
+                f"The scheduler was started in process {self.pid}, and a fork took no thread "
+                f"along: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
+                "after the fork."
+            )
+            yield "forked", message
+            return
+        event_loop = getattr(self._scheduler, "_eventloop", None)
+        thread_dead = self._thread is not None and not self._thread.is_alive()
+        if self._failure is not None:
+            message = (
+                f"The latest pass over due jobs ended with {self._failure}, which ends the "
+                "scheduler's thread or loses its timer: no job runs any more."
+            )
+            yield "loop_failed", message
+        elif self._ended or (thread_dead and event_loop is None):  # which may change threads
+            yield "thread_dead", "The scheduler's thread has ended: no job runs any more."
+        if event_loop is not None and event_loop.is_closed():
+            yield "event_loop_closed", "The scheduler's event loop was closed."
+        elif event_loop is not None and not event_loop.is_running():
+            yield "event_loop_stopped", "The scheduler's event loop does not run."
+        now = self._adapter.monotonic()
+        since, expected = self._inside_since, self._expected
+        if since is not None and now - since > OVERDUE_AFTER:
+            message = (
+                f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
+                "job store, a listener or an inline job holds it up."
+            )
+            yield "overdue", message
+        elif state == "running" and expected is not None and now - expected > OVERDUE_AFTER:
+            message = (
+                f"The loop should have looked for due jobs {now - expected:.0f} s ago: it is "
+                "blocked, or its timer was lost."
+            )
+            yield "overdue", message
+
+
+class _WatchedLogger:
+    """
+    The scheduler's logger, telling when a listener has failed.
+
+    APScheduler catches what a listener raises and writes it to its log; there is no other sign.
+    Its logger's own method does the writing, so that the record names the line that it should, also
+    where the logger is none of the standard library's.
+    """
+
+    def __init__(self, logger: Any, listener_failed: Callable[[], None]) -> None:
+        self._logger = logger
+        self._listener_failed = listener_failed
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "exception" and sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001
+            self._listener_failed()
+        return getattr(self._logger, name)
+
+
+_DISPATCH = BaseScheduler._dispatch_event.__code__  # noqa: SLF001

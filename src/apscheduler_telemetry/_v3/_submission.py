@@ -1,0 +1,256 @@
+"""
+One submission of a job to an executor: its runs, and the view of the job that measures them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
+from apscheduler.util import iscoroutinefunction_partial
+
+from apscheduler_telemetry import _worker
+from apscheduler_telemetry._ledger import Entry, Run, State
+from apscheduler_telemetry._record import Outcome, RunError
+
+if TYPE_CHECKING:
+    from apscheduler_telemetry._v3._executors import ExecutorHook
+
+_OUTCOMES = {
+    EVENT_JOB_EXECUTED: Outcome.SUCCESS,
+    EVENT_JOB_ERROR: Outcome.ERROR,
+    EVENT_JOB_MISSED: Outcome.MISSED,
+}
+
+
+class SubmissionId(str):
+    """A job id by which the executor's callbacks tell which submission has ended."""
+
+    __slots__ = ("submission",)
+    submission: Submission
+
+    def __new__(cls, value: str, submission: Submission) -> SubmissionId:  # noqa: PYI034  # Self is 3.11's
+        self = super().__new__(cls, value)
+        self.submission = submission
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+class JobView:
+    """
+    What an executor gets in place of a job: the job, with its callable measured.
+
+    Everything else is asked of the job when it is asked of the view, as a job in a memory store
+    may be modified while it is queued. Pickled, it takes the measuring along.
+    """
+
+    __slots__ = ("__weakref__", "_job", "_submission")
+
+    def __init__(self, job: Any, submission: Submission) -> None:
+        object.__setattr__(self, "_job", job)
+        object.__setattr__(self, "_submission", submission)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._job, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._job, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._job == (other._job if isinstance(other, JobView) else other))
+
+    __hash__ = None  # type: ignore[assignment]  # as a Job has none
+
+    def __str__(self) -> str:
+        return str(self._job)
+
+    def __repr__(self) -> str:
+        return repr(self._job)
+
+    @property  # type: ignore[misc]  # isinstance(view, Job) must hold, as for the job itself
+    def __class__(self) -> type:
+        return type(self._job)
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        func = self._job.func
+        hook = self._submission.hook
+        if not hook.active:
+            measured: Callable[..., Any] = func
+        elif hook.may_await and iscoroutinefunction_partial(func):
+            measured = _worker.timed_coroutine(func, self._submission)
+        else:
+            measured = _worker.TimedCall(func, self._submission)
+        return measured
+
+    @property
+    def id(self) -> str:
+        # The plain one for run_job, which puts it into events; ours for who reports the end.
+        job_id: str = self._job.id
+        walked = self._submission.is_walked_here
+        return job_id if walked else SubmissionId(job_id, self._submission)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By way of the submission, which the run times refer to as well: in the other process
+        # both must be the same object again.
+        return _worker.itself, (self._submission,)
+
+
+class Submission:
+    """
+    The runs of one submission, and whoever ends them first.
+
+    Where the callable runs in this process, `enter` and `leave` are called around it. What ran in
+    another process, was found too late, or got lost is known from the executor's callback.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_abandoned",
+        "_carriers",
+        "_index",
+        "_measurements",
+        "_walker",
+        "hook",
+        "job",
+        "pool",
+        "runs",
+    )
+
+    def __init__(
+        self, hook: ExecutorHook, job: Any, entry: Entry, run_times: Sequence[datetime]
+    ) -> None:
+        self.hook = hook
+        self.job = job
+        self.pool: Any = None
+        self.runs = hook.ledger.hand_over(entry, hook.account, run_times)
+        self._index = 0
+        self._walker: int | None = None
+        self._abandoned = False
+        self._measurements: dict[int, _worker.Measurement] = {}
+        self._carriers: list[Mapping[str, str] | None] | None = None
+
+    # Called from run_job, in this process; see _worker.Owner.
+
+    @property
+    def is_walked_here(self) -> bool:
+        """Whether the caller's thread is in the middle of the run times."""
+        return self._walker == threading.get_ident()
+
+    def at(self, index: int) -> None:
+        self._index = index
+        self._walker = threading.get_ident()
+
+    def through(self) -> None:
+        self._walker = None
+        if self._abandoned:
+            self.end_all(Outcome.MISSED)
+
+    def enter(self) -> tuple[Run, float] | None:
+        try:
+            run = self._current()
+            if run is None:
+                return None
+            self.hook.ledger.start(run, time.time())
+            self.hook.pipeline.enter(run)
+            return run, time.perf_counter()
+        except Exception:  # noqa: BLE001  # telemetry never changes the job
+            self.hook.guard.failed("adapter")
+            return None
+
+    def leave(self, token: tuple[Run, float] | None, exception: BaseException | None) -> None:
+        now = time.perf_counter()
+        if token is None:
+            return
+        run, since = token
+        try:
+            outcome, error = Outcome.SUCCESS, None
+            if exception is not None:
+                outcome, error = Outcome.ERROR, RunError.of(exception)
+            self.hook.ledger.finish(run, outcome, duration=now - since, error=error)
+            self.hook.pipeline.leave(run, outcome, error)
+        except Exception:  # noqa: BLE001
+            self.hook.guard.failed("adapter")
+
+    # Called when it leaves this process, and from the executor's callbacks.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._carriers is None:  # a second try, in a fresh pool, carries the same
+            carriers = [self.hook.pipeline.carry(run) for run in self.runs]
+            self._carriers = carriers if any(carriers) else []
+        return _worker.revive, (self.job, self._carriers, _worker.address_of(self))
+
+    def measured(self, measurement: _worker.Measurement) -> None:
+        """Take what was measured in another process, just before its event."""
+        self._measurements[measurement.position] = measurement
+
+    def returned(self, events: Sequence[Any]) -> None:
+        """Take what the executor returned: end the runs, make the events what they were."""
+        in_order = len(events) == len(self.runs)
+        for position, event in enumerate(events):
+            index = position if in_order else self._index_of(event.scheduled_run_time)
+            if type(event.job_id) is not str:
+                event.job_id = self.job.id
+            if event.exception is not None:
+                _worker.hide_frames(event.exception)
+            if event.traceback is not None:
+                event.traceback = _worker.hide_entries(event.traceback)
+            if index is not None and self.runs[index].state is not State.DONE:
+                self._end(self.runs[index], event, self._measurements.get(index))
+        self.end_all(Outcome.LOST)  # an executor that returned fewer events than runs
+
+    def failed(self, exception: BaseException) -> None:
+        """Take that the executor got no result."""
+        # An asyncio executor may have given up a thread that works on: what comes of its runs is
+        # known when it leaves the callable, and of those that it drops when it is through. Told
+        # before asked, as that thread asks in the opposite order: one of both ends the rest.
+        self._abandoned = True
+        if self._walker is None:
+            self.end_all(Outcome.LOST, RunError.of(exception))
+
+    def end_all(self, outcome: Outcome, error: RunError | None = None) -> None:
+        """End all runs that have not ended."""
+        for run in self.runs:
+            if self.hook.ledger.settle(run, outcome, error):
+                self.hook.pipeline.settle(run, outcome, error)
+
+    @property
+    def done(self) -> bool:
+        return all(run.state is State.DONE for run in self.runs)
+
+    def _end(self, run: Run, event: Any, measurement: _worker.Measurement | None) -> None:
+        ledger, pipeline = self.hook.ledger, self.hook.pipeline
+        outcome = _OUTCOMES.get(event.code, Outcome.LOST)
+        error = None
+        if event.exception is not None:
+            error = RunError.of(event.exception, event.traceback or "")
+        if measurement is None:
+            ledger.settle(run, outcome, error)
+        else:
+            ledger.finish(
+                run,
+                outcome,
+                duration=measurement.duration,
+                started=measurement.started,
+                error=error,
+            )
+            if measurement.failure:
+                self.hook.guard.noted("spans", measurement.failure)
+        pipeline.settle(run, outcome, error)
+
+    def _current(self) -> Run | None:
+        if self._walker is not None:
+            run = self.runs[self._index]
+            return run if run.state is State.QUEUED else None
+        # Not walked through: an executor of the user's that calls the callable by itself.
+        return next((run for run in self.runs if run.state is State.QUEUED), None)
+
+    def _index_of(self, scheduled: datetime) -> int | None:
+        at = (index for index, run in enumerate(self.runs) if run.scheduled == scheduled)
+        return next(at, None)

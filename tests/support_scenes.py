@@ -1,0 +1,110 @@
+"""An instrumented scheduler to look at, and jobs that go wrong; see also `support`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from apscheduler.executors.debug import DebugExecutor
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import Telemetry, instrument
+from support import HandDriven
+
+KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener")
+
+
+class Boom(Exception):  # noqa: N818  # it is what it says
+    """What goes wrong on purpose."""
+
+
+def by_hand(**options: Any) -> HandDriven:
+    """Return a scheduler that is driven by hand and runs its jobs right there."""
+    return HandDriven(**{"executors": {"default": DebugExecutor()}, **options})
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An instrumented scheduler and its registry."""
+
+    scheduler: Any
+    telemetry: Telemetry
+    registry: CollectorRegistry
+
+    def value(self, name: str, /, **labels: str) -> float | None:
+        """Return what a scrape shows; labels that are not given are those of the scheduler."""
+        labels.setdefault("scheduler", self.telemetry.name)
+        return self.registry.get_sample_value(f"apscheduler_{name}", labels)
+
+    def job(self, name: str, job_id: str = "job", /, **labels: str) -> float | None:
+        return self.value(f"job_{name}", job_id=job_id, **labels)
+
+    def runs(self, job_id: str = "job") -> dict[str, float]:
+        """Return the runs of a job by outcome, without the outcomes that did not happen."""
+        account = next(a for a in self.telemetry.ledger.accounts() if a.label == job_id)
+        return {outcome.value: count for outcome, count in account.outcomes.items() if count}
+
+    def errors(self) -> dict[str, float]:
+        """Return what APScheduler only logged, by kind, without what did not happen."""
+        counts = {kind: self.value("scheduler_errors_total", kind=kind) or 0 for kind in KINDS}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def own_errors(self) -> dict[str, int]:
+        """Return telemetry's own failures, without what did not happen."""
+        return {component: n for component, n in self.telemetry.guard.counts().items() if n}
+
+    def reasons(self) -> list[str]:
+        return [reason["code"] for reason in self.telemetry.health()["reasons"]]
+
+    def up(self) -> float | None:
+        return self.value("scheduler_up")
+
+
+@contextmanager
+def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
+    """Instrument a scheduler on a registry of its own, and end both."""
+    options.setdefault("registry", CollectorRegistry())
+    telemetry = instrument(scheduler, **options)
+    try:
+        yield Watched(scheduler, telemetry, options["registry"])
+    finally:
+        telemetry.uninstrument()
+        if scheduler.running:
+            scheduler.shutdown(wait=False)
+
+
+def due(job_id: str = "job") -> dict[str, Any]:
+    """Return how to add a job that is due now, however busy the machine is, and then hourly."""
+    return {
+        "trigger": "interval",
+        "hours": 1,
+        "id": job_id,
+        "next_run_time": ago(0.1),
+        "misfire_grace_time": None,
+    }
+
+
+def ago(seconds: float) -> datetime:
+    return datetime.now(timezone.utc) - timedelta(seconds=seconds)
+
+
+def ahead(seconds: float) -> datetime:
+    return ago(-seconds)
+
+
+def succeed(*args: Any, **kwargs: Any) -> Any:
+    """Return what was passed."""
+    return args or kwargs or None

@@ -1,0 +1,202 @@
+"""
+Durations and start delays, measured where the callable runs: in its thread, task or process.
+
+Bounds are wide upwards, as machines are busy; what must not happen lies outside of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+
+import support_jobs as jobs
+from support import (
+    START,
+    Gate,
+    HandDriven,
+    Rig,
+    by_hand,
+    eventually,
+    frozen,
+    live,
+    live_async,
+    processes,
+    until,
+)
+
+UTC = timezone.utc
+
+
+def by_the_clock(executor: Any) -> HandDriven:
+    """Return a scheduler that is driven by hand, in the time that it really is."""
+    return HandDriven(executors={"default": executor}, timezone=UTC)
+
+
+def duration(rig: Rig, job_id: str = "job") -> float:
+    """Return the duration of a job's only run."""
+    account = rig.account(job_id)
+    assert sum(account.durations.counts) == 1
+    assert account.durations.sum == account.last_duration
+    return account.durations.sum
+
+
+def delay(rig: Rig, job_id: str = "job") -> float:
+    """Return the start delay of a job's only run."""
+    assert sum(rig.account(job_id).delays.counts) == 1
+    return rig.account(job_id).delays.sum
+
+
+class TestQueue:
+    """Runs that wait for the only worker: 300 ms each, queued at the same moment."""
+
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    def test_the_third_of_three(self, kind: str) -> None:
+        """The third takes 0.3 s and not 0.9 s, and starts 0.6 s late; so where the second fails."""
+        executor = ThreadPoolExecutor(1) if kind == "threads" else processes()
+        with live(by_the_clock(executor)) as rig:
+            rig.add(jobs.nothing, id="first child")  # so that the others need not wait for it
+            rig.scheduler.turn()
+            rig.settle()
+            now = datetime.now(UTC)
+            rig.add(jobs.nap, args=[0.3], id="a", next_run_time=now)
+            rig.add(jobs.nap_and_fail, args=[0.3], id="b", next_run_time=now)
+            rig.add(jobs.nap, args=[0.3], id="c", next_run_time=now)
+            rig.scheduler.turn()
+            rig.settle()
+            assert (rig.outcomes("b"), rig.outcomes("c")) == ({"error": 1}, {"success": 1})
+            for job_id in "abc":
+                assert 0.3 <= duration(rig, job_id) < 0.6
+            assert 0 <= delay(rig, "a") < 0.3
+            assert 0.3 <= delay(rig, "b") < 0.6
+            assert 0.6 <= delay(rig, "c") < 0.9
+
+    def test_a_burst(self) -> None:
+        """Each run of a burst has its own duration, and its own delay."""
+
+        def nap() -> None:
+            time.sleep(0.05)
+            rig.clock.advance(3)
+
+        with by_hand() as rig:
+            rig.add(nap, "interval", seconds=10, start_date=START, coalesce=False)
+            rig.after(25)  # delays of 25, 15 + 3 and 5 + 6 s
+            rig.settle()
+            account = rig.account()
+            assert (sum(account.delays.counts), account.delays.sum) == (3, 25 + 18 + 11)
+            assert sum(account.durations.counts) == 3
+            assert 0.15 <= account.durations.sum < 1
+            assert 0.05 <= (account.last_duration or 0) < 0.15
+
+
+class TestInPlace:
+    """Runs that do not wait for anybody."""
+
+    def test_inline(self) -> None:
+        """A job that the debug executor runs is measured like any other."""
+        with live(by_the_clock(DebugExecutor())) as rig:
+            rig.add(jobs.nap, args=[0.05])
+            rig.scheduler.turn()
+            assert 0.05 <= duration(rig) < 1
+            assert 0 <= delay(rig) < 1
+
+    def test_coroutines(self) -> None:
+        """A coroutine's duration is from its first step to its end, whoever runs in between."""
+
+        async def nap(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+
+        async def fail(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            jobs.fail()
+
+        async def main() -> None:
+            async with live_async() as rig:
+                rig.add(nap, args=[0.2], id="a")
+                rig.add(fail, args=[0.1], id="b")
+                await eventually(lambda: "executed" in rig.codes("a"))
+                assert 0.2 <= duration(rig, "a") < 1
+                assert 0.1 <= duration(rig, "b") < 1
+                assert 0 <= delay(rig, "a") < 1
+
+        asyncio.run(main())
+
+    def test_a_late_loop(self) -> None:
+        """The delay counts from the scheduled time, though nobody had looked at the job before."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, next_run_time=START)
+            rig.after(7)
+            rig.settle()
+            assert delay(rig) == 7
+            assert rig.account().last_run == START.timestamp()
+
+    def test_while_it_runs(self) -> None:
+        """A run shows since when it is inside the callable, and no duration yet."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, next_run_time=START)
+            rig.after(2)
+            gate.wait_for_run()
+            rig.clock.advance(100)
+            account = rig.account()
+            assert (account.running, account.running_since) == (1, START.timestamp() + 2)
+            assert (account.last_duration, sum(account.delays.counts)) == (None, 1)
+            gate.open()
+            rig.settle()
+            assert rig.account().running_since == 0
+
+    def test_runs_without_a_start_have_no_duration(self) -> None:
+        """What was missed or lost is in no histogram."""
+        with by_hand({"default": processes()}) as rig:
+            rig.add(lambda: None, id="lost")
+            rig.add(jobs.nothing, executor="nowhere", id="nowhere")
+            rig.scheduler.turn()
+            rig.settle()
+            for job_id in ("lost", "nowhere"):
+                assert rig.outcomes(job_id) == {"lost": 1}
+                assert sum(rig.account(job_id).durations.counts) == 0
+                assert rig.account(job_id).last_duration is None
+
+
+class TestClockJumps:
+    """Wall clocks that are set while jobs wait and run."""
+
+    def test_back_before_the_start(self) -> None:
+        """A run that starts before it is due, by the clock, has a delay of 0."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, id="a")
+            rig.add(jobs.nothing)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.clock.advance(-3600)
+            gate.open()
+            rig.settle()
+            assert delay(rig) == 0
+            assert 0 <= duration(rig) < 1
+
+    @pytest.mark.parametrize("jump", [-3600, 3600])
+    def test_during_the_run(self, jump: float) -> None:
+        """A duration is by the stop watch, and the end is the start and the duration."""
+        with by_hand() as rig:
+            rig.add(lambda: rig.clock.advance(jump))
+            rig.scheduler.turn()
+            rig.settle()
+            assert 0 <= duration(rig) < 1
+            assert rig.account().last_success == pytest.approx(START.timestamp(), abs=1)
+
+    def test_a_child_whose_clock_is_behind(self) -> None:
+        """A start that a child dates before the run was due has a delay of 0."""
+        with frozen(datetime.now(UTC) + timedelta(hours=1)):
+            scheduler = by_the_clock(processes())
+            with live(scheduler) as rig:
+                rig.add(jobs.nap, args=[0.05])
+                scheduler.turn()
+                until(lambda: rig.outcomes() == {"success": 1})
+                assert delay(rig) == 0
+                assert 0.05 <= duration(rig) < 1

@@ -1,0 +1,1344 @@
+"""
+The law: every due run ends in exactly one of six outcomes, whatever happens to it.
+
+Each test knows from its own arithmetic how many runs fall due and how they end; every rig checks
+besides that ``due = sum(outcomes) + running + queued`` and that listeners were told the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor as Threads
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_SUBMITTED, JobExecutionEvent
+from apscheduler.executors.asyncio import AsyncIOExecutor, run_coroutine_job
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import BasePoolExecutor, ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+import support_jobs as jobs
+from support import (
+    APSCHEDULER,
+    START,
+    Gate,
+    HandDriven,
+    HandRig,
+    Rig,
+    account,
+    by_hand,
+    check_law,
+    eventually,
+    frozen,
+    live,
+    live_async,
+    outcomes,
+    processes,
+    until,
+)
+
+UTC = timezone.utc
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+def every(seconds: float, **options: Any) -> IntervalTrigger:
+    """Return a trigger that fires at `START` for the first time."""
+    return IntervalTrigger(seconds=seconds, start_date=START, timezone=UTC, **options)
+
+
+def calendar(**options: Any) -> BaseTrigger:
+    """Return a trigger of every day at midnight, which APScheduler 3.10 does not have."""
+    module = pytest.importorskip("apscheduler.triggers.calendarinterval")
+    trigger: BaseTrigger = module.CalendarIntervalTrigger(
+        days=1, start_date=START.date(), timezone=UTC, **options
+    )
+    return trigger
+
+
+def cron(**options: Any) -> CronTrigger:
+    return CronTrigger(timezone=UTC, **options)
+
+
+class TestFastJobs:
+    """Jobs that end before APScheduler gets around to telling that they were submitted."""
+
+    def test_each_of_500_one_off_runs_counts_once(self) -> None:
+        """500 one-off jobs share one label and are 500 successes, told in whatever order."""
+        with live(BackgroundScheduler(timezone=UTC), start=False) as rig:
+            rig.scheduler.start(paused=True)
+            for _ in range(500):
+                rig.add(jobs.nothing, id=None)
+            rig.scheduler.resume()
+            label = "support_jobs:nothing"
+            until(lambda: rig.outcomes(label) == {"success": 500})
+            until(lambda: sum(e.code == EVENT_JOB_EXECUTED for e in rig.events) == 500)
+        told: dict[str, list[str]] = {}
+        for event in rig.events:
+            if hasattr(event, "job_id"):
+                told.setdefault(event.job_id, rig.codes(event.job_id))
+        assert ["executed", "submitted"] in told.values(), "the case that is meant did not occur"
+
+    def test_a_blocking_scheduler_is_no_different(self) -> None:
+        """Runs of a scheduler that blocks its thread are counted there."""
+        scheduler = BlockingScheduler(timezone=UTC)
+        with live(scheduler, start=False) as rig:
+            for number in range(20):
+                rig.add(jobs.nothing, id=f"job {number}")
+            thread = threading.Thread(target=scheduler.start)
+            thread.start()
+            until(lambda: scheduler.running)
+            until(lambda: all(rig.outcomes(f"job {n}") == {"success": 1} for n in range(20)))
+            scheduler.shutdown()
+            thread.join()
+
+
+class TestBacklog:
+    """Many runs due at once, with ``coalesce=False``: one submission, one burst of events."""
+
+    def test_all_are_executed(self) -> None:
+        """Five due runs without a grace time are five successes."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(45)
+            rig.settle()
+            assert rig.outcomes() == {"success": 5}
+        assert [code for code in rig.codes() if code == "executed"] == ["executed"] * 5
+
+    def test_some_come_too_late(self) -> None:
+        """Of five runs, those that are later than the grace time are missed, the others run."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False, misfire_grace_time=25)
+            rig.after(45)  # 45, 35, 25, 15 and 5 s late
+            rig.settle()
+            assert rig.outcomes() == {"missed": 2, "success": 3}
+
+    def test_some_come_too_late_because_of_the_others(self) -> None:
+        """A run of the burst is missed when the runs before it in the burst take too long."""
+        with by_hand() as rig:
+            rig.add(lambda: rig.clock.advance(20), every(10), coalesce=False, misfire_grace_time=30)
+            rig.after(55)  # 55, 45, 35, 25, then 15 + 20 and 5 + 20 s late
+            rig.settle()
+            assert rig.outcomes() == {"missed": 4, "success": 2}
+
+    def test_some_fail(self) -> None:
+        """Errors and successes of one burst are kept apart."""
+        turns = iter(range(6))
+
+        def fail_each_third() -> None:
+            if next(turns) % 3 == 0:
+                jobs.fail()
+
+        with by_hand() as rig:
+            rig.add(fail_each_third, every(10), coalesce=False)
+            rig.after(55)
+            rig.settle()
+            assert rig.outcomes() == {"success": 4, "error": 2}
+            assert rig.account().exceptions == {"ValueError": 2}
+
+    def test_in_a_process(self) -> None:
+        """A burst that runs in another process is counted run by run, with its durations."""
+        with by_hand({"default": processes()}) as rig:
+            rig.add(jobs.nap, every(10), args=[0.02], coalesce=False)
+            rig.after(25)
+            assert (rig.account().running, rig.account().queued) == (1, 2)
+            rig.settle()
+            assert rig.outcomes() == {"success": 3}
+            assert 0.06 <= rig.account().durations.sum < 1
+
+
+FOLDED: dict[str, tuple[Callable[[], BaseTrigger], float]] = {
+    "interval": (lambda: every(MINUTE), 9.5 * MINUTE),
+    "interval of parts": (lambda: every(0.1), 0.95),
+    "cron": (lambda: cron(minute="*"), 9.5 * MINUTE),
+    "calendar": (calendar, 9.5 * DAY),
+    "or": (lambda: OrTrigger([cron(minute="0"), cron(minute="30")]), 4.75 * HOUR),
+    "and": (lambda: AndTrigger([cron(minute="*/30"), cron(minute="0,30")]), 4.75 * HOUR),
+}
+THROWN: dict[str, tuple[Callable[[], BaseTrigger], float]] = {
+    "interval": (lambda: every(MINUTE, jitter=2), 9.5 * MINUTE),
+    "cron": (lambda: cron(minute="*", jitter=20), 9.5 * MINUTE),
+    "calendar": (lambda: calendar(jitter=3600), 9.5 * DAY),
+    "or": (lambda: OrTrigger([cron(minute="0"), cron(minute="30")], jitter=60), 4.75 * HOUR),
+    "inside or": (
+        lambda: OrTrigger([cron(minute="0", jitter=60), cron(minute="30", jitter=30)]),
+        4.75 * HOUR,
+    ),
+}
+
+
+def cases(of: dict[str, Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("make", "seconds"), of.values(), ids=of)
+
+
+class TestCoalescing:
+    """Ten runs fall due, one of them runs (``coalesce=True``), and nothing tells of the others."""
+
+    @cases(FOLDED)
+    def test_those_before_the_last(self, make: Callable[[], BaseTrigger], seconds: float) -> None:
+        """Nine runs are coalesced and one is a success, whatever the trigger."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, make(), coalesce=True)
+            rig.after(seconds)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "coalesced": 9}
+            assert rig.account().due == 10
+
+    @cases(THROWN)
+    def test_with_jitter(self, make: Callable[[], BaseTrigger], seconds: float) -> None:
+        """Jitter that is smaller than the interval leaves the number exact."""
+        for seed in range(20):
+            random.seed(seed)
+            with by_hand() as rig:
+                rig.add(jobs.nothing, make(), coalesce=True)
+                rig.after(seconds)
+                rig.settle()
+                assert rig.outcomes() == {"success": 1, "coalesced": 9}, f"seed {seed}"
+
+    def test_with_jitter_as_large_as_the_interval(self) -> None:
+        """Where only the dice knew how many there were, the number is a fair guess."""
+        guessed = actual = 0
+        for seed in range(20):
+            random.seed(seed)
+            with by_hand() as rig:
+                job = rig.add(jobs.nothing, every(10, jitter=10), coalesce=True)
+                dice = random.getstate()
+                actual += len(job._get_run_times(rig.clock.now + timedelta(seconds=300)))
+                random.setstate(dice)
+                rig.after(300)
+                rig.settle()
+                guessed += rig.account().due
+        assert actual == pytest.approx(guessed, rel=0.05)
+
+    @cases(THROWN)
+    def test_the_dice_are_the_users(self, make: Callable[[], BaseTrigger], seconds: float) -> None:
+        """Whoever seeded `random` gets the same fire times, and next number, as without us."""
+
+        def throw(scheduler: HandDriven, rig: HandRig | None, advance: Any) -> tuple[Any, float]:
+            random.seed(4)
+            job = scheduler.add_job(
+                jobs.nothing, make(), id="job", coalesce=True, misfire_grace_time=None
+            )
+            advance(seconds)
+            scheduler.turn()
+            if rig is not None:
+                until(lambda: rig.account().intervals, "telemetry to look ahead")
+            return job.next_run_time, random.random()
+
+        with frozen() as clock:
+            scheduler = HandDriven(timezone=UTC)
+            scheduler.start()
+            expected = throw(scheduler, None, clock.advance)
+            scheduler.shutdown()
+        with by_hand() as rig:
+            assert expected == throw(rig.scheduler, rig, rig.clock.advance)
+
+    @pytest.mark.parametrize("instrumented", [False, True])
+    def test_a_trigger_that_counts(self, instrumented: bool) -> None:
+        """A trigger of the user's that keeps count is not asked, and is understood all the same."""
+        trigger = Countdown(10)
+        with by_hand() as rig:
+            if not instrumented:
+                rig.telemetry.uninstrument()
+            rig.scheduler.add_job(
+                jobs.nothing, trigger, id="job", coalesce=True, misfire_grace_time=None
+            )
+            rig.after(9.5 * MINUTE)
+            # Once when it is added, ten times for what is due, once for what comes then.
+            assert (trigger.asked, trigger.left) == (12, -2)
+            assert rig.scheduler.get_job("job") is None
+            if instrumented:
+                rig.settle()
+                assert rig.outcomes() == {"success": 1, "coalesced": 9}
+            rig.is_told = instrumented
+
+    def test_a_trigger_that_cannot_be_copied(self) -> None:
+        """A trigger that telemetry cannot ask runs as ever, and the failure is counted."""
+        trigger = Countdown(10)
+        trigger.lock = threading.Lock()
+        with by_hand() as rig:
+            rig.add(jobs.nothing, trigger, coalesce=True)
+            rig.after(9.5 * MINUTE)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            rig.failing = {"schedule"}
+
+    def test_a_week_of_seconds(self) -> None:
+        """A job of every second that was down for a week is counted at once."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(1), coalesce=True)
+            rig.after(7 * DAY)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "coalesced": 7 * 24 * 3600}
+
+    def test_nothing_is_folded_into_a_run_in_time(self) -> None:
+        """A job that is run whenever it is due has no coalesced runs."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10), coalesce=True)
+            rig.scheduler.turn()
+            for _ in range(5):
+                rig.after(10)
+                rig.settle()
+            assert rig.outcomes() == {"success": 6}
+
+
+class Countdown(BaseTrigger):
+    """A trigger of the user's: every minute, so many times, and it keeps count of itself."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.asked = 0
+        self.lock: Any = None
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        self.asked += 1
+        self.left -= 1
+        if self.left < 0:
+            return None
+        return START if previous is None else previous + timedelta(minutes=1)
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+SPRING = datetime(2030, 3, 30, 23, 0, tzinfo=UTC)  # midnight; at 2:00 it is 3:00
+AUTUMN = datetime(2030, 10, 26, 22, 0, tzinfo=UTC)  # midnight; at 3:00 it is 2:00
+
+
+class TestDaylightSaving:
+    """Nights in which an hour is missing, or comes twice."""
+
+    @pytest.mark.parametrize("coalesce", [True, False])
+    @pytest.mark.parametrize("midnight", [SPRING, AUTUMN], ids=["spring", "autumn"])
+    def test_intervals(self, midnight: datetime, coalesce: bool) -> None:
+        """Ten hours are ten runs of an hourly job."""
+        if APSCHEDULER < (3, 11) and midnight is AUTUMN and not coalesce:
+            pytest.skip("APScheduler 3.10 adds intervals to the clock on the wall, and loses one")
+        trigger = IntervalTrigger(hours=1, start_date=midnight.astimezone(BERLIN), timezone=BERLIN)
+        with by_hand(at=midnight, zone=BERLIN) as rig:
+            rig.add(jobs.nothing, trigger, coalesce=coalesce)
+            rig.after(9.5 * HOUR)
+            rig.settle()
+            expected = {"success": 1, "coalesced": 9} if coalesce else {"success": 10}
+            assert expected == rig.outcomes()
+
+    @pytest.mark.skipif(APSCHEDULER < (3, 11), reason="APScheduler 3.10 repeats hours itself")
+    @pytest.mark.parametrize("midnight", [SPRING, AUTUMN], ids=["spring", "autumn"])
+    def test_cron(self, midnight: datetime) -> None:
+        """A cron job of every half hour has as many runs as the night has half hours."""
+        trigger = CronTrigger(minute="*/30", timezone=BERLIN)
+        with by_hand(at=midnight, zone=BERLIN) as rig:
+            rig.add(jobs.nothing, trigger, coalesce=True)
+            rig.after(4.75 * HOUR)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "coalesced": 9}
+
+    def test_lost_in_the_hour_that_comes_twice(self) -> None:
+        """What is due in that hour is counted by the time, and not by the clock on the wall."""
+        trigger = IntervalTrigger(minutes=30, start_date=AUTUMN.astimezone(BERLIN), timezone=BERLIN)
+        with by_hand(at=AUTUMN, zone=BERLIN) as rig:
+            rig.add(jobs.nothing, trigger, executor="nowhere")
+            rig.after(3.25 * HOUR)  # a quarter past two, for the second time
+            assert rig.outcomes() == {"lost": 7}
+
+
+class TestMisfires:
+    """Runs that start later than their job allows."""
+
+    def test_the_loop_is_late(self) -> None:
+        """A run that the loop finds too late is missed, and the next one in time is not."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(MINUTE), misfire_grace_time=30)
+            rig.after(45)
+            rig.settle()
+            rig.after(15)
+            rig.settle()
+            assert rig.outcomes() == {"missed": 1, "success": 1}
+
+    def test_in_the_queue_of_a_thread_pool(self) -> None:
+        """A run that waits too long for a thread is missed."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, id="a")
+            rig.add(jobs.nothing, misfire_grace_time=10)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            assert (rig.account().running, rig.account().queued) == (0, 1)
+            rig.clock.advance(11)
+            gate.open()
+            rig.settle()
+            assert rig.outcomes("a") == {"success": 1}
+            assert rig.outcomes() == {"missed": 1}
+            assert rig.account().last_run is None, "it never started"
+
+    def test_found_in_the_child(self) -> None:
+        """A run that a child finds too late is missed, though the parent thought it had begun."""
+        long_ago = datetime.now(UTC) - timedelta(hours=1)  # for the child, whose clock is right
+        with by_hand({"default": processes()}, at=long_ago) as rig:
+            rig.add(jobs.nothing, misfire_grace_time=60)
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"missed": 1}
+            assert [0] * len(rig.account().delays.counts) == rig.account().delays.counts
+
+    def test_coalesced_and_missed(self) -> None:
+        """Of a backlog that is folded, the last run can be too late as well."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(MINUTE), coalesce=True, misfire_grace_time=30)
+            rig.after(4 * MINUTE + 45)
+            rig.settle()
+            assert rig.outcomes() == {"missed": 1, "coalesced": 4}
+
+
+class TestMaxInstances:
+    """Runs that are refused, as others of the job are under way."""
+
+    def test_skipped(self) -> None:
+        """Each due run that meets one under way is skipped."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, every(10))
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.after(10)
+            rig.after(10)
+            assert rig.outcomes() == {"skipped": 2}
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"skipped": 2, "success": 1}
+
+    @pytest.mark.parametrize(
+        ("coalesce", "expected"),
+        [(True, {"coalesced": 4, "skipped": 1}), (False, {"skipped": 5})],
+    )
+    def test_a_backlog_is_skipped(self, coalesce: bool, expected: dict[str, int]) -> None:
+        """Of a backlog, the run that the others are folded into is skipped, or all of them are."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, every(10), coalesce=coalesce)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.after(50)
+            assert expected == rig.outcomes()
+            gate.open()
+
+    def test_up_to_the_limit(self) -> None:
+        """With ``max_instances=2``, two runs are under way and the third is skipped."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, every(10), max_instances=2)
+            rig.scheduler.turn()
+            rig.after(10)
+            rig.after(10)
+            gate.wait_for_run()
+            gate.wait_for_run()
+            assert (rig.account().running, rig.outcomes()) == (2, {"skipped": 1})
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 2, "skipped": 1}
+
+    def test_one_of_two_is_lost(self, tmp_path: Path) -> None:
+        """Of two runs at a time the one that gets lost does not end the other's account."""
+        with by_hand({"default": processes(2)}) as rig:
+            rig.add(jobs.lose_the_first, every(10), args=[str(tmp_path)], max_instances=2)
+            rig.scheduler.turn()
+            until((tmp_path / "first.in").exists)
+            rig.after(10)
+            until((tmp_path / "second.in").exists)
+            (tmp_path / "first.out").touch()
+            until(lambda: rig.outcomes() == {"lost": 1})
+            assert (1, START.timestamp() + 10) == (rig.account().running, rig.account().last_run)
+            (tmp_path / "second.out").touch()
+            rig.settle()
+            assert rig.outcomes() == {"lost": 1, "success": 1}
+
+
+class TestProcesses:
+    """What gets lost on the way to another process, there, or on the way back."""
+
+    def test_a_killed_worker(self, tmp_path: Path) -> None:
+        """All runs of a pool are lost with one killed worker; the next run is measured again."""
+        with by_hand({"default": processes(2)}) as rig:
+            directory = str(tmp_path)
+            rig.add(jobs.hold, args=[directory, "bystander"], id="bystander")
+            rig.add(jobs.die_when_let_go, args=[directory, "dying"], id="dying")
+            rig.add(jobs.nothing, id="queued")
+            rig.add(jobs.nap, every(10), args=[0.1], next_run_time=START + timedelta(seconds=5))
+            rig.scheduler.turn()
+            until((tmp_path / "bystander.in").exists)
+            until((tmp_path / "dying.in").exists)
+            (tmp_path / "dying.out").touch()
+            rig.settle()
+            for job_id in ("bystander", "dying", "queued"):
+                assert rig.outcomes(job_id) == {"lost": 1}
+            assert START.timestamp() == rig.account("bystander").last_run
+            assert rig.account("queued").last_run is None, "it never started"
+            rig.after(5)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert 0.1 <= rig.account().durations.sum < 1
+            assert rig.errors_of("submit") == 0
+
+    @pytest.mark.parametrize(
+        "func",
+        [jobs.result_without_pickle, jobs.fail_without_unpickle, lambda: None],
+        ids=["result", "exception", "lambda"],
+    )
+    def test_what_cannot_travel(self, func: Callable[[], Any]) -> None:
+        """A callable, result or exception that cannot be pickled or unpickled is a lost run."""
+        with by_hand({"default": processes()}) as rig:
+            rig.add(func, id="lost")
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes("lost") == {"lost": 1}
+            assert rig.account("lost").consecutive_failures == 1
+            rig.add(jobs.nothing)
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+
+    def test_errors_and_results(self) -> None:
+        """A child's errors and results reach listeners as they are without telemetry."""
+        with by_hand({"default": processes()}) as rig:
+            rig.add(jobs.fail, args=["here"], id="a")
+            rig.add(jobs.throw, args=["SystemExit"], id="b")
+            rig.add(jobs.throw, args=["KeyboardInterrupt"], id="c")
+            rig.add(jobs.give_back, args=[{"x": 1}], id="d")
+            rig.scheduler.turn()
+            rig.settle()
+            assert [rig.outcomes(job_id) for job_id in "abc"] == [{"error": 1}] * 3
+            assert rig.outcomes("d") == {"success": 1}
+        told = {e.job_id: e for e in rig.events if hasattr(e, "retval")}
+        assert told["d"].retval == {"x": 1}
+        assert told["a"].exception.args == ("here",)
+        assert "_worker.py" not in told["a"].traceback
+        assert "in fail" in told["a"].traceback
+        assert {str} == {type(e.job_id) for e in told.values()}
+
+
+class TestSubmission:
+    """Runs that do not even reach an executor."""
+
+    @pytest.mark.parametrize(
+        ("coalesce", "expected"), [(True, {"coalesced": 2, "lost": 1}), (False, {"lost": 3})]
+    )
+    def test_the_executor_raises(self, coalesce: bool, expected: dict[str, int]) -> None:
+        """What an executor does not take is lost, and counted as an error of submission."""
+        executor = ThreadPoolExecutor(1)
+        with by_hand({"default": executor}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=coalesce)
+            executor.shutdown()
+            rig.after(25)
+            assert expected == rig.outcomes()
+            assert rig.errors_of("submit") == 1
+            assert {"lost": expected["lost"]} == {"lost": rig.account().consecutive_failures}
+
+    def test_the_executor_raises_before_it_takes_the_job(self) -> None:
+        """So it is with an executor that refuses in `submit_job` itself."""
+
+        class Refusing(DebugExecutor):
+            def submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
+                raise OSError
+
+        with by_hand({"default": Refusing()}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(25)
+            assert rig.outcomes() == {"lost": 3}
+            assert rig.errors_of("submit") == 1
+
+    def test_the_executor_is_unknown(self) -> None:
+        """All due runs of a job whose executor is unknown are lost, and so is the job."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10), executor="nowhere")
+            rig.after(35)
+            assert rig.outcomes() == {"lost": 4}
+            assert rig.scheduler.get_job("job") is None
+            assert rig.errors_of("executor_lookup") == 1
+            assert START.timestamp() == rig.account().next_run, "the promise is not taken back"
+
+    def test_other_jobs_of_the_pass_go_on(self) -> None:
+        """One job that cannot be submitted does not disturb the accounts of the next one."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10), id="a", executor="nowhere")
+            rig.add(jobs.nothing, every(10), id="b")
+            rig.scheduler.turn()
+            rig.settle()
+            assert (rig.outcomes("a"), rig.outcomes("b")) == ({"lost": 1}, {"success": 1})
+
+
+class TestChanges:
+    """Jobs that are changed while runs of them are queued or running."""
+
+    @pytest.mark.parametrize("wait_for", ["queue", "run"])
+    def test_removed(self, wait_for: str) -> None:
+        """A run that was handed over before its job was removed ends as what it is."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            if wait_for == "queue":
+                rig.add(gate.hold, id="a")
+                rig.add(jobs.nothing, every(10))
+            else:
+                rig.add(gate.hold, every(10))
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.scheduler.remove_job("job")
+            assert rig.account().queued + rig.account().running == 1
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+
+    def test_removed_and_added_again(self) -> None:
+        """A job that comes back under its id goes on with its account, old runs included."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, every(10))
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.scheduler.remove_job("job")
+            rig.add(jobs.fail, every(10), max_instances=2)
+            rig.after(10)
+            until(lambda: rig.outcomes() == {"error": 1, "coalesced": 1})
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"error": 1, "coalesced": 1, "success": 1}
+
+    @pytest.mark.parametrize("instrumented", [False, True])
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    def test_modified_while_queued(self, kind: str, instrumented: bool, tmp_path: Path) -> None:
+        """A queued run takes the arguments that its job has when it starts, as without us."""
+        results: list[Any] = []
+        executor = ThreadPoolExecutor(1) if kind == "threads" else processes()
+        with by_hand({"default": executor}) as rig:
+            if not instrumented:
+                rig.telemetry.uninstrument()
+            rig.scheduler.add_listener(lambda e: results.append(e.retval), EVENT_JOB_EXECUTED)
+            rig.add(jobs.hold, args=[str(tmp_path)], id="a")
+            for job_id in "bc":  # two runs are pickled ahead for one child
+                rig.add(jobs.nothing, id=job_id)
+            job = rig.add(jobs.give_back, args=["old"], trigger=every(10), id="d")
+            rig.add(jobs.give_back, args=["last"], id="e")
+            rig.scheduler.turn()
+            until((tmp_path / "gate.in").exists)
+            job.modify(args=["new"])
+            (tmp_path / "gate.out").touch()
+            until(lambda: len(results) == 5)
+            rig.is_told = instrumented
+        assert results[3:] == ["new", "last"]
+
+    def test_stricter_while_queued(self) -> None:
+        """A grace time that is set while a run is queued makes it miss, as without us."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, id="a")
+            job = rig.add(jobs.nothing, every(60))
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            job.modify(misfire_grace_time=1)
+            rig.clock.advance(2)
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"missed": 1}
+
+    @pytest.mark.parametrize("change", ["reschedule", "pause", "replace"])
+    def test_rescheduled_while_running(self, change: str) -> None:
+        """A new schedule, or none, does not touch the run under way, and counts from then on."""
+        gate = Gate()
+        later = IntervalTrigger(seconds=100, start_date=START + timedelta(seconds=100))
+        with by_hand() as rig:
+            job = rig.add(gate.hold, every(10))
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            if change == "reschedule":
+                job.reschedule(later)
+            elif change == "pause":
+                job.pause()
+            else:
+                rig.add(jobs.nothing, later, replace_existing=True)
+            rig.after(50)  # nothing is due any more
+            assert rig.outcomes() == {}
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+
+    def test_a_paused_job_owes_nothing(self) -> None:
+        """Runs that a job would have had while it was paused are not due."""
+        with by_hand() as rig:
+            job = rig.add(jobs.nothing, every(10))
+            rig.scheduler.turn()
+            rig.settle()
+            job.pause()
+            rig.after(100)
+            assert rig.account().next_run == 0
+            job.resume()
+            rig.after(10)
+            rig.settle()
+            assert 2 <= rig.account().due <= 3
+            assert START.timestamp() + 10 == rig.account().withdrawn
+
+    def test_a_paused_scheduler_owes_all(self) -> None:
+        """Runs that fall due while the scheduler is paused are due when it is resumed."""
+        with by_hand() as rig:
+            rig.add(jobs.nothing, every(10))
+            rig.scheduler.turn()
+            rig.settle()
+            rig.scheduler.pause()
+            rig.after(50)
+            assert rig.outcomes() == {"success": 1}
+            rig.scheduler.resume()
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"success": 2, "coalesced": 4}
+
+    def test_a_job_that_removes_itself(self) -> None:
+        """A job that removes itself from its thread has one run, and promises no more."""
+        with by_hand() as rig:
+            rig.add(lambda: rig.scheduler.remove_job("job"), every(10))
+            rig.scheduler.turn()
+            rig.settle()
+            rig.after(10)
+            assert rig.outcomes() == {"success": 1}
+            assert (0, START.timestamp() + 10) == (rig.account().next_run, rig.account().withdrawn)
+
+
+class TestShutdown:
+    """Schedulers that stop while runs are queued and running."""
+
+    @pytest.mark.parametrize("wait", [False, True])
+    def test_threads(self, wait: bool) -> None:
+        """A thread pool works off its queue, whether the scheduler waits for it or not."""
+        gate = Gate()
+        scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone=UTC)
+        with live(scheduler) as rig:
+            rig.add(gate.hold, id="a")
+            gate.wait_for_run()
+            for job_id in "bc":
+                rig.add(jobs.nothing, id=job_id)
+            until(lambda: rig.account("b").queued + rig.account("c").queued == 2)
+            thread = threading.Thread(target=scheduler.shutdown, args=[wait])
+            thread.start()
+            until(lambda: not scheduler.running)
+            assert wait == thread.is_alive() or not wait
+            gate.open()
+            thread.join()
+            rig.settle()
+            assert [rig.outcomes(job_id) for job_id in "abc"] == [{"success": 1}] * 3
+
+    @pytest.mark.parametrize("wait", [False, True])
+    def test_processes(self, wait: bool, tmp_path: Path) -> None:
+        """So does a process pool."""
+        with by_hand({"default": processes()}) as rig:
+            rig.add(jobs.hold, args=[str(tmp_path)], id="a")
+            rig.add(jobs.nothing, id="b")
+            rig.add(jobs.nap, args=[0.1], id="c")
+            rig.scheduler.turn()
+            until((tmp_path / "gate.in").exists)
+            thread = threading.Thread(target=rig.scheduler.shutdown, args=[wait])
+            thread.start()
+            until(lambda: not rig.scheduler.running)
+            check_law(rig.telemetry)
+            (tmp_path / "gate.out").touch()
+            thread.join()
+            rig.settle()
+            assert [rig.outcomes(job_id) for job_id in "abc"] == [{"success": 1}] * 3
+            assert 0.1 <= rig.account("c").durations.sum < 1
+
+
+class TestAsyncio:
+    """Coroutines, and the threads that an asyncio executor gives other callables to."""
+
+    def test_coroutines_and_functions(self) -> None:
+        """Both are counted by how they end."""
+
+        async def succeed() -> None:
+            await asyncio.sleep(0)
+
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            jobs.fail()
+
+        async def main() -> None:
+            async with live_async() as rig:
+                funcs: dict[str, Callable[..., Any]] = {
+                    "a": succeed,
+                    "b": fail,
+                    "c": jobs.nothing,
+                    "d": jobs.fail,
+                    "e": partial(succeed),
+                }
+                for job_id, func in funcs.items():
+                    rig.add(func, id=job_id, name=job_id)
+                ends = {"executed", "error"}
+                await eventually(lambda: all(ends & set(rig.codes(name)) for name in "abcde"))
+                assert [rig.outcomes(job_id) for job_id in "ace"] == [{"success": 1}] * 3
+                assert [rig.outcomes(job_id) for job_id in "bd"] == [{"error": 1}] * 2
+
+        asyncio.run(main())
+
+    def test_overlapping_bursts(self) -> None:
+        """Coroutines that take turns in one thread are not taken for each other."""
+
+        async def main() -> None:
+            with frozen() as clock:
+                first, second = asyncio.Event(), asyncio.Event()
+                waiting = iter([first, second, first])
+
+                async def wait() -> None:
+                    await next(waiting).wait()
+
+                async with live_async() as rig:
+                    rig.add(wait, every(10), max_instances=3, coalesce=False)
+                    await eventually(lambda: rig.account().running == 1)
+                    clock.advance(20)
+                    rig.scheduler.wakeup()
+                    await eventually(lambda: rig.account().running == 2)
+                    assert rig.account().queued == 1, "the second run of the burst"
+                    second.set()
+                    await eventually(lambda: rig.outcomes() == {"success": 1})
+                    assert START.timestamp() + 20 == rig.account().last_run
+                    first.set()
+                    await eventually(lambda: rig.outcomes() == {"success": 3})
+
+        asyncio.run(main())
+
+    def test_a_cancelled_coroutine(self) -> None:
+        """What shutdown cancels is an error, as its listeners are told."""
+
+        async def forever() -> None:
+            await asyncio.Event().wait()
+
+        async def main() -> None:
+            async with live_async() as rig:
+                rig.add(forever)
+                await eventually(lambda: rig.account().running)
+                rig.scheduler.shutdown()
+                await eventually(rig.is_quiet)
+                assert rig.outcomes() == {"error": 1}
+                assert rig.account().exceptions == {"asyncio.exceptions.CancelledError": 1}
+
+        asyncio.run(main())
+
+    def test_cancelled_before_it_began(self) -> None:
+        """A coroutine that shutdown cancels before its first step is lost."""
+
+        async def never() -> None:
+            raise AssertionError
+
+        async def main() -> None:
+            with frozen():
+                async with live_async({"default": (executor := AsyncIOExecutor())}) as rig:
+                    job = rig.add(never, every(1), next_run_time=START + timedelta(seconds=1))
+                    rig.scheduler.shutdown()  # in the loop's next turn, before the task's first
+                    executor.submit_job(job, [START])
+                    assert rig.account().queued == 1
+                    await eventually(rig.is_quiet)
+                    assert rig.outcomes() == {"lost": 1}
+
+        asyncio.run(main())
+
+    def test_a_thread_that_works_on(self) -> None:
+        """A function whose future shutdown gives up ends as what becomes of it in its thread."""
+        gate = Gate()
+
+        async def main() -> None:
+            async with live_async() as rig:
+                rig.add(gate.hold, id="a")
+                rig.add(partial(hold_and_fail, gate), id="b", name="b")
+                await eventually(lambda: rig.account("a").running + rig.account("b").running == 2)
+                rig.scheduler.shutdown()
+                await eventually(lambda: not rig.scheduler.running)
+                for _ in range(10):  # the callbacks of what was cancelled
+                    await asyncio.sleep(0)
+                assert (rig.account("a").running, rig.account("b").running) == (1, 1)
+                check_law(rig.telemetry)
+                gate.open()
+                await eventually(rig.is_quiet)
+                assert (rig.outcomes("a"), rig.outcomes("b")) == ({"success": 1}, {"error": 1})
+                rig.is_told = False
+
+        asyncio.run(main())
+
+    def test_a_burst_in_a_thread_that_works_on(self) -> None:
+        """Of a burst that was given up, each run ends as what it is, missed ones included."""
+        gate = Gate()
+
+        async def main() -> None:
+            with frozen() as clock:
+                async with live_async() as rig:
+                    rig.scheduler.pause()
+                    rig.add(gate.hold, every(10), coalesce=False, misfire_grace_time=100)
+                    clock.advance(25)
+                    rig.scheduler.resume()
+                    await eventually(lambda: rig.account().running)
+                    rig.scheduler.shutdown()
+                    await eventually(lambda: not rig.scheduler.running)
+                    for _ in range(10):
+                        await asyncio.sleep(0)
+                    assert (rig.account().running, rig.account().queued) == (1, 2)
+                    clock.advance(90)  # 115, 105 and 95 s late
+                    gate.open()
+                    await eventually(rig.is_quiet)
+                    assert rig.outcomes() == {"success": 2, "missed": 1}
+                    rig.is_told = False
+
+        asyncio.run(main())
+
+    def test_a_function_that_no_thread_has_taken(self) -> None:
+        """A function that waits for a thread when shutdown comes is lost."""
+        gate = Gate()
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_default_executor(Threads(1))
+            async with live_async() as rig:
+                rig.add(gate.hold, id="a")
+                await eventually(lambda: rig.account("a").running)
+                rig.add(jobs.nothing)
+                await eventually(lambda: rig.account().queued)
+                rig.scheduler.shutdown()
+                await eventually(lambda: rig.outcomes() == {"lost": 1})
+                gate.open()
+                await eventually(rig.is_quiet)
+                assert rig.outcomes("a") == {"success": 1}
+                rig.is_told = False
+
+        asyncio.run(main())
+
+
+def hold_and_fail(gate: Gate) -> None:
+    gate.hold()
+    jobs.fail()
+
+
+BASE = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, BaseException, GeneratorExit]
+CANCELLED = "asyncio.exceptions.CancelledError"
+
+
+class TestWhatJobsRaise:
+    """Exceptions that are not meant for jobs; APScheduler calls each of them an error."""
+
+    @pytest.mark.parametrize("exception", BASE)
+    @pytest.mark.parametrize("executor", [ThreadPoolExecutor, DebugExecutor])
+    def test_functions(self, executor: type[BaseExecutor], exception: type[BaseException]) -> None:
+        """A function that raises any of them is one error, with the type's name."""
+
+        def throw() -> None:
+            raise exception
+
+        with by_hand({"default": executor()}) as rig:
+            rig.add(throw)
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"error": 1}
+            name = CANCELLED if exception is asyncio.CancelledError else exception.__name__
+            assert {name: 1} == rig.account().exceptions
+        (told,) = [e.exception for e in rig.events if getattr(e, "exception", None)]
+        assert exception is type(told)
+
+    @pytest.mark.parametrize("exception", [e for e in BASE if e is not GeneratorExit])
+    def test_coroutines(self, exception: type[BaseException]) -> None:
+        """So is a coroutine."""
+
+        async def throw() -> None:
+            raise exception
+
+        async def main() -> None:
+            async with live_async() as rig:
+                rig.add(throw)
+                await eventually(lambda: rig.codes().count("error"))
+                assert rig.outcomes() == {"error": 1}
+
+        asyncio.run(main())
+
+    def test_an_exception_without_a_text(self) -> None:
+        """An exception whose text cannot be had is an error like any other."""
+
+        class MuteError(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        def throw() -> None:
+            raise MuteError
+
+        with by_hand({"default": DebugExecutor()}) as rig:
+            rig.add(throw)
+            rig.scheduler.turn()
+            assert rig.outcomes() == {"error": 1}
+
+
+class TestInline:
+    """Jobs that the debug executor runs in the loop itself, and jobs that use their scheduler."""
+
+    @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor])
+    def test_a_job_that_adds_jobs(self, executor: type[BaseExecutor]) -> None:
+        """A job may add another one and wake the scheduler up; both are counted."""
+        scheduler = BackgroundScheduler(executors={"default": executor()}, timezone=UTC)
+
+        def add() -> None:
+            rig.add(jobs.nothing, id="child")
+            scheduler.wakeup()
+
+        with live(scheduler) as rig:
+            rig.add(add)
+            until(lambda: rig.codes("child").count("executed"))
+            assert (rig.outcomes(), rig.outcomes("child")) == ({"success": 1}, {"success": 1})
+
+    def test_a_job_that_removes_itself(self) -> None:
+        """Inline, that breaks APScheduler's loop: the run is a success, and the loop an error."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            rig.add(lambda: rig.scheduler.remove_job("job"), every(10))
+            with pytest.raises(JobLookupError):
+                rig.scheduler.turn()
+            assert rig.outcomes() == {"success": 1}
+            assert rig.errors_of("loop") == 1
+            assert START.timestamp() == rig.account().withdrawn
+
+    def test_a_listener_that_removes_the_job(self) -> None:
+        """What a listener does in the loop's thread is the user's doing."""
+        with by_hand() as rig:
+            rig.scheduler.add_listener(
+                lambda e: rig.scheduler.remove_job(e.job_id), EVENT_JOB_SUBMITTED
+            )
+            rig.add(jobs.nothing, every(10))
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert START.timestamp() + 10 == rig.account().withdrawn
+
+
+class TestLabels:
+    """Accounts that several jobs share, and jobs that share an id."""
+
+    def test_the_same_id_in_two_stores(self) -> None:
+        """Two jobs of one id in different job stores are both counted, under that id."""
+        with by_hand(jobstores={"one": {"type": "memory"}, "two": {"type": "memory"}}) as rig:
+            rig.add(jobs.nothing, every(10), jobstore="one")
+            rig.add(jobs.fail, every(5), jobstore="two")
+            rig.scheduler.turn()
+            rig.settle()
+            rig.after(5)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "error": 2}
+            rig.scheduler.remove_job("job", "two")
+            assert START.timestamp() + 10 == rig.account().next_run
+            rig.after(5)
+            rig.settle()
+            assert rig.outcomes() == {"success": 2, "error": 2}
+
+    def test_generated_ids(self) -> None:
+        """Jobs without an id of their own share the account of their function."""
+        with by_hand() as rig:
+            for seconds in (10, 20, 30):
+                rig.add(jobs.nothing, every(seconds), id=None)
+            rig.add(jobs.fail, every(60), id=None)
+            for _ in range(7):  # 0, 10 .. 60: 7, 4 and 3 runs
+                rig.scheduler.turn()
+                rig.settle()
+                rig.clock.advance(10)
+            assert rig.outcomes("support_jobs:nothing") == {"success": 14}
+            assert rig.outcomes("support_jobs:fail") == {"error": 2}
+
+    def test_too_many(self) -> None:
+        """Beyond 1,000 labels, jobs share one account, and all runs are counted."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            for number in range(1010):
+                rig.add(jobs.nothing, every(10), id=f"job {number}")
+            rig.scheduler.turn()
+            due = {a.label: a.due for a in rig.telemetry.ledger.accounts()}
+            assert {"__overflow__": 10, **{f"job {n}": 1 for n in range(1000)}} == due
+
+    def test_a_removed_job_is_dropped_after_15_minutes(self) -> None:
+        """Its numbers stay for a quarter of an hour, but not while one of its runs goes on."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, id="long")
+            rig.add(jobs.nothing)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            until(lambda: rig.outcomes() == {"success": 1})
+            rig.clock.advance(899)
+            assert {"job", "long"} == {a.label for a in rig.telemetry.ledger.accounts()}
+            rig.clock.advance(1)
+            assert {"long"} == {a.label for a in rig.telemetry.ledger.accounts()}
+            gate.open()
+            until(lambda: not list(rig.telemetry.ledger.accounts()))
+            rig.is_told = False
+
+
+class Calling(BaseExecutor):
+    """An executor of the user's that calls jobs by itself, and reports what it likes to."""
+
+    def __init__(self, report: Callable[[Any, Sequence[datetime]], Sequence[Any]]) -> None:
+        super().__init__()
+        self._report = report
+
+    def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
+        for _ in range(len(run_times)):
+            job.func(*job.args, **job.kwargs)
+        self._run_job_success(str(job.id), self._report(job, run_times))
+
+
+class Deferring(BaseExecutor):
+    """An executor of the user's that hands jobs to somewhere else, of which it keeps the ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[tuple[str, Sequence[datetime], Callable[[], Any]]] = []
+
+    def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
+        self.taken.append((str(job.id), run_times, partial(job.func, *job.args)))
+
+    def end(self, index: int, *, call: bool = False) -> None:
+        job_id, run_times, func = self.taken[index]
+        if call:
+            func()
+        self._run_job_success(job_id, executed(job_id, run_times))
+
+
+class OnPool(BasePoolExecutor):
+    """An executor on a pool of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__(concurrent.futures.ThreadPoolExecutor(2))
+
+
+class Awaiting(BaseExecutor):
+    """An executor of the user's that runs coroutine functions, each in an event loop of its own."""
+
+    def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
+        events = asyncio.run(run_coroutine_job(job, "default", run_times, "apscheduler"))
+        self._run_job_success(job.id, events)
+
+
+def executed(job_id: str, run_times: Sequence[datetime]) -> list[JobExecutionEvent]:
+    return [JobExecutionEvent(EVENT_JOB_EXECUTED, job_id, "default", at) for at in run_times]
+
+
+class TestExecutorsOfTheUser:
+    """Executors that do things in ways of their own."""
+
+    def test_one_that_calls_by_itself(self) -> None:
+        """Each call is measured, and its plain id leads to the right run."""
+        executor = Calling(lambda job, run_times: executed(job.id, run_times))
+        with by_hand({"default": executor}) as rig:
+            rig.add(lambda: jobs.nap(0.01), every(10), coalesce=False)
+            rig.after(25)
+            assert rig.outcomes() == {"success": 3}
+            assert sum(rig.account().durations.counts) == 3
+        assert {str} == {type(e.job_id) for e in rig.events if hasattr(e, "job_id")}
+
+    def test_one_that_tells_nothing(self) -> None:
+        """What was seen to run counts, though no event tells of it."""
+        with by_hand({"default": Calling(lambda *_: [])}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(25)
+            assert rig.outcomes() == {"success": 3}
+            rig.is_told = False
+
+    def test_one_that_runs_nothing(self) -> None:
+        """What was neither seen to run nor told of is lost."""
+        with by_hand({"default": (executor := Deferring())}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(25)
+            assert rig.account().queued == 3
+            executor._run_job_success("job", [])
+            assert rig.outcomes() == {"lost": 3}
+
+    def test_one_that_runs_elsewhere(self) -> None:
+        """What was not seen to run is what events say, without a duration."""
+        with by_hand({"default": (executor := Deferring())}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(15)
+            executor.end(0)
+            assert rig.outcomes() == {"success": 2}
+            assert sum(rig.account().durations.counts) == 0
+
+    def test_one_that_tells_of_some_runs(self) -> None:
+        """Events are matched by their scheduled time where some are missing; the rest is lost."""
+        with by_hand({"default": (executor := Deferring())}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(25)
+            job_id, run_times, _ = executor.taken[0]
+            executor._run_job_success(job_id, executed(job_id, run_times[1:2]))
+            assert rig.outcomes() == {"success": 1, "lost": 2}
+
+    def test_runs_that_end_in_another_order(self) -> None:
+        """Of two runs of one job, known by a plain id, the one that has ended is meant."""
+        with by_hand({"default": (executor := Deferring())}) as rig:
+            rig.add(jobs.nothing, every(10), max_instances=2)
+            rig.scheduler.turn()
+            rig.after(10)
+            executor.end(1, call=True)
+            assert (rig.outcomes(), rig.account().queued) == ({"success": 1}, 1)
+            executor.end(0, call=True)
+            assert rig.outcomes() == {"success": 2}
+            assert sum(rig.account().durations.counts) == 2
+
+    def test_one_on_a_pool(self) -> None:
+        """A pool executor of the user's is like those of APScheduler."""
+        with by_hand({"default": OnPool()}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.add(jobs.fail, every(10), id="b")
+            rig.after(25)
+            rig.settle()
+            assert rig.outcomes() == {"success": 3}
+            assert rig.outcomes("b") == {"error": 1, "coalesced": 2}
+
+    def test_one_that_awaits(self) -> None:
+        """A coroutine is measured until its end, whoever awaits it."""
+
+        async def fail_late() -> None:
+            await asyncio.sleep(0.02)
+            jobs.fail()
+
+        with by_hand({"default": Awaiting()}) as rig:
+            rig.add(fail_late)
+            rig.scheduler.turn()
+            assert rig.outcomes() == {"error": 1}
+            assert 0.02 <= rig.account().durations.sum < 1
+
+    def test_a_coroutine_function_in_a_thread(self) -> None:
+        """What a thread pool makes of a coroutine function, which is nothing, is left as it is."""
+
+        async def never() -> None:
+            raise AssertionError
+
+        with by_hand() as rig:
+            rig.add(never)
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+        (coroutine,) = [e.retval for e in rig.events if hasattr(e, "retval")]
+        assert never.__code__ is coroutine.cr_code
+        coroutine.close()
+
+
+class TestUninstrument:
+    """Telemetry that is taken off while runs are under way."""
+
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    def test_in_the_middle_of_a_burst(self, kind: str, tmp_path: Path) -> None:
+        """Runs under way, queued ones included, end as if they had never been followed."""
+        executor = ThreadPoolExecutor(1) if kind == "threads" else processes()
+        scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
+        with frozen() as clock:
+            rig = Rig(scheduler)
+            scheduler.start()
+            rig.add(jobs.hold, every(10), args=[str(tmp_path)], coalesce=False)
+            rig.add(jobs.give_back, every(10), args=[1], id="queued", coalesce=False)
+            clock.advance(15)
+            scheduler.turn()
+            until((tmp_path / "gate.in").exists)
+            rig.telemetry.uninstrument()
+            (tmp_path / "gate.out").touch()
+            until(lambda: rig.codes().count("executed") == 2)
+            until(lambda: rig.codes("queued").count("executed") == 2)
+            assert not any(executor._instances.values())
+            scheduler.shutdown()
+        check_law(rig.telemetry)
+        assert {str} == {type(e.job_id) for e in rig.events if hasattr(e, "job_id")}
+        assert [e.retval for e in rig.events if getattr(e, "retval", None) == 1] == [1, 1]
+
+    def test_a_coroutine(self) -> None:
+        """So does a coroutine that waits."""
+        events: list[Any] = []
+
+        async def main() -> None:
+            go_on = asyncio.Event()
+
+            async def wait() -> str:
+                await go_on.wait()
+                return "done"
+
+            async with live_async() as rig:
+                rig.add(wait)
+                await eventually(lambda: rig.account().running)
+                rig.telemetry.uninstrument()
+                go_on.set()
+                await eventually(lambda: rig.codes().count("executed"))
+                events.extend(e for e in rig.events if hasattr(e, "retval"))
+
+        asyncio.run(main())
+        assert [(str, "done")] == [(type(e.job_id), e.retval) for e in events]
+
+    def test_and_put_on_again(self) -> None:
+        """The end of a run from before is not taken for the end of one that came after."""
+        before, after = Gate(), Gate()
+        with by_hand() as rig:
+            job = rig.add(before.hold, every(10), max_instances=2)
+            rig.scheduler.turn()
+            before.wait_for_run()
+            rig.telemetry.uninstrument()
+            job.modify(func=after.hold)
+            again = Rig(rig.scheduler)
+            again.is_told = False  # of more, namely of the run from before
+            rig.after(10)
+            after.wait_for_run()
+            before.open()
+            until(lambda: rig.codes().count("executed") == 1)
+            assert (account(again.telemetry).running, outcomes(again.telemetry)) == (1, {})
+            after.open()
+            until(lambda: outcomes(again.telemetry) == {"success": 1})
+            rig.scheduler.shutdown()
+            again.check()
+            again.telemetry.uninstrument()
+            rig.is_told = False
+
+
+class TestOurOwnFailures:
+    """Faults of telemetry itself, at each place where it meets a run."""
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "_ledger.Ledger.hand_over",
+            "_ledger.Ledger.start",
+            "_ledger.Ledger.finish",
+            "_v3._schedule.backlog",
+            "_v3._executors.ExecutorHook._infer_starts",
+            "_v3._submission.Submission.returned",
+            "_v3._submission.Submission.failed",
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    def test_jobs_go_on(self, kind: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are counted, and runs and events are what they are without us."""
+        executor = ThreadPoolExecutor(1) if kind == "threads" else processes()
+        scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
+
+        def broken(*_: Any) -> Any:
+            raise OSError
+
+        with frozen() as clock:
+            rig = Rig(scheduler)
+            scheduler.start()
+            monkeypatch.setattr(f"apscheduler_telemetry.{place}", broken)
+            rig.add(jobs.give_back, every(10), args=[5], id="good")
+            rig.add(jobs.fail, every(10), id="bad")
+            if kind == "processes":
+                rig.add(lambda: None, every(10), id="lost")
+            clock.advance(15)
+            scheduler.turn()
+            until(lambda: "executed" in rig.codes("good") and "error" in rig.codes("bad"))
+            until(lambda: not any(list(executor._instances.values())))
+            scheduler.shutdown()
+        rig.telemetry.uninstrument()
+        assert [e.retval for e in rig.events if e.code == EVENT_JOB_EXECUTED] == [5]
+        assert {type(e.job_id) for e in rig.events if hasattr(e, "job_id")} == {str}
+        components = {name for name, n in rig.telemetry.guard.counts().items() if n}
+        assert components <= {"adapter", "schedule"}
+        is_met = kind == "processes" or not place.endswith("failed")
+        assert bool(components) == is_met

@@ -1,0 +1,449 @@
+"""
+Private names of APScheduler and concurrent.futures that the adapter relies on.
+
+Everything private that `_v3` and `_worker` use is here, with what they rely on, so that a version
+that changes it fails here, by name, and not somewhere in production.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import textwrap
+import threading
+import uuid
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from apscheduler import events as ev
+from apscheduler.executors import base as executors
+from apscheduler.executors.asyncio import AsyncIOExecutor
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.job import Job
+from apscheduler.jobstores.base import BaseJobStore
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import BaseScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from apscheduler.util import iscoroutinefunction_partial
+from prometheus_client import CollectorRegistry
+
+import apscheduler_telemetry
+import support_jobs as jobs
+import support_scenes as scenes
+
+PACKAGE = Path(apscheduler_telemetry.__file__).parent
+
+APSCHEDULER = {
+    # of a scheduler
+    "_configure",
+    "_dispatch_event",
+    "_eventloop",
+    "_executors",
+    "_jobstores",
+    "_jobstores_lock",
+    "_logger",
+    "_lookup_executor",
+    "_main_loop",
+    "_process_jobs",
+    "_thread",
+    # of an executor
+    "_do_submit_job",
+    "_pool",
+    "_run_job_error",
+    "_run_job_success",
+    "_scheduler",
+    # of a job store
+    "_reconstitute_job",
+    # of a job
+    "_jobstore_alias",
+}
+CONCURRENT_FUTURES = {"_broken", "_max_workers"}
+PYTHON = {"_getframe"}
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def source(function: Any) -> str:
+    return textwrap.dedent(inspect.getsource(function))
+
+
+class TestList:
+    def test_is_complete(self) -> None:
+        """No private name of anybody else is used that is not listed here."""
+        used: set[str] = set()
+        own: set[str] = set()
+        for file in [*PACKAGE.glob("_v3/*.py"), PACKAGE / "_worker.py"]:
+            tree = ast.parse(file.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and is_private(node.attr):
+                    # On self it is ours; on anything else it may be.
+                    on_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+                    (own if on_self else used).add(node.attr)
+                elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    own.add(node.name)
+                elif isinstance(node, ast.Name):
+                    own.add(node.id)
+                elif isinstance(node, ast.Constant) and is_private(node.value):
+                    used.add(str(node.value))
+                elif isinstance(node, ast.Assign) and is_slots(node):
+                    own |= set(ast.literal_eval(node.value))
+        listed = APSCHEDULER | CONCURRENT_FUTURES | PYTHON
+        assert used - own <= listed
+        # And the list names nothing that is not used any more.
+        assert listed <= used | own
+
+
+class TestScheduler:
+    def test_methods_are_called_through_self(self) -> None:
+        """What is laid over an instance is what APScheduler calls."""
+        process = source(BaseScheduler._process_jobs)
+        for call in (
+            "self._lookup_executor(job.executor)",
+            "self._dispatch_event(event)",
+            "self.remove_job(job.id, jobstore_alias)",
+            "self._jobstores",
+            "self._jobstores_lock",
+        ):
+            assert call in process
+        assert "self._process_jobs()" in source(BlockingScheduler._main_loop)
+        assert "self._process_jobs()" in source(inspect.unwrap(AsyncIOScheduler.wakeup))
+        assert "self.wakeup" in source(AsyncIOScheduler._start_timer)
+        assert "self._main_loop" in source(BackgroundScheduler.start)
+        assert "self._main_loop()" in source(BlockingScheduler.start)
+        assert "self._configure(config)" in source(BaseScheduler.configure)
+
+    def test_signatures(self) -> None:
+        """The methods that are laid over take what the hooks pass on."""
+        assert parameters(BaseScheduler._process_jobs) == ["self"]
+        assert parameters(BaseScheduler._lookup_executor) == ["self", "alias"]
+        assert parameters(BaseScheduler._dispatch_event) == ["self", "event"]
+        assert parameters(BaseScheduler._configure) == ["self", "config"]
+        assert parameters(BlockingScheduler._main_loop) == ["self"]
+        for scheduler in (BlockingScheduler, AsyncIOScheduler):
+            assert parameters(inspect.unwrap(scheduler.wakeup)) == ["self"]
+
+    def test_attributes(self) -> None:
+        """A scheduler keeps its executors and job stores by alias, and a logger of its own."""
+        scheduler = scenes.by_hand(jobstores={"a": MemoryJobStore()})
+        assert isinstance(scheduler._executors["default"], DebugExecutor)
+        assert isinstance(scheduler._jobstores["a"], MemoryJobStore)
+        assert vars(scheduler)["_logger"].name == "apscheduler.scheduler"
+        with scheduler._jobstores_lock, scheduler._jobstores_lock:
+            """It can be taken twice: a callback of the user's may ask the scheduler."""
+
+    def test_thread(self) -> None:
+        """A background scheduler knows its thread."""
+        scheduler: Any = BackgroundScheduler()
+        assert not scheduler._thread
+        scheduler.start()
+        assert isinstance(scheduler._thread, threading.Thread)
+        scheduler.shutdown()
+
+    def test_event_loop(self) -> None:
+        """An asyncio scheduler knows its event loop."""
+
+        async def main() -> None:
+            scheduler: Any = AsyncIOScheduler()
+            assert not scheduler._eventloop
+            scheduler.start(paused=True)
+            assert scheduler._eventloop is asyncio.get_running_loop()
+            scheduler.shutdown()
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+
+    def test_order_of_a_pass(self) -> None:
+        """A job that is due is looked up, submitted, asked for its next run, and moved on."""
+        order = re.findall(
+            r"(_lookup_executor|_get_run_times|submit_job|get_next_fire_time|update_job"
+            r"|remove_job|get_next_run_time)\(",
+            source(BaseScheduler._process_jobs),
+        )
+        assert order == [
+            "_lookup_executor",
+            "remove_job",
+            "_get_run_times",
+            "submit_job",
+            "get_next_fire_time",
+            "update_job",
+            "remove_job",
+            "get_next_run_time",
+        ]
+
+    def test_listeners_that_fail(self) -> None:
+        """What a listener raises is logged by `_dispatch_event`, in these very words."""
+        dispatch = source(BaseScheduler._dispatch_event)
+        assert re.findall(r"_logger\.(\w+)\(", dispatch) == ["exception"]
+        assert dispatch.index("except BaseException:") < dispatch.index("_logger.exception(")
+
+    def test_order_of_a_start(self) -> None:
+        """Executors and job stores are announced, jobs added, and only then the start."""
+        scheduler = scenes.by_hand(executors={})
+        codes: list[int] = []
+        scheduler.add_listener(lambda event: codes.append(event.code))
+        scheduler.add_job(jobs.nothing)
+        scheduler.start()
+        assert codes == [
+            ev.EVENT_EXECUTOR_ADDED,
+            ev.EVENT_JOBSTORE_ADDED,
+            ev.EVENT_JOB_ADDED,
+            ev.EVENT_SCHEDULER_STARTED,
+        ]
+        scheduler.shutdown()
+
+    def test_configure_is_silent(self) -> None:
+        """A new configuration drops executors and job stores without an event."""
+        scheduler = scenes.by_hand(jobstores={"a": MemoryJobStore()})
+        codes: list[int] = []
+        scheduler.add_listener(lambda event: codes.append(event.code))
+        scheduler.configure(executors={"new": DebugExecutor()})
+        assert codes == [ev.EVENT_EXECUTOR_ADDED]
+        assert (list(scheduler._executors), list(scheduler._jobstores)) == (["new"], [])
+
+
+class TestExecutor:
+    def test_methods_are_called_through_self(self) -> None:
+        """Every run goes in through two methods and comes out of two others."""
+        assert "self._do_submit_job(job, run_times)" in source(executors.BaseExecutor.submit_job)
+        for executor in (BasePoolExecutor, AsyncIOExecutor, DebugExecutor):
+            submit = source(executor._do_submit_job)
+            assert "self._run_job_success(job.id" in submit
+            assert "self._run_job_error(job.id" in submit
+
+    def test_signatures(self) -> None:
+        """The methods that are laid over take what the hooks pass on."""
+        base = executors.BaseExecutor
+        assert parameters(base.submit_job) == ["self", "job", "run_times"]
+        assert parameters(base._do_submit_job) == ["self", "job", "run_times"]
+        assert parameters(base._run_job_success) == ["self", "job_id", "events"]
+        assert parameters(base._run_job_error) == ["self", "job_id", "exc", "traceback"]
+
+    def test_owner(self) -> None:
+        """An executor knows the scheduler that it serves, from its start on."""
+        assert DebugExecutor()._scheduler is None
+        scheduler = scenes.by_hand()
+        scheduler.start()
+        assert scheduler._executors["default"]._scheduler is scheduler
+        scheduler.shutdown()
+
+    @pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
+    def test_pool(self, executor: Any) -> None:
+        """A pool executor has a pool, which knows its workers and whether it is broken."""
+        pool = executor(3)._pool
+        assert pool._max_workers == 3
+        if executor is ProcessPoolExecutor:
+            assert isinstance(pool, futures.ProcessPoolExecutor)
+            assert pool._broken is False
+        pool.shutdown()
+
+    def test_pool_that_breaks(self) -> None:
+        """A process pool that lost a worker says so, and takes nothing more."""
+        pool = futures.ProcessPoolExecutor(1)
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(jobs.kill_me).result()
+        assert pool._broken
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(jobs.nothing)
+        pool.shutdown()
+
+    @pytest.mark.parametrize("run", [executors.run_job, None], ids=["function", "coroutine"])
+    def test_run_job(self, run: Any) -> None:
+        """
+        `run_job` walks over the run times, reads `job.func` and calls it, and then asks for the id.
+
+        In this order our views of the three note start, end, and which run is meant.
+        """
+        journal: list[str] = []
+        run = run or run_coroutine_job
+
+        class Times(list[datetime]):
+            def __iter__(self) -> Any:
+                for number, time in enumerate(super().__iter__()):
+                    journal.append(f"time {number}")
+                    yield time
+                journal.append("through")
+
+        class View:
+            args: tuple[Any, ...] = ()
+            kwargs: dict[str, Any] = {}  # noqa: RUF012
+            misfire_grace_time = 60
+
+            @property
+            def func(self) -> Any:
+                journal.append("func")
+                return coroutine if inspect.iscoroutinefunction(run) else call
+
+            @property
+            def id(self) -> str:
+                journal.append("id")
+                return "job"
+
+        def call() -> None:
+            journal.append("call")
+
+        async def coroutine() -> None:
+            call()
+
+        now = datetime.now(timezone.utc)
+        result = run(View(), "default", Times([now - timedelta(hours=1), now]), "test")
+        events = asyncio.run(result) if inspect.iscoroutine(result) else result
+        assert journal == ["time 0", "id", "time 1", "func", "call", "id", "through"]
+        assert [event.code for event in events] == [ev.EVENT_JOB_MISSED, ev.EVENT_JOB_EXECUTED]
+        assert [event.job_id for event in events] == ["job", "job"]
+
+    def test_events(self) -> None:
+        """An event of a run keeps its values in attributes that can be set."""
+        event = ev.JobExecutionEvent(ev.EVENT_JOB_ERROR, "job", "default", None)
+        assert vars(event).keys() == {
+            "code",
+            "alias",
+            "job_id",
+            "jobstore",
+            "scheduled_run_time",
+            "retval",
+            "exception",
+            "traceback",
+        }
+
+    def test_max_instances(self) -> None:
+        """A run that is refused raises an exception of its own before it is handed over."""
+        submit = source(executors.BaseExecutor.submit_job)
+        refused = submit.index("raise MaxInstancesReachedError(job)")
+        assert refused < submit.index("self._do_submit_job(")
+
+    def test_coroutines_are_told_by_a_public_function(self) -> None:
+        """Whether a callable runs on the event loop is asked as the executor asks it."""
+        assert "iscoroutinefunction_partial(job.func)" in source(AsyncIOExecutor._do_submit_job)
+        assert iscoroutinefunction_partial(asyncio.sleep)
+
+
+class TestJobStore:
+    def test_methods(self) -> None:
+        """Every change of a job goes through its store, which is told by these methods."""
+        assert BaseJobStore.__abstractmethods__ == {
+            "lookup_job",
+            "get_due_jobs",
+            "get_next_run_time",
+            "get_all_jobs",
+            "add_job",
+            "update_job",
+            "remove_job",
+            "remove_all_jobs",
+        }
+        assert "self.remove_all_jobs()" in source(MemoryJobStore.shutdown)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "mongodb.MongoDBJobStore",
+            "redis.RedisJobStore",
+            "rethinkdb.RethinkDBJobStore",
+            "sqlalchemy.SQLAlchemyJobStore",
+            "zookeeper.ZooKeeperJobStore",
+        ],
+    )
+    def test_one_row_is_restored_by_one_method(self, name: str) -> None:
+        """
+        A persistent store restores each row by `_reconstitute_job`, and lists what that returns.
+
+        Read as text, as the clients of most of these databases are not installed.
+        """
+        module, cls = name.split(".")
+        file = Path(executors.__file__).parents[1] / "jobstores" / f"{module}.py"
+        tree = ast.parse(file.read_text())
+        (store,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls]
+        methods = {n.name: ast.unparse(n) for n in store.body if isinstance(n, ast.FunctionDef)}
+        assert "self._reconstitute_job" in methods["lookup_job"]
+        assert any(
+            "self._reconstitute_job(" in text and "append(" in text for text in methods.values()
+        )
+
+    def test_memory_stores_restore_nothing(self) -> None:
+        """A memory store has no such method, nor a job that can fail to be restored."""
+        assert not hasattr(MemoryJobStore(), "_reconstitute_job")
+
+
+class TestJob:
+    def test_alias(self) -> None:
+        """A job knows the alias of its store, from when it is in one."""
+        scheduler = scenes.by_hand()
+        job: Any = scheduler.add_job(jobs.nothing)
+        assert not job._jobstore_alias
+        assert job.pending
+        scheduler.start()
+        assert job._jobstore_alias == "default"
+        assert not job.pending
+        scheduler.shutdown()
+
+    def test_can_be_referred_to_weakly(self) -> None:
+        """A job can be kept without keeping it alive."""
+        assert "__weakref__" in Job.__slots__
+
+    def test_generated_id(self) -> None:
+        """A job without an id gets 32 hexadecimal digits."""
+        job_id = scenes.by_hand().add_job(jobs.nothing).id
+        assert uuid.UUID(job_id).hex == job_id
+
+    def test_run_times(self) -> None:
+        """A trigger is asked for the next fire time with the one before it."""
+        asked = source(Job._get_run_times)
+        assert "self.trigger.get_next_fire_time(next_run_time, now)" in asked
+
+    def test_reference(self) -> None:
+        """A job knows a reference to its callable, where there is one."""
+        scheduler = scenes.by_hand()
+        assert scheduler.add_job(jobs.nothing).func_ref == "support_jobs:nothing"
+        assert scheduler.add_job(lambda: None).func_ref is None
+
+
+class TestTriggers:
+    def test_interval(self) -> None:
+        """An interval trigger knows its length and its jitter."""
+        trigger = IntervalTrigger(hours=1, jitter=5)
+        assert (trigger.interval_length, trigger.jitter) == (3600, 5)
+
+    @pytest.mark.parametrize("combine", [AndTrigger, OrTrigger])
+    def test_combined(self, combine: Any) -> None:
+        """A combined trigger knows its parts and its jitter, and is made of both."""
+        parts = [IntervalTrigger(hours=1), DateTrigger(datetime.now(timezone.utc))]
+        trigger = combine(parts, 3)
+        assert (trigger.triggers, trigger.jitter) == (parts, 3)
+
+
+class TestPrometheusClient:
+    def test_registry_can_be_referred_to_weakly(self) -> None:
+        """A registry can be a key that does not keep it alive."""
+        import weakref
+
+        weakref.WeakKeyDictionary({CollectorRegistry(): SimpleNamespace()})
+
+
+run_coroutine_job = next(
+    getattr(module, "run_coroutine_job")  # noqa: B009  # of either module, as mypy cannot know
+    for module in (executors, inspect.getmodule(AsyncIOExecutor))
+    if hasattr(module, "run_coroutine_job")
+)
+"""In a module of its own before APScheduler 3.11."""
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"_[a-z][a-z_]*", name) is not None
+
+
+def is_slots(node: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "__slots__" for target in node.targets)

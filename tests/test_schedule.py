@@ -1,0 +1,207 @@
+"""Questions to triggers: what has been due, and how long it is from one run to the next."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from apscheduler_telemetry._v3 import _schedule
+from apscheduler_telemetry._v3._schedule import MAX_TIMES
+
+UTC = timezone.utc
+START = datetime(2030, 1, 1, tzinfo=UTC)  # a Tuesday
+BERLIN = ZoneInfo("Europe/Berlin")
+SECOND_TIME = datetime(2030, 10, 27, 2, 15, fold=1, tzinfo=BERLIN)
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def job(trigger: BaseTrigger, next_run: datetime | None = START) -> Any:
+    """Return what is asked of a job."""
+    return SimpleNamespace(trigger=trigger, next_run_time=next_run)
+
+
+def interval(seconds: float, **options: Any) -> IntervalTrigger:
+    return IntervalTrigger(seconds=seconds, start_date=START, timezone=UTC, **options)
+
+
+def cron(**options: Any) -> CronTrigger:
+    return CronTrigger(timezone=UTC, **options)
+
+
+class Hourly(BaseTrigger):
+    """A trigger of the user's."""
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        return (previous or now) + timedelta(hours=1)
+
+
+class Stuck(BaseTrigger):
+    """A trigger of the user's that does not move on."""
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        return previous
+
+
+class TestBacklog:
+    """The fire times before the one that a job is run for."""
+
+    @pytest.mark.parametrize(
+        "trigger",
+        [
+            interval(10),
+            cron(second="*/10"),
+            OrTrigger([cron(second="0,20,40"), cron(second="10,30,50")]),
+            AndTrigger([cron(second="*/10"), cron(second="0,10,20,30,40,50")]),
+            type("Ours", (IntervalTrigger,), {})(seconds=10, start_date=START, timezone=UTC),
+        ],
+        ids=["interval", "cron", "or", "and", "subclass"],
+    )
+    def test_each_fire_time(self, trigger: BaseTrigger) -> None:
+        """All fire times are there, without the last one."""
+        backlog = _schedule.backlog(job(trigger), at(50))
+        assert backlog.total == 5
+        assert list(backlog.latest) == [at(s) for s in (0, 10, 20, 30, 40)]
+
+    @pytest.mark.parametrize("next_run", [None, START, at(1)])
+    def test_nothing(self, next_run: datetime | None) -> None:
+        """A job that is paused, or that is run for its next run time, has no backlog."""
+        for trigger in (interval(10), cron(second="*")):
+            assert _schedule.backlog(job(trigger, next_run), START) == (0, ())
+
+    @pytest.mark.parametrize("trigger", [interval(1), cron(second="*")], ids=["interval", "cron"])
+    def test_a_long_one(self, trigger: BaseTrigger) -> None:
+        """Of a long backlog the latest are kept, and all are counted."""
+        backlog = _schedule.backlog(job(trigger), at(5000))
+        assert (backlog.total, len(backlog.latest)) == (5000, MAX_TIMES)
+        assert (backlog.latest[0], backlog.latest[-1]) == (at(4000), at(4999))
+
+    def test_a_trigger_that_is_stuck(self) -> None:
+        """A trigger that does not move on ends the count, and not the scheduler."""
+        assert _schedule.backlog(job(Stuck()), at(50)).total == 1
+
+    def test_a_trigger_that_has_ended(self) -> None:
+        """A trigger whose last fire time has been is asked no further."""
+        trigger = cron(second="*/10", end_date=at(20))
+        assert _schedule.backlog(job(trigger), at(50)).total == 3
+
+    def test_fire_times_are_in_the_jobs_time_zone(self) -> None:
+        """The fire times of a backlog look as APScheduler would have shown them."""
+        start = START.astimezone(BERLIN)
+        for trigger in (interval(60), CronTrigger(minute="*", timezone=BERLIN)):
+            backlog = _schedule.backlog(job(trigger, start), start + timedelta(minutes=2))
+            assert [t.isoformat() for t in backlog.latest] == [
+                "2030-01-01T01:00:00+01:00",
+                "2030-01-01T01:01:00+01:00",
+            ]
+
+
+class TestDueTimes:
+    """The fire times up to now."""
+
+    @pytest.mark.parametrize("trigger", [interval(10), cron(second="*/10")])
+    @pytest.mark.parametrize(("now", "expected"), [(-1, 0), (0, 1), (9.9, 1), (10, 2), (35, 4)])
+    def test_now_is_included(self, trigger: BaseTrigger, now: float, expected: int) -> None:
+        """A run that is due this very moment is due."""
+        due = _schedule.due_times(job(trigger), at(now))
+        assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
+
+    @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
+    def test_in_the_hour_that_comes_twice(self, make: Callable[[float], BaseTrigger]) -> None:
+        """Time goes on when the clock on the wall goes back."""
+        since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
+        due = _schedule.due_times(job(make(3600), since), SECOND_TIME)
+        # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's takes no notice of that.
+        assert due.total == (4 if make is interval else 3)
+
+    def test_a_paused_job(self) -> None:
+        """A job without a next run time owes nothing."""
+        assert _schedule.due_times(job(interval(10), None), START).total == 0
+
+
+class TestMemory:
+    """Triggers that remember that they were asked."""
+
+    @pytest.mark.parametrize(
+        "trigger",
+        [interval(1), cron(second=1), DateTrigger(START), OrTrigger([interval(1), cron(second=1)])],
+    )
+    def test_those_of_apscheduler_do_not(self, trigger: BaseTrigger) -> None:
+        """APScheduler's triggers, combined ones included, need not be copied for that."""
+        assert _schedule.memory_of(trigger) is None
+
+    @pytest.mark.parametrize("trigger", [Hourly(), OrTrigger([interval(1), Hourly()])])
+    def test_those_of_users_may(self, trigger: BaseTrigger) -> None:
+        """A copy of the user's trigger is what it was when it was made."""
+        memory = _schedule.memory_of(trigger)
+        assert memory is not trigger
+        assert type(memory) is type(trigger)
+
+
+class TestIntervals:
+    """The shortest and the longest gap ahead."""
+
+    @pytest.mark.parametrize(
+        ("trigger", "expected"),
+        [
+            (interval(90), (90, 90)),
+            (cron(day_of_week="mon-fri", hour=2), (86_400, 3 * 86_400)),
+            (cron(minute="0,10"), (600, 3000)),
+            (interval(10, end_date=at(25)), (10, 10)),
+            (OrTrigger([cron(hour=1), cron(hour=4)]), (3 * 3600, 21 * 3600)),
+            (interval(60, jitter=30), (60, 60)),
+            (Hourly(), (3600, 3600)),
+        ],
+    )
+    def test_gaps(self, trigger: BaseTrigger, expected: tuple[float, float]) -> None:
+        """They are taken from the next ten fire times, without the dice."""
+        first = trigger.get_next_fire_time(None, START) or START
+        assert _schedule.intervals(trigger, first)[0] == expected
+
+    @pytest.mark.parametrize("trigger", [DateTrigger(START), interval(10, end_date=at(5)), Stuck()])
+    def test_none(self, trigger: BaseTrigger) -> None:
+        """A trigger with one fire time left has no gaps."""
+        assert _schedule.intervals(trigger, START)[0] is None
+
+    def test_until_when(self) -> None:
+        """What was found holds up to the tenth fire time."""
+        assert _schedule.intervals(interval(10), START)[1] == at(90).timestamp()
+
+    def test_a_night_with_another_hour(self) -> None:
+        """A daily job has a gap of 25 hours in autumn."""
+        trigger = CronTrigger(hour=12, timezone=BERLIN)
+        first = datetime(2030, 10, 24, 12, tzinfo=BERLIN)
+        assert _schedule.intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
+
+    def test_asking_changes_nothing(self) -> None:
+        """Neither the trigger's jitter nor the user's random numbers are touched."""
+        trigger = OrTrigger([interval(10, jitter=5)], jitter=3)
+        random.seed(1)
+        expected = random.random()
+        random.seed(1)
+        _schedule.intervals(trigger, START)
+        _schedule.backlog(job(trigger), at(100))
+        assert random.random() == expected
+        assert (trigger.jitter, trigger.triggers[0].jitter) == (3, 5)
+
+
+class TestWords:
+    """Triggers in words."""
+
+    def test_dates_share_one(self) -> None:
+        """One-off jobs, which share a label, share a trigger in words."""
+        assert _schedule.describe(DateTrigger(START)) == "date"
+        assert _schedule.describe(interval(10)) == "interval[0:00:10]"
