@@ -1,0 +1,332 @@
+"""
+One OpenTelemetry span per run, current while the job's callable runs.
+
+A run is the root of its own trace: whatever is being traced where the scheduler happens to wake
+up is not its cause. Where the context in which the job was added is known, the span links to it.
+
+========= ======== ========================================= ====================
+outcome   status   ``error.type``                            extent
+========= ======== ========================================= ====================
+success   unset    absent                                    that of the callable
+error     ERROR    type of the exception                     that of the callable
+missed    ERROR    ``missed``                                none
+skipped   ERROR    ``skipped``                               none
+coalesced unset    absent                                    none
+lost      ERROR    type of the exception that tells of it,   none
+                   ``lost`` where there is none
+========= ======== ========================================= ====================
+
+A span without extent lies where APScheduler decided, or where the loss was noticed; that of a run
+that had been handed to another process by then lies at the hand-over.
+
+The application owns the OpenTelemetry SDK: nothing here configures, flushes or shuts it down, and
+without one nothing here does anything. Conventions: https://opentelemetry.io/docs/specs/semconv/
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from datetime import timezone
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber, get_logger
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from apscheduler_telemetry._record import Clock, Outcome, RunError, RunView
+from apscheduler_telemetry._version import __version__
+
+logger = logging.getLogger(__name__)
+
+SCOPE = "apscheduler_telemetry"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+"""
+The conventions that ``code.*``, ``error.*`` and ``exception.*`` follow here.
+
+The newest of ``opentelemetry.semconv.schemas.Schemas``; written out, as that package comes with
+the SDK and not with the API.
+"""
+
+OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+"""
+Where exceptions go: ``logs`` for log records, ``logs/dup`` for both, else span events.
+
+The variable of semconv's ``docs/exceptions/exceptions-logs.md``.
+"""
+EXCEPTION_LOG = "apscheduler.job.run.exception"
+"""Name of those log records: the operation and ``.exception``, as recommended there."""
+
+MAX_MESSAGE = 4_096
+"""
+Characters of an exception's message.
+
+The SDK limits attributes only on request and a status description never; a database driver that
+quotes its statement makes messages of megabytes, and a collector refuses the whole batch.
+"""
+
+_FAILURES = {
+    Outcome.ERROR: "failed with an exception that is not known",
+    Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
+    Outcome.SKIPPED: "refused, as max_instances runs of the job were under way",
+    Outcome.LOST: "handed over, or due to be, and never heard of again",
+}
+"""The outcomes that are failures, with the status where no exception has a better one."""
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+"""Not the global one: the child process must read what is written here, however it is set up."""
+
+_inside: ContextVar[None] = ContextVar("apscheduler_telemetry_inside")
+
+
+@dataclass(slots=True)
+class _Open:
+    """
+    A span whose run has not ended yet.
+
+    Attributes:
+        span: the span.
+        since: Unix nanoseconds of its start.
+        tokens: what takes it out of the context again; None where it is not current.
+    """
+
+    span: trace.Span
+    since: int
+    tokens: tuple[Token[None], Token[Context]] | None = None
+
+
+class SpanObserver:
+    """
+    Makes a span of each run; a `RunObserver`.
+
+    Args:
+        tracer_provider: where spans go. By default the global provider, which may be set at any
+            time and counts from then on.
+        logger_provider: where exceptions go when `OPT_IN`, read once and here, asks for log
+            records. By default the global provider.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        # The proxy is the global provider before there is one.
+        proxy = isinstance(tracer_provider, trace.ProxyTracerProvider)
+        self._tracer_provider = None if proxy else tracer_provider
+        self._logger_provider = logger_provider
+        self._clock = clock
+        self._as_event, self._as_log = _exception_signals()
+        self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
+
+    def enter(self, run: RunView) -> None:
+        """Start the span of `run` and make it current."""
+        run.span = opened = self._open(run, run.started)
+        if opened is not None:
+            # On top of what is current, as only the span is to change: not baggage, for one.
+            attached = otel_context.attach(trace.set_span_in_context(opened.span))
+            opened.tokens = _inside.set(None), attached
+
+    def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
+        """Take the span of `run` out of the context and end it."""
+        opened: _Open | None = run.span
+        if opened is not None and opened.tokens is not None:
+            _detach(*opened.tokens)
+        # Now, so that the job's own spans lie within; yet no earlier, should the clock have been
+        # set back meanwhile.
+        self._close(run, outcome, error, max(run.ended or 0.0, self._clock()))
+
+    def carry(self, run: RunView) -> Mapping[str, str] | None:
+        """Start the span of `run` and return its ``traceparent`` and ``tracestate``."""
+        run.span = opened = self._open(run, None)
+        if opened is None:
+            return None
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(opened.span, Context()))
+        return carrier
+
+    def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
+        """End the span of a run that was carried elsewhere, or make one of what never ran."""
+        opened: _Open | None = run.span
+        # By the end, as the start of a run that was lost may have been inferred.
+        started = None if run.ended is None else run.started
+        if opened is None:
+            run.span = self._open(run, started)
+        elif started is not None:
+            _move_start(opened.span, _nanoseconds(started))
+        self._close(run, outcome, error, run.ended)
+
+    def _open(self, run: RunView, started: float | None) -> _Open | None:
+        tracer = self._tracer()
+        if tracer is None:
+            return None
+        since = _nanoseconds(self._clock() if started is None else started)
+        link = run.link
+        linked = isinstance(link, trace.SpanContext) and link.is_valid
+        span = tracer.start_span(
+            _legal(run.job.label),
+            context=Context(),  # empty: a new root
+            attributes=_attributes(run, None if started is None else run.start_delay),
+            links=(trace.Link(link),) if linked else None,
+            start_time=since,
+        )
+        context = span.get_span_context()
+        if span.is_recording() and context.trace_flags.sampled:
+            run.exemplar = {
+                "trace_id": trace.format_trace_id(context.trace_id),
+                "span_id": trace.format_span_id(context.span_id),
+            }
+        return _Open(span, since)
+
+    def _close(
+        self, run: RunView, outcome: Outcome, error: RunError | None, ended: float | None
+    ) -> None:
+        opened: _Open | None = run.span
+        run.span = None
+        if opened is not None:
+            until = opened.since if ended is None else _nanoseconds(ended)
+            if opened.span.is_recording():
+                if ended is not None and run.start_delay is not None:
+                    # Once more, as a carried span was started without it.
+                    opened.span.set_attribute("apscheduler.start_delay", run.start_delay)
+                self._describe(opened.span, outcome, error, until)
+            opened.span.end(until)
+        if error is not None and self._as_log:
+            self._log(run, error, opened, self._clock() if ended is None else ended)
+
+    def _describe(
+        self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
+    ) -> None:
+        span.set_attribute("apscheduler.outcome", outcome.value)
+        why = _FAILURES.get(outcome)
+        if why is not None:
+            span.set_attribute("error.type", _legal(error.type) if error else outcome.value)
+            span.set_status(trace.StatusCode.ERROR, _message(error) if error else why)
+        if error is not None and self._as_event:
+            span.add_event("exception", _exception(error), until)
+
+    def _log(self, run: RunView, error: RunError, opened: _Open | None, at: float) -> None:
+        get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
+            timestamp=_nanoseconds(at),
+            context=None if opened is None else trace.set_span_in_context(opened.span, Context()),
+            # ERROR, not FATAL nor WARN: the application handles it no more, and lives on.
+            severity_number=SeverityNumber.ERROR,
+            event_name=EXCEPTION_LOG,
+            attributes={
+                **_exception(error),
+                "apscheduler.job.id": _legal(run.job.id),
+                "apscheduler.scheduler": _legal(run.scheduler),
+            },
+        )
+
+    def _tracer(self) -> trace.Tracer | None:
+        """Return the provider's tracer, or None where its spans would go nowhere."""
+        provider = self._tracer_provider
+        if provider is None:
+            provider = trace.get_tracer_provider()
+        known, tracer = self._cached
+        if provider is not known:
+            tracer = _tracer_of(provider)
+            self._cached = provider, tracer
+        return tracer
+
+
+def current_span_context() -> trace.SpanContext | None:
+    """Return the context of the current span, where there is a valid one, to link a run to."""
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid else None
+
+
+def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:
+    if isinstance(provider, (trace.NoOpTracerProvider, trace.ProxyTracerProvider)):
+        return None
+    tracer = provider.get_tracer(SCOPE, __version__, schema_url=SCHEMA_URL)
+    # What an SDK gives that OTEL_SDK_DISABLED has turned off.
+    return None if isinstance(tracer, trace.NoOpTracer) else tracer
+
+
+def _exception_signals() -> tuple[bool, bool]:
+    """Return whether exceptions are told by span events, and whether by log records."""
+    wanted = os.environ.get(OPT_IN, "").strip().lower()
+    if wanted not in {"", "logs", "logs/dup"}:
+        logger.warning(
+            "%s=%r is not known; exceptions stay span events. Known are 'logs' and 'logs/dup'",
+            OPT_IN,
+            wanted,
+        )
+    elif wanted and "event_name" not in inspect.signature(Logger.emit).parameters:
+        logger.warning(
+            "%s=%r needs opentelemetry-api 1.38 or newer; exceptions stay span events",
+            OPT_IN,
+            wanted,
+        )
+    else:
+        return wanted != "logs", bool(wanted)
+    return True, False
+
+
+def _attributes(run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:
+    job = run.job
+    attributes: dict[str, AttributeValue] = {
+        "job.system": "apscheduler",
+        "apscheduler.job.id": _legal(job.id),
+        "apscheduler.job.name": _legal(job.name),
+        "apscheduler.scheduler": _legal(run.scheduler),
+        "apscheduler.executor": _legal(job.executor),
+        "apscheduler.jobstore": _legal(job.jobstore),
+        "apscheduler.trigger": _legal(job.trigger),
+        "apscheduler.scheduled_time": run.scheduled.astimezone(timezone.utc).isoformat(),
+        "code.function.name": _legal(job.func.replace(":", ".", 1)),
+    }
+    if start_delay is not None:
+        attributes["apscheduler.start_delay"] = start_delay
+    return attributes
+
+
+def _exception(error: RunError) -> dict[str, AttributeValue]:
+    # Without exception.stacktrace: it would quote source and, in many a traceback, data.
+    return {"exception.type": _legal(error.type), "exception.message": _message(error)}
+
+
+def _message(error: RunError) -> str:
+    return _legal(error.message[:MAX_MESSAGE])
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _legal(text: str) -> str:
+    """Return `text` as protobuf can carry it: one lone surrogate would cost a whole batch."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _detach(mark: Token[None], attached: Token[Context]) -> None:
+    try:
+        _inside.reset(mark)
+    except ValueError:
+        # Another context than that of `enter`: a coroutine that was given up is closed from
+        # outside of its task. Detaching would change nothing and log an error.
+        return
+    otel_context.detach(attached)
+
+
+def _move_start(span: trace.Span, since: int) -> None:
+    """
+    Correct the start of a span to when its run began in the other process.
+
+    OpenTelemetry has no public way, and a span that includes the time in the queue would contradict
+    the duration histogram. Where the SDK is another one the span begins at the hand-over.
+    """
+    if isinstance(getattr(span, "_start_time", None), int):
+        span._start_time = since  # type: ignore[attr-defined]  # noqa: SLF001

@@ -1,0 +1,138 @@
+"""
+Clients for the tests of what is served: WSGI, ASGI and raw sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+PATIENCE = 10.0
+"""Seconds after which a test has waited too long."""
+
+
+class Reply(NamedTuple):
+    """What came back; header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask_wsgi(
+    app: Callable[..., Any],
+    path: str,
+    *,
+    method: str = "GET",
+    mount: str = "",
+    query: str = "",
+    headers: dict[str, str] | None = None,
+) -> Reply:
+    """Ask a WSGI app, watching that it keeps to PEP 3333."""
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    environ.update(REQUEST_METHOD=method, SCRIPT_NAME=mount, PATH_INFO=path, QUERY_STRING=query)
+    environ["wsgi.input"] = io.BytesIO()
+    for name, value in (headers or {}).items():
+        environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
+    begun: list[Any] = []
+
+    def start_response(status: str, fields: list[Any], exc_info: Any = None) -> Any:
+        begun.extend((status, fields, exc_info))
+        return lambda _data: None
+
+    # What the validator returns has to be closed, which its type does not tell.
+    chunks: Any = validator(app)(environ, start_response)
+    with contextlib.closing(chunks):
+        body = b"".join(chunks)
+    status, fields, _ = begun
+    return Reply(int(status.split()[0]), {k.lower(): v for k, v in fields}, body)
+
+
+async def ask_asgi(
+    app: Callable[..., Any],
+    path: str,
+    *,
+    method: str = "GET",
+    mount: str = "",
+    query: str = "",
+    headers: dict[str, str] | None = None,
+) -> Reply:
+    """Ask an ASGI app."""
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "root_path": mount,
+        "query_string": query.encode("latin-1"),
+        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers or {}).items()],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, body = sent
+    fields = {k.decode(): v.decode() for k, v in start["headers"]}
+    return Reply(start["status"], fields, body["body"])
+
+
+def ask_asgi_now(app: Callable[..., Any], path: str, **request: Any) -> Reply:
+    """Ask an ASGI app from outside of a loop."""
+    return asyncio.run(ask_asgi(app, path, **request))
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the other side closes, also by a reset."""
+    chunks = []
+    try:
+        while chunk := connection.recv(65536):
+            chunks.append(chunk)
+    except (ConnectionError, BrokenPipeError):
+        pass
+    return b"".join(chunks)
+
+
+def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
+    """Send bytes as they are, say no more, and return whatever comes back."""
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # a server may close at the sight of it
+        return read_all(connection)
+
+
+def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """Poll until `condition` returns something true, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    msg = f"{what} did not come true in {PATIENCE} s"
+    raise AssertionError(msg)

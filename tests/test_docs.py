@@ -1,0 +1,104 @@
+"""What the documents say is so: links lead somewhere, named tests exist, metrics are real."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from apscheduler_telemetry.prometheus import Families
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a Markdown page has, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def named_tests(path: Path) -> set[str]:
+    """Return the tests of a file, as ``Class.test``."""
+    return {
+        f"{outer.name}.{inner.name}"
+        for outer in ast.parse(path.read_text()).body
+        if isinstance(outer, ast.ClassDef)
+        for inner in outer.body
+        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+
+
+class TestLinks:
+    """Links between the pages, and to files."""
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+    def test_lead_somewhere(self, page: Path) -> None:
+        """Every relative link names a file that exists, and a heading that it has."""
+        broken = []
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            path = (page.parent / name).resolve() if name else page
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                broken.append(target)
+        assert broken == []
+
+
+class TestReadme:
+    """The README."""
+
+    def test_promises_name_tests(self) -> None:
+        """Each row of what it catches names a test, and that test exists."""
+        section = (ROOT / "README.md").read_text().split("## What it catches")[1].split("\n## ")[0]
+        rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+        assert len(rows) >= 15
+        missing = []
+        for row in rows:
+            named = re.findall(r"\[`([\w.]+)`\]\((tests/\w+\.py)\)", row)
+            if not named or any(test not in named_tests(ROOT / path) for test, path in named):
+                missing.append(row)
+        assert missing == []
+
+    def test_code_compiles(self) -> None:
+        """Its Python is Python."""
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        assert blocks
+        for block in blocks:
+            ast.parse(block)
+
+    def test_metrics(self) -> None:
+        """Its table names every metric, in full or as the end of a name."""
+        section = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
+        words = re.findall(r"`(\w+)", section)
+        for family in Families().all:
+            name = family.name + ("_total" if family.type == "counter" else "")
+            assert any(
+                name == word or (word[0] == "_" and word.strip("_") in name) for word in words
+            )
+
+
+class TestMetricsPage:
+    """The contract."""
+
+    def test_is_what_the_collector_shows(self) -> None:
+        """Name, type and labels of every family are those of the page, and no more."""
+        page = (ROOT / "docs" / "metrics.md").read_text()
+        said = {
+            (name, kind, frozenset({"scheduler", *re.findall(r"`(\w+)`", labels)}))
+            for name, kind, labels in re.findall(
+                r"^\| `(apscheduler_\w+)` \| (\w+) \| ([^|]*)\|", page, re.MULTILINE
+            )
+        }
+        shown = {
+            (
+                family.name + ("_total" if family.type == "counter" else ""),
+                family.type,
+                frozenset(family._labelnames),  # type: ignore[attr-defined]
+            )
+            for family in Families().all
+        }
+        assert said == shown

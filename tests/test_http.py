@@ -1,0 +1,1016 @@
+"""
+Tests of what is served over HTTP, and of the server itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import gzip
+import http.client
+import os
+import random
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from apscheduler_telemetry import errors
+from apscheduler_telemetry import http as subject
+from apscheduler_telemetry.http import Endpoints, HTTPServer
+from support_http import (
+    PATIENCE,
+    Reply,
+    ask_asgi,
+    ask_asgi_now,
+    ask_wsgi,
+    read_all,
+    talk,
+    wait_until,
+)
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+HEALTHY = {"status": "healthy", "reasons": [], "jobs": [{"id": "nightly"}]}
+UNHEALTHY = {"status": "unhealthy", "reasons": [{"code": "loop_dead", "message": "It died."}]}
+GET_METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Errors(list[tuple[str, BaseException | None]]):
+    """Stands in for the guard: what failed, and the exception that was being handled."""
+
+    def __call__(self, component: str) -> None:
+        self.append((component, sys.exc_info()[1]))
+
+
+class Broken:
+    """A collector of the user's that fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        raise self.error
+
+
+class Hanging:
+    """A collector of the user's that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Event()
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        self.entered.release()
+        self.let_go.wait(PATIENCE)
+        return []
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    runs = Counter("runs", "Runs.", ["job_id"], registry=registry)
+    runs.labels(job_id="nightly").inc(3, exemplar={"trace_id": "abc"})
+    Gauge("jobs", "Jobs.", registry=registry).set(7)
+    return registry
+
+
+@pytest.fixture
+def failures() -> Errors:
+    return Errors()
+
+
+@pytest.fixture
+def endpoints(registry: CollectorRegistry, failures: Errors) -> Endpoints:
+    return Endpoints(registry=registry, health=lambda: HEALTHY, on_error=failures)
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def ask(request: pytest.FixtureRequest, endpoints: Endpoints) -> Callable[..., Reply]:
+    """Ask the endpoints a question, once as a WSGI and once as an ASGI app."""
+    if request.param == "wsgi":
+        return lambda path, **kw: ask_wsgi(endpoints.wsgi, path, **kw)
+    return lambda path, **kw: ask_asgi_now(endpoints.asgi, path, **kw)
+
+
+@pytest.fixture
+def hanging(registry: CollectorRegistry) -> Iterator[Hanging]:
+    collector = Hanging()
+    registry.register(collector)
+    yield collector
+    collector.let_go.set()
+
+
+@pytest.fixture
+def server(endpoints: Endpoints) -> Iterator[HTTPServer]:
+    with endpoints.serve(0) as server:
+        yield server
+
+
+def address(server: HTTPServer) -> tuple[str, int]:
+    return server.addr, server.port
+
+
+def fetch(server: HTTPServer, path: str = "/metrics", method: str = "GET", **kw: Any) -> Reply:
+    """Ask a server as a decent client would."""
+    client = http.client.HTTPConnection(server.addr, server.port, timeout=PATIENCE)
+    if "context" in kw:
+        client = http.client.HTTPSConnection(
+            server.addr, server.port, timeout=PATIENCE, context=kw.pop("context")
+        )
+    try:
+        client.request(method, path, **kw)
+        response = client.getresponse()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Reply(response.status, headers, response.read())
+    finally:
+        client.close()
+
+
+class TestMetrics:
+    def test_text_by_default(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
+        """A client that asks for nothing special gets the text format."""
+        reply = ask("/metrics")
+
+        assert reply.status == 200
+        assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert reply.body == generate_latest(registry)
+        assert reply.headers["content-length"] == str(len(reply.body))
+
+    def test_openmetrics_has_exemplars(self, ask: Callable[..., Reply]) -> None:
+        """A client that accepts OpenMetrics gets it, exemplars included."""
+        reply = ask("/metrics", headers={"Accept": f"{OPENMETRICS},text/plain;q=0.5"})
+
+        assert reply.headers["content-type"].startswith("application/openmetrics-text")
+        assert 'runs_total{job_id="nightly"} 3.0 # {trace_id="abc"} 3.0' in reply.text
+        assert reply.text.endswith("# EOF\n")
+
+    def test_gzip(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
+        """A client that accepts gzip gets it."""
+        reply = ask("/metrics", headers={"Accept-Encoding": "deflate, gzip"})
+
+        assert reply.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(reply.body) == generate_latest(registry)
+
+    def test_names_restrict(self, ask: Callable[..., Reply]) -> None:
+        """``name[]`` restricts the answer to those series."""
+        reply = ask("/metrics", query="name[]=jobs&name%5B%5D=nothing")
+
+        assert "jobs 7.0" in reply.text
+        assert "runs_total" not in reply.text
+
+    def test_head(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
+        """HEAD answers as GET does, without the body."""
+        reply = ask("/metrics", method="HEAD")
+
+        assert reply.status == 200
+        assert reply.body == b""
+        assert reply.headers["content-length"] == str(len(generate_latest(registry)))
+
+    @pytest.mark.parametrize("path", ["/metrics", "/health", "/"])
+    def test_other_methods(self, ask: Callable[..., Reply], path: str) -> None:
+        """Methods that would change something are refused, with those that are allowed."""
+        reply = ask(path, method="POST")
+
+        assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+    @pytest.mark.parametrize("path", ["/metrics", "/health", "/"])
+    def test_options(self, ask: Callable[..., Reply], path: str) -> None:
+        """OPTIONS names the methods."""
+        reply = ask(path, method="OPTIONS")
+
+        assert (reply.status, reply.body) == (200, b"")
+        assert reply.headers["allow"] == "GET, HEAD, OPTIONS"
+
+    @pytest.mark.parametrize(
+        "accept",
+        [
+            "application/openmetrics-text; version=x",
+            "application/openmetrics-text; version=2.\r\n Set-Cookie: a=b",
+            "application/openmetrics-text; version=2.\xff",
+            "text/plain; version=1.0.x",
+            ",;=,;;==,version",
+            "*" * 60000,
+        ],
+    )
+    def test_absurd_accept(self, ask: Callable[..., Reply], accept: str) -> None:
+        """Whoever accepts nonsense gets a plain format, and nothing of the nonsense."""
+        reply = ask("/metrics", headers={"Accept": accept})
+
+        assert reply.status == 200
+        assert "runs_total" in reply.text
+        assert reply.headers["content-type"].isprintable()
+        assert reply.headers["content-type"].isascii()
+
+    @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3)])
+    def test_broken_collector(
+        self,
+        ask: Callable[..., Reply],
+        registry: CollectorRegistry,
+        failures: Errors,
+        error: BaseException,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """A collector that raises is a 500 without a word of it, and is accounted for."""
+        registry.register(Broken(error))
+
+        reply = ask("/metrics")
+
+        assert reply.status == 500
+        assert reply.text.count("\n") == 1
+        assert "boom" not in reply.text
+        [(component, handled)] = failures
+        assert component == "http"
+        assert repr(error) in (repr(handled), str(handled))
+        assert capfd.readouterr().err == ""
+
+
+class TestHealth:
+    @pytest.mark.parametrize(("report", "status"), [(HEALTHY, 200), (UNHEALTHY, 503)])
+    def test_status(self, registry: CollectorRegistry, report: Any, status: int) -> None:
+        """The report is served as JSON; a load balancer need only look at the status code."""
+        endpoints = Endpoints(registry=registry, health=lambda: report, on_error=Errors())
+
+        reply = ask_wsgi(endpoints.wsgi, "/health")
+
+        assert (reply.status, reply.json) == (status, report)
+        assert reply.headers["content-type"] == "application/json"
+        assert reply.headers["cache-control"] == "no-store"
+
+    @pytest.mark.parametrize(
+        "health",
+        [lambda: 1 / 0, dict, lambda: {"status": "healthy", ("no", "json"): 1}],
+        ids=["raises", "no status", "no JSON"],
+    )
+    def test_failure(self, registry: CollectorRegistry, failures: Errors, health: Any) -> None:
+        """A report that cannot be made is unhealthy, with a reason and without a traceback."""
+        endpoints = Endpoints(registry=registry, health=health, on_error=failures)
+
+        reply = ask_wsgi(endpoints.wsgi, "/health")
+
+        assert (reply.status, reply.json["status"]) == (503, "unhealthy")
+        assert reply.json["reasons"][0]["code"] == "health_failed"
+        assert "Traceback" not in reply.text
+        assert [component for component, _ in failures] == ["http"]
+
+    def test_head(self, ask: Callable[..., Reply]) -> None:
+        """HEAD tells the health by its status code alone."""
+        reply = ask("/health", method="HEAD")
+
+        assert (reply.status, reply.body) == (200, b"")
+
+
+class TestOtherPaths:
+    @pytest.mark.parametrize("path", ["/metric", "/metrics/x", "/%zz%ff", "/\xff\xfe", "/../etc"])
+    def test_unknown(self, ask: Callable[..., Reply], path: str) -> None:
+        """An unknown path is a short 404 that names the known ones."""
+        reply = ask(path)
+
+        assert reply.status == 404
+        assert reply.text == "Not found. There are /metrics and /health.\n"
+
+    def test_landing_page(self, ask: Callable[..., Reply]) -> None:
+        """The root links to both pages, below wherever it is mounted."""
+        reply = ask("/", mount="/ops/x y")
+
+        assert reply.status == 200
+        assert reply.headers["content-type"].startswith("text/html")
+        assert 'href="/ops/x%20y/metrics"' in reply.text
+        assert 'href="/ops/x%20y/health"' in reply.text
+
+    @pytest.mark.parametrize("path", ["/metrics/", "/health/"])
+    def test_trailing_slash(self, ask: Callable[..., Reply], path: str) -> None:
+        """A slash at the end changes nothing."""
+        assert ask(path).status == 200
+
+
+class TestMounting:
+    @pytest.mark.parametrize(
+        ("mount", "path"),
+        [
+            ("", "/health"),
+            ("/ops", "/health"),
+            ("/ops", "/ops/health"),
+            ("/api/ops", "/ops/health"),
+            ("/ops/", "/ops/health"),
+            ("/health", ""),
+            ("/health", "/"),
+            ("/health", "/health"),
+            ("/health", "/health/"),
+            ("/api/health", "/api/health"),
+            ("/api/health", "/health"),
+            ("/metrics", "/metrics/health"),
+        ],
+    )
+    def test_everywhere(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
+        """The page is found wherever the app is mounted, however the server tells of it."""
+        assert ask(path, mount=mount).json == HEALTHY
+
+    @pytest.mark.parametrize(("mount", "path"), [("/ops", "/opsx/health"), ("/ops", "/x")])
+    def test_not_everything(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
+        """What only looks like a mount is none."""
+        assert ask(path, mount=mount).status == 404
+
+    @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/ops/metrics", "/ops/metrics/"])
+    def test_werkzeug(self, endpoints: Endpoints, path: str) -> None:
+        """Werkzeug's dispatcher finds it, both at a page's own path and at any other."""
+        dispatcher = pytest.importorskip("werkzeug.middleware.dispatcher")
+        flask = pytest.importorskip("flask")
+        mounts = {"/metrics": endpoints.wsgi, "/ops": endpoints.wsgi}
+        app = dispatcher.DispatcherMiddleware(flask.Flask(__name__), mounts)
+
+        assert "runs_total" in ask_wsgi(app, path).text
+
+    @pytest.mark.parametrize("root_path", ["", "/proxy"])
+    @pytest.mark.parametrize(
+        "path", ["/metrics", "/bare/metrics/", "/ops/metrics", "/ops/metrics/"]
+    )
+    def test_starlette(self, endpoints: Endpoints, path: str, root_path: str) -> None:
+        """Starlette's routes find it, also behind a proxy that strips its prefix or does not."""
+        routing = pytest.importorskip("starlette.routing")
+        app = routing.Router(
+            [
+                routing.Route("/metrics", endpoints.asgi),
+                routing.Mount("/bare/metrics", endpoints.asgi),
+                routing.Mount("/ops", endpoints.asgi),
+            ]
+        )
+
+        for given in (path, root_path + path):
+            assert "runs_total" in ask_asgi_now(app, given, mount=root_path).text
+
+
+class TestAsgi:
+    def test_collects_off_the_loop(self, registry: CollectorRegistry) -> None:
+        """Neither the loop's thread nor its default executor, which jobs may fill, collects."""
+        names: list[str] = []
+
+        class Curious(Broken):
+            def collect(self) -> list[Any]:
+                names.append(threading.current_thread().name)
+                return []
+
+        registry.register(Curious(RuntimeError()))
+        endpoints = Endpoints(registry=registry, health=dict, on_error=Errors())
+        busy = threading.Event()
+
+        async def main() -> Reply:
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+            job = loop.run_in_executor(None, busy.wait, PATIENCE)
+            try:
+                return await ask_asgi(endpoints.asgi, "/metrics")
+            finally:
+                busy.set()
+                await job
+
+        assert asyncio.run(main()).status == 200
+        assert names == ["apscheduler-telemetry-collect"]
+
+    def test_hanging_collector_leaves_health(self, endpoints: Endpoints, hanging: Hanging) -> None:
+        """While every thread for scrapes hangs, the loop turns and ``/health`` answers."""
+
+        async def main() -> Reply:
+            ask = [
+                asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
+                for _ in range(subject.MAX_THREADS + 5)
+            ]
+            for _ in range(subject.MAX_THREADS):
+                assert await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
+            reply = await asyncio.wait_for(ask_asgi(endpoints.asgi, "/health"), PATIENCE / 2)
+            hanging.let_go.set()
+            assert {(await task).status for task in ask} == {200}
+            return reply
+
+        assert asyncio.run(main()).json == HEALTHY
+
+    def test_many_at_once(self, endpoints: Endpoints) -> None:
+        """Hundreds of scrapes at once are all served."""
+
+        async def main() -> list[Reply]:
+            return await asyncio.gather(*(ask_asgi(endpoints.asgi, "/metrics") for _ in range(300)))
+
+        assert {reply.status for reply in asyncio.run(main())} == {200}
+
+    def test_client_that_goes_away(self, endpoints: Endpoints, failures: Errors) -> None:
+        """A client that is gone when the answer is ready is nobody's error."""
+
+        async def send(_message: Any) -> None:
+            raise ConnectionResetError
+
+        async def main() -> None:
+            scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
+            await endpoints.asgi(scope, send, send)  # type: ignore[arg-type]
+
+        asyncio.run(main())
+        assert failures == []
+
+    def test_loop_that_closes_meanwhile(
+        self, endpoints: Endpoints, hanging: Hanging, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A loop that closes during a scrape is not written to, and leaves no noise."""
+
+        async def main() -> None:
+            task = asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
+            await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
+            task.cancel()
+
+        asyncio.run(main())
+        hanging.let_go.set()
+        wait_until(lambda: "apscheduler-telemetry-collect" not in threads(), "end of the thread")
+        assert capfd.readouterr().err == ""
+
+    def test_lifespan(self, endpoints: Endpoints) -> None:
+        """A server that starts it as its only app finds it ready."""
+        incoming = iter(["lifespan.startup", "lifespan.shutdown"])
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": next(incoming)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(endpoints.asgi({"type": "lifespan"}, receive, send))
+        assert sent == [
+            {"type": "lifespan.startup.complete"},
+            {"type": "lifespan.shutdown.complete"},
+        ]
+
+    def test_websocket(self, endpoints: Endpoints) -> None:
+        """A websocket is closed before it is open."""
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(endpoints.asgi({"type": "websocket"}, receive, send))
+        assert sent == [{"type": "websocket.close"}]
+
+    def test_unknown_scope(self, endpoints: Endpoints) -> None:
+        """A scope that ASGI does not have is refused, as ASGI demands."""
+        with pytest.raises(ValueError, match="'smoke'"):
+            asyncio.run(endpoints.asgi({"type": "smoke"}, None, None))  # type: ignore[arg-type]
+
+    def test_uvicorn(self, endpoints: Endpoints) -> None:
+        """A real ASGI server serves it, HEAD and websockets included."""
+        uvicorn = pytest.importorskip("uvicorn")
+        config = uvicorn.Config(endpoints.asgi, port=0, log_level="critical")
+        uvicorn_server = uvicorn.Server(config)
+        thread = threading.Thread(target=uvicorn_server.run)
+        thread.start()
+        try:
+            wait_until(lambda: uvicorn_server.started, "the start of uvicorn")
+            host, port = uvicorn_server.servers[0].sockets[0].getsockname()
+            client = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+            client.request("HEAD", "/metrics")
+            assert client.getresponse().read() == b""
+            client.request("GET", "/metrics")  # on the same connection: HEAD did not spoil it
+            assert b"runs_total" in client.getresponse().read()
+            client.close()
+        finally:
+            uvicorn_server.should_exit = True
+            thread.join()
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+class TestThreads:
+    def test_end_when_idle(self, endpoints: Endpoints) -> None:
+        """Threads live only while there is something to do."""
+        assert ask_wsgi(endpoints.wsgi, "/metrics").status == 200
+
+        wait_until(lambda: "apscheduler-telemetry-collect" not in threads(), "end of the thread")
+
+    def test_no_answer_in_time(
+        self,
+        ask: Callable[..., Reply],
+        hanging: Hanging,
+        failures: Errors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A scrape that takes too long fails, and the next one works when nothing hangs."""
+        monkeypatch.setattr(subject, "ANSWER_SECONDS", 0.05)
+        assert ask("/metrics").status == 500
+        assert len(failures) == 1
+
+        hanging.let_go.set()
+        monkeypatch.setattr(subject, "ANSWER_SECONDS", PATIENCE)
+        assert ask("/metrics").status == 200
+
+    def test_hanging_scrapes_are_bounded(
+        self,
+        endpoints: Endpoints,
+        hanging: Hanging,
+        failures: Errors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """When a collector hangs for ever, threads and waiting requests do not pile up."""
+        monkeypatch.setattr(subject, "ANSWER_SECONDS", 0.01)
+        monkeypatch.setattr(subject, "MAX_WAITING", 5)
+
+        for _ in range(subject.MAX_THREADS + 10):
+            assert ask_wsgi(endpoints.wsgi, "/metrics").status == 500
+
+        running = [t for t in threading.enumerate() if t.name == "apscheduler-telemetry-collect"]
+        assert len(running) == subject.MAX_THREADS
+        assert "does a collector hang?" in str(failures[-1][1])
+
+        hanging.let_go.set()
+        monkeypatch.setattr(subject, "ANSWER_SECONDS", PATIENCE)
+        wait_until(lambda: ask_wsgi(endpoints.wsgi, "/metrics").status == 200, "a scrape")
+
+    def test_exit_is_not_held_up(self, tmp_path: Path) -> None:
+        """The interpreter exits although a collector hangs for ever."""
+        program = tmp_path / "program.py"
+        program.write_text(
+            textwrap.dedent("""
+            import threading
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import http
+
+            class Hanging:
+                def describe(self): return []
+                def collect(self): threading.Event().wait()
+
+            registry = CollectorRegistry()
+            registry.register(Hanging())
+            http.ANSWER_SECONDS = 0.1
+            endpoints = http.Endpoints(registry=registry, health=dict, on_error=lambda _: None)
+            endpoints.serve(0)
+            environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
+            print(endpoints.wsgi(environ, lambda status, headers: print(status)))
+            """)
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "error", program],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("500 ")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_forked_child(
+        self, endpoints: Endpoints, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A child that is forked while every thread is at work answers all the same."""
+        monkeypatch.setattr(subject, "MAX_THREADS", 1)
+        scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi, "/metrics"))
+        scrape.start()
+        assert hanging.entered.acquire(timeout=PATIENCE)
+
+        def child() -> bool:
+            hanging.let_go.set()
+            return all(ask_wsgi(endpoints.wsgi, "/metrics").status == 200 for _ in range(9))
+
+        assert in_fork(child)
+        hanging.let_go.set()
+        scrape.join()
+
+
+def in_fork(check: Callable[[], bool]) -> bool:
+    """Tell what `check` returns in a forked child; false if that hangs or fails."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            code = 0 if check() else 2
+        finally:
+            os._exit(code)
+    try:
+        _, status = wait_until(lambda: any(found := os.waitpid(pid, os.WNOHANG)) and found)
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return False
+    return bool(os.waitstatus_to_exitcode(status) == 0)
+
+
+class TestServe:
+    def test_serves(self, server: HTTPServer) -> None:
+        """The server serves every page, on loopback, and tells where."""
+        assert server.addr == "127.0.0.1"
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert "runs_total" in fetch(server).text
+        assert fetch(server, "/health").json == HEALTHY
+        assert fetch(server, "/").status == 200
+
+    def test_many_at_once(self, server: HTTPServer) -> None:
+        """A hundred clients at once are all served."""
+        with concurrent.futures.ThreadPoolExecutor(100) as pool:
+            replies = list(pool.map(lambda _: fetch(server), range(200)))
+
+        assert {reply.status for reply in replies} == {200}
+
+    def test_ipv6(self, endpoints: Endpoints) -> None:
+        """An IPv6 address works, and its URL has brackets."""
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6 here")
+        with endpoints.serve(0, "::1") as server:
+            assert server.url == f"http://[::1]:{server.port}"
+            assert fetch(server).status == 200
+
+    def test_close_frees_the_port(self, endpoints: Endpoints) -> None:
+        """A port that was closed can be served again at once, any number of times."""
+        with endpoints.serve(0) as server:
+            port = server.port
+        for _ in range(10):
+            server = endpoints.serve(port)
+            assert fetch(server).status == 200
+            server.close()
+            server.close()
+            with pytest.raises(ConnectionRefusedError):
+                talk(address(server))
+
+    def test_close_ends_connections(self, endpoints: Endpoints) -> None:
+        """Closing waits neither for a silent client nor for one in the middle of its request."""
+        server = endpoints.serve(0)
+        silent = socket.create_connection(address(server), timeout=PATIENCE)
+        halfway = socket.create_connection(address(server), timeout=PATIENCE)
+        halfway.sendall(b"GET /metrics HTTP/1.1\r\nHo")
+        fetch(server)  # by now the others have been accepted
+        began = time.monotonic()
+
+        server.close()
+
+        assert time.monotonic() - began < PATIENCE / 2
+        for connection in (silent, halfway):
+            assert read_all(connection) == b""
+            connection.close()
+
+    def test_close_by_several_threads(self, endpoints: Endpoints) -> None:
+        """Threads that close at once all return when the port is free."""
+        server = endpoints.serve(0)
+        closing = [threading.Thread(target=server.close) for _ in range(5)]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in closing)
+        endpoints.serve(server.port).close()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_forked_child_lets_go(self, endpoints: Endpoints) -> None:
+        """A pool's forked worker neither keeps the port, nor takes it from its parent."""
+        read_end, write_end = os.pipe()
+        with endpoints.serve(0) as server:
+            pid = os.fork()
+            if not pid:
+                server.close()
+                os.read(read_end, 1)
+                os._exit(0)
+            try:
+                assert fetch(server).status == 200
+                server.close()
+                endpoints.serve(server.port).close()
+            finally:
+                os.write(write_end, b"x")
+                os.waitpid(pid, 0)
+                os.close(read_end)
+                os.close(write_end)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_forked_child_survives(self, endpoints: Endpoints) -> None:
+        """A pool's worker that outlives a parent that was killed does not keep the port."""
+        port_read, port_write = os.pipe()
+        end_read, end_write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            server = endpoints.serve(0)
+            if os.fork():
+                os._exit(0)  # as if killed: nothing is closed in an orderly way
+            os.close(end_write)
+            os.write(port_write, str(server.port).encode())
+            os.read(end_read, 1)
+            os._exit(0)
+        try:
+            os.waitpid(pid, 0)
+            endpoints.serve(int(os.read(port_read, 10))).close()
+        finally:
+            for end in (port_read, port_write, end_read, end_write):
+                os.close(end)
+
+    def test_taken_port(self, endpoints: Endpoints, server: HTTPServer) -> None:
+        """A taken port is an error at once, that names it and says what to do."""
+        with pytest.raises(
+            OSError, match=rf"127\.0\.0\.1:{server.port}.*pass another port"
+        ) as info:
+            endpoints.serve(server.port)
+
+        assert info.value.errno == errno.EADDRINUSE
+
+    @pytest.mark.parametrize("addr", ["192.0.2.1", "no such host", "x" * 70, "a\0b"])
+    def test_address_of_another_machine(self, endpoints: Endpoints, addr: str) -> None:
+        """An address that is not of this machine is an error that says what to pass."""
+        with pytest.raises(OSError, match="pass an addr of this machine"):
+            endpoints.serve(0, addr)
+
+    @pytest.mark.parametrize("port", ["9476", 9476.0, None, True])
+    def test_port_of_a_wrong_type(self, endpoints: Endpoints, port: Any) -> None:
+        """A port that is no number is refused with what to pass."""
+        with pytest.raises(errors.ArgumentTypeError, match="pass one of 0 to 65535"):
+            endpoints.serve(port)
+
+    @pytest.mark.parametrize("port", [-1, 65536])
+    def test_port_out_of_range(self, endpoints: Endpoints, port: int) -> None:
+        """A port that cannot be is refused with what to pass."""
+        with pytest.raises(errors.ArgumentValueError, match="pass one of 0 to 65535"):
+            endpoints.serve(port)
+
+    @pytest.mark.parametrize("addr", [None, 127, b"127.0.0.1"])
+    def test_addr_of_a_wrong_type(self, endpoints: Endpoints, addr: Any) -> None:
+        """An address that is no text is refused with what to pass."""
+        with pytest.raises(errors.ArgumentTypeError, match=r"'127\.0\.0\.1'"):
+            endpoints.serve(0, addr)
+
+    def test_empty_addr(self, endpoints: Endpoints) -> None:
+        """No address is not all addresses: opening the port to the network is said aloud."""
+        with pytest.raises(errors.ArgumentValueError, match=r"'0\.0\.0\.0'"):
+            endpoints.serve(0, "")
+
+
+class TestHostileClients:
+    @pytest.fixture(autouse=True)
+    def unharmed(
+        self, server: HTTPServer, failures: Errors, capfd: pytest.CaptureFixture[str]
+    ) -> Iterator[None]:
+        """After each of them the server is alive, has said nothing and blames nobody."""
+        yield
+        assert fetch(server).status == 200
+        server.close()
+        assert capfd.readouterr().err == ""
+        assert failures == []
+
+    @pytest.mark.parametrize(
+        ("said", "status"),
+        [
+            (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+            (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+            (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", 414),
+            (b"GET\r\n\r\n", 400),
+            (b"GET /metrics HTTP/x.y\r\n\r\n", 400),
+            (b"GET /metrics HTTP/9.9\r\n\r\n", 505),
+            (b"GET /metrics is what I want HTTP/1.1\r\n\r\n", 400),
+            (b"BREW /metrics HTTP/1.1\r\n\r\n", 405),
+            (b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 405),
+            (b"GET /nothing HTTP/1.1\r\n\r\n", 404),
+            (b"GET /%zz%ff%00%0d%0aX:%20y HTTP/1.1\r\n\r\n", 404),
+            (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", 404),
+            (b"GET /metrics?%zz&name=\xff&&== HTTP/1.1\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nX-\xff: \xfe\xff\r\nAccept: \xff\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nno colon here\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nAccept: " + b"a/b;q=x," * 5000 + b"\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" + GET_METRICS, 200),
+            (b"GET http://elsewhere/metrics HTTP/1.1\r\n\r\n", 404),
+        ],
+        ids=lambda value: value[:40] if isinstance(value, bytes) else None,
+    )
+    def test_clean_answer(self, server: HTTPServer, said: bytes, status: int) -> None:
+        """What is asked badly is answered cleanly, and only once."""
+        answer = talk(address(server), said)
+
+        # A reset may overtake the answer where the server did not care to read all that was said.
+        assert not answer or answer.startswith(b"HTTP/1.0 %d " % status)
+        assert answer.count(b"runs_total{") == (status == 200)
+        assert b"Traceback" not in answer
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            b"",
+            b"\r\n\r\n",
+            b"\x00" * 1000,
+            random.Random(7).randbytes(5000),
+            bytes.fromhex("16030100c8010000c40303") + b"\x42" * 200,  # the hello of a TLS client
+            b"GE",
+        ],
+        ids=["nothing", "empty lines", "zeros", "noise", "TLS", "half a line"],
+    )
+    def test_garbage(self, server: HTTPServer, said: bytes) -> None:
+        """What is no HTTP is an error of the client's, or the end of the connection."""
+        answer = talk(address(server), said)
+
+        assert not answer or answer.startswith(b"HTTP/1.0 400 ")
+
+    def test_http_09(self, server: HTTPServer) -> None:
+        """Even a client of 1991 is answered."""
+        assert b"runs_total" in talk(address(server), b"GET /metrics\r\n")
+
+    def test_client_that_resets(self, server: HTTPServer) -> None:
+        """A client that breaks off, before or during the answer, leaves no trace."""
+        for said in (b"", b"GET /metrics HTTP/1.1\r\nHo", GET_METRICS):
+            connection = socket.create_connection(address(server), timeout=PATIENCE)
+            connection.sendall(said)
+            # To close without lingering sends a reset.
+            linger = (1).to_bytes(4, sys.byteorder) + (0).to_bytes(4, sys.byteorder)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+
+    def test_silent_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that says nothing keeps nobody waiting, and is sent away after a while."""
+        assert subject._Handler.timeout == subject.IDLE_SECONDS
+        monkeypatch.setattr(subject._Handler, "timeout", 0.1)
+        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+            assert fetch(server).status == 200
+            assert read_all(silent) == b""
+
+    def test_slow_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that says a byte now and then is sent away, too."""
+        monkeypatch.setattr(subject, "CONNECTION_SECONDS", 0.1)
+        with socket.create_connection(address(server), timeout=PATIENCE) as slow:
+
+            def sent_away() -> bool:
+                try:
+                    slow.sendall(b"x")
+                except ConnectionError:
+                    return True
+                return False
+
+            wait_until(sent_away, "the end of the connection")
+
+    def test_client_that_does_not_read(
+        self,
+        server: HTTPServer,
+        registry: CollectorRegistry,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A client that asks for much and reads nothing is sent away."""
+        monkeypatch.setattr(subject._Handler, "timeout", 0.1)
+        big = Gauge("big", "Big.", ["text"], registry=registry)
+        big.labels(text="x" * 20_000_000)
+        with socket.create_connection(address(server), timeout=PATIENCE) as deaf:
+            deaf.sendall(GET_METRICS)
+            wait_until(lambda: server._server._since, "the connection")
+            wait_until(lambda: not server._server._since, "the end of the connection")
+        registry.unregister(big)
+
+    def test_flood(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Silent clients in great number make room for whoever comes after them."""
+        monkeypatch.setattr(subject, "MAX_CONNECTIONS", 20)
+        silent = [socket.create_connection(address(server), timeout=PATIENCE) for _ in range(60)]
+        try:
+            assert fetch(server).status == 200
+            assert read_all(silent[0]) == b""
+            wait_until(lambda: len(server._server._since) <= 20, "room")
+        finally:
+            for connection in silent:
+                connection.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Any:
+    return pytest.importorskip("trustme").CA()
+
+
+@pytest.fixture(scope="module")
+def pem(authority: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with certificates for a server."""
+    directory = tmp_path_factory.mktemp("pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(directory / "both.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "rubbish.pem").write_text("rubbish")
+    return directory
+
+
+@pytest.fixture
+def trusting(authority: Any) -> ssl.SSLContext:
+    """What a client needs to trust the server."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+class TestTls:
+    @pytest.mark.parametrize(
+        "files", [{"certfile": "both.pem"}, {"certfile": "cert.pem", "keyfile": "key.pem"}]
+    )
+    def test_serves(
+        self, endpoints: Endpoints, pem: Path, trusting: ssl.SSLContext, files: dict[str, str]
+    ) -> None:
+        """With a certificate, the server speaks HTTPS, whether the key is apart or not."""
+        with endpoints.serve(0, **{name: pem / file for name, file in files.items()}) as server:  # type: ignore[arg-type]
+            assert server.url == f"https://127.0.0.1:{server.port}"
+            assert "runs_total" in fetch(server, context=trusting).text
+
+    def test_client_certificates(
+        self, endpoints: Endpoints, authority: Any, pem: Path, trusting: ssl.SSLContext
+    ) -> None:
+        """Where client certificates are required, only clients that have one are served."""
+        with endpoints.serve(
+            0, certfile=pem / "both.pem", client_cafile=pem / "ca.pem", client_auth_required=True
+        ) as server:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, context=trusting)
+            authority.issue_cert("client.example").configure_cert(trusting)
+            assert fetch(server, context=trusting).status == 200
+
+    def test_strangers(
+        self,
+        endpoints: Endpoints,
+        pem: Path,
+        trusting: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """Clients without TLS, or with half of it, keep nobody waiting and leave no trace."""
+        monkeypatch.setattr(subject._Handler, "timeout", 1.0)
+        server = endpoints.serve(0, certfile=pem / "both.pem")
+        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+            for said in (
+                GET_METRICS,
+                b"",
+                b"\x16\x03\x01\x00\xc8\x01",
+                random.Random(7).randbytes(1000),
+            ):
+                assert b"200" not in talk(address(server), said)[:12]
+            assert fetch(server, context=trusting).status == 200
+            assert read_all(silent) == b""
+
+        with socket.create_connection(address(server), timeout=PATIENCE):
+            assert fetch(server, context=trusting).status == 200
+            server.close()
+        endpoints.serve(server.port).close()
+        assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("files", "error"),
+        [
+            ({"certfile": "missing.pem"}, FileNotFoundError),
+            ({"certfile": "cert.pem", "keyfile": "missing.pem"}, FileNotFoundError),
+            ({"certfile": "cert.pem"}, ssl.SSLError),
+            ({"certfile": "rubbish.pem"}, ssl.SSLError),
+            ({"certfile": "."}, OSError),
+        ],
+    )
+    def test_files_that_do_not_load(
+        self, endpoints: Endpoints, pem: Path, files: dict[str, str], error: type[OSError]
+    ) -> None:
+        """A file that is missing or rubbish is an error that names it; nothing listens then."""
+        port = unused_port()
+        with pytest.raises(error, match=f"{files['certfile']}.*pass PEM files"):
+            endpoints.serve(port, **{name: pem / file for name, file in files.items()})  # type: ignore[arg-type]
+        with pytest.raises(ConnectionRefusedError):
+            talk(("127.0.0.1", port))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"keyfile": "key.pem"},
+            {"client_cafile": "ca.pem", "client_auth_required": True},
+            {"certfile": "both.pem", "client_auth_required": True},
+            {"certfile": "both.pem", "client_cafile": "ca.pem"},
+        ],
+    )
+    def test_half_of_it(self, endpoints: Endpoints, options: dict[str, Any]) -> None:
+        """Options that would protect less than they seem to are refused."""
+        with pytest.raises(errors.ArgumentValueError, match="pass"):
+            endpoints.serve(0, **options)
+
+    def test_encrypted_key(self, endpoints: Endpoints, pem: Path) -> None:
+        """A key with a password is an error, not a prompt that nobody sees."""
+        serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+        key = serialization.load_pem_private_key((pem / "key.pem").read_bytes(), None)
+        (pem / "locked.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"secret"),
+            )
+        )
+        with pytest.raises(ssl.SSLError, match=r"locked\.pem"):
+            endpoints.serve(0, certfile=pem / "cert.pem", keyfile=pem / "locked.pem")
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

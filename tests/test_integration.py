@@ -1,0 +1,177 @@
+"""An instrumented application, scraped by a real Prometheus and read back through its API."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servers import Prometheus, eventually, prometheus
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parent.parent
+APPLICATION = Path(__file__).parent / "application.py"
+
+
+@pytest.fixture(scope="module")
+def binary() -> str:
+    """Return the path of Prometheus; a machine without it cannot run these tests."""
+    path = shutil.which("prometheus")
+    if path is None:
+        pytest.fail("prometheus is not installed; `make test` installs it, or says why it cannot")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scraped(binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Run the application and a Prometheus that scrapes it."""
+    directory = tmp_path_factory.mktemp("scraped")
+    process = subprocess.Popen([sys.executable, APPLICATION], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    try:
+        with prometheus(binary, directory, [f"127.0.0.1:{port}"]) as server:
+            yield server
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+        process.stdout.close()
+
+
+class TestScrape:
+    """What a real Prometheus makes of `/metrics`."""
+
+    def test_target_is_healthy(self, scraped: Prometheus) -> None:
+        """Prometheus takes the exposition without complaint."""
+        eventually(lambda: scraped.value("up") == 1)
+        [target] = scraped.api("targets")["activeTargets"]
+        assert target["lastError"] == ""
+
+    def test_outcomes(self, scraped: Prometheus) -> None:
+        """Runs arrive under their outcome, with Prometheus' own labels beside ours."""
+        query = 'apscheduler_job_runs_total{job_id="ok",outcome="success"}'
+        eventually(lambda: scraped.value(query) >= 2)
+        [(labels, _)] = scraped.query(query)
+        assert labels["job"] == "app"
+        assert labels["instance"].startswith("127.0.0.1:")
+        assert labels["scheduler"] == "default"
+        eventually(lambda: scraped.value(query.replace("ok", "fails").replace("success", "error")))
+        eventually(lambda: scraped.value(query.replace("ok", "killed").replace("success", "lost")))
+
+    def test_law(self, scraped: Prometheus) -> None:
+        """A regular job has had as many due runs as fit into its life, give or take two."""
+        query = 'apscheduler_job_runs_total{job_id="ok"}'
+        born = eventually(lambda: scraped.value("apscheduler_scheduler_start_timestamp_seconds"))
+        eventually(lambda: scraped.value(f"sum({query})") >= 10)
+        [(_, counted)] = scraped.query(f"sum({query})")
+        [(_, scraped_at)] = scraped.query(f"max(timestamp({query}))")
+        assert counted == pytest.approx((scraped_at - born) / 0.5, abs=2)
+
+    def test_quantile(self, scraped: Prometheus) -> None:
+        """Quantiles of durations come out near what the job takes."""
+        query = (
+            "histogram_quantile(0.95, sum by (le)"
+            ' (rate(apscheduler_job_run_duration_seconds_bucket{job_id="ok"}[30s])))'
+        )
+        assert eventually(lambda: 0.005 <= scraped.value(query) <= 0.25)
+
+    def test_exemplar(self, scraped: Prometheus) -> None:
+        """A run with a recording span leaves its trace id at the histogram."""
+
+        def exemplars() -> list[dict[str, str]]:
+            found = scraped.api(
+                "query_exemplars",
+                query="apscheduler_job_run_duration_seconds_bucket",
+                start=str(time.time() - 60),
+                end=str(time.time() + 60),
+            )
+            return [e["labels"] for series in found for e in series["exemplars"]]
+
+        [labels, *_] = eventually(exemplars)
+        assert re.fullmatch("[0-9a-f]{32}", labels["trace_id"])
+        assert re.fullmatch("[0-9a-f]{16}", labels["span_id"])
+
+    def test_rules_language(self, scraped: Prometheus) -> None:
+        """Promises are comparable with Prometheus' own clock."""
+        query = 'apscheduler_job_next_run_timestamp_seconds{job_id="ok"} - time()'
+        eventually(lambda: -5 < scraped.value(query) < 5)
+
+
+class TestDemo:
+    """`make demo`, without the set-up."""
+
+    def run(self, seconds: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "DEMO_SECONDS": seconds}
+        if path is not None:
+            environment["PATH"] = path
+        return subprocess.run(
+            [sys.executable, ROOT / "examples" / "demo" / "run.py"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def test_ends_by_itself(self, binary: str) -> None:
+        """It shows all that it promises, and says so by its exit status."""
+        done = self.run("20")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "FAILED" not in done.stdout
+        assert done.stderr == ""
+
+    def test_too_short(self, binary: str) -> None:
+        """An exit status of 0 is not given away."""
+        done = self.run("1")
+        assert done.returncode == 1
+        assert "FAILED" in done.stdout
+
+    def test_without_prometheus(self, tmp_path: Path) -> None:
+        """Where there is no Prometheus it says so in a line and reads /metrics."""
+        done = self.run("20", path=str(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Prometheus  is not installed" in done.stdout
+
+    def test_bad_seconds(self) -> None:
+        """A length of time that is none is refused in a sentence."""
+        done = self.run("soon")
+        assert done.returncode == 1
+        assert done.stderr.strip() == (
+            "DEMO_SECONDS must be a number of seconds above 0, got 'soon'"
+        )
+
+    def test_interrupt(self, tmp_path: Path) -> None:
+        """Ctrl-C ends everything that it started."""
+        log = tmp_path / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, ROOT / "examples" / "demo" / "run.py"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "DEMO_SECONDS": "100"},
+            )
+        eventually(lambda: "Ctrl-C ends" in log.read_text())
+        children = descendants(process.pid)
+        assert children
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert "Ended." in log.read_text()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that `pid` started, and those that they started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
