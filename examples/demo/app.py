@@ -1,0 +1,66 @@
+"""
+The demo's application: two schedulers, jobs of every kind, instrumented by the public API only.
+
+Usage: app.py DIRECTORY [PORT]
+"""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+
+import jobs
+from apscheduler_telemetry import instrument
+
+
+def background_scheduler(directory: Path) -> BackgroundScheduler:
+    """Return a scheduler with an SQLite job store, a thread pool and a process pool."""
+    workers = directory / "crunched"
+    workers.mkdir(exist_ok=True)
+    scheduler = BackgroundScheduler(
+        jobstores={"default": SQLAlchemyJobStore(f"sqlite:///{directory / 'jobs.sqlite'}")},
+        executors={"default": ThreadPoolExecutor(10), "processes": ProcessPoolExecutor(1)},
+        job_defaults={"misfire_grace_time": 30},
+    )
+    every = {"trigger": "interval", "replace_existing": True}
+    scheduler.add_job(jobs.refresh_cache, id="refresh-cache", seconds=2, **every)
+    scheduler.add_job(jobs.pull_rates, id="pull-rates", seconds=2, **every)
+    scheduler.add_job(jobs.build_report, id="build-report", seconds=1, **every)
+    scheduler.add_job(
+        jobs.crunch, id="crunch", seconds=3, executor="processes", args=[str(workers)], **every
+    )
+    scheduler.add_job(jobs.sync_orders, id="sync-orders", seconds=4, **every)
+    scheduler.add_job(
+        jobs.archive, "cron", id="archive", day_of_week="mon-fri", hour=2, replace_existing=True
+    )
+    return scheduler
+
+
+async def main(directory: Path, port: int) -> None:
+    """Run until SIGINT or SIGTERM."""
+    background = background_scheduler(directory)
+    on_the_loop = AsyncIOScheduler()
+    on_the_loop.add_job(jobs.poll_queue, "interval", id="poll-queue", seconds=1)
+
+    telemetry = instrument(background, name="background")
+    instrument(on_the_loop, name="asyncio")
+    telemetry.start_http_server(port)
+
+    background.start()
+    on_the_loop.start()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+    jobs.application_ends.set()
+    on_the_loop.shutdown()
+    background.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 9476))

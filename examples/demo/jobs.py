@@ -1,0 +1,61 @@
+"""
+The jobs of the demo: one of each kind that an on-call engineer meets.
+
+In a module of their own, as a persistent job store and a process pool find functions by name.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+application_ends = threading.Event()
+"""Set on the way out, so that the job that hangs does not keep the process alive."""
+
+_pulls = itertools.count(1)
+
+
+def refresh_cache() -> int:
+    """Do what a healthy job does: start on time, take a moment, succeed."""
+    time.sleep(random.uniform(0.02, 0.2))
+    return 42
+
+
+def pull_rates() -> None:
+    """Fail now and then, as whoever talks to somebody else's server does."""
+    time.sleep(random.uniform(0.01, 0.05))
+    if next(_pulls) % 3 == 0:
+        msg = "exchange rates: 503 Service Unavailable"
+        raise ConnectionError(msg)
+
+
+def build_report() -> None:
+    """Take longer than the interval, so that every other run is skipped."""
+    application_ends.wait(2.5)
+
+
+def crunch(directory: str) -> int:
+    """Compute in a process pool; every third time the kernel, short of memory, kills the worker."""
+    turn = len(list(Path(directory).iterdir())) + 1
+    (Path(directory) / str(turn)).touch()
+    if turn % 3 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sum(i * i for i in range(300_000))
+
+
+def sync_orders() -> None:
+    """Hang: no time-out on a socket, and the other side has gone."""
+    application_ends.wait()
+
+
+def archive() -> None:
+    """Run once a night, far away from now."""
+
+
+async def poll_queue() -> None:
+    """Run on the event loop of the asyncio scheduler."""
+    await asyncio.sleep(random.uniform(0.05, 0.15))
