@@ -1,0 +1,24 @@
+# Thin on purpose: what the targets do is written in tools/, in Python.
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: ## An application in trouble, watched by a real Prometheus (DEMO_SECONDS=30 ends it).
+	@exec $(PYTHON) tools/run.py demo examples/demo/run.py
+
+test: ## Everything, on every supported Python: what CI runs.
+	@exec $(PYTHON) tools/run_tests.py all $(ARGS)
+
+check: ## The fast loop: lint, types and fast tests of the working tree, on one Python.
+	@exec $(PYTHON) tools/run_tests.py fast $(ARGS)
+
+format: ## Format the code, and fix what can be fixed by itself.
+	@exec $(PYTHON) tools/run_tests.py format
+
+clean: ## Remove all that the other targets made in this directory.
+	@rm -rf .envs .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,333 @@
+"""
+Lint, type-check and test: ``run_tests.py all | fast | format``.
+
+``all`` is what `make test` and CI do. The wheel is built once, through the source distribution,
+and that wheel is tested, never the source tree:
+
+- on the default Python with the newest dependencies: every test;
+- on every other supported Python of this machine: all but the slow and the integration tests;
+- with the oldest supported dependencies, on the oldest and the newest of these Pythons: the same;
+- without any optional dependency: the same, where tests skip what they cannot do.
+
+Coverage is judged over all of them together. ``fast`` is what `make check` does: the fast tests
+on the working tree, with one Python. Either ends with a table and the line that CI reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import debian
+from workshop import (
+    BUILD,
+    ENVS,
+    PYPROJECT,
+    ROOT,
+    VENV,
+    SetupError,
+    default_python,
+    default_version,
+    environ,
+    find_pythons,
+    keep_env,
+    make_env,
+    stop,
+    supported_versions,
+    uv,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+FAST = ("-m", "not slow and not integration")
+WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
+PATIENCE = 1200
+"""Seconds after which an environment's tests hang, as no single test is allowed to."""
+
+
+@dataclass
+class Row:
+    """A line of the closing table."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    remark: str = ""
+
+
+@dataclass
+class Env:
+    """An environment to test the wheel in."""
+
+    name: str
+    python: str
+    groups: tuple[str, ...]
+    extra: str = ""
+    oldest: bool = False
+    selection: tuple[str, ...] = FAST
+
+
+@dataclass
+class Session:
+    """What has been done so far."""
+
+    arguments: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def row(self, name: str) -> Iterator[Row]:
+        """Time what is done for a row; what cannot be set up is one failure."""
+        print(f"\n=== {name}", flush=True)
+        row = Row(name)
+        self.rows.append(row)
+        begin = time.monotonic()
+        try:
+            yield row
+        except SetupError as error:
+            print(error, file=sys.stderr)
+            row.failed += 1
+            row.remark = "not set up"
+        finally:
+            row.seconds = time.monotonic() - begin
+
+    def step(self, name: str, python: Path, *command: str) -> None:
+        """Run something that passes or fails as a whole."""
+        with self.row(name) as row:
+            failed = subprocess.run(
+                [str(python.parent / command[0]), *command[1:]],
+                cwd=ROOT,
+                env=environ(python),
+                check=False,
+            ).returncode
+            row.failed, row.passed = int(failed != 0), int(failed == 0)
+
+    def lint(self, python: Path, *, newest: bool) -> None:
+        """Run the linters over the working tree."""
+        self.step("ruff check", python, "ruff", "check", ".")
+        self.step("ruff format", python, "ruff", "format", "--check", ".")
+        self.step("mypy", python, "mypy")
+        if newest:
+            version = supported_versions()[-1]
+            self.step(f"mypy {version}", python, "mypy", "--python-version", version)
+
+    def test(self, row: Row, python: Path, selection: Sequence[str], *, measured: bool) -> None:
+        """Run pytest with an interpreter, and count from its report."""
+        report = BUILD / "reports" / f"{row.name}.xml"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        command = [str(python), "-m"]
+        if measured:
+            command += ["coverage", "run", "-m"]
+        command += ["pytest", "-q", f"--junitxml={report}", *WORKERS, *selection, *self.arguments]
+        variables = environ(python)
+        # Absolute, as tests start processes in directories of their own.
+        variables["COVERAGE_FILE"] = str(BUILD / "coverage" / "data")
+        status = run_to_its_end(command, variables)
+        count(row, report, status)
+
+    def summary(self) -> int:
+        """Print the table and the line that CI reads; return the exit status."""
+        width = max(len(row.name) for row in self.rows)
+        print(f"\n{'':{width}}  passed  failed  skipped  seconds")
+        for row in self.rows:
+            line = f"{row.name:{width}}  {row.passed:6}  {row.failed:6}  {row.skipped:7}"
+            print(f"{line}  {row.seconds:7.1f}  {row.remark}".rstrip())
+        passed, failed, skipped = (
+            sum(getattr(row, what) for row in self.rows) for what in ("passed", "failed", "skipped")
+        )
+        print(f"\n{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+        return int(failed != 0)
+
+
+def run_to_its_end(command: list[str], variables: dict[str, str]) -> int:
+    """Run a command in a session of its own, which ends with it and with Ctrl-C."""
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True)
+    try:
+        return process.wait(PATIENCE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+        os.killpg(process.pid, signal.SIGINT)  # lets fixtures end what they have started
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        if isinstance(reason, KeyboardInterrupt):
+            raise
+        print(f"Not done after {PATIENCE} seconds, so interrupted.", file=sys.stderr)
+        return 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def count(row: Row, report: Path, status: int) -> None:
+    """Add what a JUnit report says; a run that failed without saying where is one failure."""
+    with contextlib.suppress(OSError, ET.ParseError):
+        for suite in ET.parse(report).getroot().iter("testsuite"):  # noqa: S314  # pytest's own
+            tests, failures, errors, skipped = (
+                int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
+            )
+            row.failed += failures + errors
+            row.skipped += skipped
+            row.passed += tests - failures - errors - skipped
+    if status != 0 and not row.failed:
+        row.failed += 1
+        row.remark = f"pytest ended with status {status}"
+
+
+def environments(pythons: dict[str, str]) -> list[Env]:
+    """Return the environments to test in; the one with every test comes first."""
+    default = default_version()
+    everything = ("test", "integrations", "demo")
+    envs = [Env(f"py{default}", pythons[default], everything, "otlp", selection=())]
+    envs += [
+        Env(f"py{version}", python, everything, "otlp")
+        for version, python in pythons.items()
+        if version != default
+    ]
+    versions = list(pythons)
+    envs += [
+        Env(f"py{version}-oldest", pythons[version], (*everything, "oldest"), "otlp", oldest=True)
+        for version in dict.fromkeys((versions[0], versions[-1]))
+    ]
+    return [*envs, Env(f"py{default}-bare", pythons[default], ("test",))]
+
+
+def build_wheel() -> Path:
+    """Build the source distribution, and from that the wheel, whose path is returned."""
+    directory = BUILD / "dist"
+    shutil.rmtree(directory, ignore_errors=True)
+    uv("build", "--quiet", "--python", default_python(), "--out-dir", directory)
+    [wheel] = directory.glob("*.whl")
+    return wheel
+
+
+def install(env: Env, wheel: Path) -> Path:
+    """Make an environment with the wheel in it, and return its interpreter."""
+    extra = f"[{env.extra}]" if env.extra else ""
+    requirements = [f"apscheduler-telemetry{extra} @ {wheel.as_uri()}"]
+    for group in env.groups:
+        requirements += ["--group", group]
+    if env.oldest:
+        # Only what pyproject.toml asks for is to be old, and not the test tools as well.
+        pins = BUILD / f"{env.name}.txt"
+        uv(
+            *("pip", "compile", "--quiet", "--no-header", "--no-annotate"),
+            *("--resolution", "lowest-direct", "--python", env.python),
+            *(PYPROJECT, "--all-extras", "--group", "oldest", "--output-file", pins),
+        )
+        requirements += ["--constraint", str(pins)]
+    python = make_env(ENVS / env.name, env.python, *requirements)
+    listed = uv("pip", "list", "--quiet", "--format", "freeze", "--python", python)
+    told = ("apscheduler=", "opentelemetry-api=", "opentelemetry-sdk=", "prometheus-client=")
+    print(" ".join(line for line in listed.splitlines() if line.startswith(told)), flush=True)
+    return python
+
+
+def judge_coverage(session: Session, python: Path) -> None:
+    """Combine what all environments measured, and hold it against the threshold."""
+    variables = environ(python)
+    coverage = [str(python), "-m", "coverage"]
+    with session.row("coverage") as row:
+        for command in (["combine", "--quiet"], ["report"]):
+            status = subprocess.run(
+                [*coverage, *command], cwd=ROOT, env=variables, check=False
+            ).returncode
+            if status != 0:
+                row.failed = 1
+                return
+        row.passed = 1
+
+
+def test_all(session: Session, only: Sequence[str]) -> None:
+    """Do what `make test` does."""
+    pythons = find_pythons()
+    absent = [version for version in supported_versions() if version not in pythons]
+    print(f"Pythons found: {', '.join(pythons)}; absent: {', '.join(absent) or 'none'}.")
+    envs = environments(pythons)
+    unknown = set(only) - {env.name for env in envs}
+    if unknown:
+        stop(f"No such environment: {', '.join(unknown)}; there are {[env.name for env in envs]}.")
+    programs = debian.provide(list(debian.PACKAGES))
+    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    shutil.rmtree(BUILD / "coverage", ignore_errors=True)
+    (BUILD / "coverage").mkdir(parents=True)
+    if not only:
+        session.lint(dev, newest=True)
+    with session.row("build") as row:
+        wheel = build_wheel()
+        row.passed = 1
+    if row.failed:
+        return
+    for env in envs:
+        if only and env.name not in only:
+            continue
+        with session.row(env.name) as row:
+            python = install(env, wheel)
+            selection = env.selection
+            if not selection and not programs:
+                selection = ("-m", "not integration")
+                row.remark = "without integration tests: no Prometheus"
+            session.test(row, python, selection, measured=True)
+    if not only:
+        judge_coverage(session, dev)
+    for version in absent:
+        session.rows.append(Row(f"py{version}", remark="absent on this machine"))
+
+
+def test_fast(session: Session, only: Sequence[str]) -> None:
+    """Do what `make check` does."""
+    if only:
+        stop("There is only one environment in the fast loop.")
+    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    session.lint(dev, newest=False)
+    with session.row(f"py{default_version()}") as row:
+        session.test(row, dev, FAST, measured=False)
+
+
+def reformat(session: Session, only: Sequence[str]) -> None:  # noqa: ARG001  # as the others
+    """Do what `make format` does."""
+    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    session.step("ruff check", dev, "ruff", "check", "--fix", ".")
+    session.step("ruff format", dev, "ruff", "format", ".")
+
+
+def main() -> int:
+    """Do as the command line says."""
+    tasks: dict[str, Callable[[Session, Sequence[str]], None]] = {
+        "all": test_all,
+        "fast": test_fast,
+        "format": reformat,
+    }
+    # Cut by hand, as argparse takes no positional arguments after options.
+    cut = [*sys.argv, "--"].index("--")
+    arguments, for_pytest = sys.argv[1:cut], sys.argv[cut + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="What comes after -- is for pytest."
+    )
+    parser.add_argument("task", choices=tasks)
+    parser.add_argument("--env", action="append", default=[], help="only this environment")
+    options = parser.parse_args(arguments)
+    session = Session(arguments=for_pytest)
+    try:
+        tasks[options.task](session, options.env)
+    except SetupError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        stop("Interrupted.")
+    return session.summary()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
