@@ -30,11 +30,12 @@ def background_scheduler(directory: Path) -> BackgroundScheduler:
     every = {"trigger": "interval", "replace_existing": True}
     scheduler.add_job(jobs.refresh_cache, id="refresh-cache", seconds=2, **every)
     scheduler.add_job(jobs.pull_rates, id="pull-rates", seconds=2, **every)
+    scheduler.add_job(jobs.import_orders, id="import-orders", seconds=2, **every)
     scheduler.add_job(jobs.build_report, id="build-report", seconds=1, **every)
     scheduler.add_job(
         jobs.crunch, id="crunch", seconds=3, executor="processes", args=[str(workers)], **every
     )
-    scheduler.add_job(jobs.sync_orders, id="sync-orders", seconds=4, **every)
+    scheduler.add_job(jobs.sync_stock, id="sync-stock", seconds=4, **every)
     scheduler.add_job(
         jobs.archive, "cron", id="archive", day_of_week="mon-fri", hour=2, replace_existing=True
     )

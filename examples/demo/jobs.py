@@ -16,6 +16,7 @@ from pathlib import Path
 application_ends = threading.Event()
 """Set on the way out, so that the job that hangs does not keep the process alive."""
 
+_begin = time.monotonic()
 _pulls = itertools.count(1)
 
 
@@ -33,6 +34,13 @@ def pull_rates() -> None:
         raise ConnectionError(msg)
 
 
+def import_orders() -> None:
+    """Fail for the first ten seconds, while the shop is down, and recover."""
+    if time.monotonic() - _begin < 10:
+        msg = "shop: connection refused"
+        raise ConnectionError(msg)
+
+
 def build_report() -> None:
     """Take longer than the interval, so that every other run is skipped."""
     application_ends.wait(2.5)
@@ -47,7 +55,7 @@ def crunch(directory: str) -> int:
     return sum(i * i for i in range(300_000))
 
 
-def sync_orders() -> None:
+def sync_stock() -> None:
     """Hang: no time-out on a socket, and the other side has gone."""
     application_ends.wait()
 

@@ -1,0 +1,140 @@
+"""What the demo starts: processes in sessions of their own, ended with all that they started."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+import speed
+from sources import fetch
+
+ALERTS = Path(__file__).parent.parent.parent / "alerts"
+FASTER = 30
+"""How much faster than in production the rules and routes are: 15 minutes are 30 seconds."""
+
+
+def application(
+    directory: Path, port: int
+) -> contextlib.AbstractContextManager["subprocess.Popen[bytes]"]:
+    """Start the application, whose /metrics are on `port`."""
+    script = Path(__file__).parent / "app.py"
+    return running([sys.executable, str(script), str(directory), str(port)], directory)
+
+
+@contextlib.contextmanager
+def start_alertmanager(directory: Path) -> Iterator[str | None]:
+    """Start Alertmanager with the routes of `alerts/`, and yield its URL; None if there is none."""
+    binary = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if binary is None:
+        yield None
+        return
+    routes = yaml.safe_load(speed.faster_routes((ALERTS / "alertmanager.yml").read_text(), FASTER))
+    # Nobody is to be told: the demo shows what Alertmanager has instead.
+    routes["receivers"] = [{"name": receiver["name"]} for receiver in routes["receivers"]]
+    del routes["global"], routes["templates"]
+    config = directory / "alertmanager.yml"
+    config.write_text(json.dumps(routes))  # JSON is YAML
+    url = f"http://127.0.0.1:{free_port(9093)}"
+    command = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.path={directory / 'alertmanager'}",
+        f"--web.listen-address={url.removeprefix('http://')}",
+        "--cluster.listen-address=",  # alone
+        "--log.level=warn",
+    ]
+    with running(command, directory) as process:
+        wait_for(f"{url}/-/ready", process)
+        yield url
+
+
+@contextlib.contextmanager
+def start_prometheus(directory: Path, port: int, alertmanager: str | None) -> Iterator[str | None]:
+    """
+    Start Prometheus with the rules of `alerts/`, and yield its URL; None if there is none.
+
+    It scrapes the application every second, and evaluates the rules as often.
+    """
+    binary = shutil.which("prometheus")
+    if binary is None:
+        yield None
+        return
+    rules = directory / "rules.yml"
+    rules.write_text(speed.faster_rules((ALERTS / "apscheduler.rules.yml").read_text(), FASTER))
+    managers = [alertmanager.removeprefix("http://")] if alertmanager else []
+    settings = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(rules)],
+        "scrape_configs": [
+            {"job_name": "demo", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        ],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": managers}]}]},
+    }
+    config = directory / "prometheus.yml"
+    config.write_text(json.dumps(settings))
+    url = f"http://127.0.0.1:{free_port(9090)}"
+    command = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={directory / 'tsdb'}",
+        f"--web.listen-address={url.removeprefix('http://')}",
+        "--enable-feature=exemplar-storage",
+        "--rules.alert.resend-delay=5s",
+        "--log.level=warn",
+    ]
+    with running(command, directory) as process:
+        wait_for(f"{url}/-/ready", process)
+        yield url
+
+
+@contextlib.contextmanager
+def running(command: list[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a session of its own, its output in a file, and end the whole session."""
+    log = directory / f"{Path(command[0]).name}-{len(list(directory.iterdir()))}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    process.log = log  # type: ignore[attr-defined]
+    try:
+        yield process
+    finally:
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
+    """Wait until `url` answers, or end the demo with the log of the process that should."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            fetch(url)
+            return
+        time.sleep(0.1)
+    log = Path(process.log).read_text(errors="replace")[-2000:]  # type: ignore[attr-defined]
+    msg = f"{url} does not answer; the end of the log of its process:\n{log}"
+    raise SystemExit(msg)
+
+
+def free_port(preferred: int) -> int:
+    """Return `preferred` if nobody listens there, else a port that is free."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    msg = "no port is free on 127.0.0.1"
+    raise SystemExit(msg)
