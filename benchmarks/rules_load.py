@@ -1,0 +1,192 @@
+"""
+What the alert rules cost Prometheus: a real one, and the real series of a scheduler's 1,000 jobs.
+
+Usage: rules_load.py [--jobs 1000] [--seconds 300]
+
+The latches look back an hour, 120 samples at the usual interval of 30 seconds. So as not to wait
+for an hour, Prometheus scrapes and evaluates every two seconds here until there are as many, which
+makes the windows of ten minutes fuller than in production and the result a little too high. What
+the rules of each group took is read from Prometheus itself, and held against an interval of 30
+seconds (60 for a group that asks for it).
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from apscheduler_telemetry import instrument
+
+RULES = Path(__file__).parent.parent / "alerts" / "apscheduler.rules.yml"
+STEP = 2  # seconds between scrapes, and between evaluations
+ENOUGH = 120  # samples, those of an hour at 30 seconds
+TARGET = 0.02  # of the interval, for 1,000 jobs on 2 cores
+PORT = 9097
+
+
+def work() -> None:
+    """Do next to nothing."""
+
+
+def fail() -> None:
+    """Raise."""
+    raise ValueError
+
+
+class Exposition:
+    """The metrics of a live scheduler, rendered now and then so that rendering is not measured."""
+
+    def __init__(self, jobs: int) -> None:
+        self._registry = CollectorRegistry()
+        scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(4)})
+        instrument(scheduler, registry=self._registry)
+        scheduler.start()
+        for number in range(jobs):
+            scheduler.add_job(
+                fail if number % 50 == 0 else work, "interval", seconds=60, id=f"job-{number}"
+            )
+        self.text = generate_latest(self._registry)
+        threading.Thread(target=self._refresh, daemon=True).start()
+
+    def _refresh(self) -> None:
+        while True:
+            time.sleep(15)
+            self.text = generate_latest(self._registry)
+
+
+@contextlib.contextmanager
+def serving(exposition: Exposition) -> Iterator[int]:
+    """Serve an exposition, and yield the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text = exposition.text
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def prometheus(directory: Path, target: int) -> Iterator[str]:
+    """Run Prometheus, and yield its URL."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        sys.exit("prometheus is not installed (Debian package prometheus)")
+    rules = directory / "rules.yml"
+    rules.write_text(RULES.read_text().replace("    interval: 1m\n", ""))
+    config = directory / "prometheus.yml"
+    config.write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": f"{STEP}s", "evaluation_interval": f"{STEP}s"},
+                "rule_files": [str(rules)],
+                "scrape_configs": [
+                    {"job_name": "load", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+                ],
+            }
+        )
+    )
+    command = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={directory / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{PORT}",
+        "--log.level=warn",
+    ]
+    process = subprocess.Popen(command)
+    try:
+        yield f"http://127.0.0.1:{PORT}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def ask(url: str, path: str, **parameters: str) -> Any:
+    """Return the data of an API call."""
+    address = f"{url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+    with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310  # loopback
+        return json.load(answer)["data"]
+
+
+def measure(url: str, seconds: float) -> dict[str, list[float]]:
+    """Return, by group, what its evaluations took once the windows are full."""
+    deadline = time.monotonic() + seconds
+    taken: dict[str, dict[str, float]] = {}
+    while time.monotonic() < deadline:
+        time.sleep(STEP / 2)
+        with contextlib.suppress(OSError):
+            for group in ask(url, "rules")["groups"]:
+                unhealthy = [rule["name"] for rule in group["rules"] if rule["health"] == "err"]
+                if unhealthy:
+                    sys.exit(f"rules that fail: {unhealthy}")
+                taken.setdefault(group["name"], {})[group["lastEvaluation"]] = group[
+                    "evaluationTime"
+                ]
+    return {name: list(times.values())[ENOUGH:] for name, times in taken.items()}
+
+
+def main() -> int:
+    """Print the table, and return 0 if the target is met."""
+    logging.disable(logging.ERROR)  # one job in fifty fails, on purpose
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=300)
+    options = parser.parse_args()
+    intervals = {
+        name.split("\n")[0]: 60 if "    interval: 1m\n" in name else 30
+        for name in RULES.read_text().split("  - name: ")[1:]
+    }
+    with tempfile.TemporaryDirectory(prefix="rules-load-") as directory:  # noqa: SIM117
+        with serving(Exposition(options.jobs)) as port, prometheus(Path(directory), port) as url:
+            taken = measure(url, options.seconds)
+            series = ask(url, "query", query="scrape_samples_scraped")["result"][0]["value"][1]
+            version = ask(url, "status/buildinfo")["version"]
+    if not all(taken.values()):
+        sys.exit(f"{options.seconds:g} s are too few: the windows never filled")
+    print(f"Prometheus {version}, {options.jobs} jobs, {series} series scraped\n")
+    print("| group | evaluations | median | slowest | interval | share of it |")
+    print("|---|---|---|---|---|---|")
+    total = 0.0
+    for name, times in taken.items():
+        median = statistics.median(times)
+        share = median / intervals[name]
+        total += share
+        print(
+            f"| `{name}` | {len(times)} | {median * 1000:.1f} ms | {max(times) * 1000:.1f} ms"
+            f" | {intervals[name]} s | {share:.2%} |"
+        )
+    print(f"\nAll rules together take {total:.2%} of their intervals (target {TARGET:.0%}).")
+    return int(total > TARGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
