@@ -124,7 +124,7 @@ class TestDemo:
 
     def test_ends_by_itself(self, binary: str) -> None:
         """It shows all that it promises, and says so by its exit status."""
-        done = self.run("20")
+        done = self.run("30")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "FAILED" not in done.stdout
         assert done.stderr == ""
@@ -139,7 +139,7 @@ class TestDemo:
         """Where there is no Prometheus it says so in a line and reads /metrics."""
         done = self.run("20", path=str(tmp_path))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "Prometheus  is not installed" in done.stdout
+        assert "Prometheus    is not installed" in done.stdout
 
     def test_bad_seconds(self) -> None:
         """A length of time that is none is refused in a sentence."""

@@ -50,7 +50,7 @@ from workshop import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-FAST = ("-m", "not slow and not integration")
+FAST = ("-m", "not slow and not integration and not drill")
 WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
 PATIENCE = 1200
 """Seconds after which an environment's tests hang, as no single test is allowed to."""
