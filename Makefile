@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check drill format clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,6 +15,9 @@ test: ## Everything, on every supported Python: what CI runs.
 
 check: ## The fast loop: lint, types and fast tests of the working tree, on one Python.
 	@exec $(PYTHON) tools/run_tests.py fast $(ARGS)
+
+drill: ## Faults for real, and the alerts that reach a webhook, as a table.
+	@exec $(PYTHON) tools/run_tests.py drill $(ARGS)
 
 format: ## Format the code, and fix what can be fixed by itself.
 	@exec $(PYTHON) tools/run_tests.py format

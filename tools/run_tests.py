@@ -1,16 +1,17 @@
 """
-Lint, type-check and test: ``run_tests.py all | fast | format``.
+Lint, type-check and test: ``run_tests.py all | fast | drill | format``.
 
 ``all`` is what `make test` and CI do. The wheel is built once, through the source distribution,
 and that wheel is tested, never the source tree:
 
-- on the default Python with the newest dependencies: every test;
+- on the default Python with the newest dependencies: every test, and the drills;
 - on every other supported Python of this machine: all but the slow and the integration tests;
 - with the oldest supported dependencies, on the oldest and the newest of these Pythons: the same;
 - without any optional dependency: the same, where tests skip what they cannot do.
 
 Coverage is judged over all of them together. ``fast`` is what `make check` does: the fast tests
 on the working tree, with one Python. Either ends with a table and the line that CI reads.
+``drill`` is what `make drill` does: the drills of the working tree, as a table.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 FAST = ("-m", "not slow and not integration and not drill")
+DRILLS = ("-m", "drill", "-n", "0")  # together in one process, as they share their servers
 WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
 PATIENCE = 1200
 """Seconds after which an environment's tests hang, as no single test is allowed to."""
@@ -190,7 +192,8 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     """Return the environments to test in; the one with every test comes first."""
     default = default_version()
     everything = ("test", "integrations", "demo")
-    envs = [Env(f"py{default}", pythons[default], everything, "otlp", selection=())]
+    every = ("-m", "not drill")
+    envs = [Env(f"py{default}", pythons[default], everything, "otlp", selection=every)]
     envs += [
         Env(f"py{version}", python, everything, "otlp")
         for version, python in pythons.items()
@@ -276,10 +279,13 @@ def test_all(session: Session, only: Sequence[str]) -> None:
         with session.row(env.name) as row:
             python = install(env, wheel)
             selection = env.selection
-            if not selection and not programs:
-                selection = ("-m", "not integration")
-                row.remark = "without integration tests: no Prometheus"
+            if env is envs[0] and not programs:
+                selection = ("-m", "not integration and not drill")
+                row.remark = "without integration tests and drills: no Prometheus"
             session.test(row, python, selection, measured=True)
+        if env is envs[0] and programs and not session.arguments:
+            with session.row("drills") as row:
+                session.test(row, python, DRILLS, measured=False)
     if not only:
         judge_coverage(session, dev)
     for version in absent:
@@ -296,6 +302,19 @@ def test_fast(session: Session, only: Sequence[str]) -> None:
         session.test(row, dev, FAST, measured=False)
 
 
+def drill(session: Session, only: Sequence[str]) -> None:
+    """Do what `make drill` does."""
+    if only:
+        stop("There is only one environment for the drills.")
+    if not debian.provide(list(debian.PACKAGES)):
+        stop("The drills need Prometheus and Alertmanager.")
+    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    with session.row("drills") as row:
+        command = [str(dev), str(ROOT / "tests" / "drills" / "drill.py"), *session.arguments]
+        row.failed = int(run_to_its_end(command, environ(dev)) != 0)
+        row.passed = 1 - row.failed
+
+
 def reformat(session: Session, only: Sequence[str]) -> None:  # noqa: ARG001  # as the others
     """Do what `make format` does."""
     dev = keep_env(VENV, ".[otlp]", "--group", "dev")
@@ -308,6 +327,7 @@ def main() -> int:
     tasks: dict[str, Callable[[Session, Sequence[str]], None]] = {
         "all": test_all,
         "fast": test_fast,
+        "drill": drill,
         "format": reformat,
     }
     # Cut by hand, as argparse takes no positional arguments after options.
