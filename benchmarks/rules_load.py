@@ -140,10 +140,11 @@ def ask(url: str, path: str, **parameters: str) -> Any:
         return json.load(answer)["data"]
 
 
-def measure(url: str, seconds: float) -> dict[str, list[float]]:
-    """Return, by group, what its evaluations took once the windows are full."""
+def measure(url: str, seconds: float) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return what each group took once the windows were full, and what each rule took last."""
     deadline = time.monotonic() + seconds
     taken: dict[str, dict[str, float]] = {}
+    rules: dict[str, float] = {}
     while time.monotonic() < deadline:
         time.sleep(STEP / 2)
         with contextlib.suppress(OSError):
@@ -151,15 +152,17 @@ def measure(url: str, seconds: float) -> dict[str, list[float]]:
                 unhealthy = [rule["name"] for rule in group["rules"] if rule["health"] == "err"]
                 if unhealthy:
                     sys.exit(f"rules that fail: {unhealthy}")
+                rules.update({rule["name"]: rule["evaluationTime"] for rule in group["rules"]})
                 taken.setdefault(group["name"], {})[group["lastEvaluation"]] = group[
                     "evaluationTime"
                 ]
     # The windows of all groups are full when those of the first are.
     full = list(taken["apscheduler-promises"])[ENOUGH : ENOUGH + 1]
-    return {
+    groups = {
         name: [time for at, time in times.items() if full and at >= full[0]]
         for name, times in taken.items()
     }
+    return groups, rules
 
 
 def main() -> int:
@@ -175,7 +178,7 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory(prefix="rules-load-") as directory:  # noqa: SIM117
         with serving(Exposition(options.jobs)) as port, prometheus(Path(directory), port) as url:
-            taken = measure(url, options.seconds)
+            taken, rules = measure(url, options.seconds)
             series = ask(url, "query", query="scrape_samples_scraped")["result"][0]["value"][1]
             version = ask(url, "status/buildinfo")["version"]
     if not all(taken.values()):
@@ -192,6 +195,8 @@ def main() -> int:
             f"| `{name}` | {len(times)} | {median * 1000:.1f} ms | {max(times) * 1000:.1f} ms"
             f" | {intervals[name]} s | {share:.2%} |"
         )
+    slowest = sorted(rules.items(), key=lambda item: -item[1])[:8]
+    print("\nSlowest, at last: " + ", ".join(f"{n} {t * 1000:.0f} ms" for n, t in slowest))
     print(f"\nAll rules together take {total:.2%} of their intervals (target {TARGET:.0%}).")
     return int(total > TARGET)
 
