@@ -737,6 +737,7 @@ INHIBITIONS = [
             ("JobStuck", "MissedRun"),
             ("JobFailing", "RunFailed"),
             ("JobDisappeared", "MissedRun"),
+            ("RunsSkipped", "MissedRun"),
         )
         for unlike in (WEEKLY, OTHER_SCHEDULER, OTHER_JOB)
     ),
