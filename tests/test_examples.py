@@ -17,6 +17,8 @@ import pytest
 
 from support_http import PATIENCE, wait_until
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from hypothesis import strategies as st
 
 import support_jobs as jobs
 from support import START, HandRig, at, by_hand, check_law, processes, until
+
+pytestmark = pytest.mark.slow
 
 PERIODS = (5, 10, 15, 20, 30)  # divisors of a minute, so that cron can have them, too
 JUMPS = (0, 0.5, 5, 9.5, 10, 30, 44)  # so that no account is dropped within twenty of them
