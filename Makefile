@@ -7,7 +7,7 @@ PYTHON ?= python3
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: ## An application in trouble, watched by a real Prometheus (DEMO_SECONDS=30 ends it).
+demo: ## An application in trouble, watched by a real Prometheus and Alertmanager (DEMO_SECONDS=30 ends it).
 	@exec $(PYTHON) tools/run.py demo examples/demo/run.py
 
 test: ## Everything, on every supported Python: what CI runs.
@@ -17,7 +17,7 @@ check: ## The fast loop: lint, types and fast tests of the working tree, on one 
 	@exec $(PYTHON) tools/run_tests.py fast $(ARGS)
 
 drill: ## Faults for real, and the alerts that reach a webhook, as a table.
-	@exec $(PYTHON) tools/run_tests.py drill $(ARGS)
+	@exec $(PYTHON) tools/run.py drill tests/drills/drill.py $(ARGS)
 
 format: ## Format the code, and fix what can be fixed by itself.
 	@exec $(PYTHON) tools/run_tests.py format

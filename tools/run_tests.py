@@ -1,17 +1,17 @@
 """
-Lint, type-check and test: ``run_tests.py all | fast | drill | format``.
+Lint, type-check and test: ``run_tests.py all | fast | format``.
 
 ``all`` is what `make test` and CI do. The wheel is built once, through the source distribution,
 and that wheel is tested, never the source tree:
 
-- on the default Python with the newest dependencies: every test, and the drills;
+- on the default Python with the newest dependencies: every test; after that, while the others
+  are under way, the drills, which mostly wait;
 - on every other supported Python of this machine: all but the slow and the integration tests;
 - with the oldest supported dependencies, on the oldest and the newest of these Pythons: the same;
 - without any optional dependency: the same, where tests skip what they cannot do.
 
 Coverage is judged over all of them together. ``fast`` is what `make check` does: the fast tests
 on the working tree, with one Python. Either ends with a table and the line that CI reads.
-``drill`` is what `make drill` does: the drills of the working tree, as a table.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ from workshop import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import IO
 
-FAST = ("-m", "not slow and not integration and not drill")
+FAST = ("-m", "not slow and not integration")
 DRILLS = ("-m", "drill", "-n", "0")  # together in one process, as they share their servers
 WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
 PATIENCE = 1200
@@ -140,6 +141,20 @@ class Session:
         status = run_to_its_end(command, variables)
         count(row, report, status)
 
+    @contextlib.contextmanager
+    def drills(self, python: Path) -> Iterator[None]:
+        """Run the drills beside what is done meanwhile, and tell what they say when that is over."""
+        report, log = BUILD / "reports" / "drills.xml", BUILD / "reports" / "drills.log"
+        report.unlink(missing_ok=True)
+        command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *DRILLS]
+        begin = time.monotonic()
+        with log.open("wb") as output, started(command, environ(python), output) as process:
+            yield
+            with self.row("drills") as row:
+                count(row, report, wait(process))
+                print(log.read_text("utf-8", "replace"), flush=True)
+        row.seconds = time.monotonic() - begin
+
     def summary(self) -> int:
         """Print the table and the line that CI reads; return the exit status."""
         width = max(len(row.name) for row in self.rows)
@@ -155,22 +170,46 @@ class Session:
 
 
 def run_to_its_end(command: list[str], variables: dict[str, str]) -> int:
-    """Run a command in a session of its own, which ends with it and with Ctrl-C."""
-    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True)
+    """Run a command in a session of its own, and return its exit status."""
+    with started(command, variables) as process:
+        return wait(process)
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str], variables: dict[str, str], output: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own, which ends with the block and with Ctrl-C."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=variables, start_new_session=True, stdout=output, stderr=output
+    )
     try:
-        return process.wait(PATIENCE)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-        os.killpg(process.pid, signal.SIGINT)  # lets fixtures end what they have started
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        if isinstance(reason, KeyboardInterrupt):
-            raise
-        print(f"Not done after {PATIENCE} seconds, so interrupted.", file=sys.stderr)
-        return 1
+        yield process
+    except BaseException:
+        interrupt(process)
+        raise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit status of a process, which fails if it takes too long."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        interrupt(process)
+        print(f"Not done after {PATIENCE} seconds, so interrupted.", file=sys.stderr)
+        return 1
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Let a process end what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
 
 
 def count(row: Row, report: Path, status: int) -> None:
@@ -273,19 +312,18 @@ def test_all(session: Session, only: Sequence[str]) -> None:
         row.passed = 1
     if row.failed:
         return
-    for env in envs:
-        if only and env.name not in only:
-            continue
-        with session.row(env.name) as row:
-            python = install(env, wheel)
-            selection = env.selection
-            if env is envs[0] and not programs:
-                selection = ("-m", "not integration and not drill")
-                row.remark = "without integration tests and drills: no Prometheus"
-            session.test(row, python, selection, measured=True)
-        if env is envs[0] and programs and not session.arguments:
-            with session.row("drills") as row:
-                session.test(row, python, DRILLS, measured=False)
+    chosen = [env for env in envs if not only or env.name in only]
+    with contextlib.ExitStack() as stack:
+        for env in chosen:
+            with session.row(env.name) as row:
+                python = install(env, wheel)
+                selection = env.selection
+                if env is envs[0] and not programs:
+                    selection = ("-m", "not integration")
+                    row.remark = "without integration tests and drills: no Prometheus"
+                session.test(row, python, selection, measured=True)
+            if env is envs[0] and programs and not session.arguments:
+                stack.enter_context(session.drills(python))
     if not only:
         judge_coverage(session, dev)
     for version in absent:
@@ -302,19 +340,6 @@ def test_fast(session: Session, only: Sequence[str]) -> None:
         session.test(row, dev, FAST, measured=False)
 
 
-def drill(session: Session, only: Sequence[str]) -> None:
-    """Do what `make drill` does."""
-    if only:
-        stop("There is only one environment for the drills.")
-    if not debian.provide(list(debian.PACKAGES)):
-        stop("The drills need Prometheus and Alertmanager.")
-    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
-    with session.row("drills") as row:
-        command = [str(dev), str(ROOT / "tests" / "drills" / "drill.py"), *session.arguments]
-        row.failed = int(run_to_its_end(command, environ(dev)) != 0)
-        row.passed = 1 - row.failed
-
-
 def reformat(session: Session, only: Sequence[str]) -> None:  # noqa: ARG001  # as the others
     """Do what `make format` does."""
     dev = keep_env(VENV, ".[otlp]", "--group", "dev")
@@ -327,7 +352,6 @@ def main() -> int:
     tasks: dict[str, Callable[[Session, Sequence[str]], None]] = {
         "all": test_all,
         "fast": test_fast,
-        "drill": drill,
         "format": reformat,
     }
     # Cut by hand, as argparse takes no positional arguments after options.
