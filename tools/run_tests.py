@@ -143,7 +143,7 @@ class Session:
 
     @contextlib.contextmanager
     def drills(self, python: Path) -> Iterator[None]:
-        """Run the drills beside what is done meanwhile, and tell what they say when that is over."""
+        """Run the drills beside what is done meanwhile, and tell at its end what they said."""
         report, log = BUILD / "reports" / "drills.xml", BUILD / "reports" / "drills.log"
         report.unlink(missing_ok=True)
         command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *DRILLS]
