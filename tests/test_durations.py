@@ -72,9 +72,9 @@ class TestQueue:
             assert (rig.outcomes("b"), rig.outcomes("c")) == ({"error": 1}, {"success": 1})
             for job_id in "abc":
                 assert 0.3 <= duration(rig, job_id) < 0.6
-            assert 0 <= delay(rig, "a") < 0.3
-            assert 0.3 <= delay(rig, "b") < 0.6
-            assert 0.6 <= delay(rig, "c") < 0.9
+            assert 0 <= delay(rig, "a") <= delay(rig, "b") - 0.29
+            assert delay(rig, "b") <= delay(rig, "c") - 0.29
+            assert 0.6 <= delay(rig, "c") < 3
 
     def test_a_burst(self) -> None:
         """Each run of a burst has its own duration, and its own delay."""
@@ -91,7 +91,7 @@ class TestQueue:
             assert (sum(account.delays.counts), account.delays.sum) == (3, 25 + 18 + 11)
             assert sum(account.durations.counts) == 3
             assert 0.15 <= account.durations.sum < 1
-            assert 0.05 <= (account.last_duration or 0) < 0.15
+            assert 0.05 <= (account.last_duration or 0) <= account.durations.sum - 0.1
 
 
 class TestInPlace:
