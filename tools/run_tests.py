@@ -232,7 +232,8 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     default = default_version()
     everything = ("test", "integrations", "demo")
     every = ("-m", "not drill")
-    envs = [Env(f"py{default}", pythons[default], everything, "otlp", selection=every)]
+    first = (*everything, "compose")
+    envs = [Env(f"py{default}", pythons[default], first, "otlp", selection=every)]
     envs += [
         Env(f"py{version}", python, everything, "otlp")
         for version, python in pythons.items()
