@@ -50,9 +50,7 @@ def main() -> int:
         if not check:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    unknown = sorted(
-        path.name for path in DASHBOARDS.glob("*.json") if path.stem not in PAGES
-    )
+    unknown = sorted(path.name for path in DASHBOARDS.glob("*.json") if path.stem not in PAGES)
     if unknown:
         print(f"Not built by grafana/build.py: {', '.join(unknown)}.", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from grafana_foundation_sdk.models import dashboard, units
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 import parts
 import promql
@@ -28,6 +29,7 @@ HISTORY = {
     53: ("▲ Missed", WARNING),
     54: ("✖ Lost", BAD),
 }
+BUCKETS = f"apscheduler_job_run_duration_seconds_bucket{{{JOB}}}"
 DUE = f"apscheduler_job:due_run_timestamp_seconds{{{JOB}}}"
 SETTLED = f"apscheduler_job:settled_run_timestamp_seconds{{{JOB}}}"
 
@@ -99,6 +101,7 @@ def success_age() -> Any:
         [Query(f"time() - {promql.last_success(JOB)}", instant=True)],
         unit=units.Seconds,
         no_value="none yet",
+        plain=True,
     )
 
 
@@ -110,7 +113,8 @@ def countdown() -> Any:
         [Query(f"{promql.promise(JOB)} - time()", instant=True)],
         unit=units.Seconds,
         no_value="nothing planned",
-        steps=((None, BAD), (0, GREY)),
+        steps=((None, BAD), (-60, WARNING), (-15, "text")),
+        plain=True,
     )
 
 
@@ -134,13 +138,13 @@ def slow() -> Any:
         "The 95th percentile of the durations in the time range, from the histogram.",
         [
             Query(
-                "histogram_quantile(0.95, sum by (le) (\n"
-                f"  increase(apscheduler_job_run_duration_seconds_bucket{{{JOB}}}[$__range])\n)) >= 0",
+                f"histogram_quantile(0.95, sum by (le) (\n  increase({BUCKETS}[$__range])\n)) >= 0",
                 instant=True,
             )
         ],
         unit=units.Seconds,
         no_value="no runs",
+        plain=True,
     )
 
 
@@ -233,7 +237,8 @@ def times() -> Any:
     job = f"{{{JOB}}}"
 
     def latest(name: str) -> str:
-        return f"1000 * max {BY_JOB} (apscheduler_job_{name}_timestamp_seconds{job} > 0)"
+        timestamps = f"apscheduler_job_{name}_timestamp_seconds{job}"
+        return f"1000 * max {BY_JOB} (last_over_time({timestamps}[$__range]) > 0)"
 
     return parts.tiles(
         "Times",
@@ -248,15 +253,15 @@ def times() -> Any:
             Query(latest("last_failure"), "last failure", instant=True),
             Query(latest("withdrawn_run"), "taken back", instant=True),
             Query(
-                f"1000 * min {BY_JOB}"
-                f" (apscheduler_job_running_since_timestamp_seconds{job} > 0)",
+                f"1000 * min {BY_JOB} (apscheduler_job_running_since_timestamp_seconds{job} > 0)",
                 "running since",
                 instant=True,
             ),
         ],
-        unit=units.DatetimeLocal,
+        unit=units.DatetimeISO,
         no_value="nothing has happened yet",
         names=True,
+        plain=True,
         size=15,
     )
 
@@ -265,8 +270,7 @@ def durations() -> Any:
     """Return the quantiles of the durations, and what limits them."""
 
     def quantile(share: float) -> str:
-        buckets = f"apscheduler_job_run_duration_seconds_bucket{{{JOB}}}"
-        return f"histogram_quantile({share}, sum by (le) (rate({buckets}[$__rate_interval])))"
+        return f"histogram_quantile({share}, sum by (le) (rate({BUCKETS}[$__rate_interval])))"
 
     panel = parts.lines(
         "Durations",
@@ -312,10 +316,9 @@ def duration_cells() -> Any:
         "How many runs took how long: the darker or brighter, the more. Diamonds are single runs"
         " with a trace, if the application records spans.",
         Query(
-            "sum by (le) (\n"
-            f"  increase(apscheduler_job_run_duration_seconds_bucket{{{JOB}}}[$__rate_interval])\n)",
+            f"sum by (le) (\n  increase({BUCKETS}[$__rate_interval])\n)",
             "{{le}}",
-            format=parts.PromQueryFormat.HEATMAP,
+            format=PromQueryFormat.HEATMAP,
             exemplar=True,
         ),
         no_value="no runs in the time range",
@@ -339,6 +342,8 @@ def outcomes() -> Any:
         unit=units.Short,
         no_value="no runs in the time range",
         bars=True,
+        ceiling=1,
+        inline=True,
         calcs=("max",),
         interval="1m",
     )
@@ -357,7 +362,7 @@ def delays() -> Any:
         "Actual start minus scheduled time: the loop was busy, or all workers were. Tolerance:"
         " grace, past which the run counts as missed.",
         [
-            Query(quantile(0.5), "p50", exemplar=True),
+            Query(quantile(0.5), "p50"),
             Query(quantile(0.95), "p95"),
             Query(
                 f"max {BY_JOB} (apscheduler_job_grace_seconds{{{JOB}}})",
@@ -390,6 +395,8 @@ def exceptions() -> Any:
         unit=units.Short,
         no_value="no run has raised",
         bars=True,
+        ceiling=1,
+        shades=BAD,
         calcs=("max",),
         interval="1m",
     )
@@ -410,7 +417,7 @@ def exceptions_in_total() -> Any:
         ],
         unit=units.Short,
         no_value="no run has raised in the time range",
-        steps=((None, WARNING),),
+        steps=((None, BAD),),
     )
 
 
@@ -420,14 +427,8 @@ def alerts() -> Any:
     return parts.rows(
         "Alerts that fire",
         "On this job, or on its scheduler, and for how long it has been true.",
-        [
-            table_query(
-                "max by (severity, alertname) (\n"
-                f"  time() - ALERTS_FOR_STATE{{{selected}}}\n"
-                f'  and ignoring (alertstate) ALERTS{{alertstate="firing", {selected}}}\n)'
-            )
-        ],
-        columns={"severity": "Severity", "alertname": "Alert", "Value": "Since, ago"},
+        [table_query(promql.firing(selected, "severity, alertname"))],
+        columns={"severity": "Severity", "alert": "Alert", "Value": "Since, ago"},
         no_value="none",
         mappings=[parts.words(parts.SEVERITIES)],
         painted=["Severity"],
@@ -438,18 +439,22 @@ def alerts() -> Any:
 
 
 def about() -> Any:
-    """Return what the job is."""
+    """Return what the job is, or was."""
+    info = f"apscheduler_job_info{{{JOB}}}"
+    labels = "job_id, name, func, trigger, executor, jobstore, persistent, instance"
     return parts.rows(
         "What it is",
-        "The job as its scheduler knows it, with the longest time between two of its next runs.",
+        "The job as its scheduler knows it, or knew it before it went, with the longest time"
+        " between two of its next runs.",
         [
             table_query(
-                f"max by (job_id, name, func, trigger, executor, jobstore, persistent, instance)"
-                f" (\n  apscheduler_job_info{{{JOB}}}\n)"
+                f"max by ({labels}) ({info})\n"
+                f"or max by ({labels}) (\n  last_over_time({info}[$__range])"
+                f" unless on (job, scheduler, job_id) {info}\n)"
             ),
             table_query(
-                f"max by (job_id, instance)"
-                f" (apscheduler_job_longest_interval_seconds{{{JOB}}})"
+                "max by (job_id, instance) (last_over_time(\n"
+                f"  apscheduler_job_longest_interval_seconds{{{JOB}}}[$__range]\n))"
             ),
         ],
         columns={
@@ -463,6 +468,5 @@ def about() -> Any:
             "Value #B": "Longest interval",
         },
         no_value="none",
+        wrapped=["Name", "Function", "Trigger"],
     )
-
-

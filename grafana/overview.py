@@ -8,8 +8,12 @@ from grafana_foundation_sdk.models import dashboard, units
 
 import parts
 import promql
-from parts import BAD, GOOD, INFO, WARNING, Query, table_query
+from parts import BAD, GOOD, WARNING, Query, table_query
 from promql import BY_JOB, JOB, JOB_OR_NONE, SCHEDULER
+
+SERIES_TO_SCHEDULER = parts.to_scheduler(
+    "${__field.labels.job:percentencode}", "${__field.labels.scheduler:percentencode}"
+)
 
 
 def build() -> dashboard.Dashboard:
@@ -67,21 +71,10 @@ def schedulers() -> Any:
         "Schedulers",
         "Up: the loop turns. Loop dead: the process answers, but no job will run until it is"
         " restarted. Gone: the process is no longer scraped, and has promised runs.",
-        [
-            Query(
-                promql.scheduler_state(SCHEDULER), "{{scheduler}} of {{job}}", instant=True
-            )
-        ],
+        [Query(promql.scheduler_state(SCHEDULER), "{{scheduler}} of {{job}}", instant=True)],
         no_value="no scheduler",
         mappings=[parts.words(parts.SCHEDULER_STATES)],
-        links=[
-            (
-                "Scheduler",
-                "/d/apscheduler-scheduler?${datasource:queryparam}"
-                "&var-application=${__field.labels.job:percentencode}"
-                "&var-scheduler=${__field.labels.scheduler:percentencode}&${__url_time_range}",
-            )
-        ],
+        links=[("Scheduler ${__field.labels.scheduler}", SERIES_TO_SCHEDULER)],
         names=True,
         size=22,
     )
@@ -107,27 +100,26 @@ def working() -> Any:
         "Runs that are inside their callables.",
         [Query(f"sum(apscheduler_job_running{{{JOB}}})", instant=True)],
         no_value="no jobs",
+        plain=True,
     )
 
 
 def jobs() -> Any:
     """Return the table of all jobs."""
     now, before = promql.slow_runs(JOB), promql.slow_runs(JOB, " offset $__range")
-    failures = f"max {BY_JOB} (apscheduler_job_consecutive_failures{{{JOB}}}) > 0"
     return parts.rows(
         "Jobs, those in trouble first",
-        "Failed in a row: errors and losses since the last success. 95 % of runs: the 95th"
-        " percentile of the durations that Prometheus has seen in the time range, and how it"
-        " compares with the time range before. Click a row to see the job.",
+        "Stuck: a run takes longer than it may. Missed: a run was due and has not started. Down: no"
+        " live scheduler is there to start it. Failing: the latest run failed. Dropping: runs were"
+        " skipped, missed or lost within ten minutes. 95 % of runs: the 95th percentile of the"
+        " durations that Prometheus has seen in the time range, and how it compares with the time"
+        " range before. Click a row to see the job.",
         [
             table_query(promql.job_state(JOB, promql.TABLE_CODES)),
-            table_query(promql.as_text(failures, "failures", "$1 ×")),
             table_query(f"time() - {promql.last_success(JOB)}"),
             table_query(f"{promql.promise(JOB)} - time()"),
             table_query(
-                promql.as_text(
-                    f"floor(1000 * {promql.success_rate(JOB)}) / 10", "success", "$1 %"
-                )
+                promql.as_text(f"floor(1000 * {promql.success_rate(JOB)}) / 10", "success", "$1 %")
             ),
             table_query(now),
             table_query(promql.as_text(f"round({now}\n/ ({before} > 0), 0.1)", "against", "$1 ×")),
@@ -138,13 +130,12 @@ def jobs() -> Any:
             "job_id": "Job",
             "scheduler": "Scheduler",
             "job": "Application",
-            "failures": "Failed in a row",
-            "Value #C": "Last success, ago",
-            "Value #D": "Next run, in",
-            "success": "Succeeded",
-            "Value #F": "95 % of runs",
+            "Value #B": "Success, ago",
+            "Value #C": "Next run, in",
+            "success": "Success rate",
+            "Value #E": "95 % of runs",
             "against": "vs. before",
-            "Trend #H": "Durations",
+            "Trend #G": "Durations",
         },
         no_value="none",
         mappings=[
@@ -155,8 +146,9 @@ def jobs() -> Any:
             parts.paint("/^([2-9]|\\d{2,})(\\.\\d)? ×$/", BAD),
         ],
         painted=["State"],
-        colored=["Failed in a row", "Succeeded", "vs. before"],
-        sparkline="H",
+        colored=["Success rate", "vs. before"],
+        wrapped=["Job"],
+        sparkline="G",
         sort="State",
         links=[("Job ${__data.fields.job_id}", parts.ROW_TO_JOB)],
     )
@@ -171,14 +163,12 @@ def alerts() -> Any:
         " and what to do.",
         [
             table_query(
-                "max by (severity, alertname, job_id, scheduler, job, owner) (\n"
-                f"  time() - ALERTS_FOR_STATE{{{selected}}}\n"
-                f'  and ignoring (alertstate) ALERTS{{alertstate="firing", {selected}}}\n)'
+                promql.firing(selected, "severity, alertname, job_id, scheduler, job, owner")
             )
         ],
         columns={
             "severity": "Severity",
-            "alertname": "Alert",
+            "alert": "Alert",
             "job_id": "Job",
             "scheduler": "Scheduler",
             "job": "Application",
@@ -188,6 +178,7 @@ def alerts() -> Any:
         no_value="none",
         mappings=[parts.words(parts.SEVERITIES)],
         painted=["Severity"],
+        wrapped=["Alert", "Job"],
         sort="Since, ago",
         descending=False,
         links=[
@@ -214,7 +205,8 @@ def went_wrong() -> Any:
         ],
         unit=units.Short,
         no_value="none",
-        steps=((None, INFO),),
+        ceiling=1,
         area=True,
+        inline=True,
     )
     return parts.outcomes_of(panel)

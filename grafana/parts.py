@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grafana_foundation_sdk.builders import common as common_builders
-from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import (
     bargauge,
     heatmap,
@@ -17,6 +15,8 @@ from grafana_foundation_sdk.builders import (
     table,
     timeseries,
 )
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import common, dashboard, units
 from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -29,7 +29,7 @@ SOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 # and on light. Still, nothing is told by colour alone: states have words and signs, and lines
 # that could be mixed up have styles.
 GOOD, BAD, WARNING, INFO, OTHER, GREY = (
-    *("#009E73", "#D55E00", "#E69F00", "#0072B2", "#CC79A7", "#8E8E8E"),
+    *("#009E73", "#D55E00", "#F5B800", "#0072B2", "#CC79A7", "#8E8E8E"),
 )
 SKY = "#56B4E9"
 
@@ -44,13 +44,13 @@ OUTCOMES = {
 STATES = {
     promql.STUCK: ("✖ Stuck", BAD),
     promql.MISSED: ("✖ Missed", BAD),
-    promql.DOWN: ("✖ Scheduler down", BAD),
+    promql.DOWN: ("✖ Down", BAD),
     promql.FAILING: ("✖ Failing", BAD),
-    promql.DROPPING: ("▲ Dropping runs", WARNING),
-    promql.PAUSED: ("‖ Scheduler paused", WARNING),
+    promql.DROPPING: ("▲ Dropping", WARNING),
+    promql.PAUSED: ("‖ Paused", WARNING),
     promql.RUNNING: ("▶ Running", INFO),
     promql.WAITING: ("● Waiting", GOOD),
-    promql.IDLE: ("– Nothing planned", GREY),
+    promql.IDLE: ("– Idle", GREY),
 }
 SCHEDULER_STATES = {
     3: ("✖ Gone", BAD),
@@ -67,7 +67,9 @@ SEVERITIES = {
 DASHES = {"limit": [10, 10], "p99": [4, 4], "short": [2, 4], "long": [16, 6]}
 
 Step = tuple[float | None, str]
-CALM: tuple[Step, ...] = ((None, GREY),)
+SPARKS = 30
+"""Points of a sparkline: as many as a cell can show, and few enough for hundreds of jobs."""
+CALM: tuple[Step, ...] = ((None, "text"),)
 """Thresholds of what is neither good nor bad."""
 
 
@@ -129,6 +131,14 @@ def _finish(
     return panel
 
 
+def to_scheduler(application: str, scheduler: str) -> str:
+    """Return the address of a scheduler's dashboard, by what is filled in for each."""
+    return (
+        "/d/apscheduler-scheduler?${datasource:queryparam}"
+        f"&var-application={application}&var-scheduler={scheduler}&${{__url_time_range}}"
+    )
+
+
 def words(meanings: dict[Any, tuple[str, str]], offset: int = 0) -> dashboard.ValueMap:
     """Return the mapping that shows codes, or labels, as words and colours."""
     return dashboard.ValueMap(
@@ -150,7 +160,15 @@ def paint(pattern: str, color: str) -> dashboard.RegexMap:
     )
 
 
-def _override(panel: Any, names: Sequence[str], **properties: Any) -> None:
+AS_IT_IS = dashboard.RegexMap(
+    options=dashboard.DashboardRegexMapOptions(
+        pattern="/^(.*)$/s", result=dashboard.ValueMappingResult(text="$1")
+    )
+)
+"""Shows text as it is. Else a job whose id is 42 were shown as 42 s, by the unit of the table."""
+
+
+def override(panel: Any, names: Sequence[str], **properties: Any) -> None:
     """
     Say what holds for some series or columns only.
 
@@ -174,7 +192,7 @@ def color_of(panel: Any, name: str, color: str, dash: str | None = None) -> None
     properties: dict[str, Any] = {"color": {"mode": "fixed", "fixedColor": color}}
     if dash:
         properties["custom__lineStyle"] = {"fill": "dash", "dash": DASHES[dash]}
-    _override(panel, [name], **properties)
+    override(panel, [name], **properties)
 
 
 def tiles(
@@ -188,9 +206,10 @@ def tiles(
     mappings: Sequence[dashboard.ValueMapping] = (),
     links: Sequence[tuple[str, str]] = (),
     names: bool = False,
+    plain: bool = False,
     size: int = 0,
 ) -> Any:
-    """Return a panel of big numbers, or words."""
+    """Return a panel of big numbers, or words, on a coloured ground unless it is `plain`."""
     panel = (
         stat.Panel()
         .graph_mode(common.BigValueGraphMode.NONE)
@@ -203,10 +222,10 @@ def tiles(
         .wide_layout(True)  # noqa: FBT003  # the builder's way
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))  # noqa: FBT003
     )
-    if all(color == GREY for _, color in steps) and not mappings:
-        panel.color_mode(common.BigValueColorMode.NONE)
+    if plain:
+        panel.color_mode(common.BigValueColorMode.VALUE)
     if size:
-        panel.text(common_builders.VizTextDisplayOptions().value_size(size))
+        panel.text(common_builders.VizTextDisplayOptions().title_size(13).value_size(size))
     return _finish(
         panel,
         title,
@@ -232,6 +251,9 @@ def lines(
     bars: bool = False,
     logarithmic: bool = False,
     floor: float | None = 0,
+    ceiling: float | None = None,
+    shades: str = "",
+    inline: bool = False,
     calcs: Sequence[str] = ("lastNotNull", "max"),
     interval: str = "",
     links: Sequence[tuple[str, str]] = (),
@@ -249,7 +271,7 @@ def lines(
         .span_nulls(False)  # noqa: FBT003
         .thresholds_style(
             common_builders.GraphThresholdsStyleConfig().mode(
-                common.GraphThresholdsStyleMode.DASHED_AND_AREA
+                common.GraphThresholdsStyleMode.DASHED
                 if marked
                 else common.GraphThresholdsStyleMode.OFF
             )
@@ -261,25 +283,31 @@ def lines(
         )
         .legend(
             common_builders.VizLegendOptions()
-            .display_mode(common.LegendDisplayMode.TABLE)
+            .display_mode(
+                common.LegendDisplayMode.LIST if inline else common.LegendDisplayMode.TABLE
+            )
             .placement(common.LegendPlacement.BOTTOM)
             .show_legend(True)  # noqa: FBT003
             .calcs(list(calcs))
         )
     )
     if bars:
-        panel.stacking(
-            common_builders.StackingConfig().mode(common.StackingMode.NORMAL).group("A")
-        )
+        panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
     if floor is not None:
         panel.axis_soft_min(floor)
+    if ceiling is not None:
+        panel.axis_soft_max(ceiling)
     if logarithmic:
         panel.scale_distribution(
             common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
         )
     if interval:
         panel.interval(interval)
-    panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
+    if shades:
+        color = builders.FieldColor().mode(dashboard.FieldColorModeId.SHADES).fixed_color(shades)
+    else:
+        color = builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC)
+    panel.color_scheme(color)
     return _finish(
         panel,
         title,
@@ -398,13 +426,15 @@ def bars(
         .display_mode(common.BarGaugeDisplayMode.BASIC)
         .orientation(common.VizOrientation.HORIZONTAL)
         .value_mode(common.BarGaugeValueMode.TEXT)
-        .name_placement(common.BarGaugeNamePlacement.LEFT)
+        .name_placement(common.BarGaugeNamePlacement.TOP)
         .show_unfilled(True)  # noqa: FBT003
         .sizing(common.BarGaugeSizing.AUTO)
         .min_viz_height(16)
         .max_viz_height(28)
         .min_viz_width(8)
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))  # noqa: FBT003
+        .text(common_builders.VizTextDisplayOptions().title_size(12).value_size(14))
+        .decimals(2)
         .min(0)
     )
     return _finish(
@@ -430,6 +460,7 @@ def rows(
     mappings: Sequence[dashboard.ValueMapping] = (),
     painted: Sequence[str] = (),
     colored: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
     sparkline: str = "",
     sort: str = "",
     descending: bool = True,
@@ -438,12 +469,10 @@ def rows(
     """
     Return a table of what several queries say of the same things.
 
-    Args:
-        columns: what each column is called, by the label or ``Value #REF`` that it shows, in order;
-            all others are left out.
-        painted: columns whose background shows the state.
-        colored: columns whose text does.
-        sparkline: the query, by its letter, whose series are drawn in a cell each.
+    `columns` says what each column is called, by the label or ``Value #REF`` that it shows, in
+    order; all others are left out. The background of `painted` columns shows a state, the text of
+    `colored` ones does, and that of `wrapped` ones may need a second line. `sparkline` is the
+    query, by its letter, whose series are drawn in a cell each.
     """
     panel = (
         table.Panel()
@@ -456,11 +485,10 @@ def rows(
         .decimals(1)
     )
     if sort:
-        panel.sort_by(
-            [common_builders.TableSortByFieldState().display_name(sort).desc(descending)]
-        )
+        panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
     shown = {f"Trend #{sparkline}": columns[f"Trend #{sparkline}"]} if sparkline else {}
     if sparkline:
+        panel.max_data_points(SPARKS)
         panel.with_transformation(
             dashboard.DataTransformerConfig(
                 id_val="timeSeriesTable",
@@ -495,6 +523,7 @@ def rows(
     )
     panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
     for names, kind in (
+        (wrapped, {"type": "auto", "wrapText": True}),
         (painted, {"type": "color-background", "mode": "basic"}),
         (colored, {"type": "color-text"}),
         (
@@ -510,7 +539,7 @@ def rows(
         ),
     ):
         if names:
-            _override(panel, names, custom__cellOptions=kind)
+            override(panel, names, custom__cellOptions=kind)
     return _finish(
         panel,
         title,
@@ -519,7 +548,7 @@ def rows(
         unit=unit,
         no_value=no_value,
         steps=CALM,
-        mappings=mappings,
+        mappings=[*mappings, AS_IT_IS],
         links=links,
     )
 
@@ -596,9 +625,7 @@ class Page:
             .datasource(SOURCE)
             .enable(True)  # noqa: FBT003
             .icon_color(INFO)
-            .expr(
-                f"apscheduler_scheduler_start_timestamp_seconds{{{promql.SCHEDULER}}} * 1000"
-            )
+            .expr(f"apscheduler_scheduler_start_timestamp_seconds{{{promql.SCHEDULER}}} * 1000")
             .step("15s")
             .title_format("Scheduler {{scheduler}} started")
             .text_format("{{job}} on {{instance}}")
@@ -653,7 +680,7 @@ class Page:
 
     def build(self) -> dashboard.Dashboard:
         """Return the dashboard."""
-        page = self._dashboard.build()
+        page: dashboard.Dashboard = self._dashboard.build()
         # That of Grafana 10.4 and 11: older ones ask for none higher, newer ones migrate it.
         page.schema_version = 39
         page.id_val = None
@@ -674,11 +701,7 @@ ROW_TO_JOB = to_job(
     "${__data.fields.scheduler:percentencode}",
     "${__data.fields.job_id:percentencode}",
 )
-ROW_TO_SCHEDULER = (
-    "/d/apscheduler-scheduler?${datasource:queryparam}"
-    "&var-application=${__data.fields.job:percentencode}"
-    "&var-scheduler=${__data.fields.scheduler:percentencode}&${__url_time_range}"
+ROW_TO_SCHEDULER = to_scheduler(
+    "${__data.fields.job:percentencode}", "${__data.fields.scheduler:percentencode}"
 )
-RUNBOOK = (
-    "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"
-)
+RUNBOOK = "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"

@@ -20,8 +20,9 @@ BY_SCHEDULER = "by (job, scheduler)"
 
 ALERTS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
 
-# States of a job, the worst first, and what explains the rest before it. Tables cannot give a mapping of values to a single column (see
-# `parts.columns`), so there the codes begin where no duration ever comes.
+# States of a job, the worst first, and what explains the others before them. Tables cannot give a
+# mapping of values to a single column (see `parts.override`), so there the codes begin where no
+# duration ever comes.
 STUCK, MISSED, DOWN, FAILING, DROPPING, PAUSED, RUNNING, WAITING, IDLE = range(8, -1, -1)
 TABLE_CODES = 10**12
 
@@ -77,23 +78,17 @@ def last_success(jobs: str) -> str:
 def job_state(jobs: str, offset: int = 0) -> str:
     """Return a query for the state of each job, as a code of the above plus `offset`."""
     paused = f'apscheduler_scheduler_state{{{APPLICATION}, state="paused"}}'
+    up = f"apscheduler_scheduler_up{{{APPLICATION}}}"
+    next_run = f"apscheduler_job_next_run_timestamp_seconds{{{jobs}}}"
     branches = (
         (STUCK, overlong(jobs)),
         (MISSED, recorded_lateness(jobs)),
-        (
-            DOWN,
-            f"({promise(jobs)} unless on (job, scheduler)"
-            f" apscheduler_scheduler_up{{{APPLICATION}}} == 1)",
-        ),
+        (DOWN, f"({promise(jobs)} unless on (job, scheduler) {up} == 1)"),
         (FAILING, f"(max {BY_JOB} (apscheduler_job_consecutive_failures{{{jobs}}}) > 0)"),
         (DROPPING, f"(sum {BY_JOB} ({dropped(jobs)}) > 0)"),
-        (
-            PAUSED,
-            f"(max {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}})"
-            f" and on (job, scheduler) {paused} == 1)",
-        ),
+        (PAUSED, f"(max {BY_JOB} ({next_run}) and on (job, scheduler) {paused} == 1)"),
         (RUNNING, f"(max {BY_JOB} (apscheduler_job_running{{{jobs}}}) > 0)"),
-        (WAITING, f"(max {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}}) > 0)"),
+        (WAITING, f"(max {BY_JOB} ({next_run}) > 0)"),
         (IDLE, f"max {BY_JOB} (apscheduler_job_running{{{jobs}}})"),
     )
     return "\nor\n".join(f"{query} * 0 + {code + offset}" for code, query in branches)
@@ -128,7 +123,7 @@ def as_text(query: str, label: str, template: str, by: str = BY_JOB) -> str:
     """
     Return a query whose values stand in a label, with a unit of their own.
 
-    For a column of a table that cannot have a unit of its own; see `parts.columns`.
+    For a column of a table that cannot have a unit of its own; see `parts.override`.
     """
     return (
         f'label_replace(\n  count_values {by} ("{label}",\n    {query}\n  ),\n'
@@ -146,4 +141,14 @@ def scheduler_state(schedulers: str) -> str:
         f"or ({paused} == 1) * 0 + 1\n"
         f"or {up} * 0\n"
         f"or count {BY_SCHEDULER} ({promised}) * 0 + 3"
+    )
+
+
+def firing(alerts: str, labels: str) -> str:
+    """Return a query for how long alerts have been true, by `labels` and a short name `alert`."""
+    return (
+        f"max by ({labels.replace('alertname', 'alert')}) (\n"
+        f"  label_replace(\n    time() - ALERTS_FOR_STATE{{{alerts}}}\n"
+        f'    and ignoring (alertstate) ALERTS{{alertstate="firing", {alerts}}},\n'
+        '    "alert", "$1", "alertname", "APScheduler(.*)"\n  )\n)'
     )

@@ -75,14 +75,11 @@ def uptime() -> Any:
     return parts.tiles(
         "Shortest uptime",
         "Since the youngest of the selected schedulers was started.",
-        [
-            Query(
-                f"min(time() - apscheduler_scheduler_start_timestamp_seconds{S})", instant=True
-            )
-        ],
+        [Query(f"min(time() - apscheduler_scheduler_start_timestamp_seconds{S})", instant=True)],
         unit=units.Seconds,
         no_value="not scraped",
-        steps=((None, WARNING), (300, GREY)),
+        steps=((None, WARNING), (300, "text")),
+        plain=True,
     )
 
 
@@ -139,7 +136,7 @@ def loops() -> Any:
             Query(
                 f"(apscheduler_scheduler_up{S} == 0) * 0 + 2\n"
                 "or on (job, scheduler, instance)"
-                f" (apscheduler_scheduler_state{{{SCHEDULER}, state=\"paused\"}} == 1) * 0 + 1\n"
+                f' (apscheduler_scheduler_state{{{SCHEDULER}, state="paused"}} == 1) * 0 + 1\n'
                 f"or on (job, scheduler, instance) apscheduler_scheduler_up{S} * 0\n"
                 f"or (count {BY_SCHEDULER} (apscheduler_job:promised_run_timestamp_seconds{S} > 0)"
                 f"\n  unless on (job, scheduler) apscheduler_scheduler_up{S}) * 0 + 3",
@@ -160,8 +157,10 @@ def about() -> Any:
         " the next one.",
         [
             table_query(
-                "max by (job, scheduler, instance, type, version, hostname, pid, timezone,"
-                f" singleton) (apscheduler_scheduler_info{S})"
+                "label_join(\n"
+                "  max by (job, scheduler, instance, type, version, hostname, pid, timezone,"
+                f" singleton) (\n    apscheduler_scheduler_info{S}\n  ),\n"
+                '  "process", ":", "hostname", "pid"\n)'
             ),
             table_query(
                 f"time() - max {BY_INSTANCE}"
@@ -177,14 +176,14 @@ def about() -> Any:
             "instance": "Instance",
             "type": "Type",
             "version": "APScheduler",
-            "hostname": "Host",
-            "pid": "Process",
+            "process": "Host:process",
             "timezone": "Time zone",
             "singleton": "Singleton",
             "Value #B": "Last pass, ago",
             "Value #C": "Up for",
         },
         no_value="none",
+        wrapped=["Type", "Instance", "Host:process"],
         sort="Scheduler",
         descending=False,
     )
@@ -218,6 +217,7 @@ def queue() -> Any:
         no_value="no executor",
         steps=((None, "transparent"), (1, WARNING)),
         area=True,
+        ceiling=2,
         calcs=("lastNotNull", "mean", "max"),
     )
 
@@ -231,7 +231,7 @@ def busiest() -> Any:
         [
             Query(
                 "topk(10, sum by (job, scheduler, job_id) (\n"
-                f"  rate(apscheduler_job_run_duration_seconds_sum{S}[$__range])\n) > 0)",
+                f"  rate(apscheduler_job_run_duration_seconds_sum{S}[$__range])\n) > 0.0005)",
                 "{{job_id}}, {{scheduler}} of {{job}}",
                 instant=True,
             )
@@ -308,6 +308,7 @@ def errors() -> Any:
         unit=units.Short,
         no_value="no scheduler",
         bars=True,
+        ceiling=1,
         calcs=("max",),
         interval="1m",
     )
@@ -383,11 +384,7 @@ def series() -> Any:
         "Series",
         "Samples of a scrape, other metrics of the process included: about 60 for each job, and"
         " never more than 1,000 jobs have series of their own.",
-        [
-            Query(
-                f"scrape_samples_scraped{{{promql.APPLICATION}}} {HERE}", "{{job}}, {{instance}}"
-            )
-        ],
+        [Query(f"scrape_samples_scraped{{{promql.APPLICATION}}} {HERE}", "{{job}}, {{instance}}")],
         unit=units.Short,
         no_value="not scraped",
         steps=((None, "transparent"), (60000, WARNING)),
@@ -410,8 +407,8 @@ def telemetry_errors() -> Any:
         unit=units.Short,
         no_value="none",
         bars=True,
+        ceiling=1,
+        shades=WARNING,
         calcs=("max",),
         interval="1m",
     )
-
-

@@ -55,7 +55,7 @@ async def awaits() -> None:
     await asyncio.sleep(0.01)
 
 
-class FlakyStore(MemoryJobStore):  # type: ignore[misc]
+class FlakyStore(MemoryJobStore):
     """A job store that fails now and then."""
 
     _calls = itertools.count()

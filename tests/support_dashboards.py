@@ -41,13 +41,15 @@ class Range:
     scrape: float = 1.0
     """Seconds between scrapes, as the data source is told."""
 
-    def interval(self, least: str | None = None) -> float:
+    def interval(self, panel: Mapping[str, Any]) -> float:
         """Return $__interval in seconds, which is the step as well."""
-        return max(self.seconds / self.points, _seconds(least) if least else self.scrape)
+        least = panel.get("interval")
+        points: float = min(self.points, panel.get("maxDataPoints", self.points))
+        return max(self.seconds / points, _seconds(least) if least else self.scrape)
 
-    def values(self, least: str | None = None) -> dict[str, str]:
+    def values(self, panel: Mapping[str, Any]) -> dict[str, str]:
         """Return Grafana's own variables."""
-        interval = self.interval(least)
+        interval = self.interval(panel)
         rate = max(interval + self.scrape, 4 * self.scrape)
         return {
             "__interval": _duration(interval),
