@@ -8,14 +8,19 @@ evaluates every second, and the overview's hour is 240 seconds, which hold as ma
 hour does at an interval of 15 seconds. The other dashboards have as much of their longer ranges as
 there is by then. Each query runs several times, once everything else has been asked; the medians
 are held against the target. Prometheus goes on scraping and evaluating meanwhile.
+
+On a machine that does other things as well, look at the processor time, which is what Prometheus
+itself used for a query, its scrapes and rules subtracted; on an idle one, the two are about equal.
 """
 
 import argparse
 import logging
+import re
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,17 @@ import support_dashboards as support
 
 TARGET = 0.1  # seconds a query, for 500 jobs
 RUNS = 7
+MANY = 20  # runs in a row, as the clock of processor time ticks a hundred times a second
 FASTER = 15
 RANGES = {"overview": 3600, "job": 6 * 3600, "scheduler": 3 * 3600}
 PIXELS = 1366  # Grafana asks for one point a pixel
+
+
+def processor_time(url: str) -> float:
+    """Return the seconds of processor time that Prometheus has used so far."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310  # loopback
+        text = answer.read().decode()
+    return float(re.search(r"^process_cpu_seconds_total (.*)$", text, re.MULTILINE)[1])
 
 
 def timed(url: str, query: dict[str, str], path: str) -> tuple[float, int]:
@@ -81,6 +94,16 @@ def main() -> int:
         time.sleep(options.seconds)
         taken: dict[tuple[str, str], list[float]] = {}
         series: dict[tuple[str, str], int] = {}
+        used: dict[tuple[str, str], float] = {}
+        begin, before = time.perf_counter(), processor_time(url)
+        time.sleep(20)
+        idle = (processor_time(url) - before) / (time.perf_counter() - begin)
+        for name, what, path, query in prepared(options.seconds):
+            begin, before = time.perf_counter(), processor_time(url)
+            for _ in range(MANY):
+                timed(url, query, path)
+            more = processor_time(url) - before - idle * (time.perf_counter() - begin)
+            used[name, what] = max(0.0, more) / MANY
         for _ in range(RUNS):
             for name, what, path, query in prepared(options.seconds):
                 seconds, series[name, what] = timed(url, query, path)
@@ -90,15 +113,18 @@ def main() -> int:
     medians = {key: statistics.median(times) for key, times in taken.items()}
     print(f"Prometheus {version}, {options.jobs} jobs, {scraped[0]['value'][1]} series scraped")
     print(f"{len(medians)} queries, {RUNS} times each\n")
-    print("| dashboard | panel, query | series | median | slowest |")
-    print("|---|---|---|---|---|")
-    for key, median in sorted(medians.items(), key=lambda item: -item[1])[:12]:
+    print("| dashboard | panel, query | series | processor | median | slowest |")
+    print("|---|---|---|---|---|---|")
+    for key, median in sorted(medians.items(), key=lambda item: -used[item[0]])[:15]:
         print(
             f"| {key[0]} | {key[1]} | {series[key]}"
-            f" | {median * 1000:.0f} ms | {max(taken[key]) * 1000:.0f} ms |"
+            f" | {used[key] * 1000:.0f} ms | {median * 1000:.0f} ms"
+            f" | {max(taken[key]) * 1000:.0f} ms |"
         )
     over = sum(median > TARGET for median in medians.values())
-    print(f"\n{over} queries take longer than {TARGET * 1000:.0f} ms in the median.")
+    heavy = sum(seconds > TARGET for seconds in used.values())
+    print(f"\n{over} queries take longer than {TARGET * 1000:.0f} ms in the median,")
+    print(f"{heavy} use more processor time. Without queries Prometheus uses {idle:.0%} of a core.")
     return int(over > 0)
 
 

@@ -168,7 +168,7 @@ def run_history() -> Any:
         " started? Latest run: how it ended, until the next one ends. At work: is one under way?"
         " Dropped: runs that did not take place, or were never heard of again.",
         [
-            Query(f"(\n{promql.scheduler_state(SCHEDULER)}\n) + 10", "Scheduler"),
+            Query(f"(\n{promql.scheduler_state(SCHEDULER, JOB)}\n) + 10", "Scheduler"),
             Query(
                 f"{late} * 0 + 22\n"
                 f"or (({DUE} > 0) unless {SETTLED} >= {DUE}) * 0 + 21\n"
@@ -195,6 +195,7 @@ def run_history() -> Any:
         ],
         no_value="this job was not seen in the time range",
         mappings=[parts.words(HISTORY)],
+        points=400,
     )
 
 

@@ -208,5 +208,6 @@ def went_wrong() -> Any:
         ceiling=1,
         area=True,
         inline=True,
+        points=parts.FEW,
     )
     return parts.outcomes_of(panel)

@@ -69,8 +69,13 @@ DASHES = {"limit": [10, 10], "p99": [4, 4], "short": [2, 4], "long": [16, 6]}
 Step = tuple[float | None, str]
 SPARKS = 30
 """Points of a sparkline: as many as a cell can show, and few enough for hundreds of jobs."""
+FEW = 60
+"""Points of lines that each sum hundreds of series."""
 CALM: tuple[Step, ...] = ((None, "text"),)
 """Thresholds of what is neither good nor bad."""
+
+
+LETTERS = "ABCDEFGHIJKLMNOP"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def table_query(expr: str) -> Query:
 
 def _targets(queries: Sequence[Query]) -> list[Any]:
     targets = []
-    for name, query in zip("ABCDEFGHIJKLMNOP", queries, strict=False):
+    for name, query in zip(LETTERS, queries, strict=False):
         target = (
             prometheus.Dataquery()
             .ref_id(name)
@@ -254,6 +259,7 @@ def lines(
     ceiling: float | None = None,
     shades: str = "",
     inline: bool = False,
+    points: int = 0,
     calcs: Sequence[str] = ("lastNotNull", "max"),
     interval: str = "",
     links: Sequence[tuple[str, str]] = (),
@@ -303,6 +309,8 @@ def lines(
         )
     if interval:
         panel.interval(interval)
+    if points:
+        panel.max_data_points(points)
     if shades:
         color = builders.FieldColor().mode(dashboard.FieldColorModeId.SHADES).fixed_color(shades)
     else:
@@ -335,6 +343,7 @@ def history(
     *,
     no_value: str,
     mappings: Sequence[dashboard.ValueMapping],
+    points: int,
 ) -> Any:
     """Return a panel of bands over time, whose states are words."""
     panel = (
@@ -358,6 +367,7 @@ def history(
         )
         .color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
     )
+    panel.max_data_points(points)
     return _finish(
         panel,
         title,
@@ -367,6 +377,16 @@ def history(
         no_value=no_value,
         steps=CALM,
         mappings=mappings,
+    )
+
+
+def _conversion(columns: Sequence[str], kind: str) -> dashboard.DataTransformerConfig:
+    return dashboard.DataTransformerConfig(
+        id_val="convertFieldType",
+        options={
+            "fields": {},
+            "conversions": [{"targetField": name, "destinationType": kind} for name in columns],
+        },
     )
 
 
@@ -489,20 +509,15 @@ def rows(
     shown = {f"Trend #{sparkline}": columns[f"Trend #{sparkline}"]} if sparkline else {}
     if sparkline:
         panel.max_data_points(SPARKS)
+        # What has a time and a number counts as a series, so all others are texts meanwhile.
+        others = [f"Value #{letter}" for letter, _ in zip(LETTERS, queries, strict=False)]
+        panel.with_transformation(_conversion(others, "string"))
         panel.with_transformation(
             dashboard.DataTransformerConfig(
-                id_val="timeSeriesTable",
-                options={sparkline: {"stat": "lastNotNull"}},
-                # Only that query; twice inverted, as options of a matcher have to be an object.
-                filter_val=dashboard.MatcherConfig(
-                    id_val="invertMatch",
-                    options={
-                        "id": "invertMatch",
-                        "options": {"id": "byRefId", "options": sparkline},
-                    },
-                ),
+                id_val="timeSeriesTable", options={sparkline: {"stat": "lastNotNull"}}
             )
         )
+        panel.with_transformation(_conversion(others, "number"))
     if len(queries) > 1:
         panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
     panel.with_transformation(
@@ -612,7 +627,8 @@ class Page:
                 .include_all(several)
             )
             if several:
-                variable.all_value(".+").current(
+                # Not `.+`, for which Prometheus 2 merges the lists of all values there are.
+                variable.all_value(".*").current(
                     dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
                 )
             self._dashboard.with_variable(variable)

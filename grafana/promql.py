@@ -131,11 +131,15 @@ def as_text(query: str, label: str, template: str, by: str = BY_JOB) -> str:
     )
 
 
-def scheduler_state(schedulers: str) -> str:
-    """Return a query for the state of each scheduler: 3 gone, 2 dead, 1 paused, 0 up."""
+def scheduler_state(schedulers: str, jobs: str = "") -> str:
+    """
+    Return a query for the state of each scheduler: 3 gone, 2 dead, 1 paused, 0 up.
+
+    Gone is one that has promised runs of `jobs`, by default of any.
+    """
     up = f"max {BY_SCHEDULER} (apscheduler_scheduler_up{{{schedulers}}})"
     paused = f'max {BY_SCHEDULER} (apscheduler_scheduler_state{{{schedulers}, state="paused"}})'
-    promised = f"apscheduler_job:promised_run_timestamp_seconds{{{schedulers}}} > 0"
+    promised = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs or schedulers}}} > 0"
     return (
         f"({up} == 0) * 0 + 2\n"
         f"or ({paused} == 1) * 0 + 1\n"

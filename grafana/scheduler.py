@@ -145,6 +145,7 @@ def loops() -> Any:
         ],
         no_value="no scheduler was seen in the time range",
         mappings=[parts.words(parts.SCHEDULER_STATES)],
+        points=parts.FEW,
     )
 
 
@@ -261,6 +262,7 @@ def delays() -> Any:
         no_value="no runs in the time range",
         steps=((None, "transparent"), (10, WARNING)),
         area=True,
+        points=parts.FEW,
         calcs=("lastNotNull", "mean", "max"),
     )
 

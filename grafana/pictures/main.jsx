@@ -76,8 +76,7 @@ async function prepared(panel) {
   let frames = framesOf(panel);
   for (const config of panel.transformations ?? []) {
     if (config.id === 'timeSeriesTable') {
-      const matches = data.getFrameMatchers(config.filter);
-      for (const refId of new Set(frames.filter(matches).map((frame) => frame.refId))) { frames = toTable(frames, refId); }
+      for (const refId of new Set(frames.filter(data.isTimeSeriesFrame).map((frame) => frame.refId))) { frames = toTable(frames, refId); }
       continue;
     }
     frames = await new Promise((done) => data.transformDataFrame([config], frames).subscribe(done));

@@ -69,6 +69,8 @@ def scene(seconds: float) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # both end what was started as well
+        signal.signal(number, lambda *_: sys.exit())
     with scene(float(sys.argv[1])) as address:
         print(address, flush=True)
         signal.pause()
