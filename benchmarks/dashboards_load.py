@@ -28,6 +28,7 @@ import rules_load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import support_dashboards as support
+from servers import free_port
 
 TARGET = 0.1  # seconds a query, for 500 jobs
 RUNS = 7
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=540)
     options = parser.parse_args()
-    rules_load.STEP = 1
+    rules_load.STEP, rules_load.PORT = 1, free_port()
     with (
         tempfile.TemporaryDirectory(prefix="dashboards-load-") as directory,
         rules_load.serving(rules_load.Exposition(options.jobs)) as port,

@@ -63,7 +63,8 @@ def build() -> dashboard.Dashboard:
     page.row(8, (12, outcomes()), (12, delays()))
     page.row(8, (12, exceptions()), (12, exceptions_in_total()))
     page.heading("Alerts, and what it is")
-    page.row(6, (10, alerts()), (14, about()))
+    page.row(5, (24, alerts()))
+    page.row(5, (24, about()))
     return page.build()
 
 

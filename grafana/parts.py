@@ -47,8 +47,8 @@ STATES = {
     promql.DOWN: ("✖ Down", BAD),
     promql.FAILING: ("✖ Failing", BAD),
     promql.DROPPING: ("▲ Dropping", WARNING),
-    promql.PAUSED: ("‖ Paused", WARNING),
     promql.RUNNING: ("▶ Running", INFO),
+    promql.PAUSED: ("‖ Paused", WARNING),
     promql.WAITING: ("● Waiting", GOOD),
     promql.IDLE: ("– Idle", GREY),
 }

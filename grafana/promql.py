@@ -23,7 +23,7 @@ ALERTS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
 # States of a job, the worst first, and what explains the others before them. Tables cannot give a
 # mapping of values to a single column (see `parts.override`), so there the codes begin where no
 # duration ever comes.
-STUCK, MISSED, DOWN, FAILING, DROPPING, PAUSED, RUNNING, WAITING, IDLE = range(8, -1, -1)
+STUCK, MISSED, DOWN, FAILING, DROPPING, RUNNING, PAUSED, WAITING, IDLE = range(8, -1, -1)
 TABLE_CODES = 10**12
 
 
@@ -76,30 +76,33 @@ def last_success(jobs: str) -> str:
 
 
 def job_state(jobs: str, offset: int = 0) -> str:
-    """Return a query for the state of each job, as a code of the above plus `offset`."""
-    paused = f'apscheduler_scheduler_state{{{APPLICATION}, state="paused"}}'
+    """
+    Return a query for the state of each job, as a code of the above plus `offset`.
+
+    What is wrong is what the alert rules say, pending or firing: they look at far more series than
+    a dashboard may that has hundreds of jobs and is drawn anew every 30 seconds.
+    """
+
+    def alerts(names: str) -> str:
+        return f'group {BY_JOB} (ALERTS{{alertname=~"APScheduler({names})", {jobs}}})'
+
     up = f"apscheduler_scheduler_up{{{APPLICATION}}}"
-    next_run = f"apscheduler_job_next_run_timestamp_seconds{{{jobs}}}"
+    paused = f'max {BY_SCHEDULER} (apscheduler_scheduler_state{{{APPLICATION}, state="paused"}})'
+    promised = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs}}}"
     branches = (
-        (STUCK, overlong(jobs)),
-        (MISSED, recorded_lateness(jobs)),
-        (DOWN, f"({promise(jobs)} unless on (job, scheduler) {up} == 1)"),
+        (STUCK, alerts("JobStuck")),
+        (MISSED, alerts("MissedRun")),
+        (DOWN, f"(({promised} > 0) unless on (job, scheduler) {up} == 1)"),
         (FAILING, f"(max {BY_JOB} (apscheduler_job_consecutive_failures{{{jobs}}}) > 0)"),
-        (DROPPING, f"(sum {BY_JOB} ({dropped(jobs)}) > 0)"),
-        (PAUSED, f"(max {BY_JOB} ({next_run}) and on (job, scheduler) {paused} == 1)"),
+        (DROPPING, alerts("RunsLost|RunsMissed|RunsSkipped")),
         (RUNNING, f"(max {BY_JOB} (apscheduler_job_running{{{jobs}}}) > 0)"),
-        (WAITING, f"(max {BY_JOB} ({next_run}) > 0)"),
-        (IDLE, f"max {BY_JOB} (apscheduler_job_running{{{jobs}}})"),
     )
-    return "\nor\n".join(f"{query} * 0 + {code + offset}" for code, query in branches)
-
-
-def dropped(jobs: str) -> str:
-    """Return a query for the runs of the last ten minutes that did not take place, or got lost."""
-    return (
-        '{__name__=~"apscheduler_job:(failed|omitted)_runs:increase10m",'
-        f' outcome=~"lost|missed|skipped", {jobs}}}'
-    )
+    rest = f"""clamp_max(
+  (max {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}}) > bool 0)
+  + on (job, scheduler) group_left () {PAUSED} * {paused},
+  {PAUSED}
+) + {offset}"""
+    return "\nor\n".join([*(f"{query} * 0 + {code + offset}" for code, query in branches), rest])
 
 
 def success_rate(jobs: str, by: str = BY_JOB) -> str:

@@ -311,6 +311,7 @@ def errors() -> Any:
         no_value="no scheduler",
         bars=True,
         ceiling=1,
+        inline=True,
         calcs=("max",),
         interval="1m",
     )
@@ -411,6 +412,7 @@ def telemetry_errors() -> Any:
         bars=True,
         ceiling=1,
         shades=WARNING,
+        inline=True,
         calcs=("max",),
         interval="1m",
     )

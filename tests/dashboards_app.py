@@ -142,12 +142,11 @@ async def troubled(seconds: float, exception: str) -> None:
     )
     instrument(background, name="resting", tracer_provider=tracers)
     instrument(on_the_loop, name="loop", tracer_provider=tracers)
-    server = telemetry.start_http_server(0)
+    print(telemetry.start_http_server(0).port, flush=True)  # noqa: T201  # for the test
     main.start()
     background.start(paused=True)
     on_the_loop.start()
     main.pause_job("paused")
-    print(server.port, flush=True)  # noqa: T201  # for the test
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -167,10 +166,9 @@ def doomed(port: int) -> None:
     """Promise a run, and wait to be killed."""
     scheduler = BackgroundScheduler()
     telemetry = instrument(scheduler, name="doomed", grace=1)
-    server = telemetry.start_http_server(port)
+    print(telemetry.start_http_server(port).port, flush=True)  # noqa: T201  # for the test
     scheduler.start()
     scheduler.add_job(ok, "interval", id="archive", seconds=2.5, args=[0])
-    print(server.port, flush=True)  # noqa: T201  # for the test
     threading.Event().wait()
 
 
