@@ -26,6 +26,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_v3", "health", "http", "otel", "prometheus"}),
     # Where the parts are put together.
     frozenset({"_instrument"}),
+    # What people type.
+    frozenset({"cli"}),
 )
 """Modules and sub-packages from the bottom up; above all of them is the package itself."""
 

@@ -122,6 +122,8 @@ class Session:
         self.step("ruff check", python, "ruff", "check", ".")
         self.step("ruff format", python, "ruff", "format", "--check", ".")
         self.step("mypy", python, "mypy")
+        if sys.version_info >= (3, 11):  # which grafana-foundation-sdk needs
+            self.step("dashboards", python, "python", "grafana/build.py", "--check")
         if newest:
             version = supported_versions()[-1]
             self.step(f"mypy {version}", python, "mypy", "--python-version", version)
@@ -232,7 +234,8 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     default = default_version()
     everything = ("test", "integrations", "demo")
     every = ("-m", "not drill")
-    envs = [Env(f"py{default}", pythons[default], everything, "otlp", selection=every)]
+    first = (*everything, "compose", "grafana")
+    envs = [Env(f"py{default}", pythons[default], first, "otlp", selection=every)]
     envs += [
         Env(f"py{version}", python, everything, "otlp")
         for version, python in pythons.items()

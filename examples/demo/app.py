@@ -1,10 +1,14 @@
 """
 The demo's application: two schedulers, jobs of every kind, instrumented by the public API only.
 
-Usage: app.py DIRECTORY [PORT]
+Usage: app.py DIRECTORY [PORT [ADDRESS]]
+
+Environment: OTEL_EXPORTER_OTLP_ENDPOINT, and the other variables of OpenTelemetry's SDK, say where
+spans go; without it there are none.
 """
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -42,15 +46,33 @@ def background_scheduler(directory: Path) -> BackgroundScheduler:
     return scheduler
 
 
-async def main(directory: Path, port: int) -> None:
+def export_spans() -> None:
+    """Export the spans of all runs by OTLP over HTTP, where the environment says where to."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    try:  # here, as `make demo` does without
+        from opentelemetry import trace  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError:
+        print("No spans: they need apscheduler-telemetry[otlp].", file=sys.stderr)
+        return
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(trace_exporter.OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
+async def main(directory: Path, port: int = 9476, address: str = "127.0.0.1") -> None:
     """Run until SIGINT or SIGTERM."""
+    export_spans()
     background = background_scheduler(directory)
     on_the_loop = AsyncIOScheduler()
     on_the_loop.add_job(jobs.poll_queue, "interval", id="poll-queue", seconds=1)
 
     telemetry = instrument(background, name="background")
     instrument(on_the_loop, name="asyncio")
-    telemetry.start_http_server(port)
+    telemetry.start_http_server(port, address)
 
     background.start()
     on_the_loop.start()
@@ -64,4 +86,4 @@ async def main(directory: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 9476))
+    asyncio.run(main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4]))

@@ -48,10 +48,12 @@ def build_report() -> None:
 
 def crunch(directory: str) -> int:
     """Compute in a process pool; every third time the kernel, short of memory, kills the worker."""
-    turn = len(list(Path(directory).iterdir())) + 1
-    (Path(directory) / str(turn)).touch()
-    if turn % 3 == 0:
+    marks = list(Path(directory).iterdir())
+    if len(marks) == 2:
+        for mark in marks:
+            mark.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
+    (Path(directory) / str(len(marks))).touch()
     return sum(i * i for i in range(300_000))
 
 

@@ -17,7 +17,10 @@ import yaml
 import speed
 from sources import fetch
 
-ALERTS = Path(__file__).parent.parent.parent / "alerts"
+ROOT = Path(__file__).parent.parent.parent
+ALERTS = ROOT / "alerts"
+STACK = ROOT / "compose"
+"""What docker-compose.yml runs, and this runs as well, with other addresses and faster."""
 FASTER = 30
 """How much faster than in production the rules and routes are: 15 minutes are 30 seconds."""
 
@@ -37,7 +40,7 @@ def start_alertmanager(directory: Path) -> Iterator[str | None]:
     if binary is None:
         yield None
         return
-    routes = yaml.safe_load(speed.faster_routes((ALERTS / "alertmanager.yml").read_text(), FASTER))
+    routes = yaml.safe_load(speed.faster_routes((STACK / "alertmanager.yml").read_text(), FASTER))
     # Nobody is to be told: the demo shows what Alertmanager has instead.
     routes["receivers"] = [{"name": receiver["name"]} for receiver in routes["receivers"]]
     del routes["global"], routes["templates"]
@@ -70,15 +73,13 @@ def start_prometheus(directory: Path, port: int, alertmanager: str | None) -> It
         return
     rules = directory / "rules.yml"
     rules.write_text(speed.faster_rules((ALERTS / "apscheduler.rules.yml").read_text(), FASTER))
-    managers = [alertmanager.removeprefix("http://")] if alertmanager else []
-    settings = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(rules)],
-        "scrape_configs": [
-            {"job_name": "demo", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
-        ],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": managers}]}]},
-    }
+    settings = yaml.safe_load((STACK / "prometheus.yml").read_text())
+    settings["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    settings["rule_files"] = [str(rules)]
+    [demo], [managers] = settings["scrape_configs"], settings["alerting"]["alertmanagers"]
+    demo["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    targets = [alertmanager.removeprefix("http://")] if alertmanager else []
+    managers["static_configs"] = [{"targets": targets}]
     config = directory / "prometheus.yml"
     config.write_text(json.dumps(settings))
     url = f"http://127.0.0.1:{free_port(9090)}"

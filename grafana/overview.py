@@ -1,0 +1,213 @@
+"""The dashboard that answers: which jobs are in trouble now?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grafana_foundation_sdk.models import dashboard, units
+
+import parts
+import promql
+from parts import BAD, GOOD, WARNING, Query, table_query
+from promql import BY_JOB, JOB, JOB_OR_NONE, SCHEDULER
+
+SERIES_TO_SCHEDULER = parts.to_scheduler(
+    "${__field.labels.job:percentencode}", "${__field.labels.scheduler:percentencode}"
+)
+
+
+def build() -> dashboard.Dashboard:
+    """Return the dashboard."""
+    page = parts.Page(
+        "apscheduler-overview",
+        "APScheduler / Overview",
+        "Which jobs are in trouble now? Click a job to see what is wrong with it.",
+        since="1h",
+    )
+    page.variables(job=True, several=True)
+    page.annotations(JOB_OR_NONE)
+    page.link("Scheduler", "apscheduler-scheduler", "datasource", "application", "scheduler")
+    page.row(
+        4,
+        (4, in_trouble()),
+        (4, firing()),
+        (8, schedulers()),
+        (4, succeeded()),
+        (4, working()),
+    )
+    page.row(13, (24, jobs()))
+    page.row(8, (14, alerts()), (10, went_wrong()))
+    return page.build()
+
+
+def in_trouble() -> Any:
+    """Return the number of jobs in trouble."""
+    return parts.tiles(
+        "Jobs in trouble",
+        "Jobs that are missed, stuck, failing or dropping runs, or whose scheduler is down:"
+        " those at the top of the table below.",
+        [Query(f"sum((\n{promql.job_state(JOB)}\n) >= bool {promql.DROPPING})", instant=True)],
+        no_value="no jobs",
+        steps=((None, GOOD), (1, BAD)),
+    )
+
+
+def firing() -> Any:
+    """Return the number of alerts that fire."""
+    alerts = f'ALERTS{{{promql.ALERTS}, alertstate="firing", {JOB_OR_NONE}}}'
+    known = f"apscheduler_scheduler_info{{{SCHEDULER}}}"
+    return parts.tiles(
+        "Alerts firing",
+        "Alerts of alerts/apscheduler.rules.yml that fire, the watchdog aside.",
+        [Query(f"count({alerts}) or count({known}) * 0", instant=True)],
+        no_value="no scheduler",
+        steps=((None, GOOD), (1, BAD)),
+    )
+
+
+def schedulers() -> Any:
+    """Return a tile for each scheduler."""
+    return parts.tiles(
+        "Schedulers",
+        "Up: the loop turns. Loop dead: the process answers, but no job will run until it is"
+        " restarted. Gone: the process is no longer scraped, and has promised runs.",
+        [Query(promql.scheduler_state(SCHEDULER), "{{scheduler}} of {{job}}", instant=True)],
+        no_value="no scheduler",
+        mappings=[parts.words(parts.SCHEDULER_STATES)],
+        links=[("Scheduler ${__field.labels.scheduler}", SERIES_TO_SCHEDULER)],
+        names=True,
+        size=22,
+    )
+
+
+def succeeded() -> Any:
+    """Return the share of runs that succeeded."""
+    return parts.tiles(
+        "Runs that succeeded",
+        "Of all runs that fell due in the time range; those that were folded into a later one"
+        " (coalesced) do not count.",
+        [Query(promql.success_rate(JOB, ""), instant=True)],
+        unit=units.PercentUnit,
+        no_value="no runs",
+        steps=((None, BAD), (0.95, WARNING), (0.99, GOOD)),
+    )
+
+
+def working() -> Any:
+    """Return the number of runs under way."""
+    return parts.tiles(
+        "Running now",
+        "Runs that are inside their callables.",
+        [Query(f"sum(apscheduler_job_running{{{JOB}}})", instant=True)],
+        no_value="no jobs",
+        plain=True,
+    )
+
+
+def jobs() -> Any:
+    """Return the table of all jobs."""
+    now, before = promql.slow_runs(JOB), promql.slow_runs(JOB, " offset $__range")
+    return parts.rows(
+        "Jobs, those in trouble first",
+        "Stuck: a run takes longer than it may. Missed: a run was due and has not started. Down: no"
+        " live scheduler is there to start it. Failing: the latest run failed. Dropping: runs were"
+        " skipped, missed or lost within ten minutes. 95 % of runs: the 95th percentile of the"
+        " durations that Prometheus has seen in the time range, and how it compares with the time"
+        " range before. Click a row to see the job.",
+        [
+            table_query(promql.job_state(JOB, promql.TABLE_CODES)),
+            table_query(f"time() - {promql.last_success(JOB)}"),
+            table_query(f"{promql.promise(JOB)} - time()"),
+            table_query(
+                promql.as_text(f"floor(1000 * {promql.success_rate(JOB)}) / 10", "success", "$1 %")
+            ),
+            table_query(now),
+            table_query(promql.as_text(f"round({now}\n/ ({before} > 0), 0.1)", "against", "$1 ×")),
+            Query(f"max {BY_JOB} (apscheduler_job_last_run_duration_seconds{{{JOB}}})"),
+        ],
+        columns={
+            "Value #A": "State",
+            "job_id": "Job",
+            "scheduler": "Scheduler",
+            "job": "Application",
+            "Value #B": "Success, ago",
+            "Value #C": "Next run, in",
+            "success": "Success rate",
+            "Value #E": "95 % of runs",
+            "against": "vs. before",
+            "Trend #G": "Durations",
+        },
+        no_value="none",
+        mappings=[
+            parts.words(parts.STATES, promql.TABLE_CODES),
+            parts.paint("/^(\\d|[0-8]\\d)(\\.\\d)? %$/", BAD),
+            parts.paint("/^9\\d(\\.\\d)? %$/", WARNING),
+            parts.paint("/^100 %$/", GOOD),
+            parts.paint("/^([2-9]|\\d{2,})(\\.\\d)? ×$/", BAD),
+        ],
+        painted=["State"],
+        colored=["Success rate", "vs. before"],
+        wrapped=["Job"],
+        sparkline="G",
+        sort="State",
+        links=[("Job ${__data.fields.job_id}", parts.ROW_TO_JOB)],
+    )
+
+
+def alerts() -> Any:
+    """Return the alerts that fire."""
+    selected = f"{promql.ALERTS}, {JOB_OR_NONE}"
+    return parts.rows(
+        "Alerts that fire",
+        "What fires now, and for how long it has been true. The runbook says what each means"
+        " and what to do.",
+        [
+            table_query(
+                promql.firing(selected, "severity, alertname, job_id, scheduler, job, owner")
+            )
+        ],
+        columns={
+            "severity": "Severity",
+            "alert": "Alert",
+            "job_id": "Job",
+            "scheduler": "Scheduler",
+            "job": "Application",
+            "owner": "Owner",
+            "Value": "Since, ago",
+        },
+        no_value="none",
+        mappings=[parts.words(parts.SEVERITIES)],
+        painted=["Severity"],
+        wrapped=["Alert", "Job"],
+        sort="Since, ago",
+        descending=False,
+        links=[
+            ("Job ${__data.fields.job_id}", parts.ROW_TO_JOB),
+            ("Scheduler ${__data.fields.scheduler}", parts.ROW_TO_SCHEDULER),
+            ("Runbook", parts.RUNBOOK),
+        ],
+    )
+
+
+def went_wrong() -> Any:
+    """Return the runs that did not go well, over time."""
+    panel = parts.lines(
+        "Runs of the last ten minutes that went wrong",
+        "At each moment, the runs of the ten minutes before, by how they ended: error, lost"
+        " (never heard of again), missed (too late), skipped (the one before was still under"
+        " way), coalesced (folded into a later one).",
+        [
+            Query(
+                'sum by (outcome) ({__name__=~"apscheduler_job:(failed|omitted)_runs:increase10m",'
+                f" {JOB}}})",
+                "{{outcome}}",
+            )
+        ],
+        unit=units.Short,
+        no_value="none",
+        ceiling=1,
+        area=True,
+        inline=True,
+        points=parts.FEW,
+    )
+    return parts.outcomes_of(panel)

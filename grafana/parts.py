@@ -1,0 +1,723 @@
+"""What the dashboards are made of: colours, words for states, and one way to make each panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.models import common, dashboard, units
+from grafana_foundation_sdk.models import heatmap as heatmap_models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+import promql
+
+SOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+# Okabe and Ito's palette, which colour-blind people can tell apart, and which stands out on dark
+# and on light. Still, nothing is told by colour alone: states have words and signs, and lines
+# that could be mixed up have styles.
+GOOD, BAD, WARNING, INFO, OTHER, GREY = (
+    *("#009E73", "#D55E00", "#F5B800", "#0072B2", "#CC79A7", "#8E8E8E"),
+)
+SKY = "#56B4E9"
+
+OUTCOMES = {
+    "success": GOOD,
+    "error": BAD,
+    "lost": OTHER,
+    "missed": WARNING,
+    "skipped": SKY,
+    "coalesced": INFO,
+}
+STATES = {
+    promql.STUCK: ("✖ Stuck", BAD),
+    promql.MISSED: ("✖ Missed", BAD),
+    promql.DOWN: ("✖ Down", BAD),
+    promql.FAILING: ("✖ Failing", BAD),
+    promql.DROPPING: ("▲ Dropping", WARNING),
+    promql.RUNNING: ("▶ Running", INFO),
+    promql.PAUSED: ("‖ Paused", WARNING),
+    promql.WAITING: ("● Waiting", GOOD),
+    promql.IDLE: ("– Idle", GREY),
+}
+SCHEDULER_STATES = {
+    3: ("✖ Gone", BAD),
+    2: ("✖ Loop dead", BAD),
+    1: ("‖ Paused", WARNING),
+    0: ("● Up", GOOD),
+}
+SEVERITIES = {
+    "critical": ("✖ critical", BAD),
+    "warning": ("▲ warning", WARNING),
+    "info": ("● info", INFO),
+}
+
+DASHES = {"limit": [10, 10], "p99": [4, 4], "short": [2, 4], "long": [16, 6]}
+
+Step = tuple[float | None, str]
+SPARKS = 30
+"""Points of a sparkline: as many as a cell can show, and few enough for hundreds of jobs."""
+FEW = 60
+"""Points of lines that each sum hundreds of series."""
+CALM: tuple[Step, ...] = ((None, "text"),)
+"""Thresholds of what is neither good nor bad."""
+
+
+LETTERS = "ABCDEFGHIJKLMNOP"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query of a panel."""
+
+    expr: str
+    legend: str = ""
+    instant: bool = False
+    format: PromQueryFormat = PromQueryFormat.TIME_SERIES
+    exemplar: bool = False
+
+
+def table_query(expr: str) -> Query:
+    """Return a query for the rows of a table."""
+    return Query(expr, instant=True, format=PromQueryFormat.TABLE)
+
+
+def _targets(queries: Sequence[Query]) -> list[Any]:
+    targets = []
+    for name, query in zip(LETTERS, queries, strict=False):
+        target = (
+            prometheus.Dataquery()
+            .ref_id(name)
+            .datasource(SOURCE)
+            .expr(query.expr)
+            .format(query.format)
+            .legend_format(query.legend or "__auto")
+        )
+        target = target.instant() if query.instant else target.range()
+        targets.append(target.exemplar(query.exemplar))
+    return targets
+
+
+def _finish(
+    panel: Any,
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    unit: str,
+    no_value: str,
+    steps: Sequence[Step],
+    mappings: Sequence[dashboard.ValueMapping] = (),
+    links: Sequence[tuple[str, str]] = (),
+) -> Any:
+    panel.title(title).description(description).datasource(SOURCE).targets(_targets(queries))
+    panel.unit(unit).no_value(no_value)
+    panel.thresholds(
+        builders.ThresholdsConfig()
+        .mode(dashboard.ThresholdsMode.ABSOLUTE)
+        .steps([dashboard.Threshold(value=value, color=color) for value, color in steps])
+    )
+    if mappings:
+        panel.mappings(list(mappings))
+    if links:
+        panel.data_links([builders.DashboardLink(name).url(url) for name, url in links])
+    return panel
+
+
+def to_scheduler(application: str, scheduler: str) -> str:
+    """Return the address of a scheduler's dashboard, by what is filled in for each."""
+    return (
+        "/d/apscheduler-scheduler?${datasource:queryparam}"
+        f"&var-application={application}&var-scheduler={scheduler}&${{__url_time_range}}"
+    )
+
+
+def words(meanings: dict[Any, tuple[str, str]], offset: int = 0) -> dashboard.ValueMap:
+    """Return the mapping that shows codes, or labels, as words and colours."""
+    return dashboard.ValueMap(
+        options={
+            str(code + offset if offset else code): dashboard.ValueMappingResult(
+                text=text, color=color, index=index
+            )
+            for index, (code, (text, color)) in enumerate(meanings.items())
+        }
+    )
+
+
+def paint(pattern: str, color: str) -> dashboard.RegexMap:
+    """Return the mapping that gives a colour to texts that match."""
+    return dashboard.RegexMap(
+        options=dashboard.DashboardRegexMapOptions(
+            pattern=pattern, result=dashboard.ValueMappingResult(color=color)
+        )
+    )
+
+
+AS_IT_IS = dashboard.RegexMap(
+    options=dashboard.DashboardRegexMapOptions(
+        pattern="/^(.*)$/s", result=dashboard.ValueMappingResult(text="$1")
+    )
+)
+"""Shows text as it is. Else a job whose id is 42 were shown as 42 s, by the unit of the table."""
+
+
+def override(panel: Any, names: Sequence[str], **properties: Any) -> None:
+    """
+    Say what holds for some series or columns only.
+
+    In the JSON schema of Grafana's dashboards, the value of an override and the options of a
+    matcher are objects. Grafana takes others, but a check by that schema does not. So columns are
+    named by `byNames`, and only properties that are objects are given.
+    """
+    panel.with_override(
+        dashboard.MatcherConfig(
+            id_val="byNames", options={"mode": "include", "names": list(names)}
+        ),
+        [
+            dashboard.DynamicConfigValue(id_val=name.replace("__", "."), value=value)
+            for name, value in properties.items()
+        ],
+    )
+
+
+def color_of(panel: Any, name: str, color: str, dash: str | None = None) -> None:
+    """Give a series its colour, and its style."""
+    properties: dict[str, Any] = {"color": {"mode": "fixed", "fixedColor": color}}
+    if dash:
+        properties["custom__lineStyle"] = {"fill": "dash", "dash": DASHES[dash]}
+    override(panel, [name], **properties)
+
+
+def tiles(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    unit: str = units.NoUnit,
+    no_value: str,
+    steps: Sequence[Step] = CALM,
+    mappings: Sequence[dashboard.ValueMapping] = (),
+    links: Sequence[tuple[str, str]] = (),
+    names: bool = False,
+    plain: bool = False,
+    size: int = 0,
+) -> Any:
+    """Return a panel of big numbers, or words, on a coloured ground unless it is `plain`."""
+    panel = (
+        stat.Panel()
+        .graph_mode(common.BigValueGraphMode.NONE)
+        .color_mode(common.BigValueColorMode.BACKGROUND_SOLID)
+        .justify_mode(common.BigValueJustifyMode.CENTER)
+        .text_mode(
+            common.BigValueTextMode.VALUE_AND_NAME if names else common.BigValueTextMode.VALUE
+        )
+        .orientation(common.VizOrientation.AUTO)
+        .wide_layout(True)  # noqa: FBT003  # the builder's way
+        .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))  # noqa: FBT003
+    )
+    if plain:
+        panel.color_mode(common.BigValueColorMode.VALUE)
+    if size:
+        panel.text(common_builders.VizTextDisplayOptions().title_size(13).value_size(size))
+    return _finish(
+        panel,
+        title,
+        description,
+        queries,
+        unit=unit,
+        no_value=no_value,
+        steps=steps,
+        mappings=mappings,
+        links=links,
+    )
+
+
+def lines(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    unit: str = units.Short,
+    no_value: str,
+    steps: Sequence[Step] = CALM,
+    area: bool = False,
+    bars: bool = False,
+    logarithmic: bool = False,
+    floor: float | None = 0,
+    ceiling: float | None = None,
+    shades: str = "",
+    inline: bool = False,
+    points: int = 0,
+    calcs: Sequence[str] = ("lastNotNull", "max"),
+    interval: str = "",
+    links: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """Return a panel of lines, or bars, over time."""
+    marked = len(steps) > 1
+    panel = (
+        timeseries.Panel()
+        .draw_style(common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE)
+        .line_width(1 if bars else 2)
+        .fill_opacity(80 if bars else 8 if area else 0)
+        .line_interpolation(common.LineInterpolation.LINEAR)
+        .show_points(common.VisibilityMode.AUTO)
+        .point_size(5)
+        .span_nulls(False)  # noqa: FBT003
+        .thresholds_style(
+            common_builders.GraphThresholdsStyleConfig().mode(
+                common.GraphThresholdsStyleMode.DASHED
+                if marked
+                else common.GraphThresholdsStyleMode.OFF
+            )
+        )
+        .tooltip(
+            common_builders.VizTooltipOptions()
+            .mode(common.TooltipDisplayMode.MULTI)
+            .sort(common.SortOrder.DESCENDING)
+        )
+        .legend(
+            common_builders.VizLegendOptions()
+            .display_mode(
+                common.LegendDisplayMode.LIST if inline else common.LegendDisplayMode.TABLE
+            )
+            .placement(common.LegendPlacement.BOTTOM)
+            .show_legend(True)  # noqa: FBT003
+            .calcs(list(calcs))
+        )
+    )
+    if bars:
+        panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
+    if floor is not None:
+        panel.axis_soft_min(floor)
+    if ceiling is not None:
+        panel.axis_soft_max(ceiling)
+    if logarithmic:
+        panel.scale_distribution(
+            common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+        )
+    if interval:
+        panel.interval(interval)
+    if points:
+        panel.max_data_points(points)
+    if shades:
+        color = builders.FieldColor().mode(dashboard.FieldColorModeId.SHADES).fixed_color(shades)
+    else:
+        color = builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC)
+    panel.color_scheme(color)
+    return _finish(
+        panel,
+        title,
+        description,
+        queries,
+        unit=unit,
+        no_value=no_value,
+        steps=steps,
+        links=links,
+    )
+
+
+def outcomes_of(panel: Any) -> Any:
+    """Give each outcome its colour, and the failures styles as well."""
+    for outcome, color in OUTCOMES.items():
+        dash = {"error": None, "lost": "short", "missed": "long", "skipped": "limit"}.get(outcome)
+        color_of(panel, outcome, color, dash)
+    return panel
+
+
+def history(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    no_value: str,
+    mappings: Sequence[dashboard.ValueMapping],
+    points: int,
+) -> Any:
+    """Return a panel of bands over time, whose states are words."""
+    panel = (
+        statetimeline.Panel()
+        .merge_values(True)  # noqa: FBT003
+        .show_value(common.VisibilityMode.AUTO)
+        .align_value(common.TimelineValueAlignment.LEFT)
+        .row_height(0.85)
+        .fill_opacity(85)
+        .line_width(1)
+        .legend(
+            common_builders.VizLegendOptions()
+            .display_mode(common.LegendDisplayMode.LIST)
+            .placement(common.LegendPlacement.BOTTOM)
+            .show_legend(False)  # noqa: FBT003  # the bands say it
+        )
+        .tooltip(
+            common_builders.VizTooltipOptions()
+            .mode(common.TooltipDisplayMode.MULTI)
+            .sort(common.SortOrder.NONE)
+        )
+        .color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
+    )
+    panel.max_data_points(points)
+    return _finish(
+        panel,
+        title,
+        description,
+        queries,
+        unit=units.NoUnit,
+        no_value=no_value,
+        steps=CALM,
+        mappings=mappings,
+    )
+
+
+def _conversion(columns: Sequence[str], kind: str) -> dashboard.DataTransformerConfig:
+    return dashboard.DataTransformerConfig(
+        id_val="convertFieldType",
+        options={
+            "fields": {},
+            "conversions": [{"targetField": name, "destinationType": kind} for name in columns],
+        },
+    )
+
+
+def cells(title: str, description: str, query: Query, *, no_value: str) -> Any:
+    """Return a heatmap of a histogram of seconds."""
+    panel = (
+        heatmap.Panel()
+        .calculate(False)  # noqa: FBT003
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(heatmap_models.HeatmapColorMode.SCHEME)
+            .scheme("Blues")
+            .scale(heatmap_models.HeatmapColorScale.EXPONENTIAL)
+            .exponent(0.5)
+            .fill(INFO)
+            .steps(64)
+            .reverse(False)  # noqa: FBT003
+        )
+        .cell_gap(1)
+        .filter_values(heatmap.FilterValueRange().le(1e-9))
+        .rows_frame(heatmap.RowsHeatmapOptions().layout(common.HeatmapCellLayout.AUTO))
+        .y_axis(
+            heatmap.YAxisConfig()
+            .unit(units.Seconds)
+            .axis_placement(common.AxisPlacement.LEFT)
+            .reverse(False)  # noqa: FBT003
+        )
+        .cell_values(heatmap.CellValues().unit(units.Short).decimals(1))
+        .tooltip(
+            heatmap.HeatmapTooltip()
+            .mode(common.TooltipDisplayMode.SINGLE)
+            .y_histogram(True)  # noqa: FBT003
+            .show_color_scale(True)  # noqa: FBT003
+        )
+        .show_legend()
+        .exemplars_color(WARNING)
+        .show_value(common.VisibilityMode.NEVER)
+    )
+    return _finish(
+        panel, title, description, [query], unit=units.Short, no_value=no_value, steps=CALM
+    )
+
+
+def bars(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    unit: str,
+    no_value: str,
+    steps: Sequence[Step],
+    links: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """Return a panel of horizontal bars, one for each series."""
+    panel = (
+        bargauge.Panel()
+        .display_mode(common.BarGaugeDisplayMode.BASIC)
+        .orientation(common.VizOrientation.HORIZONTAL)
+        .value_mode(common.BarGaugeValueMode.TEXT)
+        .name_placement(common.BarGaugeNamePlacement.TOP)
+        .show_unfilled(True)  # noqa: FBT003
+        .sizing(common.BarGaugeSizing.AUTO)
+        .min_viz_height(16)
+        .max_viz_height(28)
+        .min_viz_width(8)
+        .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))  # noqa: FBT003
+        .text(common_builders.VizTextDisplayOptions().title_size(12).value_size(14))
+        .decimals(2)
+        .min(0)
+    )
+    return _finish(
+        panel,
+        title,
+        description,
+        queries,
+        unit=unit,
+        no_value=no_value,
+        steps=steps,
+        links=links,
+    )
+
+
+def rows(
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    *,
+    columns: dict[str, str],
+    unit: str = units.Seconds,
+    no_value: str,
+    mappings: Sequence[dashboard.ValueMapping] = (),
+    painted: Sequence[str] = (),
+    colored: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
+    sparkline: str = "",
+    sort: str = "",
+    descending: bool = True,
+    links: Sequence[tuple[str, str]] = (),
+) -> Any:
+    """
+    Return a table of what several queries say of the same things.
+
+    `columns` says what each column is called, by the label or ``Value #REF`` that it shows, in
+    order; all others are left out. The background of `painted` columns shows a state, the text of
+    `colored` ones does, and that of `wrapped` ones may need a second line. `sparkline` is the
+    query, by its letter, whose series are drawn in a cell each.
+    """
+    panel = (
+        table.Panel()
+        .show_header(True)  # noqa: FBT003
+        .cell_height(common.TableCellHeight.SM)
+        .align(common.FieldTextAlignment.LEFT)
+        .min_width(60)
+        .filterable(True)  # noqa: FBT003
+        .footer(common_builders.TableFooterOptions().show(False).reducer([]))  # noqa: FBT003
+        .decimals(1)
+    )
+    if sort:
+        panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
+    shown = {f"Trend #{sparkline}": columns[f"Trend #{sparkline}"]} if sparkline else {}
+    if sparkline:
+        panel.max_data_points(SPARKS)
+        # What has a time and a number counts as a series, so all others are texts meanwhile.
+        others = [f"Value #{letter}" for letter, _ in zip(LETTERS, queries, strict=False)]
+        panel.with_transformation(_conversion(others, "string"))
+        panel.with_transformation(
+            dashboard.DataTransformerConfig(
+                id_val="timeSeriesTable", options={sparkline: {"stat": "lastNotNull"}}
+            )
+        )
+        panel.with_transformation(_conversion(others, "number"))
+    if len(queries) > 1:
+        panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
+    panel.with_transformation(
+        dashboard.DataTransformerConfig(
+            id_val="filterFieldsByName", options={"include": {"names": list(columns)}}
+        )
+    )
+    panel.with_transformation(
+        dashboard.DataTransformerConfig(
+            id_val="organize",
+            options={
+                "excludeByName": {},
+                "includeByName": {},
+                "indexByName": {name: index for index, name in enumerate(columns)},
+                "renameByName": columns,
+            },
+        )
+    )
+    panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
+    for names, kind in (
+        (wrapped, {"type": "auto", "wrapText": True}),
+        (painted, {"type": "color-background", "mode": "basic"}),
+        (colored, {"type": "color-text"}),
+        (
+            list(shown.values()),
+            {
+                "type": "sparkline",
+                "hideValue": True,
+                "lineWidth": 1,
+                "fillOpacity": 15,
+                "lineColor": INFO,
+                "drawStyle": "line",
+            },
+        ),
+    ):
+        if names:
+            override(panel, names, custom__cellOptions=kind)
+    return _finish(
+        panel,
+        title,
+        description,
+        queries,
+        unit=unit,
+        no_value=no_value,
+        steps=CALM,
+        mappings=[*mappings, AS_IT_IS],
+        links=links,
+    )
+
+
+class Page:
+    """A dashboard that is being laid out, from left to right and from the top down."""
+
+    def __init__(self, uid: str, title: str, description: str, *, since: str) -> None:
+        self._dashboard = (
+            builders.Dashboard(title)
+            .uid(uid)
+            .description(description)
+            .tags(["apscheduler"])
+            .editable()
+            .timezone(common.TimeZoneBrowser)
+            .time(f"now-{since}", "now")
+            .refresh("30s")
+            .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
+        )
+        self._y = 0
+        self._id = 0
+
+    def variables(self, *, job: bool, several: bool) -> None:
+        """Add the variables: with `several`, more than one value each, and all of them at first."""
+        known = "apscheduler_scheduler_info|apscheduler_job:promised_run_timestamp_seconds"
+        known_job = "apscheduler_job_running|apscheduler_job:promised_run_timestamp_seconds"
+        self._dashboard.with_variable(
+            builders.DatasourceVariable("datasource")
+            .label("Data source")
+            .description("A Prometheus, or what speaks its language.")
+            .type("prometheus")
+        )
+        chosen = [
+            (
+                *("application", "Application", "Prometheus' label job: what is scraped together."),
+                f'{{__name__=~"{known}"}}, job',
+            ),
+            (
+                *("scheduler", "Scheduler", "The name that instrument() was given."),
+                f'{{__name__=~"{known}", {promql.APPLICATION}}}, scheduler',
+            ),
+        ]
+        if job:
+            chosen.append(
+                (
+                    *("job_id", "Job", "The id of a job, or its function where it has no own."),
+                    f'{{__name__=~"{known_job}", {promql.SCHEDULER}}}, job_id',
+                )
+            )
+        for name, label, description, query in chosen:
+            variable = (
+                builders.QueryVariable(name)
+                .label(label)
+                .description(description)
+                .datasource(SOURCE)
+                .query(f"label_values({query})")
+                .definition(f"label_values({query})")
+                .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
+                .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
+                .multi(several)
+                .include_all(several)
+            )
+            if several:
+                # Not `.+`, for which Prometheus 2 merges the lists of all values there are.
+                variable.all_value(".*").current(
+                    dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
+                )
+            self._dashboard.with_variable(variable)
+
+    def annotations(self, jobs: str) -> None:
+        """Mark starts of processes, and alerts while they fire."""
+        self._dashboard.annotation(
+            builders.AnnotationQuery()
+            .name("Starts")
+            .datasource(SOURCE)
+            .enable(True)  # noqa: FBT003
+            .icon_color(INFO)
+            .expr(f"apscheduler_scheduler_start_timestamp_seconds{{{promql.SCHEDULER}}} * 1000")
+            .step("15s")
+            .title_format("Scheduler {{scheduler}} started")
+            .text_format("{{job}} on {{instance}}")
+            .use_value_for_time(True)  # noqa: FBT003
+        )
+        self._dashboard.annotation(
+            builders.AnnotationQuery()
+            .name("Alerts")
+            .datasource(SOURCE)
+            .enable(True)  # noqa: FBT003
+            .icon_color(BAD)
+            .expr(f'ALERTS{{{promql.ALERTS}, alertstate="firing", {jobs}}}')
+            .step("60s")
+            .title_format("{{alertname}} ({{severity}})")
+            .text_format("{{job_id}} {{scheduler}} {{job}}")
+        )
+
+    def link(self, title: str, uid: str, *names: str) -> None:
+        """Add a link to another dashboard, which takes variables and the time range along."""
+        self._dashboard.link(
+            builders.DashboardLink(title)
+            .type(dashboard.DashboardLinkType.LINK)
+            .icon("dashboard")
+            .tooltip(f"{title}, of the same selection")
+            .url(f"/d/{uid}?" + "&".join(f"${{{name}:queryparam}}" for name in names))
+            .keep_time(True)  # noqa: FBT003
+            .include_vars(False)  # noqa: FBT003
+            .target_blank(False)  # noqa: FBT003
+        )
+
+    def heading(self, title: str) -> None:
+        """Begin a section."""
+        self._id += 1
+        self._dashboard.with_row(
+            builders.Row(title)
+            .id(self._id)
+            .collapsed(False)  # noqa: FBT003
+            .grid_pos(dashboard.GridPos(h=1, w=24, x=0, y=self._y))
+        )
+        self._y += 1
+
+    def row(self, height: int, *panels: tuple[int, Any]) -> None:
+        """Add panels side by side, each with its width."""
+        x = 0
+        for width, panel in panels:
+            self._id += 1
+            panel.id(self._id)
+            panel.grid_pos(dashboard.GridPos(h=height, w=width, x=x, y=self._y))
+            self._dashboard.with_panel(panel)
+            x += width
+        self._y += height
+
+    def build(self) -> dashboard.Dashboard:
+        """Return the dashboard."""
+        page: dashboard.Dashboard = self._dashboard.build()
+        # That of Grafana 10.4 and 11: older ones ask for none higher, newer ones migrate it.
+        page.schema_version = 39
+        page.id_val = None
+        return page
+
+
+def to_job(application: str, scheduler: str, job: str) -> str:
+    """Return the address of a job's dashboard, by what is filled in for each."""
+    return (
+        "/d/apscheduler-job?${datasource:queryparam}"
+        f"&var-application={application}&var-scheduler={scheduler}&var-job_id={job}"
+        "&${__url_time_range}"
+    )
+
+
+ROW_TO_JOB = to_job(
+    "${__data.fields.job:percentencode}",
+    "${__data.fields.scheduler:percentencode}",
+    "${__data.fields.job_id:percentencode}",
+)
+ROW_TO_SCHEDULER = to_scheduler(
+    "${__data.fields.job:percentencode}", "${__data.fields.scheduler:percentencode}"
+)
+RUNBOOK = "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"
