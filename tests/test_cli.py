@@ -27,7 +27,7 @@ def handed_out() -> dict[str, bytes]:
     """Return the files of the repository that are to be handed out, tests aside."""
     return {
         path.relative_to(ROOT).as_posix(): path.read_bytes()
-        for part in ("alerts", "grafana")
+        for part in ("alerts", "grafana/dashboards", "grafana/provisioning")
         for path in (ROOT / part).rglob("*")
         if path.suffix in {".json", ".tmpl", ".yml", ".yaml"}
         and "tests" not in path.relative_to(ROOT).parts
@@ -53,6 +53,8 @@ class TestExport:
         expected = handed_out()
         assert "alerts/apscheduler.rules.yml" in expected
         assert "alerts/templates/apscheduler.tmpl" in expected
+        assert "grafana/dashboards/overview.json" in expected
+        assert "grafana/provisioning/dashboards/apscheduler.yml" in expected
         assert found(tmp_path / "new" / "directory") == expected
 
     def test_says_what_it_wrote(self, tmp_path: Path) -> None:

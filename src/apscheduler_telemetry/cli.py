@@ -15,7 +15,7 @@ from pathlib import Path
 
 from apscheduler_telemetry._version import __version__
 
-_PARTS = ("alerts", "grafana")
+_PARTS = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _HANDED_OUT = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _NOT_HANDED_OUT = frozenset({"tests"})
 
