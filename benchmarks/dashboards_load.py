@@ -3,11 +3,12 @@ What the dashboards' queries take: a real Prometheus, and the real series of a s
 
 Usage: dashboards_load.py [--jobs 500] [--seconds 540]
 
-So as not to wait for an hour, all goes 15 times faster, as in rules_load.py: Prometheus scrapes and
-evaluates every second, and the overview's hour is 240 seconds, which hold as many samples as an
-hour does at an interval of 15 seconds. The other dashboards have as much of their longer ranges as
-there is by then. Each query runs several times, once everything else has been asked; the medians
-are held against the target. Prometheus goes on scraping and evaluating meanwhile.
+So as not to wait for an hour, all goes faster, as in rules_load.py: Prometheus scrapes and
+evaluates every second, the rules' ranges are a thirtieth, and the overview's hour is 240 seconds,
+which hold as many samples as an hour does at an interval of 15 seconds. The other dashboards have
+as much of their longer ranges as there is by then. Each query runs several times, once everything
+else has been asked; the medians are held against the target. Prometheus goes on scraping and
+evaluating meanwhile.
 
 On a machine that does other things as well, look at the processor time, which is what Prometheus
 itself used for a query, its scrapes and rules subtracted; on an idle one, the two are about equal.
