@@ -28,7 +28,7 @@ import pytest
 
 yaml = pytest.importorskip("yaml")
 
-from apscheduler_telemetry.prometheus import Families
+from apscheduler_telemetry._series import FAMILIES
 from servers import Prometheus, eventually, free_port, get, running
 from support_alertmanager import Mailbox, alertmanager
 
@@ -517,7 +517,7 @@ class TestGrafana:
         attributes = re.findall(
             r"^\| `([\w.]+)` \|", (ROOT / "docs" / "spans.md").read_text(), re.MULTILINE
         )
-        labels = {"job", *(label for family in Families().all for label in family._labelnames)}  # type: ignore[attr-defined]
+        labels = {"job", *(label for family in FAMILIES for label in family.labels)}
         for tag in traces["tags"]:
             assert tag["key"] in {*attributes, "service.name"}
             assert tag["value"] in labels

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry.prometheus import Families
+from apscheduler_telemetry.prometheus import LedgerCollector
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -74,7 +75,7 @@ class TestReadme:
         """Its table names every metric, in full or as the end of a name."""
         section = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
         words = re.findall(r"`(\w+)", section)
-        for family in Families().all:
+        for family in LedgerCollector(CollectorRegistry()).describe():
             name = family.name + ("_total" if family.type == "counter" else "")
             assert any(
                 name == word or (word[0] == "_" and word.strip("_") in name) for word in words
@@ -99,6 +100,6 @@ class TestMetricsPage:
                 family.type,
                 frozenset(family._labelnames),  # type: ignore[attr-defined]
             )
-            for family in Families().all
+            for family in LedgerCollector(CollectorRegistry()).describe()
         }
         assert said == shown

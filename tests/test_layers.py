@@ -22,6 +22,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_pipeline"}),
     frozenset({"_labels"}),
     frozenset({"_expectations", "_ledger"}),
+    frozenset({"_series"}),
     # What posts to the books and what reads them, never each other.
     frozenset({"_v3", "health", "http", "otel", "prometheus"}),
     # Where the parts are put together.

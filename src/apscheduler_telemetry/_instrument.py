@@ -136,7 +136,7 @@ class Telemetry:
         while self._servers:
             self._servers.pop().close()
 
-    # What readers of the books ask; see prometheus.Source.
+    # What readers of the books ask; see _series.Source.
 
     @property
     def started_at(self) -> float | None:
