@@ -116,6 +116,12 @@ class OtlpReceiver:
         """All metrics so far, in the order of their arrival."""
         return list(self._received("resource_metrics", "scope_metrics", "metrics"))
 
+    @property
+    def exports(self) -> list[Any]:
+        """All requests with metrics so far, whole, in the order of their arrival."""
+        with self._arrived:
+            return [request for request in self._requests if hasattr(request, "resource_metrics")]
+
     def span(self, name: str) -> Received:
         """Return the only span of that name so far."""
         (span,) = (span for span in self.spans if span.data.name == name)

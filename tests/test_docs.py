@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from apscheduler_telemetry._series import FAMILIES, Kind
 from apscheduler_telemetry.prometheus import LedgerCollector
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +104,33 @@ class TestMetricsPage:
             for family in LedgerCollector(CollectorRegistry()).describe()
         }
         assert said == shown
+
+
+class TestOpenTelemetryPage:
+    def test_metrics_are_those_that_there_are(self) -> None:
+        """Name, instrument, unit, attributes and translation of each metric are on the page."""
+        page = (ROOT / "docs" / "opentelemetry.md").read_text()
+        said = {
+            (*found[:3], tuple(re.findall(r"`(\w+)`", found[3])), found[4])
+            for found in re.findall(
+                r"^\| `(apscheduler\.[\w.]+)` \| ([\w -]+) \| `([^`]+)` \| ([^|]*)\| `(\w+)` \|$",
+                page,
+                re.MULTILINE,
+            )
+        }
+        kinds = {
+            Kind.COUNTER: "observable counter",
+            Kind.GAUGE: "observable gauge",
+            Kind.LOAD: "observable up-down counter",
+            Kind.HISTOGRAM: "histogram",
+        }
+        assert said == {
+            (
+                family.name,
+                kinds[family.kind],
+                family.unit,
+                tuple(label for label in family.labels if label != "scheduler"),
+                family.prometheus_name + ("_total" if family.kind is Kind.COUNTER else ""),
+            )
+            for family in FAMILIES
+        }

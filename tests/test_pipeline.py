@@ -27,6 +27,8 @@ def fail_often(guard: Guard, times: int) -> None:
 class Observer:
     """Writes down what it is told."""
 
+    component = "spans"
+
     def __init__(
         self, name: str, journal: list[Any], carrier: dict[str, str] | None = None
     ) -> None:
@@ -51,8 +53,9 @@ class Observer:
 class Failing:
     """Raises whatever it is told."""
 
-    def __init__(self, exception: type[BaseException] = Boom) -> None:
+    def __init__(self, exception: type[BaseException] = Boom, component: str = "spans") -> None:
         self.exception = exception
+        self.component = component
 
     def _fail(self, *args: Any) -> Any:
         raise self.exception
@@ -170,14 +173,15 @@ class TestPipeline:
         """An observer that raises is counted, and the others are told all the same."""
         guard = Guard()
         journal: list[Any] = []
-        observers: list[Any] = [Failing(), Observer("a", journal, {"x": "1"}), Failing()]
+        failing = Failing(), Failing(component="meter")
+        observers: list[Any] = [failing[0], Observer("a", journal, {"x": "1"}), failing[1]]
         pipeline = Pipeline(guard, observers)
         pipeline.enter(RUN)
         pipeline.leave(RUN, Outcome.SUCCESS, None)
         pipeline.settle(RUN, Outcome.LOST, None)
         assert pipeline.carry(RUN) == {"x": "1"}
         assert [entry[1] for entry in journal] == ["enter", "leave", "settle", "carry"]
-        assert guard.counts()["spans"] == 8
+        assert {part: n for part, n in guard.counts().items() if n} == {"spans": 4, "meter": 4}
 
     @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
     def test_does_not_swallow_what_ends_the_program(self, exception: type[BaseException]) -> None:

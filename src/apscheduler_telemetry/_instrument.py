@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from apscheduler.schedulers import base as apscheduler_base
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -24,11 +25,13 @@ from apscheduler_telemetry._expectations import Expectations, checked
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
 from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import Liveness
+from apscheduler_telemetry._record import Liveness, RunObserver
+from apscheduler_telemetry._series import Reader
 from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 from apscheduler_telemetry.otel import SpanObserver, current_span_context
+from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.prometheus import collector_of
 
 _HANDLE = "_apscheduler_telemetry"
@@ -57,14 +60,24 @@ class Telemetry:
         )
         self._scheduler = scheduler
         self._servers: list[HTTPServer] = []
-        self._collector = collector_of(options["registry"])
-        self._collector.check_free(self.name)
+        self._readers: list[Reader] = []
+        # The spans come first, so that they are current where the histograms are recorded.
+        observers: list[RunObserver] = [SpanObserver(tracer_provider=options["tracer_provider"])]
+        if options["registry"] is not None:
+            self._readers.append(collector_of(options["registry"]))
         try:
-            spans = SpanObserver(tracer_provider=options["tracer_provider"])
+            if options["meter_provider"] is not None:
+                meter = reader_of(
+                    options["meter_provider"], options["duration_buckets"], options["delay_buckets"]
+                )
+                self._readers.append(meter)
+                observers.append(HistogramObserver(meter))
+            for reader in self._readers:
+                reader.check_free(self.name)
             self._adapter = Adapter(
                 scheduler,
                 ledger=self.ledger,
-                pipeline=Pipeline(self.guard, [spans]),
+                pipeline=Pipeline(self.guard, observers),
                 guard=self.guard,
                 labeller=Labeller(options["job_label"], self.guard),
                 expectations=Expectations(
@@ -77,9 +90,10 @@ class Telemetry:
                 current_link=current_span_context,
             )
         except BaseException:
-            self._collector.remove(self)
+            self._forget()
             raise
-        self._collector.add(self)  # not before, as a scrape may come at once
+        for reader in self._readers:
+            reader.add(self)  # not before, as a scrape may come at once
         self._endpoints = Endpoints(
             registry=options["registry"], health=self.health, on_error=self.guard.failed
         )
@@ -124,6 +138,9 @@ class Telemetry:
         """
         Put everything back: the scheduler's methods, the registry, servers that were started.
 
+        A meter provider keeps its instruments, as OpenTelemetry has no way to remove them; they
+        observe nothing any more.
+
         Runs that are under way end as if they had never been followed. Calling it again does
         nothing; the scheduler can be instrumented anew.
         """
@@ -132,9 +149,13 @@ class Telemetry:
                 return
             delattr(self._scheduler, _HANDLE)
             self._adapter.remove()
-            self._collector.remove(self)
+            self._forget()
         while self._servers:
             self._servers.pop().close()
+
+    def _forget(self) -> None:
+        for reader in self._readers:
+            reader.remove(self)
 
     # What readers of the books ask; see _series.Source.
 
@@ -171,8 +192,9 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     scheduler: Any,
     *,
     name: str = "default",
-    registry: CollectorRegistry = REGISTRY,
+    registry: CollectorRegistry | None = REGISTRY,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     job_label: Callable[[Any], str] | None = None,
     grace: float | Callable[[Any], float | None] | None = None,
     max_duration: float | Callable[[Any], float | None] | None = None,
@@ -190,9 +212,12 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
 
     Args:
         scheduler: an instance of an APScheduler 3 scheduler.
-        name: the value of the ``scheduler`` label; must differ between schedulers of one registry.
-        registry: where the metrics are registered.
+        name: the value of the ``scheduler`` label; must differ between schedulers of one registry
+            and of one meter provider.
+        registry: where the metrics are registered for Prometheus to scrape; None for nowhere.
         tracer_provider: where spans go; by default the global one, also if it is set later.
+        meter_provider: where the same metrics go by OpenTelemetry, besides `registry`; by default
+            nowhere. For the global one pass ``opentelemetry.metrics.get_meter_provider()``.
         job_label: called once per job, returns the value of its ``job_id`` label. By default the
             job's id, or ``module:function`` for jobs whose id APScheduler made up.
         grace: seconds that a run may be late before it counts as missed by the alert rules, or a
@@ -216,23 +241,19 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     Raises:
         ArgumentTypeError: an argument is of the wrong type; the message says what to pass.
         ArgumentValueError: an argument has an impossible value.
-        DuplicateNameError: another scheduler of that name is instrumented on the registry.
+        DuplicateNameError: another scheduler of that name is instrumented on the registry, or on
+            the meter provider.
     """
     _check_scheduler(scheduler)
     _check_name(name)
     _check_type(
         "registry",
         registry,
-        "a prometheus_client.CollectorRegistry",
-        ok=isinstance(registry, CollectorRegistry),
+        "a prometheus_client.CollectorRegistry, or None",
+        ok=registry is None or isinstance(registry, CollectorRegistry),
     )
-    is_provider = hasattr(tracer_provider, "get_tracer") and not isinstance(tracer_provider, type)
-    _check_type(
-        "tracer_provider",
-        tracer_provider,
-        "an OpenTelemetry TracerProvider",
-        ok=tracer_provider is None or is_provider,
-    )
+    _check_provider("tracer_provider", tracer_provider, "TracerProvider", "get_tracer")
+    _check_provider("meter_provider", meter_provider, "MeterProvider", "get_meter")
     _check_type(
         "job_label",
         job_label,
@@ -244,6 +265,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         "name": name,
         "registry": registry,
         "tracer_provider": tracer_provider,
+        "meter_provider": meter_provider,
         "job_label": job_label,
         "grace": checked("grace", grace),
         "max_duration": checked("max_duration", max_duration),
@@ -308,6 +330,11 @@ def _check_name(name: str) -> None:
             "pass letters, digits and punctuation"
         )
         raise ArgumentValueError(msg)
+
+
+def _check_provider(argument: str, provider: object, kind: str, method: str) -> None:
+    is_provider = hasattr(provider, method) and not isinstance(provider, type)
+    _check_type(argument, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
 
 
 def _checked_buckets(argument: str, buckets: Sequence[float]) -> tuple[float, ...]:

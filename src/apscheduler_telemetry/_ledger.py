@@ -69,6 +69,7 @@ class Run:
     __slots__ = (
         "account",
         "due",
+        "duration",
         "ended",
         "executor",
         "exemplar",
@@ -91,9 +92,14 @@ class Run:
         self.due = scheduled.timestamp()
         self.started: float | None = None
         self.ended: float | None = None
+        self.duration: float | None = None
         self.state = State.QUEUED
         self.span: Any = None
         self.exemplar: Mapping[str, str] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.account.label
 
     @property
     def start_delay(self) -> float | None:
@@ -417,7 +423,7 @@ class Ledger:
             # From the start and a monotonic duration: the wall clock may have jumped meanwhile.
             run.ended = ended = (self._clock() if run.started is None else run.started) + duration
             account = run.account
-            account.last_duration = duration
+            account.last_duration = run.duration = duration
             account.durations.observe(duration, run.exemplar, ended)
             self._end(run, outcome, ended, error)
             return True

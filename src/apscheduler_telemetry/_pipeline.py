@@ -22,6 +22,7 @@ COMPONENTS = (
     "http",
     "job_label",
     "max_duration",
+    "meter",
     "owner",
     "schedule",
     "severity",
@@ -67,7 +68,11 @@ class Guard:
 
 
 class Pipeline:
-    """Passes runs on to observers, none of which can harm the job or another observer."""
+    """
+    Passes runs on to observers, none of which can harm the job or another observer.
+
+    What the first one enters is around the others: they leave in the opposite order.
+    """
 
     def __init__(self, guard: Guard, observers: Iterable[RunObserver] = ()) -> None:
         self._guard = guard
@@ -78,21 +83,21 @@ class Pipeline:
             try:
                 observer.enter(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
-                self._guard.failed("spans")
+                self._guard.failed(observer.component)
 
     def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
         for observer in reversed(self._observers):
             try:
                 observer.leave(run, outcome, error)
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed("spans")
+                self._guard.failed(observer.component)
 
     def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
         for observer in self._observers:
             try:
                 observer.settle(run, outcome, error)
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed("spans")
+                self._guard.failed(observer.component)
 
     def carry(self, run: RunView) -> Mapping[str, str] | None:
         carrier: dict[str, str] = {}
@@ -100,7 +105,7 @@ class Pipeline:
             try:
                 carrier.update(observer.carry(run) or {})
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed("spans")
+                self._guard.failed(observer.component)
         return carrier or None
 
 

@@ -130,11 +130,13 @@ class RunView(Protocol):
 
     Attributes:
         job: the job it belongs to.
+        label: the value of the ``job_id`` label under which it is counted.
         scheduler: the value of the ``scheduler`` label.
         scheduled: when it was due (timezone aware).
         start_delay: seconds from `scheduled` to the start in the callable; None before it.
         started: Unix seconds of the start in the callable; None before it.
         ended: Unix seconds of the end of the callable; None before it, or where it never ran.
+        duration: seconds inside the callable; None before its end, or where it never ran.
         link: the span context in which the job was added, where known.
         span: free for the span observer: its state between the calls below.
         exemplar: set by the span observer to the labels of an exemplar, or left None.
@@ -145,9 +147,13 @@ class RunView(Protocol):
     scheduled: datetime
     started: float | None
     ended: float | None
+    duration: float | None
     link: Any
     span: Any
     exemplar: Mapping[str, str] | None
+
+    @property
+    def label(self) -> str: ...
 
     @property
     def start_delay(self) -> float | None: ...
@@ -159,7 +165,12 @@ class RunObserver(Protocol):
 
     Each run ends in exactly one call of `leave` or `settle`. An error in an observer is counted,
     logged once and goes no further.
+
+    Attributes:
+        component: under what its errors are counted.
     """
+
+    component: str
 
     def enter(self, run: RunView) -> None:
         """Called where the callable is about to run: same thread, same context, before it."""

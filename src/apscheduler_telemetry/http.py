@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ class Endpoints:
     def __init__(
         self,
         *,
-        registry: CollectorRegistry,
+        registry: CollectorRegistry | None,
         health: Callable[[], Mapping[str, object]],
         on_error: Callable[[str], None],
     ) -> None:
@@ -131,16 +131,18 @@ class Endpoints:
         Take what is to be served; nothing runs before the first request.
 
         Args:
-            registry: what ``/metrics`` shows.
+            registry: what ``/metrics`` shows; None where there is no such page.
             health: returns what ``/health`` shows; its ``status`` is ``healthy`` or ``unhealthy``.
             on_error: called with ``"http"`` where an exception of `registry` or `health` is being
                 handled.
         """
-        self._registry = registry
         self._report = health
         self._on_error = on_error
         # Apart, as /health must answer even when every scrape hangs.
-        self._pages = {"metrics": (_Workers(), self._metrics), "health": (_Workers(), self._health)}
+        self._pages = {"health": (_Workers(), self._health)}
+        if registry is not None:
+            metrics = partial(self._metrics, registry)
+            self._pages = {"metrics": (_Workers(), metrics), **self._pages}
         self.asgi = _AsgiApp(self)
 
     def wsgi(
@@ -215,10 +217,10 @@ class Endpoints:
             workers, make = self._pages[page]
             return workers.submit(partial(make, request))
         answer: Future[_Answer] = Future()
-        answer.set_result(_at_hand(page, request))
+        answer.set_result(_at_hand(page, request, list(self._pages)))
         return answer
 
-    def _metrics(self, request: _Request) -> _Answer:
+    def _metrics(self, registry: CollectorRegistry, request: _Request) -> _Answer:
         # The library may repeat a part of Accept in its Content-Type: let nothing odd pass.
         plain = request.accept.isascii() and request.accept.isprintable()
         try:
@@ -226,8 +228,7 @@ class Endpoints:
         except (TypeError, ValueError):  # a version that is not one, such as "version=x"
             encode, content_type = choose_encoder("")
         names = parse_qs(request.query).get("name[]")
-        registry = self._registry.restricted_registry(names) if names else self._registry
-        body = encode(registry)
+        body = encode(registry.restricted_registry(names) if names else registry)
         if gzip_accepted(request.accept_encoding):
             encoding = (("Content-Encoding", "gzip"),)
             return _Answer(HTTPStatus.OK, gzip.compress(body), content_type, encoding)
@@ -534,10 +535,11 @@ def _tls(
     return tls
 
 
-def _at_hand(page: str, request: _Request) -> _Answer:
+def _at_hand(page: str, request: _Request, pages: Sequence[str]) -> _Answer:
     """Answer what needs no collecting."""
-    if page not in ("", "metrics", "health"):
-        body = b"Not found. There are /metrics and /health.\n"
+    if page not in ("", *pages):
+        there = " and ".join(f"/{name}" for name in pages)
+        body = f"Not found. There {'are' if pages[1:] else 'is'} {there}.\n".encode()
         return _Answer(HTTPStatus.NOT_FOUND, body)
     allow = (("Allow", ", ".join(METHODS)),)
     if request.method == "OPTIONS":
@@ -546,7 +548,7 @@ def _at_hand(page: str, request: _Request) -> _Answer:
         body = f"Method not allowed. Use {', '.join(METHODS)}.\n".encode()
         return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, body, extra=allow)
     mount = html.escape(quote(request.mount.rstrip("/"), errors="replace"))
-    links = (f'<p><a href="{mount}/{name}">/{name}</a></p>' for name in ("metrics", "health"))
+    links = (f'<p><a href="{mount}/{name}">/{name}</a></p>' for name in pages)
     body = f"<!doctype html><title>APScheduler telemetry</title>{''.join(links)}\n".encode()
     return _Answer(HTTPStatus.OK, body, "text/html; charset=utf-8")
 

@@ -114,6 +114,8 @@ class SpanObserver:
         clock: Unix seconds.
     """
 
+    component = "spans"
+
     def __init__(
         self,
         *,
