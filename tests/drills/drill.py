@@ -447,6 +447,17 @@ class Performance:
         """Start an application."""
         return self.prepare(scene).go(*words)
 
+    def replace(self, app: App, scene: str) -> App:
+        """
+        Start an application in the place of another one.
+
+        The end of that one resolves some alerts already, and nobody may be so busy with imports
+        then that the news comes before it is waited for.
+        """
+        successor = self.prepare(scene).ready()
+        app.kill()
+        return successor.go()
+
     def watched(self, job_id: str | None = None) -> None:
         """Wait until Prometheus has known the application, or one of its jobs, for a while."""
         job_id = job_id or self.drill.job_id
@@ -621,8 +632,7 @@ def dead_loop(it: Performance) -> None:
     app.tell("fail")
     it.fault()
     it.caught()
-    app.kill()
-    it.start("store")
+    it.replace(app, "store")
     it.repaired("restarted")
 
 
@@ -719,8 +729,7 @@ def hung(it: Performance) -> None:
     app.tell("hang")
     it.fault()
     it.caught()
-    app.kill()
-    it.start("troubled")
+    it.replace(app, "troubled")
     it.repaired("restarted")
 
 
@@ -743,8 +752,7 @@ def unpicklable(it: Performance) -> None:
     app = it.start("stored", "renamed")
     it.fault()
     it.caught()
-    app.stop()
-    it.start("stored")
+    it.replace(app, "stored")
     it.repaired("deployed with the job's function")
 
 
