@@ -17,7 +17,7 @@ import apscheduler_telemetry
 PACKAGE = Path(apscheduler_telemetry.__file__).parent
 LAYERS: Sequence[frozenset[str]] = (
     # Knows nothing of ours. `_worker` is imported by children of process pools.
-    frozenset({"_record", "_version", "_worker", "errors"}),
+    frozenset({"_record", "_version", "_worker", "environment_variables", "errors"}),
     # The books, each of them built on the one before.
     frozenset({"_pipeline"}),
     frozenset({"_labels"}),
@@ -27,8 +27,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_v3", "health", "http", "otel", "otel_metrics", "prometheus"}),
     # Where the parts are put together.
     frozenset({"_instrument"}),
-    # What people type.
-    frozenset({"cli"}),
+    # What people type, and what instruments for them.
+    frozenset({"cli", "instrumentor"}),
 )
 """Modules and sub-packages from the bottom up; above all of them is the package itself."""
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import IO
 
+EXTRAS = "otlp,instrumentation"
 FAST = ("-m", "not slow and not integration")
 DRILLS = ("-m", "drill", "-n", "0")  # together in one process, as they share their servers
 WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
@@ -235,15 +236,21 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     everything = ("test", "integrations", "demo")
     every = ("-m", "not drill")
     first = (*everything, "compose", "grafana")
-    envs = [Env(f"py{default}", pythons[default], first, "otlp", selection=every)]
+    envs = [Env(f"py{default}", pythons[default], first, EXTRAS, selection=every)]
     envs += [
-        Env(f"py{version}", python, everything, "otlp")
+        Env(f"py{version}", python, everything, EXTRAS)
         for version, python in pythons.items()
         if version != default
     ]
     versions = list(pythons)
     envs += [
-        Env(f"py{version}-oldest", pythons[version], (*everything, "oldest"), "otlp", oldest=True)
+        Env(
+            f"py{version}-oldest",
+            pythons[version],
+            (*everything, "oldest"),
+            EXTRAS,
+            oldest=True,
+        )
         for version in dict.fromkeys((versions[0], versions[-1]))
     ]
     return [*envs, Env(f"py{default}-bare", pythons[default], ("test",))]
@@ -305,7 +312,7 @@ def test_all(session: Session, only: Sequence[str]) -> None:
     if unknown:
         stop(f"No such environment: {', '.join(unknown)}; there are {[env.name for env in envs]}.")
     programs = debian.provide(list(debian.PACKAGES))
-    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
     shutil.rmtree(BUILD / "coverage", ignore_errors=True)
     (BUILD / "coverage").mkdir(parents=True)
     if not only:
@@ -337,7 +344,7 @@ def test_fast(session: Session, only: Sequence[str]) -> None:
     """Do what `make check` does."""
     if only:
         stop("There is only one environment in the fast loop.")
-    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
     session.lint(dev, newest=False)
     with session.row(f"py{default_version()}") as row:
         session.test(row, dev, FAST, measured=False)
@@ -345,7 +352,7 @@ def test_fast(session: Session, only: Sequence[str]) -> None:
 
 def reformat(session: Session, only: Sequence[str]) -> None:  # noqa: ARG001  # as the others
     """Do what `make format` does."""
-    dev = keep_env(VENV, ".[otlp]", "--group", "dev")
+    dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
     session.step("ruff check", dev, "ruff", "check", "--fix", ".")
     session.step("ruff format", dev, "ruff", "format", ".")
 

@@ -30,7 +30,7 @@ from apscheduler_telemetry._series import Reader
 from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
-from apscheduler_telemetry.otel import SpanObserver, current_span_context
+from apscheduler_telemetry.otel import SpanObserver, current_span_context, no_context
 from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.prometheus import collector_of
 
@@ -47,7 +47,11 @@ class Telemetry:
         wsgi_app: a WSGI application that serves ``/metrics`` and ``/health``; mount it anywhere.
         asgi_app: the same as an ASGI application.
         options: what `instrument` was called with.
+        gives_way: whether the next call of `instrument` replaces it, since nobody asked for it in
+            the application's code.
     """
+
+    gives_way = False
 
     def __init__(self, scheduler: Any, **options: Any) -> None:
         self.name: str = options["name"]
@@ -88,6 +92,7 @@ class Telemetry:
                     owner=options["owner"],
                 ),
                 current_link=current_span_context,
+                no_context=no_context,
             )
         except BaseException:
             self._forget()
@@ -276,7 +281,10 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),
     }
     with _lock:
-        existing: Telemetry | None = vars(scheduler).get(_HANDLE)
+        existing = handle_of(scheduler)
+        if existing is not None and existing.gives_way:
+            existing.uninstrument()
+            existing = None
         if existing is None:
             telemetry = Telemetry(scheduler, **options)
             setattr(scheduler, _HANDLE, telemetry)
@@ -289,6 +297,12 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             stacklevel=2,
         )
     return existing
+
+
+def handle_of(scheduler: Any) -> Telemetry | None:
+    """Return the handle of a scheduler, None where it is not instrumented."""
+    handle: Telemetry | None = vars(scheduler).get(_HANDLE)
+    return handle
 
 
 @functools.cache

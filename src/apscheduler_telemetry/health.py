@@ -5,7 +5,7 @@ The books as a health report: what ``/health`` serves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -37,6 +37,22 @@ def report(
             "last_wakeup": _iso(last_wakeup),
         },
         "jobs": [_job(a, now) for a in sorted(ledger.accounts(), key=lambda a: a.label)],
+    }
+
+
+def together(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the reports of all schedulers of a process as one, as unhealthy as the worst."""
+    return {
+        "status": "unhealthy" if any(r["status"] != "healthy" for r in reports) else "healthy",
+        "reasons": [
+            {"scheduler": report["scheduler"]["name"], **reason}
+            for report in reports
+            for reason in report["reasons"]
+        ],
+        "schedulers": [
+            {**report["scheduler"], "status": report["status"], "jobs": report["jobs"]}
+            for report in reports
+        ],
     }
 
 

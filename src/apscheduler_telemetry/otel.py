@@ -29,7 +29,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import timezone
@@ -247,6 +248,22 @@ def current_span_context() -> trace.SpanContext | None:
     """Return the context of the current span, where there is a valid one, to link a run to."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
+
+
+@contextmanager
+def no_context() -> Iterator[None]:
+    """
+    Let nothing be current: neither a span nor baggage.
+
+    What wakes a scheduler up is not the cause of what it does then: a thread that
+    opentelemetry-instrumentation-threading started keeps the span of who started it for good, and
+    a timer of asyncio that of whoever added a job last.
+    """
+    token = otel_context.attach(Context())
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
@@ -51,6 +52,7 @@ class Adapter:
         labeller: finds labels of jobs.
         expectations: what the application expects of each job.
         current_link: returns the span context to link runs of a job to that is added now.
+        no_context: a context manager under which nothing is being traced.
     """
 
     clock: Callable[[], float] = staticmethod(time.time)
@@ -66,6 +68,7 @@ class Adapter:
         labeller: Labeller,
         expectations: Expectations,
         current_link: Callable[[], Any],
+        no_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.scheduler = scheduler
         self.ledger = ledger
@@ -76,13 +79,14 @@ class Adapter:
         self._labeller = labeller
         self._expectations = expectations
         self._current_link = current_link
+        self.no_context = no_context
         self._executors: dict[int, ExecutorHook] = {}
         self._stores: dict[int, StoreHook] = {}
         self._links: dict[str, Any] = {}
         # Weakly, as nobody else keeps a job and its arguments once it has been run.
         self._due: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._memories: dict[str, Any] = {}
-        self._aside = Aside(guard)
+        self._aside = Aside(guard, no_context)
         try:
             self._install(scheduler)
         except BaseException:
@@ -334,8 +338,11 @@ class Aside:
 
     IDLE = 1.0  # seconds
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(
+        self, guard: Guard, context: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._guard = guard
+        self._context = context
         self._lock = threading.Lock()
         self._tasks: deque[tuple[str, Callable[[], None]]] = deque()
         self._there_is_work = threading.Event()
@@ -376,7 +383,8 @@ class Aside:
                     continue
                 component, task = self._tasks.popleft()
             try:
-                task()
+                with self._context():
+                    task()
             except Exception:  # noqa: BLE001
                 self._guard.failed(component)
             del task  # it refers to the scheduler, which nothing here is to keep alive

@@ -109,7 +109,8 @@ class LoopHook:
             self._lookup_failed = self._in_user_code = False
             self._processed = None
             try:
-                wait_seconds = original()
+                with self._adapter.no_context():
+                    wait_seconds = original()
             except BaseException as exception:
                 self._failure = qualified_name(type(exception))
                 if self._adapter.active:

@@ -1,0 +1,202 @@
+"""
+Zero code: what ``opentelemetry-instrument`` loads, so that every scheduler is instrumented.
+
+    opentelemetry-instrument python app.py
+
+`APSchedulerInstrumentor` is its entry point ``apscheduler``, and may be called by hand as well.
+It instruments a scheduler when that is started, as it is complete by then, and whoever instruments
+it by hand has mostly done so. It is configured by the variables of
+`environment_variables`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import itertools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
+from opentelemetry.metrics import get_meter_provider
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import environment_variables as names
+from apscheduler_telemetry import health
+from apscheduler_telemetry._instrument import Telemetry, handle_of, instrument
+from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
+from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
+from apscheduler_telemetry.http import Endpoints, HTTPServer
+
+try:
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+except ModuleNotFoundError as error:
+    _hint = (
+        "apscheduler_telemetry.instrumentor needs opentelemetry-instrumentation, which is not "
+        "installed: pip install 'apscheduler-telemetry[instrumentation]'"
+    )
+    raise ModuleNotFoundError(_hint, name=error.name) from error
+
+logger = logging.getLogger(__name__)
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+_VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
+    names.OTEL_PYTHON_APSCHEDULER_NAME: ("name", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_SINGLETON: ("singleton", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_GRACE: ("grace", float, "a number"),
+    names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: ("max_duration", float, "a number"),
+    names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT: ("http_port", int, "a whole number"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_HOST: ("http_host", str, "a text"),
+}
+"""Each variable's option, how its text is read, and what that text has to be."""
+
+_DEPENDENCIES = ("apscheduler >= 3.10, < 4",)
+"""As the extra ``instruments`` has it, by which the distro decides whether to load us at all."""
+
+
+class APSchedulerInstrumentor(BaseInstrumentor):
+    """Instruments every APScheduler 3 scheduler of the process: those to come, those that run."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Return what is instrumented, as requirements."""
+        return _DEPENDENCIES
+
+    def _instrument(self, **options: Any) -> None:
+        """
+        Instrument schedulers from now on.
+
+        Args:
+            **options: those of `apscheduler_telemetry.instrument`, ``http_port`` and
+                ``http_host``; they come before environment variables. `name` is that of the first
+                scheduler; those after it get ``-2``, ``-3`` and so on. By default metrics go to the
+                global meter provider, and to `http_port` from a registry of their own.
+
+        Raises:
+            ArgumentTypeError: there is no such option.
+        """
+        self._process = _Process({**_configured(), **_checked(options)})
+        self._process.begin()
+
+    def _uninstrument(self, **_: Any) -> None:
+        """Put everything back, and uninstrument what was instrumented here."""
+        self._process.end()
+
+
+class _Process:
+    """What is done to this process, and can be undone."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._port: int | None = self._options.pop("http_port", None)
+        self._host: str = self._options.pop("http_host", "127.0.0.1")
+        self._name: str = self._options.pop("name", "default")
+        # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
+        self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
+        self._active = True
+        self._lock = threading.Lock()
+        self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+        self._server: HTTPServer | None = None
+        renew_lock_after_fork(self)
+
+    def begin(self) -> None:
+        self._original = BaseScheduler.start
+        # Every scheduler of APScheduler 3 comes by here, whatever its own start() does.
+        self._replacement = BaseScheduler.start = self._starting(BaseScheduler.start)
+        # By type(), as isinstance() would wake up what only pretends to be something.
+        for thing in [o for o in gc.get_objects() if issubclass(type(o), BaseScheduler)]:
+            if getattr(thing, "state", STATE_STOPPED) != STATE_STOPPED:
+                self._take(thing)
+
+    def end(self) -> None:
+        self._active = False
+        if vars(BaseScheduler).get("start") is self._replacement:
+            BaseScheduler.start = self._original
+        with self._lock:
+            handles, server = list(self._handles), self._server
+        for handle in handles:
+            handle.uninstrument()
+        if server is not None:
+            server.close()
+
+    def _starting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def start(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._active:  # else somebody else has wrapped ours, which stays where it is
+                self._take(scheduler)
+            return original(scheduler, *args, **kwargs)
+
+        return start
+
+    def _take(self, scheduler: Any) -> None:
+        """Instrument one scheduler; whatever goes wrong, the application goes on without."""
+        try:
+            with self._lock:
+                self._instrument(scheduler)
+                self._serve()
+        except Exception:
+            logger.exception("%r cannot be instrumented, and runs without", scheduler)
+
+    def _instrument(self, scheduler: Any) -> None:
+        if handle_of(scheduler) is not None:
+            return
+        # Now, as the application may set it after we were loaded.
+        self._options.setdefault("meter_provider", get_meter_provider())
+        more = (f"{self._name}-{number}" for number in itertools.count(2))
+        for name in itertools.chain((self._name,), more):
+            with suppress(DuplicateNameError):
+                handle = instrument(scheduler, name=name, **self._options)
+                handle.gives_way = True
+                self._handles.add(handle)
+                return
+
+    def _serve(self) -> None:
+        """Serve all schedulers of the process from one port, from the first on."""
+        port, self._port = self._port, None
+        if port is None:
+            return
+
+        def report() -> Mapping[str, Any]:
+            with self._lock:
+                handles = sorted(self._handles, key=lambda handle: handle.name)
+            return health.together([handle.health() for handle in handles])
+
+        endpoints = Endpoints(
+            registry=self._options["registry"], health=report, on_error=Guard().failed
+        )
+        try:
+            self._server = endpoints.serve(port, self._host)
+        except Exception as error:  # noqa: BLE001  # mostly a port that is taken
+            logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
+
+
+def _configured() -> dict[str, Any]:
+    """Return the options that environment variables set; a bad one is told and left out."""
+    options = {}
+    for name, (option, read, kind) in _VARIABLES.items():
+        text = os.environ.get(name, "").strip()
+        try:
+            if text:
+                options[option] = read(text)
+        except (KeyError, ValueError):
+            logger.warning("%s=%r is not %s, and is left out", name, text, kind)
+    return options
+
+
+def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = {*inspect.signature(instrument).parameters, "http_port", "http_host"} - {"scheduler"}
+    if unknown := sorted(options.keys() - known):
+        msg = f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        raise ArgumentTypeError(msg)
+    return options

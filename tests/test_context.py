@@ -1,0 +1,161 @@
+"""What is current where: the scheduler's loop, its job stores, and the jobs it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from apscheduler.executors.asyncio import AsyncIOExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+from opentelemetry import baggage, context, trace
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import instrument
+from support import HandDriven, eventually, until
+
+REQUEST = trace.SpanContext(0xA, 0xB, is_remote=False, trace_flags=trace.TraceFlags(1))
+
+
+@contextmanager
+def request() -> Iterator[None]:
+    """Be in the middle of a request that is being traced and has baggage."""
+    current = trace.set_span_in_context(trace.NonRecordingSpan(REQUEST))
+    token = context.attach(baggage.set_baggage("tenant", "acme", current))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def seen() -> tuple[bool, dict[str, object]]:
+    """Return whether a span is current, and the baggage."""
+    return trace.get_current_span().get_span_context().is_valid, dict(baggage.get_all())
+
+
+NOTHING: tuple[bool, dict[str, object]] = (False, {})
+
+
+class Spying(MemoryJobStore):
+    """A store that notes what is current while it is asked, and by which thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, Any]] = []
+
+    def _note(self) -> None:
+        self.seen.append((threading.current_thread().name, seen()))
+
+    def get_due_jobs(self, now: datetime) -> Any:
+        self._note()
+        return super().get_due_jobs(now)
+
+    def add_job(self, job: Any) -> None:
+        self._note()
+        super().add_job(job)
+
+
+class TestLoop:
+    def test_started_in_a_request(self) -> None:
+        """A pass over due jobs, its store, its jobs and its listeners are part of nothing."""
+        store, listened, ran = Spying(), [], []
+        scheduler = HandDriven(
+            jobstores={"default": store}, executors={"default": {"type": "debug"}}
+        )
+        scheduler.add_listener(lambda _: listened.append(seen()))
+        instrument(scheduler, registry=CollectorRegistry())
+        with request():
+            scheduler.start()
+            scheduler.add_job(lambda: ran.append(seen()))
+            listened.clear()
+            scheduler.turn()
+            assert seen() == (True, {"tenant": "acme"})
+        assert {str(what) for what in listened} == {str(NOTHING)}
+        scheduler.shutdown()
+
+        current = [what for _, what in store.seen]
+        assert current == [(True, {"tenant": "acme"}), NOTHING]  # what the request added is its own
+        assert ran == [NOTHING]
+
+    def test_asyncio(self) -> None:
+        """A timer keeps the context of whoever set it, which neither loop nor job sees."""
+        store, ran = Spying(), []
+
+        async def job() -> None:
+            ran.append(seen())
+
+        async def main() -> None:
+            scheduler = AsyncIOScheduler(
+                jobstores={"default": store},
+                executors={"default": AsyncIOExecutor()},
+                timezone=timezone.utc,
+            )
+            instrument(scheduler, registry=CollectorRegistry())
+            with request():
+                scheduler.start()
+                store.seen.clear()
+                scheduler.add_job(job, misfire_grace_time=None)
+            await eventually(lambda: ran)
+            scheduler.shutdown()
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+
+        added, *passes = [what for _, what in store.seen]
+        assert added == (True, {"tenant": "acme"})
+        assert set(map(str, passes)) == {str(NOTHING)}
+        assert ran == [NOTHING]
+
+    def test_threads_that_inherit(self) -> None:
+        """What opentelemetry-instrumentation-threading hands down to threads ends at the loop."""
+        module = pytest.importorskip("opentelemetry.instrumentation.threading")
+        store, ran = Spying(), []
+        instrumentor = module.ThreadingInstrumentor()
+        instrumentor.instrument()
+        try:
+            scheduler = BackgroundScheduler(jobstores={"default": store}, timezone=timezone.utc)
+            instrument(scheduler, registry=CollectorRegistry())
+            with request():
+                scheduler.start()
+                scheduler.add_job(lambda: ran.append(seen()), misfire_grace_time=None)
+            until(lambda: ran and not scheduler.get_jobs())  # as a shutdown may hit a pass
+            scheduler.shutdown()
+        finally:
+            instrumentor.uninstrument()
+
+        assert {str(what) for name, what in store.seen if name == "APScheduler"} == {str(NOTHING)}
+        assert ran == [NOTHING]
+
+    def test_reading_for_telemetry(self, tmp_path: Any) -> None:
+        """Nor is what telemetry itself reads from a store part of who started the scheduler."""
+        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        module = pytest.importorskip("opentelemetry.instrumentation.threading")
+        read = []
+        store = stores.SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs'}")
+        get_all_jobs = store.get_all_jobs
+
+        def spying() -> Any:
+            read.append(seen())
+            return get_all_jobs()
+
+        store.get_all_jobs = spying
+
+        instrumentor = module.ThreadingInstrumentor()
+        instrumentor.instrument()
+        try:
+            scheduler = HandDriven(jobstores={"default": store})
+            instrument(scheduler, registry=CollectorRegistry())
+            with request():
+                scheduler.start()
+            until(lambda: read)
+            scheduler.shutdown()
+        finally:
+            instrumentor.uninstrument()
+
+        assert read == [NOTHING]

@@ -1,0 +1,331 @@
+"""The instrumentor: what it does to APScheduler's class, and how all of it is undone."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import logging
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from importlib.metadata import distribution, entry_points
+from typing import Any
+
+import pytest
+
+pytest.importorskip(
+    "opentelemetry.instrumentation.instrumentor",
+    reason="opentelemetry-instrumentation comes with the extra 'instrumentation' of this package",
+)
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import BaseScheduler
+from packaging.requirements import Requirement
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from apscheduler_telemetry import environment_variables, instrument
+from apscheduler_telemetry._instrument import handle_of
+from apscheduler_telemetry.errors import ArgumentTypeError
+from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
+from servers import get
+from support import HandDriven, until
+
+START = BaseScheduler.start
+
+
+@pytest.fixture
+def instrumentor() -> Iterator[APSchedulerInstrumentor]:
+    instrumentor = APSchedulerInstrumentor()
+    yield instrumentor
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+    assert BaseScheduler.start is START
+
+
+@pytest.fixture
+def schedulers() -> Iterator[Any]:
+    """Make schedulers that are shut down after the test."""
+    made = []
+
+    def make(cls: Any = HandDriven) -> Any:
+        made.append(cls())
+        return made[-1]
+
+    yield make
+    for scheduler in made:
+        if scheduler.running:
+            scheduler.shutdown()
+
+
+def name_of(scheduler: Any) -> str | None:
+    handle = handle_of(scheduler)
+    return None if handle is None else handle.name
+
+
+class TestMetadata:
+    def test_entry_points(self) -> None:
+        """The distro finds the instrumentor and the names of its variables as `apscheduler`."""
+        (point,) = entry_points(group="opentelemetry_instrumentor", name="apscheduler")
+        assert point.load() is APSchedulerInstrumentor
+        (point,) = entry_points(group="opentelemetry_environment_variables", name="apscheduler")
+        assert point.load() is environment_variables
+
+    def test_extra(self) -> None:
+        """What the metadata say is instrumented is what the instrumentor says."""
+        requires = map(Requirement, distribution("apscheduler-telemetry").requires or ())
+        extra = [r for r in requires if r.marker and "instruments" in str(r.marker)]
+        said = map(Requirement, APSchedulerInstrumentor().instrumentation_dependencies())
+        assert [(r.name, r.specifier) for r in extra] == [(r.name, r.specifier) for r in said]
+
+    def test_names(self) -> None:
+        """Each variable is named as its constant is, as `opentelemetry-instrument` has it."""
+        names = {n: v for n, v in vars(environment_variables).items() if n.startswith("OTEL")}
+        assert names
+        assert all(name == value for name, value in names.items())
+
+    def test_missing_dependency(self) -> None:
+        """Without opentelemetry-instrumentation, importing it names the extra."""
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "sys.modules['opentelemetry.instrumentation'] = None\n"
+            "import apscheduler_telemetry.instrumentor"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=False, text=True, timeout=60
+        )
+        assert "pip install 'apscheduler-telemetry[instrumentation]'" in done.stderr
+
+
+class TestInstrument:
+    def test_schedulers_to_come(self, instrumentor: Any, schedulers: Any) -> None:
+        """Each is instrumented when it starts, under a name of its own."""
+        before = schedulers()
+        instrumentor.instrument()
+        first, second = schedulers(), schedulers(BackgroundScheduler)
+        assert name_of(first) is None
+
+        for scheduler in (first, second, before):
+            scheduler.start()
+
+        assert [name_of(s) for s in (first, second, before)] == [
+            "default",
+            "default-2",
+            "default-3",
+        ]
+
+    def test_schedulers_that_run(self, instrumentor: Any, schedulers: Any) -> None:
+        """Those that run already are found, and those that do not are left alone until they do."""
+        runs, idle = schedulers(BackgroundScheduler), schedulers()
+        runs.start()
+
+        instrumentor.instrument(name="shop")
+
+        assert (name_of(runs), name_of(idle)) == ("shop", None)
+
+    def test_again_after_a_shutdown(self, instrumentor: Any, schedulers: Any) -> None:
+        """A scheduler that is started again keeps its handle."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        handle = handle_of(scheduler)
+        scheduler.shutdown()
+        scheduler.start()
+
+        assert handle_of(scheduler) is handle
+
+    def test_options(self, instrumentor: Any, schedulers: Any) -> None:
+        """Options of `instrument` are those of every scheduler."""
+        registry = CollectorRegistry()
+        instrumentor.instrument(registry=registry, owner="billing")
+        scheduler = schedulers()
+        scheduler.start()
+        scheduler.add_job(print, id="job")
+
+        labels = {"scheduler": "default", "job_id": "job", "severity": "", "owner": "billing"}
+        assert registry.get_sample_value("apscheduler_job_alert_info", labels) == 1
+
+    def test_unknown_option(self, instrumentor: Any) -> None:
+        """A misspelt option is told at once, and nothing is instrumented."""
+        with pytest.raises(ArgumentTypeError, match="no such option: nmae; there are"):
+            instrumentor.instrument(nmae="shop")
+        assert BaseScheduler.start is START
+
+    def test_global_registry(self, instrumentor: Any, schedulers: Any) -> None:
+        """It is left alone: OpenTelemetry's own exporter for Prometheus uses it."""
+        instrumentor.instrument()
+        schedulers().start()
+
+        assert not [f for f in REGISTRY.collect() if f.name.startswith("apscheduler_")]
+
+    def test_by_hand_before(self, instrumentor: Any, schedulers: Any) -> None:
+        """What the application instruments itself is left to it."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        handle = instrument(scheduler, name="own", registry=CollectorRegistry())
+        scheduler.start()
+
+        assert handle_of(scheduler) is handle
+        instrumentor.uninstrument()
+        assert handle_of(scheduler) is handle
+
+    def test_by_hand_after(self, instrumentor: Any, schedulers: Any) -> None:
+        """What the application says counts, also where it comes late."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        handle = instrument(scheduler, name="own", registry=CollectorRegistry())
+
+        assert handle_of(scheduler) is handle
+        assert handle.name == "own"
+
+    def test_keeps_nothing_alive(self, instrumentor: Any) -> None:
+        """A scheduler that the application forgets is gone, and its name is free again."""
+        instrumentor.instrument()
+        scheduler = HandDriven()
+        scheduler.start()
+        scheduler.shutdown()
+        forgotten = weakref.ref(scheduler)
+        del scheduler
+        until(lambda: (gc.collect() and not forgotten()) or not forgotten())
+        scheduler = HandDriven()
+        scheduler.start()
+
+        assert name_of(scheduler) == "default"
+        scheduler.shutdown()
+
+    def test_failure(
+        self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A scheduler that cannot be instrumented runs without; the log says why."""
+        instrumentor.instrument(severity="loud")
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert scheduler.running
+        assert handle_of(scheduler) is None
+        (record,) = (r for r in caplog.records if r.name == "apscheduler_telemetry.instrumentor")
+        assert "cannot be instrumented, and runs without" in record.getMessage()
+        assert "severity" in str(record.exc_info)
+
+
+class TestUninstrument:
+    def test_puts_everything_back(self, instrumentor: Any, schedulers: Any) -> None:
+        """Schedulers are as they were, those to come are left alone; it can be had again."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        instrumentor.uninstrument()
+        other = schedulers()
+        other.start()
+
+        assert (handle_of(scheduler), handle_of(other)) == (None, None)
+        assert BaseScheduler.start is START
+        instrumentor.instrument()
+        assert {name_of(scheduler), name_of(other)} == {"default", "default-2"}
+
+    def test_wrapped_meanwhile(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What somebody else has put on top stays, and ours does nothing below it."""
+        instrumentor.instrument()
+        ours = BaseScheduler.start
+        monkeypatch.setattr(BaseScheduler, "start", functools.partialmethod(ours))
+        instrumentor.uninstrument()
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert scheduler.running
+        assert handle_of(scheduler) is None
+        monkeypatch.undo()
+        BaseScheduler.start = START
+
+
+class TestVariables:
+    def test_bad_values(
+        self,
+        instrumentor: Any,
+        schedulers: Any,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What cannot be understood is told in the log and left out; the rest counts."""
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_GRACE", "soon")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_SINGLETON", "maybe")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_HTTP_PORT", "")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_NAME", "shop")
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert name_of(scheduler) == "shop"
+        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+            "OTEL_PYTHON_APSCHEDULER_SINGLETON='maybe' is not true or false, and is left out",
+            "OTEL_PYTHON_APSCHEDULER_GRACE='soon' is not a number, and is left out",
+        ]
+
+    def test_all(self, instrumentor: Any, schedulers: Any, monkeypatch: Any) -> None:
+        """Each sets the option that it is named for; arguments come before."""
+        for name, value in {
+            "SINGLETON": "False",
+            "GRACE": "300",
+            "MAX_DURATION": "60.5",
+            "SEVERITY": "critical",
+            "OWNER": "billing",
+            "NAME": "from-environment",
+        }.items():
+            monkeypatch.setenv(f"OTEL_PYTHON_APSCHEDULER_{name}", value)
+        instrumentor.instrument(name="argument")
+        scheduler = schedulers()
+        scheduler.start()
+
+        handle = handle_of(scheduler)
+        assert handle is not None
+        expected = {
+            "name": "argument",
+            "singleton": False,
+            "grace": 300,
+            "max_duration": 60.5,
+            "severity": "critical",
+            "owner": "billing",
+        }
+        assert {key: handle.options[key] for key in expected} == expected
+
+
+class TestServer:
+    def test_health_of_all(self, instrumentor: Any, schedulers: Any) -> None:
+        """The health of the process is that of its worst scheduler."""
+        instrumentor.instrument(http_port=0)
+        well, dead = schedulers(), schedulers()
+        for scheduler in (well, dead):
+            scheduler.start()
+            scheduler.turn()
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}"
+        assert get(f"{url}/health")[0] == 200
+        dead.shutdown()
+        status, body = get(f"{url}/health")
+
+        assert status == 503
+        health = json.loads(body)
+        assert [s["status"] for s in health["schedulers"]] == ["healthy", "unhealthy"]
+        assert [(r["scheduler"], r["code"]) for r in health["reasons"]] == [
+            ("default-2", "stopped")
+        ]
+
+    def test_taken_port(
+        self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A port that is taken is told in the log, once, and nothing else changes."""
+        instrumentor.instrument(http_port=0)
+        schedulers().start()
+        taken = instrumentor._process._server.port
+        instrumentor._process._port = taken
+        for _ in range(2):
+            scheduler = schedulers()
+            scheduler.start()
+            assert scheduler.running
+
+        said = [r.getMessage() for r in caplog.records if "HTTP_PORT" in r.getMessage()]
+        assert len(said) == 1
+        assert f"cannot serve metrics on 127.0.0.1:{taken}" in said[0]

@@ -1,0 +1,108 @@
+"""
+An application that knows nothing of telemetry, for ``opentelemetry-instrument``.
+
+Its scheduler is started and fed by a request, as the worst case: whatever that request's span is
+must not become the parent of what the scheduler does later. The directory is the only argument.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import requests
+import uvicorn
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from fastapi import FastAPI
+from flask import Flask
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from sqlalchemy import create_engine, text
+from werkzeug.serving import make_server
+
+if not SQLAlchemyInstrumentor().is_instrumented_by_opentelemetry:
+    # It declares itself incompatible with the newest SQLAlchemy, and works.
+    SQLAlchemyInstrumentor().instrument(skip_dep_check=True)
+
+RUNS = 3
+
+directory = Path(sys.argv[1])
+engine = create_engine(f"sqlite:///{directory / 'app.db'}")
+scheduler = BackgroundScheduler(
+    jobstores={"default": SQLAlchemyJobStore(f"sqlite:///{directory / 'jobs.db'}")},
+    timezone=timezone.utc,
+)
+flask_app = Flask(__name__)
+fastapi_app = FastAPI()
+addresses: list[str] = []
+runs = threading.Semaphore(0)
+
+
+def report() -> None:
+    """Ask both web applications and the database."""
+    for address in addresses:
+        requests.get(f"{address}/work", timeout=20).raise_for_status()
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 42"))
+    runs.release()
+
+
+@flask_app.get("/start")
+def start() -> str:
+    """Start the scheduler, and add a job, within a request."""
+    scheduler.start()
+    scheduler.add_job(
+        report,
+        "interval",
+        seconds=0.3,
+        id="report",
+        misfire_grace_time=None,
+        max_instances=RUNS,
+        end_date=datetime.now(timezone.utc) + timedelta(seconds=0.3 * RUNS + 0.1),
+    )
+    return "started"
+
+
+@flask_app.get("/work")
+def flask_work() -> str:
+    """Answer."""
+    return "done"
+
+
+@fastapi_app.get("/work")
+def fastapi_work() -> str:
+    """Answer."""
+    return "done"
+
+
+def main() -> None:
+    """Run until the job has run as often as it should."""
+    flask_server = make_server("127.0.0.1", 0, flask_app, threaded=True)
+    fastapi_server = uvicorn.Server(
+        uvicorn.Config(fastapi_app, port=0, log_level="warning", lifespan="off")
+    )
+    threads = [
+        threading.Thread(target=flask_server.serve_forever),
+        threading.Thread(target=fastapi_server.run),
+    ]
+    for thread in threads:
+        thread.start()
+    while not fastapi_server.started:
+        threading.Event().wait(0.01)
+    [listening] = fastapi_server.servers[0].sockets
+    addresses.append(f"http://127.0.0.1:{flask_server.server_port}")
+    addresses.append(f"http://127.0.0.1:{listening.getsockname()[1]}")
+    requests.get(f"{addresses[0]}/start", timeout=20).raise_for_status()
+    for _ in range(RUNS):
+        assert runs.acquire(timeout=30), "the job did not run"
+    scheduler.shutdown()
+    flask_server.shutdown()
+    fastapi_server.should_exit = True
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
