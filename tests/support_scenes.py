@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
 from support import HandDriven
+from support_jobs import PATIENCE
 
 KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener")
 
@@ -84,6 +86,16 @@ def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
         telemetry.uninstrument()
         if scheduler.running:
             scheduler.shutdown(wait=False)
+
+
+def wait_for_reading(seen: Watched) -> None:
+    """Wait until telemetry has done all that it does aside, and will not do later."""
+    adapter = seen.telemetry._adapter
+    for aside in [*(hook._aside for hook in adapter._stores.values()), adapter._aside]:
+        done = threading.Event()
+        aside.do("adapter", done.set)
+        if adapter.active:
+            assert done.wait(PATIENCE)
 
 
 def due(job_id: str = "job") -> dict[str, Any]:

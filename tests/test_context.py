@@ -137,14 +137,13 @@ class TestLoop:
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         read = []
-        store = stores.SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs'}")
-        get_all_jobs = store.get_all_jobs
 
-        def spying() -> Any:
-            read.append(seen())
-            return get_all_jobs()
+        class Spying(stores.SQLAlchemyJobStore):  # type: ignore[misc, name-defined]
+            def get_all_jobs(self) -> Any:
+                read.append(seen())
+                return super().get_all_jobs()
 
-        store.get_all_jobs = spying
+        store = Spying(f"sqlite:///{tmp_path / 'jobs'}")
 
         instrumentor = module.ThreadingInstrumentor()
         instrumentor.instrument()

@@ -39,7 +39,7 @@ from apscheduler_telemetry import (
     instrument,
 )
 from apscheduler_telemetry._record import Outcome
-from apscheduler_telemetry._v3 import Aside
+from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._stores import StoreHook
 from support import Gate, eventually, processes, until
 from support_scenes import Boom, watched

@@ -311,7 +311,7 @@ class TestJobs:
         books.ledger.remove(books.entry, removal)
         account = books.account()
         assert (account.next_run, account.withdrawn) == (next_run, withdrawn)
-        assert books.ledger.jobs_per_store() == {"default": 0}
+        assert jobs_per_store(books.ledger) == {"default": 0}
         books.ledger.remove(books.entry, Removal.WITHDRAWN)
         assert books.account().withdrawn == withdrawn, "it had gone already"
 
@@ -357,21 +357,40 @@ class TestJobs:
         moved = books.ledger.know(info(label="new"), AT + 10)
         assert (books.account("job").next_run, books.account("new").next_run) == (0, AT + 10)
         assert books.ledger.entry("default", "job") is moved
-        assert books.ledger.jobs_per_store() == {"default": 1}
+        assert jobs_per_store(books.ledger) == {"default": 1}
         books.ledger.settle(run, Outcome.SUCCESS)
         assert books.account("job").outcomes[Outcome.SUCCESS] == 1
 
     def test_stores(self, books: Books) -> None:
         """Jobs are counted by store, and one of the same id in another store is another one."""
-        books.ledger.open_store("sql")
-        assert books.ledger.jobs_per_store() == {"default": 1, "sql": 0}
+        books.ledger.open_store("sql", exact=False)
+        assert jobs_per_store(books.ledger) == {"default": 1, "sql": 0}
         books.ledger.know(info(jobstore="sql"), AT + 5)
-        assert books.ledger.jobs_per_store() == {"default": 1, "sql": 1}
+        assert jobs_per_store(books.ledger) == {"default": 1, "sql": 1}
         assert books.account().next_run == AT
         books.ledger.close_store("default")
-        assert books.ledger.jobs_per_store() == {"sql": 1}
+        assert jobs_per_store(books.ledger) == {"sql": 1}
         assert books.account().next_run == AT + 5
         assert [e.key for e in books.ledger.entries("sql")] == [("sql", "job")]
+
+    def test_how_old_they_are(self, books: Books) -> None:
+        """A store that others write to is as of its last reading, one that is ours alone as now."""
+        books.ledger.open_store("memory", exact=True)
+        books.ledger.open_store("sql", exact=False)
+        books.ledger.store_read("sql", None)
+        assert (readings(books.ledger, "sql"), readings(books.ledger, "memory")) == (
+            (None, 1),
+            (books.clock.now, 0),
+        )
+        books.ledger.store_read("sql", AT - 5)
+        books.ledger.store_read("sql", None)
+        books.ledger.store_read("removed", AT)
+        books.clock.now = AT + 7
+        assert (readings(books.ledger, "sql"), readings(books.ledger, "memory")) == (
+            (AT - 5, 2),
+            (AT + 7, 0),
+        )
+        assert "removed" not in books.ledger.stores()
 
 
 class TestTooManyLabels:
@@ -488,6 +507,15 @@ class TestThreads:
             thread.join()
         assert books.account().outcomes == expected
         assert books.ledger.executors() == {"default": (4, 0, 0)}
+
+
+def readings(ledger: Ledger, alias: str) -> tuple[float | None, int]:
+    store = ledger.stores()[alias]
+    return store.last_read, store.failures
+
+
+def jobs_per_store(ledger: Ledger) -> dict[str, int]:
+    return {alias: store.jobs for alias, store in ledger.stores().items()}
 
 
 def _fates(seed: int, rounds: int) -> list[tuple[bool, Outcome]]:

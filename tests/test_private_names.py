@@ -66,7 +66,9 @@ APSCHEDULER = {
     "_run_job_success",
     "_scheduler",
     # of a job store
+    "_get_jobs",
     "_reconstitute_job",
+    "_reconstitute_jobs",
     # of a job
     "_jobstore_alias",
 }
@@ -372,6 +374,25 @@ class TestJobStore:
         assert any(
             "self._reconstitute_job(" in text and "append(" in text for text in methods.values()
         )
+
+    @pytest.mark.parametrize(
+        ("module", "name", "listing"),
+        [
+            ("sqlalchemy", "SQLAlchemyJobStore", "_get_jobs"),
+            ("redis", "RedisJobStore", "_reconstitute_jobs"),
+        ],
+    )
+    def test_what_is_read_by_rows(self, module: str, name: str, listing: str) -> None:
+        """Two stores list their jobs by methods of these names, from what these attributes name."""
+        store = pytest.importorskip(f"apscheduler.jobstores.{module}")
+        text = source(getattr(store, name))
+        assert f"self.{listing}(" in source(getattr(store, name).get_all_jobs)
+        assert f"self.{listing}(" in source(getattr(store, name).get_due_jobs)
+        used = {
+            "sqlalchemy": ("self.engine", "self.jobs_t", '"id"', '"next_run_time"', '"job_state"'),
+            "redis": ("self.redis", "self.jobs_key", "self.run_times_key", "zadd", "hset"),
+        }
+        assert [word for word in used[module] if word not in text.replace("'", '"')] == []
 
     def test_memory_stores_restore_nothing(self) -> None:
         """A memory store has no such method, nor a job that can fail to be restored."""

@@ -72,6 +72,8 @@ FAMILIES = {
     "apscheduler_scheduler_start_timestamp_seconds": ("gauge", ("scheduler",)),
     "apscheduler_scheduler_last_wakeup_timestamp_seconds": ("gauge", ("scheduler",)),
     "apscheduler_scheduler_jobs": ("gauge", ("scheduler", "jobstore")),
+    "apscheduler_jobstore_last_read_timestamp_seconds": ("gauge", ("scheduler", "jobstore")),
+    "apscheduler_jobstore_read_failures": ("counter", ("scheduler", "jobstore")),
     "apscheduler_scheduler_errors": ("counter", ("scheduler", "kind")),
     "apscheduler_executor_workers": ("gauge", EXECUTOR),
     "apscheduler_executor_running": ("gauge", EXECUTOR),
@@ -158,7 +160,10 @@ def fill(shown: Shown) -> None:
     ledger = shown.ledger
     default = ledger.executor("default", lambda: 10)
     ledger.executor("loop", lambda: float("inf"))
-    ledger.open_store("default")
+    ledger.open_store("default", exact=True)
+    ledger.open_store("sql", exact=False)
+    ledger.store_read("sql", NOW - 3.5)
+    ledger.store_read("sql", None)
 
     backup = shown.know(
         "backup",
@@ -385,7 +390,7 @@ class TestHostileNames:
         registry = CollectorRegistry()
         shown = Shown()
         shown.ledger.executor(name, lambda: 1)
-        shown.ledger.open_store(name)
+        shown.ledger.open_store(name, exact=True)
         shown.run(shown.know("job"), NOW, 1.0, RunError(type=name, message=name))
         hostname = {**shown.facts(), "hostname": name}
         shown.facts = lambda: hostname  # type: ignore[method-assign]

@@ -109,6 +109,10 @@ class TestBacklog:
             ]
 
 
+def due_times(job: Any, now: datetime) -> Any:
+    return _schedule.due_times(job.next_run_time, job.trigger, now)
+
+
 class TestDueTimes:
     """The fire times up to now."""
 
@@ -116,20 +120,31 @@ class TestDueTimes:
     @pytest.mark.parametrize(("now", "expected"), [(-1, 0), (0, 1), (9.9, 1), (10, 2), (35, 4)])
     def test_now_is_included(self, trigger: BaseTrigger, now: float, expected: int) -> None:
         """A run that is due this very moment is due."""
-        due = _schedule.due_times(job(trigger), at(now))
+        due = due_times(job(trigger), at(now))
         assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
 
     @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
     def test_in_the_hour_that_comes_twice(self, make: Callable[[float], BaseTrigger]) -> None:
         """Time goes on when the clock on the wall goes back."""
         since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
-        due = _schedule.due_times(job(make(3600), since), SECOND_TIME)
+        due = due_times(job(make(3600), since), SECOND_TIME)
         # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's takes no notice of that.
         assert due.total == (4 if make is interval else 3)
 
+    @pytest.mark.parametrize("trigger", [interval(10), cron(second="*/10")])
+    @pytest.mark.parametrize(
+        ("following", "expected"), [(0, 0), (5, 1), (10, 1), (11, 2), (30, 3), (40, 4), (99, 4)]
+    )
+    def test_up_to_the_following(
+        self, trigger: BaseTrigger, following: float, expected: int
+    ) -> None:
+        """What is due from the following run on is not meant, nor what is not due yet."""
+        due = _schedule.due_times(at(0), trigger, at(35), at(following))
+        assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
+
     def test_a_paused_job(self) -> None:
         """A job without a next run time owes nothing."""
-        assert _schedule.due_times(job(interval(10), None), START).total == 0
+        assert due_times(job(interval(10), None), START).total == 0
 
 
 class TestMemory:

@@ -23,47 +23,16 @@ import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import _labels
 from apscheduler_telemetry._ledger import REMOVED_FOR
+from apscheduler_telemetry._v3 import _stores
+from apscheduler_telemetry._v3._rows import SQLRows
+from apscheduler_telemetry._v3._stores import StoreHook
 from support import START, Clock, frozen, until
-from support_scenes import Boom, Watched, watched
+from support_scenes import Boom, Watched, wait_for_reading, watched
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
-NEVER = datetime(2999, 1, 1, tzinfo=timezone.utc)
-NO_POOL = {"poolclass": sqlalchemy.pool.NullPool}
-"""APScheduler looks for due jobs once more after its shutdown, which would leave a connection."""
-
-
-class Rows:
-    """A job store in a file, and what is in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.url = f"sqlite:///{directory / 'jobs.sqlite'}"
-        self.engine = sqlalchemy.create_engine(self.url)
-
-    def store(self) -> Any:
-        return SQLAlchemyJobStore(self.url, engine_options=NO_POOL)
-
-    def ids(self) -> set[str]:
-        with self.engine.begin() as connection:
-            rows = connection.execute(sqlalchemy.text("select id from apscheduler_jobs"))
-            return {row.id for row in rows}
-
-    def spoil(self, job_id: str, state: bytes = b"no pickle") -> None:
-        """Make a row such that no job can be restored from it."""
-        with self.engine.begin() as connection:
-            connection.execute(
-                sqlalchemy.text("update apscheduler_jobs set job_state = :state where id = :id"),
-                {"state": state, "id": job_id},
-            )
-
-    def write(self, *job_ids: str, at: datetime = NEVER) -> None:
-        """Write jobs as a process without telemetry does."""
-        scheduler = scenes.by_hand(jobstores={"default": self.store()})
-        scheduler.start(paused=True)
-        for job_id in job_ids:
-            scheduler.add_job(jobs.nothing, **{**scenes.due(job_id), "next_run_time": at})
-        scheduler.shutdown()
+from support_stores import NEVER, NO_POOL, Rows
 
 
 @pytest.fixture
@@ -337,7 +306,7 @@ class TestRestart:
                 executors={"slow": DebugExecutor()}, jobstores={"new": MemoryJobStore()}
             )
             assert seen.telemetry.ledger.executors().keys() == {"slow"}
-            assert seen.telemetry.ledger.jobs_per_store().keys() == {"new"}
+            assert seen.telemetry.ledger.stores().keys() == {"new"}
             seen.scheduler.start()
             add(seen, jobstore="new", executor="slow")
             assert seen.value("scheduler_jobs", jobstore="new") == 1
@@ -377,6 +346,15 @@ class Foreign(BaseJobStore):
 
     def remove_all_jobs(self) -> None:
         self.inner.remove_all_jobs()
+
+
+class Broken(SQLAlchemyJobStore):
+    """A store that cannot list its jobs, in a way of its own."""
+
+    broken = True
+
+    def get_all_jobs(self) -> Any:
+        return raise_boom() if self.broken else super().get_all_jobs()
 
 
 class TestJobsFromBefore:
@@ -439,16 +417,22 @@ class TestJobsFromBefore:
             assert seen.own_errors() == {}
             assert seen.job("info", **INFO, jobstore="default", persistent="true") == 1
 
-    def test_a_store_that_cannot_be_read(self, rows: Rows) -> None:
-        """A reading that fails is counted as telemetry's own failure, and jobs run all the same."""
+    def test_a_store_that_cannot_be_read(
+        self, rows: Rows, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that fails us is no failure of ours; it is said once, and we try again."""
+        monkeypatch.setattr(StoreHook, "EVERY", 0.01)
         rows.write("job", at=scenes.ago(0.1))
-        store = rows.store()
-        store.get_all_jobs = raise_boom
+        store = Broken(rows.url, engine_options=NO_POOL)
         with driven(jobstores={"default": store}) as seen:
-            until(lambda: seen.own_errors() == {"adapter": 1})
-            assert seen.errors() == {}
+            until(lambda: (seen.value("jobstore_read_failures_total", jobstore="default") or 0) > 2)
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+            assert seen.value("jobstore_last_read_timestamp_seconds", jobstore="default") is None
+            assert caplog.text.count("could not read the job store 'default' (Boom)") == 1
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
+            store.broken = False
+            until(lambda: seen.value("jobstore_last_read_timestamp_seconds", jobstore="default"))
 
     def test_a_job_that_cannot_be_described(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job of which nothing can be told does not hide the others."""
@@ -628,38 +612,67 @@ class TestInfo:
             assert seen.own_errors() == {"spans": 1}
 
 
-class SlowStore(SQLAlchemyJobStore):
-    """A store whose answer to telemetry is on its way for as long as the test says."""
+class Slow:
+    """Holds up what telemetry has read for as long as the test says."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url, engine_options=NO_POOL)
+    def __init__(self) -> None:
         self.read, self.go_on = threading.Event(), threading.Event()
 
-    def get_all_jobs(self) -> Any:
-        jobs_then = super().get_all_jobs()
+    def hold(self) -> None:
         if threading.current_thread().name == "apscheduler-telemetry":
             self.read.set()
             assert self.go_on.wait(jobs.PATIENCE)
+
+
+class SlowStore(SQLAlchemyJobStore):
+    """A store with a way of its own, whose answer to telemetry is slow."""
+
+    def __init__(self, url: str, slow: Slow) -> None:
+        super().__init__(url, engine_options=NO_POOL)
+        self.slow = slow
+
+    def get_all_jobs(self) -> Any:
+        jobs_then = super().get_all_jobs()
+        self.slow.hold()
         return jobs_then
+
+
+class SlowRows(SQLRows):
+    """A store of APScheduler's whose answer to telemetry is slow."""
+
+    slow: Slow
+
+    def states(self, job_ids: Any) -> Any:
+        states = super().states(job_ids)
+        self.slow.hold()
+        return states
 
 
 class TestRaces:
     """What changes while telemetry reads a store is not undone by what it read."""
 
+    @pytest.fixture(params=["all jobs", "rows"], autouse=True)
+    def road(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Read in either of both ways."""
+        self.slow = SlowRows.slow = Slow()
+        self.by_rows = request.param == "rows"
+        if self.by_rows:
+            monkeypatch.setattr(_stores, "rows_of", SlowRows)
+
     @contextmanager
     def reading(self, rows: Rows) -> Iterator[tuple[Watched, Callable[[], None]]]:
         rows.write("job", "other")
-        store = SlowStore(rows.url)
+        store = rows.store() if self.by_rows else SlowStore(rows.url, self.slow)
         with driven(jobstores={"default": MemoryJobStore(), "sql": store}) as seen:
-            assert store.read.wait(jobs.PATIENCE)
+            assert self.slow.read.wait(jobs.PATIENCE)
 
             def end() -> None:
-                store.go_on.set()
+                self.slow.go_on.set()
                 wait_for_reading(seen)
                 assert seen.own_errors() == {}
 
             yield seen, end
-            store.go_on.set()
+            self.slow.go_on.set()
 
     def test_nothing_changed(self, rows: Rows) -> None:
         """Without a change both jobs are known, which shows that the reading is what it seems."""
@@ -682,7 +695,7 @@ class TestRaces:
         with self.reading(rows) as (seen, end):
             remove(seen.scheduler)
             end()
-            assert promised(seen) is None
+            assert not promised(seen)
 
     def test_removed_and_others_not(self, rows: Rows) -> None:
         """The removal of one job does not hide another."""
@@ -721,6 +734,7 @@ class TestRaces:
 
     def test_described_without_a_lock(self, rows: Rows) -> None:
         """A callback of the user's may ask the scheduler, which may be waiting for the hooks."""
+        self.slow.go_on.set()
         rows.write("job")
         scheduler = scenes.by_hand(jobstores={"default": rows.store()})
         asked, modified = threading.Event(), threading.Event()
@@ -755,14 +769,6 @@ class TestMemory:
             gc.collect()
             assert [thing for thing in gc.get_objects() if type(thing) is Big] == []
             assert seen.value("scheduler_jobs", jobstore="default") == 0
-
-
-def wait_for_reading(seen: Watched) -> None:
-    """Wait until telemetry has done all that it does aside."""
-    done = threading.Event()
-    seen.telemetry._adapter._aside.do("adapter", done.set)
-    if seen.telemetry._adapter.active:
-        assert done.wait(jobs.PATIENCE)
 
 
 def link_of(seen: Watched, job_id: str) -> Any:

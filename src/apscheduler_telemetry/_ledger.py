@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any
@@ -50,7 +50,7 @@ class Removal(Enum):
     WITHDRAWN = auto()
     """By the user: what it promised is taken back."""
     FINISHED = auto()
-    """Its schedule came to its end."""
+    """Nothing is left to promise: its schedule came to its end, or what is left is overdue."""
     BROKEN = auto()
     """By APScheduler on an error: what it promised stays promised, and is not kept."""
 
@@ -247,6 +247,11 @@ class Entry:
         link: the span context in which the job was added, where known.
         trigger: what the account's intervals were taken from.
         intervals_until: up to which next run, in Unix seconds, those intervals hold.
+        coalesce: whether runs that are late are folded into one.
+        inherited: whether another process, this one's predecessor maybe, stored the job, and this
+            one has not touched it yet.
+        accounted: the latest fire time that was handed to an executor or refused by it, in Unix
+            seconds, None before the first.
     """
 
     key: tuple[str, str]
@@ -256,6 +261,27 @@ class Entry:
     link: Any = None
     trigger: Any = None
     intervals_until: float = math.inf
+    coalesce: bool = False
+    inherited: bool = False
+    accounted: float | None = None
+
+
+@dataclass(eq=False)
+class StoreAccount:
+    """
+    What is known of one job store.
+
+    Attributes:
+        jobs: how many jobs are known.
+        exact: whether nobody but this process can change them, so that they are always known.
+        last_read: when it was last read without a failure, in Unix seconds, None before that.
+        failures: how often it could not be read.
+    """
+
+    jobs: int = 0
+    exact: bool = False
+    last_read: float | None = None
+    failures: int = 0
 
 
 @dataclass(eq=False)
@@ -295,7 +321,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._accounts: dict[str, Account] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
-        self._per_store: dict[str, int] = {}
+        self._stores: dict[str, StoreAccount] = {}
         self._executors: dict[str, ExecutorAccount] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)
         self._broken: dict[tuple[str, str], tuple[Account, float]] = {}
@@ -312,8 +338,23 @@ class Ledger:
         with self._lock:
             return [e for e in self._entries.values() if e.key[0] == jobstore]
 
-    def know(self, info: JobInfo, promise: float | None, link: Any = None) -> Entry:
-        """Take a job into the books, or take note of what it is now."""
+    def know(
+        self,
+        info: JobInfo,
+        promise: float | None,
+        link: Any = None,
+        *,
+        inherited: bool = False,
+    ) -> Entry:
+        """
+        Take a job into the books, or take note of what it is now.
+
+        Args:
+            info: the job.
+            promise: its next run in Unix seconds, or None.
+            link: the span context in which it was added or changed, where known.
+            inherited: see `Entry`; of a job that is in the books it is known already.
+        """
         key = (info.jobstore, info.id)
         with self._lock:
             entry = self._entries.get(key)
@@ -322,8 +363,8 @@ class Ledger:
                 entry = None
             if entry is None:
                 account = self._account(info)
-                entry = self._entries[key] = Entry(key, account, info)
-                self._per_store[info.jobstore] = self._per_store.get(info.jobstore, 0) + 1
+                entry = self._entries[key] = Entry(key, account, info, inherited=inherited)
+                self._stores.setdefault(info.jobstore, StoreAccount()).jobs += 1
                 account.jobs += 1
                 account.removed_at = None
             entry.info = info
@@ -498,22 +539,37 @@ class Ledger:
         with self._lock:
             return dict(self._errors)
 
-    def jobs_per_store(self) -> Mapping[str, int]:
-        """Return the number of known jobs by job store alias."""
+    def stores(self) -> Mapping[str, StoreAccount]:
+        """Return what is known of each job store by alias."""
         with self._lock:
-            return dict(self._per_store)
+            stores = {alias: replace(store) for alias, store in self._stores.items()}
+        for store in stores.values():
+            if store.exact:
+                store.last_read = self._clock()
+        return stores
 
-    def open_store(self, alias: str) -> None:
-        """Let a job store be counted, with no jobs so far."""
+    def open_store(self, alias: str, *, exact: bool) -> None:
+        """Let a job store be counted, with no jobs so far; see `StoreAccount`."""
         with self._lock:
-            self._per_store.setdefault(alias, 0)
+            self._stores.setdefault(alias, StoreAccount()).exact = exact
+
+    def store_read(self, alias: str, at: float | None) -> None:
+        """Note that a job store was read as it was `at` (Unix seconds), or None: could not be."""
+        with self._lock:
+            store = self._stores.get(alias)
+            if store is None:
+                return  # removed meanwhile
+            if at is None:
+                store.failures += 1
+            else:
+                store.last_read = at
 
     def close_store(self, alias: str) -> None:
         """Forget a job store that was removed from the scheduler, and its jobs."""
         for entry in self.entries(alias):
             self.remove(entry, Removal.WITHDRAWN)
         with self._lock:
-            self._per_store.pop(alias, None)
+            self._stores.pop(alias, None)
 
     # Under the lock
 
@@ -539,7 +595,7 @@ class Ledger:
     def _leave_account(self, entry: Entry, *, keep_promise: bool = False) -> None:
         account = entry.account
         del self._entries[entry.key]
-        self._per_store[entry.key[0]] -= 1
+        self._stores[entry.key[0]].jobs -= 1
         if keep_promise:
             self._broken[entry.key] = account, self._clock()
         else:

@@ -241,6 +241,20 @@ LAST_WAKEUP = _family(
     "End of the latest pass over due jobs.",
 )
 JOBS = _family("scheduler.jobs", Kind.LOAD, "{job}", (*_SCHEDULER, "jobstore"), "Known jobs.")
+LAST_READ = _family(
+    "jobstore.last_read.timestamp",
+    Kind.GAUGE,
+    "s",
+    (*_SCHEDULER, "jobstore"),
+    "As of when the jobs in the store are known.",
+)
+READ_FAILURES = _family(
+    "jobstore.read_failures",
+    Kind.COUNTER,
+    "{reading}",
+    (*_SCHEDULER, "jobstore"),
+    "Readings of the store for telemetry that failed.",
+)
 ERRORS = _family(
     "scheduler.errors",
     Kind.COUNTER,
@@ -316,8 +330,11 @@ def _of_scheduler(source: Source) -> Iterator[Sample]:
     for state in STATES:
         yield STATE, (name, state), int(state == liveness.state)
     yield from _known((name,), (STARTED_AT, source.started_at), (LAST_WAKEUP, source.last_wakeup))
-    for jobstore, count in ledger.jobs_per_store().items():
-        yield JOBS, (name, text(jobstore)), count
+    for alias, store in ledger.stores().items():
+        labels = (name, text(alias))
+        yield JOBS, labels, store.jobs
+        yield from _known(labels, (LAST_READ, store.last_read))
+        yield READ_FAILURES, labels, store.failures
     for kind, count in ledger.errors().items():
         yield ERRORS, (name, kind.value), count
     for alias, (workers, running, queued) in ledger.executors().items():

@@ -2,18 +2,18 @@
 The adapter for APScheduler 3: lays hooks over one scheduler and posts what they see.
 
 `_loop` hooks the scheduler, `_stores` its job stores, `_executors` and `_submission` its
-executors; `_schedule` asks triggers; `_shadow` lays hooks and lifts them again. Private names of
-APScheduler appear in these modules only.
+executors; `_rows` asks databases, `_schedule` asks triggers, and `_aside` has a thread for both;
+`_shadow` lays hooks and lifts them again. Private names of APScheduler appear in these modules
+only.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,9 +31,10 @@ from apscheduler_telemetry import _labels
 from apscheduler_telemetry._expectations import Expectations
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import Entry, Ledger, Removal, Run
-from apscheduler_telemetry._pipeline import Guard, Pipeline, renew_lock_after_fork
+from apscheduler_telemetry._pipeline import Guard, Pipeline
 from apscheduler_telemetry._record import JobInfo, Liveness, Outcome, RunError
 from apscheduler_telemetry._v3 import _schedule
+from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._executors import ExecutorHook
 from apscheduler_telemetry._v3._loop import LoopHook
 from apscheduler_telemetry._v3._shadow import Shadows
@@ -97,6 +98,8 @@ class Adapter:
         """Take all hooks off, in mirrored order; runs under way end as if they never were."""
         self.active = False
         self._aside.stop()
+        for hook in self._stores.values():
+            hook.stop()
         self.shadows.lift()
         self.scheduler.remove_listener(self._listen)
 
@@ -123,7 +126,7 @@ class Adapter:
         if scheduler.state != STATE_STOPPED:
             self.loop.runs_already()
             for store in list(scheduler._jobstores.values()):  # noqa: SLF001
-                self._read(self._stores[id(store)])
+                self._stores[id(store)].read()
 
     def _listen(self, event: Any) -> None:
         try:
@@ -134,14 +137,14 @@ class Adapter:
             elif event.code == EVENT_JOBSTORE_ADDED:
                 hook = self._hook_store(event.alias)
                 if self.scheduler.state != STATE_STOPPED:
-                    self._read(hook)
+                    hook.read()
             elif event.code == EVENT_JOBSTORE_REMOVED:
                 self._close_store(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
                 self.loop.has_started()
                 self._links.clear()
                 for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
-                    self._read(self._stores[id(store)])
+                    self._stores[id(store)].read()
         except Exception:  # noqa: BLE001  # a listener's error would count as the user's
             self.guard.failed("adapter")
 
@@ -168,13 +171,6 @@ class Adapter:
                 hook.close()
         self.ledger.close_store(alias)
 
-    def _read(self, hook: StoreHook) -> None:
-        if hook.persistent:
-            # Aside: a slow server must neither hold up start() nor make a due job late.
-            self._aside.do("adapter", hook.read)
-        else:
-            hook.read()
-
     def _configure(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def configure(config: Any) -> None:
             original(config)
@@ -184,7 +180,7 @@ class Adapter:
             self.loop.watch_logger()
             for alias in self.ledger.executors().keys() - self.scheduler._executors:  # noqa: SLF001
                 self.ledger.remove_executor(alias)
-            for alias in self.ledger.jobs_per_store().keys() - self.scheduler._jobstores:  # noqa: SLF001
+            for alias in self.ledger.stores().keys() - self.scheduler._jobstores:  # noqa: SLF001
                 self._close_store(alias)
 
         return configure
@@ -217,8 +213,12 @@ class Adapter:
                 self._look_ahead(entry, job)
             return
         if entry is not None:
-            self.ledger.promise(entry, _timestamp(job.next_run_time), on_purpose=True)
-        self._take(job, alias, link=self._link())
+            promise = _timestamp(job.next_run_time)
+            overdue = promise != entry.promise and self._forgets(entry, job.next_run_time)
+            # A start that replaces what is stored takes nothing back, though it may put it off.
+            restarted = job.pending and entry.inherited
+            self.ledger.promise(entry, promise, on_purpose=not overdue and not restarted)
+        self._take(job, alias, link=self._link()).inherited = False
 
     def removed(self, job_id: str, alias: str) -> None:
         """Take a job out of the books, and find out why it went."""
@@ -228,12 +228,32 @@ class Adapter:
         if self.loop.gives_up():
             if (job := self._due.get(job_id)) is not None:
                 now = datetime.now(self.scheduler.timezone)
-                self.never_ran(entry, Outcome.LOST, _schedule.due_times(job, now))
+                times = _schedule.due_times(job.next_run_time, job.trigger, now)
+                self.never_ran(entry, Outcome.LOST, times)
             removal = Removal.BROKEN
         elif self.loop.goes_on(job_id):
             removal = Removal.FINISHED
         else:
-            removal = Removal.WITHDRAWN
+            removal = self._taken_back(entry)
+        self.ledger.remove(entry, removal)
+
+    def removed_all(self, alias: str) -> None:
+        """Take all jobs of a store out of the books, as the user removed them."""
+        for entry in self.ledger.entries(alias):
+            self.ledger.remove(entry, self._taken_back(entry))
+
+    def found(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
+        """Take note of what another process has made of a job, this one's predecessor maybe."""
+        entry = self.ledger.entry(alias, job.id)
+        promise = _timestamp(job.next_run_time)
+        if entry is not None and promise != entry.promise:
+            self.ledger.promise(entry, promise, on_purpose=not self._was_left_to_us(entry))
+        self.enter(info or self.describe(job, alias), job, inherited=True)
+
+    def went(self, entry: Entry, removal: Removal) -> None:
+        """Take a job out of the books that is not in its store any more."""
+        if removal is Removal.WITHDRAWN and self._was_left_to_us(entry):
+            removal = Removal.BROKEN
         self.ledger.remove(entry, removal)
 
     def due(self, jobs: Any, alias: str) -> None:
@@ -270,12 +290,62 @@ class Adapter:
             run = Run(entry.account, entry, self.ledger.scheduler, scheduled)
             self.pipeline.settle(run, outcome, error)
 
+    def _taken_back(self, entry: Entry) -> Removal:
+        # What is late already is missed, and not taken back any more.
+        return Removal.FINISHED if self._forgets(entry) else Removal.WITHDRAWN
+
+    def _forgets(self, entry: Entry, following: datetime | None = None) -> bool:
+        """
+        Account for the due runs of a job that are forgotten, as the user changes it.
+
+        They have fallen due, as while no process was there to run them, and APScheduler will not
+        come to them any more. Counted as it counts: what it would have folded is coalesced.
+
+        Args:
+            entry: the job, before it is changed.
+            following: its next run from now on; what is due from then on is not forgotten.
+
+        Returns:
+            Whether there are any.
+        """
+        promise, done, now = entry.promise, entry.accounted, datetime.now(self.scheduler.timezone)
+        if promise is None or promise > now.timestamp() or (done is not None and promise <= done):
+            return False
+        if following is not None and following.timestamp() <= promise:
+            return True  # the loop will come to it by way of an earlier one
+        as_it_was = copy.copy(entry)
+        first = datetime.fromtimestamp(promise, now.tzinfo)
+
+        def account() -> None:
+            try:
+                times = _schedule.due_times(first, as_it_was.trigger, now, following)
+            except Exception:  # noqa: BLE001  # a trigger of the user's; one run is known, though
+                self.guard.failed("schedule")
+                times = _schedule.Backlog(1, [first])
+            if as_it_was.coalesce and times.total > 1:
+                folded = _schedule.Backlog(times.total - 1, times.latest[:-1])
+                self.never_ran(as_it_was, Outcome.COALESCED, folded)
+                times = _schedule.Backlog(1, times.latest[-1:])
+            self.never_ran(as_it_was, Outcome.MISSED, times)
+
+        self._aside.do("schedule", account)  # a long backlog must not hold up the user's start
+        return True
+
+    def _was_left_to_us(self, entry: Entry) -> bool:
+        """Tell whether a job was due, and the loop has not looked since whether it still is."""
+        promise, looked = entry.promise, self.loop.last_wakeup
+        if promise is None or promise > self.clock():
+            return False
+        return looked is None or looked < promise
+
     def _take(self, job: Any, alias: str, link: Any = None) -> Entry:
         return self.enter(self.describe(job, alias), job, link)
 
-    def enter(self, info: JobInfo, job: Any, link: Any = None) -> Entry:
+    def enter(self, info: JobInfo, job: Any, link: Any = None, *, inherited: bool = False) -> Entry:
         """Enter a job into the books. No code of the user's is called."""
-        entry = self.ledger.know(info, _timestamp(job.next_run_time), link)
+        promise = _timestamp(job.next_run_time)
+        entry = self.ledger.know(info, promise, link, inherited=inherited)
+        entry.coalesce = job.coalesce
         if entry.trigger is not job.trigger:
             self._look_ahead(entry, job)
         return entry
@@ -327,67 +397,6 @@ class Adapter:
         except Exception:  # noqa: BLE001
             self.guard.failed("spans")
             return None
-
-
-class Aside:
-    """
-    A thread for what must not be done on the scheduler's: reading stores, asking triggers.
-
-    It starts when there is something to do and ends when there has been nothing for a while.
-    """
-
-    IDLE = 1.0  # seconds
-
-    def __init__(
-        self, guard: Guard, context: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> None:
-        self._guard = guard
-        self._context = context
-        self._lock = threading.Lock()
-        self._tasks: deque[tuple[str, Callable[[], None]]] = deque()
-        self._there_is_work = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._stopped = False
-        renew_lock_after_fork(self)
-
-    def do(self, component: str, task: Callable[[], None]) -> None:
-        """Do `task` soon, in another thread; its failure counts for `component`."""
-        with self._lock:
-            if self._stopped:
-                return
-            self._tasks.append((component, task))
-            if self._thread is None or not self._thread.is_alive():  # not alive: after a fork
-                self._there_is_work = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._work, name="apscheduler-telemetry", daemon=True
-                )
-                self._thread.start()
-            self._there_is_work.set()
-
-    def stop(self) -> None:
-        """Drop what has not been begun; the thread ends when it is through with the rest."""
-        with self._lock:
-            self._stopped = True
-            self._tasks.clear()
-            self._there_is_work.set()
-
-    def _work(self) -> None:
-        while True:
-            there_is_work = self._there_is_work.wait(self.IDLE)
-            with self._lock:
-                if not self._tasks:
-                    if self._stopped or not there_is_work:
-                        self._thread = None
-                        return
-                    self._there_is_work.clear()
-                    continue
-                component, task = self._tasks.popleft()
-            try:
-                with self._context():
-                    task()
-            except Exception:  # noqa: BLE001
-                self._guard.failed(component)
-            del task  # it refers to the scheduler, which nothing here is to keep alive
 
 
 def _timestamp(at: datetime | None) -> float | None:

@@ -127,6 +127,7 @@ class ExecutorHook:
         """Post what was folded into the first of `run_times`, and find the job's entry."""
         try:
             entry = self._adapter.know(job)
+            entry.accounted = run_times[-1].timestamp()
             if job.coalesce:
                 folded = self._adapter.folded(job, run_times[0])
                 if folded.total:

@@ -52,14 +52,26 @@ def backlog(job: Any, until: datetime, trigger: Any = None) -> Backlog:
     return _before(job.next_run_time, until.timestamp(), trigger or job.trigger)
 
 
-def due_times(job: Any, now: datetime) -> Backlog:
-    """Return the fire times of `job` up to and including `now`."""
-    at, trigger, until = job.next_run_time, job.trigger, now.timestamp() + _TICK
-    if type(trigger) is IntervalTrigger and at is not None and at.timestamp() < until:
-        # The first fire time after now, as `_before` counts whole steps.
+def due_times(
+    first: datetime | None, trigger: Any, now: datetime, following: datetime | None = None
+) -> Backlog:
+    """
+    Return the fire times of a trigger from `first` up to and including `now`.
+
+    Args:
+        first: the earliest of them, None where there is none.
+        trigger: what they come from.
+        now: until when.
+        following: if it is before `now`, until then, and without it.
+    """
+    until = now.timestamp() + _TICK
+    if following is not None:
+        until = min(until, following.timestamp() - _TICK)
+    if type(trigger) is IntervalTrigger and first is not None and first.timestamp() < until:
+        # The first fire time that is not due, as `_before` counts whole steps.
         step = _step(trigger)
-        until = at.timestamp() + (math.floor((until - at.timestamp()) / step) + 1) * step
-    return _before(at, until, trigger)
+        until = first.timestamp() + math.ceil((until - first.timestamp()) / step) * step
+    return _before(first, until, trigger)
 
 
 def memory_of(trigger: Any) -> Any:

@@ -1,0 +1,394 @@
+"""Restarts: runs that fell due while no process was there are accounted for, whatever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.triggers.interval import IntervalTrigger
+
+import support_jobs as jobs
+import support_scenes as scenes
+from support import START, Clock, at, check_law, frozen
+from support_scenes import Watched, wait_for_reading, watched
+
+pytest.importorskip("sqlalchemy")
+from support_stores import Rows
+
+HOUR = 3600.0
+LONG = -3.5 * HOUR
+"""When the first of four runs was due, while nobody was there: seconds from the restart."""
+SOON = START.timestamp() + HOUR / 2
+"""The first run that is due after it."""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Iterator[Rows]:
+    rows = Rows(tmp_path)
+    yield rows
+    rows.engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[Clock]:
+    with frozen() as clock:
+        yield clock
+
+
+class Restart:
+    """What a former process has stored, and the process that comes after it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def stored(self, job_id: str = "job", seconds: float | None = LONG, **options: Any) -> None:
+        """Store an hourly job as a process does that is gone; by default one with four runs due."""
+        scheduler = scenes.by_hand(jobstores={"default": self.rows.store()}, timezone=timezone.utc)
+        scheduler.start(paused=True)
+        next_run = None if seconds is None else at(seconds)
+        scheduler.add_job(
+            jobs.nothing, id=job_id, next_run_time=next_run, **only({**hourly(), **options})
+        )
+        scheduler.shutdown()
+
+    @contextmanager
+    def restarted(self, *, start: bool = True, **options: Any) -> Iterator[Watched]:
+        """Start a process that watches the same store; see in the end that the law holds."""
+        scheduler = scenes.by_hand(jobstores={"default": self.rows.store()}, timezone=timezone.utc)
+        with watched(scheduler, **options) as seen:
+            if start:
+                scheduler.start()
+            yield seen
+            wait_for_reading(seen)
+            check_law(seen.telemetry)
+
+
+@pytest.fixture
+def restart(rows: Rows) -> Restart:
+    return Restart(rows)
+
+
+def hourly() -> dict[str, Any]:
+    return {"trigger": "interval", "hours": 1, "misfire_grace_time": 60}
+
+
+def only(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out hours where there are none."""
+    return {name: value for name, value in options.items() if (name, value) != ("hours", None)}
+
+
+def add(seen: Watched, job_id: str = "job", **options: Any) -> None:
+    """Add a job as an application does at every start."""
+    seen.scheduler.add_job(
+        jobs.nothing, id=job_id, replace_existing=True, **only({**hourly(), **options})
+    )
+
+
+def promised(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
+    """Return what is promised, and what was taken back."""
+    return (
+        seen.job("next_run_timestamp_seconds", job_id),
+        seen.job("withdrawn_run_timestamp_seconds", job_id),
+    )
+
+
+def settled(seen: Watched, job_id: str = "job") -> dict[str, float]:
+    wait_for_reading(seen)
+    return seen.runs(job_id)
+
+
+FOLDED = pytest.mark.parametrize(
+    ("coalesce", "expected"),
+    [(True, {"coalesced": 3, "missed": 1}), (False, {"missed": 4})],
+    ids=["coalesce", "each"],
+)
+"""What becomes of the four runs if they are too late."""
+
+
+class TestPlain:
+    """The application adds nothing, and the scheduler finds what is due."""
+
+    @FOLDED
+    def test_too_late(self, restart: Restart, coalesce: bool, expected: dict[str, float]) -> None:
+        """Runs that are later than their grace are missed, and folded before that."""
+        restart.stored(coalesce=coalesce)
+        with restart.restarted() as seen:
+            seen.scheduler.turn()
+            assert settled(seen) == expected
+            assert promised(seen) == (SOON, None)
+
+    @pytest.mark.parametrize(
+        ("coalesce", "expected"),
+        [(True, {"coalesced": 3, "success": 1}), (False, {"success": 4})],
+        ids=["coalesce", "each"],
+    )
+    def test_not_too_late(
+        self, restart: Restart, coalesce: bool, expected: dict[str, float]
+    ) -> None:
+        """Where the grace allows it they run."""
+        restart.stored(coalesce=coalesce, misfire_grace_time=None, max_instances=9)
+        with restart.restarted() as seen:
+            seen.scheduler.turn()
+            assert settled(seen) == expected
+
+    def test_the_promise_is_visibly_broken(self, restart: Restart) -> None:
+        """Until the scheduler looks, the promise is the one that was not kept."""
+        restart.stored()
+        with restart.restarted() as seen:
+            assert settled(seen) == {}
+            assert promised(seen) == (at(LONG).timestamp(), None)
+
+
+class TestReplaced:
+    """The application adds its jobs at every start, by which APScheduler forgets what was due."""
+
+    @FOLDED
+    @pytest.mark.parametrize("when", ["before the start", "after the start", "when known"])
+    def test_forgotten(
+        self, restart: Restart, coalesce: bool, expected: dict[str, float], when: str
+    ) -> None:
+        """What was due is accounted for as APScheduler would have, and nothing was taken back."""
+        restart.stored(coalesce=coalesce)
+        with restart.restarted(start=when != "before the start") as seen:
+            if when == "when known":
+                wait_for_reading(seen)
+                assert promised(seen) == (at(LONG).timestamp(), None)
+            add(seen)
+            if when == "before the start":
+                seen.scheduler.start()
+            assert settled(seen) == expected
+            assert promised(seen) == (START.timestamp() + HOUR, None)
+            seen.scheduler.turn()
+            assert settled(seen) == expected
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+
+    def test_once(self, restart: Restart) -> None:
+        """What has been accounted for is not, when the job is added once more."""
+        restart.stored()
+        with restart.restarted() as seen:
+            add(seen)
+            add(seen, hours=2)
+            assert settled(seen) == {"coalesced": 3, "missed": 1}
+        with restart.restarted() as seen:
+            add(seen)
+            assert settled(seen) == {}
+
+    def test_another_trigger(self, restart: Restart) -> None:
+        """What was due follows from the schedule that the job had."""
+        restart.stored(coalesce=False)
+        with restart.restarted() as seen:
+            add(seen, trigger="cron", hours=None, hour=2)
+            assert settled(seen) == {"missed": 4}
+
+    def test_for_now(self, restart: Restart) -> None:
+        """A job that is to run at once does so, and what was due before is forgotten."""
+        restart.stored(coalesce=False)
+        with restart.restarted() as seen:
+            add(seen, next_run_time=START)
+            seen.scheduler.turn()
+            assert settled(seen) == {"missed": 4, "success": 1}
+
+    def test_to_catch_up(self, restart: Restart) -> None:
+        """What the new schedule comes to is not forgotten."""
+        restart.stored(coalesce=False)
+        with restart.restarted() as seen:
+            again: dict[str, Any] = {"misfire_grace_time": None, "max_instances": 9}
+            add(seen, next_run_time=at(-1.5 * HOUR), coalesce=False, **again)
+            seen.scheduler.turn()
+            assert settled(seen) == {"missed": 2, "success": 2}
+
+    def test_for_an_earlier_time(self, restart: Restart) -> None:
+        """So with one that begins before what was due."""
+        restart.stored(seconds=-0.5 * HOUR)
+        with restart.restarted() as seen:
+            add(seen, next_run_time=at(-1.5 * HOUR), misfire_grace_time=None)
+            seen.scheduler.turn()
+            assert settled(seen) == {"coalesced": 1, "success": 1}
+
+    def test_a_job_that_runs_once(self, restart: Restart) -> None:
+        """A job of one date keeps its date, and the scheduler itself finds it too late."""
+        restart.stored(trigger="date", hours=None, run_date=at(LONG))
+        with restart.restarted() as seen:
+            add(seen, trigger="date", hours=None, run_date=at(LONG))
+            assert settled(seen) == {}
+            seen.scheduler.turn()
+            assert settled(seen) == {"missed": 1}
+
+    def test_nothing_was_due(self, restart: Restart) -> None:
+        """A start that puts a run off takes nothing back: else nobody saw that it never comes."""
+        restart.stored(seconds=60)
+        with restart.restarted() as seen:
+            add(seen)
+            assert settled(seen) == {}
+            assert promised(seen) == (START.timestamp() + HOUR, None)
+            add(seen, hours=2)  # but this is the doing of this process
+            assert promised(seen) == (START.timestamp() + 2 * HOUR, START.timestamp() + HOUR)
+
+    def test_a_paused_job(self, restart: Restart) -> None:
+        """A job that was paused owes nothing."""
+        restart.stored(seconds=None)
+        with restart.restarted() as seen:
+            wait_for_reading(seen)
+            assert promised(seen) == (0, None)
+            add(seen)
+            assert settled(seen) == {}
+            assert promised(seen) == (START.timestamp() + HOUR, None)
+
+    def test_a_row_that_cannot_be_restored(self, restart: Restart) -> None:
+        """Nobody knows what such a job owed; replaced, it is a job like any other."""
+        restart.stored()
+        restart.rows.spoil("job")
+        with restart.restarted() as seen:
+            add(seen)
+            assert settled(seen) == {}
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+            assert promised(seen) == (START.timestamp() + HOUR, None)
+
+    def test_a_trigger_that_fails(self, restart: Restart, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a schedule that raises one run is known: the promised one. Its intervals are not."""
+        restart.stored(trigger=Moody(hours=1), hours=None)
+        monkeypatch.setattr(Moody, "content", False)
+        with restart.restarted() as seen:
+            add(seen)
+            assert settled(seen) == {"missed": 1}
+            assert seen.own_errors().keys() == {"schedule"}
+
+    def test_spans(self, restart: Restart) -> None:
+        """Each of these runs has a span, as other runs have that never start."""
+        pytest.importorskip("opentelemetry.sdk")
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        restart.stored()
+        with restart.restarted(tracer_provider=provider) as seen:
+            add(seen, name="renamed")
+            wait_for_reading(seen)
+        spans = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+        assert [
+            (s["apscheduler.scheduled_time"], s["apscheduler.outcome"], s["apscheduler.job.name"])
+            for s in spans
+        ] == [
+            ("2029-12-31T20:30:00+00:00", "coalesced", "nothing"),
+            ("2029-12-31T21:30:00+00:00", "coalesced", "nothing"),
+            ("2029-12-31T22:30:00+00:00", "coalesced", "nothing"),
+            ("2029-12-31T23:30:00+00:00", "missed", "nothing"),
+        ]
+
+
+class Moody(IntervalTrigger):
+    """A trigger of the user's that raises when it is asked."""
+
+    content = True
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        if not self.content:
+            raise scenes.Boom("not today")
+        following: datetime | None = super().get_next_fire_time(previous, now)
+        return following
+
+
+class TestOtherwise:
+    """Whatever else the application does to a job that was due."""
+
+    @pytest.mark.parametrize("known", [False, True], ids=["at once", "when known"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda scheduler: scheduler.remove_job("job"),
+            lambda scheduler: scheduler.remove_all_jobs(),
+            lambda scheduler: scheduler.pause_job("job"),
+        ],
+        ids=["removed", "all removed", "paused"],
+    )
+    def test_taken_away(self, restart: Restart, change: Callable[[Any], None], known: bool) -> None:
+        """A job that is removed or paused was due before that; nothing is promised any more."""
+        restart.stored()
+        with restart.restarted() as seen:
+            if known:
+                wait_for_reading(seen)
+            change(seen.scheduler)
+            assert settled(seen) == {"coalesced": 3, "missed": 1}
+            assert promised(seen) == (0, None)
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+
+    def test_all_removed_and_one_cannot_be_restored(
+        self, restart: Restart, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """That one goes with the others, and nobody says that it was a failure."""
+        restart.stored()
+        restart.stored("spoilt")
+        restart.rows.spoil("spoilt")
+        with restart.restarted() as seen:
+            seen.scheduler.remove_all_jobs()
+            assert settled(seen) == {"coalesced": 3, "missed": 1}
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+            assert "Unable to restore" not in caplog.text
+
+    def test_rescheduled(self, restart: Restart) -> None:
+        """So with a job that gets another schedule."""
+        restart.stored()
+        with restart.restarted() as seen:
+            seen.scheduler.reschedule_job("job", trigger="interval", hours=2)
+            assert settled(seen) == {"coalesced": 3, "missed": 1}
+            assert promised(seen) == (START.timestamp() + 2 * HOUR, None)
+
+    def test_renamed(self, restart: Restart) -> None:
+        """A change that leaves the time alone leaves the run to the scheduler."""
+        restart.stored()
+        with restart.restarted() as seen:
+            seen.scheduler.modify_job("job", name="other")
+            assert settled(seen) == {}
+            seen.scheduler.turn()
+            assert settled(seen) == {"coalesced": 3, "missed": 1}
+
+    def test_taken_back_in_time(self, restart: Restart) -> None:
+        """What is not due yet is taken back when the job is removed, though it was not known."""
+        restart.stored(seconds=60)
+        with restart.restarted() as seen:
+            seen.scheduler.remove_job("job")
+            assert settled(seen) == {}
+            assert promised(seen) == (0, START.timestamp() + 60)
+
+
+class TestOfOneProcess:
+    """A scheduler that does not look, as it is paused, is no other case than one that is gone."""
+
+    def test_overdue(self, clock: Clock) -> None:
+        """A job that is put off when it is overdue has missed its runs."""
+        with watched(scenes.by_hand(timezone=timezone.utc)) as seen:
+            seen.scheduler.start()
+            add(seen)
+            clock.advance(3.5 * HOUR)
+            seen.scheduler.reschedule_job("job", trigger="interval", hours=5)
+            assert settled(seen) == {"coalesced": 2, "missed": 1}
+            assert promised(seen) == (clock.now.timestamp() + 5 * HOUR, None)
+            seen.scheduler.turn()
+            clock.advance(5 * HOUR)
+            seen.scheduler.turn()
+            assert settled(seen) == {"coalesced": 2, "missed": 1, "success": 1}
+            check_law(seen.telemetry)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda scheduler: scheduler.pause_job("job"),
+            lambda scheduler: scheduler.reschedule_job("job", trigger="interval", hours=5),
+        ],
+        ids=["pauses", "reschedules"],
+    )
+    def test_under_way(self, clock: Clock, change: Callable[[Any], None]) -> None:
+        """A run that changes its own job is under way, and not overdue."""
+        with watched(scenes.by_hand(timezone=timezone.utc)) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(lambda: change(seen.scheduler), id="job", **hourly())
+            clock.advance(HOUR)
+            seen.scheduler.turn()
+            assert settled(seen) == {"success": 1}
+            check_law(seen.telemetry)
