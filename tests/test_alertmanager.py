@@ -718,15 +718,13 @@ INHIBITIONS = [
             ("SchedulerDown", "MissedRun", {}),
             ("SchedulerDown", "JobStarved", {}),
             ("LoopDead", "MissedRun", {"source_labels": HERE}),
-            ("SchedulerPaused", "MissedRun", {"source_labels": HERE}),
         )
         for unlike in (OTHER_SCHEDULER, OTHER_JOB)
     ),
     *(
         Inhibition(
-            source=source, target="MissedRun", unlike=unlike, same=HERE, target_labels=NIGHTLY
+            source="LoopDead", target="MissedRun", unlike=unlike, same=HERE, target_labels=NIGHTLY
         )
-        for source in ("LoopDead", "SchedulerPaused")
         for unlike in (THERE, OTHER_SCHEDULER, OTHER_JOB)
     ),
     *(
