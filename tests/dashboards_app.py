@@ -123,43 +123,58 @@ def troubled_scheduler(seconds: float, exception: str) -> BackgroundScheduler:
     return scheduler
 
 
+class Troubled:
+    """
+    An application in trouble.
+
+    Attributes:
+        telemetry: the handles of its schedulers, that of the main one first.
+    """
+
+    def __init__(self, seconds: float, exception: str, **providers: Any) -> None:
+        self._main = troubled_scheduler(seconds, exception)
+        self._background = BackgroundScheduler()
+        self._background.add_job(ok, "interval", id="resting", seconds=1, args=[0])
+        self._on_the_loop = AsyncIOScheduler()
+        self._on_the_loop.add_job(awaits, "interval", id="awaits", seconds=0.5)
+        main = instrument(
+            self._main,
+            name="main",
+            job_label=label,
+            grace=5,
+            max_duration=lambda job: 0.5 if job.id == "hangs" else 20,
+            owner=lambda job: "reports" if job.id == "report" else None,
+            **providers,
+        )
+        resting = instrument(self._background, name="resting", **providers)
+        loop = instrument(self._on_the_loop, name="loop", **providers)
+        self.telemetry = (main, resting, loop)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set."""
+        self._main.start()
+        self._background.start(paused=True)
+        self._on_the_loop.start()
+        self._main.pause_job("paused")
+        while not stop.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1)
+            # Runs that are behind are folded into one.
+            behind = datetime.now(timezone.utc) - timedelta(seconds=0.5)
+            with contextlib.suppress(Exception):
+                self._main.modify_job("folded", next_run_time=behind)
+        ended.set()
+        for scheduler in (self._main, self._background, self._on_the_loop):
+            scheduler.shutdown(wait=False)
+
+
 async def troubled(seconds: float, exception: str) -> None:
     """Run until SIGTERM."""
-    main = troubled_scheduler(seconds, exception)
-    background = BackgroundScheduler()
-    background.add_job(ok, "interval", id="resting", seconds=1, args=[0])
-    on_the_loop = AsyncIOScheduler()
-    on_the_loop.add_job(awaits, "interval", id="awaits", seconds=0.5)
-    tracers = provider()
-    telemetry = instrument(
-        main,
-        name="main",
-        tracer_provider=tracers,
-        job_label=label,
-        grace=5,
-        max_duration=lambda job: 0.5 if job.id == "hangs" else 20,
-        owner=lambda job: "reports" if job.id == "report" else None,
-    )
-    instrument(background, name="resting", tracer_provider=tracers)
-    instrument(on_the_loop, name="loop", tracer_provider=tracers)
-    print(telemetry.start_http_server(0).port, flush=True)  # noqa: T201  # for the test
-    main.start()
-    background.start(paused=True)
-    on_the_loop.start()
-    main.pause_job("paused")
-    loop = asyncio.get_running_loop()
+    application = Troubled(seconds, exception, tracer_provider=provider())
+    print(application.telemetry[0].start_http_server(0).port, flush=True)  # noqa: T201  # for the test
     stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    while not stop.is_set():
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stop.wait(), 1)
-        # Runs that are behind are folded into one.
-        behind = datetime.now(timezone.utc) - timedelta(seconds=0.5)
-        with contextlib.suppress(Exception):
-            main.modify_job("folded", next_run_time=behind)
-    ended.set()
-    for scheduler in (main, background, on_the_loop):
-        scheduler.shutdown(wait=False)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await application.run(stop)
 
 
 def doomed(port: int) -> None:
