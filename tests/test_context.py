@@ -134,6 +134,7 @@ class TestLoop:
 
     def test_reading_for_telemetry(self, tmp_path: Any) -> None:
         """Nor is what telemetry itself reads from a store part of who started the scheduler."""
+        sqlalchemy = pytest.importorskip("sqlalchemy")
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         read = []
@@ -143,7 +144,10 @@ class TestLoop:
                 read.append(seen())
                 return super().get_all_jobs()
 
-        store = Spying(f"sqlite:///{tmp_path / 'jobs'}")
+        store = Spying(
+            f"sqlite:///{tmp_path / 'jobs'}",
+            engine_options={"poolclass": sqlalchemy.pool.NullPool},  # which leaves nothing open
+        )
 
         instrumentor = module.ThreadingInstrumentor()
         instrumentor.instrument()

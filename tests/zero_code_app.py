@@ -84,12 +84,13 @@ def main() -> None:
         uvicorn.Config(fastapi_app, port=0, log_level="warning", lifespan="off")
     )
     threads = [
-        threading.Thread(target=flask_server.serve_forever),
-        threading.Thread(target=fastapi_server.run),
+        threading.Thread(target=flask_server.serve_forever, daemon=True),
+        threading.Thread(target=fastapi_server.run, daemon=True),
     ]
     for thread in threads:
         thread.start()
     while not fastapi_server.started:
+        assert threads[1].is_alive(), "uvicorn did not start"
         threading.Event().wait(0.01)
     [listening] = fastapi_server.servers[0].sockets
     addresses.append(f"http://127.0.0.1:{flask_server.server_port}")
