@@ -139,7 +139,7 @@ class TestLoop:
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         read = []
 
-        class Spying(stores.SQLAlchemyJobStore):  # type: ignore[misc, name-defined]
+        class Spying(stores.SQLAlchemyJobStore):  # type: ignore[name-defined]
             def get_all_jobs(self) -> Any:
                 read.append(seen())
                 return super().get_all_jobs()

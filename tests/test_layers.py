@@ -19,7 +19,7 @@ LAYERS: Sequence[frozenset[str]] = (
     # Knows nothing of ours. `_worker` is imported by children of process pools.
     frozenset({"_record", "_version", "_worker", "environment_variables", "errors"}),
     # The books, each of them built on the one before.
-    frozenset({"_pipeline"}),
+    frozenset({"_brief", "_pipeline"}),
     frozenset({"_labels"}),
     frozenset({"_expectations", "_ledger"}),
     frozenset({"_series"}),

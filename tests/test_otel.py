@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import inspect
 import logging
@@ -58,6 +59,8 @@ class Run:
     ended: float | None = None
     duration: float | None = None
     link: Any = None
+    arguments: str | None = None
+    result: str | None = None
     span: Any = None
     exemplar: Mapping[str, str] | None = None
 
@@ -141,7 +144,7 @@ def ids(span_context: SpanContext) -> tuple[int, int]:
     return span_context.trace_id, span_context.span_id
 
 
-BOOM = RunError(type="shop.Broken", message="no paper", traceback="Traceback: secret = 1")
+BOOM = RunError(type="shop.Broken", message="no paper")
 ADDED_IN = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))
 
 
@@ -789,12 +792,15 @@ class TestConventions:
             pytest.importorskip(f"{root}.{name}_attributes", reason="older conventions")
             for name in ("code", "error", "exception")
         )
-        go(spans.observer(), outcome=Outcome.ERROR, error=BOOM)
+        error_with_stack = dataclasses.replace(BOOM, traceback="Traceback ...")
+        go(spans.observer(), outcome=Outcome.ERROR, error=error_with_stack)
 
         span = spans.one()
         assert {code.CODE_FUNCTION_NAME, error.ERROR_TYPE} <= span.attributes.keys()
-        assert {exception.EXCEPTION_TYPE, exception.EXCEPTION_MESSAGE} == {
-            *span.events[0].attributes
+        assert {*span.events[0].attributes} == {
+            exception.EXCEPTION_TYPE,
+            exception.EXCEPTION_MESSAGE,
+            exception.EXCEPTION_STACKTRACE,
         }
 
     def test_schema_url_exists(self) -> None:

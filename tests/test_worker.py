@@ -42,7 +42,7 @@ class Diary:
         self.told.append("enter")
         return "token"
 
-    def leave(self, token: Any, exception: BaseException | None) -> None:
+    def leave(self, token: Any, exception: BaseException | None, result: Any = None) -> None:
         self.told.append((token, exception))
 
     def measured(self, measurement: Measurement) -> None:

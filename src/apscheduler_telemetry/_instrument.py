@@ -25,7 +25,7 @@ from apscheduler_telemetry._expectations import Expectations, checked
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
 from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import Liveness, RunObserver
+from apscheduler_telemetry._record import Capture, Liveness, RunObserver
 from apscheduler_telemetry._series import Reader
 from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
@@ -92,6 +92,11 @@ class Telemetry:
                     owner=options["owner"],
                 ),
                 current_link=current_span_context,
+                capture=Capture(
+                    arguments=options["capture_arguments"],
+                    result=options["capture_result"],
+                    stacktrace=options["capture_stacktrace"],
+                ),
                 no_context=no_context,
             )
         except BaseException:
@@ -206,6 +211,9 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     severity: str | Callable[[Any], str | None] | None = None,
     owner: str | Callable[[Any], str | None] | None = None,
     singleton: bool = True,
+    capture_arguments: bool = False,
+    capture_result: bool = False,
+    capture_stacktrace: bool = False,
     duration_buckets: Sequence[float] = DURATION_BUCKETS,
     delay_buckets: Sequence[float] = DELAY_BUCKETS,
 ) -> Telemetry:
@@ -236,6 +244,11 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             callable that returns one for a job. By default they have none.
         singleton: whether one live scheduler of this name is meant per application. False: every
             replica runs its own copies of the jobs.
+        capture_arguments: whether a span tells what the job was called with. Of values that are not
+            of a plain type only the type is told; no more than 1,024 characters in all.
+        capture_result: whether a span tells what the job returned, in the same way.
+        capture_stacktrace: whether an exception is told with its stack trace, of which the last
+            16,384 characters. It has no values of variables, but lines of source.
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
             ascending.
         delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
@@ -265,7 +278,14 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         "a callable that takes a job and returns a str",
         ok=job_label is None or callable(job_label),
     )
-    _check_type("singleton", singleton, "True or False", ok=isinstance(singleton, bool))
+    switches = {
+        "singleton": singleton,
+        "capture_arguments": capture_arguments,
+        "capture_result": capture_result,
+        "capture_stacktrace": capture_stacktrace,
+    }
+    for argument, value in switches.items():
+        _check_type(argument, value, "True or False", ok=isinstance(value, bool))
     options: dict[str, Any] = {
         "name": name,
         "registry": registry,
@@ -276,7 +296,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         "max_duration": checked("max_duration", max_duration),
         "severity": checked("severity", severity),
         "owner": checked("owner", owner),
-        "singleton": singleton,
+        **switches,
         "duration_buckets": _checked_buckets("duration_buckets", duration_buckets),
         "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),
     }

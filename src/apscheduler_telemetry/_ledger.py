@@ -68,6 +68,7 @@ class Run:
 
     __slots__ = (
         "account",
+        "arguments",
         "due",
         "duration",
         "ended",
@@ -75,6 +76,7 @@ class Run:
         "exemplar",
         "job",
         "link",
+        "result",
         "scheduled",
         "scheduler",
         "span",
@@ -94,6 +96,8 @@ class Run:
         self.ended: float | None = None
         self.duration: float | None = None
         self.state = State.QUEUED
+        self.arguments: str | None = None
+        self.result: str | None = None
         self.span: Any = None
         self.exemplar: Mapping[str, str] | None = None
 

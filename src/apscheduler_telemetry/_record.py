@@ -91,7 +91,7 @@ class RunError:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
             ``error.type`` and ``exception.type`` have it.
         message: the text of the exception.
-        traceback: the formatted traceback, empty where there is none. Never exported by default.
+        traceback: the stack trace as Python prints it, empty unless it may be told.
     """
 
     type: str
@@ -106,6 +106,22 @@ class RunError:
         except Exception:  # noqa: BLE001  # user code: anything may happen in __str__
             message = "<exception whose text cannot be had>"
         return cls(type=qualified_name(type(exception)), message=message, traceback=traceback)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """
+    What of a job's own data may leave the process; nothing, unless the application asks.
+
+    Attributes:
+        arguments: what its callable is called with.
+        result: what it returns.
+        stacktrace: of what it raises.
+    """
+
+    arguments: bool = False
+    result: bool = False
+    stacktrace: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +154,8 @@ class RunView(Protocol):
         ended: Unix seconds of the end of the callable; None before it, or where it never ran.
         duration: seconds inside the callable; None before its end, or where it never ran.
         link: the span context in which the job was added, where known.
+        arguments: what the callable is called with, in brief; None unless it may be told.
+        result: what it returned, likewise.
         span: free for the span observer: its state between the calls below.
         exemplar: set by the span observer to the labels of an exemplar, or left None.
     """
@@ -149,6 +167,8 @@ class RunView(Protocol):
     ended: float | None
     duration: float | None
     link: Any
+    arguments: str | None
+    result: str | None
     span: Any
     exemplar: Mapping[str, str] | None
 

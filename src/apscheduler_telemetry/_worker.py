@@ -32,8 +32,8 @@ class Owner(Protocol):
     def enter(self) -> Any:
         """Note that the callable starts; whatever is returned goes to `leave`."""
 
-    def leave(self, token: Any, exception: BaseException | None) -> None:
-        """Note that the callable has ended."""
+    def leave(self, token: Any, exception: BaseException | None, result: Any = None) -> None:
+        """Note that the callable has ended, and what it returned or raised."""
 
 
 class RunTimes(list[datetime]):
@@ -76,7 +76,7 @@ class TimedCall:
             self._owner.leave(token, exception)
             _hide_this_frame(exception)
             raise
-        self._owner.leave(token, None)
+        self._owner.leave(token, None, result)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -98,7 +98,7 @@ def timed_coroutine(func: Callable[..., Any], owner: Owner) -> Callable[..., Any
             owner.leave(token, exception)
             _hide_this_frame(exception)
             raise
-        owner.leave(token, None)
+        owner.leave(token, None, result)
         return result
 
     return call
@@ -218,7 +218,12 @@ class ChildJob:
                 self._failure = repr(exception)
         return context, time.time(), time.perf_counter()
 
-    def leave(self, token: tuple[Any, float, float], exception: BaseException | None) -> None:  # noqa: ARG002
+    def leave(
+        self,
+        token: tuple[Any, float, float],
+        exception: BaseException | None,  # noqa: ARG002  # the parent gets both in the event
+        result: Any = None,  # noqa: ARG002
+    ) -> None:
         duration = time.perf_counter() - token[2]
         context, started = token[:2]
         if context is not None:
@@ -255,7 +260,7 @@ def hide_frames(exception: BaseException) -> None:
     previous = None
     entry = exception.__traceback__
     while entry is not None:
-        if entry.tb_frame.f_code.co_filename != _OUR_FILE:
+        if entry.tb_frame.f_code.co_filename != OUR_FILE:
             previous = entry
         elif previous is None:
             exception.__traceback__ = entry.tb_next
@@ -266,10 +271,10 @@ def hide_frames(exception: BaseException) -> None:
 
 def hide_entries(formatted: str) -> str:
     """Take our own entries out of what ``traceback.format_tb`` made, joined."""
-    if _OUR_FILE not in formatted:
+    if OUR_FILE not in formatted:
         return formatted
     entries = re.split(r'(?m)^(?=  File ")', formatted)
-    return "".join(e for e in entries if not e.startswith(f'  File "{_OUR_FILE}", '))
+    return "".join(e for e in entries if not e.startswith(f'  File "{OUR_FILE}", '))
 
 
 def _attach(carrier: Mapping[str, str]) -> Any:
@@ -286,4 +291,4 @@ def _detach(token: Any) -> None:
     context.detach(token)
 
 
-_OUR_FILE = hide_frames.__code__.co_filename
+OUR_FILE = hide_frames.__code__.co_filename

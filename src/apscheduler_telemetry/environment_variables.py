@@ -23,6 +23,15 @@ OTEL_PYTHON_APSCHEDULER_SEVERITY = "OTEL_PYTHON_APSCHEDULER_SEVERITY"
 OTEL_PYTHON_APSCHEDULER_OWNER = "OTEL_PYTHON_APSCHEDULER_OWNER"
 """As ``owner=`` of `instrument`, of all jobs."""
 
+OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS = "OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS"
+"""``true`` or ``false``: as ``capture_arguments=`` of `instrument`."""
+
+OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT = "OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT"
+"""``true`` or ``false``: as ``capture_result=`` of `instrument`."""
+
+OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE = "OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE"
+"""``true`` or ``false``: as ``capture_stacktrace=`` of `instrument`."""
+
 OTEL_PYTHON_APSCHEDULER_HTTP_PORT = "OTEL_PYTHON_APSCHEDULER_HTTP_PORT"
 """Where ``/metrics`` and ``/health`` of the process are served; by default nowhere."""
 

@@ -57,6 +57,17 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: ("max_duration", float, "a number"),
     names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
+        "capture_arguments",
+        _truth,
+        "true or false",
+    ),
+    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT: ("capture_result", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE: (
+        "capture_stacktrace",
+        _truth,
+        "true or false",
+    ),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT: ("http_port", int, "a whole number"),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_HOST: ("http_host", str, "a text"),
 }

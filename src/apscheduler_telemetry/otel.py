@@ -73,6 +73,9 @@ The SDK limits attributes only on request and a status description never; a data
 quotes its statement makes messages of megabytes, and a collector refuses the whole batch.
 """
 
+MAX_STACKTRACE = 16_384
+"""Characters of a stack trace; the last ones, as the cause stands at its end."""
+
 _FAILURES = {
     Outcome.ERROR: "failed with an exception that is not known",
     Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
@@ -199,6 +202,8 @@ class SpanObserver:
         if opened is not None:
             until = opened.since if ended is None else _nanoseconds(ended)
             if opened.span.is_recording():
+                if run.result is not None:
+                    opened.span.set_attribute("apscheduler.result", _legal(run.result))
                 if ended is not None and run.start_delay is not None:
                     # Once more, as a carried span was started without it.
                     opened.span.set_attribute("apscheduler.start_delay", run.start_delay)
@@ -307,14 +312,21 @@ def _attributes(run: RunView, start_delay: float | None) -> dict[str, AttributeV
         "apscheduler.scheduled_time": run.scheduled.astimezone(timezone.utc).isoformat(),
         "code.function.name": _legal(job.func.replace(":", ".", 1)),
     }
+    if run.arguments is not None:
+        attributes["apscheduler.job.arguments"] = _legal(run.arguments)
     if start_delay is not None:
         attributes["apscheduler.start_delay"] = start_delay
     return attributes
 
 
 def _exception(error: RunError) -> dict[str, AttributeValue]:
-    # Without exception.stacktrace: it would quote source and, in many a traceback, data.
-    return {"exception.type": _legal(error.type), "exception.message": _message(error)}
+    attributes: dict[str, AttributeValue] = {
+        "exception.type": _legal(error.type),
+        "exception.message": _message(error),
+    }
+    if error.traceback:
+        attributes["exception.stacktrace"] = _legal(error.traceback[-MAX_STACKTRACE:])
+    return attributes
 
 
 def _message(error: RunError) -> str:

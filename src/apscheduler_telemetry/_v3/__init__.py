@@ -32,7 +32,7 @@ from apscheduler_telemetry._expectations import Expectations
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import Entry, Ledger, Removal, Run
 from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry._record import Capture, JobInfo, Liveness, Outcome, RunError
 from apscheduler_telemetry._v3 import _schedule
 from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._executors import ExecutorHook
@@ -53,6 +53,7 @@ class Adapter:
         labeller: finds labels of jobs.
         expectations: what the application expects of each job.
         current_link: returns the span context to link runs of a job to that is added now.
+        capture: what of a job's own data may be told.
         no_context: a context manager under which nothing is being traced.
     """
 
@@ -69,6 +70,7 @@ class Adapter:
         labeller: Labeller,
         expectations: Expectations,
         current_link: Callable[[], Any],
+        capture: Capture,
         no_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.scheduler = scheduler
@@ -80,6 +82,7 @@ class Adapter:
         self._labeller = labeller
         self._expectations = expectations
         self._current_link = current_link
+        self.capture = capture
         self.no_context = no_context
         self._executors: dict[int, ExecutorHook] = {}
         self._stores: dict[int, StoreHook] = {}

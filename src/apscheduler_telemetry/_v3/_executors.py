@@ -40,6 +40,7 @@ class ExecutorHook:
         self.ledger = adapter.ledger
         self.pipeline = adapter.pipeline
         self.guard = adapter.guard
+        self.capture = adapter.capture
         self.may_await = getattr(type(executor), "_do_submit_job", None) not in _NEVER_AWAIT
         self.open(alias)
         # In the order of submission, which is the order in which a pool takes them.

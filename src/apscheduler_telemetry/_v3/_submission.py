@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MI
 from apscheduler.util import iscoroutinefunction_partial
 
 from apscheduler_telemetry import _worker
+from apscheduler_telemetry._brief import brief, brief_call
 from apscheduler_telemetry._ledger import Entry, Run, State
 from apscheduler_telemetry._record import Outcome, RunError
 
@@ -130,6 +132,10 @@ class Submission:
         self.job = job
         self.pool: Any = None
         self.runs = hook.ledger.hand_over(entry, hook.account, run_times)
+        if hook.capture.arguments:
+            arguments = self._told(brief_call, job.args, job.kwargs)
+            for run in self.runs:
+                run.arguments = arguments
         self._index = 0
         self._walker: int | None = None
         self._abandoned = False
@@ -164,7 +170,12 @@ class Submission:
             self.hook.guard.failed("adapter")
             return None
 
-    def leave(self, token: tuple[Run, float] | None, exception: BaseException | None) -> None:
+    def leave(
+        self,
+        token: tuple[Run, float] | None,
+        exception: BaseException | None,
+        result: Any = None,
+    ) -> None:
         now = time.perf_counter()
         if token is None:
             return
@@ -172,7 +183,9 @@ class Submission:
         try:
             outcome, error = Outcome.SUCCESS, None
             if exception is not None:
-                outcome, error = Outcome.ERROR, RunError.of(exception)
+                outcome, error = Outcome.ERROR, RunError.of(exception, self._stack(exception))
+            elif self.hook.capture.result:
+                run.result = self._told(brief, result)
             self.hook.ledger.finish(run, outcome, duration=now - since, error=error)
             self.hook.pipeline.leave(run, outcome, error)
         except Exception:  # noqa: BLE001
@@ -229,10 +242,12 @@ class Submission:
         outcome = _OUTCOMES.get(event.code, Outcome.LOST)
         error = None
         if event.exception is not None:
-            error = RunError.of(event.exception, event.traceback or "")
+            error = RunError.of(event.exception, self._stack(event.exception, event.traceback))
         if measurement is None:
             ledger.settle(run, outcome, error)
         else:
+            if outcome is Outcome.SUCCESS and self.hook.capture.result:
+                run.result = self._told(brief, event.retval)
             ledger.finish(
                 run,
                 outcome,
@@ -243,6 +258,30 @@ class Submission:
             if measurement.failure:
                 self.hook.guard.noted("spans", measurement.failure)
         pipeline.settle(run, outcome, error)
+
+    def _told(self, tell: Callable[..., str], *values: Any) -> str | None:
+        try:
+            return tell(*values)
+        except Exception:  # noqa: BLE001  # a collection may change while it is looked at
+            self.hook.guard.failed("spans")
+            return None
+
+    def _stack(self, exception: BaseException, entries: str | None = None) -> str:
+        """Return the stack trace of `exception`, whose `entries` may be all that has come home."""
+        if not self.hook.capture.stacktrace:
+            return ""
+        try:
+            whole = traceback.TracebackException.from_exception(exception)
+            if entries:
+                last = "".join(whole.format_exception_only())
+                return f"Traceback (most recent call last):\n{entries}{last}"
+            # On Python 3.10 our own frame is still in it; see _worker.
+            theirs = [frame for frame in whole.stack if frame.filename != _worker.OUR_FILE]
+            whole.stack = traceback.StackSummary.from_list(theirs)
+            return "".join(whole.format())
+        except Exception:  # noqa: BLE001  # an exception of the user's may be anything
+            self.hook.guard.failed("spans")
+            return ""
 
     def _current(self) -> Run | None:
         if self._walker is not None:

@@ -1,0 +1,120 @@
+"""Values in a few characters: plain ones as they are, all others by their type only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from apscheduler_telemetry._brief import MAX_CHARACTERS, brief, brief_call
+
+
+class Touchy:
+    """What must be left alone."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def __str__(self) -> str:
+        raise AssertionError("str")
+
+
+class Text(str):
+    """A string that keeps a secret."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def __getitem__(self, key: Any) -> str:
+        raise AssertionError("getitem")
+
+
+class Zone(dt.tzinfo):
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        raise AssertionError("utcoffset")
+
+    dst = tzname = utcoffset  # type: ignore[assignment]
+
+
+class TestPlain:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(None, True, 7, -1.5, 2j, "text", "it's", b"bytes", (), (1,), (1, "a"), [], [1, [2]]),
+            *({}, {"a": [1]}, set(), {1}, dt.date(2030, 1, 1), dt.timedelta(seconds=5)),
+            *(dt.time(1, 2), dt.datetime(2030, 1, 1, tzinfo=dt.timezone.utc), uuid.UUID(int=7)),
+            dt.datetime(2030, 1, 1, tzinfo=ZoneInfo("Europe/Vienna")),
+        ],
+        ids=str,
+    )
+    def test_as_it_is(self, value: object) -> None:
+        """What is plain is written as Python writes it."""
+        assert brief(value) == repr(value)
+
+    def test_frozenset(self) -> None:
+        """Sets of both kinds."""
+        assert brief(frozenset({1})) == "frozenset({1})"
+
+
+class TestOthers:
+    def test_is_not_touched(self) -> None:
+        """Of what is not plain the type is told, and none of its code is called."""
+        here = __name__
+        assert brief(Touchy()) == f"<{here}.Touchy>"
+        assert brief(Text("secret")) == f"<{here}.Text>"
+        assert brief([Touchy(), {1: Touchy()}]) == f"[<{here}.Touchy>, {{1: <{here}.Touchy>}}]"
+        assert brief(dt.datetime(2030, 1, 1, tzinfo=Zone())) == "<datetime.datetime>"
+        assert brief(len) == "<builtin_function_or_method>"
+
+
+class TestBounds:
+    def test_long_text(self) -> None:
+        """A text of megabytes costs as little as a page of it."""
+        assert len(brief("x" * 10_000_000)) == MAX_CHARACTERS
+        assert brief("x" * 10_000_000).endswith("...")
+        assert len(brief(b"x" * 10_000_000)) == MAX_CHARACTERS
+
+    def test_long_number(self) -> None:
+        """A number that would take long to write is told by its length."""
+        assert brief(1 << 100_000) == "<int of 100001 bits>"
+        assert brief(1 << 255) == repr(1 << 255)
+
+    def test_many_items(self) -> None:
+        """The first twenty, of each collection."""
+        assert brief(list(range(21))) == f"[{', '.join(map(str, range(20)))}, ...]"
+        assert brief(list(range(20))) == f"[{', '.join(map(str, range(20)))}]"
+        assert brief(dict.fromkeys(range(10**6))).endswith("...}")
+
+    def test_depth(self) -> None:
+        """What contains itself comes to an end."""
+        endless: list[Any] = []
+        endless.append(endless)
+        assert brief(endless) == "[[[[...]]]]"
+
+    def test_many_long_items(self) -> None:
+        """All of it stays short."""
+        assert len(brief([["x" * 500] * 50] * 50)) == MAX_CHARACTERS
+
+
+class TestCall:
+    def test_arguments(self) -> None:
+        """They are written as in the call."""
+        assert brief_call((1, "a"), {"key": [None], "other": Touchy()}) == (
+            f"1, 'a', key=[None], other=<{__name__}.Touchy>"
+        )
+        assert brief_call((), {}) == ""
+
+    def test_many(self) -> None:
+        """The first twenty of both kinds."""
+        assert brief_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")
