@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import importlib
 import inspect
 import logging
 import pickle
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -802,6 +804,26 @@ class TestConventions:
             exception.EXCEPTION_MESSAGE,
             exception.EXCEPTION_STACKTRACE,
         }
+
+    def test_other_attributes_are_ours(self, spans: Spans) -> None:
+        """What the installed conventions do not define lies in a namespace of our own."""
+        root = "opentelemetry.semconv"
+        walk = pytest.importorskip(root, reason="semantic conventions not installed").__path__
+        defined = {
+            value
+            for info in pkgutil.walk_packages(walk, f"{root}.")
+            if info.name.split(".")[-2] == "attributes"
+            for name, value in vars(importlib.import_module(info.name)).items()
+            if name.isupper() and isinstance(value, str)
+        }
+        go(spans.observer(), outcome=Outcome.ERROR, error=BOOM)
+
+        span = spans.one()
+        used = {*span.attributes, *span.events[0].attributes}
+        of_ours = {name for name in used if name.startswith("apscheduler.")} | {"job.system"}
+        later = {"code.function.name"} - defined  # not in conventions of 2024
+        assert used - of_ours - later <= defined
+        assert of_ours & defined == set()
 
     def test_schema_url_exists(self) -> None:
         """The schema is one that the conventions have published."""

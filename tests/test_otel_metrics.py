@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import re
 import time
@@ -26,7 +27,7 @@ from apscheduler_telemetry import (
 )
 from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, REMOVED_FOR
 from apscheduler_telemetry._series import FAMILIES, Kind
-from support import Gate, by_hand, live, live_async, processes, until
+from support import Gate, by_hand, frozen, live, live_async, processes, until
 from support_scenes import Boom
 
 sdk = pytest.importorskip(
@@ -337,8 +338,12 @@ class TestRoads:
         with pytest.raises(ArgumentTypeError, match="meter_provider must be an OpenTelemetry Mete"):
             instrument(scenes.by_hand(), registry=CollectorRegistry(), meter_provider=provider)
 
-    def test_infinity_is_absent(self) -> None:
-        """Where nothing limits an executor its workers are absent, as the SDK refuses infinity."""
+    def test_infinity_is_absent(self, caplog: pytest.LogCaptureFixture) -> None:
+        """
+        Where nothing limits an executor its workers are absent.
+
+        The SDK refuses infinity, and would say so in the log with every export.
+        """
         otel = Sdk()
 
         async def main() -> None:
@@ -353,6 +358,39 @@ class TestRoads:
         import asyncio
 
         asyncio.run(main())
+        assert [text for text in said(caplog) if "finite" in text] == []
+
+
+def test_opentelemetry_s_own_translation() -> None:
+    """OpenTelemetry's own exporter for Prometheus makes of the instruments what a scrape shows."""
+    exporter = pytest.importorskip(
+        "opentelemetry.exporter.prometheus", reason="opentelemetry-exporter-prometheus is missing"
+    )
+    from support_translation import differences
+
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    options = {"scope_info_enabled": False, "registry": theirs}
+    if not options.keys() <= inspect.signature(exporter.PrometheusMetricReader).parameters.keys():
+        pytest.skip("it is too old to be given a registry")
+    provider = sdk.MeterProvider(
+        [exporter.PrometheusMetricReader(**options)], shutdown_on_exit=False
+    )
+    with frozen():  # a store in memory is read as of now
+        scheduler = scenes.by_hand()
+        telemetry = instrument(scheduler, registry=ours, meter_provider=provider, owner="shop")
+        scheduler.start()
+        for func in (jobs.nothing, jobs.fail):
+            scheduler.add_job(func, **scenes.due(func.__name__))
+        scheduler.turn()
+
+        known = {"scheduler": "default", "job_id": "fail"}
+        name = "apscheduler_job_longest_interval_seconds"  # of the latter job, found out aside
+        until(lambda: ours.get_sample_value(name, known))
+        assert differences(list(ours.collect()), list(theirs.collect())) == []
+        assert ours.get_sample_value("apscheduler_job_runs_total", {**known, "outcome": "error"})
+        telemetry.uninstrument()
+        scheduler.shutdown()
+    provider.shutdown()
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
