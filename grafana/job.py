@@ -301,6 +301,7 @@ def durations() -> Any:
         no_value="no runs in the time range",
         logarithmic=True,
         floor=None,
+        inline=True,
     )
     parts.color_of(panel, "p50", SKY)
     parts.color_of(panel, "p95", INFO, "long")

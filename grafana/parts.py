@@ -59,9 +59,8 @@ SCHEDULER_STATES = {
     0: ("● Up", GOOD),
 }
 SEVERITIES = {
-    "critical": ("✖ critical", BAD),
-    "warning": ("▲ warning", WARNING),
-    "info": ("● info", INFO),
+    sign: (sign, color)
+    for sign, color in zip(promql.SEVERITIES.values(), (BAD, WARNING, INFO), strict=True)
 }
 
 DASHES = {"limit": [10, 10], "p99": [4, 4], "short": [2, 4], "long": [16, 6]}
@@ -506,8 +505,10 @@ def rows(
     )
     if sort:
         panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
-    shown = {f"Trend #{sparkline}": columns[f"Trend #{sparkline}"]} if sparkline else {}
+    shown = {name: title for name, title in columns.items() if name.startswith("Trend")}
     if sparkline:
+        # Grafana 10.2 and older leave the letter out, if only one query has series.
+        columns = {**columns, "Trend": columns[f"Trend #{sparkline}"]}
         panel.max_data_points(SPARKS)
         # What has a time and a number counts as a series, so all others are texts meanwhile.
         others = [f"Value #{letter}" for letter, _ in zip(LETTERS, queries, strict=False)]

@@ -9,6 +9,8 @@ backquote in an id does not, which PromQL has no way to write there.
 Where a rule of `alerts/` has recorded what is needed, it is used: it is what outlives a process.
 """
 
+from textwrap import indent
+
 APPLICATION = "job=~`${application:regex}`"
 SCHEDULER = APPLICATION + ", scheduler=~`${scheduler:regex}`"
 JOB = SCHEDULER + ", job_id=~`${job_id:regex}`"
@@ -19,6 +21,11 @@ BY_JOB = "by (job, scheduler, job_id)"
 BY_SCHEDULER = "by (job, scheduler)"
 
 ALERTS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
+
+SEVERITIES = {"critical": "✖ critical", "warning": "▲ warning", "info": "● info"}
+"""
+What tables show. Signs come from queries, as a mapping would change a job that is called `info`.
+"""
 
 # States of a job, the worst first, and what explains the others before them. Tables cannot give a
 # mapping of values to a single column (see `parts.override`), so there the codes begin where no
@@ -153,9 +160,14 @@ def scheduler_state(schedulers: str, jobs: str = "") -> str:
 
 def firing(alerts: str, labels: str) -> str:
     """Return a query for how long alerts have been true, by `labels` and a short name `alert`."""
-    return (
-        f"max by ({labels.replace('alertname', 'alert')}) (\n"
-        f"  label_replace(\n    time() - ALERTS_FOR_STATE{{{alerts}}}\n"
-        f'    and ignoring (alertstate) ALERTS{{alertstate="firing", {alerts}}},\n'
-        '    "alert", "$1", "alertname", "APScheduler(.*)"\n  )\n)'
+    query = (
+        f"time() - ALERTS_FOR_STATE{{{alerts}}}\n"
+        f'and ignoring (alertstate) ALERTS{{alertstate="firing", {alerts}}}'
     )
+    shown = [("alert", "$1", "alertname", "APScheduler(.*)")]
+    shown += [("severity", sign, "severity", name) for name, sign in SEVERITIES.items()]
+    for names in shown:
+        query = "label_replace(\n{},\n  {}\n)".format(
+            indent(query, "  "), ", ".join(f'"{name}"' for name in names)
+        )
+    return f"max by ({labels.replace('alertname', 'alert')}) (\n{indent(query, '  ')}\n)"

@@ -38,7 +38,7 @@ def build() -> dashboard.Dashboard:
         4,
         (8, states()),
         (4, uptime()),
-        (4, restarts()),
+        (4, starts()),
         (4, logged_errors()),
         (4, telemetry_failures()),
     )
@@ -83,23 +83,23 @@ def uptime() -> Any:
     )
 
 
-def restarts() -> Any:
+def starts() -> Any:
     """Return the number of starts."""
     started = f"apscheduler_scheduler_start_timestamp_seconds{S}"
     return parts.tiles(
-        "Restarts",
-        "Starts in the time range after the first one of each instance, or of an instance that"
-        " has come since. APSchedulerCrashLoop fires at three within a quarter of an hour.",
+        "Starts",
+        "Starts of the selected schedulers in the time range, those of deploys and of replicas"
+        " included. APSchedulerCrashLoop fires at three within a quarter of an hour.",
         [
             Query(
                 f"sum(changes({started}[$__range]))\n"
-                f"+ count(count_over_time({started}[$__range]))\n"
-                f"- count(count {BY_SCHEDULER} (count_over_time({started}[$__range])))",
+                f"+ sum(min_over_time({started}[$__range]) > bool time() - $__range_s)",
                 instant=True,
             )
         ],
         no_value="not scraped",
-        steps=((None, GOOD), (1, WARNING), (3, BAD)),
+        steps=((None, "text"), (1, WARNING)),
+        plain=True,
     )
 
 
@@ -134,12 +134,14 @@ def loops() -> Any:
         " not scraped; gone, if it had promised runs.",
         [
             Query(
-                f"(apscheduler_scheduler_up{S} == 0) * 0 + 2\n"
-                "or on (job, scheduler, instance)"
-                f' (apscheduler_scheduler_state{{{SCHEDULER}, state="paused"}} == 1) * 0 + 1\n'
-                f"or on (job, scheduler, instance) apscheduler_scheduler_up{S} * 0\n"
-                f"or (count {BY_SCHEDULER} (apscheduler_job:promised_run_timestamp_seconds{S} > 0)"
-                f"\n  unless on (job, scheduler) apscheduler_scheduler_up{S}) * 0 + 3",
+                f"(max {BY_INSTANCE} (apscheduler_scheduler_up{S}) == 0) * 0 + 2\n"
+                f"or (max {BY_INSTANCE} (apscheduler_scheduler_state"
+                f'{{{SCHEDULER}, state="paused"}}) == 1) * 0 + 1\n'
+                f"or max {BY_INSTANCE} (apscheduler_scheduler_up{S}) * 0\n"
+                "or label_replace(\n"
+                f"  count {BY_SCHEDULER} (apscheduler_job:promised_run_timestamp_seconds{S} > 0)\n"
+                f"  unless on (job, scheduler) apscheduler_scheduler_up{S},\n"
+                '  "instance", "no process", "", ""\n) * 0 + 3',
                 WHO,
             )
         ],
@@ -158,10 +160,11 @@ def about() -> Any:
         " the next one.",
         [
             table_query(
-                "label_join(\n"
-                "  max by (job, scheduler, instance, type, version, hostname, pid, timezone,"
-                f" singleton) (\n    apscheduler_scheduler_info{S}\n  ),\n"
-                '  "process", ":", "hostname", "pid"\n)'
+                "label_replace(\n  label_join(\n"
+                "    max by (job, scheduler, instance, type, version, hostname, pid, timezone,"
+                f" singleton) (\n      apscheduler_scheduler_info{S}\n    ),\n"
+                '    "process", ":", "hostname", "pid"\n  ),\n'
+                '  "type", "$1", "type", "(.+)Scheduler"\n)'
             ),
             table_query(
                 f"time() - max {BY_INSTANCE}"

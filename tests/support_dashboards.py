@@ -55,6 +55,7 @@ class Range:
             "__interval": _duration(interval),
             "__rate_interval": _duration(rate),
             "__range": f"{round(self.seconds)}s",
+            "__range_s": str(round(self.seconds)),
         }
 
 
@@ -91,6 +92,14 @@ def queries(dashboard: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict
     for panel in panels(dashboard):
         for target in panel["targets"]:
             yield panel, target
+
+
+def selectors(expression: str) -> Iterator[tuple[str, str]]:
+    """Yield the metric and the matchers of each selector; a metric must not stand without any."""
+    found = r"([a-zA-Z_:][\w:]*|(?<![\w:]))\{((?:`[^`]*`|\"[^\"]*\"|[^`\"}])*)\}"
+    rest = re.sub(r'"[^"]*"', '""', re.sub(found, "", expression))
+    assert not re.search(r"(apscheduler|process|scrape)_|ALERTS", rest), expression
+    yield from re.findall(found, expression)
 
 
 def _seconds(duration: str) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import dashboards_scene as scene
 import support_dashboards as support
 from dashboards_app import ODD
 from servers import Prometheus, eventually, free_port, get, running
@@ -28,6 +29,8 @@ NAMES = ("overview", "job", "scheduler")
 UIDS = {f"apscheduler-{name}" for name in NAMES}
 RANGE = Range(seconds=8)
 TROUBLES = ("report", "fails", "hangs", "killed", "skips", "late", "later", "folded", "paused")
+
+JOINED = {"apscheduler_scheduler_up", "apscheduler_scheduler_state"}
 
 each_dashboard = pytest.mark.parametrize("name", NAMES)
 
@@ -161,6 +164,23 @@ class TestVariables:
         for _, target in support.queries(support.load(name)):
             for found in re.finditer(r"(.)(\(\?:)?\$\{(\w+)(:\w+)?\}(\)\?)?(.)", target["expr"]):
                 assert (found[1], found[4], found[6]) == ("`", ":regex", "`"), target["expr"]
+
+    @each_dashboard
+    def test_limit_every_selector(self, name: str) -> None:
+        """No part of a query looks at more than what is chosen."""
+        model = support.variables(support.load(name))
+        for panel, target in support.queries(support.load(name)):
+            for metric, matchers in support.selectors(target["expr"]):
+                wanted = {"application"}
+                # Others are of a whole process, or of a scheduler that the rest is joined with.
+                if not metric.startswith(("process_", "scrape_")) and metric not in JOINED:
+                    wanted.add("scheduler")
+                if "job_id" in model and not metric.startswith("apscheduler_scheduler_"):
+                    wanted.add("job_id")
+                if panel["title"] == "Schedulers":
+                    wanted.discard("job_id")
+
+                assert wanted <= set(re.findall(r"\$\{(\w+):regex\}", matchers)), metric
 
 
 class TestLinks:
@@ -550,3 +570,163 @@ class TestAnswers:
         assert len(rows) == len(set(rows))
         for application in ("shop", "bank"):
             assert (application, "main", "report") in rows
+
+
+# Queries, of a scene in which every number is known.
+
+
+class Stage:
+    """A Prometheus that holds the scene, and nothing else."""
+
+    def __init__(self, prometheus: Prometheus) -> None:
+        self.prometheus = prometheus
+
+    def ask(
+        self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any
+    ) -> list[tuple[dict[str, str], float]]:
+        """Return labels and values of what an expression, filled in, had at the scene's end."""
+        model = support.variables(support.load(name))
+        values = {key: chosen.get(key, [ALL]) for key in model}
+        window = Range(scene.RANGE, scrape=scene.SCRAPE)
+        filled = support.fill(expression, model, values, window.values(panel))
+        found = self.prometheus.api("query", query=filled, time=str(scene.NOW))
+        return [
+            (series["metric"], float((series.get("value") or series["values"][-1])[1]))
+            for series in found["result"]
+        ]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Write the scene into blocks, as if Prometheus had scraped it, and start one upon them."""
+    binary, promtool = shutil.which("prometheus"), shutil.which("promtool")
+    if binary is None or promtool is None:
+        pytest.skip("prometheus is not installed")
+    directory = tmp_path_factory.mktemp("scene")
+    text = directory / "scene.om"
+    text.write_text("".join(scene.openmetrics()), encoding="utf-8")
+    tsdb = directory / "tsdb"
+    subprocess.run(
+        [promtool, "tsdb", "create-blocks-from", "openmetrics", text, tsdb],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    config = directory / "prometheus.yml"
+    config.write_text("{}")
+    port = free_port()
+    server = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tsdb}",
+        "--storage.tsdb.retention.time=100y",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with running(server, directory / "prometheus.log"):
+        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        eventually(lambda: get(f"{prometheus.url}/-/ready")[0] == 200)
+        yield Stage(prometheus)
+
+
+def by_labels(answer: list[tuple[dict[str, str], float]]) -> dict[str, float]:
+    """Return values by what distinguishes them, which is never the application's name."""
+    assert {metric.get("job", "shop") for metric, _ in answer} <= {"shop"}
+    values = {
+        " ".join(metric[key] for key in sorted(metric) if key not in {"__name__", "job"}): value
+        for metric, value in answer
+    }
+    assert len(values) == len(answer)
+    return values
+
+
+def exactly(answer: dict[str, float]) -> Any:
+    """Return what equals an answer but for the last digits of its numbers, which no state has."""
+    return pytest.approx(answer, rel=1e-13)
+
+
+def position(name: str, title: str, ref: str) -> int:
+    """Return which of its panel's queries one is."""
+    panel, _ = find(name, title, ref)
+    return [target["refId"] for target in panel["targets"]].index(ref)
+
+
+@pytest.mark.integration
+class TestNumbers:
+    """Each query's answer is the one that can be worked out by hand."""
+
+    @pytest.mark.parametrize(("name", "title", "ref"), every_query())
+    def test_is_right(self, stage: Stage, name: str, title: str, ref: str) -> None:
+        """All of what is asked for, nothing of an application of the same names, and no other."""
+        panel, target = find(name, title, ref)
+        chosen: dict[str, Any] = {"application": ["shop"]}
+        if name == "job":
+            chosen = {"application": "shop", "scheduler": "main", "job_id": "report"}
+
+        answer = by_labels(stage.ask(name, panel, target["expr"], **chosen))
+
+        assert answer == exactly(scene.ANSWERS[name][title][position(name, title, ref)])
+
+    @pytest.mark.parametrize(("scheduler", "job"), scene.OTHERS)
+    def test_of_a_job(self, stage: Stage, scheduler: str, job: str) -> None:
+        """A job's dashboard tells troubles apart, and has what is remembered of a dead process."""
+        expected = scene.OTHERS[scheduler, job]
+        chosen = {"application": "shop", "scheduler": scheduler, "job_id": job}
+
+        answers: dict[str, list[dict[str, float]]] = {}
+        for panel, target in support.queries(support.load("job")):
+            if panel["title"] in expected:
+                answer = by_labels(stage.ask("job", panel, target["expr"], **chosen))
+                answers.setdefault(panel["title"], []).append(answer)
+
+        assert answers == {title: [exactly(one) for one in expected[title]] for title in expected}
+
+    @each_dashboard
+    def test_every_part_counts(self, stage: Stage, name: str) -> None:
+        """Each selector has something to select, so that none is a slip of the pen."""
+        idle = []
+        for panel, target in support.queries(support.load(name)):
+            for metric, matchers in support.selectors(target["expr"]):
+                anything = re.sub(r"\$\{\w+:regex\}", ".*", matchers)
+                if not stage.ask(name, panel, f"{metric}{{{anything}}}[{scene.LENGTH}s]"):
+                    idle.append((panel["title"], metric, matchers))
+
+        assert idle == []
+
+    def test_of_everything(self, stage: Stage) -> None:
+        """All applications together are the sum of both; the watchdog is no alert that fires."""
+        answers = {
+            title: stage.ask("overview", panel, target["expr"])
+            for title in ("Jobs in trouble", "Alerts firing", "Running now")
+            for panel, target in [find("overview", title, "A")]
+        }
+
+        assert answers == {
+            "Jobs in trouble": [({}, 18)],
+            "Alerts firing": [({}, 12)],
+            "Running now": [({}, 14)],
+        }
+        panel, target = find("overview", "Alerts that fire", "A")
+        assert len(stage.ask("overview", panel, target["expr"])) == 12
+
+    @pytest.mark.parametrize(
+        ("name", "variable"),
+        [
+            (name, variable)
+            for name in NAMES
+            for variable in support.variables(support.load(name))
+            if variable != "datasource"
+        ],
+    )
+    def test_of_nothing(self, stage: Stage, name: str, variable: str) -> None:
+        """Whoever asks for what does not exist is told nothing, instead of something else."""
+        chosen: dict[str, Any] = {"application": "shop", "scheduler": "main", "job_id": "report"}
+        chosen[variable] = "nobody"
+
+        answered = {
+            panel["title"]
+            for panel, target in support.queries(support.load(name))
+            if stage.ask(name, panel, target["expr"], **chosen)
+        }
+
+        of_schedulers = {"overview": {"Schedulers", "Alerts firing"}, "job": {"Run history"}}
+        assert answered == (of_schedulers[name] if variable == "job_id" else set())

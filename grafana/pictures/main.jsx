@@ -148,6 +148,7 @@ function Lines({ panel, frames, width, height }) {
   const builder = new ui.UPlotConfigBuilder('utc');
   const log = custom.scaleDistribution?.type === 'log';
   const thresholds = panel.fieldConfig.defaults.thresholds;
+  builder.setPadding([8, 20, 0, 0]); // for the last time, which would be cut
   builder.addScale({ scaleKey: 'x', isTime: true, orientation: 0, direction: 1, range: () => [range.from * 1000, range.to * 1000] });
   builder.addScale({ scaleKey: 'y', orientation: 1, direction: 1, softMin: custom.axisSoftMin, softMax: custom.axisSoftMax, distribution: log ? 'log' : 'linear', log: 10 });
   builder.addAxis({ scaleKey: 'x', isTime: true, placement: 'bottom', timeZone: 'utc', theme, grid: { show: true } });
@@ -187,7 +188,14 @@ const stepOf = (frames) => Math.min(...frames.flatMap((frame) =>
 
 function Bands({ panel, frames, width, height }) {
   const left = Math.min(280, 20 + 7 * Math.max(...frames.map((f) => f.fields[1].config.displayNameFromDS.length)));
-  const bottom = 22, room = (height - bottom) / frames.length;
+  const bottom = 46, room = (height - bottom) / frames.length;
+  const states = new Map(frames.flatMap((f) => f.fields[1].values.map((v) => [v, f.fields[1].display(v)])));
+  let at = 10;
+  const legend = [...states].sort(([a], [b]) => a - b).map(([, { text, color }]) => {
+    const place = at;
+    at += 34 + text.length * 7;
+    return { text, color, place };
+  });
   const x = (t) => left + ((t / 1000 - range.from) / (range.to - range.from)) * (width - left);
   const step = stepOf(frames);
   return <svg width={width} height={height} fontFamily={theme.typography.fontFamily} fontSize={12}>
@@ -212,7 +220,11 @@ function Bands({ panel, frames, width, height }) {
         })}
       </g>;
     })}
-    {axisTime(width).map(([t, text]) => <text key={t} x={x(t * 1000)} y={height - 6} textAnchor="middle" fill={theme.colors.text.secondary}>{text}</text>)}
+    {axisTime(width).map(([t, text]) => <text key={t} x={Math.min(width - 18, x(t * 1000))} y={height - 30} textAnchor="middle" fill={theme.colors.text.secondary}>{text}</text>)}
+    {legend.map(({ text, color, place }) => <g key={place}>
+      <rect x={place} y={height - 15} width={14} height={4} fill={color} />
+      <text x={place + 20} y={height - 8} fill={theme.colors.text.primary}>{text}</text>
+    </g>)}
   </svg>;
 }
 
