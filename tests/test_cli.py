@@ -99,6 +99,22 @@ class TestExport:
         with pytest.raises(ExportError, match=r"cannot write .*file"):
             export(tmp_path / "file")
 
+    def test_all_or_nothing(self, tmp_path: Path) -> None:
+        """What cannot be written is found before the first file is, with --force as well."""
+        (tmp_path / "grafana").touch()
+        with pytest.raises(ExportError, match=r"cannot write .*grafana"):
+            export(tmp_path, force=True)
+        assert found(tmp_path) == {"grafana": b""}
+
+    def test_a_directory_in_the_way(self, tmp_path: Path) -> None:
+        """A directory where a file should go is named, not replaced, and nothing is written."""
+        directory = tmp_path / "grafana" / "dashboards" / "job.json"
+        directory.mkdir(parents=True)
+        with pytest.raises(ExportError, match=r"cannot write .*/job\.json: Is a directory"):
+            export(tmp_path, force=True)
+        assert found(tmp_path) == {}
+        assert directory.is_dir()
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_directory_of_somebody_else(self, tmp_path: Path) -> None:
         """So is one that cannot be written to."""

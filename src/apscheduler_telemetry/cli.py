@@ -8,6 +8,7 @@ Grafana, which run elsewhere. The wheel carries them, so that ``pip install`` is
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,9 @@ def export(directory: Path, *, force: bool = False) -> tuple[list[Path], list[Pa
         written = [path for path in wanted if path not in same]
         for path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path in written:
             # Beside it and then renamed, so that whoever reads it meets a whole file.
             partial = path.with_name(f".{path.name}.partial")
             partial.write_bytes(wanted[path])
