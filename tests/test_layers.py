@@ -24,7 +24,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_expectations", "_ledger"}),
     frozenset({"_series"}),
     # What posts to the books and what reads them, never each other.
-    frozenset({"_v3", "health", "http", "otel", "otel_metrics", "prometheus"}),
+    frozenset({"_v3", "health", "http", "multiprocess", "otel", "otel_metrics", "prometheus"}),
     # Where the parts are put together.
     frozenset({"_instrument"}),
     # What people type, and what instruments for them.

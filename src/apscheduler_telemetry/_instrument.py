@@ -20,7 +20,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from apscheduler_telemetry import health
+from apscheduler_telemetry import health, multiprocess
 from apscheduler_telemetry._expectations import Expectations, checked
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
@@ -30,6 +30,7 @@ from apscheduler_telemetry._series import Reader
 from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.multiprocess import Mirror
 from apscheduler_telemetry.otel import SpanObserver, current_span_context, no_context
 from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.prometheus import collector_of
@@ -64,6 +65,9 @@ class Telemetry:
         )
         self._scheduler = scheduler
         self._servers: list[HTTPServer] = []
+        # First, as it raises where the environment is wrong.
+        directory = multiprocess.configured() if options["registry"] is not None else None
+        self._mirror = None if directory is None else Mirror(self, directory)
         self._readers: list[Reader] = []
         # The spans come first, so that they are current where the histograms are recorded.
         observers: list[RunObserver] = [SpanObserver(tracer_provider=options["tracer_provider"])]
@@ -98,14 +102,21 @@ class Telemetry:
                     stacktrace=options["capture_stacktrace"],
                 ),
                 no_context=no_context,
+                on_start=self._mirror.start if self._mirror else _do_nothing,
+                on_stop=self._mirror.write if self._mirror else _do_nothing,
             )
         except BaseException:
             self._forget()
             raise
         for reader in self._readers:
             reader.add(self)  # not before, as a scrape may come at once
+        registry = options["registry"]
+        if self._mirror is not None:
+            registry = self._mirror.registry
+            if self.started_at is not None:
+                self._mirror.start()
         self._endpoints = Endpoints(
-            registry=options["registry"], health=self.health, on_error=self.guard.failed
+            registry=registry, health=self.health, on_error=self.guard.failed
         )
         self.wsgi_app = self._endpoints.wsgi
         self.asgi_app = self._endpoints.asgi
@@ -166,6 +177,8 @@ class Telemetry:
     def _forget(self) -> None:
         for reader in self._readers:
             reader.remove(self)
+        if self._mirror is not None:
+            self._mirror.stop()
 
     # What readers of the books ask; see _series.Source.
 
@@ -323,6 +336,10 @@ def handle_of(scheduler: Any) -> Telemetry | None:
     """Return the handle of a scheduler, None where it is not instrumented."""
     handle: Telemetry | None = vars(scheduler).get(_HANDLE)
     return handle
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @functools.cache

@@ -23,6 +23,7 @@ COMPONENTS = (
     "job_label",
     "max_duration",
     "meter",
+    "multiprocess",
     "owner",
     "schedule",
     "severity",

@@ -23,6 +23,7 @@ from apscheduler.events import (
     EVENT_EXECUTOR_REMOVED,
     EVENT_JOBSTORE_ADDED,
     EVENT_JOBSTORE_REMOVED,
+    EVENT_SCHEDULER_SHUTDOWN,
     EVENT_SCHEDULER_STARTED,
 )
 from apscheduler.schedulers.base import STATE_STOPPED
@@ -55,6 +56,8 @@ class Adapter:
         current_link: returns the span context to link runs of a job to that is added now.
         capture: what of a job's own data may be told.
         no_context: a context manager under which nothing is being traced.
+        on_start: called when the scheduler is being started.
+        on_stop: called when it was shut down.
     """
 
     clock: Callable[[], float] = staticmethod(time.time)
@@ -72,6 +75,8 @@ class Adapter:
         current_link: Callable[[], Any],
         capture: Capture,
         no_context: Callable[[], AbstractContextManager[None]],
+        on_start: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> None:
         self.scheduler = scheduler
         self.ledger = ledger
@@ -84,6 +89,8 @@ class Adapter:
         self._current_link = current_link
         self.capture = capture
         self.no_context = no_context
+        self._on_start = on_start
+        self._on_stop = on_stop
         self._executors: dict[int, ExecutorHook] = {}
         self._stores: dict[int, StoreHook] = {}
         self._links: dict[str, Any] = {}
@@ -120,6 +127,7 @@ class Adapter:
             | EVENT_EXECUTOR_REMOVED
             | EVENT_JOBSTORE_ADDED
             | EVENT_JOBSTORE_REMOVED
+            | EVENT_SCHEDULER_SHUTDOWN
             | EVENT_SCHEDULER_STARTED,
         )
         for alias in list(scheduler._executors):  # noqa: SLF001
@@ -148,6 +156,9 @@ class Adapter:
                 self._links.clear()
                 for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
                     self._stores[id(store)].read()
+                self._on_start()
+            elif event.code == EVENT_SCHEDULER_SHUTDOWN:
+                self._on_stop()
         except Exception:  # noqa: BLE001  # a listener's error would count as the user's
             self.guard.failed("adapter")
 

@@ -1,0 +1,875 @@
+"""
+Prometheus' multiprocess mode: what the files say, read as users read them.
+
+Slots do not mind whose they are, so most of these processes live in one; those of
+`test_process_models` are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
+
+import support_jobs as jobs
+from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument, multiprocess
+from apscheduler_telemetry._ledger import REMOVED_FOR, Ledger, Removal, Run
+from apscheduler_telemetry._pipeline import Guard
+from apscheduler_telemetry._record import ErrorKind, JobInfo, Liveness, Outcome
+from apscheduler_telemetry._series import FAMILIES, Kind
+from apscheduler_telemetry.multiprocess import MODES, STALE, VARIABLE, Mirror, child_exit, sweep
+from support import HandDriven, frozen, until
+from support_http import ask_wsgi
+from support_scenes import Clock
+
+NOW = 1_800_000_000.0
+Shown = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(directory: Path) -> Shown:
+    """Read all files the way the documentation of prometheus_client says."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    return series(registry)
+
+
+def series(registry: CollectorRegistry) -> Shown:
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    found = {_identity(sample): sample.value for sample in samples}
+    assert len(found) == len(samples), "a series is there twice"
+    return found
+
+
+def _identity(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
+    return sample.name, frozenset(sample.labels.items())
+
+
+def value(shown: Shown, name: str, **labels: str) -> float | None:
+    """Return the value of the one series that has the labels; None if there is none."""
+    found = [
+        each
+        for (its_name, its_labels), each in shown.items()
+        if its_name == f"apscheduler_{name}" and labels.items() <= dict(its_labels).items()
+    ]
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+class Process:
+    """What one process knows of its scheduler, and its mirror; it writes when it is told to."""
+
+    def __init__(self, directory: Path, name: str = "main", started: float = NOW) -> None:
+        self.name = name
+        self.clock = Clock(NOW)
+        self.ledger = Ledger(name, clock=self.clock)
+        self.guard = Guard()
+        self.started_at: float | None = started
+        self.last_wakeup: float | None = NOW
+        self.alive = Liveness(state="running", up=True)
+        self.mirror = Mirror(self, directory)
+        self.mirror.start()
+
+    def liveness(self) -> Liveness:
+        return self.alive
+
+    def facts(self) -> Mapping[str, str]:
+        facts = {"type": "X", "version": "3", "hostname": "h", "timezone": "UTC"}
+        return {**facts, "pid": str(os.getpid()), "singleton": "true"}
+
+    def job(self, promise: float | None, job_id: str = "job", **info: Any) -> Any:
+        """Let the scheduler know a job."""
+        words = {"name": "n", "func": "m:f", "trigger": "t", "executor": "default"}
+        known = {**words, "jobstore": "default", "persistent": False, "grace": 60.0, **info}
+        return self.ledger.know(JobInfo(id=job_id, label=job_id, **known), promise)
+
+    def begin(self, due: float = NOW, job_id: str = "job") -> Run:
+        """Let a run of a known job start when it is due."""
+        entry = self.ledger.entry("default", job_id)
+        assert entry is not None
+        (run,) = self.ledger.hand_over(entry, None, [datetime.fromtimestamp(due, timezone.utc)])
+        self.ledger.start(run, due)
+        return run
+
+    def run(self, seconds: float, outcome: Outcome = Outcome.SUCCESS, due: float = NOW) -> None:
+        self.ledger.finish(self.begin(due), outcome, duration=seconds)
+
+    def write(self) -> None:
+        self.mirror.write()
+        assert not any(self.guard.counts().values()), self.guard.counts()
+
+    def die(self) -> None:
+        """Be gone, as by SIGKILL: nothing is said, and the kernel lets go of the lock."""
+        assert self.mirror._slot is not None
+        self.mirror._slot.close()
+        self.mirror._pid = None
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Turn multiprocess mode on."""
+    directory = tmp_path / "metrics"
+    directory.mkdir()
+    monkeypatch.setenv(VARIABLE, str(directory))
+    return directory
+
+
+@pytest.fixture
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody write but the test."""
+    monkeypatch.setattr(multiprocess, "_keep_writing", lambda *_: None)
+
+
+@pytest.fixture
+def by_hand(directory: Path, _by_hand: None) -> Path:
+    return directory
+
+
+class TestOneProcess:
+    """A single process that serves metrics in this mode."""
+
+    @pytest.fixture
+    def telemetry(self, by_hand: Path) -> Iterator[Telemetry]:
+        """Run a scheduler with jobs that did this and that."""
+        scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
+        telemetry = instrument(
+            scheduler,
+            name='a "name" with_all/sorts of*signs',
+            registry=CollectorRegistry(),
+            owner="me",
+        )
+        scheduler.add_job(jobs.nothing, id="ok_1")
+        scheduler.add_job(jobs.fail, id='it "fails"\n')
+        scheduler.add_job(jobs.nothing, "interval", hours=1, id="hourly")
+        scheduler.start()
+        scheduler.turn()
+        telemetry.ledger.error(ErrorKind.JOBSTORE)
+        until(lambda: value(series(telemetry.options["registry"]), "job_shortest_interval_seconds"))
+        yield telemetry
+        scheduler.shutdown()
+        telemetry.uninstrument()
+
+    def test_shows_what_it_would_show_otherwise(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """Series by series: names, labels and values."""
+        assert telemetry._mirror is not None
+        with frozen(datetime.now(timezone.utc)):  # a store in memory is always known as of now
+            telemetry._mirror.write()
+            plain = series(telemetry.options["registry"])
+        assert len(plain) > 150
+        assert scrape(by_hand) == plain
+
+    def test_types_and_texts(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """Each family has the type and the text that it has otherwise."""
+        assert telemetry._mirror is not None
+        telemetry._mirror.write()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        read = {m.name: (m.type, m.documentation) for m in registry.collect()}
+        plain = {
+            m.name: (m.type, m.documentation)
+            for m in telemetry.options["registry"].collect()
+            if m.samples
+        }
+        assert read == plain
+
+    @pytest.mark.integration
+    def test_promtool_is_content(self, telemetry: Telemetry) -> None:
+        """The exposition is correct, and without a fault that promtool knows."""
+        promtool = shutil.which("promtool")
+        if promtool is None:
+            pytest.skip("promtool is not installed")
+        page = ask_wsgi(telemetry.wsgi_app, "/metrics").body
+        checked = subprocess.run(
+            [promtool, "check", "metrics"], input=page, capture_output=True, check=False
+        )
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+    def test_is_written_by_itself(self, directory: Path) -> None:
+        """What happens is in the files within a few seconds, and with a shutdown at once."""
+        scheduler = HandDriven(executors={"default": DebugExecutor()})
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        scheduler.add_job(jobs.nothing, id="ok")
+        scheduler.start()
+        until(lambda: value(scrape(directory), "scheduler_up", scheduler="default") == 1)
+        scheduler.turn()
+        until(lambda: value(scrape(directory), "job_runs_total", outcome="success") == 1)
+        scheduler.shutdown()
+        assert value(scrape(directory), "scheduler_state", state="stopped") == 1
+        assert value(scrape(directory), "scheduler_up", scheduler="default") == 0
+        telemetry.uninstrument()
+
+    def test_runs_already(self, by_hand: Path) -> None:
+        """A scheduler that is instrumented while it runs is shown, too."""
+        scheduler = HandDriven()
+        scheduler.start()
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        ask_wsgi(telemetry.wsgi_app, "/metrics")
+        assert value(scrape(by_hand), "scheduler_up") == 1
+        scheduler.shutdown()
+        telemetry.uninstrument()
+
+    def test_not_started(self, by_hand: Path) -> None:
+        """A process that has a scheduler and does not start it has nothing to show."""
+        telemetry = instrument(HandDriven(), registry=CollectorRegistry())
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics").body == b""
+        telemetry.uninstrument()
+
+    def test_uninstrument(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """The gauges go, what was counted stays, and the next handle goes on from there."""
+        assert telemetry._mirror is not None
+        telemetry._mirror.write()
+        scheduler = telemetry._scheduler
+        telemetry.uninstrument()
+        shown = scrape(by_hand)
+        assert value(shown, "scheduler_up") is None
+        assert value(shown, "job_runs_total", outcome="success", job_id="ok_1") == 1
+        again = instrument(scheduler, name=telemetry.name, registry=CollectorRegistry())
+        scheduler.add_job(jobs.nothing, id="ok_1")
+        scheduler.turn()
+        ask_wsgi(again.wsgi_app, "/metrics")
+        assert value(scrape(by_hand), "job_runs_total", outcome="success", job_id="ok_1") == 2
+        again.uninstrument()
+
+    def test_without_a_registry(self, by_hand: Path) -> None:
+        """Where nothing is to go to Prometheus, no file is written."""
+        scheduler = HandDriven()
+        telemetry = instrument(scheduler, registry=None)
+        scheduler.start()
+        scheduler.shutdown()
+        assert list(by_hand.iterdir()) == []
+        telemetry.uninstrument()
+
+    def test_an_exemplar_is_left_out(self, by_hand: Path) -> None:
+        """Files have no room for one; the histogram is whole without."""
+        process = Process(by_hand)
+        process.job(None)
+        run = process.begin()
+        run.exemplar = {"trace_id": "1"}
+        process.ledger.finish(run, Outcome.SUCCESS, duration=1.0)
+        process.write()
+        assert value(scrape(by_hand), "job_run_duration_seconds_count") == 1
+
+
+class TestModes:
+    """How the gauges of several processes become one."""
+
+    def test_each_gauge_has_one(self) -> None:
+        """None is forgotten, and nothing else is in the table."""
+        gauges = {family for family in FAMILIES if family.kind in (Kind.GAUGE, Kind.LOAD)}
+        assert set(MODES) == gauges
+
+    def test_are_those_of_the_docs(self) -> None:
+        """The page tells of each gauge how it comes about."""
+        page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+        section = page.split("## Multiprocess mode")[1].split("\n## ")[0]
+        said = re.findall(r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE)
+        assert {name: mode for name, mode, _ in said} == {
+            family.prometheus_name: mode for family, mode in MODES.items()
+        }
+
+    def test_all_end_with_their_process(self) -> None:
+        """No gauge outlives the process that it is true of."""
+        assert all(mode.startswith("live") for mode in MODES.values())
+
+    @pytest.mark.parametrize(
+        ("promises", "shown"),
+        [
+            ((NOW + 9, NOW + 5, None), NOW + 5),
+            ((None, NOW + 9), NOW + 9),
+            ((None, None), 0),
+            ((NOW + 0.25, NOW + 0.125), NOW + 0.125),
+            ((253402300799.0,), 253402300799.0),
+        ],
+    )
+    def test_promise(self, by_hand: Path, promises: tuple[float | None, ...], shown: float) -> None:
+        """The earliest counts; nothing is promised only if nobody promises anything."""
+        for promise in promises:
+            process = Process(by_hand)
+            process.job(promise)
+            process.write()
+        assert value(scrape(by_hand), "job_next_run_timestamp_seconds") == shown
+
+    def test_under_way(self, by_hand: Path) -> None:
+        """Runs add up, and the oldest says since when; a process without any does not matter."""
+        first, second, third = (Process(by_hand) for _ in range(3))
+        for process in (first, second, third):
+            process.job(None)
+        first.begin(NOW + 2)
+        first.begin(NOW + 3)
+        second.begin(NOW + 1)
+        for process in (first, second, third):
+            process.write()
+        shown = scrape(by_hand)
+        assert value(shown, "job_running") == 3
+        assert value(shown, "job_running_since_timestamp_seconds") == NOW + 1
+        assert value(shown, "job_last_run_timestamp_seconds") == NOW + 3
+
+    def test_last_duration(self, by_hand: Path) -> None:
+        """It is of the run that ended last, wherever that was."""
+        first, second = Process(by_hand), Process(by_hand)
+        for process in (first, second):
+            process.job(None)
+        first.run(seconds=3, due=NOW + 20)
+        second.run(seconds=5, due=NOW)
+        second.write()
+        first.write()
+        second.write()
+        assert value(scrape(by_hand), "job_last_run_duration_seconds") == 3
+
+    def test_counters_and_histograms_add_up(self, by_hand: Path) -> None:
+        """Also bucket by bucket."""
+        first, second = Process(by_hand), Process(by_hand)
+        for process in (first, second):
+            process.job(None)
+        first.run(seconds=1)
+        first.run(seconds=0.2, outcome=Outcome.ERROR)
+        second.run(seconds=1)
+        first.ledger.error(ErrorKind.LISTENER)
+        first.write()
+        second.write()
+        shown = scrape(by_hand)
+        assert value(shown, "job_runs_total", outcome="success") == 2
+        assert value(shown, "job_runs_total", outcome="error") == 1
+        assert value(shown, "job_runs_total", outcome="lost") == 0
+        assert value(shown, "scheduler_errors_total", kind="listener") == 1
+        durations = [
+            value(shown, "job_run_duration_seconds_bucket", le=le) for le in ("0.1", "0.25", "1.0")
+        ]
+        assert durations == [0, 1, 3]
+        assert value(shown, "job_run_duration_seconds_count") == 3
+        assert value(shown, "job_run_duration_seconds_sum") == pytest.approx(2.2)
+
+    def test_two_run_the_same(self, by_hand: Path) -> None:
+        """Duplicates are told by the number of processes in which a scheduler runs."""
+        first, second = Process(by_hand), Process(by_hand)
+        for process in (first, second):
+            process.job(NOW)
+            process.write()
+        shown = scrape(by_hand)
+        assert value(shown, "scheduler_state", state="running") == 2
+        assert value(shown, "scheduler_up") == 1
+
+    def test_one_loop_is_dead(self, by_hand: Path) -> None:
+        """A dead loop is not hidden behind one that lives."""
+        first, second = Process(by_hand), Process(by_hand)
+        first.alive = Liveness(state="running", up=False)
+        first.write()
+        second.write()
+        assert value(scrape(by_hand), "scheduler_up") == 0
+
+    def test_worst(self, by_hand: Path) -> None:
+        """Failures in a row are those of the process that has most, whatever another managed."""
+        first, second = Process(by_hand), Process(by_hand)
+        for process, outcome in ((first, Outcome.ERROR), (second, Outcome.SUCCESS)):
+            process.job(None)
+            process.run(1, outcome)
+            process.write()
+        assert value(scrape(by_hand), "job_consecutive_failures") == 1
+
+    def test_load(self, by_hand: Path) -> None:
+        """Workers add up as what they work on does."""
+        for _ in range(2):
+            process = Process(by_hand)
+            process.ledger.executor("default", lambda: 10).queued = 3
+            process.write()
+        shown = scrape(by_hand)
+        assert value(shown, "executor_workers", executor="default") == 20
+        assert value(shown, "executor_queued", executor="default") == 6
+
+    def test_moved_to_another_process(self, by_hand: Path) -> None:
+        """A scheduler that was shut down is shown while none of its name runs elsewhere."""
+        first = Process(by_hand)
+        first.job(NOW + 1)
+        first.alive = Liveness(state="stopped", up=False)
+        first.write()
+        assert value(scrape(by_hand), "scheduler_state", state="stopped") == 1
+        second = Process(by_hand)
+        second.job(NOW + 9)
+        second.write()
+        first.write()
+        second.write()
+        shown = scrape(by_hand)
+        assert value(shown, "scheduler_up") == 1
+        assert value(shown, "scheduler_state", state="stopped") == 0
+        assert value(shown, "job_next_run_timestamp_seconds") == NOW + 9
+
+    def test_other_names_are_others(self, by_hand: Path) -> None:
+        """Schedulers of different names keep to themselves, also those that look alike."""
+        for name in ("a b", "a-b"):
+            process = Process(by_hand, name)
+            process.job(None)
+            process.run(1)
+            process.write()
+        shown = scrape(by_hand)
+        for name in ("a b", "a-b"):
+            assert value(shown, "job_runs_total", outcome="success", scheduler=name) == 1
+
+
+class TestDeath:
+    """What becomes of what a dead process has said."""
+
+    def test_gauges_go(self, by_hand: Path) -> None:
+        """With the first who looks around; counters stay."""
+        process = Process(by_hand)
+        process.job(NOW)
+        process.run(1)
+        process.write()
+        process.die()
+        sweep(by_hand)
+        shown = scrape(by_hand)
+        assert {name for name, _ in shown if "_timestamp_" in name or name.endswith("_up")} == set()
+        assert value(shown, "job_runs_total", outcome="success") == 1
+
+    def test_hook(self, by_hand: Path) -> None:
+        """The hook of gunicorn takes them away, and does what prometheus_client's does as well."""
+        process = Process(by_hand)
+        process.write()
+        process.die()
+        (by_hand / "gauge_liveall_4711.db").touch()
+        child_exit(None, SimpleNamespace(pid=4711))
+        assert [path.name for path in by_hand.glob("gauge_*")] == []
+
+    def test_hook_outside_of_the_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The hook may be there all the same."""
+        monkeypatch.delenv(VARIABLE, raising=False)
+        child_exit(None, SimpleNamespace(pid=4711))
+
+    def test_others_are_left_alone(self, by_hand: Path) -> None:
+        """Neither the gauges of who lives are touched, nor files of somebody else's."""
+        process = Process(by_hand)
+        process.write()
+        (by_hand / "gauge_liveall_4711.db").touch()
+        before = sorted(path.name for path in by_hand.iterdir())
+        sweep(by_hand)
+        assert sorted(path.name for path in by_hand.iterdir()) == before
+
+    def test_hanging(self, by_hand: Path) -> None:
+        """Gauges that nobody keeps up to date go as well, and come back when somebody does."""
+        process = Process(by_hand)
+        process.write()
+        long_ago = time.time() - STALE - 1
+        for path in by_hand.glob("gauge_*"):
+            os.utime(path, (long_ago, long_ago))
+        sweep(by_hand)
+        assert value(scrape(by_hand), "scheduler_up") is None
+        process.write()
+        assert value(scrape(by_hand), "scheduler_up") == 1
+
+    def test_idle_is_not_hanging(self, by_hand: Path) -> None:
+        """A file that has nothing new to say is kept up to date, too."""
+        process = Process(by_hand)
+        process.write()
+        long_ago = time.time() - STALE - 1
+        for path in by_hand.glob("gauge_*"):
+            os.utime(path, (long_ago, long_ago))
+        process.write()
+        assert value(scrape(by_hand), "scheduler_up") == 1
+
+    def test_the_next_goes_on(self, by_hand: Path) -> None:
+        """Counters never go down, however many processes there were, and files do not pile up."""
+        files = set()
+        for life in range(1, 5):
+            process = Process(by_hand)
+            process.job(NOW)
+            process.run(1)
+            process.write()
+            shown = scrape(by_hand)
+            assert value(shown, "job_runs_total", outcome="success") == life
+            assert value(shown, "job_run_duration_seconds_count") == life
+            assert value(shown, "job_run_duration_seconds_sum") == life
+            files.add(len(list(by_hand.iterdir())))
+            process.die()
+        assert len(files) == 1
+
+    def test_counting_began_with_the_first(self, by_hand: Path) -> None:
+        """The start is that of the first process, as the counters go back to it; see the rules."""
+        for started in (NOW, NOW + 50, NOW + 100):
+            process = Process(by_hand, started=started)
+            process.write()
+            assert value(scrape(by_hand), "scheduler_start_timestamp_seconds") == NOW
+            process.die()
+
+    def test_started_twice(self, by_hand: Path) -> None:
+        """So it is where a scheduler is started again in the same process."""
+        process = Process(by_hand, started=NOW + 50)
+        process.write()
+        process.started_at = NOW + 70
+        process.write()
+        assert value(scrape(by_hand), "scheduler_start_timestamp_seconds") == NOW + 50
+
+
+class TestRemovedJobs:
+    """Jobs that are no more do not haunt the metrics."""
+
+    @pytest.fixture
+    def now(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """Let the mirror's time go by this clock."""
+        clock = Clock(1000.0)
+        monkeypatch.setattr("apscheduler_telemetry.multiprocess.time.monotonic", clock)
+        return clock
+
+    def leave(self, directory: Path, *job_ids: str, name: str = "main") -> None:
+        """Leave what a process has counted that is dead now."""
+        process = Process(directory, name)
+        for job_id in job_ids:
+            process.job(NOW, job_id)
+        process.write()
+        process.die()
+
+    def jobs(self, directory: Path) -> set[str]:
+        return {
+            dict(labels)["job_id"] for _, labels in scrape(directory) if "job_id" in dict(labels)
+        }
+
+    def test_in_this_process(self, by_hand: Path) -> None:
+        """When the books have forgotten it, so have the files."""
+        process = Process(by_hand)
+        entry = process.job(NOW)
+        process.write()
+        process.ledger.remove(entry, Removal.WITHDRAWN)
+        process.write()
+        shown = scrape(by_hand)
+        assert value(shown, "job_next_run_timestamp_seconds") == 0
+        assert value(shown, "job_withdrawn_run_timestamp_seconds") == NOW
+        process.clock.now += REMOVED_FOR + 1
+        process.write()
+        assert self.jobs(by_hand) == set()
+
+    def test_known_to_the_former_process_as_well(self, by_hand: Path) -> None:
+        """What that counted goes in the same moment: the counter never goes down."""
+        self.leave(by_hand, "job")
+        process = Process(by_hand)
+        entry = process.job(NOW)
+        process.run(1)
+        process.write()
+        process.ledger.remove(entry, Removal.WITHDRAWN)
+        process.clock.now += REMOVED_FOR + 1
+        process.write()
+        assert self.jobs(by_hand) == set()
+
+    def test_only_known_to_the_former_process(self, by_hand: Path, now: Clock) -> None:
+        """It has as long as it would have had otherwise."""
+        self.leave(by_hand, "old", "job")
+        process = Process(by_hand)
+        process.job(NOW)
+        now.now += 1
+        process.write()
+        assert self.jobs(by_hand) == {"job", "old"}
+        now.now += REMOVED_FOR + 1
+        process.write()
+        assert self.jobs(by_hand) == {"job"}
+
+    def test_in_a_slot_that_nobody_takes(self, by_hand: Path, now: Clock) -> None:
+        """
+        Counters that are nobody's lose jobs that the process which lives does not know.
+
+        So it is after a reload, in which the new process starts before the old one ends.
+        """
+        old = Process(by_hand)
+        for job_id in ("job", "old"):
+            old.job(NOW, job_id)
+        old.run(1)
+        old.ledger.error(ErrorKind.LOOP)
+        old.write()
+        new = Process(by_hand)
+        new.job(NOW)
+        new.write()
+        old.die()
+        now.now += 3600
+        new.write()
+        assert self.jobs(by_hand) == {"job", "old"}, "too early"
+        long_ago = time.time() - REMOVED_FOR - 1
+        for path in by_hand.glob("[ch]*.0.db"):
+            os.utime(path, (long_ago, long_ago))
+        now.now += 3600
+        new.write()
+        assert self.jobs(by_hand) == {"job"}
+        shown = scrape(by_hand)
+        assert value(shown, "job_runs_total", outcome="success") == 1
+        assert value(shown, "scheduler_errors_total", kind="loop") == 1
+
+    def test_another_process_may_know_it(self, by_hand: Path, now: Clock) -> None:
+        """Where two processes live, neither judges what a third has left."""
+        third, first, second = (Process(by_hand) for _ in range(3))
+        third.job(NOW, "third")
+        for process in (third, first, second):
+            process.write()
+        third.die()
+        long_ago = time.time() - REMOVED_FOR - 1
+        for path in by_hand.glob("[ch]*.0.db"):
+            os.utime(path, (long_ago, long_ago))
+        now.now += 3600
+        first.write()
+        assert self.jobs(by_hand) == {"third"}
+
+
+class TestTrouble:
+    """A directory that somebody else has his hands in."""
+
+    def test_emptied(self, by_hand: Path) -> None:
+        """Everything is written anew, and nothing counted twice."""
+        process = Process(by_hand)
+        process.job(NOW)
+        process.run(1)
+        process.write()
+        before = scrape(by_hand)
+        for path in by_hand.iterdir():
+            path.unlink()
+        process.write()
+        assert scrape(by_hand) == before
+        process.write()
+        assert scrape(by_hand) == before
+
+    def test_locks_removed(self, by_hand: Path) -> None:
+        """So it is where the files are still there."""
+        process = Process(by_hand)
+        process.job(NOW)
+        process.run(1)
+        process.write()
+        before = scrape(by_hand)
+        for path in by_hand.glob("*.lock"):
+            path.unlink()
+        process.write()
+        assert scrape(by_hand) == before
+
+    def test_removed(self, by_hand: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """It is counted and logged once, and when the directory is there again, all is well."""
+        process = Process(by_hand)
+        process.job(NOW)
+        process.write()
+        before = scrape(by_hand)
+        shutil.rmtree(by_hand)
+        for _ in range(3):
+            process.mirror.write()
+        assert process.guard.counts()["multiprocess"] == 3
+        assert len(caplog.records) == 1
+        by_hand.mkdir()
+        process.mirror.write()
+        shown = dict(scrape(by_hand))
+        assert value(shown, "telemetry_errors_total", component="multiprocess") == 3
+        assert len(shown) == len(before)
+
+    def test_somebody_is_stopped_while_taking_a_slot(self, by_hand: Path) -> None:
+        """Nobody waits for him: it is tried again the next time."""
+        process = Process(by_hand)
+        with multiprocess._exclusive(by_hand) as mine:
+            assert mine
+            process.write()
+            sweep(by_hand)
+            assert list(by_hand.glob("*.db")) == []
+        process.write()
+        assert value(scrape(by_hand), "scheduler_up") == 1
+
+    @pytest.mark.slow
+    def test_readers_meet_whole_files(self, by_hand: Path) -> None:
+        """While files are replaced over and over, every scrape has all series."""
+        process = Process(by_hand)
+        process.job(NOW)
+        process.write()
+        expected = set(scrape(by_hand))
+        script = """
+            import sys
+            from prometheus_client import CollectorRegistry
+            from prometheus_client.multiprocess import MultiProcessCollector
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, sys.argv[1])
+            print("ready", flush=True)
+            sizes = {len([s for m in registry.collect() for s in m.samples]) for _ in range(300)}
+            print(sizes)
+        """
+        reader = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), str(by_hand)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        while reader.poll() is None:
+            process.ledger.error(ErrorKind.LOOP)
+            process.write()
+        assert reader.communicate()[0] == f"{{{len(expected)}}}\n"
+
+
+class TestServed:
+    """What the handle serves in this mode."""
+
+    @pytest.fixture
+    def telemetry(self, by_hand: Path) -> Iterator[Telemetry]:
+        """Instrument a scheduler that another process runs, not this one."""
+        other = Process(by_hand, "other")
+        other.job(NOW)
+        other.write()
+        telemetry = instrument(HandDriven(), registry=CollectorRegistry())
+        yield telemetry
+        telemetry.uninstrument()
+        other.die()
+
+    def test_all_processes(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """Whichever process is asked tells of all."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        page = ask_wsgi(telemetry.wsgi_app, "/metrics").text
+        assert sorted(page.splitlines()) == sorted(generate_latest(registry).decode().splitlines())
+        assert 'apscheduler_scheduler_up{scheduler="other"} 1.0' in page
+
+    def test_the_dead_are_gone(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """Without any hook, as a scrape looks around first."""
+        third = Process(by_hand, "third")
+        third.write()
+        third.die()
+        page = ask_wsgi(telemetry.wsgi_app, "/metrics").text
+        assert 'apscheduler_scheduler_up{scheduler="third"}' not in page
+
+    def test_some_names_only(self, telemetry: Telemetry) -> None:
+        """``name[]`` works as it does elsewhere."""
+        query = "name%5B%5D=apscheduler_scheduler_up"
+        page = ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).text
+        lines = [line for line in page.splitlines() if not line.startswith("#")]
+        assert lines == ['apscheduler_scheduler_up{scheduler="other"} 1.0']
+
+
+class TestConfigured:
+    """A set-up that cannot work is an error where it can be seen."""
+
+    @pytest.fixture(params=["absent", "file", "empty", "read-only"])
+    def wrong(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        """Return a directory in which nothing can be kept."""
+        (tmp_path / "file").touch()
+        if request.param == "read-only":
+            return "/proc/self"  # to root, too
+        return "" if request.param == "empty" else str(tmp_path / request.param)
+
+    def test_clear_error(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`instrument` says what is wrong and what to do, and has installed nothing."""
+        monkeypatch.setenv(VARIABLE, wrong)
+        scheduler = HandDriven()
+        registry = CollectorRegistry()
+        before = dict(vars(scheduler)), list(scheduler._listeners)
+        with pytest.raises(ArgumentValueError, match=r"PROMETHEUS_MULTIPROC_DIR is .* Set it to"):
+            instrument(scheduler, registry=registry)
+        assert (dict(vars(scheduler)), list(scheduler._listeners)) == before
+        assert list(registry.collect()) == []
+        monkeypatch.delenv(VARIABLE)
+        instrument(scheduler, registry=registry).uninstrument()
+
+    def test_old_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The former name of the variable counts, as it does for prometheus_client."""
+        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.setenv(VARIABLE.lower(), str(tmp_path))
+        assert multiprocess.configured() == tmp_path
+
+    def test_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the variable all is as it is."""
+        monkeypatch.delenv(VARIABLE, raising=False)
+        assert multiprocess.configured() is None
+
+
+@pytest.mark.slow
+class TestFork:
+    """Processes that are forked from one with a scheduler."""
+
+    SCRIPT = """
+        import json, os, sys, time
+        from apscheduler.executors.debug import DebugExecutor
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+        from apscheduler_telemetry import instrument
+        from apscheduler_telemetry.multiprocess import mark_process_dead
+        from support import HandDriven
+
+        def nothing():
+            pass
+
+        def show(pid):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+            wanted = {
+                "state": ("apscheduler_scheduler_state", {"state": "running"}),
+                "up": ("apscheduler_scheduler_up", {}),
+                "runs": ("apscheduler_job_runs_total", {"outcome": "success", "job_id": "job"}),
+            }
+            seen = {
+                key: registry.get_sample_value(name, {"scheduler": "default", **labels})
+                for key, (name, labels) in wanted.items()
+            }
+            infos = [s for m in registry.collect() for s in m.samples if s.name.endswith("er_info")]
+            seen["mine"] = [s.labels["pid"] == str(pid) for s in infos]
+            print(json.dumps(seen), flush=True)
+
+        def run():
+            scheduler.add_job(nothing, id="job")
+            scheduler.turn()
+            telemetry._mirror.write()
+
+        scheduler = HandDriven(executors={"default": DebugExecutor()})
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        if sys.argv[1] != "started in the child":
+            scheduler.start()
+            run()
+        child = os.fork()
+        if not child:
+            if sys.argv[1] == "started in the child":
+                scheduler.start()
+                run()
+            elif sys.argv[1] == "started again in the child":
+                scheduler.shutdown()
+                scheduler.start()
+                run()
+            else:
+                telemetry._mirror.write()
+            show(os.getpid())
+            os._exit(0)
+        os.wait()
+        mark_process_dead(child)
+        telemetry._mirror.write()
+        show(os.getpid())
+    """
+
+    def run(self, directory: Path, when: str) -> list[Any]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(self.SCRIPT), when],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )
+        assert done.stderr == ""
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def test_copy_in_a_child(self, directory: Path) -> None:
+        """A child that has a copy shows what its parent runs, and adds nothing to it."""
+        both = {"state": 1, "up": 1, "runs": 1}
+        assert self.run(directory, "started before") == [
+            {**both, "mine": [False]},
+            {**both, "mine": [True]},
+        ]
+
+    def test_started_in_the_child(self, directory: Path) -> None:
+        """A child that starts the scheduler shows it, and the parent what is left when it ends."""
+        assert self.run(directory, "started in the child") == [
+            {"state": 1, "up": 1, "runs": 1, "mine": [True]},
+            {"state": None, "up": None, "runs": 1, "mine": []},
+        ]
+
+    def test_started_again_in_the_child(self, directory: Path) -> None:
+        """A child that starts its copy is a second one, and counts nothing again."""
+        child, parent = self.run(directory, "started again in the child")
+        assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
+        assert sorted(child["mine"]) == [False, True]
+        assert parent == {"state": 1, "up": 1, "runs": 2, "mine": [True]}
