@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -18,7 +19,6 @@ from apscheduler_telemetry._ledger import (
     ExecutorAccount,
     Histogram,
     Ledger,
-    Promises,
     Removal,
     Run,
 )
@@ -86,8 +86,8 @@ class Books:
     def numbers(self) -> dict[str, Any]:
         """Return all that the account tells."""
         a = self.account()
-        kept = ("durations", "delays", "promises", "starts")
-        numbers = {name: value for name, value in vars(a).items() if name not in kept}
+        kept = ("durations", "delays", "promises", "version", "has_changed")
+        numbers = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in kept}
         return {**numbers, "durations": a.durations.counts, "delays": a.delays.counts}
 
 
@@ -233,37 +233,6 @@ class TestFailures:
         exceptions = books.account().exceptions
         assert len(exceptions) == MAX_EXCEPTIONS + 1 == 21
         assert (exceptions["Error0"], exceptions[OTHER_EXCEPTIONS]) == (2, 10)
-
-
-class TestPromises:
-    """The promised runs of jobs that share an account."""
-
-    def test_the_earliest(self) -> None:
-        """The earliest promise is shown, as jobs make, change and take back theirs."""
-        promises = Promises()
-        assert promises.earliest() == 0
-        for job, at, expected in (
-            ("a", 30, 30),
-            ("b", 20, 20),
-            ("b", 40, 30),
-            ("c", 30, 30),
-            ("a", None, 30),
-            ("c", None, 40),
-            ("b", None, 0),
-            ("b", None, 0),
-        ):
-            promises.set(job, at)
-            assert promises.earliest() == expected
-
-    def test_they_do_not_pile_up(self) -> None:
-        """A job that promised a million runs takes no more room than one that promised ten."""
-        promises = Promises()
-        promises.set("early", 1)
-        for at in range(10_000):
-            promises.set("busy", at + 2)
-        assert promises.earliest() == 1
-        assert len(promises) == 2
-        assert len(promises._heap) < 20
 
 
 class TestJobs:
@@ -464,6 +433,7 @@ class TestExecutors:
         books.ledger.remove_executor("default")
         assert books.ledger.executors() == {}
         books.ledger.settle(run, Outcome.SUCCESS)
+        assert books.ledger.executors() == {}
         assert (books.executor.queued, books.executor.running) == (0, 0)
 
     def test_capacity_is_asked_when_it_is_read(self) -> None:

@@ -55,7 +55,6 @@ APSCHEDULER = {
     "_jobstores",
     "_jobstores_lock",
     "_logger",
-    "_lookup_executor",
     "_main_loop",
     "_process_jobs",
     "_thread",
@@ -132,7 +131,6 @@ class TestScheduler:
     def test_signatures(self) -> None:
         """The methods that are laid over take what the hooks pass on."""
         assert parameters(BaseScheduler._process_jobs) == ["self"]
-        assert parameters(BaseScheduler._lookup_executor) == ["self", "alias"]
         assert parameters(BaseScheduler._dispatch_event) == ["self", "event"]
         assert parameters(BaseScheduler._configure) == ["self", "config"]
         assert parameters(BlockingScheduler._main_loop) == ["self"]

@@ -456,7 +456,7 @@ class TestIsolation:
 
     def test_an_account_that_fails(self, scene: Scene) -> None:
         """An account that cannot be shown does not take the others along."""
-        scene.main.ledger._accounts["report"].outcomes = None  # type: ignore[assignment]
+        scene.main.ledger._accounts["report"].info = None  # type: ignore[assignment]
         snapshots = scene.main.ledger.accounts
 
         def accounts() -> Iterator[Any]:

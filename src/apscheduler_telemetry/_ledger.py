@@ -3,16 +3,20 @@ The books: one small account per job, plain numbers under one lock.
 
 Adapters post to it, everything else reads it. The law: every due run ends in exactly one
 outcome, and at any moment ``due = sum(outcomes) + running + queued``.
+
+A run costs little where it runs, and the rest where somebody reads. It is in `Ledger._open` from
+when it is due; when it has ended it is laid into `Ledger._journal`, which needs no lock, and is
+entered into its account, and taken out of `_open`, before the next reading or with some hundred
+others. What is queued and what runs is counted from `_open` when somebody reads.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -42,6 +46,8 @@ REMOVED_FOR = 900.0
 MAX_EXCEPTIONS = 20
 """Type names of exceptions per job; the rest share `OTHER_EXCEPTIONS`."""
 OTHER_EXCEPTIONS = "__other__"
+MAX_JOURNAL = 256
+"""Runs that have ended and wait to be entered; more of them would only take more memory."""
 
 
 class Removal(Enum):
@@ -63,43 +69,59 @@ class State(Enum):
     DONE = auto()
 
 
+# Members of an enumeration are looked up by code in Python before 3.12, which every run would pay.
+_QUEUED, _RUNNING, _DONE = State.QUEUED, State.RUNNING, State.DONE
+_SUCCESS, _ERROR, _MISSED = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED
+
+
 class Run:
-    """One due run on its way through an executor; see `apscheduler_telemetry._record.RunView`."""
+    """
+    One due run on its way through an executor; see `apscheduler_telemetry._record.RunView`.
 
-    __slots__ = (
-        "account",
-        "arguments",
-        "due",
-        "duration",
-        "ended",
-        "executor",
-        "exemplar",
-        "job",
-        "link",
-        "result",
-        "scheduled",
-        "scheduler",
-        "span",
-        "started",
-        "state",
-    )
+    What most runs never set is left to the class, as making a run is part of each run's cost.
 
-    def __init__(self, account: Account, entry: Entry, scheduler: str, scheduled: datetime) -> None:
-        self.account = account
-        self.executor: ExecutorAccount | None = None
-        self.job = entry.info
-        self.link = entry.link
-        self.scheduler = scheduler
+    Attributes:
+        state: where it is.
+        posted: where it is by the books, None before they know of it.
+        outcome: how it ended, None before that.
+        at: Unix seconds of when that was noted.
+        error: type of what it raised, or of what tells of its loss.
+        is_inferred: whether `started` is a guess, as of runs in a process pool.
+        is_delay_noted: whether its start delay is in the books.
+    """
+
+    started: float | None = None
+    ended: float | None = None
+    duration: float | None = None
+    arguments: str | None = None
+    result: str | None = None
+    span: Any = None
+    exemplar: Mapping[str, str] | None = None
+    state = _QUEUED
+    posted: State | None = None
+    outcome: Outcome | None = None
+    at = 0.0
+    error: str | None = None
+    is_inferred = False
+    is_delay_noted = False
+
+    def __init__(
+        self, entry: Entry, scheduled: datetime, due: float, executor: ExecutorAccount | None = None
+    ) -> None:
+        self.entry = entry
+        self.account = entry.account
+        self.job = entry.info  # as it is now, and not as it may be modified later
         self.scheduled = scheduled
-        self.due = scheduled.timestamp()
-        self.started: float | None = None
-        self.ended: float | None = None
-        self.duration: float | None = None
-        self.state = State.QUEUED
-        self.arguments: str | None = None
-        self.result: str | None = None
-        self.span: Any = None
-        self.exemplar: Mapping[str, str] | None = None
+        self.due = due
+        self.executor = executor
+
+    @property
+    def scheduler(self) -> str:
+        return self.entry.scheduler
+
+    @property
+    def link(self) -> Any:
+        return self.entry.link
 
     @property
     def label(self) -> str:
@@ -109,38 +131,6 @@ class Run:
     def start_delay(self) -> float | None:
         # Never negative, whatever the wall clock did in between.
         return None if self.started is None else max(0.0, self.started - self.due)
-
-
-class Promises:
-    """The promised runs of the jobs that share an account; the earliest is had in O(log n)."""
-
-    __slots__ = ("_heap", "_of")
-
-    def __init__(self) -> None:
-        self._of: dict[Hashable, float] = {}
-        self._heap: list[tuple[float, int, Hashable]] = []
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-    def set(self, job: Hashable, at: float | None) -> None:
-        """Let `job` promise a run at `at` (Unix seconds), or none."""
-        if at is None:
-            self._of.pop(job, None)
-        elif self._of.get(job) != at:
-            self._of[job] = at
-            heapq.heappush(self._heap, (at, next(_tie), job))
-        if len(self._heap) > 2 * len(self._of) + 8:
-            # What was replaced is only dropped when it surfaces, so it must not pile up below.
-            self._heap = [(at, next(_tie), job) for job, at in self._of.items()]
-            heapq.heapify(self._heap)
-
-    def earliest(self) -> float:
-        """Return the earliest promise in Unix seconds, 0 when nothing is promised."""
-        heap = self._heap
-        while heap and self._of.get(heap[0][2]) != heap[0][0]:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else 0.0
 
 
 class Histogram:
@@ -180,10 +170,13 @@ class Exemplar:
     timestamp: float
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Account:
     """
     The numbers of one ``job_id`` label. Timestamps are Unix seconds, None before the first.
+
+    Attributes:
+        version: grows with every change, for readers that keep what they made of the numbers.
     """
 
     label: str
@@ -205,11 +198,12 @@ class Account:
     intervals: tuple[float, float] | None = None
     next_run: float = 0.0
     running_since: float = 0.0
+    version: int = 0
     # What the numbers above are kept from; snapshots do not have it.
-    promises: Promises = field(default_factory=Promises)
-    starts: dict[Run, float] = field(default_factory=dict)
+    promises: dict[Hashable, float] = field(default_factory=dict)
     jobs: int = 0
     removed_at: float | None = None
+    has_changed: bool = True
 
     def snapshot(self) -> Account:
         """Return a copy that nobody writes to."""
@@ -231,8 +225,9 @@ class Account:
             last_duration=self.last_duration,
             withdrawn=self.withdrawn,
             intervals=self.intervals,
-            next_run=self.promises.earliest(),
-            running_since=min(self.starts.values(), default=0.0),
+            next_run=min(self.promises.values(), default=0.0),
+            running_since=self.running_since,
+            version=self.version,
         )
 
     def balance(self) -> int:
@@ -240,13 +235,15 @@ class Account:
         return self.due - sum(self.outcomes.values()) - self.running - self.queued
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """
     One job as the ledger knows it, several of which may share an account.
 
     Attributes:
         key: job store alias and job id.
+        scheduler: the value of the ``scheduler`` label.
+        next_run: the object that the job has for its promised run, where the adapter told it.
         promise: the next run in Unix seconds, None when nothing is promised.
         link: the span context in which the job was added, where known.
         trigger: what the account's intervals were taken from.
@@ -261,6 +258,8 @@ class Entry:
     key: tuple[str, str]
     account: Account
     info: JobInfo
+    scheduler: str
+    next_run: datetime | None = None
     promise: float | None = None
     link: Any = None
     trigger: Any = None
@@ -270,7 +269,7 @@ class Entry:
     accounted: float | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class StoreAccount:
     """
     What is known of one job store.
@@ -288,7 +287,7 @@ class StoreAccount:
     failures: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class ExecutorAccount:
     """Load of one executor: `workers` is its capacity, infinite where it has none."""
 
@@ -329,6 +328,9 @@ class Ledger:
         self._executors: dict[str, ExecutorAccount] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)
         self._broken: dict[tuple[str, str], tuple[Account, float]] = {}
+        self._open: dict[Run, None] = {}
+        self._journal: deque[Run] = deque()
+        self._running: dict[Account, float] = {}
         renew_lock_after_fork(self)
 
     # Jobs
@@ -367,7 +369,8 @@ class Ledger:
                 entry = None
             if entry is None:
                 account = self._account(info)
-                entry = self._entries[key] = Entry(key, account, info, inherited=inherited)
+                entry = Entry(key, account, info, self.scheduler, inherited=inherited)
+                self._entries[key] = entry
                 self._stores.setdefault(info.jobstore, StoreAccount()).jobs += 1
                 account.jobs += 1
                 account.removed_at = None
@@ -390,9 +393,26 @@ class Ledger:
                 so when the scheduler goes on from one run to the next.
         """
         with self._lock:
-            if on_purpose and entry.promise is not None and entry.promise != at:
-                self._withdraw(entry)
+            before = entry.promise
             self._promise(entry, at)
+            if on_purpose and before is not None and before != at:
+                account = entry.account
+                account.withdrawn = max(account.withdrawn or 0.0, before)
+
+    def goes_on(self, entry: Entry, at: float) -> None:
+        """
+        Let a job promise its next run after the one that was handed over.
+
+        The short way of `promise`, for what happens after every run: without our lock, as two
+        that do this to one job would need the scheduler's own.
+        """
+        account, key = entry.account, entry.key
+        if key not in account.promises or account.withdrawn is not None:
+            self.promise(entry, at, on_purpose=False)
+            return
+        entry.promise = at
+        account.promises[key] = at  # in its old place, which no reader notices
+        account.has_changed = True
 
     def remove(self, entry: Entry, removal: Removal) -> None:
         """Take a job out of the books; its account stays for `REMOVED_FOR` seconds."""
@@ -400,13 +420,14 @@ class Ledger:
             if self._entries.get(entry.key) is not entry:
                 return
             if removal is Removal.WITHDRAWN and entry.promise is not None:
-                self._withdraw(entry)
+                entry.account.withdrawn = max(entry.account.withdrawn or 0.0, entry.promise)
             self._leave_account(entry, keep_promise=removal is Removal.BROKEN)
 
     def set_intervals(self, entry: Entry, intervals: tuple[float, float] | None) -> None:
         """Note the shortest and the longest gap in seconds between coming runs."""
         with self._lock:
             entry.account.intervals = intervals
+            entry.account.has_changed = True
 
     # Runs
 
@@ -414,16 +435,19 @@ class Ledger:
         self, entry: Entry, executor: ExecutorAccount | None, scheduled: Iterable[datetime]
     ) -> list[Run]:
         """Post due runs that are being handed to an executor; they are queued until they start."""
-        account = entry.account
-        runs = [Run(account, entry, self.scheduler, at) for at in scheduled]
-        with self._lock:
-            account.due += len(runs)
-            account.queued += len(runs)
-            if executor is not None:
-                executor.queued += len(runs)
-                for run in runs:
-                    run.executor = executor
-        return runs
+        return [self.hand_over_one(entry, executor, at) for at in scheduled]
+
+    def hand_over_one(
+        self, entry: Entry, executor: ExecutorAccount | None, scheduled: datetime
+    ) -> Run:
+        """Post a due run that is being handed to an executor."""
+        due = entry.promise
+        # Mostly it is the very object that was promised, whose timestamp is known.
+        if scheduled is not entry.next_run or due is None:
+            due = scheduled.timestamp()
+        run = Run(entry, scheduled, due, executor)
+        self._open[run] = None
+        return run
 
     def start(self, run: Run, at: float, *, certain: bool = True) -> None:
         """
@@ -436,7 +460,29 @@ class Ledger:
                 pool's queue; the true start comes with the result.
         """
         with self._lock:
-            self._start(run, at, certain=certain)
+            if run.state is not _DONE:
+                run.state = _RUNNING
+                run.started = at
+                run.is_inferred = not certain
+
+    def succeed(self, run: Run, duration: float) -> None:
+        """
+        Post the end of a run that was started by the caller and that nobody else can end.
+
+        The short way of `finish`, without a lock, for what happens most.
+        """
+        run.duration = duration
+        # By a monotonic duration: the wall clock may have jumped meanwhile.
+        run.ended = run.at = (self._clock() if run.started is None else run.started) + duration
+        run.outcome = _SUCCESS
+        run.state = _DONE
+        self._journal.append(run)
+        if len(self._journal) > MAX_JOURNAL and self._lock.acquire(blocking=False):
+            # Else somebody is at it.
+            try:
+                self._enter_journal()
+            finally:
+                self._lock.release()
 
     def finish(
         self,
@@ -461,16 +507,16 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if run.state is State.DONE:
+            if run.state is _DONE:
                 return False
             if started is not None:
-                self._start(run, started, certain=True)
+                run.started = started
+                run.is_inferred = False
             # From the start and a monotonic duration: the wall clock may have jumped meanwhile.
-            run.ended = ended = (self._clock() if run.started is None else run.started) + duration
-            account = run.account
-            account.last_duration = run.duration = duration
-            account.durations.observe(duration, run.exemplar, ended)
-            self._end(run, outcome, ended, error)
+            begin = run.started
+            run.ended = (self._clock() if begin is None else begin) + duration
+            run.duration = duration
+            self._end(run, outcome, run.ended, error)
             return True
 
     def settle(self, run: Run, outcome: Outcome, error: RunError | None = None) -> bool:
@@ -481,9 +527,9 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if run.state is State.DONE:
+            if run.state is _DONE:
                 return False
-            if outcome is Outcome.MISSED:
+            if outcome is _MISSED:
                 run.started = None
             self._end(run, outcome, self._clock(), error)
             return True
@@ -491,6 +537,7 @@ class Ledger:
     def never_ran(self, entry: Entry, outcome: Outcome, count: int) -> None:
         """Post `count` due runs that were not even handed to an executor."""
         with self._lock:
+            self._enter_journal()  # what ended before comes before
             entry.account.due += count
             self._count_outcome(entry.account, outcome, self._clock(), None, count)
 
@@ -522,16 +569,21 @@ class Ledger:
         The lock is held for one account at a time, so that no run waits for a whole scrape.
         """
         with self._lock:
+            self._catch_up()
             self._purge()
             accounts = list(self._accounts.values())
         for account in accounts:
             with self._lock:
+                if account.has_changed:
+                    account.has_changed = False  # before it is read: what changes now counts anew
+                    account.version += 1
                 snapshot = account.snapshot()
             yield snapshot
 
     def executors(self) -> Mapping[str, tuple[float, int, int]]:
         """Return workers, running and queued runs by executor alias."""
         with self._lock:
+            self._catch_up()
             accounts = {alias: (a, a.running, a.queued) for alias, a in self._executors.items()}
         return {
             alias: (account.workers(), running, queued)
@@ -580,6 +632,7 @@ class Ledger:
     def _account(self, info: JobInfo) -> Account:
         account = self._accounts.get(info.label)
         if account is None and self._is_full():
+            self._catch_up()
             self._purge()
             if self._is_full():
                 account = self._accounts.get(OVERFLOW)
@@ -603,72 +656,119 @@ class Ledger:
         if keep_promise:
             self._broken[entry.key] = account, self._clock()
         else:
-            account.promises.set(entry.key, None)
+            account.promises.pop(entry.key, None)
+        account.has_changed = True
         account.jobs -= 1
         if not account.jobs:
             account.removed_at = self._clock()
 
-    def _promise(self, entry: Entry, at: float | None) -> None:
-        entry.promise = at
+    @staticmethod
+    def _promise(entry: Entry, at: float | None) -> None:
         account = entry.account
-        account.promises.set(entry.key, at)
-        if at is not None and at == account.withdrawn:
+        entry.promise = at
+        entry.next_run = None
+        account.has_changed = True
+        if at is None:
+            account.promises.pop(entry.key, None)
+            return
+        account.promises[entry.key] = at
+        if at == account.withdrawn:
             account.withdrawn = None  # it is promised again, so nothing was taken back
 
-    @staticmethod
-    def _withdraw(entry: Entry) -> None:
-        if entry.promise is not None:
-            entry.account.withdrawn = max(entry.account.withdrawn or 0.0, entry.promise)
-
-    @staticmethod
-    def _start(run: Run, at: float, *, certain: bool) -> None:
-        account = run.account
-        if run.state is State.QUEUED:
-            run.state = State.RUNNING
-            account.queued -= 1
-            account.running += 1
-            if run.executor is not None:
-                run.executor.queued -= 1
-                run.executor.running += 1
-            if account.last_run is None or run.due > account.last_run:
-                account.last_run = run.due
-        elif run.state is State.DONE:
-            return
-        run.started = at
-        account.starts[run] = at
-        if certain:
-            account.delays.observe(max(0.0, at - run.due))
-
     def _end(self, run: Run, outcome: Outcome, at: float, error: RunError | None) -> None:
-        account, executor = run.account, run.executor
-        if run.state is State.RUNNING:
-            account.running -= 1
-            del account.starts[run]
-            if executor is not None:
-                executor.running -= 1
-        else:
+        run.state = _DONE
+        run.outcome = outcome
+        run.at = at
+        if error is not None:
+            run.error = error.type
+        self._journal.append(run)
+
+    def _catch_up(self) -> None:
+        """Enter what has ended, and post what has not."""
+        self._enter_journal()
+        since: dict[Account, float] = {}
+        for run in list(self._open):
+            account, started = run.account, run.started
+            # What has ended since the journal was entered is where it was before.
+            state = _QUEUED if started is None else _RUNNING
+            if run.posted is not state:
+                self._post(run, state)
+            if started is not None:
+                self._note_start(run, started)
+                since[account] = min(started, since.get(account, started))
+        for account in self._running.keys() | since.keys():
+            if account.running_since != since.get(account, 0.0):
+                account.running_since = since.get(account, 0.0)
+                account.has_changed = True
+        self._running = since
+
+    def _enter_journal(self) -> None:
+        journal = self._journal
+        while journal:
+            run = journal.popleft()
+            account = run.account
+            self._open.pop(run, None)
+            self._post(run, _DONE)
+            if run.started is not None:
+                self._note_start(run, run.started)
+            if run.duration is not None:
+                account.last_duration = run.duration
+                account.durations.observe(run.duration, run.exemplar, run.at)
+            self._count_outcome(account, run.outcome, run.at, run.error)
+
+    @staticmethod
+    def _post(run: Run, state: State) -> None:
+        account, executor, before = run.account, run.executor, run.posted
+        run.posted = state
+        account.has_changed = True
+        if before is None:
+            account.due += 1
+        elif before is _QUEUED:
             account.queued -= 1
             if executor is not None:
                 executor.queued -= 1
-        run.state = State.DONE
-        self._count_outcome(account, outcome, at, error)
+        else:
+            account.running -= 1
+            if executor is not None:
+                executor.running -= 1
+        if state is _QUEUED:
+            account.queued += 1
+            if executor is not None:
+                executor.queued += 1
+        elif state is _RUNNING:
+            account.running += 1
+            if executor is not None:
+                executor.running += 1
+
+    @staticmethod
+    def _note_start(run: Run, started: float) -> None:
+        account = run.account
+        if account.last_run is None or run.due > account.last_run:
+            account.last_run = run.due
+            account.has_changed = True
+        if not run.is_inferred and not run.is_delay_noted:
+            run.is_delay_noted = True
+            account.delays.observe(max(0.0, started - run.due))
+            account.has_changed = True
 
     @staticmethod
     def _count_outcome(
-        account: Account, outcome: Outcome, at: float, error: RunError | None, count: int = 1
+        account: Account, outcome: Outcome | None, at: float, error: str | None, count: int = 1
     ) -> None:
+        if outcome is None:
+            return
         account.outcomes[outcome] += count
         account.last_outcome = outcome
-        if outcome is Outcome.SUCCESS:
+        account.has_changed = True
+        if outcome is _SUCCESS:
             account.last_success = at
             account.consecutive_failures = 0
         elif outcome in _FAILURES:
             account.last_failure = at
             account.consecutive_failures += count
-        if outcome is Outcome.ERROR and error is not None:
+        if outcome is _ERROR and error is not None:
             kinds = account.exceptions
-            known = error.type in kinds or len(kinds) < MAX_EXCEPTIONS
-            kind = error.type if known else OTHER_EXCEPTIONS
+            kind = error if error in kinds or len(kinds) < MAX_EXCEPTIONS else OTHER_EXCEPTIONS
             kinds[kind] = kinds.get(kind, 0) + 1
 
     def _purge(self) -> None:
@@ -685,7 +785,8 @@ class Ledger:
             del self._accounts[label]
         for key, (account, since) in list(self._broken.items()):
             if since <= deadline:
-                account.promises.set(key, None)
+                account.promises.pop(key, None)
+                account.has_changed = True
                 del self._broken[key]
 
 
@@ -703,5 +804,4 @@ def _overflowing(info: JobInfo) -> JobInfo:
     )
 
 
-_FAILURES = frozenset({Outcome.ERROR, Outcome.LOST})
-_tie = itertools.count()  # orders promises of the same moment, as jobs' keys need not compare
+_FAILURES = frozenset({_ERROR, Outcome.LOST})

@@ -77,24 +77,24 @@ class Pipeline:
 
     def __init__(self, guard: Guard, observers: Iterable[RunObserver] = ()) -> None:
         self._guard = guard
-        self._observers = tuple(observers)
+        self.observers = tuple(observers)
 
     def enter(self, run: RunView) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer.enter(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
                 self._guard.failed(observer.component)
 
     def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        for observer in reversed(self._observers):
+        for observer in reversed(self.observers):
             try:
                 observer.leave(run, outcome, error)
             except Exception:  # noqa: BLE001, PERF203
                 self._guard.failed(observer.component)
 
     def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer.settle(run, outcome, error)
             except Exception:  # noqa: BLE001, PERF203
@@ -102,7 +102,7 @@ class Pipeline:
 
     def carry(self, run: RunView) -> Mapping[str, str] | None:
         carrier: dict[str, str] = {}
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 carrier.update(observer.carry(run) or {})
             except Exception:  # noqa: BLE001, PERF203

@@ -161,16 +161,20 @@ class RunView(Protocol):
     """
 
     job: JobInfo
-    scheduler: str
     scheduled: datetime
     started: float | None
     ended: float | None
     duration: float | None
-    link: Any
     arguments: str | None
     result: str | None
     span: Any
     exemplar: Mapping[str, str] | None
+
+    @property
+    def scheduler(self) -> str: ...
+
+    @property
+    def link(self) -> Any: ...
 
     @property
     def label(self) -> str: ...

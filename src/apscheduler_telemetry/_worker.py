@@ -74,7 +74,7 @@ class TimedCall:
             result = self.__wrapped__(*args, **kwargs)
         except BaseException as exception:
             self._owner.leave(token, exception)
-            _hide_this_frame(exception)
+            hide_this_frame(exception)
             raise
         self._owner.leave(token, None, result)
         return result
@@ -96,7 +96,7 @@ def timed_coroutine(func: Callable[..., Any], owner: Owner) -> Callable[..., Any
             result = await func(*args, **kwargs)
         except BaseException as exception:
             owner.leave(token, exception)
-            _hide_this_frame(exception)
+            hide_this_frame(exception)
             raise
         owner.leave(token, None, result)
         return result
@@ -244,7 +244,7 @@ def itself(thing: Any) -> Any:
     return thing
 
 
-def _hide_this_frame(exception: BaseException) -> None:
+def hide_this_frame(exception: BaseException) -> None:
     """
     Take the caller's frame out of the traceback of the exception that it is about to raise again.
 
@@ -260,7 +260,7 @@ def hide_frames(exception: BaseException) -> None:
     previous = None
     entry = exception.__traceback__
     while entry is not None:
-        if entry.tb_frame.f_code.co_filename != OUR_FILE:
+        if entry.tb_frame.f_code.co_filename not in OUR_FILES:
             previous = entry
         elif previous is None:
             exception.__traceback__ = entry.tb_next
@@ -271,10 +271,11 @@ def hide_frames(exception: BaseException) -> None:
 
 def hide_entries(formatted: str) -> str:
     """Take our own entries out of what ``traceback.format_tb`` made, joined."""
-    if OUR_FILE not in formatted:
+    ours = tuple(f'  File "{file}", ' for file in OUR_FILES)
+    if not any(start in formatted for start in ours):
         return formatted
     entries = re.split(r'(?m)^(?=  File ")', formatted)
-    return "".join(e for e in entries if not e.startswith(f'  File "{OUR_FILE}", '))
+    return "".join(e for e in entries if not e.startswith(ours))
 
 
 def _attach(carrier: Mapping[str, str]) -> Any:
@@ -291,4 +292,5 @@ def _detach(token: Any) -> None:
     context.detach(token)
 
 
-OUR_FILE = hide_frames.__code__.co_filename
+OUR_FILES = {hide_frames.__code__.co_filename}
+"""Files whose frames stand between APScheduler's and the job's."""

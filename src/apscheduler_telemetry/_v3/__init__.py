@@ -12,11 +12,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
-from weakref import WeakValueDictionary
 
 from apscheduler.events import (
     EVENT_EXECUTOR_ADDED,
@@ -33,13 +32,27 @@ from apscheduler_telemetry._expectations import Expectations
 from apscheduler_telemetry._labels import Labeller
 from apscheduler_telemetry._ledger import Entry, Ledger, Removal, Run
 from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import Capture, JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry._record import (
+    Capture,
+    ErrorKind,
+    JobInfo,
+    Liveness,
+    Outcome,
+    RunError,
+)
 from apscheduler_telemetry._v3 import _schedule
 from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._executors import ExecutorHook
 from apscheduler_telemetry._v3._loop import LoopHook
 from apscheduler_telemetry._v3._shadow import Shadows
 from apscheduler_telemetry._v3._stores import StoreHook
+
+INTERVALS_HOLD = 60.0
+"""
+Seconds for which intervals are not looked for again, however short they are.
+
+A job of every second would otherwise have its trigger asked twice as often as without us.
+"""
 
 
 class Adapter:
@@ -94,8 +107,7 @@ class Adapter:
         self._executors: dict[int, ExecutorHook] = {}
         self._stores: dict[int, StoreHook] = {}
         self._links: dict[str, Any] = {}
-        # Weakly, as nobody else keeps a job and its arguments once it has been run.
-        self._due: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._due: Sequence[Any] = ()
         self._memories: dict[str, Any] = {}
         self._aside = Aside(guard, no_context)
         try:
@@ -107,6 +119,8 @@ class Adapter:
     def remove(self) -> None:
         """Take all hooks off, in mirrored order; runs under way end as if they never were."""
         self.active = False
+        for executor in self._executors.values():
+            executor.stop()
         self._aside.stop()
         for hook in self._stores.values():
             hook.stop()
@@ -220,11 +234,9 @@ class Adapter:
     def updated(self, job: Any, alias: str) -> None:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
-        if entry is not None and self.loop.goes_on(job.id):
-            promise = _timestamp(job.next_run_time)
-            self.ledger.promise(entry, promise, on_purpose=False)
-            if promise is not None and promise > entry.intervals_until:
-                self._look_ahead(entry, job)
+        if self.loop.goes_on(job.id) and entry is not None and job.next_run_time is not None:
+            self.loop.has_gone_on()
+            self._goes_on(entry, job)
             return
         if entry is not None:
             promise = _timestamp(job.next_run_time)
@@ -234,22 +246,34 @@ class Adapter:
             self.ledger.promise(entry, promise, on_purpose=not overdue and not restarted)
         self._take(job, alias, link=self._link()).inherited = False
 
+    def _goes_on(self, entry: Entry, job: Any) -> None:
+        next_run = job.next_run_time
+        promise = next_run.timestamp()
+        self.ledger.goes_on(entry, promise)
+        entry.next_run = next_run
+        if promise > entry.intervals_until:
+            self._look_ahead(entry, job)
+
     def removed(self, job_id: str, alias: str) -> None:
         """Take a job out of the books, and find out why it went."""
         entry = self.ledger.entry(alias, job_id)
-        if entry is None:
-            return
-        if self.loop.gives_up():
-            if (job := self._due.get(job_id)) is not None:
+        removal = Removal.WITHDRAWN
+        if self.loop.goes_on(job_id):
+            self.loop.has_gone_on()
+            removal = Removal.FINISHED
+        elif self.loop.is_inside:
+            # Before it is handed over, the loop removes a job only if its executor is unknown.
+            self.ledger.error(ErrorKind.EXECUTOR_LOOKUP)
+            removal = Removal.BROKEN
+            job = next((job for job in self._due if job.id == job_id), None)
+            if entry is not None and job is not None:
                 now = datetime.now(self.scheduler.timezone)
                 times = _schedule.due_times(job.next_run_time, job.trigger, now)
                 self.never_ran(entry, Outcome.LOST, times)
-            removal = Removal.BROKEN
-        elif self.loop.goes_on(job_id):
-            removal = Removal.FINISHED
-        else:
-            removal = self._taken_back(entry)
-        self.ledger.remove(entry, removal)
+        if entry is not None:
+            if removal is Removal.WITHDRAWN:
+                removal = self._taken_back(entry)
+            self.ledger.remove(entry, removal)
 
     def removed_all(self, alias: str) -> None:
         """Take all jobs of a store out of the books, as the user removed them."""
@@ -272,15 +296,22 @@ class Adapter:
 
     def due(self, jobs: Any, alias: str) -> None:
         """Take note of the jobs that a store says are due."""
-        self._due = WeakValueDictionary({job.id: job for job in jobs})
+        self._due = jobs
         self._memories.clear()
         for job in jobs:
             if job.coalesce and (memory := self._memory_of(job)) is not None:
                 self._memories[job.id] = memory
             entry = self.ledger.entry(alias, job.id)
-            if entry is None or entry.promise != _timestamp(job.next_run_time):
+            if entry is None or (
+                entry.next_run is not job.next_run_time
+                and entry.promise != _timestamp(job.next_run_time)
+            ):
                 # From before this process, or changed by another one.
                 self._take(job, alias)
+
+    def pass_is_over(self) -> None:
+        """Let go of the jobs that were due; nobody else keeps one that has been run."""
+        self._due = ()
 
     def folded(self, job: Any, until: datetime) -> _schedule.Backlog:
         """Return the due times that APScheduler folds into the one at `until`."""
@@ -301,7 +332,7 @@ class Adapter:
         """Post due runs that never reached an executor, and tell whoever follows single runs."""
         self.ledger.never_ran(entry, outcome, times.total)
         for scheduled in times.latest:
-            run = Run(entry.account, entry, self.ledger.scheduler, scheduled)
+            run = Run(entry, scheduled, scheduled.timestamp())
             self.pipeline.settle(run, outcome, error)
 
     def _taken_back(self, entry: Entry) -> Removal:
@@ -357,8 +388,9 @@ class Adapter:
 
     def enter(self, info: JobInfo, job: Any, link: Any = None, *, inherited: bool = False) -> Entry:
         """Enter a job into the books. No code of the user's is called."""
-        promise = _timestamp(job.next_run_time)
-        entry = self.ledger.know(info, promise, link, inherited=inherited)
+        next_run = job.next_run_time
+        entry = self.ledger.know(info, _timestamp(next_run), link, inherited=inherited)
+        entry.next_run = next_run
         entry.coalesce = job.coalesce
         if entry.trigger is not job.trigger:
             self._look_ahead(entry, job)
@@ -401,7 +433,7 @@ class Adapter:
             intervals, until = _schedule.intervals(trigger, next_run)
             self.ledger.set_intervals(entry, intervals)
             if entry.trigger is trigger:
-                entry.intervals_until = until
+                entry.intervals_until = max(until, next_run.timestamp() + INTERVALS_HOLD)
 
         self._aside.do("schedule", look)
 

@@ -5,8 +5,9 @@ Hooks on an executor: every run goes in through two of its methods and comes out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor as ProcessPool
+from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,19 @@ from apscheduler.executors.base import MaxInstancesReachedError
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor
 
-from apscheduler_telemetry._ledger import Entry, State
-from apscheduler_telemetry._record import ErrorKind, Outcome, RunError
-from apscheduler_telemetry._v3 import _schedule
-from apscheduler_telemetry._v3._submission import JobView, Submission, SubmissionId
+from apscheduler_telemetry._ledger import State
+from apscheduler_telemetry._record import ErrorKind, Outcome
+from apscheduler_telemetry._v3._submission import (
+    JobView,
+    PlainView,
+    Submission,
+    SubmissionId,
+    ended_well,
+    is_of,
+    key_of,
+    let_go,
+    submission_of,
+)
 from apscheduler_telemetry._worker import RunTimes
 
 if TYPE_CHECKING:
@@ -37,18 +47,22 @@ class ExecutorHook:
     def __init__(self, adapter: Adapter, executor: Any, alias: str) -> None:
         self._adapter = adapter
         self._executor = executor
+        self.active = True
         self.ledger = adapter.ledger
         self.pipeline = adapter.pipeline
         self.guard = adapter.guard
         self.capture = adapter.capture
-        self.may_await = getattr(type(executor), "_do_submit_job", None) not in _NEVER_AWAIT
+        submits = getattr(type(executor), "_do_submit_job", None)
+        self.may_await = submits not in _NEVER_AWAIT
+        # By run_job itself, in this process, and never given up before its end.
+        in_thread = isinstance(pool_of(executor), ThreadPool) or isinstance(executor, DebugExecutor)
+        self._is_plain = not self.may_await and in_thread
+        self._tells = self.capture.arguments or self.capture.result
         self.open(alias)
         # In the order of submission, which is the order in which a pool takes them.
-        self._under_way: dict[Submission, None] = {}
-        self._handed: Sequence[datetime] | None = None
+        self._under_way: dict[Hashable, JobView] = {}
         lay = adapter.shadows.lay
         lay(executor, "submit_job", self._submit_job)
-        lay(executor, "_do_submit_job", self._do_submit_job)
         lay(executor, "_run_job_success", self._run_job_success)
         lay(executor, "_run_job_error", self._run_job_error)
 
@@ -56,116 +70,109 @@ class ExecutorHook:
         """Keep an account of the executor's load under this alias."""
         self.account = self.ledger.executor(alias, lambda: capacity(self._executor))
 
-    @property
-    def active(self) -> bool:
-        """Whether telemetry is on; hooks that could not be lifted do nothing when it is not."""
-        return self._adapter.active
-
-    @property
-    def _serves(self) -> bool:
-        """Whether jobs come from our scheduler; an executor that was removed may serve another."""
-        owner = self._executor._scheduler  # noqa: SLF001
-        return self.active and (owner is None or owner is self._adapter.scheduler)
+    def stop(self) -> None:
+        """Follow no run any more; hooks that cannot be lifted do nothing from now on."""
+        self.active = False
+        for view in list(self._under_way.values()):
+            let_go(view)
 
     def _submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
+        adapter = self._adapter
+
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            if not self._serves:
-                return original(job, run_times)
-            self._adapter.loop.processing(None)
-            self._handed = None
-            entry = self._before(job, run_times)
-            try:
-                original(job, run_times)
-            except MaxInstancesReachedError:
-                self._never_ran(entry, Outcome.SKIPPED, run_times)
-                raise
-            except BaseException as exception:
-                self.ledger.error(ErrorKind.SUBMIT)
-                if self._handed is not run_times:  # else its runs are in the books already
-                    self._never_ran(entry, Outcome.LOST, run_times, RunError.of(exception))
-                raise
-            finally:
-                self._adapter.loop.processing(job.id)
-
-        return submit_job
-
-    def _do_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        def do_submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            submission = self._open(job, run_times) if self._serves else None
-            if submission is None:
+            owner = self._executor._scheduler  # noqa: SLF001
+            # An executor that was removed from our scheduler may serve another.
+            if not self.active or (owner is not adapter.scheduler and owner is not None):
                 original(job, run_times)
                 return
+            # The first due time is the very object that was promised, unless some were folded.
+            if job.coalesce and run_times[0] is not job.next_run_time:
+                self._fold(job, run_times)
+            view = self._open(job, run_times)
             try:
-                # The executor keeps no other reference to the job than the view.
-                original(JobView(job, submission), RunTimes(submission, run_times))
+                # Else with a list that tells where run_job is in it.
+                is_plain = view is None or type(view) is PlainView
+                times = run_times if is_plain else RunTimes(submission_of(view), run_times)
+                original(job if view is None else view, times)
             except BaseException as exception:
-                self._close(submission, submission.failed, exception)
+                self._was_not_taken(view, exception)
                 raise
-            submission.pool = pool_of(self._executor)  # a fresh one, if it was broken
-            self._note(self._infer_starts)
+            finally:
+                adapter.loop.has_handed_over(job.id)
+            if not is_plain:
+                submission_of(view).pool = pool_of(self._executor)  # a fresh one, if it was broken
+                self._note(self._infer_starts)
 
-        return do_submit_job
+        adapter.loop.calls_out(submit_job.__code__)
+        return submit_job
+
+    def _was_not_taken(self, view: JobView | None, why: BaseException) -> None:
+        refused = isinstance(why, MaxInstancesReachedError)
+        if not refused:
+            self.ledger.error(ErrorKind.SUBMIT)
+        if view is not None:
+            submission = submission_of(view)
+            self._close(view, submission.refused if refused else submission.failed, why)
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Sequence[Any]) -> None:
-            submission = self._submission(job_id)
-            if submission is not None:
-                self._close(submission, submission.returned, events)
+            view = self._view(job_id)
+            if view is not None:
+                if ended_well(view, events):
+                    self._under_way.pop(key_of(view), None)
+                elif is_of(view, events):
+                    self._close(view, submission_of(view).returned, events)
             original(str(job_id), events)
 
         return run_job_success
 
     def _run_job_error(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_error(job_id: str, exc: BaseException, traceback: Any = None) -> None:
-            submission = self._submission(job_id)
-            if submission is not None:
-                self._close(submission, submission.failed, exc)
+            view = self._view(job_id)
+            if view is not None:
+                self._close(view, submission_of(view).failed, exc)
             original(str(job_id), exc, traceback)
 
         return run_job_error
 
-    def _before(self, job: Any, run_times: Sequence[datetime]) -> Entry | None:
-        """Post what was folded into the first of `run_times`, and find the job's entry."""
+    def _fold(self, job: Any, run_times: Sequence[datetime]) -> None:
+        """Post what was folded into the first of `run_times`."""
         try:
-            entry = self._adapter.know(job)
-            entry.accounted = run_times[-1].timestamp()
-            if job.coalesce:
-                folded = self._adapter.folded(job, run_times[0])
-                if folded.total:
-                    self._adapter.never_ran(entry, Outcome.COALESCED, folded)
+            folded = self._adapter.folded(job, run_times[0])
+            if folded.total:
+                self._adapter.never_ran(self._adapter.know(job), Outcome.COALESCED, folded)
         except Exception:  # noqa: BLE001  # triggers are user code, too
             self.guard.failed("schedule")
-            return self._adapter.ledger.entry(job._jobstore_alias, job.id)  # noqa: SLF001
-        return entry
 
-    def _never_ran(
-        self,
-        entry: Entry | None,
-        outcome: Outcome,
-        run_times: Sequence[datetime],
-        error: RunError | None = None,
-    ) -> None:
+    def _open(self, job: Any, run_times: Sequence[datetime]) -> JobView | None:
         try:
-            if entry is not None:
-                times = _schedule.Backlog(len(run_times), run_times)
-                self._adapter.never_ran(entry, outcome, times, error)
-        except Exception:  # noqa: BLE001
-            self.guard.failed("adapter")
-
-    def _open(self, job: Any, run_times: Sequence[datetime]) -> Submission | None:
-        try:
-            submission = Submission(self, job, self._adapter.know(job), run_times)
-            self._under_way[submission] = None
-            self._handed = run_times
+            entry = self._adapter.know(job)
+            key: Hashable = entry.key[1]
+            if key in self._under_way:
+                key = object()  # the job's id means the one before
+            view: JobView
+            if self._is_plain and len(run_times) == 1 and not self._tells:
+                run = self.ledger.hand_over_one(entry, self.account, run_times[0])
+                view = PlainView(job, run, self, key)
+            else:
+                runs = self.ledger.hand_over(entry, self.account, run_times)
+                run = runs[-1]
+                submission = Submission(self, job, runs)
+                if self.capture.arguments:
+                    submission.tell_arguments()
+                view = JobView(job, submission, key)
+            entry.accounted = run.due
+            self._under_way[key] = view
         except Exception:  # noqa: BLE001
             self.guard.failed("adapter")
             return None
-        return submission
+        return view
 
-    def _close(self, submission: Submission, end: Callable[[Any], None], what: Any) -> None:
-        self._under_way.pop(submission, None)
+    def _close(self, view: JobView, end: Callable[[Any], None], what: Any) -> None:
+        self._under_way.pop(key_of(view), None)
         self._note(end, what)
-        self._note(self._infer_starts)
+        if type(view) is not PlainView:
+            self._note(self._infer_starts)
 
     def _note(self, post: Callable[..., None], *what: Any) -> None:
         try:
@@ -173,14 +180,17 @@ class ExecutorHook:
         except Exception:  # noqa: BLE001  # telemetry never changes the job
             self.guard.failed("adapter")
 
-    def _submission(self, job_id: str) -> Submission | None:
+    def _view(self, job_id: str) -> JobView | None:
         if isinstance(job_id, SubmissionId):
-            submission = job_id.submission
-            return submission if submission.hook is self else None
-        # An executor of the user's that kept the plain id: the one that has come to its end, or
-        # the oldest.
-        candidates = [s for s in list(self._under_way) if s.job.id == job_id]
-        return next((s for s in candidates if s.done), candidates[0] if candidates else None)
+            view = job_id.view
+            return view if view._hook is self else None  # noqa: SLF001  # ours
+        if self.may_await:
+            # An executor of the user's may have kept the plain id: the one that has come to its
+            # end, or the oldest.
+            views = [view for view in list(self._under_way.values()) if view._job.id == job_id]  # noqa: SLF001
+            ended = (view for view in views if submission_of(view).done)
+            return next(ended, views[0] if views else None)
+        return self._under_way.get(job_id)
 
     def _infer_starts(self) -> None:
         """
@@ -195,7 +205,8 @@ class ExecutorHook:
             return
         now = self._adapter.clock()
         # Copied at one go, as callbacks of the pool's thread take out what has ended.
-        in_pool = (submission for submission in list(self._under_way) if submission.pool is pool)
+        submissions = (submission_of(view) for view in list(self._under_way.values()))
+        in_pool = (submission for submission in submissions if submission.pool is pool)
         for submission in islice(in_pool, int(capacity(self._executor))):
             run, grace = submission.runs[0], submission.job.misfire_grace_time
             too_late = grace is not None and now - run.due > grace

@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from threading import get_ident
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
@@ -38,16 +40,13 @@ class LoopHook:
         self._thread: threading.Thread | None = None
         self._ended = False
         self._inside: int | None = None
-        self._in_user_code = False
         self._inside_since: float | None = None
         self._expected: float | None = None
         self._failure: str | None = None
-        self._lookup_failed = False
-        self._processed: str | None = None
+        self._handed_over: str | None = None
+        self._user_code = {_DISPATCH}
         lay = adapter.shadows.lay
         lay(scheduler, "_process_jobs", self._process_jobs)
-        lay(scheduler, "_lookup_executor", self._lookup_executor)
-        lay(scheduler, "_dispatch_event", self._dispatch_event)
         lay(scheduler, "wakeup", self._wakeup)
         if hasattr(scheduler, "_main_loop"):
             lay(scheduler, "_main_loop", self._main_loop)
@@ -66,25 +65,38 @@ class LoopHook:
         Whether it is the loop that acts now, in the middle of a pass over due jobs.
 
         Not so while it calls a listener, or a job that an executor runs right there: what these
-        do to the scheduler is the user's doing, and what fails there is told to the user.
+        do to the scheduler is the user's doing, and what fails there is told to the user. Found by
+        looking at who called, as hardly anybody asks, and every run would pay for notes of it.
         """
-        return self._inside == threading.get_ident() and not self._in_user_code
+        if self._inside != get_ident():
+            return False
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, says its documentation
+        while frame is not None and frame.f_code not in self._user_code:
+            if frame.f_code is self._pass:
+                return True
+            frame = frame.f_back
+        return False
 
-    def processing(self, job_id: str | None) -> None:
-        """Note which job has just been handed to its executor; None while that is going on."""
-        if self._inside == threading.get_ident():
-            self._processed = job_id
-            self._in_user_code = job_id is None
+    def calls_out(self, hook: CodeType) -> None:
+        """Note the code of a hook that the loop calls and that calls the user's code."""
+        self._user_code.add(hook)
+
+    def has_handed_over(self, job_id: str) -> None:
+        """Note that a job has just been given to its executor, if it was the loop that did so."""
+        if self._inside == get_ident():
+            self._handed_over = job_id
 
     def goes_on(self, job_id: str) -> bool:
-        """Tell whether it is the loop itself that changes this job now, and not the user."""
-        return self.is_inside and self._processed == job_id
+        """
+        Tell whether it is the loop itself that changes this job now, and not the user.
 
-    def gives_up(self) -> bool:
-        """Tell whether it is the loop that removes a job now, as its executor is unknown."""
-        failed = self.is_inside and self._lookup_failed
-        self._lookup_failed = False
-        return failed
+        It does so right after it has handed the job over, and `has_gone_on` ends that.
+        """
+        return self._handed_over == job_id and self._inside == get_ident()
+
+    def has_gone_on(self) -> None:
+        """Note that the loop is through with the job that it has handed over."""
+        self._handed_over = None
 
     def has_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
@@ -102,12 +114,11 @@ class LoopHook:
 
     def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def process_jobs() -> Any:
-            self._inside = threading.get_ident()
+            self._inside = get_ident()
             self._inside_since = self._adapter.monotonic()
             self._thread = threading.current_thread()
             self._expected = None
-            self._lookup_failed = self._in_user_code = False
-            self._processed = None
+            self._handed_over = None
             try:
                 with self._adapter.no_context():
                     wait_seconds = original()
@@ -118,12 +129,14 @@ class LoopHook:
                 raise
             finally:
                 self._inside = self._inside_since = None
+                self._adapter.pass_is_over()
             self._failure = None
             self.last_wakeup = self._adapter.clock()
             if wait_seconds is not None and self._expected is None:
                 self._expected = self._adapter.monotonic() + wait_seconds
             return wait_seconds
 
+        self._pass = process_jobs.__code__
         return process_jobs
 
     def _wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
@@ -132,34 +145,6 @@ class LoopHook:
             original()
 
         return wakeup
-
-    def _lookup_executor(self, original: Callable[[str], Any]) -> Callable[[str], Any]:
-        def lookup_executor(alias: str) -> Any:
-            if not self.is_inside:
-                return original(alias)
-            self._lookup_failed = False
-            self._processed = None
-            try:
-                return original(alias)
-            except BaseException:
-                if self._adapter.active:
-                    self._lookup_failed = True
-                    self._adapter.ledger.error(ErrorKind.EXECUTOR_LOOKUP)
-                raise
-
-        return lookup_executor
-
-    def _dispatch_event(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
-        def dispatch_event(event: Any) -> None:
-            if not self.is_inside:
-                return original(event)
-            self._in_user_code = True
-            try:
-                original(event)
-            finally:
-                self._in_user_code = False
-
-        return dispatch_event
 
     def _main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
         def main_loop() -> None:

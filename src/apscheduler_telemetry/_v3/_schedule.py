@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from apscheduler.triggers.combining import AndTrigger, OrTrigger
+from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -80,7 +81,9 @@ def memory_of(trigger: Any) -> Any:
 
     To be made before the loop asks it, so that it can be asked once more what the loop asked.
     """
-    return None if _is_stateless(trigger) else _copy(trigger)
+    if type(trigger) in _STATELESS or _is_stateless(trigger):
+        return None
+    return _copy(trigger)
 
 
 def _before(at: datetime | None, until: float, trigger: Any) -> Backlog:
@@ -119,7 +122,7 @@ def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | N
         the Unix seconds up to which that holds.
     """
     if isinstance(trigger, DateTrigger):
-        return None, float("inf")
+        return None, math.inf
     trigger, _ = _undisturbed(trigger)
     times = [next_run]
     while len(times) < LOOK_AHEAD and (at := _following(trigger, times[-1], times[-1])):
@@ -181,5 +184,7 @@ def _undisturbed(trigger: Any) -> tuple[Any, float]:
     return trigger, taken
 
 
+_STATELESS = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
+"""Those that most jobs have, told from others without looking into them."""
 _TICK = 1e-6
 """Seconds: the resolution of a datetime."""

@@ -53,6 +53,7 @@ class StoreHook:
     def __init__(self, adapter: Adapter, store: Any, alias: str) -> None:
         self._adapter = adapter
         self._store = store
+        self.persistent = not isinstance(store, MemoryJobStore)
         self._ledger = adapter.ledger
         self._lock = threading.Lock()
         # Of its own, as a server that does not answer holds it up.
@@ -94,10 +95,6 @@ class StoreHook:
     def stop(self) -> None:
         """Read no more."""
         self._aside.stop()
-
-    @property
-    def persistent(self) -> bool:
-        return not isinstance(self._store, MemoryJobStore)
 
     def read(self) -> None:
         """
@@ -294,7 +291,7 @@ class StoreHook:
         except Exception:  # noqa: BLE001  # it cannot be restored, or the user will hear of it
             return
         if job is not None:
-            self._note(lambda alias: self._adapter.found(job, alias))
+            self._note(self._adapter.found, job)
 
     def _look_up_due(self) -> None:
         """Do the same for all jobs that are due."""
@@ -310,7 +307,7 @@ class StoreHook:
             self._peeking = None
         for job in jobs:
             if not isinstance(job, _Unrestored) and self._ledger.entry(alias, job.id) is None:
-                self._note(lambda alias: self._adapter.found(job, alias))  # noqa: B023  # at once
+                self._note(self._adapter.found, job)
 
     # The hooks
 
@@ -318,17 +315,25 @@ class StoreHook:
         def add_job(job: Any) -> None:
             with self._changing(job.id):
                 original(job)
-                self._note(lambda alias: self._adapter.added(job, alias))
+                self._note(self._adapter.added, job)
 
         return add_job
 
     def _update_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        loop = self._adapter.loop
+
         def update_job(job: Any) -> None:
-            if not self._adapter.loop.goes_on(job.id):
+            goes_on = loop.goes_on(job.id)
+            if goes_on and not self.persistent:
+                # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
+                self._counting_errors(original, job)
+                self._note(self._adapter.updated, job)
+                return
+            if not goes_on:
                 self._look_up(job.id)
             with self._changing(job.id):
-                self._counting_errors(lambda: original(job))
-                self._note(lambda alias: self._adapter.updated(job, alias))
+                self._counting_errors(original, job)
+                self._note(self._adapter.updated, job)
 
         return update_job
 
@@ -337,8 +342,8 @@ class StoreHook:
             if not self._adapter.loop.is_inside:
                 self._look_up(job_id)
             with self._changing(job_id):
-                self._counting_errors(lambda: original(job_id))
-                self._note(lambda alias: self._adapter.removed(job_id, alias))
+                self._counting_errors(original, job_id)
+                self._note(self._adapter.removed, job_id)
 
         return remove_job
 
@@ -359,12 +364,10 @@ class StoreHook:
     def _get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         def get_due_jobs(now: datetime) -> Any:
             with self._changing(_LISTING):
-                jobs, unrestored = self._listed(
-                    lambda: self._counting_errors(lambda: original(now))
-                )
+                jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 if not isinstance(jobs, (list, tuple)):
                     jobs = list(jobs)  # a store of the user's may give what can be read only once
-                self._note(lambda alias: self._adapter.due(jobs, alias))
+                self._note(self._adapter.due, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and self._adapter.loop.is_inside:
@@ -443,22 +446,22 @@ class StoreHook:
         finally:
             self._unrestored = None
 
-    def _counting_errors(self, call: Callable[[], Any]) -> Any:
+    def _counting_errors(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call()
+            return call(*arguments)
         except BaseException:
             # Elsewhere the caller is told; inside the loop it is only logged, or kills the loop.
             if self._adapter.active and self._adapter.loop.is_inside:
                 self._ledger.error(ErrorKind.JOBSTORE)
             raise
 
-    def _note(self, what: Callable[[str], None]) -> None:
-        """Do `what`, which is given the alias."""
+    def _note(self, what: Callable[..., object], *about: Any) -> None:
+        """Do `what`, which is given what it is about and the alias."""
         alias = self.alias
         if alias is None or not self._adapter.active:
             return
         try:
-            what(alias)
+            what(*about, alias)
         except Exception:  # noqa: BLE001
             self._adapter.guard.failed("adapter")
 

@@ -4,11 +4,11 @@ One submission of a job to an executor: its runs, and the view of the job that m
 
 from __future__ import annotations
 
-import threading
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
@@ -16,12 +16,15 @@ from apscheduler.util import iscoroutinefunction_partial
 
 from apscheduler_telemetry import _worker
 from apscheduler_telemetry._brief import brief, brief_call
-from apscheduler_telemetry._ledger import Entry, Run, State
+from apscheduler_telemetry._ledger import Run, State
 from apscheduler_telemetry._record import Outcome, RunError
 
 if TYPE_CHECKING:
     from apscheduler_telemetry._v3._executors import ExecutorHook
 
+# See _ledger: looked up in the enumeration, they would cost every run.
+_QUEUED, _RUNNING, _DONE = State.QUEUED, State.RUNNING, State.DONE
+_SUCCESS = Outcome.SUCCESS
 _OUTCOMES = {
     EVENT_JOB_EXECUTED: Outcome.SUCCESS,
     EVENT_JOB_ERROR: Outcome.ERROR,
@@ -32,12 +35,12 @@ _OUTCOMES = {
 class SubmissionId(str):
     """A job id by which the executor's callbacks tell which submission has ended."""
 
-    __slots__ = ("submission",)
-    submission: Submission
+    __slots__ = ("view",)
+    view: JobView
 
-    def __new__(cls, value: str, submission: Submission) -> SubmissionId:  # noqa: PYI034  # Self is 3.11's
+    def __new__(cls, value: str, view: JobView) -> SubmissionId:  # noqa: PYI034  # Self is 3.11's
         self = super().__new__(cls, value)
-        self.submission = submission
+        self.view = view
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -50,13 +53,19 @@ class JobView:
 
     Everything else is asked of the job when it is asked of the view, as a job in a memory store
     may be modified while it is queued. Pickled, it takes the measuring along.
+
+    Attributes:
+        id: the job's own, or ours where that would not tell which submission has ended.
     """
 
-    __slots__ = ("__weakref__", "_job", "_submission")
+    __slots__ = ("__weakref__", "_hook", "_job", "_key", "_submission", "id")
 
-    def __init__(self, job: Any, submission: Submission) -> None:
-        object.__setattr__(self, "_job", job)
-        object.__setattr__(self, "_submission", submission)
+    def __init__(self, job: Any, submission: Submission, key: Hashable) -> None:
+        _set_job(self, job)
+        _set_hook(self, submission.hook)
+        _set_key(self, key)
+        _set_id(self, key if key == job.id else SubmissionId(job.id, self))
+        _set_submission(self, submission)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._job, name)
@@ -82,7 +91,7 @@ class JobView:
     @property
     def func(self) -> Callable[..., Any]:
         func = self._job.func
-        hook = self._submission.hook
+        hook = self._hook
         if not hook.active:
             measured: Callable[..., Any] = func
         elif hook.may_await and iscoroutinefunction_partial(func):
@@ -91,17 +100,107 @@ class JobView:
             measured = _worker.TimedCall(func, self._submission)
         return measured
 
-    @property
-    def id(self) -> str:
-        # The plain one for run_job, which puts it into events; ours for who reports the end.
-        job_id: str = self._job.id
-        walked = self._submission.is_walked_here
-        return job_id if walked else SubmissionId(job_id, self._submission)
+    # What run_job asks of every job; the same as __getattr__ gives, for a third of its price.
+    args = property(attrgetter("_job.args"))
+    kwargs = property(attrgetter("_job.kwargs"))
+    misfire_grace_time = property(attrgetter("_job.misfire_grace_time"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By way of the submission, which the run times refer to as well: in the other process
         # both must be the same object again.
-        return _worker.itself, (self._submission,)
+        return _worker.itself, (submission_of(self),)
+
+
+class PlainView(JobView):
+    """
+    The view of a job that is run once, in this process, by APScheduler's own ``run_job``.
+
+    It measures by itself and takes the short way into the books, as nobody else can start or end
+    its run meanwhile. That is what a `Submission` does, for a third of its price; there is one
+    only if something goes wrong.
+    """
+
+    __slots__ = ("_run",)
+
+    def __init__(self, job: Any, run: Run, hook: ExecutorHook, key: Hashable) -> None:
+        _set_job(self, job)
+        _set_hook(self, hook)
+        _set_key(self, key)
+        _set_id(self, key if key == job.id else SubmissionId(job.id, self))
+        _set_run(self, run)
+
+    def func(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the job's callable, and measure around it."""
+        hook, run, func = self._hook, self._run, self._job.func
+        if not hook.active or run.state is not _QUEUED:
+            return func(*args, **kwargs)
+        pipeline = hook.pipeline
+        run.started = time()
+        run.state = _RUNNING
+        if pipeline.observers:
+            pipeline.enter(run)
+        since = perf_counter()
+        try:
+            result = func(*args, **kwargs)
+        except BaseException as exception:
+            submission_of(self).leave((run, since), exception)
+            _worker.hide_this_frame(exception)
+            raise
+        try:
+            hook.ledger.succeed(run, perf_counter() - since)
+            if pipeline.observers:
+                pipeline.leave(run, _SUCCESS, None)
+        except Exception:  # noqa: BLE001  # telemetry never changes the job
+            hook.guard.failed("adapter")
+        return result
+
+
+_worker.OUR_FILES.add(PlainView.func.__code__.co_filename)
+# Past JobView.__setattr__, which is about the job's own attributes.
+_set_hook = JobView._hook.__set__  # type: ignore[attr-defined]  # noqa: SLF001  # ours
+_set_id = JobView.id.__set__  # type: ignore[attr-defined]
+_set_job = JobView._job.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_set_key = JobView._key.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_set_run = PlainView._run.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_set_submission = JobView._submission.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def key_of(view: JobView) -> Hashable:
+    """Return by what the executor's hook finds a view: its job's id, or something of its own."""
+    key: Hashable = view._key  # noqa: SLF001  # ours
+    return key
+
+
+def let_go(view: JobView) -> None:
+    """Give a view the job's own id, as nobody will clean ours out of its events any more."""
+    _set_id(view, view._job.id)  # noqa: SLF001
+
+
+def is_of(view: JobView, events: Sequence[Any]) -> bool:
+    """Tell whether events are of a view's runs, and not of one that was under way before us."""
+    scheduled = getattr(events[0], "scheduled_run_time", None) if events else None
+    return scheduled is None or any(scheduled == run.scheduled for run in submission_of(view).runs)
+
+
+def submission_of(view: Any) -> Submission:
+    """Return the submission of a view, made now if it got along without one so far."""
+    if type(view) is PlainView:
+        return Submission(view._hook, view._job, [view._run])  # noqa: SLF001
+    submission: Submission = view._submission  # noqa: SLF001
+    return submission
+
+
+def ended_well(view: JobView, events: Sequence[Any]) -> bool:
+    """Tell whether the one run of a view has ended, and its event needs no touch."""
+    if type(view) is not PlainView or len(events) != 1:
+        return False
+    [event], run = events, view._run  # noqa: SLF001
+    return (
+        run.state is _DONE
+        and event.scheduled_run_time is run.scheduled
+        and event.exception is None
+        and type(event.job_id) is str
+    )
 
 
 class Submission:
@@ -110,51 +209,37 @@ class Submission:
 
     Where the callable runs in this process, `enter` and `leave` are called around it. What ran in
     another process, was found too late, or got lost is known from the executor's callback.
+
+    Attributes:
+        pool: the `concurrent.futures` pool that it went to, where the hook infers starts.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_abandoned",
-        "_carriers",
-        "_index",
-        "_measurements",
-        "_walker",
-        "hook",
-        "job",
-        "pool",
-        "runs",
-    )
+    pool: Any = None
+    _index = 0
+    _is_walked = False
+    _abandoned = False
+    _carriers: list[Mapping[str, str] | None] | None = None
 
-    def __init__(
-        self, hook: ExecutorHook, job: Any, entry: Entry, run_times: Sequence[datetime]
-    ) -> None:
+    def __init__(self, hook: ExecutorHook, job: Any, runs: Sequence[Run]) -> None:
         self.hook = hook
         self.job = job
-        self.pool: Any = None
-        self.runs = hook.ledger.hand_over(entry, hook.account, run_times)
-        if hook.capture.arguments:
-            arguments = self._told(brief_call, job.args, job.kwargs)
-            for run in self.runs:
-                run.arguments = arguments
-        self._index = 0
-        self._walker: int | None = None
-        self._abandoned = False
+        self.runs = runs
         self._measurements: dict[int, _worker.Measurement] = {}
-        self._carriers: list[Mapping[str, str] | None] | None = None
+
+    def tell_arguments(self) -> None:
+        """Let the runs tell what their callable is called with."""
+        arguments = self._told(brief_call, self.job.args, self.job.kwargs)
+        for run in self.runs:
+            run.arguments = arguments
 
     # Called from run_job, in this process; see _worker.Owner.
 
-    @property
-    def is_walked_here(self) -> bool:
-        """Whether the caller's thread is in the middle of the run times."""
-        return self._walker == threading.get_ident()
-
     def at(self, index: int) -> None:
         self._index = index
-        self._walker = threading.get_ident()
+        self._is_walked = True
 
     def through(self) -> None:
-        self._walker = None
+        self._is_walked = False
         if self._abandoned:
             self.end_all(Outcome.MISSED)
 
@@ -163,9 +248,10 @@ class Submission:
             run = self._current()
             if run is None:
                 return None
-            self.hook.ledger.start(run, time.time())
-            self.hook.pipeline.enter(run)
-            return run, time.perf_counter()
+            hook = self.hook
+            hook.ledger.start(run, time())
+            hook.pipeline.enter(run)
+            return run, perf_counter()
         except Exception:  # noqa: BLE001  # telemetry never changes the job
             self.hook.guard.failed("adapter")
             return None
@@ -176,7 +262,7 @@ class Submission:
         exception: BaseException | None,
         result: Any = None,
     ) -> None:
-        now = time.perf_counter()
+        now = perf_counter()
         if token is None:
             return
         run, since = token
@@ -224,8 +310,12 @@ class Submission:
         # known when it leaves the callable, and of those that it drops when it is through. Told
         # before asked, as that thread asks in the opposite order: one of both ends the rest.
         self._abandoned = True
-        if self._walker is None:
+        if not self._is_walked:
             self.end_all(Outcome.LOST, RunError.of(exception))
+
+    def refused(self, _: BaseException) -> None:
+        """Take that too many runs of the job were under way."""
+        self.end_all(Outcome.SKIPPED)
 
     def end_all(self, outcome: Outcome, error: RunError | None = None) -> None:
         """End all runs that have not ended."""
@@ -276,7 +366,7 @@ class Submission:
                 last = "".join(whole.format_exception_only())
                 return f"Traceback (most recent call last):\n{entries}{last}"
             # On Python 3.10 our own frame is still in it; see _worker.
-            theirs = [frame for frame in whole.stack if frame.filename != _worker.OUR_FILE]
+            theirs = [frame for frame in whole.stack if frame.filename not in _worker.OUR_FILES]
             whole.stack = traceback.StackSummary.from_list(theirs)
             return "".join(whole.format())
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
@@ -284,7 +374,7 @@ class Submission:
             return ""
 
     def _current(self) -> Run | None:
-        if self._walker is not None:
+        if self._is_walked or len(self.runs) == 1:
             run = self.runs[self._index]
             return run if run.state is State.QUEUED else None
         # Not walked through: an executor of the user's that calls the callable by itself.
