@@ -161,6 +161,35 @@ class TestMetrics:
         assert 'runs_total{job_id="nightly"} 3.0 # {trace_id="abc"} 3.0' in reply.text
         assert reply.text.endswith("# EOF\n")
 
+    @pytest.mark.parametrize(
+        ("accept", "expected"),
+        [
+            (f"{OPENMETRICS};q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", OPENMETRICS),
+            (f"text/plain,{OPENMETRICS}", OPENMETRICS),
+            (f"*/*,{OPENMETRICS};q=x", OPENMETRICS),
+            (f"text/plain;q=0,{OPENMETRICS};q=0.1", OPENMETRICS),
+            (f"{OPENMETRICS};q=0,text/plain", "text/plain"),
+            (f"{OPENMETRICS}; Q=0.0", "text/plain"),
+            (f"{OPENMETRICS};q=0.4,text/plain;q=0.5", "text/plain"),
+            (f"{OPENMETRICS};q=0.4,*/*", "text/plain"),
+            ("image/png", "text/plain"),
+        ],
+    )
+    def test_what_is_liked_best(
+        self, ask: Callable[..., Reply], accept: str, expected: str
+    ) -> None:
+        """A client gets what it likes best, and OpenMetrics if it likes both."""
+        reply = ask("/metrics", headers={"Accept": accept})
+
+        assert reply.headers["content-type"].startswith(expected.partition(";")[0])
+
+    def test_refused_gzip(self, ask: Callable[..., Reply]) -> None:
+        """A client that refuses gzip does not get it."""
+        reply = ask("/metrics", headers={"Accept-Encoding": "gzip;q=0, identity"})
+
+        assert "content-encoding" not in reply.headers
+        assert "runs_total" in reply.text
+
     def test_gzip(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
         """A client that accepts gzip gets it."""
         reply = ask("/metrics", headers={"Accept-Encoding": "deflate, gzip"})
@@ -784,8 +813,15 @@ class TestHostileClients:
             (b"GET /%zz%ff%00%0d%0aX:%20y HTTP/1.1\r\n\r\n", 404),
             (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", 404),
             (b"GET /metrics?%zz&name=\xff&&== HTTP/1.1\r\n\r\n", 200),
-            (b"GET /metrics HTTP/1.1\r\nX-\xff: \xfe\xff\r\nAccept: \xff\r\n\r\n", 200),
-            (b"GET /metrics HTTP/1.1\r\nno colon here\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nX: \xfe\xff\r\nAccept: \xff\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nX-\xff: y\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nno colon here\r\nHost: x\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\n: no name\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nX: a fold\r\n of 1999\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nX: a nought\0\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: 0 \r\n\r\n", 200),
             (b"GET /metrics HTTP/1.1\r\nAccept: " + b"a/b;q=x," * 5000 + b"\r\n\r\n", 200),
             (b"GET /metrics HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" + GET_METRICS, 200),
             (b"GET http://elsewhere/metrics HTTP/1.1\r\n\r\n", 404),

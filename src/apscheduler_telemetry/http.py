@@ -33,7 +33,7 @@ from urllib.parse import parse_qs, quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
@@ -224,12 +224,12 @@ class Endpoints:
         # The library may repeat a part of Accept in its Content-Type: let nothing odd pass.
         plain = request.accept.isascii() and request.accept.isprintable()
         try:
-            encode, content_type = choose_encoder(request.accept if plain else "")
+            encode, content_type = choose_encoder(_liked(request.accept) if plain else "")
         except (TypeError, ValueError):  # a version that is not one, such as "version=x"
             encode, content_type = choose_encoder("")
         names = parse_qs(request.query).get("name[]")
         body = encode(registry.restricted_registry(names) if names else registry)
-        if gzip_accepted(request.accept_encoding):
+        if any(name == "gzip" for name, _, _ in _wishes(request.accept_encoding)):
             encoding = (("Content-Encoding", "gzip"),)
             return _Answer(HTTPStatus.OK, gzip.compress(body), content_type, encoding)
         return _Answer(HTTPStatus.OK, body, content_type)
@@ -395,6 +395,17 @@ class _Handler(WSGIRequestHandler):
     timeout = IDLE_SECONDS
     default_request_version = "HTTP/1.0"  # whose errors have a status line; 0.9 has none
 
+    def parse_request(self) -> bool:
+        """Refuse headers that are none; the library ignores them, and all that come after."""
+        if not super().parse_request():
+            return False
+        broken = any(set("\r\n\0").intersection(value) for value in self.headers.values())
+        length = self.headers.get("Content-Length", "0").strip()
+        if self.headers.defects or broken or not length.isdecimal():
+            self.send_error(HTTPStatus.BAD_REQUEST, "Malformed header")
+            return False
+        return True
+
     def get_stderr(self) -> io.StringIO:
         """Keep the tracebacks of connections that break off from stderr."""
         return io.StringIO()
@@ -533,6 +544,41 @@ def _tls(
     if required:
         tls.verify_mode = ssl.CERT_REQUIRED
     return tls
+
+
+def _wishes(header: str) -> list[tuple[str, float, str]]:
+    """
+    Return what a client accepts, what it likes best first, and not what it refuses.
+
+    The library looks at the names only: it would send what is refused by ``q=0``.
+
+    Args:
+        header: an ``Accept`` or its like.
+
+    Returns:
+        Name in lower case, quality, and the whole wish with its parameters.
+    """
+    wishes = []
+    for wish in header.split(","):
+        name, *parameters = (part.strip().lower() for part in wish.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                with suppress(ValueError):  # nonsense refuses nothing
+                    quality = float(parameter[2:])
+        if name and quality > 0:
+            wishes.append((name, quality, wish))
+    return sorted(wishes, key=lambda wish: -wish[1])
+
+
+def _liked(accept: str) -> str:
+    """Return the wishes for OpenMetrics that are no weaker than any for a text."""
+    wishes = _wishes(accept)
+    text = max((quality for name, quality, _ in wishes if name in _TEXTS), default=0.0)
+    return ",".join(wish for name, quality, wish in wishes if name in _TEXTS or quality >= text)
+
+
+_TEXTS = ("text/plain", "text/*", "*/*")
 
 
 def _at_hand(page: str, request: _Request, pages: Sequence[str]) -> _Answer:
