@@ -312,6 +312,14 @@ class TestLog:
             assert ("exception", ("Error notifying listener",), {}) in calls
             assert seen.errors() == {"listener": 1}
 
+    def test_a_logger_that_is_silenced(self) -> None:
+        """What is set on the scheduler's logger is set on the real one."""
+        logger = logging.getLogger("to be silenced")
+        with watched(scenes.by_hand(logger=logger)) as seen:
+            seen.scheduler._logger.propagate = False
+        assert seen.scheduler._logger is logger
+        assert not logger.propagate
+
     def test_other_records_do_not_count(self) -> None:
         """That a job could not be submitted is logged likewise, and no listener's fault."""
         with driven(executors={"default": ShutPool()}) as seen:

@@ -219,9 +219,15 @@ class _WatchedLogger:
     where the logger is none of the standard library's.
     """
 
+    _logger: Any
+    _listener_failed: Callable[[], None]
+
     def __init__(self, logger: Any, listener_failed: Callable[[], None]) -> None:
-        self._logger = logger
-        self._listener_failed = listener_failed
+        vars(self).update(_logger=logger, _listener_failed=listener_failed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As whoever silences it does: scheduler._logger.propagate = False
+        setattr(self._logger, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name == "exception" and sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001
