@@ -388,6 +388,27 @@ class TestWhen:
         assert generate_latest(registry) == b""
         scheduler.shutdown()
 
+    def test_in_the_middle_of_a_run(self) -> None:
+        """A run that was under way before is not taken for one that came after it."""
+        first, second = Gate(), Gate()
+        gates = iter([first, second])
+        scheduler = scenes.by_hand(executors={"default": ThreadPoolExecutor(2)})
+        scheduler.start()
+        job = scheduler.add_job(lambda: next(gates).hold(), max_instances=2, **scenes.due())
+        scheduler.turn()
+        first.wait_for_run()
+        with watched(scheduler) as seen:
+            job.modify(next_run_time=scenes.ago(0.05))
+            scheduler.turn()
+            second.wait_for_run()
+            instances = scheduler._executors["default"]._instances
+            first.open()
+            until(lambda: instances["job"] == 1)
+            assert (seen.runs(), seen.job("running")) == ({}, 1)
+            second.open()
+            until(lambda: seen.runs() == {"success": 1})
+            assert seen.job("run_duration_seconds_count") == 1
+
     def test_after_uninstrument(self) -> None:
         """After `uninstrument` it works again, with a new handle that starts from zero."""
         scheduler = scenes.by_hand()
@@ -584,6 +605,28 @@ class TestParts:
             until(lambda: seen.runs() == {"success": 1})
             scheduler.remove_all_jobs()
             assert info_of(seen)["timezone"] == "Asia/Tokyo"
+        assert ours(scheduler) == []
+
+    def test_that_are_forgotten(self) -> None:
+        """Executors and job stores that come and go are garbage once they are gone."""
+        with watched(scenes.by_hand()) as seen:
+            scheduler = seen.scheduler
+            scheduler.start()
+            references = []
+            for number in range(3):
+                alias = str(number)
+                executor, store = DebugExecutor(), MemoryJobStore()
+                scheduler.add_executor(executor, alias)
+                scheduler.add_jobstore(store, alias)
+                self.run(seen, alias)
+                scheduler.remove_executor(alias)
+                scheduler.remove_jobstore(alias)
+                references += [weakref.ref(executor), weakref.ref(store)]
+            del executor, store
+            generate_latest(seen.registry)  # what is in the journal until then refers to them
+            until(lambda: gc.collect() >= 0 and not any(reference() for reference in references))
+            self.run(seen, "default")
+            assert seen.runs("default") == {"success": 1}
         assert ours(scheduler) == []
 
     def test_default_executor(self) -> None:

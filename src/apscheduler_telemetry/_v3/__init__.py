@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from apscheduler.events import (
     EVENT_EXECUTOR_ADDED,
@@ -104,8 +105,10 @@ class Adapter:
         self.no_context = no_context
         self._on_start = on_start
         self._on_stop = on_stop
-        self._executors: dict[int, ExecutorHook] = {}
-        self._stores: dict[int, StoreHook] = {}
+        # By the identity of what they are laid over, which keeps them; weakly, as it may be removed
+        # from the scheduler and forgotten.
+        self._executors: WeakValueDictionary[int, ExecutorHook] = WeakValueDictionary()
+        self._stores: WeakValueDictionary[int, StoreHook] = WeakValueDictionary()
         self._links: dict[str, Any] = {}
         self._due: Sequence[Any] = ()
         self._memories: dict[str, Any] = {}
@@ -119,10 +122,10 @@ class Adapter:
     def remove(self) -> None:
         """Take all hooks off, in mirrored order; runs under way end as if they never were."""
         self.active = False
-        for executor in self._executors.values():
+        for executor in list(self._executors.values()):
             executor.stop()
         self._aside.stop()
-        for hook in self._stores.values():
+        for hook in list(self._stores.values()):
             hook.stop()
         self.shadows.lift()
         self.scheduler.remove_listener(self._listen)
@@ -194,7 +197,7 @@ class Adapter:
         return hook
 
     def _close_store(self, alias: str) -> None:
-        for hook in self._stores.values():
+        for hook in list(self._stores.values()):
             if hook.alias == alias:
                 hook.close()
         self.ledger.close_store(alias)

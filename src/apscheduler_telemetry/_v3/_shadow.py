@@ -7,17 +7,33 @@ the method of its class. The class, and every other instance, stays as it is.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-_ABSENT = object()
+from apscheduler_telemetry._pipeline import renew_lock_after_fork
+
+
+class _Absent:
+    """What an owner has of its own where its class provides the attribute."""
+
+
+_ABSENT = _Absent()
 
 
 class Shadows:
-    """All attributes laid over others for one scheduler."""
+    """
+    All attributes laid over others for one scheduler.
+
+    Held weakly, all of it: an executor that was removed from its scheduler, and forgotten, goes
+    with what is laid over it. What comes in an attribute's place keeps what was there before.
+    """
 
     def __init__(self) -> None:
-        self._laid: list[tuple[Any, str, Any, Any]] = []
+        self._laid: list[tuple[_Reference, str, _Reference, _Reference]] = []
+        self._lock = threading.Lock()
+        renew_lock_after_fork(self)
 
     def lay(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """
@@ -26,12 +42,14 @@ class Shadows:
         Args:
             owner: the object.
             name: of the attribute, which must exist.
-            make: is given what `owner` has now, and returns what comes in its place.
+            make: is given what `owner` has now, and returns what comes in its place and keeps it.
         """
         replacement = make(getattr(owner, name))
         previous = vars(owner).get(name, _ABSENT)
         setattr(owner, name, replacement)
-        self._laid.append((owner, name, replacement, previous))
+        laid = _reference(owner), name, _reference(replacement), _reference(previous)
+        with self._lock:
+            self._laid = [*(other for other in self._laid if other[0]() is not None), laid]
 
     def lift(self) -> None:
         """
@@ -41,10 +59,21 @@ class Shadows:
         it is not possible; ours is passed through then, since its owner no longer counts.
         """
         while self._laid:
-            owner, name, replacement, previous = self._laid.pop()
-            if vars(owner).get(name, _ABSENT) is not replacement:
+            its_owner, name, its_replacement, its_previous = self._laid.pop()
+            owner, replacement, previous = its_owner(), its_replacement(), its_previous()
+            if owner is None or replacement is None or vars(owner).get(name) is not replacement:
                 continue
             if previous is _ABSENT:
                 delattr(owner, name)
             else:
                 setattr(owner, name, previous)
+
+
+_Reference = Callable[[], Any]
+
+
+def _reference(thing: Any) -> _Reference:
+    try:
+        return weakref.ref(thing)
+    except TypeError:  # a logger of the user's with slots, for one
+        return lambda: thing
