@@ -17,7 +17,7 @@ import apscheduler_telemetry
 PACKAGE = Path(apscheduler_telemetry.__file__).parent
 LAYERS: Sequence[frozenset[str]] = (
     # Knows nothing of ours. `_worker` is imported by children of process pools.
-    frozenset({"_record", "_version", "_worker", "environment_variables", "errors"}),
+    frozenset({"_record", "_version", "_worker", "contexts", "environment_variables", "errors"}),
     # The books, each of them built on the one before.
     frozenset({"_brief", "_pipeline"}),
     frozenset({"_labels"}),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from apscheduler_telemetry import __version__, otel
 from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView
-from apscheduler_telemetry.otel import SpanObserver
+from apscheduler_telemetry.otel import Origin, SpanObserver
 
 NOW = 1_800_000_000.0
 SCHEDULED = datetime.fromtimestamp(NOW - 0.25, timezone(timedelta(hours=2)))
@@ -60,7 +60,7 @@ class Run:
     started: float | None = None
     ended: float | None = None
     duration: float | None = None
-    link: Any = None
+    links: Sequence[Any] = ()
     arguments: str | None = None
     result: str | None = None
     span: Any = None
@@ -148,6 +148,7 @@ def ids(span_context: SpanContext) -> tuple[int, int]:
 
 BOOM = RunError(type="shop.Broken", message="no paper")
 ADDED_IN = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))
+ADDED = Origin(reason="added", span=ADDED_IN)
 
 
 class TestSpan:
@@ -217,15 +218,16 @@ class TestSpan:
 
     def test_links_to_where_the_job_was_added(self, spans: Spans) -> None:
         """The context in which the job was added is linked to."""
-        go(spans.observer(), Run(link=ADDED_IN))
+        go(spans.observer(), Run(links=[ADDED]))
 
         (link,) = spans.one().links
         assert link.context == ADDED_IN
+        assert link.attributes == {"apscheduler.link.reason": "added"}
 
-    @pytest.mark.parametrize("link", [None, trace.INVALID_SPAN_CONTEXT, "nonsense"])
+    @pytest.mark.parametrize("link", [Origin(reason="added", span=None), "nonsense"])
     def test_does_not_link_to_nothing(self, spans: Spans, link: object) -> None:
         """What is no valid span context makes no link."""
-        go(spans.observer(), Run(link=link))
+        go(spans.observer(), Run(links=[link]))
 
         assert spans.one().links == ()
 
@@ -239,7 +241,7 @@ class TestSpan:
                 seen.update(attributes, links=len(links))
                 return sampling.SamplingResult(sampling.Decision.DROP)
 
-        go(Spans(Sampler()).observer(), Run(link=ADDED_IN))
+        go(Spans(Sampler()).observer(), Run(links=[ADDED]))
 
         assert seen["apscheduler.job.id"] == "report"
         assert seen["apscheduler.start_delay"] == 0.25
@@ -414,7 +416,7 @@ class TestWithoutSdk:
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: proxy)
         observer = SpanObserver(tracer_provider=provider)
         go(observer)
-        run, carried = Run(link=ADDED_IN), Run()
+        run, carried = Run(links=[ADDED]), Run()
         called = set()
 
         gc.collect()
@@ -641,7 +643,7 @@ class TestNeverRan:
     @pytest.mark.parametrize("outcome", [Outcome.MISSED, Outcome.SKIPPED, Outcome.LOST])
     def test_failures(self, spans: Spans, outcome: Outcome) -> None:
         """A run that was missed, skipped or lost is a failed span without extent."""
-        spans.observer().settle(Run(link=ADDED_IN), outcome, None)
+        spans.observer().settle(Run(links=[ADDED]), outcome, None)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9

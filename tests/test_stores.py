@@ -583,29 +583,28 @@ class TestInfo:
             assert seen.job("grace_seconds") == 900
 
     def test_link(self) -> None:
-        """Runs link to where the job was added or modified; if pending, to `add_job`."""
+        """Runs link to where the job was added; if it was pending, to `add_job`."""
         scheduler = scenes.by_hand()
         with watched(scheduler) as seen:
-            adapter = seen.telemetry._adapter
-            adapter._current_link = lambda: "added"
+            be_in(seen, "request")
             add(seen, id="pending")
-            adapter._current_link = lambda: "started"
+            be_in(seen, "start")
             scheduler.start()
-            assert link_of(seen, "pending") == "added"
-            adapter._current_link = lambda: "added later"
+            assert link_of(seen, "pending") == "request: added"
+            be_in(seen, "another request")
             add(seen)
-            assert link_of(seen, "job") == "added later"
-            adapter._current_link = lambda: "modified"
+            assert link_of(seen, "job") == "another request: added"
+            be_in(seen, "a change")
             scheduler.modify_job("job", name="other")
-            assert link_of(seen, "job") == "modified"
-            adapter._current_link = lambda: None
-            scheduler.modify_job("job", name="another")
-            assert link_of(seen, "job") == "modified"
+            assert link_of(seen, "job") == "another request: added"
+            be_in(seen, None)
+            add(seen, replace_existing=True)
+            assert link_of(seen, "job") is None
 
     def test_link_that_cannot_be_had(self) -> None:
         """A tracer that fails is counted, and the job is added all the same."""
         with driven() as seen:
-            seen.telemetry._adapter._current_link = raise_boom
+            seen.telemetry._adapter.links._origins.current = raise_boom  # type: ignore[assignment, method-assign]
             add(seen, seconds=-0.1)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
@@ -769,6 +768,12 @@ class TestMemory:
             gc.collect()
             assert [thing for thing in gc.get_objects() if type(thing) is Big] == []
             assert seen.value("scheduler_jobs", jobstore="default") == 0
+
+
+def be_in(seen: Watched, place: str | None) -> None:
+    """Let what happens from now on happen there."""
+    origins = seen.telemetry._adapter.links._origins
+    origins.current = lambda reason: place and f"{place}: {reason}"  # type: ignore[method-assign]
 
 
 def link_of(seen: Watched, job_id: str) -> Any:

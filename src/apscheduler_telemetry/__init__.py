@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from apscheduler_telemetry._instrument import Telemetry, instrument
     from apscheduler_telemetry._version import __version__
+    from apscheduler_telemetry.contexts import FileContextStore
     from apscheduler_telemetry.errors import (
         ArgumentTypeError,
         ArgumentValueError,
@@ -26,6 +27,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "DuplicateNameError",
+    "FileContextStore",
     "HTTPServer",
     "Telemetry",
     "TelemetryError",
@@ -37,6 +39,7 @@ _MODULES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
     "DuplicateNameError": "errors",
+    "FileContextStore": "contexts",
     "HTTPServer": "http",
     "Telemetry": "_instrument",
     "TelemetryError": "errors",

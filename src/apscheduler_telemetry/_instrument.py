@@ -11,7 +11,7 @@ import reprlib
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +31,7 @@ from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 from apscheduler_telemetry.multiprocess import Mirror
-from apscheduler_telemetry.otel import SpanObserver, current_span_context, no_context
+from apscheduler_telemetry.otel import Origins, SpanObserver, no_context
 from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.prometheus import collector_of
 
@@ -95,7 +95,8 @@ class Telemetry:
                     severity=options["severity"],
                     owner=options["owner"],
                 ),
-                current_link=current_span_context,
+                origins=Origins(baggage=options["propagate_baggage"]),
+                context_store=options["context_store"],
                 capture=Capture(
                     arguments=options["capture_arguments"],
                     result=options["capture_result"],
@@ -224,6 +225,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     severity: str | Callable[[Any], str | None] | None = None,
     owner: str | Callable[[Any], str | None] | None = None,
     singleton: bool = True,
+    propagate_baggage: bool = False,
+    context_store: MutableMapping[str, str] | None = None,
     capture_arguments: bool = False,
     capture_result: bool = False,
     capture_stacktrace: bool = False,
@@ -257,6 +260,11 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             callable that returns one for a job. By default they have none.
         singleton: whether one live scheduler of this name is meant per application. False: every
             replica runs its own copies of the jobs.
+        propagate_baggage: whether a job sees the baggage of where it was added, or of where the run
+            was triggered by hand.
+        context_store: where it is kept, for jobs in persistent stores, in which span they were
+            added, so that runs link to it after a restart: a `FileContextStore`, or any mapping of
+            str to str that answers fast. By default it is forgotten with the process.
         capture_arguments: whether a span tells what the job was called with. Of values that are not
             of a plain type only the type is told; no more than 1,024 characters in all.
         capture_result: whether a span tells what the job returned, in the same way.
@@ -293,12 +301,19 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     )
     switches = {
         "singleton": singleton,
+        "propagate_baggage": propagate_baggage,
         "capture_arguments": capture_arguments,
         "capture_result": capture_result,
         "capture_stacktrace": capture_stacktrace,
     }
     for argument, value in switches.items():
         _check_type(argument, value, "True or False", ok=isinstance(value, bool))
+    _check_type(
+        "context_store",
+        context_store,
+        "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
+        ok=context_store is None or isinstance(context_store, MutableMapping),
+    )
     options: dict[str, Any] = {
         "name": name,
         "registry": registry,
@@ -309,6 +324,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         "max_duration": checked("max_duration", max_duration),
         "severity": checked("severity", severity),
         "owner": checked("owner", owner),
+        "context_store": context_store,
         **switches,
         "duration_buckets": _checked_buckets("duration_buckets", duration_buckets),
         "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),

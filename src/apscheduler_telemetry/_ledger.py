@@ -93,6 +93,7 @@ class Run:
     started: float | None = None
     ended: float | None = None
     duration: float | None = None
+    links: Sequence[Any] = ()
     arguments: str | None = None
     result: str | None = None
     span: Any = None
@@ -111,6 +112,8 @@ class Run:
         self.entry = entry
         self.account = entry.account
         self.job = entry.info  # as it is now, and not as it may be modified later
+        if entry.links:
+            self.links = entry.links  # likewise
         self.scheduled = scheduled
         self.due = due
         self.executor = executor
@@ -118,10 +121,6 @@ class Run:
     @property
     def scheduler(self) -> str:
         return self.entry.scheduler
-
-    @property
-    def link(self) -> Any:
-        return self.entry.link
 
     @property
     def label(self) -> str:
@@ -245,7 +244,9 @@ class Entry:
         scheduler: the value of the ``scheduler`` label.
         next_run: the object that the job has for its promised run, where the adapter told it.
         promise: the next run in Unix seconds, None when nothing is promised.
-        link: the span context in which the job was added, where known.
+        link: where the job was added, where known.
+        push: where its next run was triggered by hand, where it was and is known.
+        links: those of both that there are.
         trigger: what the account's intervals were taken from.
         intervals_until: up to which next run, in Unix seconds, those intervals hold.
         coalesce: whether runs that are late are folded into one.
@@ -262,6 +263,8 @@ class Entry:
     next_run: datetime | None = None
     promise: float | None = None
     link: Any = None
+    push: Any = None
+    links: tuple[Any, ...] = ()
     trigger: Any = None
     intervals_until: float = math.inf
     coalesce: bool = False
@@ -348,7 +351,6 @@ class Ledger:
         self,
         info: JobInfo,
         promise: float | None,
-        link: Any = None,
         *,
         inherited: bool = False,
     ) -> Entry:
@@ -358,7 +360,6 @@ class Ledger:
         Args:
             info: the job.
             promise: its next run in Unix seconds, or None.
-            link: the span context in which it was added or changed, where known.
             inherited: see `Entry`; of a job that is in the books it is known already.
         """
         key = (info.jobstore, info.id)
@@ -378,7 +379,6 @@ class Ledger:
             if entry.account.jobs == 1 and entry.account.label == info.label:
                 entry.account.info = info
             self._broken.pop(key, None)
-            entry.link = link or entry.link
             self._promise(entry, promise)
             return entry
 

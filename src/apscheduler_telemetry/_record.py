@@ -153,7 +153,7 @@ class RunView(Protocol):
         started: Unix seconds of the start in the callable; None before it.
         ended: Unix seconds of the end of the callable; None before it, or where it never ran.
         duration: seconds inside the callable; None before its end, or where it never ran.
-        link: the span context in which the job was added, where known.
+        links: where the job was added and where the run was triggered by hand, as far as is known.
         arguments: what the callable is called with, in brief; None unless it may be told.
         result: what it returned, likewise.
         span: free for the span observer: its state between the calls below.
@@ -165,6 +165,7 @@ class RunView(Protocol):
     started: float | None
     ended: float | None
     duration: float | None
+    links: Sequence[Any]
     arguments: str | None
     result: str | None
     span: Any
@@ -172,9 +173,6 @@ class RunView(Protocol):
 
     @property
     def scheduler(self) -> str: ...
-
-    @property
-    def link(self) -> Any: ...
 
     @property
     def label(self) -> str: ...

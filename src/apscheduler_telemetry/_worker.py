@@ -283,7 +283,12 @@ def _attach(carrier: Mapping[str, str]) -> Any:
     from opentelemetry import context  # noqa: PLC0415
     from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
 
-    return context.attach(tracecontext.TraceContextTextMapPropagator().extract(carrier))
+    there = tracecontext.TraceContextTextMapPropagator().extract(carrier)
+    if "baggage" in carrier:
+        from opentelemetry.baggage.propagation import W3CBaggagePropagator  # noqa: PLC0415
+
+        there = W3CBaggagePropagator().extract(carrier, there)
+    return context.attach(there)
 
 
 def _detach(token: Any) -> None:

@@ -23,6 +23,12 @@ OTEL_PYTHON_APSCHEDULER_SEVERITY = "OTEL_PYTHON_APSCHEDULER_SEVERITY"
 OTEL_PYTHON_APSCHEDULER_OWNER = "OTEL_PYTHON_APSCHEDULER_OWNER"
 """As ``owner=`` of `instrument`, of all jobs."""
 
+OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE = "OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE"
+"""``true`` or ``false``: as ``propagate_baggage=`` of `instrument`."""
+
+OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE = "OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE"
+"""A path: ``context_store=`` of `instrument` is a `FileContextStore` there."""
+
 OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS = "OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS"
 """``true`` or ``false``: as ``capture_arguments=`` of `instrument`."""
 

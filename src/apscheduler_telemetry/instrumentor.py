@@ -31,6 +31,7 @@ from apscheduler_telemetry import environment_variables as names
 from apscheduler_telemetry import health
 from apscheduler_telemetry._instrument import Telemetry, handle_of, instrument
 from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
+from apscheduler_telemetry.contexts import FileContextStore
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 
@@ -57,6 +58,8 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: ("max_duration", float, "a number"),
     names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE: ("propagate_baggage", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE: ("context_store", FileContextStore, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
         "capture_arguments",
         _truth,

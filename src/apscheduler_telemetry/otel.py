@@ -38,6 +38,7 @@ from datetime import timezone
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber, get_logger
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -86,6 +87,8 @@ _FAILURES = {
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one: the child process must read what is written here, however it is set up."""
+
+_BAGGAGE = W3CBaggagePropagator()
 
 _inside: ContextVar[None] = ContextVar("apscheduler_telemetry_inside")
 
@@ -140,7 +143,8 @@ class SpanObserver:
         run.span = opened = self._open(run, run.started)
         if opened is not None:
             # On top of what is current, as only the span is to change: not baggage, for one.
-            attached = otel_context.attach(trace.set_span_in_context(opened.span))
+            current = trace.set_span_in_context(opened.span, _with_baggage(run))
+            attached = otel_context.attach(current)
             opened.tokens = _inside.set(None), attached
 
     def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
@@ -153,12 +157,14 @@ class SpanObserver:
         self._close(run, outcome, error, max(run.ended or 0.0, self._clock()))
 
     def carry(self, run: RunView) -> Mapping[str, str] | None:
-        """Start the span of `run` and return its ``traceparent`` and ``tracestate``."""
+        """Start the span of `run` and return its ``traceparent``, and what goes with that."""
         run.span = opened = self._open(run, None)
         if opened is None:
             return None
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(opened.span, Context()))
+        if baggage := _baggage_of(run):
+            carrier["baggage"] = baggage
         return carrier
 
     def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
@@ -177,13 +183,11 @@ class SpanObserver:
         if tracer is None:
             return None
         since = _nanoseconds(self._clock() if started is None else started)
-        link = run.link
-        linked = isinstance(link, trace.SpanContext) and link.is_valid
         span = tracer.start_span(
             _legal(run.job.label),
-            context=Context(),  # empty: a new root
+            context=_with_baggage(run, Context()),  # without a span: a new root
             attributes=_attributes(run, None if started is None else run.start_delay),
-            links=(trace.Link(link),) if linked else None,
+            links=_links(run) if run.links else None,
             start_time=since,
         )
         context = span.get_span_context()
@@ -255,6 +259,64 @@ def current_span_context() -> trace.SpanContext | None:
     return context if context.is_valid else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """
+    Where a job was added, or a run of it triggered.
+
+    Attributes:
+        reason: which of both: ``added`` or ``triggered``.
+        span: the context of the span there, where there was one.
+        baggage: the baggage there, as the header of that name; empty where it is not asked for.
+    """
+
+    reason: str
+    span: trace.SpanContext | None
+    baggage: str = ""
+
+
+class Origins:
+    """
+    Knows where we are.
+
+    Args:
+        baggage: whether baggage is to be known as well.
+    """
+
+    def __init__(self, *, baggage: bool = False) -> None:
+        self._baggage = baggage
+
+    def current(self, reason: str) -> Origin | None:
+        """Return where we are, None where nothing is being traced."""
+        carrier: dict[str, str] = {}
+        if self._baggage:
+            _BAGGAGE.inject(carrier)  # which limits its size as W3C has it
+        span, baggage = current_span_context(), carrier.get("baggage", "")
+        if span is None and not baggage:
+            return None
+        return Origin(reason=reason, span=span, baggage=baggage)
+
+    def dump(self, origin: Origin) -> Mapping[str, str]:
+        """Return `origin` as W3C headers."""
+        carrier: dict[str, str] = {}
+        if origin.span is not None:
+            span = trace.NonRecordingSpan(origin.span)
+            _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
+        if origin.baggage:
+            carrier["baggage"] = origin.baggage
+        return carrier
+
+    def load(self, reason: str, texts: Mapping[str, str]) -> Origin:
+        """Return what was dumped."""
+        there = trace.get_current_span(_PROPAGATOR.extract(texts, Context()))
+        span = there.get_span_context()
+        return Origin(
+            reason=reason,
+            span=span if span.is_valid else None,
+            baggage=str(texts.get("baggage", "")) if self._baggage else "",
+        )
+
+
 @contextmanager
 def no_context() -> Iterator[None]:
     """
@@ -297,6 +359,26 @@ def _exception_signals() -> tuple[bool, bool]:
     else:
         return wanted != "logs", bool(wanted)
     return True, False
+
+
+def _links(run: RunView) -> list[trace.Link]:
+    return [
+        trace.Link(origin.span, {"apscheduler.link.reason": origin.reason})
+        for origin in run.links
+        if isinstance(origin, Origin) and origin.span is not None
+    ]
+
+
+def _baggage_of(run: RunView) -> str:
+    # That of the latest, as it is the reason of this very run.
+    return str(getattr(run.links[-1], "baggage", "")) if run.links else ""
+
+
+def _with_baggage(run: RunView, context: Context | None = None) -> Context:
+    """Return `context`, by default the current one, with the baggage that is meant for the run."""
+    context = otel_context.get_current() if context is None else context
+    baggage = _baggage_of(run)
+    return _BAGGAGE.extract({"baggage": baggage}, context) if baggage else context
 
 
 def _attributes(run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:

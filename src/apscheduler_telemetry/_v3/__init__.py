@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
@@ -44,6 +44,7 @@ from apscheduler_telemetry._record import (
 from apscheduler_telemetry._v3 import _schedule
 from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._executors import ExecutorHook
+from apscheduler_telemetry._v3._links import FLUSH_SECONDS, Links, Origins
 from apscheduler_telemetry._v3._loop import LoopHook
 from apscheduler_telemetry._v3._shadow import Shadows
 from apscheduler_telemetry._v3._stores import StoreHook
@@ -67,7 +68,8 @@ class Adapter:
         guard: counts our own failures.
         labeller: finds labels of jobs.
         expectations: what the application expects of each job.
-        current_link: returns the span context to link runs of a job to that is added now.
+        origins: knows where a job is added, for its runs to link to.
+        context_store: keeps that across restarts.
         capture: what of a job's own data may be told.
         no_context: a context manager under which nothing is being traced.
         on_start: called when the scheduler is being started.
@@ -86,7 +88,8 @@ class Adapter:
         guard: Guard,
         labeller: Labeller,
         expectations: Expectations,
-        current_link: Callable[[], Any],
+        origins: Origins,
+        context_store: MutableMapping[str, str] | None,
         capture: Capture,
         no_context: Callable[[], AbstractContextManager[None]],
         on_start: Callable[[], None],
@@ -100,7 +103,6 @@ class Adapter:
         self.shadows = Shadows()
         self._labeller = labeller
         self._expectations = expectations
-        self._current_link = current_link
         self.capture = capture
         self.no_context = no_context
         self._on_start = on_start
@@ -109,10 +111,10 @@ class Adapter:
         # from the scheduler and forgotten.
         self._executors: WeakValueDictionary[int, ExecutorHook] = WeakValueDictionary()
         self._stores: WeakValueDictionary[int, StoreHook] = WeakValueDictionary()
-        self._links: dict[str, Any] = {}
         self._due: Sequence[Any] = ()
         self._memories: dict[str, Any] = {}
         self._aside = Aside(guard, no_context)
+        self.links = Links(origins, context_store, self._aside, guard)
         try:
             self._install(scheduler)
         except BaseException:
@@ -124,6 +126,7 @@ class Adapter:
         self.active = False
         for executor in list(self._executors.values()):
             executor.stop()
+        self.links.flush(FLUSH_SECONDS)
         self._aside.stop()
         for hook in list(self._stores.values()):
             hook.stop()
@@ -170,7 +173,7 @@ class Adapter:
                 self._close_store(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
                 self.loop.has_started()
-                self._links.clear()
+                self.links.started()
                 for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
                     self._stores[id(store)].read()
                 self._on_start()
@@ -221,9 +224,7 @@ class Adapter:
             job = original(*args, **kwargs)
             if self.active and job.pending:
                 # It enters its store when the scheduler starts, in another context.
-                link = self._link()
-                if link is not None:
-                    self._links[job.id] = link
+                self.links.pending(job.id)
             return job
 
         return add_job
@@ -232,7 +233,7 @@ class Adapter:
 
     def added(self, job: Any, alias: str) -> None:
         """Take a job into the books that was added to a store."""
-        self._take(job, alias, link=self._links.pop(job.id, None) or self._link())
+        self.links.added(self._take(job, alias))
 
     def updated(self, job: Any, alias: str) -> None:
         """Take note of what a job is now."""
@@ -241,13 +242,19 @@ class Adapter:
             self.loop.has_gone_on()
             self._goes_on(entry, job)
             return
+        before = None if entry is None else entry.promise
         if entry is not None:
             promise = _timestamp(job.next_run_time)
             overdue = promise != entry.promise and self._forgets(entry, job.next_run_time)
             # A start that replaces what is stored takes nothing back, though it may put it off.
             restarted = job.pending and entry.inherited
             self.ledger.promise(entry, promise, on_purpose=not overdue and not restarted)
-        self._take(job, alias, link=self._link()).inherited = False
+        entry = self._take(job, alias)
+        entry.inherited = False
+        if job.pending:  # it was there already, and add_job() has replaced it
+            self.links.added(entry)
+        elif entry.promise != before:
+            self.links.pushed(entry)
 
     def _goes_on(self, entry: Entry, job: Any) -> None:
         next_run = job.next_run_time
@@ -256,6 +263,8 @@ class Adapter:
         entry.next_run = next_run
         if promise > entry.intervals_until:
             self._look_ahead(entry, job)
+        if entry.push is not None:
+            self.links.went_on(entry)
 
     def removed(self, job_id: str, alias: str) -> None:
         """Take a job out of the books, and find out why it went."""
@@ -277,19 +286,24 @@ class Adapter:
             if removal is Removal.WITHDRAWN:
                 removal = self._taken_back(entry)
             self.ledger.remove(entry, removal)
+            self.links.removed(entry)
 
     def removed_all(self, alias: str) -> None:
         """Take all jobs of a store out of the books, as the user removed them."""
         for entry in self.ledger.entries(alias):
             self.ledger.remove(entry, self._taken_back(entry))
+            self.links.removed(entry)
 
     def found(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
         """Take note of what another process has made of a job, this one's predecessor maybe."""
         entry = self.ledger.entry(alias, job.id)
         promise = _timestamp(job.next_run_time)
-        if entry is not None and promise != entry.promise:
+        changed = entry is None or promise != entry.promise
+        if entry is not None and changed:
             self.ledger.promise(entry, promise, on_purpose=not self._was_left_to_us(entry))
-        self.enter(info or self.describe(job, alias), job, inherited=True)
+        now_known = self.enter(info or self.describe(job, alias), job, inherited=True)
+        if changed:
+            self.links.recall(now_known)
 
     def went(self, entry: Entry, removal: Removal) -> None:
         """Take a job out of the books that is not in its store any more."""
@@ -310,7 +324,7 @@ class Adapter:
                 and entry.promise != _timestamp(job.next_run_time)
             ):
                 # From before this process, or changed by another one.
-                self._take(job, alias)
+                self.links.recall(self._take(job, alias))
 
     def pass_is_over(self) -> None:
         """Let go of the jobs that were due; nobody else keeps one that has been run."""
@@ -386,13 +400,13 @@ class Adapter:
             return False
         return looked is None or looked < promise
 
-    def _take(self, job: Any, alias: str, link: Any = None) -> Entry:
-        return self.enter(self.describe(job, alias), job, link)
+    def _take(self, job: Any, alias: str) -> Entry:
+        return self.enter(self.describe(job, alias), job)
 
-    def enter(self, info: JobInfo, job: Any, link: Any = None, *, inherited: bool = False) -> Entry:
+    def enter(self, info: JobInfo, job: Any, *, inherited: bool = False) -> Entry:
         """Enter a job into the books. No code of the user's is called."""
         next_run = job.next_run_time
-        entry = self.ledger.know(info, _timestamp(next_run), link, inherited=inherited)
+        entry = self.ledger.know(info, _timestamp(next_run), inherited=inherited)
         entry.next_run = next_run
         entry.coalesce = job.coalesce
         if entry.trigger is not job.trigger:
@@ -439,13 +453,6 @@ class Adapter:
                 entry.intervals_until = max(until, next_run.timestamp() + INTERVALS_HOLD)
 
         self._aside.do("schedule", look)
-
-    def _link(self) -> Any:
-        try:
-            return self._current_link()
-        except Exception:  # noqa: BLE001
-            self.guard.failed("spans")
-            return None
 
 
 def _timestamp(at: datetime | None) -> float | None:

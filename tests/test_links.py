@@ -1,0 +1,404 @@
+"""What runs link to, what baggage they see, and what of it outlives the process."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
+sqlalchemy = pytest.importorskip("sqlalchemy")
+
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import ArgumentTypeError, FileContextStore, Telemetry, instrument
+from support import HandDriven, processes, until
+
+SOON = timedelta(seconds=0.05)
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def tenant() -> str:
+    """Return what baggage says."""
+    return str(dict(baggage.get_all()))
+
+
+class Process:
+    """One life of an application: a scheduler that is driven by hand, its spans, its store."""
+
+    def __init__(self, directory: Path | None, executor: Any = None, **options: Any) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("application")
+        store: Any = MemoryJobStore()
+        if directory is not None:
+            store = SQLAlchemyJobStore(
+                f"sqlite:///{directory / 'jobs.db'}",
+                engine_options={"poolclass": sqlalchemy.pool.NullPool},
+            )
+        self.scheduler = HandDriven(
+            jobstores={"default": store},
+            executors={"default": executor or DebugExecutor()},
+            timezone=timezone.utc,
+        )
+        self.telemetry: Telemetry = instrument(
+            self.scheduler,
+            registry=CollectorRegistry(),
+            tracer_provider=self.provider,
+            **options,
+        )
+
+    @contextmanager
+    def request(self, **carried: str) -> Iterator[trace.SpanContext]:
+        """Be in the middle of a request."""
+        with self.tracer.start_as_current_span("request") as span:
+            current = context.get_current()
+            for key, value in carried.items():
+                current = baggage.set_baggage(key, value, current)
+            token = context.attach(current)
+            try:
+                yield span.get_span_context()
+            finally:
+                context.detach(token)
+
+    def add(self, func: Callable[..., Any] = nothing, **options: Any) -> Any:
+        """Add a job that runs every hour, and for the first time now."""
+        defaults = {
+            "id": "job",
+            "trigger": "interval",
+            "hours": 1,
+            "next_run_time": datetime.now(timezone.utc),
+            "misfire_grace_time": None,
+        }
+        return self.scheduler.add_job(func, **{**defaults, **options})
+
+    def runs(self) -> list[Any]:
+        """Return the spans of runs since this was asked last, once there is one."""
+        self.scheduler.turn()
+        until(lambda: [s for s in self._exporter.get_finished_spans() if s.name == "job"])
+        spans = [s for s in self._exporter.get_finished_spans() if s.name == "job"]
+        self._exporter.clear()
+        return spans
+
+    def links(self) -> list[tuple[int, str]]:
+        """Return to which spans the one run since then links, and why."""
+        (run,) = self.runs()
+        return [
+            (link.context.span_id, link.attributes["apscheduler.link.reason"]) for link in run.links
+        ]
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Process]]:
+    """Make processes, that end after the test at the latest."""
+    made: list[Process] = []
+
+    def make(*arguments: Any, **options: Any) -> Process:
+        for former in made:
+            if former.scheduler.running:
+                former.scheduler.shutdown()
+            former.telemetry.uninstrument()
+        made.append(Process(*arguments, **options))
+        made[-1].scheduler.start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each.scheduler.running:
+            each.scheduler.shutdown()
+        each.telemetry.uninstrument()
+
+
+class TestLinks:
+    def test_added(self, process: Any) -> None:
+        """Every run links to where its job was added."""
+        app = process(None)
+        with app.request() as request:
+            app.add()
+        assert app.links() == [(request.span_id, "added")]
+        app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(request.span_id, "added")]
+
+    def test_triggered_by_hand(self, process: Any) -> None:
+        """The run that is triggered by hand links to where that was done, and only that run."""
+        app = process(None)
+        with app.request() as request:
+            job = app.add()
+        app.runs()
+        with app.request() as hand:
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(request.span_id, "added"), (hand.span_id, "triggered")]
+        with app.request():
+            job.modify(name="a change of something else")
+        app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(request.span_id, "added")]
+
+    def test_triggered_and_paused(self, process: Any) -> None:
+        """A run that was taken back again has triggered nothing."""
+        app = process(None)
+        job = app.add()
+        app.runs()
+        with app.request():
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        job.pause()
+        job.modify(next_run_time=datetime.now(timezone.utc))
+        assert app.links() == []
+
+    def test_replaced(self, process: Any) -> None:
+        """A job that is added anew outside of any trace links to none."""
+        app = process(None)
+        with app.request():
+            app.add()
+        app.add(replace_existing=True)
+        assert app.links() == []
+
+
+@pytest.mark.parametrize("make", [FileContextStore, lambda _: {}], ids=["file", "dict"])
+class TestRestart:
+    """With a context store, links outlive the process."""
+
+    @pytest.fixture
+    def store(self, make: Any, tmp_path: Path) -> MutableMapping[str, str]:
+        store: MutableMapping[str, str] = make(tmp_path / "contexts.db")
+        return store
+
+    def test_added(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """Runs after a restart link to where their job was added before it."""
+        app = process(tmp_path, context_store=store)
+        with app.request() as request:
+            app.add()
+        app = process(tmp_path, context_store=store)
+        assert app.links() == [(request.span_id, "added")]
+        app = process(tmp_path, context_store=store)
+        app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(request.span_id, "added")]
+
+    def test_triggered(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """So does a run that was triggered by hand before it, and none after that."""
+        app = process(tmp_path, context_store=store)
+        with app.request() as request:
+            job = app.add()
+        app.runs()
+        with app.request() as hand:
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        app = process(tmp_path, context_store=store)
+        assert app.links() == [(request.span_id, "added"), (hand.span_id, "triggered")]
+        app = process(tmp_path, context_store=store)
+        app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(request.span_id, "added")]
+
+    def test_triggered_and_changed_by_somebody_else(
+        self, process: Any, tmp_path: Path, store: Any
+    ) -> None:
+        """A time that was set elsewhere meanwhile is not what was triggered here."""
+        app = process(tmp_path, context_store=store)
+        job = app.add()
+        app.runs()
+        with app.request():
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        app = process(tmp_path)
+        app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc) - SOON)
+        app = process(tmp_path, context_store=store)
+        assert app.links() == []
+
+    def test_replaced_at_the_start(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """An application that adds its jobs anew whenever it starts links to nowhere."""
+        app = process(tmp_path, context_store=store)
+        with app.request():
+            app.add()
+        app.runs()
+        app = process(tmp_path, context_store=store)
+        app.add(replace_existing=True)
+        assert app.links() == []
+        app.telemetry.uninstrument()
+        assert dict(store) == {}
+
+    def test_what_is_gone(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """Of jobs that are gone nothing is kept, however they went."""
+        app = process(tmp_path, context_store=store)
+        with app.request():
+            app.add(id="removed")
+            app.add(id="all")
+        assert until(lambda: len(store) == 2)
+        app.scheduler.remove_job("removed")
+        assert until(lambda: [json.loads(key) for key in store] == [["default", "all"]])
+        app.scheduler.remove_all_jobs()
+        assert until(lambda: not len(store))
+
+    def test_jobs_in_memory(self, process: Any, store: Any) -> None:
+        """Of jobs that do not outlive the process nothing is kept."""
+        app = process(None, context_store=store)
+        with app.request():
+            app.add()
+        app.telemetry.uninstrument()
+        assert dict(store) == {}
+
+    def test_what_is_kept(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """W3C's texts, and nothing that a job works on."""
+        app = process(tmp_path, context_store=store)
+        with app.request() as request:
+            app.add(str, args=["secret"])
+        app.telemetry.uninstrument()
+        ((key, value),) = store.items()
+        assert json.loads(key) == ["default", "job"]
+        ids = f"{request.trace_id:032x}-{request.span_id:016x}-{request.trace_flags:02x}"
+        assert json.loads(value) == {"added": {"traceparent": f"00-{ids}"}}
+
+    def test_pickles_stay_as_they_are(self, process: Any, tmp_path: Path, store: Any) -> None:
+        """What the job store has is what it has without telemetry."""
+        rows: list[Any] = []
+        for options in ({"context_store": store, "propagate_baggage": True}, {}):
+            directory = tmp_path / str(len(rows))
+            directory.mkdir()
+            app = process(directory, **options)
+            with app.request(tenant="acme"):
+                app.add(
+                    next_run_time=datetime(2030, 1, 1, tzinfo=timezone.utc), start_date="2030-01-01"
+                )
+            engine = app.scheduler._jobstores["default"].engine
+            with engine.connect() as connection:
+                query = sqlalchemy.text("SELECT id, next_run_time, job_state FROM apscheduler_jobs")
+                (row,) = connection.execute(query)
+                rows.append((row[0], row[1], pickle.loads(row[2])["id"], len(row[2])))
+        assert rows[0] == rows[1]
+
+
+def test_exit(tmp_path: Path) -> None:
+    """A process that ends right after it has added a job takes a moment to keep its link."""
+    code = f"""
+        import sys; sys.path[:] = {sys.path!r}
+        from pathlib import Path
+        from apscheduler_telemetry import FileContextStore
+        from test_links import Process
+
+        class Slow(FileContextStore):
+            def __setitem__(self, key, value):
+                __import__("time").sleep(0.2)
+                super().__setitem__(key, value)
+
+        here = Path({str(tmp_path)!r})
+        app = Process(here, context_store=Slow(here / "contexts.db"))
+        app.scheduler.start(paused=True)
+        with app.request():
+            app.add()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, check=False, text=True
+    )
+
+    assert done.stderr == ""
+    assert len(FileContextStore(tmp_path / "contexts.db")) == 1
+
+
+class TestTrouble:
+    """A context store that fails is counted and gone without."""
+
+    @pytest.mark.parametrize(
+        "kept",
+        ["no json", "[]", '{"added": 7}', '{"triggered": {}}', '{"added": {"traceparent": 7}}'],
+    )
+    def test_nonsense(self, process: Any, tmp_path: Path, kept: str) -> None:
+        """Whatever is in there, jobs run."""
+        process(tmp_path).add()
+        app = process(tmp_path, context_store={json.dumps(("default", "job")): kept})
+        assert app.links() == []
+
+    def test_store_that_fails(self, process: Any, tmp_path: Path) -> None:
+        """A store that raises is counted; links of this process are not affected."""
+
+        class Broken(dict[str, str]):
+            def get(self, *_: Any) -> Any:
+                raise OSError("no")
+
+            def __setitem__(self, *_: Any) -> None:
+                raise OSError("no")
+
+        app = process(tmp_path, context_store=Broken())
+        with app.request() as request:
+            app.add()
+        assert app.links() == [(request.span_id, "added")]
+        assert until(lambda: app.telemetry.guard.counts()["spans"])
+
+    def test_store_that_hangs(self, process: Any, tmp_path: Path) -> None:
+        """Writing is done aside: neither adding a job nor running it waits for it."""
+        gate, began = threading.Event(), threading.Event()
+
+        class Slow(dict[str, str]):
+            def __setitem__(self, key: str, value: str) -> None:
+                began.set()
+                gate.wait(30)
+                super().__setitem__(key, value)
+
+        store = Slow()
+        app = process(tmp_path, context_store=store)
+        with app.request() as request:
+            app.add()
+        assert began.wait(30)
+        assert app.links() == [(request.span_id, "added")]
+        assert dict(store) == {}
+        gate.set()
+        assert until(lambda: dict(store))
+
+    def test_not_a_mapping(self) -> None:
+        """A path is not a store."""
+        with pytest.raises(ArgumentTypeError, match="context_store must be a mapping"):
+            instrument(HandDriven(), context_store="contexts.db")  # type: ignore[arg-type]
+
+
+class TestBaggage:
+    """Baggage is seen by the job where the application asks for it, and nowhere else."""
+
+    def seen(self, app: Any) -> str:
+        (run,) = app.runs()
+        return str(run.attributes["apscheduler.result"])
+
+    def test_by_default(self, process: Any) -> None:
+        """None of it."""
+        app = process(None, capture_result=True)
+        with app.request(tenant="acme"):
+            app.add(tenant)
+        assert self.seen(app) == repr("{}")
+
+    @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor, processes])
+    def test_added(self, process: Any, executor: Any) -> None:
+        """That of where the job was added, and that of a trigger by hand for that run."""
+        app = process(None, executor(), capture_result=True, propagate_baggage=True)
+        with app.request(tenant="acme, or so"):
+            job = app.add(tenant)
+        assert self.seen(app) == repr("{'tenant': 'acme, or so'}")
+        with app.request(tenant="umbrella"):
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        assert self.seen(app) == repr("{'tenant': 'umbrella'}")
+        assert dict(baggage.get_all()) == {}
+
+    def test_after_a_restart(self, process: Any, tmp_path: Path) -> None:
+        """It is kept with the link."""
+        store = FileContextStore(tmp_path / "contexts.db")
+        options = {"capture_result": True, "propagate_baggage": True, "context_store": store}
+        app = process(tmp_path, **options)
+        with app.request(tenant="acme"):
+            app.add(tenant)
+        app = process(tmp_path, **options)
+        assert self.seen(app) == repr("{'tenant': 'acme'}")
