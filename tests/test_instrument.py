@@ -713,6 +713,9 @@ class TestBadInput:
         ("duration_buckets", b"125", ArgumentTypeError, "a sequence of seconds"),
         ("duration_buckets", ["a"], ArgumentTypeError, "a sequence of seconds"),
         ("delay_buckets", [2, 1], ArgumentValueError, "delay_buckets must be seconds in ascending"),
+        ("max_labels", 1.5, ArgumentTypeError, "max_labels must be a number of label values"),
+        ("max_labels", True, ArgumentTypeError, "max_labels must be a number of label values"),
+        ("max_labels", 0, ArgumentValueError, "max_labels must be 1 or more, got 0; omit it for"),
     )
 
     @pytest.mark.parametrize(("argument", "value", "error", "message"), VALUES)
@@ -742,6 +745,7 @@ class TestBadInput:
             {"duration_buckets": (0, 1)},
             {"duration_buckets": [1, 2, math.inf]},
             {"delay_buckets": range(1, 4)},
+            {"max_labels": 1},
             {"tracer_provider": NoOpTracerProvider()},
         ],
         ids="-".join,
@@ -860,6 +864,15 @@ class TestCallbacks:
             for name in ("run_duration", "start_delay")
         }
         assert bounds == {"run_duration": ["1.0", "2.5", "+Inf"], "start_delay": ["7.0", "+Inf"]}
+
+    def test_max_labels(self) -> None:
+        """Jobs beyond the number of labels that was passed share one."""
+        with watched(scenes.by_hand(), max_labels=2) as seen:
+            seen.scheduler.start()
+            for name in ("a", "b", "c", "d"):
+                seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id=name)
+            text = generate_latest(seen.registry).decode()
+        assert {"a", "b", "__overflow__"} == set(re.findall(r'job_id="(.*?)"', text))
 
 
 class TestHandle:

@@ -23,6 +23,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_labels"}),
     frozenset({"_expectations", "_ledger"}),
     frozenset({"_series"}),
+    frozenset({"_lines"}),
     # What posts to the books and what reads them, never each other.
     frozenset({"_v3", "health", "http", "multiprocess", "otel", "otel_metrics", "prometheus"}),
     # Where the parts are put together.

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from apscheduler_telemetry import health, multiprocess
 from apscheduler_telemetry._expectations import Expectations, checked
-from apscheduler_telemetry._labels import Labeller
+from apscheduler_telemetry._labels import MAX_LABELS, Labeller
 from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
 from apscheduler_telemetry._pipeline import Guard, Pipeline
 from apscheduler_telemetry._record import Capture, Liveness, RunObserver
@@ -62,6 +62,7 @@ class Telemetry:
             self.name,
             duration_buckets=options["duration_buckets"],
             delay_buckets=options["delay_buckets"],
+            max_labels=options["max_labels"],
         )
         self._scheduler = scheduler
         self._servers: list[HTTPServer] = []
@@ -71,8 +72,11 @@ class Telemetry:
         self._readers: list[Reader] = []
         # The spans come first, so that they are current where the histograms are recorded.
         observers: list[RunObserver] = [SpanObserver(tracer_provider=options["tracer_provider"])]
+        expose = None
         if options["registry"] is not None:
-            self._readers.append(collector_of(options["registry"]))
+            collector = collector_of(options["registry"])
+            self._readers.append(collector)
+            expose = collector.expose
         try:
             if options["meter_provider"] is not None:
                 meter = reader_of(
@@ -113,11 +117,11 @@ class Telemetry:
             reader.add(self)  # not before, as a scrape may come at once
         registry = options["registry"]
         if self._mirror is not None:
-            registry = self._mirror.registry
+            registry, expose = self._mirror.registry, None
             if self.started_at is not None:
                 self._mirror.start()
         self._endpoints = Endpoints(
-            registry=registry, health=self.health, on_error=self.guard.failed
+            registry=registry, health=self.health, on_error=self.guard.failed, expose=expose
         )
         self.wsgi_app = self._endpoints.wsgi
         self.asgi_app = self._endpoints.asgi
@@ -232,6 +236,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     capture_stacktrace: bool = False,
     duration_buckets: Sequence[float] = DURATION_BUCKETS,
     delay_buckets: Sequence[float] = DELAY_BUCKETS,
+    max_labels: int = MAX_LABELS,
 ) -> Telemetry:
     """
     Watch everything that a scheduler does, or fails to do.
@@ -273,6 +278,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
             ascending.
         delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
+        max_labels: values of the ``job_id`` label before further jobs share ``__overflow__``.
 
     Returns:
         The handle, by which metrics are served and the scheduler is uninstrumented.
@@ -328,6 +334,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         **switches,
         "duration_buckets": _checked_buckets("duration_buckets", duration_buckets),
         "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),
+        "max_labels": _checked_max_labels(max_labels),
     }
     with _lock:
         existing = handle_of(scheduler)
@@ -422,6 +429,15 @@ def _checked_buckets(argument: str, buckets: Sequence[float]) -> tuple[float, ..
         )
         raise ArgumentValueError(msg)
     return bounds
+
+
+def _checked_max_labels(number: Any) -> int:
+    is_integer = isinstance(number, int) and not isinstance(number, bool)
+    _check_type("max_labels", number, "a number of label values", ok=is_integer)
+    if number < 1:
+        msg = f"max_labels must be 1 or more, got {number}; omit it for {MAX_LABELS:,}"
+        raise ArgumentValueError(msg)
+    return int(number)
 
 
 def _check_type(argument: str, value: object, expected: str, *, ok: bool) -> None:

@@ -568,17 +568,31 @@ class Ledger:
 
         The lock is held for one account at a time, so that no run waits for a whole scrape.
         """
+        for _, account in self.changes({}):
+            if account is not None:
+                yield account
+
+    def changes(self, known: Mapping[str, int]) -> Iterator[tuple[str, Account | None]]:
+        """
+        Yield the label of each account with its snapshot, or None where nothing has changed.
+
+        Args:
+            known: the version that the reader knows already, by label.
+        """
         with self._lock:
             self._catch_up()
             self._purge()
-            accounts = list(self._accounts.values())
-        for account in accounts:
+            accounts = list(self._accounts.items())
+        for label, account in accounts:
+            if not account.has_changed and account.version == known.get(label):
+                yield label, None
+                continue
             with self._lock:
                 if account.has_changed:
                     account.has_changed = False  # before it is read: what changes now counts anew
                     account.version += 1
                 snapshot = account.snapshot()
-            yield snapshot
+            yield label, snapshot
 
     def executors(self) -> Mapping[str, tuple[float, int, int]]:
         """Return workers, running and queued runs by executor alias."""

@@ -292,6 +292,8 @@ TELEMETRY_ERRORS = _family(
 
 FAMILIES = tuple(_families)
 """All of them, in the order in which they are shown."""
+JOB_FAMILIES = tuple(family for family in FAMILIES if "job_id" in family.labels)
+"""Those about single jobs."""
 
 Sample = tuple[Family, tuple[str, ...], "float | Histogram"]
 """A family, the values of its labels, and the value: a `Histogram` if that is its kind."""
@@ -305,14 +307,25 @@ def read(source: Source, component: str) -> Iterator[Sample]:
         source: the scheduler.
         component: who reads. What fails is left out, and counted as a failure of it.
     """
-    yield from _what_can_be_had(source, component, _of_scheduler(source))
-    for account in _what_can_be_had(source, component, _accounts(source)):
-        yield from _what_can_be_had(source, component, _of_job(source.name, account))
+    yield from of_scheduler(source, component)
+    for account in what_can_be_had(source, component, _accounts(source)):
+        yield from what_can_be_had(source, component, of_job(source.name, account))
+    yield from of_telemetry(source)
+
+
+def of_scheduler(source: Source, component: str) -> Iterator[Sample]:
+    """Yield what is not about single jobs; see `read`."""
+    yield from what_can_be_had(source, component, _of_scheduler(source))
+
+
+def of_telemetry(source: Source) -> Iterator[Sample]:
+    """Yield what failed in telemetry itself; to be asked last, as reading may fail, too."""
     for part, count in sorted(source.guard.counts().items()):
         yield TELEMETRY_ERRORS, (source.name, part), count
 
 
-def _what_can_be_had(source: Source, component: str, items: Iterable[_T]) -> Iterator[_T]:
+def what_can_be_had(source: Source, component: str, items: Iterable[_T]) -> Iterator[_T]:
+    """Yield `items` up to what fails, which is counted as a failure of `component`."""
     try:
         yield from items
     except Exception:  # noqa: BLE001  # readers show what can be shown
@@ -346,7 +359,8 @@ def _of_scheduler(source: Source) -> Iterator[Sample]:
     yield SCHEDULER_INFO, (name, *(text(facts[label]) for label in _FACTS)), 1
 
 
-def _of_job(scheduler: str, account: Account) -> Iterator[Sample]:
+def of_job(scheduler: str, account: Account) -> Iterator[Sample]:
+    """Yield what the account of a job says."""
     labels = (scheduler, account.label)
     for outcome, count in account.outcomes.items():
         yield RUNS, (*labels, outcome.value), count

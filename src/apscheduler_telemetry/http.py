@@ -94,6 +94,13 @@ class _Request:
         return path.strip("/") or (last if last in ("metrics", "health") else "")
 
 
+GZIP_LEVEL = 1
+"""
+A tenth of the time of zlib's best, for a fifth more bytes: of 10 MB, 23 ms and 354 kB instead of
+218 ms and 294 kB.
+"""
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: HTTPStatus
@@ -126,6 +133,7 @@ class Endpoints:
         registry: CollectorRegistry | None,
         health: Callable[[], Mapping[str, object]],
         on_error: Callable[[str], None],
+        expose: Callable[[Callable[[Any], bytes]], bytes] | None = None,
     ) -> None:
         """
         Take what is to be served; nothing runs before the first request.
@@ -135,13 +143,15 @@ class Endpoints:
             health: returns what ``/health`` shows; its ``status`` is ``healthy`` or ``unhealthy``.
             on_error: called with ``"http"`` where an exception of `registry` or `health` is being
                 handled.
+            expose: returns what an encoder makes of the registry, where there is a quicker way than
+                to ask the encoder.
         """
         self._report = health
         self._on_error = on_error
         # Apart, as /health must answer even when every scrape hangs.
         self._pages = {"health": (_Workers(), self._health)}
         if registry is not None:
-            metrics = partial(self._metrics, registry)
+            metrics = partial(self._metrics, registry, expose)
             self._pages = {"metrics": (_Workers(), metrics), **self._pages}
         self.asgi = _AsgiApp(self)
 
@@ -220,7 +230,12 @@ class Endpoints:
         answer.set_result(_at_hand(page, request, list(self._pages)))
         return answer
 
-    def _metrics(self, registry: CollectorRegistry, request: _Request) -> _Answer:
+    def _metrics(
+        self,
+        registry: CollectorRegistry,
+        expose: Callable[[Callable[[Any], bytes]], bytes] | None,
+        request: _Request,
+    ) -> _Answer:
         # The library may repeat a part of Accept in its Content-Type: let nothing odd pass.
         plain = request.accept.isascii() and request.accept.isprintable()
         try:
@@ -228,10 +243,14 @@ class Endpoints:
         except (TypeError, ValueError):  # a version that is not one, such as "version=x"
             encode, content_type = choose_encoder("")
         names = parse_qs(request.query).get("name[]")
-        body = encode(registry.restricted_registry(names) if names else registry)
+        if expose is not None and not names:
+            body = expose(encode)
+        else:
+            body = encode(registry.restricted_registry(names) if names else registry)
         if any(name == "gzip" for name, _, _ in _wishes(request.accept_encoding)):
             encoding = (("Content-Encoding", "gzip"),)
-            return _Answer(HTTPStatus.OK, gzip.compress(body), content_type, encoding)
+            packed = gzip.compress(body, GZIP_LEVEL)
+            return _Answer(HTTPStatus.OK, packed, content_type, encoding)
         return _Answer(HTTPStatus.OK, body, content_type)
 
     def _health(self, _request: _Request) -> _Answer:

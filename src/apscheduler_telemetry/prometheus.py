@@ -6,10 +6,12 @@ No ``_created`` series: nothing here reads them, and they would add a third.
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -23,7 +25,18 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from apscheduler_telemetry._ledger import Histogram
-from apscheduler_telemetry._series import FAMILIES, Family, Kind, Reader, Source, read
+from apscheduler_telemetry._lines import Lines, line
+from apscheduler_telemetry._pipeline import renew_lock_after_fork
+from apscheduler_telemetry._series import (
+    FAMILIES,
+    Family,
+    Kind,
+    Reader,
+    Source,
+    of_scheduler,
+    of_telemetry,
+    read,
+)
 from apscheduler_telemetry.errors import ArgumentValueError
 
 _TYPES: dict[Kind, Any] = {
@@ -43,6 +56,8 @@ class LedgerCollector(Reader, Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("registry")
+        self._exposition = _Exposition()
+        self._stands_aside = threading.local()
         self._registry = weakref.ref(registry)  # weakly, as whoever forgets it is free to do so
 
     def describe(self) -> Iterable[Metric]:
@@ -51,6 +66,9 @@ class LedgerCollector(Reader, Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Render all books. What fails is counted and left out; a scrape never raises."""
+        if getattr(self._stands_aside, "now", False):
+            yield Metric(_PLACE, "", "gauge")
+            return
         metrics = _empty()
         for source in self.sources():
             for family, labels, value in read(source, "collector"):
@@ -60,6 +78,35 @@ class LedgerCollector(Reader, Collector):
                 else:
                     metric.add_metric(labels, value)
         yield from metrics.values()
+
+    def expose(self, encode: Callable[[Any], bytes]) -> bytes:
+        """
+        Return what `encode` makes of the registry, with our part from lines that are kept.
+
+        Args:
+            encode: of `prometheus_client.exposition.choose_encoder`.
+        """
+        registry = self._registry()
+        if registry is None:
+            return encode(_Families([]))
+        probe = GaugeMetricFamily(_PLACE, "", labels=["job_id"])
+        probe.add_metric(["a"], 1)
+        *heads, probed = _HEAD.split(encode(_Families([*_empty().values(), probe])).decode())[1:]
+        if f'\n{_PLACE}{{job_id="a"}} 1.0\n' not in probed:
+            return encode(registry)  # in an escaping that changes our names
+        with_exemplars = probed.endswith("# EOF\n")
+        # The encoder goes through the registry, and where our part is to be it finds a place.
+        self._stands_aside.now = True
+        try:
+            whole = encode(registry)
+        finally:
+            self._stands_aside.now = False
+        before, place, after = whole.partition(_PLACE_LINES)
+        if not place:
+            return whole  # the last scheduler was uninstrumented meanwhile
+        ours = self._exposition.of(self.sources(), with_exemplars=with_exemplars)
+        parts = (f"# HELP {head}{lines}" for head, lines in zip(heads, ours))  # noqa: B905  # as many
+        return b"".join((before, *map(str.encode, parts), after))
 
     def remove(self, source: Source) -> None:
         """Show a scheduler no more; the last one takes the collector out of the registry."""
@@ -118,6 +165,46 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float,
     return buckets
 
 
+class _Exposition:
+    """The lines of all families; those of jobs are kept, by format and scheduler."""
+
+    def __init__(self) -> None:
+        self._lines: dict[bool, WeakKeyDictionary[Source, Lines]] = {}
+        self._lock = threading.Lock()
+        renew_lock_after_fork(self)
+
+    def of(self, sources: Sequence[Source], *, with_exemplars: bool) -> list[str]:
+        """Return the lines of each family."""
+        written: dict[Family, list[str]] = {family: [] for family in FAMILIES}
+        with self._lock:  # one scrape at a time, as another would write the same lines
+            kept = self._lines.setdefault(with_exemplars, WeakKeyDictionary())
+            for source in sources:
+                for sample in of_scheduler(source, "collector"):
+                    written[sample[0]].append(line(sample, with_exemplars=with_exemplars))
+                if source not in kept:
+                    kept[source] = Lines("collector", with_exemplars=with_exemplars)
+                for family, lines in kept[source].of_jobs(source):
+                    written[family].append(lines)
+        for source in sources:
+            for sample in of_telemetry(source):
+                written[sample[0]].append(line(sample, with_exemplars=with_exemplars))
+        return list(map("".join, written.values()))
+
+
+class _Families(Collector):
+    """Some families, for an encoder to write."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._families
+
+
+_PLACE = "apscheduler_telemetry_place"
+_PLACE_LINES = f"# HELP {_PLACE} \n# TYPE {_PLACE} gauge\n".encode()
+_HEAD = re.compile("^# HELP ", re.MULTILINE)
 _lock = threading.Lock()
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, LedgerCollector] = (
     weakref.WeakKeyDictionary()

@@ -1,0 +1,144 @@
+"""
+Series as lines of Prometheus' text formats, those of jobs kept while nothing happens to them.
+
+A scrape comes every 15 seconds, and most jobs have not run since the last. Their lines are joined
+as they are; `benchmarks/scrapes.py` says what that buys. The bytes are those of
+`prometheus_client`'s encoders: heads of families come from these, and a test compares all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+from prometheus_client.utils import floatToGoString
+
+from apscheduler_telemetry._ledger import Account, Exemplar, Histogram
+from apscheduler_telemetry._series import (
+    FAMILIES,
+    JOB_FAMILIES,
+    Family,
+    Kind,
+    Sample,
+    Source,
+    of_job,
+    what_can_be_had,
+)
+
+
+class Lines:
+    """
+    The lines of the jobs of one scheduler, in one format.
+
+    Args:
+        component: under what failures are counted.
+        with_exemplars: whether the format has exemplars.
+    """
+
+    def __init__(self, component: str, *, with_exemplars: bool) -> None:
+        self._component = component
+        self._with_exemplars = with_exemplars
+        self._versions: dict[str, int] = {}
+        self._kept: dict[str, tuple[str, ...]] = {}
+        self._order: list[str] = []
+
+    def of_jobs(self, source: Source) -> Iterator[tuple[Family, str]]:
+        """Yield the lines of each family; what fails is left out, counted, and tried again."""
+        there = set()
+        changes = source.ledger.changes(self._versions)
+        for label, account in what_can_be_had(source, self._component, changes):
+            there.add(label)
+            if account is not None:
+                self._kept[label] = self._written(source, account)
+        if there != self._kept.keys() or len(there) != len(self._order):
+            for label in self._kept.keys() - there:
+                del self._kept[label]
+                self._versions.pop(label, None)
+            self._order = sorted(there)
+        columns = zip(*(self._kept[label] for label in self._order))  # noqa: B905  # equally long
+        for family, column in zip(JOB_FAMILIES, columns):  # noqa: B905  # no columns if no jobs
+            yield family, "".join(column)
+
+    def _written(self, source: Source, account: Account) -> tuple[str, ...]:
+        failures = source.guard.counts()[self._component]
+        written: dict[Family, list[str]] = {family: [] for family in JOB_FAMILIES}
+        for sample in what_can_be_had(source, self._component, of_job(source.name, account)):
+            written[sample[0]].append(line(sample, with_exemplars=self._with_exemplars))
+        if source.guard.counts()[self._component] == failures:
+            self._versions[account.label] = account.version
+        else:
+            self._versions.pop(account.label, None)
+        return tuple(map("".join, written.values()))
+
+
+def line(sample: Sample, *, with_exemplars: bool) -> str:
+    """Return the line of a sample, or the lines of a histogram."""
+    family, values, value = sample
+    escaped = [_escaped(text) for text in values]
+    if isinstance(value, Histogram):
+        return "".join(_histogram(family, escaped, value, with_exemplars=with_exemplars))
+    return f"{_FORMS[family].one(*escaped)}{_number(value)}\n"
+
+
+def _histogram(
+    family: Family, labels: list[str], histogram: Histogram, *, with_exemplars: bool
+) -> Iterator[str]:
+    form = _FORMS[family]
+    start, end = form.bucket(*labels), form.bucket_end(*labels)
+    total = 0
+    bounds = _bounds(tuple(histogram.bounds))
+    for index, count in enumerate(histogram.counts):
+        total += count
+        exemplar = histogram.exemplars.get(index) if with_exemplars else None
+        tail = "" if exemplar is None else _exemplar(exemplar)
+        yield f"{start}{bounds[index]}{end}{_number(total)}{tail}\n"
+    yield f"{form.count(*labels)}{_number(total)}\n"
+    yield f"{form.sum(*labels)}{_number(histogram.sum)}\n"
+
+
+class _Form:
+    """How the lines of a family begin, up to the value; each is given the labels' values."""
+
+    def __init__(self, family: Family) -> None:
+        name, labels = family.prometheus_name, family.labels
+        whole = _named(labels, sorted(labels))
+        one = f"{name}_total" if family.kind is Kind.COUNTER else name
+        self.one = f"{one}{{{{{whole}}}}} ".format
+        self.count = f"{name}_count{{{{{whole}}}}} ".format
+        self.sum = f"{name}_sum{{{{{whole}}}}} ".format
+        # Around the value of `le`, which stands among the others.
+        before = _named(labels, [label for label in sorted(labels) if label < "le"])
+        after = _named(labels, [label for label in sorted(labels) if label > "le"])
+        self.bucket = f'{name}_bucket{{{{{before},le="'.format
+        self.bucket_end = f'",{after}}}}} '.format
+
+
+def _named(labels: Sequence[str], wanted: Iterable[str]) -> str:
+    return ",".join(f'{label}="{{{labels.index(label)}}}"' for label in wanted)
+
+
+def _number(value: float) -> str:
+    if type(value) is int and 0 <= value < _GO_EXPONENT:  # what most values are
+        return f"{value}.0"
+    number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return number
+
+
+def _escaped(text: str) -> str:
+    if "\\" in text or "\n" in text or '"' in text:
+        return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return text
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    inner = ",".join(f'{k}="{_escaped(v)}"' for k, v in sorted(exemplar.labels.items()))
+    return f" # {{{inner}}} {_number(exemplar.value)} {exemplar.timestamp}"
+
+
+@lru_cache(maxsize=16)  # two per scheduler, and hardly ever others
+def _bounds(bounds: tuple[float, ...]) -> list[str]:
+    return [_number(bound) for bound in (*bounds, float("inf"))]
+
+
+_GO_EXPONENT = 1_000_000  # from which on Go, and floatToGoString, write one
+_FORMS = {family: _Form(family) for family in FAMILIES}
