@@ -71,7 +71,8 @@ class Telemetry:
         self._mirror = None if directory is None else Mirror(self, directory)
         self._readers: list[Reader] = []
         # The spans come first, so that they are current where the histograms are recorded.
-        observers: list[RunObserver] = [SpanObserver(tracer_provider=options["tracer_provider"])]
+        spans = SpanObserver(tracer_provider=options["tracer_provider"])
+        observers: list[RunObserver] = [spans] if spans.is_needed else []
         expose = None
         if options["registry"] is not None:
             collector = collector_of(options["registry"])

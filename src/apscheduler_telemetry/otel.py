@@ -43,7 +43,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from apscheduler_telemetry._record import Clock, Outcome, RunError, RunView
+from apscheduler_telemetry._record import Clock, JobInfo, Outcome, RunError, RunView
 from apscheduler_telemetry._version import __version__
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,9 @@ The SDK limits attributes only on request and a status description never; a data
 quotes its statement makes messages of megabytes, and a collector refuses the whole batch.
 """
 
+MAX_FIXED = 1_000
+"""Jobs whose attributes are kept, as most are the same for all runs of a job."""
+
 MAX_STACKTRACE = 16_384
 """Characters of a stack trace; the last ones, as the cause stands at its end."""
 
@@ -101,11 +104,13 @@ class _Open:
     Attributes:
         span: the span.
         since: Unix nanoseconds of its start.
+        has_delay: whether it tells the start delay, as the run had started by then.
         tokens: what takes it out of the context again; None where it is not current.
     """
 
     span: trace.Span
     since: int
+    has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
 
 
@@ -137,6 +142,9 @@ class SpanObserver:
         self._clock = clock
         self._as_event, self._as_log = _exception_signals()
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
+        self.is_needed = self._as_log or not isinstance(tracer_provider, trace.NoOpTracerProvider)
+        """Whether there can ever be anything to do; a run costs less without an idle observer."""
+        self._fixed: dict[int, tuple[JobInfo, dict[str, AttributeValue]]] = {}
 
     def enter(self, run: RunView) -> None:
         """Start the span of `run` and make it current."""
@@ -150,6 +158,8 @@ class SpanObserver:
     def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
         """Take the span of `run` out of the context and end it."""
         opened: _Open | None = run.span
+        if opened is None and error is None:
+            return  # nothing is traced
         if opened is not None and opened.tokens is not None:
             _detach(*opened.tokens)
         # Now, so that the job's own spans lie within; yet no earlier, should the clock have been
@@ -186,7 +196,7 @@ class SpanObserver:
         span = tracer.start_span(
             _legal(run.job.label),
             context=_with_baggage(run, Context()),  # without a span: a new root
-            attributes=_attributes(run, None if started is None else run.start_delay),
+            attributes=self._attributes(run, None if started is None else run.start_delay),
             links=_links(run) if run.links else None,
             start_time=since,
         )
@@ -196,7 +206,24 @@ class SpanObserver:
                 "trace_id": trace.format_trace_id(context.trace_id),
                 "span_id": trace.format_span_id(context.span_id),
             }
-        return _Open(span, since)
+        return _Open(span, since, has_delay=started is not None)
+
+    def _attributes(self, run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:
+        job = run.job
+        fixed = self._fixed.get(id(job))
+        if fixed is None or fixed[0] is not job:
+            if len(self._fixed) >= MAX_FIXED:
+                self._fixed.clear()
+            fixed = self._fixed[id(job)] = job, _fixed_attributes(job, run.scheduler)
+        attributes = fixed[1].copy()
+        attributes["apscheduler.scheduled_time"] = run.scheduled.astimezone(
+            timezone.utc
+        ).isoformat()
+        if run.arguments is not None:
+            attributes["apscheduler.job.arguments"] = _legal(run.arguments)
+        if start_delay is not None:
+            attributes["apscheduler.start_delay"] = start_delay
+        return attributes
 
     def _close(
         self, run: RunView, outcome: Outcome, error: RunError | None, ended: float | None
@@ -208,8 +235,7 @@ class SpanObserver:
             if opened.span.is_recording():
                 if run.result is not None:
                     opened.span.set_attribute("apscheduler.result", _legal(run.result))
-                if ended is not None and run.start_delay is not None:
-                    # Once more, as a carried span was started without it.
+                if not opened.has_delay and ended is not None and run.start_delay is not None:
                     opened.span.set_attribute("apscheduler.start_delay", run.start_delay)
                 self._describe(opened.span, outcome, error, until)
             opened.span.end(until)
@@ -381,24 +407,17 @@ def _with_baggage(run: RunView, context: Context | None = None) -> Context:
     return _BAGGAGE.extract({"baggage": baggage}, context) if baggage else context
 
 
-def _attributes(run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:
-    job = run.job
-    attributes: dict[str, AttributeValue] = {
+def _fixed_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
+    return {
         "job.system": "apscheduler",
         "apscheduler.job.id": _legal(job.id),
         "apscheduler.job.name": _legal(job.name),
-        "apscheduler.scheduler": _legal(run.scheduler),
+        "apscheduler.scheduler": _legal(scheduler),
         "apscheduler.executor": _legal(job.executor),
         "apscheduler.jobstore": _legal(job.jobstore),
         "apscheduler.trigger": _legal(job.trigger),
-        "apscheduler.scheduled_time": run.scheduled.astimezone(timezone.utc).isoformat(),
         "code.function.name": _legal(job.func.replace(":", ".", 1)),
     }
-    if run.arguments is not None:
-        attributes["apscheduler.job.arguments"] = _legal(run.arguments)
-    if start_delay is not None:
-        attributes["apscheduler.start_delay"] = start_delay
-    return attributes
 
 
 def _exception(error: RunError) -> dict[str, AttributeValue]:

@@ -100,7 +100,9 @@ class JobView:
             measured = _worker.TimedCall(func, self._submission)
         return measured
 
-    # What run_job asks of every job; the same as __getattr__ gives, for a third of its price.
+    # What every run asks of its job; the same as __getattr__ gives, for a third of its price.
+    _jobstore_alias = property(attrgetter("_job._jobstore_alias"))
+    max_instances = property(attrgetter("_job.max_instances"))
     args = property(attrgetter("_job.args"))
     kwargs = property(attrgetter("_job.kwargs"))
     misfire_grace_time = property(attrgetter("_job.misfire_grace_time"))
