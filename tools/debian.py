@@ -22,8 +22,12 @@ PACKAGES = {
     "promtool": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
+    "postgres": "postgresql",
+    "redis-server": "redis-server",
 }
 """Which package a program is in."""
+DATABASES = frozenset({"postgres", "redis-server"})
+"""Servers that cannot be unpacked, as each consists of many packages."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _PRIVATE = UNPACKED / "apt"
@@ -31,7 +35,11 @@ _PRIVATE = UNPACKED / "apt"
 
 def search_path() -> str:
     """Return a PATH on which unpacked programs come after installed ones."""
-    return os.pathsep.join((os.environ.get("PATH", os.defpath), str(UNPACKED / "usr" / "bin")))
+    # Debian keeps PostgreSQL's programs apart, as several versions can be installed.
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    newest_first = sorted(versions, key=lambda path: float(path.parent.name), reverse=True)
+    places = [os.environ.get("PATH", os.defpath), *newest_first, UNPACKED / "usr" / "bin"]
+    return os.pathsep.join(map(str, places))
 
 
 def which(program: str) -> str | None:
@@ -44,12 +52,13 @@ def provide(programs: Iterable[str]) -> bool:
     See to it that programs can be run, and say in one line what cannot be had, and why.
 
     With root, or sudo that asks for no password, their packages are installed, and no service is
-    started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights.
-    What is there already is left alone.
+    started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights;
+    not so `DATABASES`, to be asked for apart. What is there already is left alone.
 
     Returns:
         Whether all of them are there now.
     """
+    programs = list(programs)
     missing = sorted({PACKAGES[program] for program in programs if not which(program)})
     if not missing:
         return True
@@ -64,6 +73,9 @@ def provide(programs: Iterable[str]) -> bool:
         if why is None:
             return True
         print(f"apt-get could not install them ({why}).")
+    if DATABASES & set(programs):
+        print(f"Missing: {names}. Only root can install them.")
+        return False
     print(f"Unpacking {names} into {UNPACKED.relative_to(ROOT)}, which needs no root.")
     why = unpack(missing)
     if why is not None:

@@ -1,0 +1,788 @@
+"""
+Job stores that processes share, on real servers, and faults of these servers.
+
+The same with each store: the law holds, what the scheduler meets is counted, nothing counts as a
+failure of telemetry, a scrape is answered at once, and no run is late because of us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import generate_latest
+
+import support_jobs as jobs
+import support_scenes as scenes
+from apscheduler_telemetry._record import Outcome
+from apscheduler_telemetry._v3._aside import Aside
+from apscheduler_telemetry._v3._stores import StoreHook
+from support import HandDriven, Rig, live, sample, until
+from support_scenes import Watched, wait_for_reading, watched
+
+sqlalchemy = pytest.importorskip("sqlalchemy")
+redis = pytest.importorskip("redis")
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
+from support_stores import NEVER, File, Keys, Place, Postgres, Proxy, RedisServer, Table
+
+SOON = 0.05
+"""Seconds between two readings in these tests, where it is not 5."""
+EARLIER = NEVER - timedelta(days=1)
+_number = itertools.count()
+
+servers = pytest.mark.integration
+
+
+def needs(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed; `make test` installs it where it may")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    needs("initdb")
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    needs("redis-server")
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+POSTGRES = pytest.param("postgres", marks=servers)
+REDIS = pytest.param("redis", marks=servers)
+remote = pytest.mark.parametrize("kind", [POSTGRES, REDIS])
+everywhere = pytest.mark.parametrize("kind", ["sqlite", POSTGRES, REDIS])
+
+
+@pytest.fixture
+def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Return a new place for jobs, of the kind that the test asks for."""
+    name = f"jobs_{next(_number)}"
+    if kind == "postgres":
+        return Table(request.getfixturevalue("postgres"), name)
+    if kind == "redis":
+        return Keys(request.getfixturevalue("redis_server"), name)
+    return File(tmp_path)
+
+
+@pytest.fixture
+def proxy(place: Place) -> Iterator[Proxy]:
+    proxy = Proxy(place.server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read stores more often than every five seconds."""
+    monkeypatch.setattr(StoreHook, "EVERY", SOON)
+    monkeypatch.setattr(StoreHook, "SHARE", 0.5)
+
+
+@contextlib.contextmanager
+def another_process(place: Place) -> Iterator[HandDriven]:
+    """Change jobs in the store as another process does, one without telemetry."""
+    other = scenes.by_hand(jobstores={"default": place.store()}, timezone=timezone.utc)
+    other.start(paused=True)
+    yield other
+    other.shutdown()
+
+
+def background(store: Any, **options: Any) -> BackgroundScheduler:
+    return BackgroundScheduler(
+        jobstores={"default": store},
+        timezone=timezone.utc,
+        jobstore_retry_interval=0.1,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def running(place: Place, **options: Any) -> Iterator[Watched]:
+    """Run a scheduler that reads the store, and wait until it has read it once."""
+    with watched(background(place.store()), **options) as seen:
+        seen.scheduler.start()
+        until(lambda: last_read(seen))
+        yield seen
+        assert (seen.own_errors(), seen.errors()) == ({}, {})
+
+
+def last_read(seen: Watched) -> float | None:
+    return seen.value("jobstore_last_read_timestamp_seconds", jobstore="default")
+
+
+def add(scheduler: Any, job_id: str = "job", at: datetime = NEVER, **options: Any) -> None:
+    scheduler.add_job(jobs.nothing, "interval", hours=1, id=job_id, next_run_time=at, **options)
+
+
+def promised(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
+    """Return what is promised, and what was taken back."""
+    return (
+        seen.job("next_run_timestamp_seconds", job_id),
+        seen.job("withdrawn_run_timestamp_seconds", job_id),
+    )
+
+
+@everywhere
+@pytest.mark.usefixtures("every_moment")
+class TestOtherProcesses:
+    """What other processes do to the jobs of a shared store is seen soon, without a due job."""
+
+    def test_added(self, place: Place) -> None:
+        """A job that another process adds is promised."""
+        with running(place) as seen, another_process(place) as other:
+            add(other)
+            until(lambda: promised(seen) == (NEVER.timestamp(), None))
+            until(lambda: seen.job("shortest_interval_seconds") == 3600)
+            assert seen.value("scheduler_jobs", jobstore="default") == 1
+
+    def test_moved(self, place: Place) -> None:
+        """One that it moves is promised for the new time, and the former is taken back."""
+        with running(place) as seen, another_process(place) as other:
+            add(other)
+            until(lambda: promised(seen) == (NEVER.timestamp(), None))
+            other.modify_job("job", next_run_time=EARLIER)
+            until(lambda: promised(seen) == (EARLIER.timestamp(), NEVER.timestamp()))
+
+    @pytest.mark.parametrize("what", ["remove_job", "pause_job"])
+    def test_taken_away(self, place: Place, what: str) -> None:
+        """One that it removes or pauses promises nothing any more, on purpose."""
+        with running(place) as seen, another_process(place) as other:
+            add(other)
+            add(other, "other")
+            until(lambda: promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None))
+            getattr(other, what)("job")
+            until(lambda: promised(seen) == (0, NEVER.timestamp()))
+            assert promised(seen, "other") == (NEVER.timestamp(), None)
+
+    def test_all_gone(self, place: Place) -> None:
+        """If nothing is left of several jobs the store has lost them: they stay promised."""
+        with running(place) as seen, another_process(place) as other:
+            add(other)
+            add(other, "other")
+            until(lambda: promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None))
+            other.remove_all_jobs()
+            until(lambda: seen.value("scheduler_jobs", jobstore="default") == 0)
+            assert promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None)
+
+    def test_spoilt(self, place: Place) -> None:
+        """A row that cannot be restored is left alone, and read again when it has changed."""
+        with running(place) as seen, another_process(place) as other:
+            add(other)
+            place.spoil("job")
+            add(other, "other", EARLIER)
+            until(lambda: promised(seen, "other") == (EARLIER.timestamp(), None))
+            assert place.ids() == {"job", "other"}
+            add(other, at=EARLIER, replace_existing=True)
+            until(lambda: promised(seen) == (EARLIER.timestamp(), None))
+
+    def test_overdue(self, place: Place) -> None:
+        """A job that was overdue here when another process moved it has broken its promise."""
+        with another_process(place) as other:
+            add(other, at=scenes.ago(3600))
+            with watched(background(place.store())) as seen:
+                seen.scheduler.start(paused=True)
+                until(lambda: promised(seen)[0])
+                other.modify_job("job", next_run_time=NEVER)
+                until(lambda: promised(seen) == (NEVER.timestamp(), None))
+
+    def test_asleep(self, place: Place) -> None:
+        """
+        A job that falls due while the scheduler sleeps is overdue, and visibly so.
+
+        APScheduler does not hear of what other processes add before it wakes up for something
+        else. That is not ours to repair.
+        """
+        with running(place) as seen, another_process(place) as other:
+            add(other, at=scenes.ahead(0.5))
+            until(lambda: promised(seen)[0])
+            until(lambda: time.time() > (promised(seen)[0] or 0) + 0.5)
+            assert seen.runs() == {}
+            seen.scheduler.wakeup()
+            until(lambda: sum(seen.runs().values()) == 1)
+
+    def test_age(self, place: Place) -> None:
+        """How old all this is can be seen, and it does not get old."""
+        with running(place) as seen:
+            first = last_read(seen) or 0
+            until(lambda: (last_read(seen) or 0) > first + 3 * SOON)
+            assert time.time() - (last_read(seen) or 0) < jobs.PATIENCE
+
+    def test_what_is_changed_here(self, place: Place) -> None:
+        """What this process does itself is never undone by what was read before."""
+        with running(place) as seen:
+            for number in range(50):
+                at = NEVER - timedelta(days=number)
+                add(seen.scheduler, at=at, replace_existing=True)
+                assert promised(seen)[0] == at.timestamp()
+                seen.scheduler.remove_job("job")
+                assert promised(seen) == (0, NEVER.timestamp())
+                time.sleep(0.001)
+
+
+class TestEvery:
+    @pytest.mark.slow
+    def test_five_seconds(self, tmp_path: Path) -> None:
+        """By default a store is read every five seconds."""
+        place = File(tmp_path)
+        with running(place) as seen:
+            first = last_read(seen) or 0
+            with another_process(place) as other:
+                add(other)
+            assert 4.5 < until(lambda: (last_read(seen) or 0) - first) < 10
+            until(lambda: promised(seen)[0])
+
+    @pytest.mark.parametrize("kind", ["sqlite"])
+    def test_less_often_where_it_takes_long(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that answers slowly is left in peace for twenty times as long."""
+        with running(place) as seen:
+            (hook,) = seen.telemetry._adapter._stores.values()
+            pauses: list[float] = []
+            monkeypatch.setattr(hook, "_read_later", pauses.append)
+            monkeypatch.setattr(hook, "_read_changes", lambda rows: time.sleep(0.4))
+            hook._read_now()
+            assert 8 <= pauses[0] < 8 + 20 * jobs.PATIENCE
+
+    def test_memory(self) -> None:
+        """What is in memory is known as of every scrape."""
+        with watched(scenes.by_hand()) as seen:
+            seen.scheduler.start()
+            before = time.time()
+            assert before <= (last_read(seen) or 0) <= time.time()
+
+
+def scrape(rig: Rig) -> float:
+    """Scrape, and return how many seconds that took."""
+    begin = time.perf_counter()
+    assert b"apscheduler_scheduler_up" in generate_latest(rig.telemetry.options["registry"])
+    return time.perf_counter() - begin
+
+
+def successes(rig: Rig) -> int:
+    """Return how often the job has run, once the scheduler is through with it and sleeps."""
+    accounts = [a for a in rig.telemetry.ledger.accounts() if a.label == "job"]
+    is_asleep = busy(rig) == 0 and accounts and accounts[0].next_run > time.time()
+    return accounts[0].outcomes[Outcome.SUCCESS] if is_asleep else -1
+
+
+def failed_readings(rig: Rig) -> float:
+    return sample(rig.telemetry, "apscheduler_jobstore_read_failures_total", jobstore="default")
+
+
+def busy(rig: Rig | Watched) -> float:
+    """Return for how many seconds the scheduler has been looking for due jobs."""
+    since = rig.telemetry._adapter.loop._inside_since
+    return 0.0 if since is None else time.monotonic() - since
+
+
+def settled(value: Callable[[], float]) -> float:
+    """Wait until something has not changed for as long as the scheduler would try again twice."""
+    seen, since = value(), time.perf_counter()
+
+    def has_settled() -> bool:
+        nonlocal seen, since
+        if value() != seen:
+            seen, since = value(), time.perf_counter()
+        return time.perf_counter() - since > 0.5
+
+    until(has_settled)
+    return seen
+
+
+def run_now(rig: Rig) -> None:
+    """Let the job run once more, and wait until it has."""
+    before = successes(rig)
+    rig.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
+    until(lambda: successes(rig) == before + 1)
+
+
+@remote
+@pytest.mark.usefixtures("every_moment")
+class TestFaults:
+    """Servers that go, come back, and do not answer."""
+
+    @pytest.fixture
+    def rig(self, place: Place, proxy: Proxy) -> Iterator[Rig]:
+        with live(background(place.store(proxy.port))) as rig:
+            rig.add(jobs.nothing, "interval", hours=1, next_run_time=scenes.ago(0))
+            until(lambda: successes(rig) == 1)
+            until(lambda: rig.telemetry.ledger.stores()["default"].last_read)
+            yield rig
+            counts = rig.account().outcomes  # not by a scrape, as it may be uninstrumented
+            assert {outcome for outcome, count in counts.items() if count} == {Outcome.SUCCESS}
+
+    def test_server_stopped_and_started(
+        self, rig: Rig, place: Place, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """While the server is away that is counted and said once, and all goes on after it."""
+        place.server.stop()
+        try:
+            before = time.time()
+            rig.scheduler.wakeup()
+            until(lambda: rig.errors_of("jobstore") >= 2)
+            until(lambda: failed_readings(rig) >= 3)
+            assert scrape(rig) < 1
+            assert caplog.text.count("could not read the job store") == 1
+            read = rig.telemetry.ledger.stores()["default"].last_read
+            assert read is not None
+            assert read <= before + 1
+        finally:
+            place.server.start()
+        until(lambda: (rig.telemetry.ledger.stores()["default"].last_read or 0) > before + 0.5)
+        errors = settled(lambda: rig.errors_of("jobstore"))
+        run_now(rig)
+        assert rig.errors_of("jobstore") == errors
+        assert rig.errors_of("loop") == 0
+        assert rig.telemetry.health()["status"] == "healthy"
+
+    def test_idle_connection_cut(self, rig: Rig, proxy: Proxy, kind: str) -> None:
+        """A connection that was cut while it was idle costs SQLAlchemy one try, and Redis none."""
+        assert proxy.cut()
+        rig.scheduler.wakeup()
+        if kind == "postgres":
+            until(lambda: rig.errors_of("jobstore") >= 1)
+        settled(lambda: rig.errors_of("jobstore"))
+        run_now(rig)
+        assert rig.errors_of("loop") == 0
+
+    def test_cut_in_the_middle(self, rig: Rig, proxy: Proxy) -> None:
+        """A connection that is cut while the scheduler waits for its answer is one error."""
+        proxy.stall()
+        rig.scheduler.wakeup()
+        until(lambda: busy(rig) > 0.2)
+        assert scrape(rig) < 1
+        proxy.cut()
+        proxy.go_on()
+        settled(lambda: rig.errors_of("jobstore"))
+        run_now(rig)
+        assert rig.errors_of("loop") == 0
+
+    def test_no_answer(self, rig: Rig, proxy: Proxy) -> None:
+        """A server that says nothing holds up neither a scrape nor `uninstrument`."""
+        proxy.stall()
+        until(lambda: proxy.waiting)  # a message of a reading, as the scheduler sleeps
+        assert max(scrape(rig) for _ in range(20)) < 1
+        begin = time.perf_counter()
+        rig.telemetry.uninstrument()
+        assert time.perf_counter() - begin < 2
+        proxy.go_on()
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_gone_while_a_job_is_moved_on(
+        self, rig: Rig, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that fails when the loop moves a job on kills the loop, and that is shown."""
+        monkeypatch.setattr(jobs, "nothing", place.server.stop)
+        try:
+            rig.scheduler.add_executor(DebugExecutor(), "inline")
+            rig.scheduler.modify_job(
+                "job", executor="inline", next_run_time=datetime.now(timezone.utc)
+            )
+            until(lambda: rig.errors_of("loop") == 1)
+            assert rig.errors_of("jobstore") == 1
+            assert sample(rig.telemetry, "apscheduler_scheduler_up") == 0
+            assert rig.telemetry.health()["status"] == "unhealthy"
+            until(lambda: failed_readings(rig))
+        finally:
+            place.server.start()
+
+
+@pytest.mark.parametrize("kind", [POSTGRES])
+@pytest.mark.usefixtures("every_moment")
+class TestGoneAway:
+    def test_terminated_by_the_server(self, place: Any) -> None:
+        """A server that ends the session, as MySQL does after hours, costs one try and no run."""
+        with live(background(place.store())) as rig:
+            rig.add(jobs.nothing, "interval", hours=1, next_run_time=scenes.ago(0))
+            until(lambda: successes(rig) == 1)
+            ended = place.server.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where pid <> pg_backend_pid() and backend_type = 'client backend'"
+            )
+            assert ended
+            rig.scheduler.wakeup()
+            until(lambda: rig.errors_of("jobstore") >= 1)
+            settled(lambda: rig.errors_of("jobstore"))
+            run_now(rig)
+            assert rig.errors_of("loop") == 0
+
+
+def lateness(scheduler: Any) -> list[float]:
+    """Return a list that grows by how many seconds late each run has ended, as a listener sees."""
+    late: list[float] = []
+
+    def note(event: Any) -> None:
+        late.append(time.time() - event.scheduled_run_time.timestamp())
+
+    scheduler.add_listener(note, EVENT_JOB_EXECUTED | EVENT_JOB_MISSED)
+    return late
+
+
+ONE_CONNECTION: dict[str, Callable[[Proxy], dict[str, Any]]] = {
+    "postgres": lambda _: {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1},
+    "redis": lambda proxy: {
+        "connection_pool": redis.BlockingConnectionPool(
+            port=proxy.port, max_connections=1, timeout=1
+        )
+    },
+}
+
+
+@remote
+@pytest.mark.slow
+@pytest.mark.usefixtures("every_moment")
+class TestSlow:
+    def test_readings_of_two_seconds(self, place: Place, proxy: Proxy, kind: str) -> None:
+        """A pool of one connection is the scheduler's own, however long our readings take."""
+        store = place.store(proxy.port, **ONE_CONNECTION[kind](proxy))
+        scheduler = background(store)
+        scheduler.start(paused=True)
+        scheduler.get_jobs()  # so that its one connection is open, and quick
+        late = lateness(scheduler)
+        proxy.delay = 2.0
+        with live(scheduler, start=False) as rig:
+            rig.add(jobs.nothing, "interval", seconds=0.1, coalesce=False)
+            scheduler.resume()
+            until(lambda: proxy.held >= 2)
+            slow = scrape(rig)
+            until(lambda: len(late) > 20)
+            scheduler.remove_job("job")
+            proxy.delay = 0  # as APScheduler connects anew when it is shut down
+            assert slow < 1
+            assert rig.errors_of("jobstore") == 0
+        assert max(late) < 1.5
+
+    def test_answers_that_are_slow_for_all(self, place: Place, proxy: Proxy) -> None:
+        """Where all answers are slow, runs are as late as they are without us."""
+        plain, ours = background(place.store(proxy.port)), None
+        other = type(place)(place.server, f"{place.name}_ours")  # type: ignore[call-arg]
+        second = Proxy(place.server.port)
+        try:
+            ours = background(other.store(second.port))
+            with live(ours) as rig:
+                plain.start()
+                for way in (proxy, second):
+                    way.slow_down(0.1)
+                results = []
+                for scheduler in (plain, ours):
+                    late = lateness(scheduler)
+                    at = scenes.ahead(2)
+                    for number in range(2):
+                        add(scheduler, f"job{number}", at, misfire_grace_time=None)
+                    results.append(late)
+                until(lambda: all(len(late) == 2 for late in results))
+                assert scrape(rig) < 1
+                without, with_us = map(max, results)
+                assert with_us < 1.5 * without + 0.5
+        finally:
+            for way in (proxy, second):
+                way.slow_down(0)
+            plain.shutdown()
+            second.close()
+
+
+class TestOneConnectionForAll:
+    """Databases that all threads of a process see over one connection, or only one of them sees."""
+
+    @pytest.fixture
+    def engine(self) -> Iterator[Any]:
+        engine = sqlalchemy.create_engine(
+            "sqlite://",
+            poolclass=sqlalchemy.pool.StaticPool,
+            connect_args={"check_same_thread": False},
+        )
+        yield engine
+        engine.dispose()
+
+    @pytest.mark.parametrize("end", ["commit", "rollback"])
+    @pytest.mark.usefixtures("every_moment")
+    def test_a_transaction_of_the_user_s(self, engine: Any, end: str) -> None:
+        """What the user has not committed is neither undone nor committed by us."""
+        text = sqlalchemy.text
+        threads: set[str] = set()
+
+        def note(*_: Any) -> None:
+            threads.add(threading.current_thread().name)
+
+        with watched(background(SQLAlchemyJobStore(engine=engine))) as seen:
+            seen.scheduler.start()
+            add(seen.scheduler)
+            until(lambda: last_read(seen))
+            settled(
+                lambda: seen.telemetry.last_wakeup or 0
+            )  # as its own transactions would disturb
+            sqlalchemy.event.listen(engine, "before_cursor_execute", note)
+            with engine.connect() as connection:
+                connection.execute(text("create table notes (note text)"))
+                connection.commit()
+                connection.execute(text("insert into notes values ('mine')"))
+                time.sleep(10 * SOON)  # in which a reading would have come, and must not
+                getattr(connection, end)()
+                kept = connection.execute(text("select count(*) from notes")).scalar()
+            assert kept == (1 if end == "commit" else 0)
+            assert "apscheduler-telemetry" not in threads
+            assert promised(seen) == (NEVER.timestamp(), None)
+            assert seen.own_errors() == {}
+
+    def test_known_from_before(self, engine: Any) -> None:
+        """Jobs that are there already are known from the scheduler's first pass on."""
+        scheduler = scenes.by_hand(jobstores={"default": SQLAlchemyJobStore(engine=engine)})
+        scheduler.start()
+        add(scheduler)
+        with watched(scheduler) as seen:
+            wait_for_reading(seen)
+            assert seen.value("scheduler_jobs", jobstore="default") == 0
+            assert last_read(seen) is None
+            scheduler.turn()
+            assert promised(seen) == (NEVER.timestamp(), None)
+            assert last_read(seen)
+
+    @pytest.mark.usefixtures("every_moment")
+    def test_a_database_for_each_thread(self) -> None:
+        """Where our thread would see another database, it does not look."""
+        with watched(
+            scenes.by_hand(jobstores={"default": SQLAlchemyJobStore("sqlite://")})
+        ) as seen:
+            seen.scheduler.start()
+            add(seen.scheduler)
+            seen.scheduler.turn()
+            time.sleep(5 * SOON)  # in which a reading would have found nothing
+            wait_for_reading(seen)
+            assert promised(seen) == (NEVER.timestamp(), None)
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [{"timeout": 0}, {"creator": lambda: __import__("sqlite3").connect(":memory:")}],
+        ids=["that do not wait", "that are not what the URL says"],
+    )
+    def test_files(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
+        """SQLite's writers must be ready to wait for a reader, and its file must be one."""
+        options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
+        options |= arguments if "creator" in arguments else {"connect_args": arguments}
+        store = SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs'}", engine_options=options)
+        with watched(scenes.by_hand(jobstores={"default": store})) as seen:
+            seen.scheduler.start()
+            add(seen.scheduler)
+            wait_for_reading(seen)
+            assert last_read(seen) is None
+            seen.scheduler.turn()
+            assert last_read(seen)
+            assert promised(seen) == (NEVER.timestamp(), None)
+            assert (seen.own_errors(), seen.errors()) == ({}, {})
+        store.engine.dispose()
+
+
+@pytest.mark.usefixtures("every_moment")
+class TestEngineOfTheUser:
+    def test_listeners(self, tmp_path: Path) -> None:
+        """What we read passes no listener of the engine, but connections are made as its own."""
+        statements: list[str] = []
+        connected: list[str] = []
+        engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'jobs'}", pool_size=1)
+
+        def note(names: list[str]) -> Callable[..., None]:
+            return lambda *_: names.append(threading.current_thread().name)
+
+        sqlalchemy.event.listen(engine, "before_cursor_execute", note(statements))
+        sqlalchemy.event.listen(engine, "connect", note(connected))
+        with watched(background(SQLAlchemyJobStore(engine=engine))) as seen:
+            seen.scheduler.start()
+            until(lambda: connected.count("apscheduler-telemetry") >= 3)
+            assert "apscheduler-telemetry" not in statements
+            assert seen.own_errors() == {}
+        engine.dispose()
+
+    @pytest.mark.parametrize("kind", [POSTGRES])
+    def test_what_listeners_do(self, place: Any) -> None:
+        """A table that is found by what a listener sets is found by us as well."""
+        engine = sqlalchemy.create_engine(place.server.url())
+
+        def use_schema(connection: Any, _: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute(f"set search_path = {place.name}")
+            connection.commit()
+
+        sqlalchemy.event.listen(engine, "connect", use_schema)
+        place.server.execute(f"create schema {place.name}")
+        with watched(background(SQLAlchemyJobStore(engine=engine))) as seen:
+            seen.scheduler.start()
+            until(lambda: last_read(seen))
+            assert place.server.execute(f"select id from {place.name}.apscheduler_jobs") == []
+            assert seen.value("jobstore_read_failures_total", jobstore="default") == 0
+
+    def test_a_subclass_with_a_way_of_its_own(self, tmp_path: Path) -> None:
+        """A table that several schedulers share is read as the store reads it, once."""
+
+        class Mine(SQLAlchemyJobStore):
+            def _get_jobs(self, *conditions: Any) -> Any:
+                return super()._get_jobs(self.jobs_t.c.id.like("mine%"), *conditions)
+
+        place = File(tmp_path)
+        with another_process(place) as other:
+            add(other, "mine")
+            add(other, "yours")
+        store = Mine(place.store().engine.url)
+        with watched(background(store)) as seen:
+            seen.scheduler.start()
+            until(lambda: promised(seen, "mine")[0])
+            assert promised(seen, "yours") == (None, None)
+            assert seen.value("scheduler_jobs", jobstore="default") == 1
+        store.engine.dispose()
+
+
+def readers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "apscheduler-telemetry"]
+
+
+@pytest.mark.usefixtures("every_moment")
+class TestThread:
+    """The thread that reads keeps nothing alive, and ends by itself."""
+
+    def test_ends_with_the_scheduler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It ends when the scheduler is shut down, and comes back with it."""
+        monkeypatch.setattr(Aside, "IDLE", SOON)
+        with watched(background(File(tmp_path).store())) as seen:
+            for _ in range(2):
+                seen.scheduler.start()
+                until(readers)
+                seen.scheduler.shutdown()
+                until(lambda: not readers())
+
+    def test_ends_with_uninstrument(self, tmp_path: Path) -> None:
+        """It ends when the scheduler is instrumented no more, and another one reads then."""
+        with watched(background(File(tmp_path).store())) as seen:
+            seen.scheduler.start()
+            until(lambda: last_read(seen))
+            seen.telemetry.uninstrument()
+            until(lambda: not readers())
+            with watched(seen.scheduler) as again:
+                until(lambda: last_read(again))
+
+    def test_keeps_no_scheduler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A scheduler that is forgotten while a reading is due is gone."""
+        monkeypatch.setattr(StoreHook, "EVERY", 1e6)
+        scheduler = scenes.by_hand(jobstores={"default": File(tmp_path).store()})
+        with watched(scheduler) as seen:
+            pass
+        with contextlib.ExitStack() as stack:
+            seen = stack.enter_context(watched(scheduler))
+            scheduler.start()
+            wait_for_reading(seen)
+            telemetry = weakref.ref(seen.telemetry)
+            stack.pop_all()
+        alive = weakref.ref(scheduler)
+        del scheduler, seen
+
+        def is_gone() -> bool:
+            gc.collect()
+            return alive() is None and telemetry() is None
+
+        until(is_gone)
+
+    def test_not_in_a_fork(self, tmp_path: Path) -> None:
+        """A child of a fork reads nothing, as it must not use its parent's connections."""
+        with watched(background(File(tmp_path).store())) as seen:
+            seen.scheduler.start()
+            until(lambda: last_read(seen))
+            before = last_read(seen)
+            child = os.fork()
+            if child == 0:
+                try:
+                    (hook,) = seen.telemetry._adapter._stores.values()
+                    time.sleep(3 * SOON)
+                    hook._read_now()
+                    hook._aside.do("adapter", lambda: None)  # which brings a thread to life
+                    time.sleep(3 * SOON)
+                    read = seen.telemetry.ledger.stores()["default"].last_read
+                    os._exit(0 if read is not None and read <= (before or 0) + SOON else 1)
+                finally:
+                    os._exit(2)
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+
+    @pytest.mark.parametrize("kind", [POSTGRES])
+    def test_keeps_no_process(self, place: Any, proxy: Proxy) -> None:
+        """A process ends though its store does not answer us."""
+        code = f"""
+import sys, time
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler_telemetry import instrument
+from apscheduler_telemetry._record import Outcome
+from apscheduler_telemetry._v3._aside import Aside
+from apscheduler_telemetry._v3._stores import StoreHook
+StoreHook.EVERY = 0.01
+scheduler = BackgroundScheduler()
+scheduler.add_jobstore(SQLAlchemyJobStore({place.server.url(proxy.port)!r}))
+instrument(scheduler)
+scheduler.start()
+print("started", flush=True)
+sys.stdin.readline()
+"""
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            proxy.stall()
+            until(lambda: proxy.waiting)
+            process.stdin.close()
+            assert process.wait(jobs.PATIENCE) == 0
+
+
+@everywhere
+@pytest.mark.slow
+class TestRestart:
+    def test_of_a_process(self, kind: str, tmp_path: Path, request: Any) -> None:
+        """What was due while no process was there is accounted for by the next one."""
+        where = f"sqlite:///{tmp_path / 'jobs'}"
+        if kind == "postgres":
+            where = request.getfixturevalue("postgres").url()
+        elif kind == "redis":
+            where = str(request.getfixturevalue("redis_server").port)
+        program = [sys.executable, str(Path(__file__).with_name("restart_app.py"))]
+        left = subprocess.run([*program, "leave", where], check=False, timeout=60)
+        assert left.returncode == -9
+        back = subprocess.run(
+            [*program, "return", where], check=True, timeout=60, stdout=subprocess.PIPE, text=True
+        )
+        outcomes, own_errors = json.loads(back.stdout)
+        folded, each = {"coalesced": 3, "missed": 1}, {"missed": 4}
+        assert outcomes == {
+            "plain": folded,
+            "each": each,
+            "replaced": folded,
+            "replaced-each": each,
+            "changed": folded,
+            "removed": folded,
+            "paused": {},
+        }
+        assert own_errors == {}
