@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timezone
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -17,6 +20,7 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -129,6 +133,50 @@ class TestOnRequest:
         assert "_worker.py" not in stack
         assert SECRET not in stack
         assert "apscheduler.result" not in span.attributes
+
+
+class TestPage:
+    """docs/opentelemetry.md."""
+
+    PAGE = (Path(__file__).parent.parent / "docs" / "opentelemetry.md").read_text()
+
+    def test_attributes(self) -> None:
+        """Its table has every attribute that there is, and no other."""
+        table = self.PAGE.split("| attribute | type | example | stability |")[1].split("\n\n")[0]
+        told = set(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE))
+
+        seen: set[str] = set()
+        for func in (echo, fail):
+            with scheduler(DebugExecutor(), **ALL) as (made, exporter):
+                parent = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+                with trace.use_span(parent):
+                    made.add_job(func, args=[1] if func is echo else [[1]], misfire_grace_time=None)
+                until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+                (span,) = exporter.get_finished_spans()
+                seen |= set(span.attributes or ())
+                parts: list[Any] = [*span.events, *span.links]
+                for part in parts:
+                    seen |= set(part.attributes)
+        assert seen == told
+
+    def test_log_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Its recipe for the standard library's log shows the ids of the run."""
+        (recipe,) = re.findall(r"```python\n(import logging.*?)```", self.PAGE, re.DOTALL)
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        root.handlers.clear()
+        try:
+            exec(recipe, {})
+            with scheduler(ThreadPoolExecutor()) as (made, exporter):
+                made.add_job(logging.getLogger("shop").warning, args=["it works"], id="job")
+                until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+                (span,) = exporter.get_finished_spans()
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+        line = f"WARNING it works trace_id={span.context.trace_id:032x}"
+        assert line in capsys.readouterr().err.splitlines()
 
 
 class TestMore:

@@ -515,7 +515,7 @@ class TestGrafana:
         traces = self.sources["tempo"]["jsonData"]["tracesToMetrics"]
         assert traces["datasourceUid"] == "prometheus"
         attributes = re.findall(
-            r"^\| `([\w.]+)` \|", (ROOT / "docs" / "spans.md").read_text(), re.MULTILINE
+            r"^\| `([\w.]+)` \|", (ROOT / "docs" / "opentelemetry.md").read_text(), re.MULTILINE
         )
         labels = {"job", *(label for family in FAMILIES for label in family.labels)}
         for tag in traces["tags"]:

@@ -6,11 +6,13 @@ import functools
 import gc
 import json
 import logging
+import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
 from importlib.metadata import distribution, entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,13 @@ class TestMetadata:
         names = {n: v for n, v in vars(environment_variables).items() if n.startswith("OTEL")}
         assert names
         assert all(name == value for name, value in names.items())
+
+    def test_page(self) -> None:
+        """The page tells all of them."""
+        page = (Path(__file__).parent.parent / "docs" / "opentelemetry.md").read_text()
+        page = page.replace("`..._CAPTURE", "`OTEL_PYTHON_APSCHEDULER_CAPTURE")
+        names = {n for n in vars(environment_variables) if n.startswith("OTEL")}
+        assert names - set(re.findall(r"`(\w+)`", page)) == set()
 
     def test_missing_dependency(self) -> None:
         """Without opentelemetry-instrumentation, importing it names the extra."""

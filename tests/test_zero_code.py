@@ -8,9 +8,9 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -45,10 +45,16 @@ def receiver(_receiver: OtlpReceiver) -> OtlpReceiver:
     return _receiver
 
 
-def run(receiver: OtlpReceiver, *arguments: object, **variables: str) -> str:
-    """Run Python under ``opentelemetry-instrument`` to its end, and return what it printed."""
+def run(
+    receiver: OtlpReceiver,
+    script: Path,
+    *arguments: object,
+    options: Sequence[str] = (),
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script under ``opentelemetry-instrument`` to its end."""
     done = subprocess.run(
-        [COMMAND, sys.executable, *map(str, arguments)],
+        [COMMAND, *options, sys.executable, script, *map(str, arguments)],
         env={
             **os.environ,
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint,
@@ -62,7 +68,7 @@ def run(receiver: OtlpReceiver, *arguments: object, **variables: str) -> str:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def script(directory: Path, code: str) -> Path:
@@ -76,11 +82,12 @@ def children(spans: list[Received], parent: Received) -> list[Received]:
 
 
 PLAIN = """
-    import json, os, threading, urllib.request
+    import json, logging, os, threading, urllib.request
     from apscheduler.schedulers.background import BackgroundScheduler
     from opentelemetry import trace
 
     def report():
+        logging.getLogger("shop").warning("it works")
         with trace.get_tracer("driver").start_as_current_span("query"):
             ran.release()
 
@@ -101,37 +108,64 @@ PLAIN = """
     """
 
 
+class Outcome(NamedTuple):
+    """What came of the script above."""
+
+    printed: str
+    log: str
+    spans: list[Received]
+    logs: list[Received]
+    metrics: list[Received]
+
+
+@pytest.fixture(scope="module")
+def plain(_receiver: OtlpReceiver, tmp_path_factory: Any) -> Outcome:
+    pytest.importorskip("opentelemetry.instrumentation.logging")
+    _receiver.clear()
+    port = str(free_port())
+    done = run(
+        _receiver,
+        script(tmp_path_factory.mktemp("plain"), PLAIN),
+        options=["--apscheduler_http_port", port],
+        PORT=port,
+        OTEL_PYTHON_APSCHEDULER_NAME="shop",
+        OTEL_PYTHON_APSCHEDULER_OWNER="billing",
+        OTEL_LOGS_EXPORTER="otlp",
+        OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
+        OTEL_PYTHON_LOG_CORRELATION="true",
+    )
+    return Outcome(done.stdout, done.stderr, _receiver.spans, _receiver.logs, _receiver.metrics)
+
+
 @pytest.mark.slow
 class TestScript:
     """A script that does not know of telemetry."""
 
-    def test_every_scheduler(self, receiver: OtlpReceiver, tmp_path: Path) -> None:
+    def test_every_scheduler(self, plain: Outcome) -> None:
         """Each has a name of its own, its runs are spans, and one port serves all."""
-        port = str(free_port())
-        printed = run(
-            receiver,
-            script(tmp_path, PLAIN),
-            PORT=port,
-            OTEL_PYTHON_APSCHEDULER_HTTP_PORT=port,
-            OTEL_PYTHON_APSCHEDULER_NAME="shop",
-            OTEL_PYTHON_APSCHEDULER_OWNER="billing",
-        )
-
-        runs = [span for span in receiver.spans if span.data.name == "report"]
+        runs = [span for span in plain.spans if span.data.name == "report"]
         assert [r.attributes["apscheduler.scheduler"] for r in runs] == ["shop", "shop-2"]
         assert [r.resource["service.name"] for r in runs] == ["zero", "zero"]
-        assert [[c.data.name for c in children(receiver.spans, r)] for r in runs] == [["query"]] * 2
-        assert len(receiver.spans) == 4
-        pages = json.loads(printed)
+        assert [[c.data.name for c in children(plain.spans, r)] for r in runs] == [["query"]] * 2
+        assert len(plain.spans) == 4
+        assert "apscheduler.job.runs" in {metric.data.name for metric in plain.metrics}
+        pages = json.loads(plain.printed)
         for name in ("shop", "shop-2"):
             labels = f'{{job_id="report",outcome="success",scheduler="{name}"}}'
             assert f"apscheduler_job_runs_total{labels} 1.0" in pages["metrics"]
         assert 'owner="billing"' in pages["metrics"]
-        metrics = {m.data.name: m.data for m in receiver.metrics}
-        assert "apscheduler.job.runs" in metrics, metrics.keys()
         health = json.loads(pages["health"])
         assert health["status"] == "healthy"
         assert [s["name"] for s in health["schedulers"]] == ["shop", "shop-2"]
+
+    def test_log(self, plain: Outcome) -> None:
+        """What a job logs has the ids of its run, in the log itself and by OTLP."""
+        runs = [span.data for span in plain.spans if span.data.name == "report"]
+        records = [log.data for log in plain.logs if log.data.body.string_value == "it works"]
+        assert [(r.trace_id, r.span_id) for r in records] == [(r.trace_id, r.span_id) for r in runs]
+        lines = [line for line in plain.log.splitlines() if "it works" in line]
+        for line, r in zip(lines, runs, strict=True):
+            assert f"trace_id={r.trace_id.hex()} span_id={r.span_id.hex()}" in line
 
     def test_disabled(self, receiver: OtlpReceiver, tmp_path: Path) -> None:
         """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS leaves it out by the name of its entry point."""

@@ -18,7 +18,7 @@ from typing import Any
 logger = logging.getLogger("apscheduler_telemetry")
 
 MAX_JOBS = 10_000
-"""Some 3 MB: a row has some 200 bytes without baggage, and the file's index as many again."""
+"""Some 1.3 MB without baggage, as measured; writing one takes a millisecond then."""
 
 BUSY_SECONDS = 0.2
 """How long another process may hold the file before we do without it."""
