@@ -171,6 +171,7 @@ class TestLinks:
         app = process(None)
         with app.request():
             app.add()
+        app.runs()
         app.add(replace_existing=True)
         assert app.links() == []
 
