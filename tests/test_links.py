@@ -161,7 +161,7 @@ class TestLinks:
         job = app.add()
         app.runs()
         with app.request():
-            job.modify(next_run_time=datetime.now(timezone.utc))
+            job.modify(next_run_time=datetime.now(timezone.utc) + timedelta(hours=1))
         job.pause()
         job.modify(next_run_time=datetime.now(timezone.utc))
         assert app.links() == []
