@@ -235,7 +235,7 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     default = default_version()
     everything = ("test", "integrations", "demo")
     every = ("-m", "not drill")
-    first = (*everything, "compose", "grafana")
+    first = (*everything, "compose", "grafana", "rotel")
     envs = [Env(f"py{default}", pythons[default], first, EXTRAS, selection=every)]
     envs += [
         Env(f"py{version}", python, everything, EXTRAS)
