@@ -96,11 +96,13 @@ class Process:
 
     def runs(self) -> list[Any]:
         """Return the spans of runs since this was asked last, once there is one."""
-        self.scheduler.turn()
-        until(lambda: [s for s in self._exporter.get_finished_spans() if s.name == "job"])
-        spans = [s for s in self._exporter.get_finished_spans() if s.name == "job"]
+        until(lambda: self.scheduler.turn() or self._runs())
+        spans = self._runs()
         self._exporter.clear()
         return spans
+
+    def _runs(self) -> list[Any]:
+        return [span for span in self._exporter.get_finished_spans() if span.name == "job"]
 
     def links(self) -> list[tuple[int, str]]:
         """Return to which spans the one run since then links, and why."""
@@ -154,6 +156,16 @@ class TestLinks:
             job.modify(name="a change of something else")
         app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
         assert app.links() == [(request.span_id, "added")]
+
+    def test_after_the_triggered_run(self, process: Any) -> None:
+        """The next run by the trigger does not link to what was done by hand."""
+        app = process(None)
+        job = app.add(hours=0, seconds=1)
+        app.runs()
+        with app.request() as hand:
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        assert app.links() == [(hand.span_id, "triggered")]
+        assert app.links() == []
 
     def test_triggered_and_paused(self, process: Any) -> None:
         """A run that was taken back again has triggered nothing."""
