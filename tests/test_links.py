@@ -96,8 +96,12 @@ class Process:
 
     def runs(self) -> list[Any]:
         """Return the spans of runs since this was asked last, once there is one."""
-        until(lambda: self.scheduler.turn() or self._runs())
-        spans = self._runs()
+
+        def turned() -> list[Any]:
+            self.scheduler.turn()
+            return self._runs()
+
+        spans: list[Any] = until(turned)
         self._exporter.clear()
         return spans
 
