@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from opentelemetry import baggage, context, trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry._v3._stores import StoreHook
 from support import HandDriven, eventually, until
 
 REQUEST = trace.SpanContext(0xA, 0xB, is_remote=False, trace_flags=trace.TraceFlags(1))
@@ -131,6 +133,38 @@ class TestLoop:
 
         assert {str(what) for name, what in store.seen if name == "APScheduler"} == {str(NOTHING)}
         assert ran == [NOTHING]
+
+    def test_no_spans_of_what_telemetry_reads(
+        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A database that is being traced has no spans of what telemetry asks it."""
+        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        module = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
+        if "is_instrumentation_enabled" not in inspect.getsource(module.engine):
+            pytest.skip("this old instrumentation cannot be told to make no span")
+        sdk = pytest.importorskip("opentelemetry.sdk.trace")
+        memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+        exporter, provider = memory.InMemorySpanExporter(), sdk.TracerProvider()
+        provider.add_span_processor(sdk.export.SimpleSpanProcessor(exporter))
+        monkeypatch.setattr(StoreHook, "EVERY", 0.01)
+        url = f"sqlite:///{tmp_path / 'jobs'}"
+
+        instrumentor = module.SQLAlchemyInstrumentor()
+        instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
+        try:
+            scheduler = HandDriven(jobstores={"default": stores.SQLAlchemyJobStore(url)})
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            scheduler.start()
+            scheduler.turn()
+            assert exporter.get_finished_spans(), "that is, the scheduler's own"
+            exporter.clear()
+            read = telemetry.ledger.stores()["default"].last_read or 0
+            until(lambda: (telemetry.ledger.stores()["default"].last_read or 0) > read + 0.1)
+            assert exporter.get_finished_spans() == ()
+            telemetry.uninstrument()
+            scheduler.shutdown()
+        finally:
+            instrumentor.uninstrument()
 
     def test_reading_for_telemetry(self, tmp_path: Any) -> None:
         """Nor is what telemetry itself reads from a store part of who started the scheduler."""

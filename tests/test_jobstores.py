@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,10 +28,11 @@ import pytest
 from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 import support_jobs as jobs
 import support_scenes as scenes
+from apscheduler_telemetry import instrument
 from apscheduler_telemetry._record import Outcome
 from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._stores import StoreHook
@@ -510,15 +512,18 @@ class TestSlow:
 class TestOneConnectionForAll:
     """Databases that all threads of a process see over one connection, or only one of them sees."""
 
-    @pytest.fixture
-    def engine(self) -> Iterator[Any]:
+    @pytest.fixture(params=["StaticPool", "SingletonThreadPool"])
+    def engine(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Return an engine whose pool would give us the very connection of the scheduler."""
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
         engine = sqlalchemy.create_engine(
             "sqlite://",
-            poolclass=sqlalchemy.pool.StaticPool,
-            connect_args={"check_same_thread": False},
+            poolclass=getattr(sqlalchemy.pool, request.param),
+            creator=lambda: connection,
         )
         yield engine
         engine.dispose()
+        connection.close()
 
     @pytest.mark.parametrize("end", ["commit", "rollback"])
     @pytest.mark.usefixtures("every_moment")
@@ -579,7 +584,7 @@ class TestOneConnectionForAll:
 
     @pytest.mark.parametrize(
         "arguments",
-        [{"timeout": 0}, {"creator": lambda: __import__("sqlite3").connect(":memory:")}],
+        [{"timeout": 0}, {"creator": lambda: sqlite3.connect(":memory:")}],
         ids=["that do not wait", "that are not what the URL says"],
     )
     def test_files(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -657,6 +662,22 @@ class TestEngineOfTheUser:
         store.engine.dispose()
 
 
+@remote
+def test_no_connection_is_kept(place: Any, kind: str) -> None:
+    """Between two readings there is no connection but the scheduler's."""
+    with running(place) as seen:
+        seen.scheduler.get_jobs()
+        wait_for_reading(seen)
+        if kind == "postgres":
+            ((count,),) = place.server.execute(
+                "select count(*) from pg_stat_activity"
+                " where pid <> pg_backend_pid() and backend_type = 'client backend'"
+            )
+        else:
+            count = len(place.server.client.client_list()) - 1  # that is, the one that asks
+        assert count == 1
+
+
 def readers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "apscheduler-telemetry"]
 
@@ -689,20 +710,17 @@ class TestThread:
         """A scheduler that is forgotten while a reading is due is gone."""
         monkeypatch.setattr(StoreHook, "EVERY", 1e6)
         scheduler = scenes.by_hand(jobstores={"default": File(tmp_path).store()})
-        with watched(scheduler) as seen:
-            pass
-        with contextlib.ExitStack() as stack:
-            seen = stack.enter_context(watched(scheduler))
-            scheduler.start()
-            wait_for_reading(seen)
-            telemetry = weakref.ref(seen.telemetry)
-            stack.pop_all()
+        registry = CollectorRegistry()
+        telemetry = instrument(scheduler, registry=registry)
+        scheduler.start()
+        wait_for_reading(Watched(scheduler, telemetry, registry))
+        assert telemetry.ledger.stores()["default"].last_read
         alive = weakref.ref(scheduler)
-        del scheduler, seen
+        del scheduler, telemetry
 
         def is_gone() -> bool:
             gc.collect()
-            return alive() is None and telemetry() is None
+            return alive() is None
 
         until(is_gone)
 
@@ -734,6 +752,7 @@ class TestThread:
 import sys, time
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler_telemetry import instrument
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry._record import Outcome
 from apscheduler_telemetry._v3._aside import Aside

@@ -359,6 +359,20 @@ def no_context() -> Iterator[None]:
         otel_context.detach(token)
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """
+    Let nothing be current, and let instrumentations of OpenTelemetry make no span.
+
+    What telemetry asks a database every few seconds is no work of the application's.
+    """
+    token = otel_context.attach(otel_context.set_value(_SUPPRESSED, value=True, context=Context()))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
 def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:
     if isinstance(provider, (trace.NoOpTracerProvider, trace.ProxyTracerProvider)):
         return None
@@ -462,3 +476,7 @@ def _move_start(span: trace.Span, since: int) -> None:
     """
     if isinstance(getattr(span, "_start_time", None), int):
         span._start_time = since  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+_SUPPRESSED = "suppress_instrumentation"
+"""By this key of a context, instrumentations know that they are to make no span."""

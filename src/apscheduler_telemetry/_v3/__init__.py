@@ -71,7 +71,8 @@ class Adapter:
         origins: knows where a job is added, for its runs to link to.
         context_store: keeps that across restarts.
         capture: what of a job's own data may be told.
-        no_context: a context manager under which nothing is being traced.
+        no_context: a context manager under which nothing is current.
+        untraced: one under which no span is made either.
         on_start: called when the scheduler is being started.
         on_stop: called when it was shut down.
     """
@@ -92,6 +93,7 @@ class Adapter:
         context_store: MutableMapping[str, str] | None,
         capture: Capture,
         no_context: Callable[[], AbstractContextManager[None]],
+        untraced: Callable[[], AbstractContextManager[None]],
         on_start: Callable[[], None],
         on_stop: Callable[[], None],
     ) -> None:
@@ -105,6 +107,7 @@ class Adapter:
         self._expectations = expectations
         self.capture = capture
         self.no_context = no_context
+        self.untraced = untraced
         self._on_start = on_start
         self._on_stop = on_stop
         # By the identity of what they are laid over, which keeps them; weakly, as it may be removed
@@ -113,7 +116,7 @@ class Adapter:
         self._stores: WeakValueDictionary[int, StoreHook] = WeakValueDictionary()
         self._due: Sequence[Any] = ()
         self._memories: dict[str, Any] = {}
-        self._aside = Aside(guard, no_context)
+        self._aside = Aside(guard, untraced)
         self.links = Links(origins, context_store, self._aside, guard)
         try:
             self._install(scheduler)
@@ -310,6 +313,7 @@ class Adapter:
         if removal is Removal.WITHDRAWN and self._was_left_to_us(entry):
             removal = Removal.BROKEN
         self.ledger.remove(entry, removal)
+        self.links.removed(entry)
 
     def due(self, jobs: Any, alias: str) -> None:
         """Take note of the jobs that a store says are due."""

@@ -57,7 +57,7 @@ class StoreHook:
         self._ledger = adapter.ledger
         self._lock = threading.Lock()
         # Of its own, as a server that does not answer holds it up.
-        self._aside = Aside(adapter.guard, adapter.no_context)
+        self._aside = Aside(adapter.guard, adapter.untraced)
         self._rows: Rows | None = None
         self._round = 0
         self._failing = False
