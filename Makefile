@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check drill format clean
+.PHONY: help demo test check drill bench format clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,9 @@ check: ## The fast loop: lint, types and fast tests of the working tree, on one 
 
 drill: ## Faults for real, and the alerts that reach a webhook, as a table.
 	@exec $(PYTHON) tools/run.py drill tests/drills/drill.py $(ARGS)
+
+bench: ## What telemetry costs, as ratios measured in one run; about six minutes.
+	@exec $(PYTHON) tools/run.py bench benchmarks/all.py $(ARGS)
 
 format: ## Format the code, and fix what can be fixed by itself.
 	@exec $(PYTHON) tools/run_tests.py format

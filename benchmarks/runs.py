@@ -169,13 +169,14 @@ SDK_TARGET = 2e-6  # seconds that an absent SDK may cost
 class Contender:
     """A scheduler with its jobs."""
 
-    def __init__(self, name: str, executor: str, jobs: int) -> None:
+    def __init__(self, name: str, executor: str, jobs: int, executors: int = 1) -> None:
         prepare, func = CONTENDERS[name]
         self.name = name
         self.executor = EXECUTORS[executor]()
+        others = {str(number): EXECUTORS[executor]() for number in range(1, executors)}
         self.clock = time.thread_time if executor == "debug" else time.process_time
         Frozen.at = START
-        self.scheduler = Scheduler(timezone="UTC", executors={"default": self.executor})
+        self.scheduler = Scheduler(timezone="UTC", executors={"default": self.executor, **others})
         prepare(self.scheduler)
         for number in range(jobs):
             self.scheduler.add_job(
@@ -183,6 +184,7 @@ class Contender:
                 "interval",
                 seconds=STEP,
                 id=f"job-{number}",
+                executor=str(number % executors) if number % executors else "default",
                 misfire_grace_time=None,
                 start_date=START + timedelta(seconds=STEP),
             )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from apscheduler_telemetry._labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry._pipeline import renew_lock_after_fork
@@ -160,8 +160,7 @@ class Histogram:
         return twin
 
 
-@dataclass(frozen=True)
-class Exemplar:
+class Exemplar(NamedTuple):
     """One observation with the labels of the trace that it belongs to."""
 
     labels: Mapping[str, str]

@@ -269,10 +269,12 @@ class SpanObserver:
 
     def _tracer(self) -> trace.Tracer | None:
         """Return the provider's tracer, or None where its spans would go nowhere."""
+        known, tracer = self._cached
+        if tracer is not None:
+            return tracer  # for good, as the global provider can be set but once
         provider = self._tracer_provider
         if provider is None:
             provider = trace.get_tracer_provider()
-        known, tracer = self._cached
         if provider is not known:
             tracer = _tracer_of(provider)
             self._cached = provider, tracer

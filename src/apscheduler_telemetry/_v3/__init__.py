@@ -241,7 +241,7 @@ class Adapter:
     def updated(self, job: Any, alias: str) -> None:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
-        if self.loop.goes_on(job.id) and entry is not None and job.next_run_time is not None:
+        if entry is not None and self.loop.goes_on(job.id):
             self.loop.has_gone_on()
             self._goes_on(entry, job)
             return

@@ -115,11 +115,18 @@ class ExecutorHook:
             self._close(view, submission.refused if refused else submission.failed, why)
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
+        under_way = self._under_way
+
         def run_job_success(job_id: str, events: Sequence[Any]) -> None:
+            view = under_way.get(job_id) if type(job_id) is str else None
+            if view is not None and ended_well(view, events):
+                del under_way[job_id]  # what happens most
+                original(job_id, events)
+                return
             view = self._view(job_id)
             if view is not None:
                 if ended_well(view, events):
-                    self._under_way.pop(key_of(view), None)
+                    under_way.pop(key_of(view), None)
                 elif is_of(view, events):
                     self._close(view, submission_of(view).returned, events)
             original(str(job_id), events)

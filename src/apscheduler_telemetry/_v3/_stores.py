@@ -320,14 +320,22 @@ class StoreHook:
         return add_job
 
     def _update_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
-        loop = self._adapter.loop
+        adapter = self._adapter
+        loop = adapter.loop
 
         def update_job(job: Any) -> None:
             goes_on = loop.goes_on(job.id)
-            if goes_on and not self.persistent:
+            if goes_on and not self.persistent and adapter.active and self.alias is not None:
                 # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
-                self._counting_errors(original, job)
-                self._note(self._adapter.updated, job)
+                try:
+                    original(job)
+                except BaseException:
+                    self._failed()
+                    raise
+                try:
+                    adapter.updated(job, self.alias)
+                except Exception:  # noqa: BLE001
+                    adapter.guard.failed("adapter")
                 return
             if not goes_on:
                 self._look_up(job.id)
@@ -450,10 +458,13 @@ class StoreHook:
         try:
             return call(*arguments)
         except BaseException:
-            # Elsewhere the caller is told; inside the loop it is only logged, or kills the loop.
-            if self._adapter.active and self._adapter.loop.is_inside:
-                self._ledger.error(ErrorKind.JOBSTORE)
+            self._failed()
             raise
+
+    def _failed(self) -> None:
+        # Elsewhere the caller is told; inside the loop it is only logged, or kills the loop.
+        if self._adapter.active and self._adapter.loop.is_inside:
+            self._ledger.error(ErrorKind.JOBSTORE)
 
     def _note(self, what: Callable[..., object], *about: Any) -> None:
         """Do `what`, which is given what it is about and the alias."""

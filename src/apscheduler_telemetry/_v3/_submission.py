@@ -123,13 +123,15 @@ class PlainView(JobView):
     """
 
     __slots__ = ("_run",)
+    # Of its own, which is quick; run_job sets nothing on a job.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def __init__(self, job: Any, run: Run, hook: ExecutorHook, key: Hashable) -> None:
-        _set_job(self, job)
-        _set_hook(self, hook)
-        _set_key(self, key)
-        _set_id(self, key if key == job.id else SubmissionId(job.id, self))
-        _set_run(self, run)
+        self._job = job
+        self._hook = hook
+        self._key = key
+        self._run = run
+        self.id = key if type(key) is str else SubmissionId(job.id, self)
 
     def func(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the job's callable, and measure around it."""
@@ -163,7 +165,6 @@ _set_hook = JobView._hook.__set__  # type: ignore[attr-defined]  # noqa: SLF001 
 _set_id = JobView.id.__set__  # type: ignore[attr-defined]
 _set_job = JobView._job.__set__  # type: ignore[attr-defined]  # noqa: SLF001
 _set_key = JobView._key.__set__  # type: ignore[attr-defined]  # noqa: SLF001
-_set_run = PlainView._run.__set__  # type: ignore[attr-defined]  # noqa: SLF001
 _set_submission = JobView._submission.__set__  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -196,7 +197,7 @@ def ended_well(view: JobView, events: Sequence[Any]) -> bool:
     """Tell whether the one run of a view has ended, and its event needs no touch."""
     if type(view) is not PlainView or len(events) != 1:
         return False
-    [event], run = events, view._run  # noqa: SLF001
+    event, run = events[0], view._run  # noqa: SLF001
     return (
         run.state is _DONE
         and event.scheduled_run_time is run.scheduled
