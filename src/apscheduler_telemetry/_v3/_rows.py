@@ -19,12 +19,7 @@ class Rows(Protocol):
     """The rows of one job store."""
 
     def listing(self) -> Mapping[str, float | None]:
-        """
-        Return the next run of each job by id, in Unix seconds, None for one that is paused.
-
-        Raises:
-            NotSharedError: another connection would not see what the scheduler's sees.
-        """
+        """Return the next run of each job by id, in Unix seconds, None for one that is paused."""
 
     def states(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
         """Return id and pickle of these jobs, as far as they are there."""
@@ -46,7 +41,7 @@ def rows_of(store: Any) -> Rows | None:
     Return the rows of a job store, None where it cannot be asked for them.
 
     Raises:
-        NotSharedError: it could be, if it did not have one connection for all.
+        NotSharedError: another connection would not see what the scheduler's sees, or harm it.
     """
     if _is_plain(store, "sqlalchemy", "SQLAlchemyJobStore", "_get_jobs"):
         return SQLRows(store)
@@ -87,6 +82,8 @@ class SQLRows:
             # One connection for all threads, where our rollback would be the scheduler's as well;
             # or a database in memory, of which another connection sees another one.
             raise NotSharedError
+        if self._theirs.dialect.name == "sqlite":
+            self._check()
 
     def listing(self) -> Mapping[str, float | None]:
         from sqlalchemy import select  # noqa: PLC0415
@@ -125,17 +122,24 @@ class SQLRows:
             )
         if self._connection is None:
             self._connection = self._engine.connect()
-            if self._engine.dialect.name == "sqlite":
-                with self._connection.begin():
-                    self._check()
         return self._connection
 
     def _check(self) -> None:
-        """See to it that what another connection sees is the same, and that it harms nobody."""
-        ask = self._connection.exec_driver_sql
-        is_file = any(name == "main" and file for _, name, file in ask("PRAGMA database_list"))
-        (patience,) = ask("PRAGMA busy_timeout").fetchone()
-        if not is_file or patience < self.LEAST_PATIENCE:
+        """
+        See to it that what another connection sees is the same, and that it harms nobody.
+
+        It is asked at once, as the scheduler's first pass is not far, and no file is read for it.
+        """
+        try:
+            with self._connected().begin():
+                ask = self._connection.exec_driver_sql
+                files = [file for _, name, file in ask("PRAGMA database_list") if name == "main"]
+                (patience,) = ask("PRAGMA busy_timeout").fetchone()
+        except Exception:  # noqa: BLE001  # which the first reading will meet as well, and tell
+            return
+        finally:
+            self.close()
+        if not any(files) or patience < self.LEAST_PATIENCE:
             raise NotSharedError
 
 

@@ -146,8 +146,6 @@ class StoreHook:
                 again = False
             else:
                 self._read_changes(self._rows)
-        except NotSharedError:
-            self._in_next_pass, again = True, False
         except _ReadingError as error:
             self._could_not_read(error)
         except Exception:  # noqa: BLE001  # the next time may do better
@@ -523,8 +521,6 @@ def _asking() -> Iterator[None]:
     """Tell failures of the store from our own."""
     try:
         yield
-    except NotSharedError:
-        raise
     except Exception as error:
         raise _ReadingError from error
 
