@@ -16,7 +16,7 @@ QUICK = {
     "runs.py": ["--jobs", "5", "--repeat", "3"],
     "scrapes.py": ["--jobs", "10", "--repeat", "2"],
     "interference.py": ["--jobs", "10", "--seconds", "1"],
-    "memory.py": ["--jobs", "50"],
+    "memory.py": ["--jobs", "50", "--repeat", "1"],
     "growth.py": ["--quick"],
 }
 """What proves in half a minute that they work; the numbers are worth nothing then."""

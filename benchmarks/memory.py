@@ -1,7 +1,7 @@
 """
 What telemetry weighs: memory of a job and of a run in flight, imports, a start with stored jobs.
 
-Usage: memory.py [--jobs 10000]
+Usage: memory.py [--jobs 10000] [--repeat 5]
 
 Memory is what `tracemalloc` finds more after than before. Times are CPU time of processes of their
 own that take turns with processes that do the same without telemetry, as medians.
@@ -28,7 +28,6 @@ from prometheus_client.exposition import choose_encoder
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.prometheus import collector_of
 
-REPEAT = 5
 IMPORTS = {
     "nothing": "pass",
     "apscheduler and prometheus_client": (
@@ -123,10 +122,10 @@ def per_run(runs: int) -> None:
         scheduler.shutdown()
 
 
-def imports() -> None:
+def imports(repeat: int) -> None:
     """Print what imports cost."""
     took: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    for _ in range(REPEAT):
+    for _ in range(repeat):
         for name, code in IMPORTS.items():
             took[name].append(cpu([sys.executable, "-c", code]))
     for name, values in took.items():
@@ -141,7 +140,7 @@ def cpu(command: list[str]) -> float:
     return sum(after[2:4]) - sum(before[2:4])
 
 
-def start(jobs: int) -> None:
+def start(jobs: int, repeat: int) -> None:
     """Print what a start with stored jobs costs."""
     from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore  # noqa: PLC0415
 
@@ -152,7 +151,7 @@ def start(jobs: int) -> None:
         add_jobs(scheduler, jobs)
         scheduler.shutdown()
         took: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
-        for _ in range(REPEAT):
+        for _ in range(repeat):
             for name, values in took.items():
                 command = [sys.executable, "-c", START, url, name]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -170,11 +169,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     per_job(options.jobs)
     per_run(options.jobs)
-    imports()
-    start(options.jobs)
+    imports(options.repeat)
+    start(options.jobs, options.repeat)
 
 
 if __name__ == "__main__":

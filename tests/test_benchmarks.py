@@ -20,7 +20,7 @@ class TestBenchmarks:
         [
             (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
             (("interference.py", "--jobs", "10", "--seconds", "0.5"), "asyncio      10"),
-            (("memory.py", "--jobs", "20"), "start with 20 stored jobs, with us"),
+            (("memory.py", "--jobs", "20", "--repeat", "1"), "start with 20 stored jobs, with us"),
         ],
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
     )
