@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -1147,6 +1148,27 @@ class TestExecutorsOfTheUser:
             rig.after(25)
             assert rig.outcomes() == {"success": 3}
             rig.is_told = False
+
+    def test_one_that_tells_only_once(self) -> None:
+        """Events that can be walked through only once reach the listeners."""
+        executor = Calling(lambda job, run_times: iter(executed(job.id, run_times)))  # type: ignore[arg-type, return-value]
+        with by_hand({"default": executor}) as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(25)
+            assert rig.outcomes() == {"success": 3}
+            assert rig.codes().count("executed") == 3
+
+    @pytest.mark.parametrize("coalesce", [True, False])
+    def test_one_that_the_user_calls(self, coalesce: bool) -> None:
+        """What is submitted without a scheduler, and without a due time, is submitted."""
+        with by_hand({"default": (executor := Deferring())}) as rig:
+            job = SimpleNamespace(id="bare", max_instances=1, func=jobs.nothing, args=())
+            executor.submit_job(job, [])
+            executor.submit_job(rig.add(jobs.nothing, every(10), coalesce=coalesce), [])
+            assert [job_id for job_id, *_ in executor.taken] == ["bare", "job"]
+            for job_id, *_ in executor.taken:
+                executor._run_job_success(job_id, [])
+            rig.failing = {"adapter"}
 
     def test_one_that_runs_nothing(self) -> None:
         """What was neither seen to run nor told of is lost."""

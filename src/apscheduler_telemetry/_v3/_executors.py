@@ -85,9 +85,12 @@ class ExecutorHook:
             if not self.active or (owner is not adapter.scheduler and owner is not None):
                 original(job, run_times)
                 return
-            # The first due time is the very object that was promised, unless some were folded.
-            if job.coalesce and run_times[0] is not job.next_run_time:
-                self._fold(job, run_times)
+            try:
+                # The first due time is the very object that was promised, unless some were folded.
+                if job.coalesce and run_times[0] is not job.next_run_time:
+                    self._fold(job, run_times)
+            except Exception:  # noqa: BLE001  # not from a scheduler: no due time, or hardly a job
+                self.guard.failed("adapter")
             view = self._open(job, run_times)
             try:
                 # Else with a list that tells where run_job is in it.
@@ -118,6 +121,8 @@ class ExecutorHook:
         under_way = self._under_way
 
         def run_job_success(job_id: str, events: Sequence[Any]) -> None:
+            if type(events) is not list:
+                events = list(events)  # an executor of the user's may give what is read only once
             view = under_way.get(job_id) if type(job_id) is str else None
             if view is not None and ended_well(view, events):
                 del under_way[job_id]  # what happens most
