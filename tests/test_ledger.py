@@ -12,6 +12,7 @@ import pytest
 
 from apscheduler_telemetry._ledger import (
     MAX_EXCEPTIONS,
+    MAX_JOURNAL,
     OTHER_EXCEPTIONS,
     REMOVED_FOR,
     Account,
@@ -21,6 +22,7 @@ from apscheduler_telemetry._ledger import (
     Ledger,
     Removal,
     Run,
+    State,
 )
 from apscheduler_telemetry._record import ErrorKind, JobInfo, Outcome, RunError
 
@@ -443,6 +445,50 @@ class TestExecutors:
         assert isinstance(ledger.executor("default", lambda: workers[0]), ExecutorAccount)
         workers[0] = 3
         assert ledger.executors() == {"default": (3, 0, 0)}
+
+
+class TestShortWay:
+    """Runs that end by `succeed`, which enters them at one go."""
+
+    @pytest.mark.parametrize("looked_at", [False, True], ids=["unseen", "seen while it ran"])
+    @pytest.mark.parametrize("exemplar", [None, {"trace_id": "1"}], ids=["plain", "exemplar"])
+    @pytest.mark.parametrize("late", [-2.0, 0.0, 0.3])
+    def test_ends_where_the_long_one_does(
+        self, looked_at: bool, exemplar: dict[str, str] | None, late: float
+    ) -> None:
+        """All numbers are what they are after `start` and `finish`."""
+        ends = []
+        for is_short in (False, True):
+            books = Books()
+            for duration in (0.004, 0.25, 7200.5):
+                (run,) = books.hand_over()
+                run.exemplar = exemplar
+                if is_short:
+                    run.started, run.state = AT + late, State.RUNNING
+                else:
+                    books.ledger.start(run, AT + late)
+                if looked_at:
+                    assert books.account().running == 1
+                if is_short:
+                    books.ledger.succeed(run, duration)
+                else:
+                    books.ledger.finish(run, Outcome.SUCCESS, duration=duration)
+                assert (run.ended, run.duration) == (AT + late + duration, duration)
+            account = books.account()
+            sums = (account.durations.sum, account.delays.sum, account.durations.exemplars)
+            ends.append((books.numbers(), sums, books.state()))
+        assert ends[0] == ends[1]
+        assert ends[1][-1] == (3, 0, 0, {"success": 3})
+
+    def test_the_journal_stays_short(self, books: Books) -> None:
+        """It is entered when it is long, though nobody reads."""
+        for _ in range(5 * MAX_JOURNAL):
+            (run,) = books.hand_over()
+            run.started, run.state = AT, State.RUNNING
+            books.ledger.succeed(run, 1.0)
+            assert len(books.ledger._journal) <= MAX_JOURNAL
+        assert len(books.ledger._open) <= MAX_JOURNAL
+        assert books.state() == (5 * MAX_JOURNAL, 0, 0, {"success": 5 * MAX_JOURNAL})
 
 
 class TestThreads:

@@ -130,7 +130,7 @@ class TestChanges:
             elif action == 2:
                 ledger.promise(entries[name], NOW + step, on_purpose=True)
             elif action == 3:
-                ledger.goes_on(entries[name], NOW + step)
+                ledger.goes_on(entries[name], NOW + step, None)
             elif action == 4:
                 waiting.append(scene.main.hand_over(entries[name], NOW))
             elif action == 5 and waiting:

@@ -88,6 +88,7 @@ class Run:
         error: type of what it raised, or of what tells of its loss.
         is_inferred: whether `started` is a guess, as of runs in a process pool.
         is_delay_noted: whether its start delay is in the books.
+        is_simple: whether it came to its end by `Ledger.succeed`.
     """
 
     started: float | None = None
@@ -105,6 +106,7 @@ class Run:
     error: str | None = None
     is_inferred = False
     is_delay_noted = False
+    is_simple = False
 
     def __init__(
         self, entry: Entry, scheduled: datetime, due: float, executor: ExecutorAccount | None = None
@@ -398,9 +400,9 @@ class Ledger:
                 account = entry.account
                 account.withdrawn = max(account.withdrawn or 0.0, before)
 
-    def goes_on(self, entry: Entry, at: float) -> None:
+    def goes_on(self, entry: Entry, at: float, next_run: Any) -> None:
         """
-        Let a job promise its next run after the one that was handed over.
+        Let a job promise its next run, at `at` (Unix seconds), after the one that was handed over.
 
         The short way of `promise`, for what happens after every run: without our lock, as two
         that do this to one job would need the scheduler's own.
@@ -408,10 +410,11 @@ class Ledger:
         account, key = entry.account, entry.key
         if key not in account.promises or account.withdrawn is not None:
             self.promise(entry, at, on_purpose=False)
-            return
-        entry.promise = at
-        account.promises[key] = at  # in its old place, which no reader notices
-        account.has_changed = True
+        else:
+            entry.promise = at
+            account.promises[key] = at  # in its old place, which no reader notices
+            account.has_changed = True
+        entry.next_run = next_run
 
     def remove(self, entry: Entry, removal: Removal) -> None:
         """Take a job out of the books; its account stays for `REMOVED_FOR` seconds."""
@@ -475,6 +478,7 @@ class Ledger:
         run.ended = run.at = (self._clock() if run.started is None else run.started) + duration
         run.outcome = _SUCCESS
         run.state = _DONE
+        run.is_simple = True
         self._journal.append(run)
         if len(self._journal) > MAX_JOURNAL and self._lock.acquire(blocking=False):
             # Else somebody is at it.
@@ -721,6 +725,9 @@ class Ledger:
             run = journal.popleft()
             account = run.account
             self._open.pop(run, None)
+            if run.is_simple and run.posted is None and run.exemplar is None:
+                self._enter_success(run, account)
+                continue
             self._post(run, _DONE)
             if run.started is not None:
                 self._note_start(run, run.started)
@@ -728,6 +735,27 @@ class Ledger:
                 account.last_duration = run.duration
                 account.durations.observe(run.duration, run.exemplar, run.at)
             self._count_outcome(account, run.outcome, run.at, run.error)
+
+    @staticmethod
+    def _enter_success(run: Run, account: Account) -> None:
+        """Do at one go, for a third of the price, what is done below, as for most runs."""
+        account.due += 1
+        due, started, duration = run.due, run.started or 0.0, run.duration or 0.0
+        last_run = account.last_run
+        if last_run is None or due > last_run:
+            account.last_run = due
+        delay = started - due if started > due else 0.0
+        delays, durations = account.delays, account.durations
+        delays.counts[bisect_left(delays.bounds, delay)] += 1
+        delays.sum += delay
+        durations.counts[bisect_left(durations.bounds, duration)] += 1
+        durations.sum += duration
+        account.last_duration = duration
+        account.outcomes[_SUCCESS] += 1
+        account.last_outcome = _SUCCESS
+        account.last_success = run.at
+        account.consecutive_failures = 0
+        account.has_changed = True
 
     @staticmethod
     def _post(run: Run, state: State) -> None:

@@ -242,8 +242,7 @@ class Adapter:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
         if entry is not None and self.loop.goes_on(job.id):
-            self.loop.has_gone_on()
-            self._goes_on(entry, job)
+            self.went_on(job, alias)
             return
         before = None if entry is None else entry.promise
         if entry is not None:
@@ -259,11 +258,15 @@ class Adapter:
         elif entry.promise != before:
             self.links.pushed(entry)
 
-    def _goes_on(self, entry: Entry, job: Any) -> None:
+    def went_on(self, job: Any, alias: str) -> None:
+        """Take note that the loop has given a job its next run."""
+        self.loop.has_gone_on()
+        entry = self.ledger.entry(alias, job.id)
+        if entry is None:
+            return  # of which telemetry knows nothing; the next submission takes it in
         next_run = job.next_run_time
         promise = next_run.timestamp()
-        self.ledger.goes_on(entry, promise)
-        entry.next_run = next_run
+        self.ledger.goes_on(entry, promise, next_run)
         if promise > entry.intervals_until:
             self._look_ahead(entry, job)
         if entry.push is not None:
@@ -315,13 +318,17 @@ class Adapter:
         self.ledger.remove(entry, removal)
         self.links.removed(entry)
 
-    def due(self, jobs: Any, alias: str) -> None:
+    def due(self, jobs: Any, _alias: str) -> None:
         """Take note of the jobs that a store says are due."""
         self._due = jobs
         self._memories.clear()
         for job in jobs:
             if job.coalesce and (memory := self._memory_of(job)) is not None:
                 self._memories[job.id] = memory
+
+    def recognise(self, jobs: Any, alias: str) -> None:
+        """Take note of due jobs that others may have added or changed."""
+        for job in jobs:
             entry = self.ledger.entry(alias, job.id)
             if entry is None or (
                 entry.next_run is not job.next_run_time

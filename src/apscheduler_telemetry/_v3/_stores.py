@@ -331,7 +331,7 @@ class StoreHook:
                     self._failed()
                     raise
                 try:
-                    adapter.updated(job, self.alias)
+                    adapter.went_on(job, self.alias)
                 except Exception:  # noqa: BLE001
                     adapter.guard.failed("adapter")
                 return
@@ -374,6 +374,8 @@ class StoreHook:
                 if not isinstance(jobs, (list, tuple)):
                     jobs = list(jobs)  # a store of the user's may give what can be read only once
                 self._note(self._adapter.due, jobs)
+                if self.persistent:
+                    self._note(self._adapter.recognise, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and self._adapter.loop.is_inside:
