@@ -1,10 +1,11 @@
-"""Spans end to end: real schedulers and executors, the SDK's OTLP exporters, a real receiver."""
+"""Spans and metrics end to end: real schedulers and executors, OTLP exporters, a receiver."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -28,14 +29,20 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from opentelemetry._logs import Logger
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry
 
+import support_jobs as jobs
 from apscheduler_telemetry import __version__, instrument, otel
+from apscheduler_telemetry._series import FAMILIES, Kind
 from otlp_receiver import OtlpReceiver, Received
+from support import by_hand
 
 PROTOCOLS = ("grpc", "http")
 UNSET, ERROR = 0, 2  # opentelemetry.proto.trace.v1.Status.StatusCode
@@ -233,6 +240,29 @@ class TestExecutors:
         check(run, func=f"{__name__}.query_in_child")
         assert query.resource["service.name"] == "child"
         check_child(query, run)
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["with spans", "without spans"])
+def test_metrics(receiver: OtlpReceiver, *, traced: bool) -> None:
+    """Metrics of every kind arrive, also those that no span can be the exemplar of."""
+    exporter = OTLPMetricExporter(endpoint=f"{receiver.http_endpoint}/v1/metrics", timeout=10)
+    reader = PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    options: dict[str, Any] = {"meter_provider": meters}
+    if traced:
+        options["tracer_provider"] = TracerProvider(shutdown_on_exit=False)
+    with by_hand(telemetry=options) as rig:
+        rig.add(jobs.nothing, "interval", seconds=9)
+        rig.after(9)
+        rig.settle()
+        meters.force_flush()
+    meters.shutdown()
+
+    found = {metric.data.name: metric.data for metric in receiver.metrics}
+    assert {family.kind for family in FAMILIES if family.name in found} == set(Kind)
+    [duration] = found["apscheduler.job.run.duration"].histogram.data_points
+    assert duration.count == 1
+    assert [len(exemplar.span_id) for exemplar in duration.exemplars] == [8] * traced
 
 
 def test_link(receiver: OtlpReceiver) -> None:
