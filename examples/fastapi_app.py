@@ -5,7 +5,7 @@ A FastAPI app with jobs on its event loop, and /metrics and /health beside its o
     uvicorn --app-dir examples fastapi_app:app
     curl http://127.0.0.1:8000/metrics
 
-In production let one process run the jobs: no --workers.
+In production let one process run the jobs: no --workers, or see docs/deployment.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A Flask app with background jobs, and /metrics and /health beside its own pages.
     python examples/flask_app.py
     curl http://127.0.0.1:8000/metrics
 
-In production let one process run the jobs: gunicorn --workers 1 --threads 8 flask_app:app
+In production let one process run the jobs: gunicorn --workers 1 --threads 8 flask_app:app, or
+see docs/deployment.md.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "postgres": "postgresql",
     "redis-server": "redis-server",
+    "uwsgi_python3": "uwsgi-plugin-python3",
 }
 """Which package a program is in."""
-DATABASES = frozenset({"postgres", "redis-server"})
+SERVERS = frozenset({"postgres", "redis-server", "uwsgi_python3"})
 """Servers that cannot be unpacked, as each consists of many packages."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -53,7 +54,7 @@ def provide(programs: Iterable[str]) -> bool:
 
     With root, or sudo that asks for no password, their packages are installed, and no service is
     started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights;
-    not so `DATABASES`, to be asked for apart. What is there already is left alone.
+    not so `SERVERS`, to be asked for apart. What is there already is left alone.
 
     Returns:
         Whether all of them are there now.
@@ -73,7 +74,7 @@ def provide(programs: Iterable[str]) -> bool:
         if why is None:
             return True
         print(f"apt-get could not install them ({why}).")
-    if DATABASES & set(programs):
+    if SERVERS & set(programs):
         print(f"Missing: {names}. Only root can install them.")
         return False
     print(f"Unpacking {names} into {UNPACKED.relative_to(ROOT)}, which needs no root.")

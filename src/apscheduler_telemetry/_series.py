@@ -420,10 +420,14 @@ class Reader:
         """
         Check that no scheduler of this name is shown.
 
+        A forked child has a copy of what its parent shows. That is no scheduler of its own, and
+        gives way.
+
         Raises:
             DuplicateNameError: there is one.
         """
-        if name in self._sources:
+        other = self._sources.get(name)
+        if other is not None and "forked" not in dict(other.liveness().reasons):
             msg = (
                 f"a scheduler named {name!r} is instrumented on this {self._where} already, and "
                 "their series could not be told apart: pass instrument(..., name=...) with a name "

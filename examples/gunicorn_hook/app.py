@@ -1,0 +1,41 @@
+"""A Flask app whose scheduler is started by gunicorn.conf.py, in one of the workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from apscheduler_telemetry import instrument
+
+scheduler = BackgroundScheduler()
+telemetry = instrument(scheduler, name="gunicorn-hook-example")
+
+
+def send_mails() -> None:
+    """Stand in for a job that runs often."""
+    time.sleep(random.uniform(0.01, 0.1))
+
+
+def write_report() -> None:
+    """Stand in for a job whose failure nobody would see until it is too late."""
+    time.sleep(5)
+
+
+scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+
+app = Flask(__name__)
+app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
+    app.wsgi_app, {"/metrics": telemetry.wsgi_app, "/health": telemetry.wsgi_app}
+)
+
+
+@app.get("/")
+def index() -> dict[str, int | bool]:
+    """Tell which worker has answered, and whether it is the one."""
+    return {"pid": os.getpid(), "runs jobs": scheduler.running}

@@ -1,0 +1,68 @@
+"""
+A Flask app in several workers, one of which runs the jobs: the one that has a lock.
+
+    pip install apscheduler-telemetry flask gunicorn
+    export PROMETHEUS_MULTIPROC_DIR=$(mktemp -d)
+    gunicorn --chdir examples --workers 4 one_worker:app
+    curl http://127.0.0.1:8000/metrics
+
+All workers wait for the lock, and the kernel gives it to one of them; when that is dead, to the
+next. So there is always one, also after a reload. Other servers than gunicorn will do, as long as
+each worker imports the app by itself: no --preload.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from apscheduler_telemetry import instrument
+
+LOCK = Path(os.environ.get("SCHEDULER_LOCK", f"{tempfile.gettempdir()}/one-worker-example.lock"))
+
+scheduler = BackgroundScheduler()
+telemetry = instrument(scheduler, name="one-worker-example")
+
+
+def send_mails() -> None:
+    """Stand in for a job that runs often."""
+    time.sleep(random.uniform(0.01, 0.1))
+
+
+def write_report() -> None:
+    """Stand in for a job whose failure nobody would see until it is too late."""
+    time.sleep(5)
+
+
+scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+
+
+def run_jobs_when_it_is_our_turn() -> None:
+    """Wait for the lock, which is kept until this process ends, and then start the scheduler."""
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    scheduler.start()
+
+
+lock = LOCK.open("w")
+threading.Thread(target=run_jobs_when_it_is_our_turn, daemon=True).start()
+
+app = Flask(__name__)
+app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
+    app.wsgi_app, {"/metrics": telemetry.wsgi_app, "/health": telemetry.wsgi_app}
+)
+
+
+@app.get("/")
+def index() -> dict[str, int | bool]:
+    """Tell which worker has answered, and whether it is the one."""
+    return {"pid": os.getpid(), "runs jobs": scheduler.running}
