@@ -1,8 +1,8 @@
 """
 What the application expects of its jobs, for the alert rules to go by.
 
-Each can be one value for all jobs or a callable that is asked once per job. So thresholds and
-routing are tuned where the job is, and nobody edits rules.
+Each can be one value for all jobs or a callable that is asked when a job is added or changed. So
+thresholds and routing are tuned where the job is, and nobody edits rules.
 """
 
 from __future__ import annotations

@@ -254,8 +254,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         tracer_provider: where spans go; by default the global one, also if it is set later.
         meter_provider: where the same metrics go by OpenTelemetry, besides `registry`; by default
             nowhere. For the global one pass ``opentelemetry.metrics.get_meter_provider()``.
-        job_label: called once per job, returns the value of its ``job_id`` label. By default the
-            job's id, or ``module:function`` for jobs whose id APScheduler made up.
+        job_label: called when a job is added or changed, returns the value of its ``job_id`` label.
+            By default the job's id, or ``module:function`` for jobs whose id APScheduler made up.
         grace: seconds that a run may be late before it counts as missed by the alert rules, or a
             callable that returns them for a job. By default the job's ``misfire_grace_time``, at
             least 60.
