@@ -1062,7 +1062,7 @@ class TestLabels:
             assert {"__overflow__": 10, **{f"job {n}": 1 for n in range(1000)}} == due
 
     def test_a_removed_job_is_dropped_after_15_minutes(self) -> None:
-        """Its numbers stay for a quarter of an hour, but not while one of its runs goes on."""
+        """Its numbers stay for a quarter of an hour, and so long after the end of its last run."""
         gate = Gate()
         with by_hand() as rig:
             rig.add(gate.hold, id="long")
@@ -1075,7 +1075,11 @@ class TestLabels:
             rig.clock.advance(1)
             assert {"long"} == {a.label for a in rig.telemetry.ledger.accounts()}
             gate.open()
-            until(lambda: not list(rig.telemetry.ledger.accounts()))
+            until(lambda: rig.outcomes("long") == {"success": 1})
+            rig.clock.advance(899)
+            assert {"long"} == {a.label for a in rig.telemetry.ledger.accounts()}
+            rig.clock.advance(1)
+            assert not list(rig.telemetry.ledger.accounts())
             rig.is_told = False
 
 

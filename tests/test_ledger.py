@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -131,6 +132,7 @@ class TestRuns:
             assert not end["finish"]()
             assert not end["settle"]()
             books.ledger.start(run, AT)
+            books.ledger.succeed(run, 1)
             assert books.numbers() == before
 
     def test_measured_elsewhere(self, books: Books) -> None:
@@ -304,15 +306,29 @@ class TestJobs:
         assert books.account().next_run == AT + 600
 
     def test_dropped_after_15_minutes(self, books: Books) -> None:
-        """A removed job's account stays for 15 minutes, and as long as a run of it goes on."""
+        """A removed job's account stays for 15 minutes, and after the end of its last run."""
         (run,) = books.hand_over()
         books.ledger.remove(books.entry, Removal.FINISHED)
-        books.clock.now = AT + 899
-        assert books.labels() == ["job"]
-        books.clock.now = AT + 900
-        assert books.labels() == ["job"]
+        books.clock.now = AT + 1_200
+        assert books.account().queued == 1
         books.ledger.settle(run, Outcome.LOST)
+        assert books.account().outcomes[Outcome.LOST] == 1
+        books.clock.now = AT + 1_200 + 899
+        assert books.labels() == ["job"]
+        books.clock.now = AT + 1_200 + 900
         assert books.labels() == []
+
+    def test_versions_are_never_used_again(self, books: Books) -> None:
+        """A reader that has missed that an account was dropped takes the new one for no old one."""
+        known = {account.label: account.version for account in books.ledger.accounts()}
+        books.ledger.remove(books.entry, Removal.FINISHED)
+        books.clock.now = AT + 900
+        assert books.labels() == []
+        entry = books.ledger.know(info(), AT + 999)
+        for _ in range(3):
+            books.ledger.never_ran(entry, Outcome.SKIPPED, 1)
+            books.account()  # another reader's turn
+            assert all(account is not None for _, account in books.ledger.changes(known))
 
     def test_back_within_15_minutes(self, books: Books) -> None:
         """A job that comes back goes on with its account, and is not dropped."""
@@ -489,6 +505,29 @@ class TestShortWay:
             assert len(books.ledger._journal) <= MAX_JOURNAL
         assert len(books.ledger._open) <= MAX_JOURNAL
         assert books.state() == (5 * MAX_JOURNAL, 0, 0, {"success": 5 * MAX_JOURNAL})
+
+
+class TestNobodyReads:
+    """What waits to be entered stays small, also where no scrape ever comes."""
+
+    @pytest.mark.parametrize("end", ["succeed", "finish", "settle"])
+    def test_the_journal_is_entered(self, books: Books, end: str) -> None:
+        """However runs end, no more than some hundred of them are kept."""
+        references = []
+        for _ in range(3 * MAX_JOURNAL):
+            (run,) = books.hand_over()
+            references.append(weakref.ref(run))
+            if end == "settle":
+                books.ledger.settle(run, Outcome.SUCCESS)
+                continue
+            books.ledger.start(run, AT)
+            if end == "finish":
+                books.ledger.finish(run, Outcome.SUCCESS, duration=1)
+            else:
+                books.ledger.succeed(run, 1)
+        del run
+        assert sum(reference() is not None for reference in references) <= MAX_JOURNAL + 1
+        assert books.state() == (3 * MAX_JOURNAL, 0, 0, {"success": 3 * MAX_JOURNAL})
 
 
 class TestThreads:

@@ -5,19 +5,22 @@ Adapters post to it, everything else reads it. The law: every due run ends in ex
 outcome, and at any moment ``due = sum(outcomes) + running + queued``.
 
 A run costs little where it runs, and the rest where somebody reads. It is in `Ledger._open` from
-when it is due; when it has ended it is laid into `Ledger._journal`, which needs no lock, and is
-entered into its account, and taken out of `_open`, before the next reading or with some hundred
-others. What is queued and what runs is counted from `_open` when somebody reads.
+when it is due until it ends: whoever takes it out has ended it, and nobody else. It is then laid
+into `Ledger._journal`, which needs no lock either, and is entered into its account before the next
+reading or with some hundred others. What is queued and what runs is counted from `_open` when
+somebody reads.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
@@ -42,7 +45,10 @@ Seconds. A healthy loop starts a job within 10 ms; 1 s is APScheduler's default
 ``misfire_grace_time``, beyond which a run is dropped; whoever allows more thinks in minutes.
 """
 REMOVED_FOR = 900.0
-"""Seconds for which a removed job stays visible, so that every scrape sees its last numbers."""
+"""
+Seconds for which a removed job stays visible, so that every scrape sees its last numbers; from the
+end of its last run, if that comes later.
+"""
 MAX_EXCEPTIONS = 20
 """Type names of exceptions per job; the rest share `OTHER_EXCEPTIONS`."""
 OTHER_EXCEPTIONS = "__other__"
@@ -176,7 +182,8 @@ class Account:
     The numbers of one ``job_id`` label. Timestamps are Unix seconds, None before the first.
 
     Attributes:
-        version: grows with every change, for readers that keep what they made of the numbers.
+        version: another one after every change, for readers that keep what they made of the
+            numbers; no two accounts of a ledger ever have the same.
     """
 
     label: str
@@ -325,7 +332,8 @@ class Ledger:
         self._delay_buckets = tuple(delay_buckets)
         self._max_labels = max_labels
         self._clock = clock
-        self._lock = threading.Lock()
+        # A signal's handler, or a __del__, may come in between and ask for the same.
+        self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
         self._stores: dict[str, StoreAccount] = {}
@@ -335,6 +343,7 @@ class Ledger:
         self._open: dict[Run, None] = {}
         self._journal: deque[Run] = deque()
         self._running: dict[Account, float] = {}
+        self._versions = itertools.count(1)
         renew_lock_after_fork(self)
 
     # Jobs
@@ -469,10 +478,12 @@ class Ledger:
 
     def succeed(self, run: Run, duration: float) -> None:
         """
-        Post the end of a run that was started by the caller and that nobody else can end.
+        Post the end of a run that was started by the caller, unless it has been ended meanwhile.
 
         The short way of `finish`, without a lock, for what happens most.
         """
+        if self._open.pop(run, _ENDED) is _ENDED:
+            return
         run.duration = duration
         # By a monotonic duration: the wall clock may have jumped meanwhile.
         run.ended = run.at = (self._clock() if run.started is None else run.started) + duration
@@ -510,7 +521,7 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if run.state is _DONE:
+            if self._open.pop(run, _ENDED) is _ENDED:
                 return False
             if started is not None:
                 run.started = started
@@ -530,7 +541,7 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if run.state is _DONE:
+            if self._open.pop(run, _ENDED) is _ENDED:
                 return False
             if outcome is _MISSED:
                 run.started = None
@@ -593,7 +604,7 @@ class Ledger:
             with self._lock:
                 if account.has_changed:
                     account.has_changed = False  # before it is read: what changes now counts anew
-                    account.version += 1
+                    account.version = next(self._versions)
                 snapshot = account.snapshot()
             yield label, snapshot
 
@@ -699,6 +710,8 @@ class Ledger:
         if error is not None:
             run.error = error.type
         self._journal.append(run)
+        if len(self._journal) > MAX_JOURNAL:
+            self._enter_journal()
 
     def _catch_up(self) -> None:
         """Enter what has ended, and post what has not."""
@@ -721,20 +734,22 @@ class Ledger:
 
     def _enter_journal(self) -> None:
         journal = self._journal
-        while journal:
-            run = journal.popleft()
-            account = run.account
-            self._open.pop(run, None)
-            if run.is_simple and run.posted is None and run.exemplar is None:
-                self._enter_success(run, account)
-                continue
-            self._post(run, _DONE)
-            if run.started is not None:
-                self._note_start(run, run.started)
-            if run.duration is not None:
-                account.last_duration = run.duration
-                account.durations.observe(run.duration, run.exemplar, run.at)
-            self._count_outcome(account, run.outcome, run.at, run.error)
+        with suppress(IndexError):  # not asked before, as a signal's handler may have emptied it
+            while True:
+                run = journal.popleft()
+                account = run.account
+                if account.removed_at is not None:  # so that every scrape sees how it ended
+                    account.removed_at = self._clock()
+                if run.is_simple and run.posted is None and run.exemplar is None:
+                    self._enter_success(run, account)
+                    continue
+                self._post(run, _DONE)
+                if run.started is not None:
+                    self._note_start(run, run.started)
+                if run.duration is not None:
+                    account.last_duration = run.duration
+                    account.durations.observe(run.duration, run.exemplar, run.at)
+                self._count_outcome(account, run.outcome, run.at, run.error)
 
     @staticmethod
     def _enter_success(run: Run, account: Account) -> None:
@@ -846,3 +861,4 @@ def _overflowing(info: JobInfo) -> JobInfo:
 
 
 _FAILURES = frozenset({_ERROR, Outcome.LOST})
+_ENDED = object()

@@ -36,7 +36,7 @@ class Guard:
     """Counts what fails inside telemetry, and logs the first failure of each component."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts = dict.fromkeys(COMPONENTS, 0)
         renew_lock_after_fork(self)
 
@@ -114,6 +114,9 @@ def renew_lock_after_fork(owner: Any) -> None:
     """
     Give `owner` a fresh ``_lock`` in every forked child.
 
+    A reentrant one, as its thread may be interrupted by the handler of a signal, or by a
+    ``__del__``, that shuts the scheduler down or scrapes.
+
     A fork copies a lock in the state it has; one that another thread held at that moment would
     stay held in the child for ever, and a scrape of the child would hang.
     """
@@ -122,7 +125,7 @@ def renew_lock_after_fork(owner: Any) -> None:
 
 def _renew_locks() -> None:
     for owner in list(_owners):
-        owner._lock = threading.Lock()  # noqa: SLF001  # ours
+        owner._lock = threading.RLock()  # noqa: SLF001  # ours
 
 
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()

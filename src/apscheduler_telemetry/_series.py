@@ -413,7 +413,7 @@ class Reader:
     def __init__(self, where: str) -> None:
         self._where = where
         self._sources: weakref.WeakValueDictionary[str, Source] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
     def check_free(self, name: str) -> None:

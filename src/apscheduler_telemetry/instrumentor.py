@@ -119,7 +119,7 @@ class _Process:
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
         self._active = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
         self._server: HTTPServer | None = None
         renew_lock_after_fork(self)

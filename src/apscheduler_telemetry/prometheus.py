@@ -170,7 +170,7 @@ class _Exposition:
 
     def __init__(self) -> None:
         self._lines: dict[bool, WeakKeyDictionary[Source, Lines]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
     def of(self, sources: Sequence[Source], *, with_exemplars: bool) -> list[str]:

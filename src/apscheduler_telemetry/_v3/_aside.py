@@ -30,7 +30,7 @@ class Aside:
     ) -> None:
         self._guard = guard
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tasks: list[_Task] = []
         self._number = itertools.count()
         self._there_is_work = threading.Event()

@@ -24,6 +24,7 @@ from apscheduler_telemetry._v3._submission import (
     Submission,
     SubmissionId,
     ended_well,
+    is_at_work,
     is_of,
     key_of,
     let_go,
@@ -113,9 +114,14 @@ class ExecutorHook:
         refused = isinstance(why, MaxInstancesReachedError)
         if not refused:
             self.ledger.error(ErrorKind.SUBMIT)
-        if view is not None:
-            submission = submission_of(view)
-            self._close(view, submission.refused if refused else submission.failed, why)
+        if view is None:
+            return
+        if is_at_work(view) and pool_of(self._executor) is not None:
+            # A thread has got it, before Ctrl-C or the lack of another thread came in between.
+            self._under_way.pop(key_of(view), None)
+            return
+        submission = submission_of(view)
+        self._close(view, submission.refused if refused else submission.failed, why)
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         under_way = self._under_way

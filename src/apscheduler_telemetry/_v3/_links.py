@@ -64,7 +64,7 @@ class Links:
         self._pending: dict[str, Any] = {}
         self._idle = threading.Event()
         self._unwritten = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if store is not None:
             _all.add(self)
             renew_lock_after_fork(self)

@@ -32,7 +32,7 @@ class Shadows:
 
     def __init__(self) -> None:
         self._laid: list[tuple[_Reference, str, _Reference, _Reference]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
     def lay(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:

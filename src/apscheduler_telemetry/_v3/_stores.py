@@ -55,7 +55,7 @@ class StoreHook:
         self._store = store
         self.persistent = not isinstance(store, MemoryJobStore)
         self._ledger = adapter.ledger
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Of its own, as a server that does not answer holds it up.
         self._aside = Aside(adapter.guard, adapter.untraced)
         self._rows: Rows | None = None
