@@ -100,6 +100,10 @@ def environ(python: Path | None = None) -> dict[str, str]:
         # These make other code importable than the environment has.
         if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTEST_ADDOPTS"}
     }
+    # Tests start hundreds of processes, each of which would compile all that it imports, where
+    # bytecode is written nowhere. Here it is in nobody's way, and is still there the next time.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    variables["PYTHONPYCACHEPREFIX"] = str(ENVS / "bytecode")
     path = debian.search_path()
     variables["PATH"] = path if python is None else f"{python.parent}{os.pathsep}{path}"
     variables["UV_PYTHON_DOWNLOADS"] = "never"
