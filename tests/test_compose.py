@@ -32,6 +32,8 @@ from apscheduler_telemetry._series import FAMILIES
 from servers import Prometheus, eventually, free_port, get, running
 from support_alertmanager import Mailbox, alertmanager
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 STACK = ROOT / "compose"
 PROVISIONING = ROOT / "grafana" / "provisioning"

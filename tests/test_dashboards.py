@@ -25,6 +25,8 @@ from dashboards_app import ODD
 from servers import Prometheus, eventually, free_port, get, running
 from support_dashboards import ALL, ROOT, Range
 
+pytestmark = pytest.mark.once
+
 NAMES = ("overview", "job", "scheduler")
 UIDS = {f"apscheduler-{name}" for name in NAMES}
 RANGE = Range(seconds=8)

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry._series import FAMILIES, Kind
 from apscheduler_telemetry.prometheus import LedgerCollector
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 

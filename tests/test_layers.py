@@ -208,6 +208,7 @@ class TestPackage:
         assert printed == ["apscheduler_telemetry"]
 
 
+@pytest.mark.once
 class TestViolations:
     """The reader of imports itself, on packages made up for it."""
 

@@ -87,6 +87,7 @@ class TestMetadata:
         assert metadata["Requires-Python"] == f">={oldest}"
 
 
+@pytest.mark.once
 class TestRepository:
     """What is in the repository says nothing about the machines that it was written on."""
 

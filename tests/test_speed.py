@@ -14,6 +14,8 @@ yaml = pytest.importorskip("yaml")
 
 from examples.demo import speed
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "alerts" / "apscheduler.rules.yml"
 ROUTES = ROOT / "alerts" / "alertmanager.yml"

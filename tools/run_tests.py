@@ -6,7 +6,8 @@ and that wheel is tested, never the source tree:
 
 - on the default Python with the newest dependencies: every test; after that, while the others
   are under way, the drills, which mostly wait;
-- on every other supported Python of this machine: all but the slow and the integration tests;
+- on every other supported Python of this machine: all but the slow and the integration tests, and
+  those that could find nothing new there;
 - with the oldest supported dependencies, on the oldest and the newest of these Pythons: the same;
 - without any optional dependency: the same, where tests skip what they cannot do.
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 EXTRAS = "otlp,instrumentation"
 FAST = ("-m", "not slow and not integration")
+ELSEWHERE = ("-m", "not slow and not integration and not once")
 DRILLS = ("-m", "drill", "-n", "0")  # together in one process, as they share their servers
 WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
 PATIENCE = 1200
@@ -81,7 +83,7 @@ class Env:
     groups: tuple[str, ...]
     extra: str = ""
     oldest: bool = False
-    selection: tuple[str, ...] = FAST
+    selection: tuple[str, ...] = ELSEWHERE
 
 
 @dataclass
