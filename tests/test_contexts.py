@@ -16,10 +16,17 @@ from apscheduler_telemetry import FileContextStore
 
 
 def fill(path: Path, name: str) -> None:
-    """Write from another process."""
+    """Write from another process, again where that took longer than the store waits."""
     store = FileContextStore(path)
-    for number in range(50):
-        store[f"{name}-{number}"] = name
+    done = 0
+    while done < 50:
+        try:
+            store[f"{name}-{done}"] = name
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        else:
+            done += 1
 
 
 @pytest.fixture
