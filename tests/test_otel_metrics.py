@@ -313,6 +313,39 @@ class TestExemplars:
         assert not point.exemplars
 
 
+def test_a_share_of_the_runs_is_sampled() -> None:
+    """All runs count on both roads; sampled ones are there with all that they called, or not."""
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    otel = Sdk()
+    sampler = sampling.TraceIdRatioBased(0.25)
+    exporter = InMemorySpanExporter()
+    tracers = TracerProvider(sampler=sampling.ParentBased(sampler), shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    traces: list[int] = []
+
+    def query() -> None:
+        with tracers.get_tracer("driver").start_as_current_span("query") as span:
+            traces.append(span.get_span_context().trace_id)
+
+    options = {"meter_provider": otel.provider, "tracer_provider": tracers}
+    with by_hand(telemetry=options) as rig:
+        for _ in range(100):
+            rig.add(query)
+            rig.after(0)
+            rig.settle()
+        counted = otel.runs()
+        assert rig.outcomes() == counted == {"success": 100}
+
+    sampled = [trace for trace in traces if trace & sampler.TRACE_ID_LIMIT < sampler.bound]
+    assert len(set(traces)) == 100
+    assert 0 < len(sampled) < 100
+    for name in ("query", "job"):
+        spans = [span for span in exporter.get_finished_spans() if span.name == name]
+        assert [span.context.trace_id for span in spans] == sampled
+
+
 class TestRoads:
     def test_none_is_prometheus_only(self) -> None:
         """Without a meter provider nothing goes to OpenTelemetry, not even to the global one."""
