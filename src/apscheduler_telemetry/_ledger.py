@@ -357,6 +357,11 @@ class Ledger:
         with self._lock:
             return [e for e in self._entries.values() if e.key[0] == jobstore]
 
+    def promises(self) -> dict[tuple[str, str], float]:
+        """Return the next run of each job that has one, in Unix seconds."""
+        with self._lock:
+            return {e.key: e.promise for e in self._entries.values() if e.promise is not None}
+
     def know(
         self,
         info: JobInfo,

@@ -3,8 +3,8 @@ The adapter for APScheduler 3: lays hooks over one scheduler and posts what they
 
 `_loop` hooks the scheduler, `_stores` its job stores, `_executors` and `_submission` its
 executors; `_rows` asks databases, `_schedule` asks triggers, and `_aside` has a thread for both;
-`_shadow` lays hooks and lifts them again. Private names of APScheduler appear in these modules
-only.
+`_shadow` lays hooks and lifts them again; `_exit` looks once more when the process ends. Private
+names of APScheduler appear in these modules only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from apscheduler_telemetry._record import (
     Outcome,
     RunError,
 )
-from apscheduler_telemetry._v3 import _schedule
+from apscheduler_telemetry._v3 import _exit, _schedule
 from apscheduler_telemetry._v3._aside import Aside
 from apscheduler_telemetry._v3._executors import ExecutorHook
 from apscheduler_telemetry._v3._links import FLUSH_SECONDS, Links, Origins
@@ -118,6 +118,7 @@ class Adapter:
         self._memories: dict[str, Any] = {}
         self._aside = Aside(guard, untraced)
         self.links = Links(origins, context_store, self._aside, guard)
+        _exit.watch(self)
         try:
             self._install(scheduler)
         except BaseException:
@@ -127,6 +128,7 @@ class Adapter:
     def remove(self) -> None:
         """Take all hooks off, in mirrored order; runs under way end as if they never were."""
         self.active = False
+        _exit.unwatch(self)
         for executor in list(self._executors.values()):
             executor.stop()
         self.links.flush(FLUSH_SECONDS)

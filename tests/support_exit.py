@@ -1,0 +1,94 @@
+"""
+An application that ends: ``support_exit.py SCHEDULER WAIT SIGNAL``.
+
+Its pool has one thread. It says so when the first of three runs goes on, and is then sent the
+signal, whose handler shuts the scheduler down. When all is over it tells as JSON what the books
+say and how many spans the exporter got.
+"""
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import instrument
+
+name, wait, number = sys.argv[1], sys.argv[2] == "wait", getattr(signal, sys.argv[3])
+spans: list[Any] = []
+
+
+class Exporter(SpanExporter):
+    """Keeps what it gets, and tells at its end, which comes after that of all runs."""
+
+    def export(self, batch: Sequence[Any]) -> SpanExportResult:
+        spans.extend(batch)
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        accounts = list(telemetry.ledger.accounts())
+        told = {
+            "due": sum(a.due for a in accounts),
+            "success": sum(a.outcomes[next(iter(a.outcomes))] for a in accounts),
+            "left": [(a.running, a.queued, a.balance()) for a in accounts],
+            "spans": len(spans),
+        }
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+
+
+provider = TracerProvider()  # which registers its own end
+provider.add_span_processor(BatchSpanProcessor(Exporter()))
+logging.basicConfig()
+kind: Any = {"blocking": BlockingScheduler, "background": BackgroundScheduler}[name]
+scheduler = kind(timezone=timezone.utc, executors={"default": ThreadPoolExecutor(1)})
+telemetry = instrument(scheduler, registry=CollectorRegistry(), tracer_provider=provider)
+running = threading.Event()
+
+
+def work() -> None:
+    """Take a moment, in which the signal comes."""
+    running.set()
+    time.sleep(0.2)
+
+
+def say() -> None:
+    """Tell whoever sends the signal that a run goes on, and others are queued."""
+    running.wait()
+    while sum(a.queued for a in telemetry.ledger.accounts()) < 2:
+        time.sleep(0.01)
+    sys.stdout.write("running\n")
+    sys.stdout.flush()
+
+
+def stop(*_: Any) -> None:
+    """End as applications end."""
+    signal.signal(number, signal.SIG_IGN)
+    scheduler.shutdown(wait=wait)
+    if name == "background":
+        ended.set()
+
+
+ended = threading.Event()
+signal.signal(number, stop)
+now = datetime.now(timezone.utc)
+for index in range(3):
+    scheduler.add_job(
+        work, "interval", hours=1, id=str(index), next_run_time=now, misfire_grace_time=None
+    )
+threading.Thread(target=say, daemon=True).start()
+scheduler.start()
+if name == "background":
+    while not ended.wait(0.05):
+        pass
