@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check drill bench format clean
+.PHONY: help demo test check drill bench soak format clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ drill: ## Faults for real, and the alerts that reach a webhook, as a table.
 
 bench: ## What telemetry costs, as ratios measured in one run; about six minutes.
 	@exec $(PYTHON) tools/run.py bench benchmarks/all.py $(ARGS)
+
+soak: ## What stays in memory after a million runs and 200,000 jobs, as curves; about five minutes.
+	@exec $(PYTHON) tools/run.py bench benchmarks/soak.py $(ARGS)
 
 format: ## Format the code, and fix what can be fixed by itself.
 	@exec $(PYTHON) tools/run_tests.py format

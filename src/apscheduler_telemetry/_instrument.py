@@ -210,7 +210,7 @@ class Telemetry:
             "version": _apscheduler_version(),
             "hostname": socket.gethostname(),
             "pid": str(os.getpid()),
-            "timezone": str(self._scheduler.timezone),
+            "timezone": _text_of(self._scheduler.timezone),
             "singleton": "true" if self.options["singleton"] else "false",
         }
 
@@ -365,6 +365,13 @@ def handle_of(scheduler: Any) -> Telemetry | None:
 
 def _do_nothing() -> None:
     pass
+
+
+def _text_of(zone: Any) -> str:
+    try:
+        return str(zone)
+    except Exception:  # noqa: BLE001  # user code, and no reason not to tell the rest
+        return type(zone).__qualname__
 
 
 @functools.cache

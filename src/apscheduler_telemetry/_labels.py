@@ -48,10 +48,11 @@ def function_name(job: Any) -> str:
     func = job.func
     while isinstance(func, functools.partial):
         func = func.func
-    if not hasattr(func, "__qualname__"):
-        func = type(func)
-    module = getattr(func, "__module__", None) or "builtins"  # methods of builtins have none
-    return text(f"{module}:{func.__qualname__}")
+    try:
+        name, module = func.__qualname__, getattr(func, "__module__", None)
+    except Exception:  # noqa: BLE001  # it has no name, and its __getattr__ raises what it likes
+        name, module = type(func).__qualname__, type(func).__module__
+    return text(f"{module or 'builtins'}:{name}")  # methods of builtins have no module
 
 
 def is_generated(job_id: str) -> bool:

@@ -1,0 +1,206 @@
+"""What stays small, whatever users do: memory, labels, and what hostile input can cost."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, tzinfo
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.triggers.base import BaseTrigger
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.parser import text_string_to_metric_families
+
+from support import HandRig, at, by_hand, until
+from support_jobs import fail, nothing
+
+ROOT = Path(__file__).parent.parent
+
+
+class Thing:
+    """Something that a job works on; no weak reference to a plain object can be had."""
+
+
+def give_back(_: Thing) -> Thing:
+    return Thing()
+
+
+def keep_failing(_: Thing) -> None:
+    fail()
+
+
+class Hostile:
+    """A callable that has no name, and raises whatever it is asked."""
+
+    __signature__ = inspect.Signature()  # else APScheduler does not take it
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    __str__ = __repr__
+
+
+class BoundMethod:
+    def method(self) -> None:
+        """Do nothing."""
+
+
+class Raises(BaseTrigger):
+    """A trigger that fires once, and raises from then on, or whatever else it is asked."""
+
+    def get_next_fire_time(self, previous: datetime | None, _: datetime) -> datetime | None:
+        if previous is None:
+            return at(10)
+        raise ValueError("hostile")
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+class Nowhere(tzinfo):
+    """A time zone that is UTC, and cannot be written out."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    dst = utcoffset
+
+    def tzname(self, at: datetime | None) -> str:
+        if at is None:
+            return "nowhere"  # as APScheduler asks
+        raise ValueError
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+def labels(rig: HandRig) -> Iterator[str]:
+    """Scrape, and return the jobs that are in it, as a parser finds them."""
+    encode, _ = choose_encoder("")
+    exposition = encode(rig.telemetry.options["registry"]).decode()
+    for family in text_string_to_metric_families(exposition):
+        if family.name == "apscheduler_job_runs":
+            yield from {s.labels["job_id"] for s in family.samples}
+
+
+@pytest.mark.slow
+class TestSoak:
+    def test_a_small_one(self) -> None:
+        """20,000 runs and 20,000 jobs that run once leave nothing behind; see `make soak`."""
+        script = ROOT / "benchmarks" / "soak.py"
+        command = [sys.executable, str(script), "--runs", "20000", "--jobs", "20000"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["bounded"]), done
+
+
+class TestReferences:
+    @pytest.mark.parametrize("func", [give_back, keep_failing])
+    def test_nothing_is_kept(
+        self, func: Callable[[Thing], Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Neither a job that has run, nor what it worked on, nor what came of it."""
+        caplog.set_level(
+            "CRITICAL", "apscheduler"
+        )  # as pytest keeps what is logged, and exceptions
+        thing = Thing()
+        with by_hand() as rig:
+            job = rig.add(func, args=[thing])
+            references = [weakref.ref(thing), weakref.ref(job)]
+            results: list[Any] = []
+            rig.scheduler.add_listener(lambda e: results.append(weakref.ref(e.retval)), 4096)
+            rig.after(1)
+            rig.settle()
+            rig.events.clear()  # which have the exception, and so its frames
+            del thing, job
+            gc.collect()
+            assert [reference() for reference in references] == [None, None]
+            rig.is_told = False
+
+
+class TestHostile:
+    @pytest.mark.parametrize(
+        "func",
+        [
+            Hostile(),
+            partial(partial(nothing)),
+            BoundMethod().method,
+            lambda: None,
+            partial(Hostile()),
+        ],
+        ids=["raises", "partial", "bound method", "lambda", "partial of one that raises"],
+    )
+    def test_callables(self, func: Callable[[], Any]) -> None:
+        """Whatever can be called is run and counted, whatever it raises when it is asked."""
+        with by_hand() as rig:
+            rig.add(func, "interval", seconds=10, name="job")
+            rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert rig.account().info.func.split(":")[0] in {"test_bounds", "support_jobs"}
+
+    def test_ids(self) -> None:
+        """Each id is one label value that a parser reads back, and none is longer than 200."""
+        ids = ['"quotes"', "new\nline", "nul\0", "\N{PILE OF POO}", "\ud800", "x" * 10_000, "\\n"]
+        with by_hand() as rig:
+            for job_id in ids:
+                rig.add(nothing, "interval", seconds=10, id=job_id)
+            rig.after(10)
+            rig.settle()
+            seen = set(labels(rig))
+            assert {'"quotes"', "new\nline", "nul\0", "\N{PILE OF POO}", "\\ud800", "\\n"} < seen
+            assert (len(seen), max(map(len, seen))) == (len(ids), 200)
+
+    def test_a_trigger_that_raises(self) -> None:
+        """The loop dies of it, as it does without us; the run before it is counted."""
+        with by_hand() as rig:
+            rig.failing.add("schedule")
+            rig.add(nothing, Raises(), name="job")
+            with pytest.raises(ValueError, match="hostile"):
+                rig.after(10)
+            assert rig.errors_of("loop") == 1
+            until(lambda: rig.telemetry.guard.counts()["schedule"], "the intervals to be asked for")
+            assert set(labels(rig)) == {"job"}
+
+    def test_a_time_zone_that_raises(self) -> None:
+        """A zone that cannot be written out stops no run, and no scrape."""
+        with by_hand(zone=Nowhere()) as rig:
+            rig.add(nothing, "interval", seconds=10)
+            rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert set(labels(rig)) == {"job"}
+
+    def test_a_job_label_that_is_slow(self) -> None:
+        """It is asked when a job is added or changed, and never for a run or a scrape."""
+        asked: list[str] = []
+
+        def label(job: Any) -> str:
+            asked.append(threading.current_thread().name)
+            return str(job.id)
+
+        with by_hand(telemetry={"job_label": label}) as rig:
+            rig.add(nothing, "interval", seconds=10)
+            assert len(asked) == 1
+            for _ in range(5):
+                rig.after(10)
+                rig.settle()
+                assert set(labels(rig)) == {"job"}
+            assert len(asked) == 1
