@@ -13,13 +13,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from apscheduler.executors.debug import DebugExecutor
@@ -74,6 +75,8 @@ def value(shown: Shown, name: str, **labels: str) -> float | None:
 class Process:
     """What one process knows of its scheduler, and its mirror; it writes when it is told to."""
 
+    living: ClassVar[list[Process]] = []  # or those that a test forgets would die of that
+
     def __init__(self, directory: Path, name: str = "main", started: float = NOW) -> None:
         self.name = name
         self.clock = Clock(NOW)
@@ -84,6 +87,7 @@ class Process:
         self.alive = Liveness(state="running", up=True)
         self.mirror = Mirror(self, directory)
         self.mirror.start()
+        self.living.append(self)
 
     def liveness(self) -> Liveness:
         return self.alive
@@ -118,6 +122,7 @@ class Process:
         assert self.mirror._slot is not None
         self.mirror._slot.close()
         self.mirror._pid = None
+        self.living.remove(self)
 
 
 @pytest.fixture
@@ -136,8 +141,10 @@ def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def by_hand(directory: Path, _by_hand: None) -> Path:
-    return directory
+def by_hand(directory: Path, _by_hand: None) -> Iterator[Path]:
+    """Turn it on, and let processes live until they die, or the test ends."""
+    yield directory
+    Process.living.clear()
 
 
 class TestOneProcess:
@@ -212,6 +219,31 @@ class TestOneProcess:
         assert value(scrape(directory), "scheduler_state", state="stopped") == 1
         assert value(scrape(directory), "scheduler_up", scheduler="default") == 0
         telemetry.uninstrument()
+
+    @pytest.mark.slow
+    def test_end(self, directory: Path) -> None:
+        """What was counted in the last second is there when the process is not, and no gauge is."""
+        script = """
+            from apscheduler.executors.debug import DebugExecutor
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import instrument, multiprocess
+            from support import HandDriven
+            multiprocess.INTERVAL = 3600
+            scheduler = HandDriven(executors={"default": DebugExecutor()})
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            scheduler.start()
+            telemetry._mirror.write()
+            scheduler.add_job(print, id="last")
+            scheduler.turn()
+        """
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            check=True,
+        )
+        shown = scrape(directory)
+        assert value(shown, "job_runs_total", outcome="success") == 1
+        assert value(shown, "scheduler_up") is None
 
     def test_runs_already(self, by_hand: Path) -> None:
         """A scheduler that is instrumented while it runs is shown, too."""
@@ -321,15 +353,15 @@ class TestModes:
 
     def test_last_duration(self, by_hand: Path) -> None:
         """It is of the run that ended last, wherever that was."""
-        first, second = Process(by_hand), Process(by_hand)
-        for process in (first, second):
-            process.job(None)
-        first.run(seconds=3, due=NOW + 20)
-        second.run(seconds=5, due=NOW)
-        second.write()
-        first.write()
-        second.write()
-        assert value(scrape(by_hand), "job_last_run_duration_seconds") == 3
+        for name, dues in {"one": (NOW + 20, NOW), "other": (NOW, NOW + 20)}.items():
+            for seconds, due in zip((3, 5), dues, strict=True):
+                process = Process(by_hand, name)
+                process.job(None)
+                process.run(seconds, due=due)
+                process.write()
+        shown = scrape(by_hand)
+        assert value(shown, "job_last_run_duration_seconds", scheduler="one") == 3
+        assert value(shown, "job_last_run_duration_seconds", scheduler="other") == 5
 
     def test_counters_and_histograms_add_up(self, by_hand: Path) -> None:
         """Also bucket by bucket."""
@@ -664,16 +696,75 @@ class TestTrouble:
         assert value(shown, "telemetry_errors_total", component="multiprocess") == 3
         assert len(shown) == len(before)
 
+    @pytest.mark.slow
+    def test_full_disk(self, directory: Path) -> None:
+        """It is an error that is counted; written to as it is, the memory of a file would kill."""
+        mount = "mount -t tmpfs -o size=128k tmpfs"
+        enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        if subprocess.run([*enter, f'{mount} "$0"', directory], check=False).returncode:
+            pytest.skip("no file system of a few bytes can be had here")
+        script = """
+            from apscheduler.executors.debug import DebugExecutor
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import instrument
+            from support import HandDriven
+            scheduler = HandDriven(executors={"default": DebugExecutor()})
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            scheduler.start()
+            for number in range(100):
+                scheduler.add_job(print, "interval", hours=1, id=str(number))
+            telemetry._mirror.write()
+            print(telemetry.guard.counts()["multiprocess"] > 0)
+        """
+        done = subprocess.run(
+            [
+                *enter,
+                f'{mount} "$0" && exec "$@"',
+                directory,
+                sys.executable,
+                "-c",
+                textwrap.dedent(script),
+            ],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "True\n")
+
+    def test_died_while_writing(self, by_hand: Path) -> None:
+        """What a process has left half-written is removed by the next one."""
+        process = Process(by_hand)
+        process.write()
+        process.die()
+        for path in list(by_hand.glob("*.db")):
+            path.rename(path.with_suffix(".partial"))
+        Process(by_hand).write()
+        assert list(by_hand.glob("*.partial")) == []
+
+    def test_many_jobs(self, by_hand: Path) -> None:
+        """A process that needs more room than a file had is read as a whole."""
+        process = Process(by_hand)
+        for number in range(300):
+            process.job(NOW, f"a job with a long name, whose number is {number}, or \N{SNOWMAN}")
+            process.write() if number % 100 == 0 else None
+        process.write()
+        shown = scrape(by_hand)
+        assert sum(name.endswith("_next_run_timestamp_seconds") for name, _ in shown) == 300
+
     def test_somebody_is_stopped_while_taking_a_slot(self, by_hand: Path) -> None:
         """Nobody waits for him: it is tried again the next time."""
-        process = Process(by_hand)
+        dead, process = Process(by_hand, "dead"), Process(by_hand)
+        dead.write()
+        dead.die()
+        before = scrape(by_hand)
         with multiprocess._exclusive(by_hand) as mine:
             assert mine
             process.write()
             sweep(by_hand)
-            assert list(by_hand.glob("*.db")) == []
+            assert scrape(by_hand) == before
         process.write()
-        assert value(scrape(by_hand), "scheduler_up") == 1
+        assert value(scrape(by_hand), "scheduler_up", scheduler="main") == 1
 
     @pytest.mark.slow
     def test_readers_meet_whole_files(self, by_hand: Path) -> None:
@@ -823,10 +914,12 @@ class TestFork:
             run()
         child = os.fork()
         if not child:
+            if "another user" in sys.argv[1]:
+                os.setuid(65534)
             if sys.argv[1] == "started in the child":
                 scheduler.start()
                 run()
-            elif sys.argv[1] == "started again in the child":
+            elif sys.argv[1].startswith("started again in the child"):
                 scheduler.shutdown()
                 scheduler.start()
                 run()
@@ -866,6 +959,18 @@ class TestFork:
             {"state": 1, "up": 1, "runs": 1, "mine": [True]},
             {"state": None, "up": None, "runs": 1, "mine": []},
         ]
+
+    def test_another_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So it is where the child has another user, as workers of gunicorn may have."""
+        if os.geteuid():
+            pytest.skip("only root can become another user")
+        with tempfile.TemporaryDirectory() as directory:  # not below one that is only for root
+            Path(directory).chmod(0o777)
+            monkeypatch.setenv(VARIABLE, directory)
+            when = "started again in the child, of another user"
+            child, parent = self.run(Path(directory), when)
+        assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
+        assert (parent["state"], parent["runs"]) == (1, 2)
 
     def test_started_again_in_the_child(self, directory: Path) -> None:
         """A child that starts its copy is a second one, and counts nothing again."""

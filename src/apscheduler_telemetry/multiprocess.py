@@ -64,6 +64,9 @@ STALE = 30.0
 PRUNE_EVERY = 60.0
 """Seconds between two looks at the counters that other processes have left."""
 
+_ROOM = 28
+"""Bytes that a key's length, its padding (at most 8), its value and its weight take in a file."""
+
 _FAR = 1e12
 """Unix seconds, and in them further away than any run: datetimes end in the year 9999."""
 
@@ -158,8 +161,9 @@ def mark_process_dead(pid: int, path: str | None = None) -> None:
     """
     path = path or os.environ.get(VARIABLE, os.environ.get(VARIABLE.lower()))
     if path:
-        multiprocess.mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
-        sweep(Path(path))
+        with contextlib.suppress(OSError):  # it would be the end of gunicorn
+            multiprocess.mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
+            sweep(Path(path))
 
 
 def child_exit(_server: Any, worker: Any) -> None:
@@ -394,13 +398,14 @@ class Slot:
         self._written: dict[str, tuple[dict[str, float], Mapping[str, float]]] = {}
         self._since = float(os.pread(lock, 100, 0) or "inf")
         self.remove_gauges()
+        for path in directory.glob(f"*_{stem}.partial"):
+            path.unlink(missing_ok=True)  # a former holder died in the middle of it
 
     def since(self, started: float) -> float:
         """Return since when the slot counts, if its scheduler was started at `started`."""
         if started < self._since:
             self._since = started
-            os.truncate(self._lock, 0)
-            os.pwrite(self._lock, repr(started).encode(), 0)
+            os.pwrite(self._lock, f"{started!r:<40}".encode(), 0)  # at once, so never half of it
         return self._since
 
     def read(self, kind: str) -> dict[str, float]:
@@ -517,7 +522,10 @@ def _take_slot(directory: Path, scheduler: str) -> Slot | None:
             if not mine:
                 break
             stem = f"apscheduler-{readable}-{digest}.{number}"
-            lock = os.open(directory / f"{stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                lock = os.open(directory / f"{stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            except PermissionError:
+                continue  # somebody else's, as of root, before gunicorn has become another user
             if _try_lock(lock):
                 return Slot(directory, stem, lock)
             os.close(lock)
@@ -531,13 +539,17 @@ def _exclusive(directory: Path) -> Iterator[bool]:
 
     Never waits: a process that was stopped by a debugger must not hold up all others.
     """
-    with (directory / "apscheduler.lock").open("ab") as file:
+    # For reading, as that may be done with another user's.
+    file = os.open(directory / "apscheduler.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
         mine = _try_lock(file)
         try:
             yield mine
         finally:
             if mine:  # not by closing it, as a child may have been forked meanwhile
                 fcntl.flock(file, fcntl.LOCK_UN)
+    finally:
+        os.close(file)
 
 
 def _is_taken(lock: Path) -> bool:
@@ -584,7 +596,10 @@ def _weight(family: Family, value: float, ended: float) -> float:
 def _replace(path: Path, values: Mapping[str, float], weights: Mapping[str, float] = _NONE) -> None:
     """Write a file beside the old one, and then rename it, so that readers meet a whole one."""
     partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
+    with partial.open("wb") as new:
+        # All the room at once, where a full disk is an error: of memory that is mapped to a file
+        # which has no room, the kernel makes a SIGBUS, and an end of the process.
+        new.write(bytes(8 + sum(len(key.encode()) + _ROOM for key in values)))
     file = MmapedDict(str(partial))  # type: ignore[no-untyped-call]
     try:
         for key, value in values.items():
@@ -622,7 +637,8 @@ def _keep_writing(reference: weakref.ref[Mirror], ended: threading.Event) -> Non
             return
         begin = time.thread_time()
         mirror.write()
-        pause = max(INTERVAL, (time.thread_time() - begin) / SHARE)
+        used = time.thread_time() - begin
+        pause = min(max(INTERVAL, used / SHARE), STALE / 3)
         del mirror
 
 
