@@ -18,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
+UNTESTED = {"the store is in memory"}
+"""Faults of which nothing is to be seen from within; the alert's own test is elsewhere."""
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors that a Markdown page has, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -50,6 +54,29 @@ class TestLinks:
             if not path.exists() or (anchor and anchor not in anchors(path)):
                 broken.append(target)
         assert broken == []
+
+
+class TestReliability:
+    """The table of faults."""
+
+    def test_each_fault_names_a_test(self) -> None:
+        """Each row names tests that exist in a file that its section links to, or says why not."""
+        wrong = []
+        for section in (ROOT / "docs" / "reliability.md").read_text().split("\n## ")[1:]:
+            paths = [ROOT / "tests" / name for name in re.findall(r"tests/(\w+\.py)", section)]
+            known = {test for path in paths for test in named_tests(path)}
+            known |= {part for test in known for part in test.split(".")}
+            known |= {
+                d
+                for path in paths
+                for d in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+            }
+            for row in re.findall(r"^\| (?!fault|---)(.*) \|$", section, re.MULTILINE):
+                fault, tests, seen = row.split(" | ", 2)
+                named = re.findall(r"`([\w.]+)`", tests)
+                if not seen or not (named or fault in UNTESTED) or not known.issuperset(named):
+                    wrong.append(fault)
+        assert wrong == []
 
 
 class TestReadme:

@@ -1,0 +1,140 @@
+"""Wall clocks that jump: no negative time, no run missed or made up, and promises as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from support import START, Gate, HandRig, at, by_hand, frozen, live, until
+from support_jobs import nothing
+
+HOUR = 3600.0
+JUMPS = pytest.mark.parametrize("jump", [-5 * HOUR, -1.0, 0.5, 5 * HOUR], ids=str)
+"""Seconds: what a time server does to a clock, and what people do; a leap second is one back."""
+
+
+def promise(rig: HandRig) -> float:
+    return rig.account().next_run - START.timestamp()
+
+
+class TestDuringRuns:
+    @JUMPS
+    def test_while_a_job_runs(self, jump: float) -> None:
+        """A run takes as long as it takes, and ended so long after its start."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, "interval", seconds=10)
+            rig.after(10)
+            gate.wait_for_run()
+            rig.clock.advance(jump)
+            gate.open()
+            rig.settle()
+            account = rig.account()
+            assert account.last_duration is not None
+            assert account.last_success is not None
+            assert 0 <= account.last_duration < 60
+            assert account.last_success == pytest.approx(at(10).timestamp(), abs=60)
+            assert account.running_since == 0
+            assert rig.outcomes() == {"success": 1}
+
+    @pytest.mark.parametrize("jump", [-5 * HOUR, -1.0], ids=str)
+    def test_back_while_a_run_is_queued(self, jump: float) -> None:
+        """It starts before it was due, which is no delay, and not too late either."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, "interval", seconds=10, id="first")
+            rig.add(nothing, "interval", seconds=10, misfire_grace_time=1)
+            rig.after(10)
+            gate.wait_for_run()
+            rig.clock.advance(jump)
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert rig.account().delays.sum == 0
+
+    @pytest.mark.parametrize("jump", [-5 * HOUR, 5 * HOUR], ids=str)
+    def test_the_span(self, jump: float) -> None:
+        """A span never ends before it began, nor before what the job did in it."""
+        pytest.importorskip("opentelemetry.sdk")
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+            InMemorySpanExporter,
+        )
+
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        with by_hand(telemetry={"tracer_provider": provider}) as rig:
+            rig.add(lambda: rig.clock.advance(jump), "interval", seconds=10)
+            rig.after(10)
+            rig.settle()
+            [span] = exporter.get_finished_spans()
+            assert span.start_time is not None
+            assert span.end_time is not None
+            assert span.end_time >= span.start_time
+
+
+class TestBetweenRuns:
+    @pytest.mark.parametrize("jump", [-5 * HOUR, -1.0], ids=str)
+    def test_back(self, jump: float) -> None:
+        """The promise stands, nothing is missed, and the run comes once when its time comes."""
+        with by_hand() as rig:
+            rig.add(nothing, "interval", seconds=10)
+            rig.after(10)
+            rig.settle()
+            rig.after(jump)
+            assert promise(rig) == 20
+            assert rig.account().last_run == at(10).timestamp()
+            assert (rig.account().due, rig.account().withdrawn) == (1, None)
+            rig.clock.move_to(at(20))
+            rig.after(0)
+            rig.settle()
+            assert rig.outcomes() == {"success": 2}
+
+    def test_forward(self) -> None:
+        """What the clock has passed over is due at once, and the promise is ahead again."""
+        with by_hand() as rig:
+            rig.add(nothing, "interval", seconds=10, coalesce=True)
+            rig.after(HOUR)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "coalesced": 359}
+            assert promise(rig) == HOUR + 10
+
+    def test_back_and_forth(self) -> None:
+        """A clock that goes to and fro makes no run due twice."""
+        with by_hand() as rig:
+            rig.add(nothing, "interval", seconds=10, coalesce=False)
+            for step in (10, -10, 10, -3, 3, 10, -HOUR, HOUR):
+                rig.after(step)
+                rig.settle()
+            assert rig.outcomes() == {"success": 2}
+            assert promise(rig) == 30
+
+    def test_a_leap_second(self) -> None:
+        """A cron job of each second, whose second comes twice, has one run of it."""
+        with by_hand() as rig:
+            rig.add(nothing, "cron", second="*")
+            before = rig.account().next_run
+            for step in (1, 1, -1, 1, 1):
+                rig.after(step)
+                rig.settle()
+            runs = rig.account().outcomes
+            assert sum(runs.values()) == rig.account().next_run - before
+
+
+class TestLiveness:
+    @JUMPS
+    def test_a_loop_is_not_late(self, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether the loop is overdue is a matter of time passed, and not of the clock."""
+        with live(BackgroundScheduler(timezone="UTC")) as rig:
+            adapter: Any = rig.telemetry._adapter
+            rig.add(nothing, "interval", hours=1)
+            until(lambda: adapter.loop._expected is not None)
+            now = adapter.clock()
+            monkeypatch.setattr(adapter, "clock", lambda: now + jump)
+            with frozen() as clock:
+                clock.advance(jump)
+                assert rig.telemetry.liveness().up
