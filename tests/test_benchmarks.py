@@ -18,6 +18,7 @@ class TestBenchmarks:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
+            (("stress.py", "--seconds", "0.5", "--repeat", "1"), "a second, "),
             (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
             (("interference.py", "--jobs", "10", "--seconds", "0.5"), "asyncio      10"),
             (("memory.py", "--jobs", "20", "--repeat", "1"), "start with 20 stored jobs, with us"),
