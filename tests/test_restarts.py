@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
@@ -360,11 +361,16 @@ class TestOtherwise:
 class TestOfOneProcess:
     """A scheduler that does not look, as it is paused, is no other case than one that is gone."""
 
-    def test_overdue(self, clock: Clock) -> None:
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"trigger": CronTrigger(hour="1-4", minute=0, timezone=timezone.utc), "hours": None}],
+        ids=["interval", "cron"],
+    )
+    def test_overdue(self, clock: Clock, options: dict[str, Any]) -> None:
         """A job that is put off when it is overdue has missed its runs."""
         with watched(scenes.by_hand(timezone=timezone.utc)) as seen:
             seen.scheduler.start()
-            add(seen)
+            add(seen, **options)
             clock.advance(3.5 * HOUR)
             seen.scheduler.reschedule_job("job", trigger="interval", hours=5)
             assert settled(seen) == {"coalesced": 2, "missed": 1}

@@ -110,7 +110,7 @@ def _before(at: datetime | None, until: float, trigger: Any) -> Backlog:
         at = _following(trigger, at, now)
         if at is not None and thrown:
             at = datetime.fromtimestamp(at.timestamp() + thrown, zone)
-    return Backlog(count, latest)
+    return Backlog(count, list(latest))  # which, unlike a deque, can be taken apart
 
 
 def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
