@@ -103,6 +103,7 @@ class Job:
         self.id = job_id
         self.spec = spec
         self.next: float | None = spec.schedule.since(now)
+        self.done = -1.0  # the latest that the loop has come to
 
     def take_due(self, now: float) -> list[float]:
         times = []
@@ -141,6 +142,7 @@ class Model:
         due: due runs by job id.
         outcomes: how they ended, by job id.
         held: submissions under way by job id; what was missed in a burst is told at its end.
+        forgotten: how many missed runs APScheduler knows nothing of.
     """
 
     def __init__(self) -> None:
@@ -150,11 +152,36 @@ class Model:
         self.due: Counter[str] = Counter()
         self.outcomes: dict[str, Counter[str]] = {}
         self.held: dict[str, list[Held]] = {}
+        self.forgotten = 0
 
     def add(self, job_id: str, spec: Spec) -> None:
-        self.jobs[job_id] = Job(job_id, spec, self.now)
+        before, job = self.jobs.get(job_id), Job(job_id, spec, self.now)
+        if before is not None:
+            self.forget(job_id, job.next)
+            job.done = before.done
+        self.jobs[job_id] = job
         self.outcomes.setdefault(job_id, Counter())
         self.held.setdefault(job_id, [])
+
+    def forget(self, job_id: str, following: float | None = None) -> None:
+        """
+        Count what is due of a job that the user changes before the loop has come to it.
+
+        Args:
+            job_id: the job, before it is changed.
+            following: its next run from now on; the loop will come to what is due from then on.
+        """
+        job = self.jobs[job_id]
+        if job.next is None or job.next <= job.done:
+            return  # not due, or put back to before what was done
+        if following is not None and following <= job.next:
+            return
+        due = job.take_due(self.now)
+        times = [at for at in due if following is None or at < following]
+        self.due[job_id] += len(times)
+        folded = len(times[1:]) if job.spec.coalesce else 0
+        self.outcomes[job_id].update({"coalesced": folded, "missed": len(times) - folded})
+        self.forgotten += len(times) - folded
 
     def turn(self) -> None:
         """Do what one turn of the loop does."""
@@ -169,6 +196,7 @@ class Model:
             times = job.take_due(self.now)
             if not times:
                 continue
+            job.done = times[-1]
             outcomes = self.outcomes[job.id]
             self.due[job.id] += len(times)
             if job.next is None or job.spec.executor == "nowhere":
@@ -272,28 +300,35 @@ class World:
         self._held[job_id].go_on.clear()
 
     def end(self) -> None:
-        """Let nothing hang on."""
+        """Let nothing hang on, and let listeners be told only what they can be."""
+        self.rig.forgotten = self.model.forgotten
         for held in self._held.values():
             held.go_on.set()
 
     def remove(self, job_id: str) -> None:
         self.rig.scheduler.remove_job(job_id)
+        self.model.forget(job_id)
         del self.model.jobs[job_id]
 
     def pause(self, job_id: str) -> None:
         self.rig.scheduler.pause_job(job_id)
+        self.model.forget(job_id)
         self.model.jobs[job_id].next = None
 
     def resume(self, job_id: str) -> None:
         self.rig.scheduler.resume_job(job_id)
         job = self.model.jobs[job_id]
-        job.next = job.spec.schedule.since(self.model.now)
+        following = job.spec.schedule.since(self.model.now)
+        self.model.forget(job_id, following)
+        job.next = following
 
     def reschedule(self, job_id: str, schedule: Schedule) -> None:
         self.rig.scheduler.reschedule_job(job_id, trigger=schedule.trigger())
         job = self.model.jobs[job_id]
+        following = schedule.since(self.model.now)
+        self.model.forget(job_id, following)
         job.spec = replace(job.spec, schedule=schedule)
-        job.next = schedule.since(self.model.now)
+        job.next = following
 
     def modify(self, job_id: str, changes: tuple[bool, int, int | None]) -> None:
         coalesce, max_instances, grace = changes
