@@ -108,7 +108,10 @@ def server(
         yield Server(process, f"http://127.0.0.1:{port}", log)
         process.terminate()
         assert process.wait(30) in {0, -15, 143}, log.read_text()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    said = log.read_text()
+    # APScheduler's thread may find a job due when Python has closed its pool already.
+    at_exit = said.count("RuntimeError: cannot schedule new futures after shutdown")
+    assert said.count("Traceback") == at_exit, said
 
 
 def gunicorn(*arguments: str) -> list[str]:

@@ -161,7 +161,9 @@ class TestPage:
 
     def test_log_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Its recipe for the standard library's log shows the ids of the run."""
-        (recipe,) = re.findall(r"```python\n(import logging.*?)```", self.PAGE, re.DOTALL)
+        (recipe,) = re.findall(
+            r"```python\n(import logging\nfrom opent.*?)```", self.PAGE, re.DOTALL
+        )
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
         root.handlers.clear()

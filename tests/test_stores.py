@@ -726,10 +726,13 @@ class TestRaces:
 
     def test_uninstrumented(self, rows: Rows) -> None:
         """After `uninstrument` nothing more is read, and the thread that read ends."""
+        others = set(threading.enumerate())
         with self.reading(rows) as (seen, end):
+            ours = set(threading.enumerate()) - others
+            assert "apscheduler-telemetry" in {thread.name for thread in ours}
             seen.telemetry.uninstrument()
             end()
-            until(lambda: "apscheduler-telemetry" not in {t.name for t in threading.enumerate()})
+            until(lambda: not any(thread.is_alive() for thread in ours))
 
     def test_described_without_a_lock(self, rows: Rows) -> None:
         """A callback of the user's may ask the scheduler, which may be waiting for the hooks."""
