@@ -57,7 +57,10 @@ EXTRAS = "otlp,instrumentation"
 FAST = ("-m", "not slow and not integration")
 ELSEWHERE = ("-m", "not slow and not integration and not once")
 DRILLS = ("-m", "drill", "-n", "0")  # together in one process, as they share their servers
-WORKERS = ("-n", "2", "--dist", "loadfile")  # by file: module-wide servers are started once
+# By file, so that module-wide servers are started once; and in their order, as else the files of
+# the fewest tests would come last, which take longest.
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+MORE_WORKERS = ("-n", "3")  # where there are tests that mostly wait for other programs
 PATIENCE = 1200
 """Seconds after which an environment's tests hang, as no single test is allowed to."""
 
@@ -236,7 +239,7 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     """Return the environments to test in; the one with every test comes first."""
     default = default_version()
     everything = ("test", "integrations", "demo")
-    every = ("-m", "not drill")
+    every = (*MORE_WORKERS, "-m", "not drill")
     first = (*everything, "compose", "grafana", "rotel")
     envs = [Env(f"py{default}", pythons[default], first, EXTRAS, selection=every)]
     envs += [
@@ -332,7 +335,7 @@ def test_all(session: Session, only: Sequence[str]) -> None:
                 python = install(env, wheel)
                 selection = env.selection
                 if env is envs[0] and not programs:
-                    selection = ("-m", "not integration")
+                    selection = (*MORE_WORKERS, "-m", "not integration")
                     row.remark = "without integration tests and drills: no Prometheus"
                 session.test(row, python, selection, measured=True)
             if env is envs[0] and programs and not session.arguments:
