@@ -104,9 +104,9 @@ def labels(rig: HandRig) -> Iterator[str]:
 @pytest.mark.slow
 class TestSoak:
     def test_a_small_one(self) -> None:
-        """20,000 runs and 20,000 jobs that run once leave nothing behind; see `make soak`."""
+        """20,000 runs and 10,000 jobs that run once leave nothing behind; see `make soak`."""
         script = ROOT / "benchmarks" / "soak.py"
-        command = [sys.executable, str(script), "--runs", "20000", "--jobs", "20000"]
+        command = [sys.executable, str(script), "--runs", "20000", "--jobs", "10000"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["bounded"]), done
 
