@@ -21,7 +21,6 @@ from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_REMOVED, EVENT_JOB_
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
-from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
@@ -34,45 +33,7 @@ import support_scenes as scenes
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry._v3._loop import OVERDUE_AFTER
 from support import Gate, eventually, until
-from support_scenes import Boom, Watched, watched
-
-
-class FaultyStore(MemoryJobStore):
-    """A memory store whose methods fail when they are told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.faults: set[str] = set()
-        self.calls: list[str] = []
-
-    def _pass(self, method: str) -> None:
-        self.calls.append(method)
-        if method in self.faults:
-            raise Boom(method)
-
-    def get_due_jobs(self, now: datetime) -> Any:
-        self._pass("get_due_jobs")
-        return super().get_due_jobs(now)
-
-    def get_next_run_time(self) -> Any:
-        self._pass("get_next_run_time")
-        return super().get_next_run_time()
-
-    def update_job(self, job: Any) -> None:
-        self._pass("update_job")
-        super().update_job(job)
-
-    def remove_job(self, job_id: str) -> None:
-        self._pass("remove_job")
-        super().remove_job(job_id)
-
-    def lookup_job(self, job_id: str) -> Any:
-        self._pass("lookup_job")
-        return super().lookup_job(job_id)
-
-    def get_all_jobs(self) -> Any:
-        self._pass("get_all_jobs")
-        return super().get_all_jobs()
+from support_scenes import Boom, FaultyStore, Watched, watched
 
 
 class FaultyTrigger(BaseTrigger):

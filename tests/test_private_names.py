@@ -17,6 +17,7 @@ import uuid
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,11 +53,15 @@ APSCHEDULER = {
     "_dispatch_event",
     "_eventloop",
     "_executors",
+    "_greenlet",
+    "_ioloop",
     "_jobstores",
     "_jobstores_lock",
     "_logger",
     "_main_loop",
     "_process_jobs",
+    "_reactor",
+    "_start_timer",
     "_thread",
     # of an executor
     "_do_submit_job",
@@ -127,6 +132,36 @@ class TestScheduler:
         assert "self._main_loop" in source(BackgroundScheduler.start)
         assert "self._main_loop()" in source(BlockingScheduler.start)
         assert "self._configure(config)" in source(BaseScheduler.configure)
+
+    @pytest.mark.parametrize(
+        ("module", "lines"),
+        [
+            ("schedulers.asyncio", ["self._start_timer(wait_seconds)", "self._eventloop = "]),
+            ("schedulers.tornado", ["self._start_timer(wait_seconds)", "self._ioloop = "]),
+            ("schedulers.twisted", ["self._start_timer(wait_seconds)", "self._reactor = "]),
+            (
+                "schedulers.qt",
+                ["self._start_timer(wait_seconds)", "wait_time, self._process_jobs)"],
+            ),
+            ("schedulers.gevent", ["self._greenlet = gevent.spawn(self._main_loop)"]),
+            ("executors.tornado", ["self.executor = ThreadPoolExecutor(max_workers)"]),
+            ("executors.twisted", ["self._reactor = ", "self._reactor.getThreadPool()"]),
+        ],
+    )
+    def test_event_loops(self, module: str, lines: list[str]) -> None:
+        """So is that of those whose libraries may be absent; `test_matrix` has them at work."""
+        spec = find_spec(f"apscheduler.{module}")
+        assert spec is not None
+        assert spec.origin is not None
+        text = Path(spec.origin).read_text("utf-8")
+        assert lines == [line for line in lines if line in text]
+
+    def test_a_pass_writes_to_the_log_in_its_end(self) -> None:
+        """What comes after the last job store, and its events, is the log, on every way out."""
+        end = source(BaseScheduler._process_jobs).partition("self._dispatch_event(event)")[2]
+        ways_out = end.count("wait_seconds = None") + end.count("wait_seconds = min(")
+        assert ways_out == 3
+        assert ways_out == end.count("self._logger.debug(")
 
     def test_signatures(self) -> None:
         """The methods that are laid over take what the hooks pass on."""

@@ -240,7 +240,7 @@ def environments(pythons: dict[str, str]) -> list[Env]:
     default = default_version()
     everything = ("test", "integrations", "demo")
     every = (*MORE_WORKERS, "-m", "not drill")
-    first = (*everything, "compose", "grafana", "rotel")
+    first = (*everything, "compose", "grafana", "rotel", "worlds")
     envs = [Env(f"py{default}", pythons[default], first, EXTRAS, selection=every)]
     envs += [
         Env(f"py{version}", python, everything, EXTRAS)

@@ -5,7 +5,7 @@ Hooks on an executor: every run goes in through two of its methods and comes out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
@@ -42,6 +42,14 @@ _NEVER_AWAIT = {
 """How executors run a job that call a coroutine function like any other; the user's may await."""
 
 
+CROWDED = 1_000
+"""
+Submissions under way from which on those are looked for that have ended.
+
+Each costs a few hundred bytes; more than that wait only in the queue of a pool that is far behind.
+"""
+
+
 class ExecutorHook:
     """What is laid over the methods of one executor."""
 
@@ -62,6 +70,7 @@ class ExecutorHook:
         self.open(alias)
         # In the order of submission, which is the order in which a pool takes them.
         self._under_way: dict[Hashable, JobView] = {}
+        self._crowded = CROWDED
         lay = adapter.shadows.lay
         lay(executor, "submit_job", self._submit_job)
         lay(executor, "_run_job_success", self._run_job_success)
@@ -126,17 +135,17 @@ class ExecutorHook:
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         under_way = self._under_way
 
-        def run_job_success(job_id: str, events: Sequence[Any]) -> None:
-            if type(events) is not list:
-                events = list(events)  # an executor of the user's may give what is read only once
+        def run_job_success(job_id: str, events: Iterable[Any]) -> None:
             view = under_way.get(job_id) if type(job_id) is str else None
-            if view is not None and ended_well(view, events):
+            if view is not None and type(events) is list and ended_well(view, events):
                 del under_way[job_id]  # what happens most
                 original(job_id, events)
                 return
             view = self._view(job_id)
             if view is not None:
-                if ended_well(view, events):
+                if not isinstance(events, Sequence):
+                    events = self._unlisted(view, events)
+                elif ended_well(view, events):
                     under_way.pop(key_of(view), None)
                 elif is_of(view, events):
                     self._close(view, submission_of(view).returned, events)
@@ -179,12 +188,39 @@ class ExecutorHook:
                 if self.capture.arguments:
                     submission.tell_arguments()
                 view = JobView(job, submission, key)
+                if len(self._under_way) >= self._crowded:
+                    self._forget()
             entry.accounted = run.due
             self._under_way[key] = view
         except Exception:  # noqa: BLE001
             self.guard.failed("adapter")
             return None
         return view
+
+    def _unlisted(self, view: JobView, events: Any) -> Any:
+        """Take a result of a user's executor that is no list, and return what to pass on."""
+        if isinstance(events, Iterator):
+            return self._one_by_one(view, events)
+        # No result at all, such as that of a greenlet that was killed before it began.
+        self._close(view, submission_of(view).returned, ())
+        return events
+
+    def _one_by_one(self, view: JobView, events: Iterator[Any]) -> Iterator[Any]:
+        """Take note of events that can be read only once, of each before it is told."""
+        submission = submission_of(view)
+        try:
+            for event in events:
+                self._note(submission.told, event)
+                yield event
+        finally:
+            self._close(view, submission.returned, ())
+
+    def _forget(self) -> None:
+        """Drop submissions that have ended, of which an executor of the user's does not tell."""
+        for view in list(self._under_way.values()):
+            if submission_of(view).done:
+                self._under_way.pop(key_of(view), None)
+        self._crowded = max(CROWDED, 2 * len(self._under_way))
 
     def _close(self, view: JobView, end: Callable[[Any], None], what: Any) -> None:
         self._under_way.pop(key_of(view), None)
@@ -234,7 +270,9 @@ class ExecutorHook:
 
 def pool_of(executor: Any) -> Any:
     """Return the `concurrent.futures` pool of an APScheduler executor, None if it has none."""
-    return getattr(executor, "_pool", None)
+    # Tornado's has a pool for functions, and runs coroutine functions beside it.
+    pools = getattr(executor, "_pool", None), getattr(executor, "executor", None)
+    return next((pool for pool in pools if pool is not None), None)
 
 
 def capacity(executor: Any) -> float:
@@ -242,4 +280,9 @@ def capacity(executor: Any) -> float:
     if isinstance(executor, DebugExecutor):
         return 1
     # Neither APScheduler nor concurrent.futures tells its number of workers in public.
-    return getattr(pool_of(executor), "_max_workers", None) or math.inf
+    limit = getattr(pool_of(executor), "_max_workers", None)
+    if limit is None:
+        # Twisted's reactor makes its pool when it is first asked for, and we must not be the first.
+        pool = getattr(getattr(executor, "_reactor", None), "threadpool", None)
+        limit = getattr(pool, "max", None)
+    return limit or math.inf

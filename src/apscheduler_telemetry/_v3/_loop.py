@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class LoopHook:
         self._thread: threading.Thread | None = None
         self._ended = False
         self._inside: int | None = None
+        self._is_bypassed = False
         self._inside_since: float | None = None
         self._expected: float | None = None
         self._failure: str | None = None
@@ -48,8 +49,9 @@ class LoopHook:
         lay = adapter.shadows.lay
         lay(scheduler, "_process_jobs", self._process_jobs)
         lay(scheduler, "wakeup", self._wakeup)
-        if hasattr(scheduler, "_main_loop"):
-            lay(scheduler, "_main_loop", self._main_loop)
+        for name, make in (("_main_loop", self._main_loop), ("_start_timer", self._start_timer)):
+            if hasattr(scheduler, name):  # a thread or a greenlet has one, an event loop the other
+                lay(scheduler, name, make)
         self.watch_logger()
 
     def watch_logger(self) -> None:
@@ -62,7 +64,7 @@ class LoopHook:
     @property
     def is_inside(self) -> bool:
         """
-        Whether it is the loop that acts now, in the middle of a pass over due jobs.
+        Whether it is the loop that acts now, in the middle of APScheduler's pass over due jobs.
 
         Not so while it calls a listener, or a job that an executor runs right there: what these
         do to the scheduler is the user's doing, and what fails there is told to the user. Found by
@@ -72,7 +74,7 @@ class LoopHook:
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, says its documentation
         while frame is not None and frame.f_code not in self._user_code:
-            if frame.f_code is self._pass:
+            if frame.f_code is _PASS:
                 return True
             frame = frame.f_back
         return False
@@ -98,6 +100,17 @@ class LoopHook:
         """Note that the loop is through with the job that it has handed over."""
         self._handed_over = None
 
+    def looks(self) -> None:
+        """
+        Note that a job store is asked for due jobs, which only a pass does.
+
+        A pass that our hook knows nothing of is that of a scheduler of the user's, which calls
+        what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
+        """
+        if self._inside is None or self._is_bypassed:
+            self._is_bypassed = True
+            self._begin()
+
     def has_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
@@ -114,11 +127,9 @@ class LoopHook:
 
     def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def process_jobs() -> Any:
-            self._inside = get_ident()
+            self._is_bypassed = False
+            self._begin()
             self._inside_since = self._adapter.monotonic()
-            self._thread = threading.current_thread()
-            self._expected = None
-            self._handed_over = None
             try:
                 with self._adapter.no_context():
                     wait_seconds = original()
@@ -132,12 +143,33 @@ class LoopHook:
                 self._adapter.pass_is_over()
             self._failure = None
             self.last_wakeup = self._adapter.clock()
-            if wait_seconds is not None and self._expected is None:
-                self._expected = self._adapter.monotonic() + wait_seconds
+            self._expect(wait_seconds)
             return wait_seconds
 
-        self._pass = process_jobs.__code__
         return process_jobs
+
+    def _begin(self) -> None:
+        self._inside = get_ident()
+        self._thread = threading.current_thread()
+        self._expected = self._handed_over = None
+
+    def _ends_past_the_hook(self) -> None:
+        if self._is_bypassed and self._inside is not None:
+            self._inside = None
+            self.last_wakeup = self._adapter.clock()
+            self._adapter.pass_is_over()
+
+    def _expect(self, wait_seconds: Any) -> None:
+        """Expect the next pass in so many seconds, if it is not expected sooner."""
+        if self._expected is None and isinstance(wait_seconds, (int, float)):
+            self._expected = self._adapter.monotonic() + wait_seconds
+
+    def _start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def start_timer(wait_seconds: Any) -> None:
+            original(wait_seconds)
+            self._expect(wait_seconds)  # Qt's pass does not return it
+
+        return start_timer
 
     def _wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
@@ -153,11 +185,16 @@ class LoopHook:
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
                 self._ended = True
+                self._inside = None
 
         return main_loop
 
     def _watched_logger(self, original: Any) -> Any:
-        return _WatchedLogger(original, lambda: self._adapter.ledger.error(ErrorKind.LISTENER))
+        return _WatchedLogger(
+            original,
+            listener_failed=lambda: self._adapter.ledger.error(ErrorKind.LISTENER),
+            pass_logs=self._ends_past_the_hook,
+        )
 
     # The answer
 
@@ -180,16 +217,20 @@ class LoopHook:
             )
             yield "forked", message
             return
-        event_loop = getattr(self._scheduler, "_eventloop", None)
-        thread_dead = self._thread is not None and not self._thread.is_alive()
+        event_loop = _event_loop_of(self._scheduler)
+        greenlet = getattr(self._scheduler, "_greenlet", None)
+        ended = self._ended or (greenlet is not None and greenlet.dead)
+        if event_loop is None:  # which may change threads
+            ended = ended or (self._thread is not None and not self._thread.is_alive())
         if self._failure is not None:
             message = (
                 f"The latest pass over due jobs ended with {self._failure}, which ends the "
                 "scheduler's thread or loses its timer: no job runs any more."
             )
             yield "loop_failed", message
-        elif self._ended or (thread_dead and event_loop is None):  # which may change threads
-            yield "thread_dead", "The scheduler's thread has ended: no job runs any more."
+        elif ended:
+            kind = "thread" if greenlet is None else "greenlet"
+            yield "thread_dead", f"The scheduler's {kind} has ended: no job runs any more."
         if event_loop is not None and event_loop.is_closed():
             yield "event_loop_closed", "The scheduler's event loop was closed."
         elif event_loop is not None and not event_loop.is_running():
@@ -210,9 +251,33 @@ class LoopHook:
             yield "overdue", message
 
 
+class _Reactor:
+    """Twisted's reactor, asked as one asks an asyncio event loop."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def is_closed(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return bool(getattr(self._reactor, "running", True))  # not every fake one tells
+
+
+def _event_loop_of(scheduler: Any) -> Any:
+    """Return what turns a scheduler that has no thread of its own, None if that cannot be asked."""
+    reactor = getattr(scheduler, "_reactor", None)
+    if reactor is not None:
+        return _Reactor(reactor)
+    io_loop = getattr(scheduler, "_ioloop", None)
+    if io_loop is not None:
+        return getattr(io_loop, "asyncio_loop", None)
+    return getattr(scheduler, "_eventloop", None)
+
+
 class _WatchedLogger:
     """
-    The scheduler's logger, telling when a listener has failed.
+    The scheduler's logger, telling when a listener has failed, and when a pass writes to it.
 
     APScheduler catches what a listener raises and writes it to its log; there is no other sign.
     Its logger's own method does the writing, so that the record names the line that it should, also
@@ -220,19 +285,25 @@ class _WatchedLogger:
     """
 
     _logger: Any
-    _listener_failed: Callable[[], None]
+    _tell: Mapping[str, tuple[CodeType, Callable[[], None]]]
 
-    def __init__(self, logger: Any, listener_failed: Callable[[], None]) -> None:
-        vars(self).update(_logger=logger, _listener_failed=listener_failed)
+    def __init__(
+        self, logger: Any, *, listener_failed: Callable[[], None], pass_logs: Callable[[], None]
+    ) -> None:
+        tell = {"exception": (_DISPATCH, listener_failed), "debug": (_PASS, pass_logs)}
+        vars(self).update(_logger=logger, _tell=tell)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As whoever silences it does: scheduler._logger.propagate = False
         setattr(self._logger, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "exception" and sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001
-            self._listener_failed()
+        if name in self._tell:
+            writer, tell = self._tell[name]
+            if sys._getframe(1).f_code is writer:  # noqa: SLF001  # as above
+                tell()
         return getattr(self._logger, name)
 
 
 _DISPATCH = BaseScheduler._dispatch_event.__code__  # noqa: SLF001
+_PASS = BaseScheduler._process_jobs.__code__  # noqa: SLF001

@@ -369,6 +369,7 @@ class StoreHook:
 
     def _get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         def get_due_jobs(now: datetime) -> Any:
+            self._adapter.loop.looks()
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 if not isinstance(jobs, (list, tuple)):

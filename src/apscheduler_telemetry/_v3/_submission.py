@@ -4,6 +4,8 @@ One submission of a job to an executor: its runs, and the view of the job that m
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 # See _ledger: looked up in the enumeration, they would cost every run.
 _QUEUED, _RUNNING, _DONE = State.QUEUED, State.RUNNING, State.DONE
 _SUCCESS = Outcome.SUCCESS
-_OUTCOMES = {
+_OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_EXECUTED: Outcome.SUCCESS,
     EVENT_JOB_ERROR: Outcome.ERROR,
     EVENT_JOB_MISSED: Outcome.MISSED,
@@ -106,6 +108,17 @@ class JobView:
     args = property(attrgetter("_job.args"))
     kwargs = property(attrgetter("_job.kwargs"))
     misfire_grace_time = property(attrgetter("_job.misfire_grace_time"))
+
+    # What an executor of the user's may do to a job: send its state elsewhere, or change a copy.
+
+    def __getstate__(self) -> Any:
+        return self._job.__getstate__()
+
+    def __copy__(self) -> JobView:
+        return JobView(copy.copy(self._job), submission_of(self), key_of(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JobView:
+        return JobView(copy.deepcopy(self._job, memo), submission_of(self), key_of(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By way of the submission, which the run times refer to as well: in the other process
@@ -299,18 +312,27 @@ class Submission:
 
     def returned(self, events: Sequence[Any]) -> None:
         """Take what the executor returned: end the runs, make the events what they were."""
-        in_order = len(events) == len(self.runs)
-        for position, event in enumerate(events):
-            index = position if in_order else self._index_of(event.scheduled_run_time)
-            if type(event.job_id) is not str:
-                event.job_id = self.job.id
-            if event.exception is not None:
-                _worker.hide_frames(event.exception)
-            if event.traceback is not None:
-                event.traceback = _worker.hide_entries(event.traceback)
-            if index is not None and self.runs[index].state is not State.DONE:
-                self._end(self.runs[index], event, self._measurements.get(index))
-        self.end_all(Outcome.LOST)  # an executor that returned fewer events than runs
+        try:
+            in_order = len(events) == len(self.runs)
+            for position, event in enumerate(events):
+                self.told(event, position if in_order else None)
+        finally:
+            self.end_all(Outcome.LOST)  # an executor that returned fewer events than runs
+
+    def told(self, event: Any, index: int | None = None) -> None:
+        """Take one event: end its run, make the event what it was; it may be of the user's own."""
+        if index is None:
+            index = self._index_of(getattr(event, "scheduled_run_time", None))
+        exception = getattr(event, "exception", None)
+        if exception is not None:
+            _worker.hide_frames(exception)
+        formatted = getattr(event, "traceback", None) or ""
+        if (cleaned := _worker.hide_entries(formatted)) != formatted:
+            _put(event, "traceback", cleaned)
+        if index is not None and self.runs[index].state is not State.DONE:
+            self._end(self.runs[index], event, self._measurements.get(index))
+        if type(getattr(event, "job_id", "")) is not str:
+            _put(event, "job_id", self.job.id)
 
     def failed(self, exception: BaseException) -> None:
         """Take that the executor got no result."""
@@ -337,10 +359,11 @@ class Submission:
 
     def _end(self, run: Run, event: Any, measurement: _worker.Measurement | None) -> None:
         ledger, pipeline = self.hook.ledger, self.hook.pipeline
-        outcome = _OUTCOMES.get(event.code, Outcome.LOST)
-        error = None
-        if event.exception is not None:
-            error = RunError.of(event.exception, self._stack(event.exception, event.traceback))
+        outcome = _OUTCOMES.get(getattr(event, "code", None), Outcome.LOST)
+        error, exception = None, getattr(event, "exception", None)
+        if exception is not None:
+            stack = self._stack(exception, getattr(event, "traceback", None))
+            error = RunError.of(exception, stack)
         if measurement is None:
             ledger.settle(run, outcome, error)
         else:
@@ -388,6 +411,11 @@ class Submission:
         # Not walked through: an executor of the user's that calls the callable by itself.
         return next((run for run in self.runs if run.state is State.QUEUED), None)
 
-    def _index_of(self, scheduled: datetime) -> int | None:
+    def _index_of(self, scheduled: datetime | None) -> int | None:
         at = (index for index, run in enumerate(self.runs) if run.scheduled == scheduled)
         return next(at, None)
+
+
+def _put(event: Any, name: str, value: Any) -> None:
+    with contextlib.suppress(AttributeError):  # an event of the user's may forbid it
+        setattr(event, name, value)

@@ -1,0 +1,70 @@
+"""
+A Django project whose jobs django-apscheduler keeps in its database; run by `test_applications`.
+
+Usage: django_app.py DATABASE first | second
+
+The first process adds jobs and runs them; the second one finds them. Either tells what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}},
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    INSTALLED_APPS=["django_apscheduler"],
+    USE_TZ=True,
+)
+django.setup()
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from django_apscheduler.jobstores import DjangoJobStore, register_events
+from django_apscheduler.models import DjangoJob, DjangoJobExecution
+from prometheus_client import CollectorRegistry
+
+import support_jobs as jobs
+from apscheduler_telemetry import instrument
+from support import outcomes, until
+
+
+def main() -> None:
+    call_command("migrate", verbosity=0)
+    scheduler = BackgroundScheduler(timezone="UTC")
+    scheduler.add_jobstore(DjangoJobStore(), "default")
+    register_events(scheduler)
+    telemetry = instrument(scheduler, registry=CollectorRegistry())
+    if sys.argv[2] == "first":
+        options = {"seconds": 3600, "misfire_grace_time": None, "replace_existing": True}
+        scheduler.add_job(jobs.give_back, "interval", args=[1], id="good", **options)
+        scheduler.add_job(jobs.fail, "interval", id="bad", **options)
+    scheduler.start()
+    until(lambda: {"good", "bad"} <= {a.label for a in telemetry.ledger.accounts()}, "the jobs")
+    if sys.argv[2] == "first":
+        for job in scheduler.get_jobs():
+            job.modify(next_run_time=datetime.now(timezone.utc))
+        until(lambda: outcomes(telemetry, "good") and outcomes(telemetry, "bad"), "the runs")
+        until(lambda: DjangoJobExecution.objects.exclude(status="Started!").count() == 2, "rows")
+    accounts = {a.label: a for a in telemetry.ledger.accounts()}
+    said = {
+        "good": outcomes(telemetry, "good"),
+        "bad": outcomes(telemetry, "bad"),
+        "persistent": accounts["good"].info.persistent,
+        "promised": accounts["good"].next_run > 0,
+        "rows": sorted(DjangoJobExecution.objects.values_list("status", flat=True)),
+        "stored": sorted(DjangoJob.objects.values_list("id", flat=True)),
+        "up": telemetry.liveness().up,
+        "own failures": {k: n for k, n in telemetry.guard.counts().items() if n},
+    }
+    scheduler.shutdown()
+    sys.stdout.write(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

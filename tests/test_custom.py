@@ -1,0 +1,340 @@
+"""Schedulers and executors of the user's, which do things in ways of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecutionEvent
+from apscheduler.executors.base import BaseExecutor, run_job
+from apscheduler.triggers.date import DateTrigger
+
+import support_jobs as jobs
+import support_scenes as scenes
+from apscheduler_telemetry._v3._executors import CROWDED
+from apscheduler_telemetry._v3._loop import OVERDUE_AFTER
+from support import HandDriven, HandRig, by_hand
+from support_scenes import Boom, FaultyStore, Watched, watched
+
+
+class Executing(BaseExecutor):
+    """An executor that does what the test says."""
+
+    def __init__(self, execute: Callable[[Any, Any, Sequence[datetime]], None]) -> None:
+        super().__init__()
+        self._execute = execute
+
+    def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
+        self._execute(self, job, run_times)
+
+
+def executing(execute: Callable[[Any, Any, Sequence[datetime]], None]) -> Any:
+    """Start a scheduler with such an executor."""
+    return by_hand({"default": Executing(execute)})
+
+
+def run(job: Any, run_times: Sequence[datetime]) -> list[Any]:
+    events: list[Any] = run_job(job, "default", run_times, "apscheduler")
+    return events
+
+
+def run_twice(rig: HandRig) -> Any:
+    """Let a job fall due twice in one pass, and return it."""
+    job = rig.add(jobs.give_back, "interval", args=[1], seconds=10, coalesce=False)
+    rig.after(25)
+    return job
+
+
+class TestEvents:
+    """What executors report as the result of a submission."""
+
+    def test_that_can_be_read_only_once(self) -> None:
+        """Events may come from a generator, which goes on when each has been told."""
+        told: list[int] = []
+
+        def report(events: list[Any]) -> Iterator[Any]:
+            for event in events:
+                yield event
+                told.append(rig.codes().count("executed"))
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            executor._run_job_success(job.id, report(run(job, run_times)))
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"success": 2}
+            assert told == [1, 2]
+
+    def test_a_generator_that_fails(self) -> None:
+        """Its failure comes through; what it did not tell of is as it was seen to be, or lost."""
+
+        def report(job: Any, run_times: Any) -> Iterator[Any]:
+            yield JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, "default", run_times[0])
+            raise Boom
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            with pytest.raises(Boom):
+                executor._run_job_success(job.id, report(job, run_times))
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"success": 1, "lost": 1}
+
+    def test_that_are_no_result(self) -> None:
+        """What cannot be read at all is APScheduler's to refuse; the runs are lost."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            with pytest.raises(TypeError, match="not iterable"):
+                executor._run_job_success(job.id, SystemExit())
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"lost": 2}
+
+    @pytest.mark.parametrize("changeable", [True, False])
+    def test_of_the_users_own(self, changeable: bool) -> None:
+        """Events may be anything that has a code; what they lack or forbid is left alone."""
+
+        @dataclass(frozen=True)
+        class Frozen:
+            code: int
+            job_id: Any
+            exception: Any = None
+            traceback: Any = 'File "_worker.py"'
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            make: Any = SimpleNamespace if changeable else Frozen
+            raised = {"exception": ValueError(), "traceback": "tb"}
+            events = [
+                make(code=EVENT_JOB_EXECUTED, job_id=job.id),
+                make(code=EVENT_JOB_ERROR, job_id=job.id, **raised),
+            ]
+            executor._run_job_success(job.id, events)
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"success": 1, "error": 1}
+            assert rig.account().exceptions == {"ValueError": 1}
+            ids = [event.job_id for event in rig.events if hasattr(event, "traceback")]
+            assert set(ids) <= {"job"}
+            assert not changeable or {str} == set(map(type, ids))
+
+    def test_that_say_nothing(self) -> None:
+        """Runs of which nothing is said but that they are over are lost, if they were not seen."""
+        execute = lambda executor, job, _: executor._run_job_success(job.id, [object()] * 2)  # noqa: E731
+        with executing(execute) as rig:
+            rig.scheduler.remove_listener(rig.events.append)
+            rig.scheduler._dispatch_event = lambda event: None  # which asks events for their code
+            run_twice(rig)
+            assert rig.outcomes() == {"lost": 2}
+
+    def test_that_never_come(self) -> None:
+        """What was seen to run counts, and no more of it is kept than of a long queue."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            run(job, run_times)
+
+        with executing(execute) as rig:
+            for number in range(3 * CROWDED):
+                rig.scheduler.add_job(jobs.nothing, id=str(number), misfire_grace_time=None)
+            rig.scheduler.turn()
+            total = sum(sum(a.outcomes.values()) for a in rig.telemetry.ledger.accounts())
+            assert total == 3 * CROWDED
+            (hook,) = rig.telemetry._adapter._executors.values()
+            assert len(hook._under_way) <= CROWDED
+            rig.is_told = False
+            rig.scheduler._executors["default"]._instances.clear()
+
+
+class TestCalls:
+    """How executors call jobs."""
+
+    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+    def test_a_copy(self, duplicate: Callable[[Any], Any]) -> None:
+        """A copy of the job is a job, that can be changed apart from it, and is measured."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            twin = duplicate(job)
+            twin.args = [2]
+            executor._run_job_success(job.id, run(twin, run_times))
+
+        with executing(execute) as rig:
+            job = run_twice(rig)
+            assert job.args == (1,)
+            assert rig.outcomes() == {"success": 2}
+            assert sum(rig.account().durations.counts) == 2
+        assert [e.retval for e in rig.events if hasattr(e, "retval")] == [2, 2]
+
+    def test_its_state(self) -> None:
+        """Whoever sends a job elsewhere by its state gets the job's, and not ours."""
+        states = []
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            states.append(job.__getstate__())
+            executor._run_job_success(job.id, run(job, run_times))
+
+        with executing(execute) as rig:
+            job = run_twice(rig)
+            expected = job.__getstate__()
+        assert {**expected, "next_run_time": None} == {**states[0], "next_run_time": None}
+
+    def test_again(self) -> None:
+        """Of a run that is tried again by its executor, the first try counts."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            run(job, run_times)
+            executor._run_job_success(job.id, run(job, run_times))
+
+        answers = iter([ValueError(), None])
+
+        def work() -> None:
+            if answer := next(answers):
+                raise answer
+
+        with executing(execute) as rig:
+            rig.add(work)
+            rig.scheduler.turn()
+            assert rig.outcomes() == {"error": 1}
+            assert rig.codes() == ["executed", "submitted"]
+            rig.is_told = False
+
+
+class Ticking(HandDriven):
+    """A scheduler that calls what it inherits, and never its own `_process_jobs`."""
+
+    def turn(self) -> Any:
+        return super()._process_jobs()
+
+    def _process_jobs(self) -> Any:
+        raise AssertionError
+
+
+class Answering(HandDriven):
+    """A scheduler whose pass does what the test says."""
+
+    answer: Any = None
+
+    def _process_jobs(self) -> Any:
+        super()._process_jobs()
+        return self.answer
+
+
+class Retrying(HandDriven):
+    """A scheduler that survives what fails in a pass."""
+
+    def _process_jobs(self) -> Any:
+        try:
+            return super()._process_jobs()
+        except Boom:
+            return 1.0
+
+
+def seen_by_hand(kind: type[HandDriven], **options: Any) -> Any:
+    options.setdefault("executors", {"default": Executing(in_place)})
+    options.setdefault("jobstores", {"default": FaultyStore()})
+    return watched(kind(**options))
+
+
+def in_place(executor: Any, job: Any, run_times: Sequence[datetime]) -> None:
+    executor._run_job_success(job.id, run(job, run_times))
+
+
+def moved(seen: Watched, seconds: float) -> None:
+    """Let the adapter's clock be so many seconds ahead from now on."""
+    before = seen.telemetry._adapter.monotonic
+    seen.telemetry._adapter.monotonic = lambda: before() + seconds
+
+
+class TestPassesThatBypassTheHook:
+    """A scheduler that calls what it inherits, past what is laid over its instance."""
+
+    def test_counts_as_turning(self) -> None:
+        """It is up while it turns, and the end of the pass is told."""
+        with seen_by_hand(Ticking) as seen:
+            seen.scheduler.start()
+            before = seen.telemetry.last_wakeup
+            seen.scheduler.turn()
+            assert (before is None, seen.telemetry.last_wakeup is None) == (True, False)
+            moved(seen, 10 * OVERDUE_AFTER)
+            assert (seen.up(), seen.reasons()) == (1, [])
+            seen.scheduler.wakeup()
+            moved(seen, 10 * OVERDUE_AFTER)
+            assert (seen.up(), seen.reasons()) == (0, ["overdue"])
+
+    def test_goes_on(self) -> None:
+        """A run takes no promise back, and a last one ends a job that is finished."""
+        with seen_by_hand(Ticking) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, **scenes.due())
+            seen.scheduler.add_job(jobs.nothing, DateTrigger(scenes.ago(0.1)), id="once")
+            seen.scheduler.turn()
+            assert seen.runs() == seen.runs("once") == {"success": 1}
+            for job_id in ("job", "once"):
+                assert not seen.job("withdrawn_run_timestamp_seconds", job_id)
+            # After the pass it is the user again.
+            seen.scheduler.pause_job("job")
+            assert seen.job("withdrawn_run_timestamp_seconds") > 0
+
+    def test_what_it_only_logs(self) -> None:
+        """Failures inside count, and a job whose executor is unknown has broken its promise."""
+        with seen_by_hand(Ticking) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, executor="gpu", **scenes.due())
+            seen.scheduler.turn()
+            assert seen.errors() == {"executor_lookup": 1}
+            assert seen.runs() == {"lost": 1}
+            assert seen.job("next_run_timestamp_seconds") > 0
+
+    def test_a_pass_that_fails(self) -> None:
+        """The store's failure counts, and the pass after it is a pass again."""
+        with seen_by_hand(Ticking) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, **scenes.due())
+            store = seen.scheduler._jobstores["default"]
+            store.faults = {"update_job"}
+            with pytest.raises(Boom):
+                seen.scheduler.turn()
+            assert seen.errors() == {"jobstore": 1}
+            store.faults.clear()
+            seen.scheduler.turn()
+            assert not seen.job("withdrawn_run_timestamp_seconds")
+            assert (seen.up(), seen.reasons()) == (1, [])
+
+
+class TestPassesOfTheUser:
+    """A scheduler with a pass of its own around APScheduler's."""
+
+    @pytest.mark.parametrize("answer", [object(), "soon", None], ids=["object", "str", "None"])
+    def test_that_answers_what_it_likes(self, answer: Any) -> None:
+        """What is not a number of seconds reaches the scheduler, and means no time to us."""
+        with seen_by_hand(Answering) as seen:
+            seen.scheduler.answer = answer
+            seen.scheduler.start()
+            assert seen.scheduler._process_jobs() is answer
+            moved(seen, 10 * OVERDUE_AFTER)
+            assert (seen.up(), seen.own_errors()) == (1, {})
+
+    def test_that_comes_sooner(self) -> None:
+        """The time that it says is the time at which it is expected again."""
+        with seen_by_hand(Answering) as seen:
+            seen.scheduler.answer = 1
+            seen.scheduler.start()
+            seen.scheduler.turn()
+            moved(seen, OVERDUE_AFTER)
+            assert seen.reasons() == []
+            moved(seen, 2)
+            assert seen.reasons() == ["overdue"]
+
+    def test_that_survives(self) -> None:
+        """A pass that catches what fails keeps the scheduler up; the store's failure counts."""
+        with seen_by_hand(Retrying) as seen:
+            seen.scheduler._jobstores["default"].faults = {"get_next_run_time"}
+            seen.scheduler.start()
+            seen.scheduler.turn()
+            assert seen.errors() == {"jobstore": 1}
+            assert (seen.up(), seen.reasons()) == (1, [])
