@@ -191,6 +191,22 @@ class TestIntervals:
         """A trigger with one fire time left has no gaps."""
         assert _schedule.intervals(trigger, START)[0] is None
 
+    @pytest.mark.parametrize(
+        "trigger", [interval(90), interval(0.5), interval(60, jitter=30), DateTrigger(START)]
+    )
+    def test_without_asking(self, trigger: BaseTrigger) -> None:
+        """Most triggers need not be asked, and it is the same."""
+        first = trigger.get_next_fire_time(None, START) or START
+        assert _schedule.is_plain(trigger)
+        assert _schedule.plain_intervals(trigger) == _schedule.intervals(trigger, first)[0]
+
+    @pytest.mark.parametrize(
+        "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]
+    )
+    def test_that_must_be_asked(self, trigger: BaseTrigger) -> None:
+        """Others have more to say."""
+        assert not _schedule.is_plain(trigger)
+
     def test_until_when(self) -> None:
         """What was found holds up to the tenth fire time."""
         assert _schedule.intervals(interval(10), START)[1] == at(90).timestamp()

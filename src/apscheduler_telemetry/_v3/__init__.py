@@ -458,6 +458,10 @@ class Adapter:
         if next_run is None:
             return  # paused: when it is resumed
         entry.trigger, entry.intervals_until = trigger, math.inf
+        if _schedule.is_plain(trigger):
+            # Asking it ten times, and waking a thread for that, would be most of what adding costs.
+            self.ledger.set_intervals(entry, _schedule.plain_intervals(trigger))
+            return
 
         def look() -> None:
             intervals, until = _schedule.intervals(trigger, next_run)

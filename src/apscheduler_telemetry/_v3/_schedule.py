@@ -132,6 +132,20 @@ def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | N
     return (min(gaps), max(gaps)) if gaps else None, stamps[-1]
 
 
+def is_plain(trigger: Any) -> bool:
+    """Tell whether `plain_intervals` knows all about a trigger, without asking it."""
+    kind = type(trigger)
+    return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
+
+
+def plain_intervals(trigger: Any) -> tuple[float, float] | None:
+    """Return what `intervals` finds of most triggers, for next to nothing."""
+    if type(trigger) is DateTrigger:
+        return None
+    step = round(float(trigger.interval_length), 6)
+    return step, step
+
+
 def describe(trigger: Any) -> str:
     """Return the trigger in words; those that fire once share one, as their dates differ."""
     if isinstance(trigger, DateTrigger):
