@@ -516,6 +516,9 @@ class TestLifecycle:
         monkeypatch.setattr(_internal, "_METER_PROVIDER_SET_ONCE", Once())
         monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
         monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
+        # A process has but one proxy; that of a test before is none of ours.
+        known = "apscheduler_telemetry.otel_metrics._readers"
+        monkeypatch.setattr(known, weakref.WeakKeyDictionary())
         otel = Sdk()
         first, second = scenes.by_hand(), scenes.by_hand()
         options: dict[str, Any] = {"registry": CollectorRegistry()}
