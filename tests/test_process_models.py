@@ -225,13 +225,6 @@ class TestUwsgi:
             assert uwsgi.page().value("scheduler_up") == 0
             assert "--enable-threads" in uwsgi.log.read_text()
 
-    def test_not_lazy(self, command: list[str], environment: dict[str, Any], room: Path) -> None:
-        """Its first process imports the application, and the worker is a fork, which says so."""
-        with server(room, *command, "--enable-threads", **environment) as uwsgi:
-            status, health = get(f"{uwsgi.url}/health")
-            assert (status, '"forked"' in health) == (503, True)
-            assert uwsgi.page().value("scheduler_up") == 0
-
     def test_as_it_should_be(
         self, command: list[str], environment: dict[str, Any], room: Path
     ) -> None:
