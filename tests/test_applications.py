@@ -14,7 +14,7 @@ from apscheduler.events import EVENT_JOB_EXECUTED
 from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
-from apscheduler_telemetry import instrument
+from apscheduler_telemetry import ArgumentTypeError, instrument
 from support import outcomes, until
 
 TESTS = Path(__file__).parent
@@ -36,6 +36,8 @@ class TestFlaskAPScheduler:
         app.config["SCHEDULER_JOB_DEFAULTS"] = {"coalesce": True, "max_instances": 1}
         app.config["SCHEDULER_API_ENABLED"] = True
         extension = flask_apscheduler.APScheduler()
+        with pytest.raises(ArgumentTypeError, match="pass its attribute scheduler"):
+            instrument(extension, registry=CollectorRegistry())
         telemetry = instrument(extension.scheduler, registry=CollectorRegistry())
         told: list[Any] = []
         extension.add_listener(told.append, EVENT_JOB_EXECUTED)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apscheduler
@@ -665,6 +666,7 @@ class TestBadInput:
         (Scheduler4, "the class Scheduler4 itself"),
         ("scheduler", r"BackgroundScheduler\(\)"),
         (Unprintable(), r"BackgroundScheduler\(\).*Unprintable"),
+        (SimpleNamespace(scheduler=BackgroundScheduler()), "has one; pass its attribute scheduler"),
     )
 
     @pytest.mark.parametrize(("scheduler", "message"), SCHEDULERS, ids=lambda v: type(v).__name__)

@@ -390,6 +390,8 @@ def _check_scheduler(scheduler: object) -> None:
             f"{kind.__module__}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 is "
             "not supported: install 'apscheduler>=3.10,<4'"
         )
+    elif isinstance(getattr(scheduler, "scheduler", None), apscheduler_base.BaseScheduler):
+        hint = f"{_brief.repr(scheduler)}, which has one; pass its attribute scheduler"
     else:
         hint = _brief.repr(scheduler)
     msg = (
