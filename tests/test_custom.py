@@ -234,6 +234,16 @@ class Retrying(HandDriven):
             return 1.0
 
 
+class Timed(HandDriven):
+    """A scheduler whose pass sets a timer and returns nothing, as Qt's."""
+
+    def _start_timer(self, seconds: float | None) -> None:
+        """Do nothing: see `turn`."""
+
+    def _process_jobs(self) -> None:
+        self._start_timer(super()._process_jobs())
+
+
 def seen_by_hand(kind: type[HandDriven], **options: Any) -> Any:
     options.setdefault("executors", {"default": Executing(in_place)})
     options.setdefault("jobstores", {"default": FaultyStore()})
@@ -326,6 +336,17 @@ class TestPassesOfTheUser:
             seen.scheduler.start()
             seen.scheduler.turn()
             moved(seen, OVERDUE_AFTER)
+            assert seen.reasons() == []
+            moved(seen, 2)
+            assert seen.reasons() == ["overdue"]
+
+    def test_that_sets_a_timer(self) -> None:
+        """Where a pass returns nothing, it is expected again when its timer says so."""
+        with seen_by_hand(Timed) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+            seen.scheduler.turn()
+            moved(seen, 3600 + OVERDUE_AFTER - 1)
             assert seen.reasons() == []
             moved(seen, 2)
             assert seen.reasons() == ["overdue"]
