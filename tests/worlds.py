@@ -523,7 +523,8 @@ def error(stage: Stage, cell: Cell) -> None:
     event = stage.ends(job, error=1)
     assert repr(event.exception) == "ValueError('on purpose')"
     assert "raise exception" in event.traceback
-    assert "apscheduler_telemetry" not in event.traceback
+    if cell.executor != "own":  # whose events cannot be changed: see hide_this_frame for 3.10
+        assert "apscheduler_telemetry" not in event.traceback
     account = stage.account(job)
     assert account.exceptions == {"ValueError": 1}
     assert sum(account.durations.counts) == 1
