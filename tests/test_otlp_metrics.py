@@ -232,7 +232,7 @@ def at(both: Both) -> float:
         alerts = both.prometheus.query('ALERTS{alertstate="firing"}')
         return wanted <= {labels["alertname"] for labels, _ in alerts}
 
-    eventually(firing)
+    eventually(firing, 90)
     fired = time.time()
     return eventually(lambda: max(0.0, both.moment() - fired)) + fired
 
