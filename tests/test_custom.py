@@ -10,7 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecutionEvent
+from apscheduler.events import (
+    EVENT_JOB_ERROR,
+    EVENT_JOB_EXECUTED,
+    EVENT_JOB_MISSED,
+    JobExecutionEvent,
+)
 from apscheduler.executors.base import BaseExecutor, run_job
 from apscheduler.triggers.date import DateTrigger
 
@@ -84,6 +89,17 @@ class TestEvents:
         with executing(execute) as rig:
             run_twice(rig)
             assert rig.outcomes() == {"success": 1, "lost": 1}
+
+    def test_that_are_no_list(self) -> None:
+        """Events may come in anything that they can be read from again and again."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            missed = (JobExecutionEvent(EVENT_JOB_MISSED, job.id, "default", t) for t in run_times)
+            executor._run_job_success(job.id, dict(enumerate(missed)).values())
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"missed": 2}
 
     def test_that_are_no_result(self) -> None:
         """What cannot be read at all is APScheduler's to refuse; the runs are lost."""

@@ -1,5 +1,5 @@
 """
-Hooks on an executor: every run goes in through two of its methods and comes out of two others.
+Hooks on an executor: every run goes in through one of its methods and comes out of two others.
 """
 
 from __future__ import annotations
@@ -201,6 +201,9 @@ class ExecutorHook:
         """Take a result of a user's executor that is no list, and return what to pass on."""
         if isinstance(events, Iterator):
             return self._one_by_one(view, events)
+        if isinstance(events, Iterable):  # the values of a dictionary, say: as often as one likes
+            self._close(view, submission_of(view).returned, list(events))
+            return events
         # No result at all, such as that of a greenlet that was killed before it began.
         self._close(view, submission_of(view).returned, ())
         return events
