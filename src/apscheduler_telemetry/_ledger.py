@@ -160,6 +160,11 @@ class Histogram:
         if exemplar is not None:
             self.exemplars[bucket] = Exemplar(exemplar, value, at)
 
+    def cumulative(self) -> Iterator[tuple[int, Exemplar | None]]:
+        """Yield, bound by bound and then for +Inf, how many are within, and an exemplar."""
+        for bucket, total in enumerate(itertools.accumulate(self.counts)):
+            yield total, self.exemplars.get(bucket)
+
     def copy(self) -> Histogram:
         twin = Histogram(self.bounds)
         twin.counts = self.counts.copy()

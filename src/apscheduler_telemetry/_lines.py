@@ -86,12 +86,9 @@ def _histogram(
     form = _FORMS[family]
     start, end = form.bucket(*labels), form.bucket_end(*labels)
     total = 0
-    bounds = _bounds(tuple(histogram.bounds))
-    for index, count in enumerate(histogram.counts):
-        total += count
-        exemplar = histogram.exemplars.get(index) if with_exemplars else None
-        tail = "" if exemplar is None else _exemplar(exemplar)
-        yield f"{start}{bounds[index]}{end}{_number(total)}{tail}\n"
+    for le, (total, exemplar) in zip(bounds(histogram), histogram.cumulative(), strict=True):
+        tail = _exemplar(exemplar) if with_exemplars and exemplar is not None else ""
+        yield f"{start}{le}{end}{_number(total)}{tail}\n"
     yield f"{form.count(*labels)}{_number(total)}\n"
     yield f"{form.sum(*labels)}{_number(histogram.sum)}\n"
 
@@ -135,8 +132,13 @@ def _exemplar(exemplar: Exemplar) -> str:
     return f" # {{{inner}}} {_number(exemplar.value)} {exemplar.timestamp}"
 
 
+def bounds(histogram: Histogram) -> Sequence[str]:
+    """Return the values of ``le``, in the order of the buckets."""
+    return _bounds(tuple(histogram.bounds))
+
+
 @lru_cache(maxsize=16)  # two per scheduler, and hardly ever others
-def _bounds(bounds: tuple[float, ...]) -> list[str]:
+def _bounds(bounds: tuple[float, ...]) -> Sequence[str]:
     return [_number(bound) for bound in (*bounds, float("inf"))]
 
 

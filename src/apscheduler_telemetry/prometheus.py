@@ -22,10 +22,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
-from prometheus_client.utils import floatToGoString
 
 from apscheduler_telemetry._ledger import Histogram
-from apscheduler_telemetry._lines import Lines, line
+from apscheduler_telemetry._lines import Lines, bounds, line
 from apscheduler_telemetry._pipeline import renew_lock_after_fork
 from apscheduler_telemetry._series import (
     FAMILIES,
@@ -150,19 +149,12 @@ def _empty() -> dict[Family, Any]:
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-    total = 0
-    for index, count in enumerate(histogram.counts):
-        total += count
-        bound = histogram.bounds[index] if index < len(histogram.bounds) else float("inf")
-        le: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
-        seen = histogram.exemplars.get(index)
-        if seen is None:
-            buckets.append((le, total))
-        else:
-            exemplar = Exemplar(dict(seen.labels), seen.value, seen.timestamp)
-            buckets.append((le, total, exemplar))
-    return buckets
+    return [
+        (le, total)
+        if seen is None
+        else (le, total, Exemplar(dict(seen.labels), seen.value, seen.timestamp))
+        for le, (total, seen) in zip(bounds(histogram), histogram.cumulative(), strict=True)
+    ]
 
 
 class _Exposition:
