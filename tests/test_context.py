@@ -138,7 +138,7 @@ class TestLoop:
         self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A database that is being traced has no spans of what telemetry asks it."""
-        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
         if "is_instrumentation_enabled" not in inspect.getsource(module.engine):
             pytest.skip("this old instrumentation cannot be told to make no span")
@@ -169,7 +169,7 @@ class TestLoop:
     def test_reading_for_telemetry(self, tmp_path: Any) -> None:
         """Nor is what telemetry itself reads from a store part of who started the scheduler."""
         sqlalchemy = pytest.importorskip("sqlalchemy")
-        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         read = []
 
