@@ -43,9 +43,14 @@ def check_told(rig: Rig) -> None:
     rig.is_told = False  # of runs that are forgotten, as their job is changed before its turn
     rig.settle()
     names = ("success", "error", "skipped")
-    told, counted = rig._as_told(), rig._as_counted()
-    assert [told[name] for name in names] == [counted[name] for name in names]
-    assert told["success"] > 0
+    counted = [rig._as_counted()[name] for name in names]
+
+    def told() -> list[int]:
+        return [rig._as_told()[name] for name in names]
+
+    until(lambda: sum(told()) >= sum(counted))  # a run is counted before listeners are told
+    assert told() == counted
+    assert counted[0] > 0
 
 
 class Changes:
@@ -256,6 +261,7 @@ class TestHandover:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
 class TestSignals:
+    @pytest.mark.slow
     def test_a_handler_that_reads_the_books(self) -> None:
         """
         A signal's handler that scrapes and ends jobs waits for no lock of ours.

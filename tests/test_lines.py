@@ -113,6 +113,7 @@ class TestBytes:
 class TestChanges:
     """What has changed is written anew, whatever it was."""
 
+    @pytest.mark.slow
     def test_at_random(self, scene: Scene) -> None:
         """Jobs come and go, run, wait and are rescheduled, and each scrape is right."""
         dice = random.Random(7)

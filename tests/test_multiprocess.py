@@ -905,6 +905,8 @@ class TestFork:
         def run():
             scheduler.add_job(nothing, id="job")
             scheduler.turn()
+            while telemetry._mirror._slot is None:  # somebody else may just be sweeping
+                telemetry._mirror.write()
             telemetry._mirror.write()
 
         scheduler = HandDriven(executors={"default": DebugExecutor()})

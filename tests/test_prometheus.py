@@ -484,6 +484,7 @@ class TestIsolation:
 
 
 class TestConcurrency:
+    @pytest.mark.slow
     def test_scrapes_during_runs(self) -> None:
         """Scrapes and runs in many threads at once neither fail nor show an impossible state."""
         shown = Shown()
