@@ -207,18 +207,21 @@ class TestSeries:
     def test_have_the_same_exemplars(self, both: Both) -> None:
         """Exemplars by OTLP, those since the export before, are those of `/metrics`."""
 
-        def exemplars(job: str) -> dict[Any, Any]:
-            return {
-                (s.labels["job_id"], float(s.labels["le"])): s.exemplar
-                for family in families
-                for s in family.samples
-                if s.exemplar and s.labels["job"] == job
-                and s.name == "apscheduler_job_run_duration_seconds_bucket"
-            }  # fmt: skip
+        def exemplars() -> list[dict[Any, Any]]:
+            families = list(parse(both.page()))  # type: ignore[no-untyped-call]
+            both_roads = [
+                {
+                    (s.labels["job_id"], float(s.labels["le"])): s.exemplar
+                    for family in families
+                    for s in family.samples
+                    if s.exemplar and s.labels["job"] == job
+                    and s.name == "apscheduler_job_run_duration_seconds_bucket"
+                }
+                for job in (SENT, SCRAPED)
+            ]  # fmt: skip
+            return both_roads if both_roads[0] else []  # Prometheus has just had them
 
-        families = list(parse(both.page()))  # type: ignore[no-untyped-call]
-        sent, scraped = exemplars(SENT), exemplars(SCRAPED)
-        assert sent
+        sent, scraped = eventually(exemplars)
         for key, exemplar in sent.items():
             assert (scraped[key].labels, scraped[key].value) == (exemplar.labels, exemplar.value)
 
