@@ -341,6 +341,8 @@ class Ledger:
         self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
+        # As `entry`, by job store and id in one; every run would pay for a function in Python.
+        self.find = self._entries.get
         self._stores: dict[str, StoreAccount] = {}
         self._executors: dict[str, ExecutorAccount] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)

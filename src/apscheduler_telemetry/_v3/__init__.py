@@ -244,7 +244,7 @@ class Adapter:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
         if entry is not None and self.loop.goes_on(job.id):
-            self.went_on(job, alias)
+            self.went_on(entry, job)
             return
         before = None if entry is None else entry.promise
         if entry is not None:
@@ -260,12 +260,9 @@ class Adapter:
         elif entry.promise != before:
             self.links.pushed(entry)
 
-    def went_on(self, job: Any, alias: str) -> None:
+    def went_on(self, entry: Entry, job: Any) -> None:
         """Take note that the loop has given a job its next run."""
         self.loop.has_gone_on()
-        entry = self.ledger.entry(alias, job.id)
-        if entry is None:
-            return  # of which telemetry knows nothing; the next submission takes it in
         next_run = job.next_run_time
         promise = next_run.timestamp()
         self.ledger.goes_on(entry, promise, next_run)
@@ -325,19 +322,20 @@ class Adapter:
         self._due = jobs
         self._memories.clear()
         for job in jobs:
-            if job.coalesce and (memory := self._memory_of(job)) is not None:
+            if type(job.trigger) in _schedule.STATELESS or not job.coalesce:
+                continue  # as nearly all
+            if (memory := self._memory_of(job)) is not None:
                 self._memories[job.id] = memory
 
     def recognise(self, jobs: Any, alias: str) -> None:
         """Take note of due jobs that others may have added or changed."""
         for job in jobs:
             entry = self.ledger.entry(alias, job.id)
-            if entry is None or (
-                entry.next_run is not job.next_run_time
-                and entry.promise != _timestamp(job.next_run_time)
-            ):
+            if entry is None or entry.promise != _timestamp(job.next_run_time):
                 # From before this process, or changed by another one.
                 self.links.recall(self._take(job, alias))
+            else:
+                entry.next_run = job.next_run_time  # the same moment, unpickled anew
 
     def pass_is_over(self) -> None:
         """Let go of the jobs that were due; nobody else keeps one that has been run."""

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
 from itertools import islice
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.executors.base import MaxInstancesReachedError
@@ -23,7 +24,6 @@ from apscheduler_telemetry._v3._submission import (
     PlainView,
     Submission,
     SubmissionId,
-    ended_well,
     is_at_work,
     is_of,
     key_of,
@@ -33,6 +33,7 @@ from apscheduler_telemetry._v3._submission import (
 from apscheduler_telemetry._worker import RunTimes
 
 if TYPE_CHECKING:
+    from apscheduler_telemetry._ledger import Entry
     from apscheduler_telemetry._v3 import Adapter
 
 
@@ -41,6 +42,8 @@ _NEVER_AWAIT = {
 }
 """How executors run a job that call a coroutine function like any other; the user's may await."""
 
+
+_DONE = State.DONE
 
 CROWDED = 1_000
 """
@@ -65,8 +68,8 @@ class ExecutorHook:
         self.may_await = submits not in _NEVER_AWAIT
         # By run_job itself, in this process, and never given up before its end.
         in_thread = isinstance(pool_of(executor), ThreadPool) or isinstance(executor, DebugExecutor)
-        self._is_plain = not self.may_await and in_thread
-        self._tells = self.capture.arguments or self.capture.result
+        tells = self.capture.arguments or self.capture.result
+        self._is_plain = not self.may_await and in_thread and not tells
         self.open(alias)
         # In the order of submission, which is the order in which a pool takes them.
         self._under_way: dict[Hashable, JobView] = {}
@@ -87,37 +90,71 @@ class ExecutorHook:
             let_go(view)
 
     def _submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        adapter = self._adapter
+        # All that a run needs at hand: what happens to most is done here, without a call more.
+        executor, scheduler, loop = self._executor, self._adapter.scheduler, self._adapter.loop
+        under_way, find, hand_over = self._under_way, self.ledger.find, self.ledger.hand_over_one
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            owner = self._executor._scheduler  # noqa: SLF001
+            owner = executor._scheduler  # noqa: SLF001
             # An executor that was removed from our scheduler may serve another.
-            if not self.active or (owner is not adapter.scheduler and owner is not None):
+            if not self.active or (owner is not scheduler and owner is not None):
                 original(job, run_times)
                 return
+            entry = view = None
             try:
-                # The first due time is the very object that was promised, unless some were folded.
-                if job.coalesce and run_times[0] is not job.next_run_time:
-                    self._fold(job, run_times)
-            except Exception:  # noqa: BLE001  # not from a scheduler: no due time, or hardly a job
+                job_id = job.id
+                entry = find((job._jobstore_alias, job_id))  # noqa: SLF001
+                if (
+                    self._is_plain
+                    and entry is not None
+                    and run_times[0] is entry.next_run  # as promised, and nothing folded into it
+                    and len(run_times) == 1
+                    and job_id not in under_way
+                ):
+                    run = hand_over(entry, self.account, run_times[0])
+                    view = under_way[job_id] = PlainView(job, run, self, job_id)
+                    entry.accounted = run.due
+            except Exception:  # noqa: BLE001  # not from a scheduler: hardly a job
                 self.guard.failed("adapter")
-            view = self._open(job, run_times)
+            if view is None:
+                self._submit(original, job, run_times)
+                return
             try:
-                # Else with a list that tells where run_job is in it.
-                is_plain = view is None or type(view) is PlainView
-                times = run_times if is_plain else RunTimes(submission_of(view), run_times)
-                original(job if view is None else view, times)
+                original(view, run_times)
             except BaseException as exception:
                 self._was_not_taken(view, exception)
                 raise
             finally:
-                adapter.loop.has_handed_over(job.id)
-            if not is_plain:
-                submission_of(view).pool = pool_of(self._executor)  # a fresh one, if it was broken
-                self._note(self._infer_starts)
+                if loop.inside == get_ident():
+                    loop.handed_over, loop.entry = job_id, entry
 
-        adapter.loop.calls_out(submit_job.__code__)
+        loop.calls_out(submit_job.__code__)
         return submit_job
+
+    def _submit(
+        self, original: Callable[..., None], job: Any, run_times: Sequence[datetime]
+    ) -> None:
+        """Submit what takes the long way."""
+        try:
+            # The first due time is the very object that was promised, unless some were folded.
+            if job.coalesce and run_times[0] is not job.next_run_time:
+                self._fold(job, run_times)
+        except Exception:  # noqa: BLE001  # not from a scheduler: no due time, or hardly a job
+            self.guard.failed("adapter")
+        entry, view = self._open(job, run_times)
+        try:
+            # Else with a list that tells where run_job is in it.
+            is_plain = view is None or type(view) is PlainView
+            times = run_times if is_plain else RunTimes(submission_of(view), run_times)
+            original(job if view is None else view, times)
+        except BaseException as exception:
+            self._was_not_taken(view, exception)
+            raise
+        finally:
+            self._adapter.loop.has_handed_over(job.id, entry)
+        if not is_plain:
+            submission_of(view).pool = pool_of(self._executor)  # a fresh one, if it was broken
+            self._note(self._infer_starts)
 
     def _was_not_taken(self, view: JobView | None, why: BaseException) -> None:
         refused = isinstance(why, MaxInstancesReachedError)
@@ -136,17 +173,24 @@ class ExecutorHook:
         under_way = self._under_way
 
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
-            view = under_way.get(job_id) if type(job_id) is str else None
-            if view is not None and type(events) is list and ended_well(view, events):
-                del under_way[job_id]  # what happens most
-                original(job_id, events)
-                return
+            if type(job_id) is str and type(events) is list and len(events) == 1:
+                # What happens most: the one run has ended, and its event needs no touch.
+                view, event = under_way.get(job_id), events[0]
+                if type(view) is PlainView:
+                    run = view.run
+                    if (
+                        run.state is _DONE
+                        and event.scheduled_run_time is run.scheduled
+                        and event.exception is None
+                        and type(event.job_id) is str
+                    ):
+                        del under_way[job_id]
+                        original(job_id, events)
+                        return
             view = self._view(job_id)
             if view is not None:
                 if not isinstance(events, Sequence):
                     events = self._unlisted(view, events)
-                elif ended_well(view, events):
-                    under_way.pop(key_of(view), None)
                 elif is_of(view, events):
                     self._close(view, submission_of(view).returned, events)
             original(str(job_id), events)
@@ -171,14 +215,14 @@ class ExecutorHook:
         except Exception:  # noqa: BLE001  # triggers are user code, too
             self.guard.failed("schedule")
 
-    def _open(self, job: Any, run_times: Sequence[datetime]) -> JobView | None:
+    def _open(self, job: Any, run_times: Sequence[datetime]) -> tuple[Entry | None, JobView | None]:
         try:
             entry = self._adapter.know(job)
             key: Hashable = entry.key[1]
             if key in self._under_way:
                 key = object()  # the job's id means the one before
             view: JobView
-            if self._is_plain and len(run_times) == 1 and not self._tells:
+            if self._is_plain and len(run_times) == 1:
                 run = self.ledger.hand_over_one(entry, self.account, run_times[0])
                 view = PlainView(job, run, self, key)
             else:
@@ -194,8 +238,8 @@ class ExecutorHook:
             self._under_way[key] = view
         except Exception:  # noqa: BLE001
             self.guard.failed("adapter")
-            return None
-        return view
+            return None, None
+        return entry, view
 
     def _unlisted(self, view: JobView, events: Any) -> Any:
         """Take a result of a user's executor that is no list, and return what to pass on."""

@@ -81,7 +81,7 @@ def memory_of(trigger: Any) -> Any:
 
     To be made before the loop asks it, so that it can be asked once more what the loop asked.
     """
-    if type(trigger) in _STATELESS or _is_stateless(trigger):
+    if type(trigger) in STATELESS or _is_stateless(trigger):
         return None
     return _copy(trigger)
 
@@ -198,7 +198,7 @@ def _undisturbed(trigger: Any) -> tuple[Any, float]:
     return trigger, taken
 
 
-_STATELESS = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
+STATELESS = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
 """Those that most jobs have, told from others without looking into them."""
 _TICK = 1e-6
 """Seconds: the resolution of a datetime."""

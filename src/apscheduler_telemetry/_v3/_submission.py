@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apscheduler_telemetry._v3._executors import ExecutorHook
 
 # See _ledger: looked up in the enumeration, they would cost every run.
-_QUEUED, _RUNNING, _DONE = State.QUEUED, State.RUNNING, State.DONE
+_QUEUED, _RUNNING = State.QUEUED, State.RUNNING
 _SUCCESS = Outcome.SUCCESS
 _OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_EXECUTED: Outcome.SUCCESS,
@@ -135,7 +135,7 @@ class PlainView(JobView):
     third of its price; there is one only if something goes wrong.
     """
 
-    __slots__ = ("_run",)
+    __slots__ = ("run",)
     # Of its own, which is quick; run_job sets nothing on a job.
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
@@ -143,12 +143,12 @@ class PlainView(JobView):
         self._job = job
         self._hook = hook
         self._key = key
-        self._run = run
+        self.run = run
         self.id = key if type(key) is str else SubmissionId(job.id, self)
 
     def func(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the job's callable, and measure around it."""
-        hook, run, func = self._hook, self._run, self._job.func
+        hook, run, func = self._hook, self.run, self._job.func
         if not hook.active or run.state is not _QUEUED:
             return func(*args, **kwargs)
         pipeline = hook.pipeline
@@ -201,27 +201,14 @@ def is_of(view: JobView, events: Sequence[Any]) -> bool:
 def submission_of(view: Any) -> Submission:
     """Return the submission of a view, made now if it got along without one so far."""
     if type(view) is PlainView:
-        return Submission(view._hook, view._job, [view._run])  # noqa: SLF001
+        return Submission(view._hook, view._job, [view.run])  # noqa: SLF001
     submission: Submission = view._submission  # noqa: SLF001
     return submission
 
 
-def ended_well(view: JobView, events: Sequence[Any]) -> bool:
-    """Tell whether the one run of a view has ended, and its event needs no touch."""
-    if type(view) is not PlainView or len(events) != 1:
-        return False
-    event, run = events[0], view._run  # noqa: SLF001
-    return (
-        run.state is _DONE
-        and event.scheduled_run_time is run.scheduled
-        and event.exception is None
-        and type(event.job_id) is str
-    )
-
-
 def is_at_work(view: JobView) -> bool:
     """Tell whether the one run of a view goes on just now, in this process."""
-    return type(view) is PlainView and view._run.state is _RUNNING  # noqa: SLF001
+    return type(view) is PlainView and view.run.state is _RUNNING
 
 
 class Submission:
