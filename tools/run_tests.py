@@ -126,16 +126,12 @@ class Session:
             ).returncode
             row.failed, row.passed = int(status != 0), int(status == 0)
 
-    def lint(self, python: Path, *, newest: bool) -> None:
+    def lint(self, python: Path) -> None:
         """Run the linters over the working tree."""
         self.step("ruff check", python, "ruff", "check", ".")
         self.step("ruff format", python, "ruff", "format", "--check", ".")
-        with contextlib.ExitStack() as stack:
-            if newest:
-                stack.enter_context(self.newest_types(python))
-            self.step("mypy", python, "mypy")
-            if sys.version_info >= (3, 11):  # which grafana-foundation-sdk needs
-                self.step("dashboards", python, "python", "grafana/build.py", "--check")
+        if sys.version_info >= (3, 11):  # which grafana-foundation-sdk needs
+            self.step("dashboards", python, "python", "grafana/build.py", "--check")
 
     def test(self, row: Row, python: Path, selection: Sequence[str], *, measured: bool) -> None:
         """Run pytest with an interpreter, and count from its report."""
@@ -153,9 +149,8 @@ class Session:
         status = run_to_its_end(command, variables)
         count(row, report, status)
 
-    def newest_types(self, python: Path) -> contextlib.AbstractContextManager[None]:
-        """Check types as of the newest Python, beside what is done meanwhile."""
-        version = supported_versions()[-1]
+    def types(self, python: Path, version: str) -> contextlib.AbstractContextManager[None]:
+        """Check types as of a version of Python, beside what is done meanwhile."""
 
         def judge(row: Row, status: int) -> None:
             row.failed, row.passed = int(status != 0), int(status == 0)
@@ -341,11 +336,14 @@ def test_all(session: Session, only: Sequence[str]) -> None:
     dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
     shutil.rmtree(BUILD / "coverage", ignore_errors=True)
     (BUILD / "coverage").mkdir(parents=True)
-    if not only:
-        session.lint(dev, newest=True)
-    with session.row("build") as row:
-        wheel = build_wheel()
-        row.passed = 1
+    with contextlib.ExitStack() as stack:
+        if not only:
+            for version in (supported_versions()[0], supported_versions()[-1]):
+                stack.enter_context(session.types(dev, version))
+            session.lint(dev)
+        with session.row("build") as row:
+            wheel = build_wheel()
+            row.passed = 1
     if row.failed:
         return
     chosen = [env for env in envs if not only or env.name in only]
@@ -375,9 +373,10 @@ def test_fast(session: Session, only: Sequence[str]) -> None:
     if only:
         stop("There is only one environment in the fast loop.")
     dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
-    session.lint(dev, newest=False)
-    with session.row(f"py{default_version()}") as row:
-        session.test(row, dev, FAST, measured=False)
+    with session.types(dev, supported_versions()[0]):
+        session.lint(dev)
+        with session.row(f"py{default_version()}") as row:
+            session.test(row, dev, FAST, measured=False)
 
 
 def reformat(session: Session, only: Sequence[str]) -> None:  # noqa: ARG001  # as the others
