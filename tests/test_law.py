@@ -387,6 +387,22 @@ class TestMisfires:
             assert rig.outcomes() == {"missed": 1}
             assert rig.account().last_run is None, "it never started"
 
+    def test_several_of_one_job_in_the_queue(self) -> None:
+        """Of a job that waits more than once, each run is missed when it is too late."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, id="a")
+            rig.add(jobs.nothing, every(10), misfire_grace_time=20, max_instances=3)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.after(10)
+            rig.after(10)
+            assert rig.account().queued == 3
+            rig.clock.advance(19)
+            gate.open()
+            rig.settle()
+            assert rig.outcomes() == {"missed": 2, "success": 1}
+
     def test_found_in_the_child(self) -> None:
         """A run that a child finds too late is missed, though the parent thought it had begun."""
         long_ago = datetime.now(UTC) - timedelta(hours=1)  # for the child, whose clock is right
