@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
 from itertools import islice
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.executors.base import MaxInstancesReachedError
@@ -43,7 +42,7 @@ _NEVER_AWAIT = {
 """How executors run a job that call a coroutine function like any other; the user's may await."""
 
 
-_DONE = State.DONE
+_DONE = State.DONE  # looked up in the enumeration, it would cost every run; see _ledger
 
 CROWDED = 1_000
 """
@@ -125,8 +124,7 @@ class ExecutorHook:
                 self._was_not_taken(view, exception)
                 raise
             finally:
-                if loop.inside == get_ident():
-                    loop.handed_over, loop.entry = job_id, entry
+                loop.has_handed_over(job_id, entry)
 
         loop.calls_out(submit_job.__code__)
         return submit_job

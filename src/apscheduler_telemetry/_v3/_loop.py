@@ -34,10 +34,7 @@ class LoopHook:
     What is laid over the methods of one scheduler that make up its loop.
 
     Attributes:
-        inside: the thread that is in a pass over due jobs just now.
-        handed_over: the id of the job that this pass has just handed over, and has yet to give its
-            next time.
-        entry: that job, where the books know it.
+        entry: the job that a pass has just handed over, and has yet to give its next time.
     """
 
     def __init__(self, adapter: Adapter, scheduler: Any) -> None:
@@ -48,12 +45,12 @@ class LoopHook:
         self.last_wakeup: float | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
-        self.inside: int | None = None
+        self._inside: int | None = None
         self._is_bypassed = False
         self._inside_since: float | None = None
         self._expected: float | None = None
         self._failure: str | None = None
-        self.handed_over: str | None = None
+        self._handed_over: str | None = None
         self.entry: Entry | None = None
         self._user_code = {_DISPATCH}
         lay = adapter.shadows.lay
@@ -80,7 +77,7 @@ class LoopHook:
         do to the scheduler is the user's doing, and what fails there is told to the user. Found by
         looking at who called, as hardly anybody asks, and every run would pay for notes of it.
         """
-        if self.inside != get_ident():
+        if self._inside != get_ident():
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, says its documentation
         while frame is not None and frame.f_code not in self._user_code:
@@ -95,8 +92,8 @@ class LoopHook:
 
     def has_handed_over(self, job_id: str, entry: Entry | None) -> None:
         """Note that a job has just been given to its executor, if it was the loop that did so."""
-        if self.inside == get_ident():
-            self.handed_over, self.entry = job_id, entry
+        if self._inside == get_ident():
+            self._handed_over, self.entry = job_id, entry
 
     def goes_on(self, job_id: str) -> bool:
         """
@@ -104,11 +101,11 @@ class LoopHook:
 
         It does so right after it has handed the job over, and `has_gone_on` ends that.
         """
-        return self.handed_over == job_id and self.inside == get_ident()
+        return self._handed_over == job_id and self._inside == get_ident()
 
     def has_gone_on(self) -> None:
         """Note that the loop is through with the job that it has handed over."""
-        self.handed_over = self.entry = None
+        self._handed_over = self.entry = None
 
     def looks(self) -> None:
         """
@@ -117,7 +114,7 @@ class LoopHook:
         A pass that our hook knows nothing of is that of a scheduler of the user's, which calls
         what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        if self.inside is None or self._is_bypassed:
+        if self._inside is None or self._is_bypassed:
             self._is_bypassed = True
             self._begin()
 
@@ -149,7 +146,7 @@ class LoopHook:
                     self._adapter.ledger.error(ErrorKind.LOOP)
                 raise
             finally:
-                self.inside = self._inside_since = None
+                self._inside = self._inside_since = None
                 self._adapter.pass_is_over()
             self._failure = None
             self.last_wakeup = self._adapter.clock()
@@ -159,13 +156,13 @@ class LoopHook:
         return process_jobs
 
     def _begin(self) -> None:
-        self.inside = get_ident()
+        self._inside = get_ident()
         self._thread = threading.current_thread()
-        self._expected = self.handed_over = self.entry = None
+        self._expected = self._handed_over = self.entry = None
 
     def _ends_past_the_hook(self) -> None:
-        if self._is_bypassed and self.inside is not None:
-            self.inside = None
+        if self._is_bypassed and self._inside is not None:
+            self._inside = None
             self.last_wakeup = self._adapter.clock()
             self._adapter.pass_is_over()
 
@@ -195,7 +192,7 @@ class LoopHook:
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
                 self._ended = True
-                self.inside = None
+                self._inside = None
 
         return main_loop
 

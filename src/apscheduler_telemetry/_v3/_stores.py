@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.jobstores.memory import MemoryJobStore
@@ -320,35 +319,29 @@ class StoreHook:
 
     def _update_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         adapter = self._adapter
-        loop, goes_on = adapter.loop, self._ledger.goes_on
+        loop = adapter.loop
 
         def update_job(job: Any) -> None:
-            entry = loop.entry
-            # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
+            goes_on, entry = loop.goes_on(job.id), loop.entry
             if (
-                entry is not None
-                and entry.key[1] == job.id
+                goes_on
+                and entry is not None
                 and entry.key[0] == self.alias
-                and loop.inside == get_ident()
                 and not self.persistent
                 and adapter.active
             ):
+                # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
                 try:
                     original(job)
                 except BaseException:
                     self._failed()
                     raise
                 try:
-                    loop.handed_over = loop.entry = None
-                    next_run = job.next_run_time
-                    promise = next_run.timestamp()
-                    goes_on(entry, promise, next_run)
-                    if entry.push is not None or promise > entry.intervals_until:
-                        adapter.went_on(entry, job)
+                    adapter.went_on(entry, job)
                 except Exception:  # noqa: BLE001
                     adapter.guard.failed("adapter")
                 return
-            if not loop.goes_on(job.id):
+            if not goes_on:
                 self._look_up(job.id)
             with self._changing(job.id):
                 self._counting_errors(original, job)
