@@ -29,6 +29,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -124,7 +125,7 @@ class Session:
                 env=environ(python),
                 check=False,
             ).returncode
-            row.failed, row.passed = int(status != 0), int(status == 0)
+            judge(row, status)
 
     def lint(self, python: Path) -> None:
         """Run the linters over the working tree."""
@@ -147,14 +148,10 @@ class Session:
         variables["COVERAGE_FILE"] = str(BUILD / "coverage" / "data")
         variables["COVERAGE_CORE"] = "sysmon"  # from Python 3.12 on; before, the usual one is used
         status = run_to_its_end(command, variables)
-        count(row, report, status)
+        count(row, status, report)
 
     def types(self, python: Path, version: str) -> contextlib.AbstractContextManager[None]:
         """Check types as of a version of Python, beside what is done meanwhile."""
-
-        def judge(row: Row, status: int) -> None:
-            row.failed, row.passed = int(status != 0), int(status == 0)
-
         command = [str(python.parent / "mypy"), "--python-version", version]
         return self.beside(f"mypy {version}", python, command, judge)
 
@@ -163,15 +160,11 @@ class Session:
         report = BUILD / "reports" / "drills.xml"
         report.unlink(missing_ok=True)
         command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *DRILLS]
-
-        def judge(row: Row, status: int) -> None:
-            count(row, report, status)
-
-        return self.beside("drills", python, command, judge)
+        return self.beside("drills", python, command, partial(count, report=report))
 
     @contextlib.contextmanager
     def beside(
-        self, name: str, python: Path, command: list[str], judge: Callable[[Row, int], None]
+        self, name: str, python: Path, command: list[str], verdict: Callable[[Row, int], None]
     ) -> Iterator[None]:
         """Run a command beside what is done meanwhile, and tell at its end what it said."""
         log = BUILD / "logs" / f"{name}.log"
@@ -180,7 +173,7 @@ class Session:
         with log.open("wb") as output, started(command, environ(python), output) as process:
             yield
             with self.row(name) as row:
-                judge(row, wait(process))
+                verdict(row, wait(process))
                 print(log.read_text("utf-8", "replace"), flush=True)
         row.seconds = time.monotonic() - begin
 
@@ -241,7 +234,12 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
 
 
-def count(row: Row, report: Path, status: int) -> None:
+def judge(row: Row, status: int) -> None:
+    """Take the exit status of something that passes or fails as a whole."""
+    row.failed, row.passed = int(status != 0), int(status == 0)
+
+
+def count(row: Row, status: int, report: Path) -> None:
     """Add what a JUnit report says; a run that failed without saying where is one failure."""
     with contextlib.suppress(OSError, ET.ParseError):
         for suite in ET.parse(report).getroot().iter("testsuite"):  # noqa: S314  # pytest's own
@@ -349,7 +347,8 @@ def test_all(session: Session, only: Sequence[str]) -> None:
     chosen = [env for env in envs if not only or env.name in only]
     with contextlib.ExitStack() as stack:
         # Each while those before it are tested.
-        installer = stack.enter_context(ThreadPoolExecutor(1))
+        installer = ThreadPoolExecutor(1)
+        stack.callback(installer.shutdown, cancel_futures=True)
         installed = [installer.submit(install, env, wheel) for env in chosen]
         for env, ready in zip(chosen, installed, strict=True):
             with session.row(env.name) as row:
