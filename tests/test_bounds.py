@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.executors.debug import DebugExecutor
 from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
+from apscheduler_telemetry._ledger import MAX_FRESH
 from support import APSCHEDULER, HandRig, at, by_hand, until
 from support_jobs import fail, nothing
 
@@ -133,6 +135,28 @@ class TestReferences:
             gc.collect()
             assert [reference() for reference in references] == [None, None]
             rig.is_told = False
+
+
+class TestNobodyReads:
+    """What waits to be entered stays small, also where no scrape ever comes."""
+
+    @pytest.mark.parametrize("func", [nothing, fail])
+    def test_what_has_ended(self, func: Callable[[], None]) -> None:
+        """However runs end, no more than some successes of each job wait, and no run is kept."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            for number in range(2):
+                rig.add(func, "interval", seconds=10, id=f"job-{number}")
+            ledger = rig.telemetry.ledger
+            most = 0
+            for _ in range(5 * MAX_FRESH):
+                rig.after(10)
+                waiting = [len(entry.fresh) for entry in ledger.entries("default")]
+                most = max(most, *waiting)
+            assert most == (MAX_FRESH if func is nothing else 0)
+            assert all(run is None for run in ledger._under_way())
+            outcome = "success" if func is nothing else "error"
+            for job_id in ("job-0", "job-1"):
+                assert rig.outcomes(job_id) == {outcome: 5 * MAX_FRESH}
 
 
 class TestHostile:

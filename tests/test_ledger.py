@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-import weakref
 from dataclasses import fields
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
 
 from apscheduler_telemetry._ledger import (
     MAX_EXCEPTIONS,
-    MAX_JOURNAL,
     OTHER_EXCEPTIONS,
     REMOVED_FOR,
     Account,
@@ -23,7 +22,6 @@ from apscheduler_telemetry._ledger import (
     Ledger,
     Removal,
     Run,
-    State,
 )
 from apscheduler_telemetry._record import ErrorKind, JobInfo, Outcome, RunError
 
@@ -71,6 +69,11 @@ class Books:
         due = [DUE + timedelta(seconds=s) for s in seconds or (0,)]
         return self.ledger.hand_over(entry or self.entry, self.executor, due)
 
+    def in_lane(self) -> Run:
+        """Hand over a run by way of the executor's lane."""
+        run = self.executor.lane["job"] = Run(self.entry, DUE)
+        return run
+
     def account(self, label: str = "job") -> Account:
         (account,) = [a for a in self.ledger.accounts() if a.label == label]
         assert account.balance() == 0
@@ -89,7 +92,7 @@ class Books:
     def numbers(self) -> dict[str, Any]:
         """Return all that the account tells."""
         a = self.account()
-        kept = ("durations", "delays", "promises", "version", "has_changed")
+        kept = ("durations", "delays", "entries", "broken", "fresh", "version", "has_changed")
         numbers = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in kept}
         return {**numbers, "durations": a.durations.counts, "delays": a.delays.counts}
 
@@ -132,7 +135,6 @@ class TestRuns:
             assert not end["finish"]()
             assert not end["settle"]()
             books.ledger.start(run, AT)
-            books.ledger.succeed(run, 1)
             assert books.numbers() == before
 
     def test_measured_elsewhere(self, books: Books) -> None:
@@ -463,71 +465,164 @@ class TestExecutors:
         assert ledger.executors() == {"default": (3, 0, 0)}
 
 
-class TestShortWay:
-    """Runs that end by `succeed`, which enters them at one go."""
+class TestLanes:
+    """Runs in the lane of their executor, and successes that are entered at one go."""
 
-    @pytest.mark.parametrize("looked_at", [False, True], ids=["unseen", "seen while it ran"])
-    @pytest.mark.parametrize("exemplar", [None, {"trace_id": "1"}], ids=["plain", "exemplar"])
+    @pytest.mark.parametrize("exemplar", [None, {"trace_id": "1"}])
     @pytest.mark.parametrize("late", [-2.0, 0.0, 0.3])
-    def test_ends_where_the_long_one_does(
-        self, looked_at: bool, exemplar: dict[str, str] | None, late: float
-    ) -> None:
+    def test_fresh_successes(self, late: float, exemplar: dict[str, str] | None) -> None:
         """All numbers are what they are after `start` and `finish`."""
         ends = []
         for is_short in (False, True):
             books = Books()
-            for duration in (0.004, 0.25, 7200.5):
-                (run,) = books.hand_over()
-                run.exemplar = exemplar
+            (failed,) = books.hand_over()
+            books.ledger.finish(failed, Outcome.ERROR, duration=1)
+            for seconds, duration in (0, 0.004), (20, 0.25), (10, 7200.5):
+                due = DUE + timedelta(seconds=seconds)
+                start = due.timestamp() + late
                 if is_short:
-                    run.started, run.state = AT + late, State.RUNNING
+                    books.entry.fresh.append((due, start, duration, exemplar))
                 else:
-                    books.ledger.start(run, AT + late)
-                if looked_at:
-                    assert books.account().running == 1
-                if is_short:
-                    books.ledger.succeed(run, duration)
-                else:
+                    (run,) = books.hand_over(seconds)
+                    run.exemplar = exemplar
+                    books.ledger.start(run, start)
                     books.ledger.finish(run, Outcome.SUCCESS, duration=duration)
-                assert (run.ended, run.duration) == (AT + late + duration, duration)
             account = books.account()
-            sums = (account.durations.sum, account.delays.sum, account.durations.exemplars)
-            ends.append((books.numbers(), sums, books.state()))
+            durations = account.durations
+            sums = (durations.sum, durations.exemplars, account.delays.sum)
+            ends.append((books.numbers(), sums))
+            assert books.state() == (4, 0, 0, {"error": 1, "success": 3})
         assert ends[0] == ends[1]
-        assert ends[1][-1] == (3, 0, 0, {"success": 3})
 
-    def test_the_journal_stays_short(self, books: Books) -> None:
-        """It is entered when it is long, though nobody reads."""
-        for _ in range(5 * MAX_JOURNAL):
-            (run,) = books.hand_over()
-            run.started, run.state = AT, State.RUNNING
-            books.ledger.succeed(run, 1.0)
-            assert len(books.ledger._journal) <= MAX_JOURNAL
-        assert len(books.ledger._open) <= MAX_JOURNAL
-        assert books.state() == (5 * MAX_JOURNAL, 0, 0, {"success": 5 * MAX_JOURNAL})
+    def test_fresh_ones_come_before_what_ends_now(self, books: Books) -> None:
+        """The latest outcome is the latest, though the one before was not in the books yet."""
+        books.entry.fresh.append((DUE, AT, 1.0, None))
+        (run,) = books.hand_over(10)
+        books.ledger.finish(run, Outcome.ERROR, duration=2)
+        account = books.account()
+        assert (account.last_outcome, account.consecutive_failures) == (Outcome.ERROR, 1)
+        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.ledger.never_ran(books.entry, Outcome.MISSED, 1)
+        assert books.account().last_outcome is Outcome.MISSED
+        assert books.state() == (4, 0, 0, {"success": 2, "error": 1, "missed": 1})
 
+    def test_a_removed_job_stays_for_what_is_fresh(self, books: Books) -> None:
+        """Its account is there until a scrape could see how its last run ended."""
+        books.ledger.remove(books.entry, Removal.FINISHED)
+        books.clock.now += REMOVED_FOR
+        books.entry.fresh.append((DUE, AT, 1.0, None))
+        assert books.labels() == ["job"]
+        assert books.account().outcomes[Outcome.SUCCESS] == 1
+        books.clock.now += REMOVED_FOR
+        assert books.labels() == []
 
-class TestNobodyReads:
-    """What waits to be entered stays small, also where no scrape ever comes."""
+    def test_the_way_of_a_run(self, books: Books) -> None:
+        """It is posted where it stands, and is in its lane again when that is done."""
+        run = books.in_lane()
+        assert books.state() == (1, 1, 0, {})
+        run.started = AT
+        for _ in range(2):
+            assert books.state() == (1, 0, 1, {})
+            assert books.executor.lane == {"job": run}
+        assert books.ledger.finish(run, Outcome.SUCCESS, duration=1)
+        assert books.executor.lane == {}
+        assert books.state() == (1, 0, 0, {"success": 1})
+        assert sum(books.account().delays.counts) == 1
 
-    @pytest.mark.parametrize("end", ["succeed", "finish", "settle"])
-    def test_the_journal_is_entered(self, books: Books, end: str) -> None:
-        """However runs end, no more than some hundred of them are kept."""
-        references = []
-        for _ in range(3 * MAX_JOURNAL):
-            (run,) = books.hand_over()
-            references.append(weakref.ref(run))
-            if end == "settle":
-                books.ledger.settle(run, Outcome.SUCCESS)
-                continue
-            books.ledger.start(run, AT)
-            if end == "finish":
-                books.ledger.finish(run, Outcome.SUCCESS, duration=1)
-            else:
-                books.ledger.succeed(run, 1)
-        del run
-        assert sum(reference() is not None for reference in references) <= MAX_JOURNAL + 1
-        assert books.state() == (3 * MAX_JOURNAL, 0, 0, {"success": 3 * MAX_JOURNAL})
+    def test_who_finds_it_gone_asks_again(self, books: Books) -> None:
+        """A run that ends in the moment in which it is posted is not lost."""
+        run = books.in_lane()
+        ended = []
+        with books.ledger._lock:
+            posting = iter(books.ledger._under_way())
+            assert next(posting) is run
+            assert books.executor.lane == {}
+            finish = partial(books.ledger.finish, run, Outcome.SUCCESS, duration=1)
+            thread = threading.Thread(target=lambda: ended.append(finish()))
+            thread.start()
+            assert list(posting) == []
+        thread.join()
+        assert ended == [True]
+        assert not finish()
+        assert books.state() == (1, 0, 0, {"success": 1})
+
+    def test_who_looks_for_it_waits(self, books: Books) -> None:
+        """A run that is dropped in the moment in which it is posted is found."""
+        run = books.in_lane()
+        found = []
+        with books.ledger._lock:
+            posting = iter(books.ledger._under_way())
+            assert next(posting) is run
+            look = partial(books.ledger.alone, books.executor.lane, "job")
+            thread = threading.Thread(target=lambda: found.extend(look()))
+            thread.start()
+            assert list(posting) == []
+        thread.join()
+        assert found == [run]
+        assert books.ledger.settle(run, Outcome.MISSED)
+        assert look() == []
+
+    def test_nobody_waits_for_who_reads(self, books: Books) -> None:
+        """Successes are entered the next time if somebody is at the books."""
+        books.entry.fresh.append((DUE, AT, 1.0, None))
+        with books.ledger._lock:
+            thread = threading.Thread(target=books.ledger.enter, args=[books.entry.account])
+            thread.start()
+            thread.join()
+            assert len(books.entry.fresh) == 1
+        books.ledger.enter(books.entry.account)
+        assert books.entry.fresh == []
+        assert books.state() == (1, 0, 0, {"success": 1})
+
+    def test_another_comes_while_it_is_posted(self, books: Books) -> None:
+        """Both are under way, and both may end."""
+        run = books.in_lane()
+        posting = iter(books.ledger._under_way())
+        assert next(posting) is run
+        other = books.in_lane()
+        assert list(posting) == []
+        assert books.state() == (2, 2, 0, {})
+        for one in (run, other):
+            assert books.ledger.settle(one, Outcome.LOST)
+        assert books.state() == (2, 0, 0, {"lost": 2})
+
+    def test_who_settles_one(self, books: Books) -> None:
+        """Whoever takes it out of its lane has ended it."""
+        run = books.in_lane()
+        assert books.ledger.settle(run, Outcome.MISSED)
+        assert books.executor.lane == {}
+        assert not books.ledger.finish(run, Outcome.SUCCESS, duration=1)
+        assert books.state() == (1, 0, 0, {"missed": 1})
+
+    def test_an_executor_that_goes_and_comes_back(self, books: Books) -> None:
+        """What is under way there is not forgotten, and is not counted twice."""
+        run = books.in_lane()
+        assert books.state() == (1, 1, 0, {})
+        books.ledger.remove_executor("default")
+        run.started = AT
+        assert books.ledger.executors() == {}
+        assert (books.account().due, books.account().running) == (1, 1)
+        books.executor = books.ledger.executor("default", lambda: 4, books.executor.lane)
+        assert (books.account().due, books.account().running) == (1, 1)
+        books.ledger.remove_executor("default")
+        assert books.ledger.finish(run, Outcome.SUCCESS, duration=1)
+        assert books.account().outcomes[Outcome.SUCCESS] == 1
+        assert books.ledger._left == []
+
+    def test_interrupted_while_entering(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever reads in the midst of it, as a signal's handler may, enters nothing twice."""
+        enter = Ledger._enter_successes
+
+        def interrupted(self: Ledger, account: Account, successes: Any) -> None:
+            list(self.accounts())
+            enter(self, account, successes)
+            list(self.accounts())
+
+        monkeypatch.setattr(Ledger, "_enter_successes", interrupted)
+        books.entry.fresh += [(DUE, AT, 1.0, None)] * 3
+        assert books.state() == (3, 0, 0, {"success": 3})
 
 
 class TestThreads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import pytest
 import time_machine
@@ -131,7 +132,7 @@ class TestChanges:
             elif action == 2:
                 ledger.promise(entries[name], NOW + step, on_purpose=True)
             elif action == 3:
-                ledger.goes_on(entries[name], NOW + step, None)
+                ledger.goes_on(entries[name], datetime.fromtimestamp(NOW + step, timezone.utc))
             elif action == 4:
                 waiting.append(scene.main.hand_over(entries[name], NOW))
             elif action == 5 and waiting:

@@ -45,6 +45,9 @@ class Observer:
     def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
         self.journal.append((self.name, "settle", run, outcome, error))
 
+    def is_awake(self) -> bool:
+        return True
+
     def carry(self, run: RunView) -> Mapping[str, str] | None:
         self.journal.append((self.name, "carry", run))
         return self.carrier
@@ -56,6 +59,9 @@ class Failing:
     def __init__(self, exception: type[BaseException] = Boom, component: str = "spans") -> None:
         self.exception = exception
         self.component = component
+
+    def is_awake(self) -> bool:
+        return True
 
     def _fail(self, *args: Any) -> Any:
         raise self.exception

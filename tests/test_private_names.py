@@ -65,6 +65,7 @@ APSCHEDULER = {
     "_thread",
     # of an executor
     "_do_submit_job",
+    "_instances",
     "_pool",
     "_run_job_error",
     "_run_job_success",
@@ -267,6 +268,19 @@ class TestExecutor:
         assert parameters(base._do_submit_job) == ["self", "job", "run_times"]
         assert parameters(base._run_job_success) == ["self", "job_id", "events"]
         assert parameters(base._run_job_error) == ["self", "job_id", "exc", "traceback"]
+
+    def test_instances(self) -> None:
+        """A run of a job is counted there until its end has been told; it is asked for no other."""
+        base = executors.BaseExecutor
+        assert "self._instances[job.id] += 1" in source(base.submit_job)
+        for end in (base._run_job_success, base._run_job_error):
+            assert "self._instances[job_id] -= 1" in source(end)
+        success = source(base._run_job_success)
+        assert success.index("self._instances[job_id] -= 1") < success.index("_dispatch_event")
+        executor, instances = DebugExecutor(), DebugExecutor()._instances
+        assert (type(executor._instances), instances["job"]) == (type(instances), 0)
+        # The hook keeps the dictionary, so it must stay the same.
+        assert "_instances =" not in source(base.start)
 
     def test_owner(self) -> None:
         """An executor knows the scheduler that it serves, from its start on."""

@@ -4,11 +4,11 @@ The books: one small account per job, plain numbers under one lock.
 Adapters post to it, everything else reads it. The law: every due run ends in exactly one
 outcome, and at any moment ``due = sum(outcomes) + running + queued``.
 
-A run costs little where it runs, and the rest where somebody reads. It is in `Ledger._open` from
-when it is due until it ends: whoever takes it out has ended it, and nobody else. It is then laid
-into `Ledger._journal`, which needs no lock either, and is entered into its account before the next
-reading or with some hundred others. What is queued and what runs is counted from `_open` when
-somebody reads.
+A run costs little where it runs, and the rest where somebody reads. Until it ends it is in
+`Ledger._open`, or in the lane of its executor: whoever takes it out has ended it, and nobody else.
+What happens most, a success in a lane, needs no lock: three numbers are laid into `Account.fresh`,
+and entered before the next reading or with some others. What is queued and what runs is counted
+when somebody reads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from enum import Enum, auto
+from itertools import repeat
+from operator import methodcaller, sub
 from typing import Any, NamedTuple
 
 from apscheduler_telemetry._labels import MAX_LABELS, OVERFLOW
@@ -52,8 +53,10 @@ end of its last run, if that comes later.
 MAX_EXCEPTIONS = 20
 """Type names of exceptions per job; the rest share `OTHER_EXCEPTIONS`."""
 OTHER_EXCEPTIONS = "__other__"
-MAX_JOURNAL = 256
-"""Runs that have ended and wait to be entered; more of them would only take more memory."""
+MAX_FRESH = 16
+"""Successes per job that wait to be entered; more would save little, and take more memory."""
+NEVER = datetime.min.replace(tzinfo=timezone.utc)
+FOREVER = datetime.max.replace(tzinfo=timezone.utc)
 
 
 class Removal(Enum):
@@ -87,44 +90,56 @@ class Run:
     What most runs never set is left to the class, as making a run is part of each run's cost.
 
     Attributes:
-        state: where it is.
+        load: the account of its executor; of a run in a lane, once the books know of it.
         posted: where it is by the books, None before they know of it.
         outcome: how it ended, None before that.
         at: Unix seconds of when that was noted.
-        error: type of what it raised, or of what tells of its loss.
         is_inferred: whether `started` is a guess, as of runs in a process pool.
         is_delay_noted: whether its start delay is in the books.
-        is_simple: whether it came to its end by `Ledger.succeed`.
     """
 
+    load: ExecutorAccount | None = None
     started: float | None = None
-    ended: float | None = None
     duration: float | None = None
     links: Sequence[Any] = ()
     arguments: str | None = None
     result: str | None = None
     span: Any = None
     exemplar: Mapping[str, str] | None = None
-    state = _QUEUED
     posted: State | None = None
     outcome: Outcome | None = None
     at = 0.0
-    error: str | None = None
     is_inferred = False
     is_delay_noted = False
-    is_simple = False
 
     def __init__(
-        self, entry: Entry, scheduled: datetime, due: float, executor: ExecutorAccount | None = None
+        self, entry: Entry, scheduled: datetime, executor: ExecutorAccount | None = None
     ) -> None:
         self.entry = entry
-        self.account = entry.account
         self.job = entry.info  # as it is now, and not as it may be modified later
         if entry.links:
             self.links = entry.links  # likewise
         self.scheduled = scheduled
-        self.due = due
-        self.executor = executor
+        self.load = executor
+
+    @property
+    def due(self) -> float:
+        """When that is, in Unix seconds."""
+        return self.scheduled.timestamp()
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        if self.outcome is not None:
+            return _DONE
+        return _QUEUED if self.started is None else _RUNNING
+
+    @property
+    def ended(self) -> float | None:
+        # By a monotonic duration: the wall clock may have jumped meanwhile.
+        if self.duration is None:
+            return None
+        return self.at if self.started is None else self.started + self.duration
 
     @property
     def scheduler(self) -> str:
@@ -132,7 +147,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        return self.account.label
+        return self.entry.account.label
 
     @property
     def start_delay(self) -> float | None:
@@ -181,12 +196,17 @@ class Exemplar(NamedTuple):
     timestamp: float
 
 
+Success = tuple[datetime, float, float, "Mapping[str, str] | None"]
+"""When a run was due, its start in Unix seconds, the seconds that it took, and its exemplar."""
+
+
 @dataclass(eq=False, slots=True)
 class Account:
     """
     The numbers of one ``job_id`` label. Timestamps are Unix seconds, None before the first.
 
     Attributes:
+        fresh: successes that are not in the numbers yet.
         version: another one after every change, for readers that keep what they made of the
             numbers; no two accounts of a ledger ever have the same.
     """
@@ -212,8 +232,9 @@ class Account:
     running_since: float = 0.0
     version: int = 0
     # What the numbers above are kept from; snapshots do not have it.
-    promises: dict[Hashable, float] = field(default_factory=dict)
-    jobs: int = 0
+    fresh: list[Success] = field(default_factory=list)
+    entries: dict[Entry, None] = field(default_factory=dict)
+    broken: dict[Hashable, float] = field(default_factory=dict)
     removed_at: float | None = None
     has_changed: bool = True
 
@@ -237,10 +258,18 @@ class Account:
             last_duration=self.last_duration,
             withdrawn=self.withdrawn,
             intervals=self.intervals,
-            next_run=min(self.promises.values(), default=0.0),
+            next_run=min(self.promises(), default=0.0),
             running_since=self.running_since,
             version=self.version,
         )
+
+    def promises(self) -> Iterator[float]:
+        """Yield what its jobs have promised, and those of its jobs that are broken."""
+        # Copied at one go, as jobs come and go meanwhile.
+        yield from list(self.broken.values())
+        for entry in list(self.entries):
+            if (promise := entry.promise) is not None:
+                yield promise
 
     def balance(self) -> int:
         """Return what the law leaves over: 0."""
@@ -256,17 +285,20 @@ class Entry:
         key: job store alias and job id.
         scheduler: the value of the ``scheduler`` label.
         next_run: the object that the job has for its promised run, where the adapter told it.
-        promise: the next run in Unix seconds, None when nothing is promised.
+        at: the promised run in Unix seconds, where it did not; None when nothing is promised.
         link: where the job was added, where known.
         push: where its next run was triggered by hand, where it was and is known.
         links: those of both that there are.
         trigger: what the account's intervals were taken from.
         intervals_until: up to which next run, in Unix seconds, those intervals hold.
+        steady_until: up to which next run there is nothing to do but to note it; `NEVER` whenever
+            something comes up.
         coalesce: whether runs that are late are folded into one.
         inherited: whether another process, this one's predecessor maybe, stored the job, and this
             one has not touched it yet.
-        accounted: the latest fire time that was handed to an executor or refused by it, in Unix
-            seconds, None before the first.
+        accounted: the latest fire time that was handed to an executor or refused by it, None
+            before the first.
+        fresh: that of its account, which every run of the job needs.
     """
 
     key: tuple[str, str]
@@ -274,15 +306,27 @@ class Entry:
     info: JobInfo
     scheduler: str
     next_run: datetime | None = None
-    promise: float | None = None
+    at: float | None = None
     link: Any = None
     push: Any = None
     links: tuple[Any, ...] = ()
     trigger: Any = None
     intervals_until: float = math.inf
+    steady_until: datetime = NEVER
     coalesce: bool = False
     inherited: bool = False
-    accounted: float | None = None
+    accounted: datetime | None = None
+    fresh: list[Success] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fresh = self.account.fresh
+
+    @property
+    def promise(self) -> float | None:
+        """The next run in Unix seconds, None when nothing is promised."""
+        # Found when it is asked for, which is less often than it changes.
+        next_run = self.next_run
+        return self.at if next_run is None else next_run.timestamp()
 
 
 @dataclass(eq=False, slots=True)
@@ -305,9 +349,16 @@ class StoreAccount:
 
 @dataclass(eq=False, slots=True)
 class ExecutorAccount:
-    """Load of one executor: `workers` is its capacity, infinite where it has none."""
+    """
+    Load of one executor.
+
+    Attributes:
+        workers: its capacity, infinite where it has none.
+        lane: runs under way there, by job id, of jobs that have no other: see `Ledger`.
+    """
 
     workers: Callable[[], float]
+    lane: dict[str, Run] = field(default_factory=dict)
     running: int = 0
     queued: int = 0
 
@@ -340,16 +391,17 @@ class Ledger:
         # A signal's handler, or a __del__, may come in between and ask for the same.
         self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
-        self._entries: dict[tuple[str, str], Entry] = {}
-        # As `entry`, by job store and id in one; every run would pay for a function in Python.
-        self.find = self._entries.get
+        self._entries: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+        # As `entry`; every run would pay for a function in Python.
+        self.known: Mapping[str, Mapping[str, Entry]] = self._entries
         self._stores: dict[str, StoreAccount] = {}
         self._executors: dict[str, ExecutorAccount] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)
         self._broken: dict[tuple[str, str], tuple[Account, float]] = {}
         self._open: dict[Run, None] = {}
-        self._journal: deque[Run] = deque()
+        self._left: list[dict[str, Run]] = []  # lanes of executors that were removed
         self._running: dict[Account, float] = {}
+        self._entering: int | None = None
         self._versions = itertools.count(1)
         renew_lock_after_fork(self)
 
@@ -357,17 +409,20 @@ class Ledger:
 
     def entry(self, jobstore: str, job_id: str) -> Entry | None:
         """Return what is known of a job, or None."""
-        return self._entries.get((jobstore, job_id))
+        there = self._entries.get(jobstore)
+        return None if there is None else there.get(job_id)
 
     def entries(self, jobstore: str) -> list[Entry]:
         """Return all known jobs of a job store."""
         with self._lock:
-            return [e for e in self._entries.values() if e.key[0] == jobstore]
+            return list(self._entries[jobstore].values())
 
     def promises(self) -> dict[tuple[str, str], float]:
         """Return the next run of each job that has one, in Unix seconds."""
         with self._lock:
-            return {e.key: e.promise for e in self._entries.values() if e.promise is not None}
+            entries = [entry for there in self._entries.values() for entry in there.values()]
+        promises = {entry.key: entry.promise for entry in entries}
+        return {key: promise for key, promise in promises.items() if promise is not None}
 
     def know(
         self,
@@ -386,21 +441,24 @@ class Ledger:
         """
         key = (info.jobstore, info.id)
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._entries[info.jobstore].get(info.id)
             if entry is not None and entry.info.label != info.label:
                 self._leave_account(entry)
                 entry = None
             if entry is None:
                 account = self._account(info)
                 entry = Entry(key, account, info, self.scheduler, inherited=inherited)
-                self._entries[key] = entry
+                self._entries[info.jobstore][info.id] = entry
                 self._stores.setdefault(info.jobstore, StoreAccount()).jobs += 1
-                account.jobs += 1
+                account.entries[entry] = None
                 account.removed_at = None
             entry.info = info
-            if entry.account.jobs == 1 and entry.account.label == info.label:
+            if len(entry.account.entries) == 1 and entry.account.label == info.label:
                 entry.account.info = info
-            self._broken.pop(key, None)
+            if key in self._broken:
+                broken, _ = self._broken.pop(key)
+                broken.broken.pop(key, None)
+                broken.has_changed = True
             self._promise(entry, promise)
             return entry
 
@@ -417,33 +475,44 @@ class Ledger:
         with self._lock:
             before = entry.promise
             self._promise(entry, at)
-            if on_purpose and before is not None and before != at:
-                account = entry.account
-                account.withdrawn = max(account.withdrawn or 0.0, before)
+            if on_purpose and before != at:
+                self._withdraw(entry.account, before)
 
-    def goes_on(self, entry: Entry, at: float, next_run: Any) -> None:
+    def goes_on(self, entry: Entry, next_run: datetime) -> bool:
         """
-        Let a job promise its next run, at `at` (Unix seconds), after the one that was handed over.
+        Let a job promise its next run after the one that was handed over.
 
-        The short way of `promise`, for what happens after every run: without our lock, as two
-        that do this to one job would need the scheduler's own.
+        Args:
+            entry: the job.
+            next_run: the object that it has for that.
+
+        Returns:
+            Whether that is all. Not so where the job is not in the books any more, its intervals
+            are to be looked for again, or what pushed it has had its run.
         """
-        account, key = entry.account, entry.key
-        if key not in account.promises or account.withdrawn is not None:
-            self.promise(entry, at, on_purpose=False)
-        else:
-            entry.promise = at
-            account.promises[key] = at  # in its old place, which no reader notices
-            account.has_changed = True
-        entry.next_run = next_run
+        account = entry.account
+        with self._lock:
+            at, until = next_run.timestamp(), entry.intervals_until
+            self._promise(entry, at)
+            entry.next_run = next_run
+            if entry not in account.entries or at > until or entry.push is not None:
+                return False
+            if account.withdrawn is None or at > account.withdrawn:
+                # In the time zone of what is compared with it, which is much quicker.
+                zone, is_endless = next_run.tzinfo, until == math.inf
+                last = FOREVER if is_endless else datetime.fromtimestamp(until, zone)
+                entry.steady_until = last.replace(tzinfo=zone)
+        if entry.intervals_until != until:
+            entry.steady_until = NEVER  # they have just been found
+        return True
 
     def remove(self, entry: Entry, removal: Removal) -> None:
         """Take a job out of the books; its account stays for `REMOVED_FOR` seconds."""
         with self._lock:
-            if self._entries.get(entry.key) is not entry:
+            if entry not in entry.account.entries:
                 return
-            if removal is Removal.WITHDRAWN and entry.promise is not None:
-                entry.account.withdrawn = max(entry.account.withdrawn or 0.0, entry.promise)
+            if removal is Removal.WITHDRAWN:
+                self._withdraw(entry.account, entry.promise)
             self._leave_account(entry, keep_promise=removal is Removal.BROKEN)
 
     def set_intervals(self, entry: Entry, intervals: tuple[float, float] | None) -> None:
@@ -464,11 +533,7 @@ class Ledger:
         self, entry: Entry, executor: ExecutorAccount | None, scheduled: datetime
     ) -> Run:
         """Post a due run that is being handed to an executor."""
-        due = entry.promise
-        # Mostly it is the very object that was promised, whose timestamp is known.
-        if scheduled is not entry.next_run or due is None:
-            due = scheduled.timestamp()
-        run = Run(entry, scheduled, due, executor)
+        run = Run(entry, scheduled, executor)
         self._open[run] = None
         return run
 
@@ -483,30 +548,21 @@ class Ledger:
                 pool's queue; the true start comes with the result.
         """
         with self._lock:
-            if run.state is not _DONE:
-                run.state = _RUNNING
+            if run.outcome is None:
                 run.started = at
                 run.is_inferred = not certain
 
-    def succeed(self, run: Run, duration: float) -> None:
-        """
-        Post the end of a run that was started by the caller, unless it has been ended meanwhile.
+    def alone(self, lane: Mapping[str, Run], job_id: str) -> list[Run]:
+        """Return the run of a lane under this id, if there is one."""
+        with self._lock:  # as a reader takes them out for a moment
+            run = lane.get(job_id)
+        return [] if run is None else [run]
 
-        The short way of `finish`, without a lock, for what happens most.
-        """
-        if self._open.pop(run, _ENDED) is _ENDED:
-            return
-        run.duration = duration
-        # By a monotonic duration: the wall clock may have jumped meanwhile.
-        run.ended = run.at = (self._clock() if run.started is None else run.started) + duration
-        run.outcome = _SUCCESS
-        run.state = _DONE
-        run.is_simple = True
-        self._journal.append(run)
-        if len(self._journal) > MAX_JOURNAL and self._lock.acquire(blocking=False):
-            # Else somebody is at it.
+    def enter(self, account: Account) -> None:
+        """Enter what succeeded lately, unless somebody is at the books just now."""
+        if self._lock.acquire(blocking=False):
             try:
-                self._enter_journal()
+                self._enter(account)
             finally:
                 self._lock.release()
 
@@ -533,16 +589,14 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if self._open.pop(run, _ENDED) is _ENDED:
+            if not self._takes(run):
                 return False
             if started is not None:
                 run.started = started
                 run.is_inferred = False
-            # From the start and a monotonic duration: the wall clock may have jumped meanwhile.
             begin = run.started
-            run.ended = (self._clock() if begin is None else begin) + duration
             run.duration = duration
-            self._end(run, outcome, run.ended, error)
+            self._end(run, outcome, (self._clock() if begin is None else begin) + duration, error)
             return True
 
     def settle(self, run: Run, outcome: Outcome, error: RunError | None = None) -> bool:
@@ -553,7 +607,7 @@ class Ledger:
             Whether this call ended the run; False when it had ended before.
         """
         with self._lock:
-            if self._open.pop(run, _ENDED) is _ENDED:
+            if not self._takes(run):
                 return False
             if outcome is _MISSED:
                 run.started = None
@@ -563,23 +617,28 @@ class Ledger:
     def never_ran(self, entry: Entry, outcome: Outcome, count: int) -> None:
         """Post `count` due runs that were not even handed to an executor."""
         with self._lock:
-            self._enter_journal()  # what ended before comes before
+            self._enter(entry.account)  # what ended before comes before
             entry.account.due += count
             self._count_outcome(entry.account, outcome, self._clock(), None, count)
 
     # Executors and errors
 
-    def executor(self, alias: str, workers: Callable[[], float]) -> ExecutorAccount:
-        """Open the account of an executor."""
-        account = ExecutorAccount(workers)
+    def executor(
+        self, alias: str, workers: Callable[[], float], lane: dict[str, Run] | None = None
+    ) -> ExecutorAccount:
+        """Open the account of an executor, which may have had one before, with that `lane`."""
+        account = ExecutorAccount(workers, {} if lane is None else lane)
         with self._lock:
             self._executors[alias] = account
+            self._left = [lane for lane in self._left if lane is not account.lane]
         return account
 
     def remove_executor(self, alias: str) -> None:
-        """Close the account of an executor."""
+        """Close the account of an executor; what is under way there goes on."""
         with self._lock:
-            self._executors.pop(alias, None)
+            account = self._executors.pop(alias, None)
+            if account is not None and account.lane:
+                self._left.append(account.lane)
 
     def error(self, kind: ErrorKind) -> None:
         """Count something that APScheduler only logs."""
@@ -610,10 +669,12 @@ class Ledger:
             self._purge()
             accounts = list(self._accounts.items())
         for label, account in accounts:
-            if not account.has_changed and account.version == known.get(label):
+            is_known = account.version == known.get(label)
+            if is_known and not account.has_changed and not account.fresh:
                 yield label, None
                 continue
             with self._lock:
+                self._enter(account)
                 if account.has_changed:
                     account.has_changed = False  # before it is read: what changes now counts anew
                     account.version = next(self._versions)
@@ -691,47 +752,57 @@ class Ledger:
 
     def _leave_account(self, entry: Entry, *, keep_promise: bool = False) -> None:
         account = entry.account
-        del self._entries[entry.key]
-        self._stores[entry.key[0]].jobs -= 1
+        jobstore, job_id = entry.key
+        del self._entries[jobstore][job_id]
+        del account.entries[entry]
+        self._stores[jobstore].jobs -= 1
         if keep_promise:
             self._broken[entry.key] = account, self._clock()
-        else:
-            account.promises.pop(entry.key, None)
+            if entry.promise is not None:
+                account.broken[entry.key] = entry.promise
+        entry.at = entry.next_run = None
+        entry.steady_until = NEVER
         account.has_changed = True
-        account.jobs -= 1
-        if not account.jobs:
+        if not account.entries:
             account.removed_at = self._clock()
 
     @staticmethod
     def _promise(entry: Entry, at: float | None) -> None:
         account = entry.account
-        entry.promise = at
+        entry.at = at
         entry.next_run = None
         account.has_changed = True
-        if at is None:
-            account.promises.pop(entry.key, None)
-            return
-        account.promises[entry.key] = at
-        if at == account.withdrawn:
+        if at is not None and at == account.withdrawn:
             account.withdrawn = None  # it is promised again, so nothing was taken back
 
+    @staticmethod
+    def _withdraw(account: Account, promise: float | None) -> None:
+        if promise is None:
+            return
+        account.withdrawn = max(account.withdrawn or 0.0, promise)
+        for entry in account.entries:
+            entry.steady_until = NEVER  # it may be promised again
+
     def _end(self, run: Run, outcome: Outcome, at: float, error: RunError | None) -> None:
-        run.state = _DONE
-        run.outcome = outcome
         run.at = at
-        if error is not None:
-            run.error = error.type
-        self._journal.append(run)
-        if len(self._journal) > MAX_JOURNAL:
-            self._enter_journal()
+        run.outcome = outcome
+        account = run.entry.account
+        self._enter(account)  # what ended before comes before
+        if account.removed_at is not None:  # so that every scrape sees how it ended
+            account.removed_at = self._clock()
+        self._post(run, _DONE)
+        if run.started is not None:
+            self._note_start(run, run.started)
+        if run.duration is not None:
+            account.last_duration = run.duration
+            account.durations.observe(run.duration, run.exemplar, at)
+        self._count_outcome(account, outcome, at, None if error is None else error.type)
 
     def _catch_up(self) -> None:
-        """Enter what has ended, and post what has not."""
-        self._enter_journal()
+        """Post what has not ended."""
         since: dict[Account, float] = {}
-        for run in list(self._open):
-            account, started = run.account, run.started
-            # What has ended since the journal was entered is where it was before.
+        for run in self._under_way():
+            account, started = run.entry.account, run.started
             state = _QUEUED if started is None else _RUNNING
             if run.posted is not state:
                 self._post(run, state)
@@ -744,49 +815,83 @@ class Ledger:
                 account.has_changed = True
         self._running = since
 
-    def _enter_journal(self) -> None:
-        journal = self._journal
-        with suppress(IndexError):  # not asked before, as a signal's handler may have emptied it
-            while True:
-                run = journal.popleft()
-                account = run.account
-                if account.removed_at is not None:  # so that every scrape sees how it ended
-                    account.removed_at = self._clock()
-                if run.is_simple and run.posted is None and run.exemplar is None:
-                    self._enter_success(run, account)
+    def _under_way(self) -> Iterator[Run]:
+        """Yield what has not ended; those in lanes are out of them until the next one."""
+        yield from list(self._open)
+        self._left = [lane for lane in self._left if lane]
+        for account, lane in self._lanes():
+            for job_id in list(lane):
+                # Whoever finds its run gone asks again by `finish`, which waits for our lock.
+                run = lane.pop(job_id, None)
+                if run is None:
                     continue
-                self._post(run, _DONE)
-                if run.started is not None:
-                    self._note_start(run, run.started)
-                if run.duration is not None:
-                    account.last_duration = run.duration
-                    account.durations.observe(run.duration, run.exemplar, run.at)
-                self._count_outcome(account, run.outcome, run.at, run.error)
+                if run.posted is None:
+                    run.load = account
+                try:
+                    yield run
+                finally:
+                    if lane.setdefault(job_id, run) is not run:
+                        self._open[run] = None
 
-    @staticmethod
-    def _enter_success(run: Run, account: Account) -> None:
-        """Do at one go, for a third of the price, what is done below, as for most runs."""
-        account.due += 1
-        due, started, duration = run.due, run.started or 0.0, run.duration or 0.0
-        last_run = account.last_run
-        if last_run is None or due > last_run:
-            account.last_run = due
-        delay = started - due if started > due else 0.0
+    def _takes(self, run: Run) -> bool:
+        """Take a run out of what is under way, and tell whether it was there."""
+        if self._open.pop(run, _ENDED) is not _ENDED:
+            return True
+        job_id, load = run.entry.key[1], run.load
+        lanes = [lane for _, lane in self._lanes()] if load is None else [load.lane]
+        return any(lane.get(job_id) is run and lane.pop(job_id, None) is run for lane in lanes)
+
+    def _lanes(self) -> Iterator[tuple[ExecutorAccount | None, dict[str, Run]]]:
+        yield from ((None, lane) for lane in self._left)
+        yield from ((account, account.lane) for account in self._executors.values())
+
+    def _enter(self, account: Account) -> None:
+        """Enter what succeeded lately."""
+        fresh, thread = account.fresh, threading.get_ident()
+        # Who interrupts us, such as the handler of a signal that scrapes, finds it half done.
+        if not fresh or self._entering == thread:
+            return
+        self._entering = thread
+        try:
+            successes = fresh.copy()
+            del fresh[: len(successes)]  # others may have been laid there meanwhile
+            self._enter_successes(account, successes)
+        finally:
+            self._entering = None
+
+    def _enter_successes(self, account: Account, successes: Sequence[Success]) -> None:
+        """Do at one go what `_end` does for each run."""
+        scheduled, starts, took, exemplars = zip(*successes, strict=True)
+        dues = list(map(_timestamp, scheduled))
         delays, durations = account.delays, account.durations
-        delays.counts[bisect_left(delays.bounds, delay)] += 1
-        delays.sum += delay
-        durations.counts[bisect_left(durations.bounds, duration)] += 1
-        durations.sum += duration
-        account.last_duration = duration
-        account.outcomes[_SUCCESS] += 1
-        account.last_outcome = _SUCCESS
-        account.last_success = run.at
-        account.consecutive_failures = 0
-        account.has_changed = True
+        late = list(map(sub, starts, dues))
+        if min(late) < 0.0:
+            late = [max(0.0, delay) for delay in late]
+        for bucket in map(bisect_left, repeat(delays.bounds), late):
+            delays.counts[bucket] += 1
+        buckets = list(map(bisect_left, repeat(durations.bounds), took))
+        for bucket in buckets:
+            durations.counts[bucket] += 1
+        if any(exemplars):
+            for number, bucket in enumerate(buckets):
+                if exemplars[number] is not None:
+                    seconds = took[number]
+                    exemplar = Exemplar(exemplars[number], seconds, starts[number] + seconds)
+                    durations.exemplars[bucket] = exemplar
+        delays.sum = sum(late, delays.sum)
+        durations.sum = sum(took, durations.sum)
+        account.due += len(dues)
+        last_run, last_due = account.last_run, max(dues)
+        if last_run is None or last_due > last_run:
+            account.last_run = last_due
+        account.last_duration = took[-1]
+        self._count_outcome(account, _SUCCESS, starts[-1] + took[-1], None, len(dues))
+        if account.removed_at is not None:  # so that every scrape sees how it ended
+            account.removed_at = self._clock()
 
     @staticmethod
     def _post(run: Run, state: State) -> None:
-        account, executor, before = run.account, run.executor, run.posted
+        account, executor, before = run.entry.account, run.load, run.posted
         run.posted = state
         account.has_changed = True
         if before is None:
@@ -810,7 +915,7 @@ class Ledger:
 
     @staticmethod
     def _note_start(run: Run, started: float) -> None:
-        account = run.account
+        account = run.entry.account
         if account.last_run is None or run.due > account.last_run:
             account.last_run = run.due
             account.has_changed = True
@@ -848,12 +953,13 @@ class Ledger:
             and account.removed_at <= deadline
             and not account.running
             and not account.queued
+            and not account.fresh
         ]
         for label in gone:
             del self._accounts[label]
         for key, (account, since) in list(self._broken.items()):
             if since <= deadline:
-                account.promises.pop(key, None)
+                account.broken.pop(key, None)
                 account.has_changed = True
                 del self._broken[key]
 
@@ -872,5 +978,6 @@ def _overflowing(info: JobInfo) -> JobInfo:
     )
 
 
+_timestamp = methodcaller("timestamp")
 _FAILURES = frozenset({_ERROR, Outcome.LOST})
 _ENDED = object()

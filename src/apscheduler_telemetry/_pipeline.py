@@ -73,11 +73,27 @@ class Pipeline:
     Passes runs on to observers, none of which can harm the job or another observer.
 
     What the first one enters is around the others: they leave in the opposite order.
+
+    Attributes:
+        is_followed: whether any observer had something to do when that was last looked at. If none
+            has, a run costs less.
     """
 
     def __init__(self, guard: Guard, observers: Iterable[RunObserver] = ()) -> None:
         self._guard = guard
         self.observers = tuple(observers)
+        self.look()
+
+    def look(self) -> None:
+        """See whether runs from now on are followed by anybody."""
+        self.is_followed = any(map(self._is_awake, self.observers))
+
+    def _is_awake(self, observer: RunObserver) -> bool:
+        try:
+            return observer.is_awake()
+        except Exception:  # noqa: BLE001  # the next calls will say so
+            self._guard.failed(observer.component)
+            return True
 
     def enter(self, run: RunView) -> None:
         for observer in self.observers:

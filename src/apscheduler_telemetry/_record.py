@@ -163,13 +163,15 @@ class RunView(Protocol):
     job: JobInfo
     scheduled: datetime
     started: float | None
-    ended: float | None
     duration: float | None
     links: Sequence[Any]
     arguments: str | None
     result: str | None
     span: Any
     exemplar: Mapping[str, str] | None
+
+    @property
+    def ended(self) -> float | None: ...
 
     @property
     def scheduler(self) -> str: ...
@@ -193,6 +195,9 @@ class RunObserver(Protocol):
     """
 
     component: str
+
+    def is_awake(self) -> bool:
+        """Tell whether there is anything to do for it now; asked before each pass over due jobs."""
 
     def enter(self, run: RunView) -> None:
         """Called where the callable is about to run: same thread, same context, before it."""

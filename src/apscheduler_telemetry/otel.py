@@ -88,6 +88,7 @@ _FAILURES = {
 }
 """The outcomes that are failures, with the status where no exception has a better one."""
 
+_SUCCESS = Outcome.SUCCESS  # looked up in the enumeration, it would cost every run
 _PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one: the child process must read what is written here, however it is set up."""
 
@@ -104,12 +105,14 @@ class _Open:
     Attributes:
         span: the span.
         since: Unix nanoseconds of its start.
+        is_recording: whether anybody will see it.
         has_delay: whether it tells the start delay, as the run had started by then.
         tokens: what takes it out of the context again; None where it is not current.
     """
 
     span: trace.Span
     since: int
+    is_recording: bool
     has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
 
@@ -120,7 +123,7 @@ class SpanObserver:
 
     Args:
         tracer_provider: where spans go. By default the global provider, which may be set at any
-            time and counts from then on.
+            time and counts from the next pass over due jobs on.
         logger_provider: where exceptions go when `OPT_IN`, read once and here, asks for log
             records. By default the global provider.
         clock: Unix seconds.
@@ -146,12 +149,17 @@ class SpanObserver:
         """Whether there can ever be anything to do; a run costs less without an idle observer."""
         self._fixed: dict[int, tuple[JobInfo, dict[str, AttributeValue]]] = {}
 
+    def is_awake(self) -> bool:
+        """Tell whether there is an SDK by now, or exceptions may be logged."""
+        return self._as_log or self._tracer() is not None
+
     def enter(self, run: RunView) -> None:
         """Start the span of `run` and make it current."""
         run.span = opened = self._open(run, run.started)
         if opened is not None:
             # On top of what is current, as only the span is to change: not baggage, for one.
-            current = trace.set_span_in_context(opened.span, _with_baggage(run))
+            base = _with_baggage(run) if run.links else None
+            current = trace.set_span_in_context(opened.span, base)
             attached = otel_context.attach(current)
             opened.tokens = _inside.set(None), attached
 
@@ -193,20 +201,21 @@ class SpanObserver:
         if tracer is None:
             return None
         since = _nanoseconds(self._clock() if started is None else started)
+        root = Context()  # without a span
         span = tracer.start_span(
             _legal(run.job.label),
-            context=_with_baggage(run, Context()),  # without a span: a new root
+            context=_with_baggage(run, root) if run.links else root,
             attributes=self._attributes(run, None if started is None else run.start_delay),
             links=_links(run) if run.links else None,
             start_time=since,
         )
-        context = span.get_span_context()
-        if span.is_recording() and context.trace_flags.sampled:
+        context, is_recording = span.get_span_context(), span.is_recording()
+        if is_recording and context.trace_flags.sampled:
             run.exemplar = {
                 "trace_id": trace.format_trace_id(context.trace_id),
                 "span_id": trace.format_span_id(context.span_id),
             }
-        return _Open(span, since, has_delay=started is not None)
+        return _Open(span, since, is_recording, started is not None)
 
     def _attributes(self, run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:
         job = run.job
@@ -232,7 +241,7 @@ class SpanObserver:
         run.span = None
         if opened is not None:
             until = opened.since if ended is None else _nanoseconds(ended)
-            if opened.span.is_recording():
+            if opened.is_recording:
                 if run.result is not None:
                     opened.span.set_attribute("apscheduler.result", _legal(run.result))
                 if not opened.has_delay and ended is not None and run.start_delay is not None:
@@ -245,7 +254,9 @@ class SpanObserver:
     def _describe(
         self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
     ) -> None:
-        span.set_attribute("apscheduler.outcome", outcome.value)
+        span.set_attribute("apscheduler.outcome", str.__str__(outcome))
+        if outcome is _SUCCESS:
+            return
         why = _FAILURES.get(outcome)
         if why is not None:
             span.set_attribute("error.type", _legal(error.type) if error else outcome.value)
@@ -345,20 +356,26 @@ class Origins:
         )
 
 
-@contextmanager
-def no_context() -> Iterator[None]:
+class no_context:  # noqa: N801  # used like a function
     """
     Let nothing be current: neither a span nor baggage.
 
     What wakes a scheduler up is not the cause of what it does then: a thread that
     opentelemetry-instrumentation-threading started keeps the span of who started it for good, and
     a timer of asyncio that of whoever added a job last.
+
+    A class, as every pass over due jobs enters it: a generator would take three times as long.
     """
-    token = otel_context.attach(Context())
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        """Attach an empty context."""
+        self._token = otel_context.attach(Context())
+
+    def __exit__(self, *_: object) -> None:
+        """Attach the one before."""
+        otel_context.detach(self._token)
 
 
 @contextmanager

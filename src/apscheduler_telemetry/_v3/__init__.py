@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,7 +32,7 @@ from apscheduler.schedulers.base import STATE_STOPPED
 from apscheduler_telemetry import _labels
 from apscheduler_telemetry._expectations import Expectations
 from apscheduler_telemetry._labels import Labeller
-from apscheduler_telemetry._ledger import Entry, Ledger, Removal, Run
+from apscheduler_telemetry._ledger import NEVER, Entry, Ledger, Removal, Run
 from apscheduler_telemetry._pipeline import Guard, Pipeline
 from apscheduler_telemetry._record import (
     Capture,
@@ -244,7 +245,9 @@ class Adapter:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
         if entry is not None and self.loop.goes_on(job.id):
-            self.went_on(entry, job)
+            self.loop.has_gone_on()
+            if not self.ledger.goes_on(entry, job.next_run_time):
+                self.went_on(entry, job)
             return
         before = None if entry is None else entry.promise
         if entry is not None:
@@ -261,12 +264,12 @@ class Adapter:
             self.links.pushed(entry)
 
     def went_on(self, entry: Entry, job: Any) -> None:
-        """Take note that the loop has given a job its next run."""
-        self.loop.has_gone_on()
-        next_run = job.next_run_time
-        promise = next_run.timestamp()
-        self.ledger.goes_on(entry, promise, next_run)
-        if promise > entry.intervals_until:
+        """Take note of what else there is when the loop has given a job its next run."""
+        if self.ledger.entry(*entry.key) is not entry:
+            # It has removed itself while it ran, and was added anew.
+            self._take(job, entry.key[0])
+            return
+        if entry.promise is not None and entry.promise > entry.intervals_until:
             self._look_ahead(entry, job)
         if entry.push is not None:
             self.links.went_on(entry)
@@ -321,9 +324,11 @@ class Adapter:
         """Take note of the jobs that a store says are due."""
         self._due = jobs
         self._memories.clear()
+        if _schedule.STATELESS.issuperset(map(type, map(_TRIGGER, jobs))):
+            return  # as nearly always
         for job in jobs:
             if type(job.trigger) in _schedule.STATELESS or not job.coalesce:
-                continue  # as nearly all
+                continue
             if (memory := self._memory_of(job)) is not None:
                 self._memories[job.id] = memory
 
@@ -360,7 +365,7 @@ class Adapter:
         """Post due runs that never reached an executor, and tell whoever follows single runs."""
         self.ledger.never_ran(entry, outcome, times.total)
         for scheduled in times.latest:
-            run = Run(entry, scheduled, scheduled.timestamp())
+            run = Run(entry, scheduled)
             self.pipeline.settle(run, outcome, error)
 
     def _taken_back(self, entry: Entry) -> Removal:
@@ -382,7 +387,9 @@ class Adapter:
             Whether there are any.
         """
         promise, done, now = entry.promise, entry.accounted, datetime.now(self.scheduler.timezone)
-        if promise is None or promise > now.timestamp() or (done is not None and promise <= done):
+        if promise is None or promise > now.timestamp():
+            return False
+        if done is not None and promise <= done.timestamp():
             return False
         if following is not None and following.timestamp() <= promise:
             return True  # the loop will come to it by way of an earlier one
@@ -466,8 +473,12 @@ class Adapter:
             self.ledger.set_intervals(entry, intervals)
             if entry.trigger is trigger:
                 entry.intervals_until = max(until, next_run.timestamp() + INTERVALS_HOLD)
+                entry.steady_until = NEVER
 
         self._aside.do("schedule", look)
+
+
+_TRIGGER = attrgetter("trigger")
 
 
 def _timestamp(at: datetime | None) -> float | None:

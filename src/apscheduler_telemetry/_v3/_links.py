@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
-from apscheduler_telemetry._ledger import Entry
+from apscheduler_telemetry._ledger import NEVER, Entry
 from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
 from apscheduler_telemetry._v3._aside import Aside
 
@@ -166,6 +166,7 @@ class Links:
 
 def _set(entry: Entry, link: Any, push: Any) -> None:
     entry.link, entry.push = link, push
+    entry.steady_until = NEVER  # what pushed it is to be forgotten with its run
     entry.links = tuple(origin for origin in (link, push) if origin is not None)
 
 

@@ -34,7 +34,8 @@ class LoopHook:
     What is laid over the methods of one scheduler that make up its loop.
 
     Attributes:
-        entry: the job that a pass has just handed over, and has yet to give its next time.
+        job: what a pass has just handed over, and has yet to give its next time.
+        entry: the same in the books.
     """
 
     def __init__(self, adapter: Adapter, scheduler: Any) -> None:
@@ -45,12 +46,12 @@ class LoopHook:
         self.last_wakeup: float | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
-        self._inside: int | None = None
+        self.inside: int | None = None
         self._is_bypassed = False
         self._inside_since: float | None = None
         self._expected: float | None = None
         self._failure: str | None = None
-        self._handed_over: str | None = None
+        self.job: Any = None
         self.entry: Entry | None = None
         self._user_code = {_DISPATCH}
         lay = adapter.shadows.lay
@@ -77,7 +78,7 @@ class LoopHook:
         do to the scheduler is the user's doing, and what fails there is told to the user. Found by
         looking at who called, as hardly anybody asks, and every run would pay for notes of it.
         """
-        if self._inside != get_ident():
+        if self.inside != get_ident():
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, says its documentation
         while frame is not None and frame.f_code not in self._user_code:
@@ -90,10 +91,10 @@ class LoopHook:
         """Note the code of a hook that the loop calls and that calls the user's code."""
         self._user_code.add(hook)
 
-    def has_handed_over(self, job_id: str, entry: Entry | None) -> None:
+    def has_handed_over(self, job: Any, entry: Entry | None) -> None:
         """Note that a job has just been given to its executor, if it was the loop that did so."""
-        if self._inside == get_ident():
-            self._handed_over, self.entry = job_id, entry
+        if self.inside == get_ident():
+            self.job, self.entry = job, entry
 
     def goes_on(self, job_id: str) -> bool:
         """
@@ -101,11 +102,11 @@ class LoopHook:
 
         It does so right after it has handed the job over, and `has_gone_on` ends that.
         """
-        return self._handed_over == job_id and self._inside == get_ident()
+        return self.job is not None and self.job.id == job_id and self.inside == get_ident()
 
     def has_gone_on(self) -> None:
         """Note that the loop is through with the job that it has handed over."""
-        self._handed_over = self.entry = None
+        self.job = self.entry = None
 
     def looks(self) -> None:
         """
@@ -114,7 +115,7 @@ class LoopHook:
         A pass that our hook knows nothing of is that of a scheduler of the user's, which calls
         what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        if self._inside is None or self._is_bypassed:
+        if self.inside is None or self._is_bypassed:
             self._is_bypassed = True
             self._begin()
 
@@ -146,7 +147,7 @@ class LoopHook:
                     self._adapter.ledger.error(ErrorKind.LOOP)
                 raise
             finally:
-                self._inside = self._inside_since = None
+                self.inside = self._inside_since = self.job = self.entry = None
                 self._adapter.pass_is_over()
             self._failure = None
             self.last_wakeup = self._adapter.clock()
@@ -156,13 +157,14 @@ class LoopHook:
         return process_jobs
 
     def _begin(self) -> None:
-        self._inside = get_ident()
+        self.inside = get_ident()
         self._thread = threading.current_thread()
-        self._expected = self._handed_over = self.entry = None
+        self._expected = self.job = self.entry = None
+        self._adapter.pipeline.look()
 
     def _ends_past_the_hook(self) -> None:
-        if self._is_bypassed and self._inside is not None:
-            self._inside = None
+        if self._is_bypassed and self.inside is not None:
+            self.inside = self.job = self.entry = None
             self.last_wakeup = self._adapter.clock()
             self._adapter.pass_is_over()
 
@@ -192,7 +194,7 @@ class LoopHook:
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
                 self._ended = True
-                self._inside = None
+                self.inside = None
 
         return main_loop
 

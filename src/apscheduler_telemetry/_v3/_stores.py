@@ -318,34 +318,29 @@ class StoreHook:
         return add_job
 
     def _update_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
-        adapter = self._adapter
-        loop = adapter.loop
+        adapter, loop, is_exact = self._adapter, self._adapter.loop, not self.persistent
 
         def update_job(job: Any) -> None:
-            goes_on, entry = loop.goes_on(job.id), loop.entry
-            if (
-                goes_on
-                and entry is not None
-                and entry.key[0] == self.alias
-                and not self.persistent
-                and adapter.active
-            ):
+            if job is loop.job and is_exact and (entry := loop.entry) is not None:
                 # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
                 try:
                     original(job)
                 except BaseException:
                     self._failed()
                     raise
-                try:
-                    adapter.went_on(entry, job)
-                except Exception:  # noqa: BLE001
-                    adapter.guard.failed("adapter")
+                next_run = job.next_run_time
+                if next_run < entry.steady_until:
+                    loop.job = None
+                    entry.next_run = next_run
+                    entry.account.has_changed = True
+                else:
+                    self._note(adapter.updated, job)
                 return
-            if not goes_on:
+            if not loop.goes_on(job.id):
                 self._look_up(job.id)
             with self._changing(job.id):
                 self._counting_errors(original, job)
-                self._note(self._adapter.updated, job)
+                self._note(adapter.updated, job)
 
         return update_job
 
@@ -376,13 +371,15 @@ class StoreHook:
     def _get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         def get_due_jobs(now: datetime) -> Any:
             self._adapter.loop.looks()
+            if not self.persistent:
+                jobs = _as_list(self._counting_errors(original, now))
+                self._note(self._adapter.due, jobs)
+                return jobs
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
-                if not isinstance(jobs, (list, tuple)):
-                    jobs = list(jobs)  # a store of the user's may give what can be read only once
+                jobs = _as_list(jobs)
                 self._note(self._adapter.due, jobs)
-                if self.persistent:
-                    self._note(self._adapter.recognise, jobs)
+                self._note(self._adapter.recognise, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and self._adapter.loop.is_inside:
@@ -499,6 +496,11 @@ class StoreHook:
                 at = datetime.fromtimestamp(entry.promise, now.tzinfo)  # type: ignore[arg-type, union-attr]
                 self._adapter.never_ran(entry, Outcome.LOST, _schedule.Backlog(1, [at]))
             self._ledger.remove(entry, Removal.BROKEN)
+
+
+def _as_list(jobs: Any) -> Any:
+    # A store of the user's may give what can be read only once.
+    return jobs if isinstance(jobs, (list, tuple)) else list(jobs)
 
 
 class _Reading:

@@ -14,19 +14,18 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
+from apscheduler.job import Job
 from apscheduler.util import iscoroutinefunction_partial
 
 from apscheduler_telemetry import _worker
 from apscheduler_telemetry._brief import brief, brief_call
-from apscheduler_telemetry._ledger import Run, State
+from apscheduler_telemetry._ledger import MAX_FRESH, Run, State
 from apscheduler_telemetry._record import Outcome, RunError
 
 if TYPE_CHECKING:
     from apscheduler_telemetry._v3._executors import ExecutorHook
 
-# See _ledger: looked up in the enumeration, they would cost every run.
-_QUEUED, _RUNNING = State.QUEUED, State.RUNNING
-_SUCCESS = Outcome.SUCCESS
+_SUCCESS = Outcome.SUCCESS  # see _ledger: looked up in the enumeration, it would cost every run
 _OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_EXECUTED: Outcome.SUCCESS,
     EVENT_JOB_ERROR: Outcome.ERROR,
@@ -49,16 +48,49 @@ class SubmissionId(str):
         return str, (str(self),)
 
 
-class JobView:
+class _View:
     """
     What an executor gets in place of a job: the job, with its callable measured.
 
     Everything else is asked of the job when it is asked of the view, as a job in a memory store
-    may be modified while it is queued. Pickled, it takes the measuring along.
+    may be modified while it is queued.
 
     Attributes:
         id: the job's own, or ours where that would not tell which submission has ended.
     """
+
+    __slots__ = ()
+    _job: Any
+    id: Any
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._job == (other._job if isinstance(other, _View) else other))
+
+    __hash__ = None  # type: ignore[assignment]  # as a Job has none
+
+    def __str__(self) -> str:
+        return str(self._job)
+
+    def __repr__(self) -> str:
+        return repr(self._job)
+
+    @property  # type: ignore[misc]  # isinstance(view, Job) must hold, as for the job itself
+    def __class__(self) -> type:
+        return type(self._job)
+
+    # What an executor of the user's may do to a job: send its state elsewhere, or change a copy.
+
+    def __getstate__(self) -> Any:
+        return self._job.__getstate__()
+
+
+def _delegate(name: str) -> property:
+    """Return a property that asks the job; the same as __getattr__, for a third of its price."""
+    return property(attrgetter(f"_job.{name}"))
+
+
+class JobView(_View):
+    """The view of a job whose submission does the measuring; pickled, it takes that along."""
 
     __slots__ = ("__weakref__", "_hook", "_job", "_key", "_submission", "id")
 
@@ -75,21 +107,6 @@ class JobView:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._job, name, value)
 
-    def __eq__(self, other: object) -> bool:
-        return bool(self._job == (other._job if isinstance(other, JobView) else other))
-
-    __hash__ = None  # type: ignore[assignment]  # as a Job has none
-
-    def __str__(self) -> str:
-        return str(self._job)
-
-    def __repr__(self) -> str:
-        return repr(self._job)
-
-    @property  # type: ignore[misc]  # isinstance(view, Job) must hold, as for the job itself
-    def __class__(self) -> type:
-        return type(self._job)
-
     @property
     def func(self) -> Callable[..., Any]:
         func = self._job.func
@@ -102,83 +119,133 @@ class JobView:
             measured = _worker.TimedCall(func, self._submission)
         return measured
 
-    # What every run asks of its job; the same as __getattr__ gives, for a third of its price.
-    _jobstore_alias = property(attrgetter("_job._jobstore_alias"))
-    max_instances = property(attrgetter("_job.max_instances"))
-    args = property(attrgetter("_job.args"))
-    kwargs = property(attrgetter("_job.kwargs"))
-    misfire_grace_time = property(attrgetter("_job.misfire_grace_time"))
-
-    # What an executor of the user's may do to a job: send its state elsewhere, or change a copy.
-
-    def __getstate__(self) -> Any:
-        return self._job.__getstate__()
+    # What every run asks of its job.
+    _jobstore_alias = _delegate("_jobstore_alias")
+    max_instances = _delegate("max_instances")
+    args = _delegate("args")
+    kwargs = _delegate("kwargs")
+    misfire_grace_time = _delegate("misfire_grace_time")
 
     def __copy__(self) -> JobView:
-        return JobView(copy.copy(self._job), submission_of(self), key_of(self))
+        return JobView(copy.copy(self._job), self._submission, self._key)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JobView:
-        return JobView(copy.deepcopy(self._job, memo), submission_of(self), key_of(self))
+        return JobView(copy.deepcopy(self._job, memo), self._submission, self._key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By way of the submission, which the run times refer to as well: in the other process
         # both must be the same object again.
-        return _worker.itself, (submission_of(self),)
+        return _worker.itself, (self._submission,)
 
 
-class PlainView(JobView):
+class PlainView(_View, Run):
     """
-    The view of a job that is run once, in this process, by APScheduler's own ``run_job``.
+    A run and the view of its job in one, for a single run, in this process, by ``run_job``.
 
-    It measures by itself and takes the short way into the books, as nobody else starts its run,
-    and whoever else might end it asks the books first. That is what a `Submission` does, for a
-    third of its price; there is one only if something goes wrong.
+    It measures by itself and takes the short way into the books: as long as it is in the lane of
+    its executor, nobody else ends it unless something goes wrong.
     """
 
-    __slots__ = ("run",)
-    # Of its own, which is quick; run_job sets nothing on a job.
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
+    __init__ = object.__init__  # the hook sets what there is to set
+    __hash__ = object.__hash__  # type: ignore[assignment]  # as a run has
 
-    def __init__(self, job: Any, run: Run, hook: ExecutorHook, key: Hashable) -> None:
-        self._job = job
-        self._hook = hook
-        self._key = key
-        self.run = run
-        self.id = key if type(key) is str else SubmissionId(job.id, self)
+    def __copy__(self) -> Any:
+        return copy.copy(self._job)
 
-    def func(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._job, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _worker.itself, (self._job,)
+
+
+for _name in set(dir(Job)) - set(dir(PlainView)) - {"id", "func"}:
+    setattr(PlainView, _name, _delegate(_name))
+
+
+def measured_views(hook: ExecutorHook) -> type[PlainView]:
+    """Return a class of views for one executor: what they have in common costs no run anything."""
+    lane, ledger, guard = hook.lane, hook.ledger, hook.guard
+
+    def func(self: PlainView, /, *args: Any, **kwargs: Any) -> Any:
         """Call the job's callable, and measure around it."""
-        hook, run, func = self._hook, self.run, self._job.func
-        if not hook.active or run.state is not _QUEUED:
-            return func(*args, **kwargs)
-        pipeline = hook.pipeline
-        run.started = time()
-        run.state = _RUNNING
-        if pipeline.observers:
-            pipeline.enter(run)
+        call = self._job.func
+        self.started = started = time()
         since = perf_counter()
         try:
-            result = func(*args, **kwargs)
+            result = call(*args, **kwargs)
         except BaseException as exception:
-            submission_of(self).leave((run, since), exception)
+            Submission(hook, None, [self]).leave((self, since), exception)
             _worker.hide_this_frame(exception)
             raise
+        duration = perf_counter() - since
         try:
-            hook.ledger.succeed(run, perf_counter() - since)
-            if pipeline.observers:
-                pipeline.leave(run, _SUCCESS, None)
+            taken = lane.pop(self.id, None)
+            if taken is self and self.posted is None:
+                fresh = self.entry.fresh
+                fresh.append((self.scheduled, started, duration, None))
+                if len(fresh) > MAX_FRESH:
+                    ledger.enter(self.entry.account)
+            else:
+                # Posted while it ran, or being posted just now, or ended by somebody else.
+                if taken is not None:
+                    lane.setdefault(self.id, taken)
+                ledger.finish(self, _SUCCESS, duration=duration)
         except Exception:  # noqa: BLE001  # telemetry never changes the job
-            hook.guard.failed("adapter")
+            guard.failed("adapter")
         return result
 
+    # Hardly anybody asks for these then.
+    job, links = property(attrgetter("entry.info")), property(attrgetter("entry.links"))
+    return type("MeasuredView", (PlainView,), {"func": func, "job": job, "links": links})
 
-_worker.OUR_FILES.add(PlainView.func.__code__.co_filename)
+
+def followed_views(hook: ExecutorHook) -> type[PlainView]:
+    """Return a class of views for runs that observers follow."""
+    lane, ledger, guard = hook.lane, hook.ledger, hook.guard
+    pipeline = hook.pipeline
+
+    def func(self: PlainView, /, *args: Any, **kwargs: Any) -> Any:
+        """Do as above, between what observers do."""
+        call = self._job.func
+        if self.started is not None or self.outcome is not None or not hook.active:
+            return call(*args, **kwargs)
+        self.started = started = time()
+        pipeline.enter(self)
+        since = perf_counter()
+        try:
+            result = call(*args, **kwargs)
+        except BaseException as exception:
+            Submission(hook, None, [self]).leave((self, since), exception)
+            _worker.hide_this_frame(exception)
+            raise
+        self.duration = duration = perf_counter() - since
+        try:
+            taken = lane.pop(self.id, None)
+            if taken is self and self.posted is None:
+                fresh = self.entry.fresh
+                fresh.append((self.scheduled, started, duration, self.exemplar))
+                if len(fresh) > MAX_FRESH:
+                    ledger.enter(self.entry.account)
+            else:
+                if taken is not None:
+                    lane.setdefault(self.id, taken)
+                ledger.finish(self, _SUCCESS, duration=duration)
+        except Exception:  # noqa: BLE001
+            guard.failed("adapter")
+        pipeline.leave(self, _SUCCESS, None)
+        return result
+
+    return type("FollowedView", (PlainView,), {"func": func})
+
+
+_worker.OUR_FILES.add(followed_views.__code__.co_filename)
 # Past JobView.__setattr__, which is about the job's own attributes.
-_set_hook = JobView._hook.__set__  # type: ignore[attr-defined]  # noqa: SLF001  # ours
-_set_id = JobView.id.__set__  # type: ignore[attr-defined]
-_set_job = JobView._job.__set__  # type: ignore[attr-defined]  # noqa: SLF001
-_set_key = JobView._key.__set__  # type: ignore[attr-defined]  # noqa: SLF001
-_set_submission = JobView._submission.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_set_hook = vars(JobView)["_hook"].__set__
+_set_id = vars(JobView)["id"].__set__
+_set_job = vars(JobView)["_job"].__set__
+_set_key = vars(JobView)["_key"].__set__
+_set_submission = vars(JobView)["_submission"].__set__
 
 
 def key_of(view: JobView) -> Hashable:
@@ -198,17 +265,10 @@ def is_of(view: JobView, events: Sequence[Any]) -> bool:
     return scheduled is None or any(scheduled == run.scheduled for run in submission_of(view).runs)
 
 
-def submission_of(view: Any) -> Submission:
-    """Return the submission of a view, made now if it got along without one so far."""
-    if type(view) is PlainView:
-        return Submission(view._hook, view._job, [view.run])  # noqa: SLF001
-    submission: Submission = view._submission  # noqa: SLF001
+def submission_of(view: JobView) -> Submission:
+    """Return the submission of a view."""
+    submission: Submission = view._submission  # noqa: SLF001  # ours
     return submission
-
-
-def is_at_work(view: JobView) -> bool:
-    """Tell whether the one run of a view goes on just now, in this process."""
-    return type(view) is PlainView and view.run.state is _RUNNING
 
 
 class Submission:
