@@ -147,7 +147,7 @@ class SpanObserver:
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
         self.is_needed = self._as_log or not isinstance(tracer_provider, trace.NoOpTracerProvider)
         """Whether there can ever be anything to do; a run costs less without an idle observer."""
-        self._fixed: dict[int, tuple[JobInfo, dict[str, AttributeValue]]] = {}
+        self._fixed: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
 
     def is_awake(self) -> bool:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
@@ -197,17 +197,18 @@ class SpanObserver:
         self._close(run, outcome, error, run.ended)
 
     def _open(self, run: RunView, started: float | None) -> _Open | None:
-        tracer = self._tracer()
+        tracer = self._cached[1] or self._tracer()
         if tracer is None:
             return None
         since = _nanoseconds(self._clock() if started is None else started)
-        root = Context()  # without a span
+        root, links = Context(), None  # without a span
+        if run.links:
+            root, links = _with_baggage(run, root), _links(run)
+        name, attributes = self._told_of(run)
+        if started is not None and (delay := run.start_delay) is not None:
+            attributes["apscheduler.start_delay"] = delay
         span = tracer.start_span(
-            _legal(run.job.label),
-            context=_with_baggage(run, root) if run.links else root,
-            attributes=self._attributes(run, None if started is None else run.start_delay),
-            links=_links(run) if run.links else None,
-            start_time=since,
+            name, context=root, attributes=attributes, links=links, start_time=since
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
@@ -217,22 +218,24 @@ class SpanObserver:
             }
         return _Open(span, since, is_recording, started is not None)
 
-    def _attributes(self, run: RunView, start_delay: float | None) -> dict[str, AttributeValue]:
+    def _told_of(self, run: RunView) -> tuple[str, dict[str, AttributeValue]]:
+        """Return the name of a run's span, and what is known of it before it starts."""
         job = run.job
         fixed = self._fixed.get(id(job))
         if fixed is None or fixed[0] is not job:
             if len(self._fixed) >= MAX_FIXED:
                 self._fixed.clear()
-            fixed = self._fixed[id(job)] = job, _fixed_attributes(job, run.scheduler)
-        attributes = fixed[1].copy()
-        attributes["apscheduler.scheduled_time"] = run.scheduled.astimezone(
-            timezone.utc
-        ).isoformat()
+            fixed = job, _legal(job.label), _fixed_attributes(job, run.scheduler)
+            self._fixed[id(job)] = fixed
+        _, name, attributes = fixed
+        attributes = attributes.copy()
+        scheduled = run.scheduled.isoformat()
+        if not scheduled.endswith("+00:00"):
+            scheduled = run.scheduled.astimezone(timezone.utc).isoformat()
+        attributes["apscheduler.scheduled_time"] = scheduled
         if run.arguments is not None:
             attributes["apscheduler.job.arguments"] = _legal(run.arguments)
-        if start_delay is not None:
-            attributes["apscheduler.start_delay"] = start_delay
-        return attributes
+        return name, attributes
 
     def _close(
         self, run: RunView, outcome: Outcome, error: RunError | None, ended: float | None

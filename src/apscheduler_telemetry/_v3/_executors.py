@@ -158,6 +158,9 @@ class ExecutorHook:
         entry: Entry | None,
     ) -> None:
         """Submit what does not go alone, or is not to be followed."""
+        if not self._is_ours():
+            original(job, run_times)
+            return
         entry = self._meet(job, run_times) if entry is None else entry
         view = None if entry is None else self._open(entry, job, run_times)
         try:
@@ -167,8 +170,8 @@ class ExecutorHook:
         except BaseException as exception:
             if view is not None:
                 self._was_not_taken(view, exception)
-            elif self.active and not isinstance(exception, MaxInstancesReachedError):
-                self.ledger.error(ErrorKind.SUBMIT)
+            else:
+                self._ending(exception)
             raise
         finally:
             self._adapter.loop.has_handed_over(job, entry)
@@ -176,11 +179,14 @@ class ExecutorHook:
             submission_of(view).pool = pool_of(self._executor)  # a fresh one, if it was broken
             self._note(self._infer_starts)
 
-    def _meet(self, job: Any, run_times: Sequence[datetime]) -> Entry | None:
-        """Return the entry of a job, and post what was folded into its run; None if not ours."""
+    def _is_ours(self) -> bool:
+        """Tell whether the executor serves our scheduler; removed from it, it may serve another."""
         owner = self._executor._scheduler  # noqa: SLF001
-        # An executor that was removed from our scheduler may serve another.
-        if not self.active or (owner is not self._adapter.scheduler and owner is not None):
+        return self.active and (owner is self._adapter.scheduler or owner is None)
+
+    def _meet(self, job: Any, run_times: Sequence[datetime]) -> Entry | None:
+        """Return the entry of a job of ours, and post what was folded into its run."""
+        if not self._is_ours():
             return None
         try:
             entry = self._adapter.know(job)
@@ -210,7 +216,11 @@ class ExecutorHook:
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
             if self.is_plain and type(job_id) is str:
-                if events[0].code != EVENT_JOB_EXECUTED:  # type: ignore[index]  # from run_job
+                try:
+                    fell_short = events[0].code != EVENT_JOB_EXECUTED  # type: ignore[index]
+                except Exception:  # noqa: BLE001  # not from run_job
+                    fell_short = True
+                if fell_short:
                     self._note(self._alone(job_id).returned, events)
                 original(job_id, events)
                 return
