@@ -35,6 +35,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
+from apscheduler_telemetry._ledger import FOREVER, NEVER
+from apscheduler_telemetry._v3 import _schedule
 from support import (
     APSCHEDULER,
     START,
@@ -483,6 +485,111 @@ class TestMaxInstances:
             (tmp_path / "second.out").touch()
             rig.settle()
             assert rig.outcomes() == {"lost": 1, "success": 1}
+
+
+class TestLane:
+    """Runs that are told by their job's id alone, as they have no other beside them."""
+
+    def test_beside_one_from_before_us(self) -> None:
+        """A run that was under way before us and fails is not taken for the one after it."""
+        before, after = Gate(), Gate()
+        gates = iter([before, after])
+
+        def hold() -> None:
+            gate = next(gates)
+            gate.hold()
+            if gate is before:
+                jobs.fail()
+
+        scheduler = HandDriven(executors={"default": ThreadPoolExecutor(2)}, timezone=UTC)
+        with frozen() as clock:
+            scheduler.start()
+            scheduler.add_job(hold, every(10), id="job", max_instances=2, misfire_grace_time=None)
+            clock.advance(10)
+            scheduler.turn()
+            before.wait_for_run()
+            rig = Rig(scheduler)
+            clock.advance(10)
+            scheduler.turn()
+            after.wait_for_run()
+            before.open()
+            until(lambda: "error" in rig.codes("job"))
+            assert rig.account().running == 1
+            after.open()
+            until(lambda: "executed" in rig.codes("job"))
+            assert rig.outcomes() == {"success": 1}
+            scheduler.shutdown()
+        rig.telemetry.uninstrument()
+
+    def test_within_itself(self) -> None:
+        """A job that lets the loop turn while it runs in it, and so runs within itself."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            within: list[bool] = []
+
+            def turn() -> None:
+                if not within:
+                    within.append(True)
+                    rig.scheduler.turn()
+
+            rig.add(turn, "interval", seconds=10)
+            rig.after(10)
+            assert rig.account().due == 2
+            assert rig.outcomes() == {"success": 2}
+
+    def test_read_between_its_start_and_its_next_promise(self) -> None:
+        """A scrape in that moment does not hide the next promise while the run goes on."""
+        gate = Gate()
+
+        class Scraping(IntervalTrigger):
+            def get_next_fire_time(self, *args: Any) -> Any:
+                if started and rig.account().due == 3:  # not before the run is handed over
+                    gate.wait_for_run()
+                    started.clear()
+                    for label, account in rig.telemetry.ledger.changes({}):
+                        assert account is not None
+                        assert account.running == 1
+                        known[label] = account.version
+                return super().get_next_fire_time(*args)
+
+        def hold() -> None:
+            if started:
+                gate.hold()
+
+        started: list[bool] = []
+        known: dict[str, int] = {}
+        with by_hand() as rig:
+            rig.add(hold, Scraping(seconds=10, timezone=UTC))
+            for _ in range(2):
+                rig.after(10)
+                rig.settle()
+            promise = rig.account().next_run
+            started.append(True)
+            rig.after(10)
+            ((_, account),) = rig.telemetry.ledger.changes(known)
+            assert account is not None
+            assert account.next_run == promise + 10
+            gate.open()
+            rig.settle()
+
+    def test_intervals_that_are_found_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are looked for again when they do not hold any more, whenever they were found."""
+        ask, may_ask = _schedule.intervals, threading.Event()
+
+        def ask_late(*args: Any) -> Any:
+            assert may_ask.wait(jobs.PATIENCE)
+            return ask(*args)
+
+        monkeypatch.setattr(_schedule, "intervals", ask_late)
+        with by_hand({"default": DebugExecutor()}) as rig:
+            rig.add(jobs.nothing, CronTrigger(second="*/10", timezone=UTC))
+            for _ in range(2):
+                rig.after(10)
+            (entry,) = rig.telemetry.ledger.entries("default")
+            assert entry.steady_until.year == FOREVER.year
+            may_ask.set()
+            until(lambda: entry.steady_until == NEVER)
+            rig.after(10)
+            assert NEVER < entry.steady_until < FOREVER.replace(year=3000)
 
 
 class TestProcesses:

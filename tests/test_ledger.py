@@ -13,6 +13,7 @@ import pytest
 
 from apscheduler_telemetry._ledger import (
     MAX_EXCEPTIONS,
+    NEVER,
     OTHER_EXCEPTIONS,
     REMOVED_FOR,
     Account,
@@ -609,20 +610,59 @@ class TestLanes:
         assert books.account().outcomes[Outcome.SUCCESS] == 1
         assert books.ledger._left == []
 
-    def test_interrupted_while_entering(
-        self, books: Books, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_interrupted_while_entering(self, books: Books) -> None:
         """Whoever reads in the midst of it, as a signal's handler may, enters nothing twice."""
-        enter = Ledger._enter_successes
 
-        def interrupted(self: Ledger, account: Account, successes: Any) -> None:
-            list(self.accounts())
-            enter(self, account, successes)
-            list(self.accounts())
+        class Interrupted(list[Any]):
+            def copy(self) -> list[Any]:
+                copied = super().copy()
+                list(books.ledger.accounts())
+                return copied
 
-        monkeypatch.setattr(Ledger, "_enter_successes", interrupted)
-        books.entry.fresh += [(DUE, AT, 1.0, None)] * 3
+        books.entry.account.fresh = Interrupted([(DUE, AT, 1.0, None)] * 3)
         assert books.state() == (3, 0, 0, {"success": 3})
+
+    def test_fresh_ones_are_news(self, books: Books) -> None:
+        """A reader that knows all but those is told of them."""
+        ((label, account),) = books.ledger.changes({})
+        assert account is not None
+        known = {label: account.version}
+        assert list(books.ledger.changes(known)) == [(label, None)]
+        books.entry.fresh.append((DUE, AT, 1.0, None))
+        ((_, account),) = books.ledger.changes(known)
+        assert account is not None
+        assert account.outcomes[Outcome.SUCCESS] == 1
+
+
+class TestSteady:
+    """Jobs of which there is nothing to do but to note their next run."""
+
+    def test_what_comes_up(self, books: Books) -> None:
+        """What another job with the same label takes back may be promised again by this one."""
+        shared = books.ledger.know(info("other", label="job"), AT + 20)
+        assert books.entry.account is shared.account
+        assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=10))
+        assert books.entry.steady_until > DUE + timedelta(days=365)
+        books.ledger.remove(shared, Removal.WITHDRAWN)
+        assert books.account().withdrawn == AT + 20
+        assert books.entry.steady_until == NEVER
+        assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=20))
+        assert books.account().withdrawn is None
+
+    def test_after_what_was_taken_back(self, books: Books) -> None:
+        """A job is steady again from when it promises what is later than that."""
+        books.ledger.promise(books.entry, AT + 5, on_purpose=True)
+        books.entry.account.withdrawn = AT + 15
+        assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=10))
+        assert books.entry.steady_until == NEVER
+        assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=20))
+        assert books.entry.steady_until > DUE + timedelta(seconds=30)
+
+    def test_one_that_is_gone(self, books: Books) -> None:
+        """There is more to do for a job that is not in the books any more."""
+        books.ledger.remove(books.entry, Removal.WITHDRAWN)
+        assert not books.ledger.goes_on(books.entry, DUE + timedelta(seconds=10))
+        assert books.account().next_run == 0
 
 
 class TestThreads:

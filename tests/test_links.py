@@ -30,7 +30,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, FileContextStore, Telemetry, instrument
-from support import HandDriven, processes, until
+from support import HandDriven, by_hand, processes, until
 
 SOON = timedelta(seconds=0.05)
 
@@ -170,6 +170,22 @@ class TestLinks:
             job.modify(next_run_time=datetime.now(timezone.utc))
         assert app.links() == [(hand.span_id, "triggered")]
         assert app.links() == []
+
+    def test_triggered_when_it_is_late(self) -> None:
+        """So also for a job that was due already, of which nothing is taken back."""
+        here = trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1))
+        with by_hand({"default": DebugExecutor()}) as rig:
+            job = rig.add(nothing, "interval", seconds=10)
+            rig.after(10)
+            (entry,) = rig.telemetry.ledger.entries("default")
+            rig.clock.advance(15)
+            with trace.use_span(trace.NonRecordingSpan(here)):
+                job.modify(next_run_time=datetime.now(timezone.utc) + timedelta(seconds=1))
+            assert entry.push is not None
+            rig.after(1)
+            assert entry.push is None
+            rig.is_told = False
+            rig.settle()
 
     def test_triggered_and_paused(self, process: Any) -> None:
         """A run that was taken back again has triggered nothing."""

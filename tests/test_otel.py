@@ -20,6 +20,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from apscheduler.executors.debug import DebugExecutor
 from opentelemetry import baggage, context, trace
 from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
@@ -28,6 +29,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from apscheduler_telemetry import __version__, otel
 from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView
 from apscheduler_telemetry.otel import Origin, SpanObserver
+from support import by_hand
+from support_jobs import nothing
 
 NOW = 1_800_000_000.0
 SCHEDULED = datetime.fromtimestamp(NOW - 0.25, timezone(timedelta(hours=2)))
@@ -448,6 +451,22 @@ class TestWithoutSdk:
 
         assert spans.ended == []
         assert run.span is None
+
+    def test_provider_set_between_two_runs(
+        self, sampling: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It counts from the next pass over due jobs on; before it, no run is followed."""
+        providers: list[trace.TracerProvider] = [trace.ProxyTracerProvider()]
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: providers[-1])
+        spans = Spans(sampling.ALWAYS_ON)
+        with by_hand({"default": DebugExecutor()}) as rig:
+            rig.add(nothing, "interval", seconds=10)
+            rig.after(10)
+            providers.append(spans.provider)
+            assert spans.ended == []
+            rig.after(10)
+            assert len(spans.ended) == 1
+            assert rig.outcomes() == {"success": 2}
 
     @pytest.mark.parametrize("argument", ["", "tracer_provider=trace.get_tracer_provider()"])
     @pytest.mark.usefixtures("sampling")

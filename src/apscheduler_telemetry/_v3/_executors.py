@@ -90,7 +90,6 @@ class ExecutorHook:
     def stop(self) -> None:
         """Follow no run any more; hooks that cannot be lifted do nothing from now on."""
         self.active = self.is_plain = False
-        self.lane.clear()
         for view in list(self._under_way.values()):
             let_go(view)
 
