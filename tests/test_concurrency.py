@@ -183,6 +183,8 @@ class TestEverythingAtOnce:
             changes = [Changes(rig, seed) for seed in range(3)]
             all_at_once(lambda: back.made > 10, *(c.make for c in changes), lambda: scrape(rig))
             rig.scheduler.remove_listener(call_back)
+            # One that is called back still would wait for APScheduler's shutdown, and that for it.
+            assert running.acquire(timeout=PATIENCE)
             rig.scheduler.remove_all_jobs()
             check_told(rig)
             assert rig.errors_of("listener") == 0
