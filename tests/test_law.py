@@ -1454,6 +1454,7 @@ class TestOurOwnFailures:
         ("kind", "place"),
         [
             ("threads", "_v3.Adapter.know"),
+            ("threads", "_ledger.Ledger.succeed"),
             ("threads", "_ledger.Ledger.enter"),
             ("threads", "_ledger.Ledger.finish"),
             ("threads", "_v3._schedule.backlog"),
@@ -1478,7 +1479,7 @@ class TestOurOwnFailures:
         with frozen() as clock:
             rig = Rig(scheduler)
             scheduler.start()
-            monkeypatch.setattr("apscheduler_telemetry._v3._submission.MAX_FRESH", 0)
+            monkeypatch.setattr("apscheduler_telemetry._ledger.MAX_FRESH", 0)
             monkeypatch.setattr(f"apscheduler_telemetry.{place}", broken)
             rig.add(jobs.give_back, every(10), args=[5], id="good")
             rig.add(jobs.fail, every(10), id="bad")

@@ -552,6 +552,33 @@ class Ledger:
                 run.started = at
                 run.is_inferred = not certain
 
+    def succeed(
+        self,
+        run: Run,
+        lane: dict[str, Run],
+        started: float,
+        duration: float,
+        exemplar: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Post the success of a run in a lane, without a lock unless somebody has looked at it.
+
+        The short way of `finish`, for what happens most.
+        """
+        entry = run.entry
+        job_id = entry.key[1]
+        taken = lane.pop(job_id, None)
+        if taken is run and run.posted is None:
+            fresh = entry.fresh
+            fresh.append((run.scheduled, started, duration, exemplar))
+            if len(fresh) > MAX_FRESH:
+                self.enter(entry.account)
+            return
+        # Posted while it ran, or being posted just now, or ended by somebody else.
+        if taken is not None:
+            lane.setdefault(job_id, taken)
+        self.finish(run, _SUCCESS, duration=duration)
+
     def alone(self, lane: Mapping[str, Run], job_id: str) -> list[Run]:
         """Return the run of a lane under this id, if there is one."""
         with self._lock:  # as a reader takes them out for a moment

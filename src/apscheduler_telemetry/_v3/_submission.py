@@ -19,7 +19,7 @@ from apscheduler.util import iscoroutinefunction_partial
 
 from apscheduler_telemetry import _worker
 from apscheduler_telemetry._brief import brief, brief_call
-from apscheduler_telemetry._ledger import MAX_FRESH, Run, State
+from apscheduler_telemetry._ledger import Run, State
 from apscheduler_telemetry._record import Outcome, RunError
 
 if TYPE_CHECKING:
@@ -180,17 +180,7 @@ def measured_views(hook: ExecutorHook) -> type[PlainView]:
             raise
         duration = perf_counter() - since
         try:
-            taken = lane.pop(self.id, None)
-            if taken is self and self.posted is None:
-                fresh = self.entry.fresh
-                fresh.append((self.scheduled, started, duration, None))
-                if len(fresh) > MAX_FRESH:
-                    ledger.enter(self.entry.account)
-            else:
-                # Posted while it ran, or being posted just now, or ended by somebody else.
-                if taken is not None:
-                    lane.setdefault(self.id, taken)
-                ledger.finish(self, _SUCCESS, duration=duration)
+            ledger.succeed(self, lane, started, duration)
         except Exception:  # noqa: BLE001  # telemetry never changes the job
             guard.failed("adapter")
         return result
@@ -221,16 +211,7 @@ def followed_views(hook: ExecutorHook) -> type[PlainView]:
             raise
         self.duration = duration = perf_counter() - since
         try:
-            taken = lane.pop(self.id, None)
-            if taken is self and self.posted is None:
-                fresh = self.entry.fresh
-                fresh.append((self.scheduled, started, duration, self.exemplar))
-                if len(fresh) > MAX_FRESH:
-                    ledger.enter(self.entry.account)
-            else:
-                if taken is not None:
-                    lane.setdefault(self.id, taken)
-                ledger.finish(self, _SUCCESS, duration=duration)
+            ledger.succeed(self, lane, started, duration, self.exemplar)
         except Exception:  # noqa: BLE001
             guard.failed("adapter")
         pipeline.leave(self, _SUCCESS, None)
