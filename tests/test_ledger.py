@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from concurrent import futures
 from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -74,6 +76,17 @@ class Books:
         """Hand over a run by way of the executor's lane."""
         run = self.executor.lane["job"] = Run(self.entry, DUE)
         return run
+
+    def while_posting(self, run: Run, do: Callable[[], Any]) -> Any:
+        """Return what `do` returns in another thread, while a reader has the run in its hands."""
+        with futures.ThreadPoolExecutor(1) as threads:
+            with self.ledger._lock:
+                posting = iter(self.ledger._under_way())
+                assert next(posting) is run
+                assert self.executor.lane == {}
+                done = threads.submit(do)
+                assert list(posting) == []
+            return done.result()
 
     def account(self, label: str = "job") -> Account:
         (account,) = [a for a in self.ledger.accounts() if a.label == label]
@@ -533,33 +546,16 @@ class TestLanes:
     def test_who_finds_it_gone_asks_again(self, books: Books) -> None:
         """A run that ends in the moment in which it is posted is not lost."""
         run = books.in_lane()
-        ended = []
-        with books.ledger._lock:
-            posting = iter(books.ledger._under_way())
-            assert next(posting) is run
-            assert books.executor.lane == {}
-            finish = partial(books.ledger.finish, run, Outcome.SUCCESS, duration=1)
-            thread = threading.Thread(target=lambda: ended.append(finish()))
-            thread.start()
-            assert list(posting) == []
-        thread.join()
-        assert ended == [True]
+        finish = partial(books.ledger.finish, run, Outcome.SUCCESS, duration=1)
+        assert books.while_posting(run, finish) is True
         assert not finish()
         assert books.state() == (1, 0, 0, {"success": 1})
 
     def test_who_looks_for_it_waits(self, books: Books) -> None:
         """A run that is dropped in the moment in which it is posted is found."""
         run = books.in_lane()
-        found = []
-        with books.ledger._lock:
-            posting = iter(books.ledger._under_way())
-            assert next(posting) is run
-            look = partial(books.ledger.alone, books.executor.lane, "job")
-            thread = threading.Thread(target=lambda: found.extend(look()))
-            thread.start()
-            assert list(posting) == []
-        thread.join()
-        assert found == [run]
+        look = partial(books.ledger.alone, books.executor.lane, "job")
+        assert books.while_posting(run, look) == [run]
         assert books.ledger.settle(run, Outcome.MISSED)
         assert look() == []
 

@@ -72,7 +72,7 @@ class Telemetry:
         self._readers: list[Reader] = []
         # The spans come first, so that they are current where the histograms are recorded.
         spans = SpanObserver(tracer_provider=options["tracer_provider"])
-        observers: list[RunObserver] = [spans] if spans.is_needed else []
+        observers: list[RunObserver] = [spans]
         expose = None
         if options["registry"] is not None:
             collector = collector_of(options["registry"])

@@ -88,7 +88,6 @@ _FAILURES = {
 }
 """The outcomes that are failures, with the status where no exception has a better one."""
 
-_SUCCESS = Outcome.SUCCESS  # looked up in the enumeration, it would cost every run
 _PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one: the child process must read what is written here, however it is set up."""
 
@@ -145,8 +144,6 @@ class SpanObserver:
         self._clock = clock
         self._as_event, self._as_log = _exception_signals()
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
-        self.is_needed = self._as_log or not isinstance(tracer_provider, trace.NoOpTracerProvider)
-        """Whether there can ever be anything to do; a run costs less without an idle observer."""
         self._fixed: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
 
     def is_awake(self) -> bool:
@@ -197,7 +194,7 @@ class SpanObserver:
         self._close(run, outcome, error, run.ended)
 
     def _open(self, run: RunView, started: float | None) -> _Open | None:
-        tracer = self._cached[1] or self._tracer()
+        tracer = self._tracer()
         if tracer is None:
             return None
         since = _nanoseconds(self._clock() if started is None else started)
@@ -257,9 +254,7 @@ class SpanObserver:
     def _describe(
         self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
     ) -> None:
-        span.set_attribute("apscheduler.outcome", str.__str__(outcome))
-        if outcome is _SUCCESS:
-            return
+        span.set_attribute("apscheduler.outcome", outcome.value)
         why = _FAILURES.get(outcome)
         if why is not None:
             span.set_attribute("error.type", _legal(error.type) if error else outcome.value)

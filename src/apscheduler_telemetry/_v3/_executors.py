@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
 from itertools import islice
-from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +139,7 @@ class ExecutorHook:
             try:
                 original(view, run_times)
             except BaseException as exception:
-                self._was_not_taken_alone(view, exception)
+                self._was_not_taken(view, exception)
                 raise
             finally:
                 if loop.inside == get_ident():
@@ -167,10 +166,10 @@ class ExecutorHook:
             times = run_times if view is None else RunTimes(submission_of(view), run_times)
             original(job if view is None else view, times)
         except BaseException as exception:
+            submission = Submission(self, job, []) if view is None else submission_of(view)
+            end = self._refusal(submission, exception)
             if view is not None:
-                self._was_not_taken(view, exception)
-            else:
-                self._ending(exception)
+                self._close(view, end, exception)
             raise
         finally:
             self._adapter.loop.has_handed_over(job, entry)
@@ -197,20 +196,18 @@ class ExecutorHook:
             return None
         return entry
 
-    def _was_not_taken(self, view: JobView, why: BaseException) -> None:
-        self._close(view, self._ending(why)(submission_of(view)), why)
-
-    def _was_not_taken_alone(self, run: PlainView, why: BaseException) -> None:
-        end = self._ending(why)
+    def _was_not_taken(self, run: PlainView, why: BaseException) -> None:
+        end = self._refusal(Submission(self, None, [run]), why)
         # A thread may have got it, before Ctrl-C or the lack of another thread came in between.
         if run.started is None or pool_of(self._executor) is None:
-            self._note(end(Submission(self, None, [run])), why)
+            self._note(end, why)
 
-    def _ending(self, why: BaseException) -> Callable[[Submission], Callable[[Any], None]]:
+    def _refusal(self, submission: Submission, why: BaseException) -> Callable[[Any], None]:
+        """Return how a submission ends that the executor did not take, and count its errors."""
         if isinstance(why, MaxInstancesReachedError):
-            return attrgetter("refused")
+            return submission.refused
         self.ledger.error(ErrorKind.SUBMIT)
-        return attrgetter("failed")
+        return submission.failed
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
