@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -159,6 +160,28 @@ class TestPutBack:
             assert not [part for part, _ in ours(scheduler) if part.startswith("pool")]
             telemetry.uninstrument()
             assert_same(snapshot(scheduler), before)
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="all attributes are equally slow there")
+    def test_attributes_stay_quick(self) -> None:
+        """No object gets a dictionary for its attributes, which would make each of them slower."""
+        executor, store = DebugExecutor(), MemoryJobStore()
+        scheduler = BackgroundScheduler(
+            executors={"default": executor}, jobstores={"default": store}
+        )
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        for is_instrumented in (True, False):
+            if not is_instrumented:
+                telemetry.uninstrument()
+            for thing, name in (
+                (scheduler, "_process_jobs"),
+                (executor, "submit_job"),
+                (store, "update_job"),
+            ):
+                assert getattr(thing, name) is not None
+                kept = [r for r in gc.get_referents(thing) if isinstance(r, dict) and name in r]
+                assert kept == []
+                is_ours = getattr(thing, name).__module__.startswith("apscheduler_telemetry.")
+                assert is_ours == is_instrumented
 
     def test_on_an_event_loop(self, tmp_path: Path) -> None:
         """So is one on an event loop."""

@@ -173,7 +173,7 @@ class Telemetry:
         nothing; the scheduler can be instrumented anew.
         """
         with _lock:
-            if vars(self._scheduler).get(_HANDLE) is not self:
+            if handle_of(self._scheduler) is not self:
                 return
             delattr(self._scheduler, _HANDLE)
             self._adapter.remove()
@@ -359,7 +359,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
 
 def handle_of(scheduler: Any) -> Telemetry | None:
     """Return the handle of a scheduler, None where it is not instrumented."""
-    handle: Telemetry | None = vars(scheduler).get(_HANDLE)
+    handle: Telemetry | None = getattr(scheduler, _HANDLE, None)
     return handle
 
 
