@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 QUICK = {
-    "runs.py": ["--jobs", "5", "--repeat", "3"],
+    "runs.py": ["--jobs", "5", "--repeat", "3", "--clocks"],
     "scrapes.py": ["--jobs", "10", "--repeat", "2"],
     "interference.py": ["--jobs", "10", "--seconds", "1"],
     "memory.py": ["--jobs", "50", "--repeat", "1"],
