@@ -20,7 +20,7 @@ from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from apscheduler_telemetry._ledger import MAX_FRESH
+from apscheduler_telemetry._ledger import FRESH, MAX_FRESH
 from support import APSCHEDULER, HandRig, at, by_hand, until
 from support_jobs import fail, nothing
 
@@ -148,15 +148,15 @@ class TestNobodyReads:
                 rig.add(func, "interval", seconds=10, id=f"job-{number}")
             ledger = rig.telemetry.ledger
             most = 0
-            for _ in range(5 * MAX_FRESH):
+            for _ in range(5 * MAX_FRESH // FRESH):
                 rig.after(10)
                 waiting = [len(entry.fresh) for entry in ledger.entries("default")]
                 most = max(most, *waiting)
-            assert most == (MAX_FRESH if func is nothing else 0)
+            assert most == (MAX_FRESH - FRESH if func is nothing else 0)
             assert all(run is None for run in ledger._under_way())
             outcome = "success" if func is nothing else "error"
             for job_id in ("job-0", "job-1"):
-                assert rig.outcomes(job_id) == {outcome: 5 * MAX_FRESH}
+                assert rig.outcomes(job_id) == {outcome: 5 * MAX_FRESH // FRESH}
 
 
 class TestHostile:

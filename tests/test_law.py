@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
+import itertools
 import random
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -27,6 +30,7 @@ from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import BasePoolExecutor, ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.triggers.base import BaseTrigger
@@ -35,7 +39,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
-from apscheduler_telemetry._ledger import FOREVER, NEVER
+from apscheduler_telemetry._ledger import NEVER
 from apscheduler_telemetry._v3 import _schedule
 from support import (
     APSCHEDULER,
@@ -584,12 +588,216 @@ class TestLane:
             rig.add(jobs.nothing, CronTrigger(second="*/10", timezone=UTC))
             for _ in range(2):
                 rig.after(10)
-            (entry,) = rig.telemetry.ledger.entries("default")
-            assert entry.steady_until.year == FOREVER.year
+            entry: Any = rig.telemetry.ledger.entries("default")[0]
+            assert entry.steady_until is None
             may_ask.set()
             until(lambda: entry.steady_until == NEVER)
             rig.after(10)
-            assert NEVER < entry.steady_until < FOREVER.replace(year=3000)
+            assert NEVER < (entry.steady_until or NEVER) < NEVER.replace(year=3000)
+
+
+class TestUsedAgain:
+    """A run that left no trace but its numbers is used again by the next one."""
+
+    @staticmethod
+    def idle(rig: Rig, job_id: str = "job") -> Any:
+        entry = rig.telemetry.ledger.entry("default", job_id)
+        assert entry is not None
+        return entry.idle
+
+    @staticmethod
+    def settle(rig: Rig) -> None:
+        """Wait until nothing runs, and do not look at the books."""
+        executors = rig.scheduler._executors.values()
+        until(lambda: not any(any(list(e._instances.values())) for e in list(executors)))
+
+    @pytest.mark.parametrize("kind", ["inline", "threads"])
+    def test_as_long_as_all_goes_well(self, kind: str) -> None:
+        """Each run is counted, as if it had been the only one."""
+        executor = DebugExecutor() if kind == "inline" else ThreadPoolExecutor(2)
+        with by_hand({"default": executor}) as rig:
+            rig.add(jobs.give_back, "interval", seconds=10, args=[1])
+            used = set()
+            for number in range(1, 101):
+                rig.after(10)
+                self.settle(rig)
+                used.add(self.idle(rig))
+                if number % 30 == 0:
+                    assert rig.outcomes() == {"success": number}
+            assert len(used) == 1
+            account = rig.account()
+            assert sum(account.delays.counts) == sum(account.durations.counts) == 100
+            assert account.last_run == (START + timedelta(seconds=1000)).timestamp()
+
+    def test_not_after_a_failure(self) -> None:
+        """Who may still hold a failed run finds it as it ended."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            ends = itertools.cycle([jobs.nothing, jobs.fail])
+
+            def end() -> None:
+                next(ends)()
+
+            rig.add(end, "interval", seconds=10)
+            for number in range(1, 5):
+                rig.after(10)
+                assert (self.idle(rig) is None) == (number % 2 == 0)
+            assert rig.outcomes() == {"success": 2, "error": 2}
+
+    def test_not_after_it_was_seen(self) -> None:
+        """A run that a scrape saw while it ran is in the books by itself."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, "interval", seconds=10)
+            rig.after(10)
+            gate.wait_for_run()
+            assert rig.account().running == 1
+            gate.open()
+            self.settle(rig)
+            assert self.idle(rig) is None
+            rig.after(10)
+            self.settle(rig)
+            assert self.idle(rig) is not None
+            assert rig.outcomes() == {"success": 2}
+
+    def test_not_after_a_miss(self) -> None:
+        """Nor one that was dropped, whose callable has never been called."""
+        with by_hand() as rig:
+            gate = Gate()
+            rig.add(jobs.nothing, "interval", seconds=10, misfire_grace_time=1)
+            rig.after(10)
+            self.settle(rig)
+            for number in range(4):
+                rig.add(gate.hold, id=f"hold-{number}")
+            rig.scheduler.turn()
+            for _ in range(4):
+                gate.wait_for_run()
+            rig.after(10)
+            rig.clock.advance(2)
+            gate.open()
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 1, "missed": 1}
+            assert self.idle(rig) is None
+            rig.after(8)
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 2, "missed": 1}
+
+    @pytest.mark.parametrize("way", ["modify", "by hand"])
+    def test_takes_what_the_job_is_by_then(self, way: str) -> None:
+        """Whoever changes a job between two runs, by APScheduler or past it, is heard."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            job = rig.add(jobs.give_back, "interval", seconds=10, args=["old"])
+            rig.after(10)
+            if way == "modify":
+                job.modify(args=["new"])
+            else:
+                job.args = ("new",)
+            rig.after(10)
+            results = [event.retval for event in rig.events if event.code == EVENT_JOB_EXECUTED]
+            assert results == ["old", "new"]
+
+    def test_tells_what_the_job_is_by_then(self) -> None:
+        """A span has the name that the job had when it was handed over."""
+        sdk = pytest.importorskip("opentelemetry.sdk.trace")
+        export = pytest.importorskip("opentelemetry.sdk.trace.export")
+        memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+        exporter, provider = memory.InMemorySpanExporter(), sdk.TracerProvider()
+        provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+        options = {"tracer_provider": provider}
+        with by_hand({"default": DebugExecutor()}, telemetry=options) as rig:
+            job = rig.add(jobs.nothing, "interval", seconds=10, name="old")
+            for name in ("old", "new", "newer"):
+                job.modify(name=name)
+                for _ in range(2):
+                    rig.after(10)
+            spans = exporter.get_finished_spans()
+        names = [(span.attributes or {})["apscheduler.job.name"] for span in spans]
+        assert names == ["old"] * 2 + ["new"] * 2 + ["newer"] * 2
+
+    def test_two_of_one_id(self) -> None:
+        """Jobs of one id, in two stores but on one executor, are never mistaken for each other."""
+        gate = Gate()
+        stores = {"default": MemoryJobStore(), "other": MemoryJobStore()}
+        with by_hand({"default": ThreadPoolExecutor(1)}, jobstores=stores) as rig:
+            options = {"seconds": 10, "max_instances": 2}
+            rig.add(jobs.nothing, "interval", **options, misfire_grace_time=1)
+            rig.after(10)
+            self.settle(rig)
+            rig.add(jobs.nothing, "interval", **options, jobstore="other")
+            rig.after(10)
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 3}
+            rig.add(gate.hold, id="hold")
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.after(10)
+            rig.clock.advance(2)
+            gate.open()
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 4, "missed": 1}
+
+    def test_keeps_nothing_of_a_stored_job(self) -> None:
+        """What a store has unpickled for a run is gone after it, without a garbage collection."""
+        sqlalchemy = pytest.importorskip("sqlalchemy")
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
+        engine = sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.pool.StaticPool)
+        stores = {"default": SQLAlchemyJobStore(engine=engine)}
+        with by_hand({"default": DebugExecutor()}, jobstores=stores) as rig:
+            rig.add(jobs.give_back, "interval", seconds=10, args=[Kept()])
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(2):
+                    rig.after(10)
+                    rig.events.clear()
+                    assert self.idle(rig) is None
+                    assert not list(Kept.unpickled)
+            finally:
+                gc.enable()
+            rig.is_told = False
+            assert rig.outcomes() == {"success": 2}
+            rig.scheduler.remove_job("job")
+        engine.dispose()
+
+    def test_keeps_no_executor(self) -> None:
+        """An executor that was removed goes, though a job that ran there stays."""
+        with by_hand() as rig:
+            executor = DebugExecutor()
+            rig.scheduler.add_executor(executor, "other")
+            rig.add(jobs.nothing, "interval", seconds=10, executor="other")
+            rig.after(10)
+            assert self.idle(rig) is not None
+            rig.scheduler.remove_executor("other")
+            reference = weakref.ref(executor)
+            del executor
+            until(lambda: gc.collect() >= 0 and reference() is None)
+
+    def test_elsewhere(self) -> None:
+        """A job that moves to another executor runs, and is counted, there."""
+        executors = {"default": DebugExecutor(), "other": ThreadPoolExecutor(1)}
+        with by_hand(executors) as rig:
+            job = rig.add(threading.get_ident, "interval", seconds=10)
+            for executor in ("default", "other", "default"):
+                job.modify(executor=executor)
+                for _ in range(2):
+                    rig.after(10)
+                    self.settle(rig)
+            assert rig.outcomes() == {"success": 6}
+            here = threading.get_ident()
+            ran = [event.retval == here for event in rig.events if event.code == EVENT_JOB_EXECUTED]
+            assert ran == [True, True, False, False, True, True]
+
+
+class Kept:
+    """What a job is called with, and which of them are alive that came out of a store."""
+
+    unpickled: ClassVar[weakref.WeakSet[Kept]] = weakref.WeakSet()
+
+    def __setstate__(self, _: object) -> None:
+        self.unpickled.add(self)
+
+    def __getstate__(self) -> object:
+        return True
 
 
 class TestProcesses:
@@ -1454,7 +1662,7 @@ class TestOurOwnFailures:
         ("kind", "place"),
         [
             ("threads", "_v3.Adapter.know"),
-            ("threads", "_ledger.Ledger.succeed"),
+            ("threads", "_v3._submission.PlainView.__init__"),
             ("threads", "_ledger.Ledger.enter"),
             ("threads", "_ledger.Ledger.finish"),
             ("threads", "_v3._schedule.backlog"),
@@ -1479,7 +1687,7 @@ class TestOurOwnFailures:
         with frozen() as clock:
             rig = Rig(scheduler)
             scheduler.start()
-            monkeypatch.setattr("apscheduler_telemetry._ledger.MAX_FRESH", 0)
+            monkeypatch.setattr("apscheduler_telemetry._v3._submission.MAX_FRESH", 0)
             monkeypatch.setattr(f"apscheduler_telemetry.{place}", broken)
             rig.add(jobs.give_back, every(10), args=[5], id="good")
             rig.add(jobs.fail, every(10), id="bad")

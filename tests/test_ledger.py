@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import fields
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from opentelemetry.trace import SpanContext
 
 from apscheduler_telemetry._ledger import (
     MAX_EXCEPTIONS,
@@ -25,11 +28,13 @@ from apscheduler_telemetry._ledger import (
     Ledger,
     Removal,
     Run,
+    unix_seconds,
 )
 from apscheduler_telemetry._record import ErrorKind, JobInfo, Outcome, RunError
 
 DUE = datetime(2030, 1, 1, tzinfo=timezone.utc)
 AT = DUE.timestamp()
+SPAN = SpanContext(1, 2, is_remote=False)
 BOOM = RunError(type="shop.Boom", message="boom")
 
 
@@ -433,19 +438,95 @@ class TestHistogram:
     def test_exemplars(self) -> None:
         """Each bucket keeps the latest observation that has a trace."""
         histogram = Histogram((1, 2))
-        histogram.observe(0.5, {"trace_id": "a"}, 10)
-        histogram.observe(0.6, {"trace_id": "b"}, 11)
+        histogram.observe(0.5, SPAN, 10)
+        histogram.observe(0.6, SpanContext(3, 4, is_remote=False), 11)
         histogram.observe(0.7)
         (bucket,) = histogram.exemplars
         kept = histogram.exemplars[bucket]
-        assert (bucket, kept.labels, kept.value, kept.timestamp) == (0, {"trace_id": "b"}, 0.6, 11)
+        labels = {"trace_id": f"{3:032}", "span_id": f"{4:016}"}
+        assert (bucket, kept.labels, kept.value, kept.timestamp) == (0, labels, 0.6, 11)
+
+    @pytest.mark.parametrize(
+        "values", [(0.5,), (0.5, 0.4, 0.6), (2.5, 0.5, 1.0, -1.0, 9.0), (-0.1, -0.2), (7, 7)]
+    )
+    def test_all_at_one_go(self, values: tuple[float, ...]) -> None:
+        """It is what comes of each by itself, in one bucket or several, negative ones as 0."""
+        one_by_one, at_one_go = Histogram((1, 2)), Histogram((1, 2))
+        for histogram in (one_by_one, at_one_go):
+            histogram.observe(1.5)
+        for value in values:
+            one_by_one.observe(max(0.0, value))
+        buckets = at_one_go.observe_all(list(values))
+        assert (at_one_go.counts, at_one_go.sum) == (one_by_one.counts, one_by_one.sum)
+        assert list(buckets) == [bisect_left((1, 2), value) for value in values]
 
     def test_a_copy_stays_as_it_was(self) -> None:
         """A snapshot does not see what is observed later."""
         histogram = Histogram((1,))
         copy = histogram.copy()
-        histogram.observe(0.5, {"trace_id": "a"}, 10)
+        histogram.observe(0.5, SPAN, 10)
         assert (copy.counts, copy.sum, copy.exemplars) == ([0, 0], 0, {})
+
+
+class Liar(tzinfo):
+    """A zone that tells its offset in winter whenever it is asked for none in particular."""
+
+    def __str__(self) -> str:
+        return "liar"
+
+    def utcoffset(self, at: datetime | None) -> timedelta:
+        return timedelta(hours=2 if at is not None and 4 <= at.month <= 9 else 1)
+
+    def dst(self, at: datetime | None) -> timedelta:
+        return self.utcoffset(at) - timedelta(hours=1)
+
+    def tzname(self, at: datetime | None) -> str:
+        return f"{self.utcoffset(at)}"
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+class TestUnixSeconds:
+    """Due times in seconds, many at one go."""
+
+    @pytest.mark.parametrize(
+        "zone",
+        [
+            timezone.utc,
+            timezone(timedelta(hours=-3, minutes=-30)),
+            ZoneInfo("UTC"),
+            ZoneInfo("Etc/GMT+5"),
+            BERLIN,
+            ZoneInfo("Africa/Casablanca"),
+            Liar(),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize(
+        "step", [timedelta(seconds=1), timedelta(milliseconds=100), timedelta(days=1), timedelta(0)]
+    )
+    def test_of_a_regular_schedule(self, zone: tzinfo, step: timedelta) -> None:
+        """They are exactly what each is by itself, also where a clock is put forward or back."""
+        for first in (
+            datetime(2026, 3, 20, 1, 30, 0, 123457, tzinfo=zone),
+            datetime(2026, 10, 20, 2, 30, tzinfo=zone),
+        ):
+            moments = [first + number * step for number in range(20)]
+            assert list(unix_seconds(moments)) == [moment.timestamp() for moment in moments]
+
+    def test_of_any_schedule(self) -> None:
+        """Whatever comes after what, alone, and in several zones."""
+        chance = random.Random(7)
+        zones = [timezone.utc, BERLIN, Liar(), timezone(timedelta(hours=5))]
+        for _ in range(300):
+            some = chance.sample(zones, chance.randint(1, 2))
+            moments = [
+                datetime(2026, 1, 1, tzinfo=chance.choice(some))
+                + timedelta(hours=chance.randint(0, 3), days=chance.choice([0, 0, 85, 86, 297]))
+                for _ in range(chance.randint(1, 5))
+            ]
+            assert list(unix_seconds(moments)) == [moment.timestamp() for moment in moments]
 
 
 class TestErrors:
@@ -482,9 +563,9 @@ class TestExecutors:
 class TestLanes:
     """Runs in the lane of their executor, and successes that are entered at one go."""
 
-    @pytest.mark.parametrize("exemplar", [None, {"trace_id": "1"}])
+    @pytest.mark.parametrize("exemplar", [None, SPAN])
     @pytest.mark.parametrize("late", [-2.0, 0.0, 0.3])
-    def test_fresh_successes(self, late: float, exemplar: dict[str, str] | None) -> None:
+    def test_fresh_successes(self, late: float, exemplar: SpanContext | None) -> None:
         """All numbers are what they are after `start` and `finish`."""
         ends = []
         for is_short in (False, True):
@@ -495,7 +576,7 @@ class TestLanes:
                 due = DUE + timedelta(seconds=seconds)
                 start = due.timestamp() + late
                 if is_short:
-                    books.entry.fresh.append((due, start, duration, exemplar))
+                    books.entry.fresh += due, start, duration, exemplar
                 else:
                     (run,) = books.hand_over(seconds)
                     run.exemplar = exemplar
@@ -510,12 +591,12 @@ class TestLanes:
 
     def test_fresh_ones_come_before_what_ends_now(self, books: Books) -> None:
         """The latest outcome is the latest, though the one before was not in the books yet."""
-        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.entry.fresh += DUE, AT, 1.0, None
         (run,) = books.hand_over(10)
         books.ledger.finish(run, Outcome.ERROR, duration=2)
         account = books.account()
         assert (account.last_outcome, account.consecutive_failures) == (Outcome.ERROR, 1)
-        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.entry.fresh += DUE, AT, 1.0, None
         books.ledger.never_ran(books.entry, Outcome.MISSED, 1)
         assert books.account().last_outcome is Outcome.MISSED
         assert books.state() == (4, 0, 0, {"success": 2, "error": 1, "missed": 1})
@@ -524,7 +605,7 @@ class TestLanes:
         """Its account is there until a scrape could see how its last run ended."""
         books.ledger.remove(books.entry, Removal.FINISHED)
         books.clock.now += REMOVED_FOR
-        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.entry.fresh += DUE, AT, 1.0, None
         assert books.labels() == ["job"]
         assert books.account().outcomes[Outcome.SUCCESS] == 1
         books.clock.now += REMOVED_FOR
@@ -561,12 +642,12 @@ class TestLanes:
 
     def test_nobody_waits_for_who_reads(self, books: Books) -> None:
         """Successes are entered the next time if somebody is at the books."""
-        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.entry.fresh += DUE, AT, 1.0, None
         with books.ledger._lock:
             thread = threading.Thread(target=books.ledger.enter, args=[books.entry.account])
             thread.start()
             thread.join()
-            assert len(books.entry.fresh) == 1
+            assert books.entry.fresh == [DUE, AT, 1.0, None]
         books.ledger.enter(books.entry.account)
         assert books.entry.fresh == []
         assert books.state() == (1, 0, 0, {"success": 1})
@@ -615,7 +696,7 @@ class TestLanes:
                 list(books.ledger.accounts())
                 return copied
 
-        books.entry.account.fresh = Interrupted([(DUE, AT, 1.0, None)] * 3)
+        books.entry.account.fresh = Interrupted([DUE, AT, 1.0, None] * 3)
         assert books.state() == (3, 0, 0, {"success": 3})
 
     def test_fresh_ones_are_news(self, books: Books) -> None:
@@ -624,7 +705,7 @@ class TestLanes:
         assert account is not None
         known = {label: account.version}
         assert list(books.ledger.changes(known)) == [(label, None)]
-        books.entry.fresh.append((DUE, AT, 1.0, None))
+        books.entry.fresh += DUE, AT, 1.0, None
         ((_, account),) = books.ledger.changes(known)
         assert account is not None
         assert account.outcomes[Outcome.SUCCESS] == 1
@@ -638,7 +719,7 @@ class TestSteady:
         shared = books.ledger.know(info("other", label="job"), AT + 20)
         assert books.entry.account is shared.account
         assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=10))
-        assert books.entry.steady_until > DUE + timedelta(days=365)
+        assert books.entry.steady_until is None
         books.ledger.remove(shared, Removal.WITHDRAWN)
         assert books.account().withdrawn == AT + 20
         assert books.entry.steady_until == NEVER
@@ -652,7 +733,7 @@ class TestSteady:
         assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=10))
         assert books.entry.steady_until == NEVER
         assert books.ledger.goes_on(books.entry, DUE + timedelta(seconds=20))
-        assert books.entry.steady_until > DUE + timedelta(seconds=30)
+        assert books.entry.steady_until is None
 
     def test_one_that_is_gone(self, books: Books) -> None:
         """There is more to do for a job that is not in the books any more."""

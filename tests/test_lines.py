@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 import pytest
 import time_machine
+from opentelemetry.trace import SpanContext
 from prometheus_client import Counter, Gauge
 from prometheus_client.exposition import choose_encoder
 
@@ -86,7 +87,7 @@ class TestBytes:
     def test_of_any_label(self, scene: Scene, text: str) -> None:
         """Whatever a label's value looks like: a form, a head, the end, or nothing."""
         job = scene.main.know("odd", label=text or "empty", name=text, owner=text, trigger=text)
-        scene.main.run(job, NOW, 0.5, RunError(type=text, message=""), {"trace_id": text})
+        scene.main.run(job, NOW, 0.5, RunError(type=text, message=""))
         check(scene)
 
     @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ class TestBytes:
     def test_of_any_number(self, scene: Scene, value: float) -> None:
         """Whatever a number looks like: Go's way of writing it is not Python's."""
         job = scene.main.know("odd", grace=value)
-        scene.main.run(job, NOW, value, exemplar={"trace_id": "1"})
+        scene.main.run(job, NOW, value, exemplar=SpanContext(1, 2, is_remote=False))
         scene.main.ledger.never_ran(job, Outcome.SKIPPED, int(min(value, 1e9)))
         check(scene)
 

@@ -291,7 +291,7 @@ class TestOneProcess:
         process = Process(by_hand)
         process.job(None)
         run = process.begin()
-        run.exemplar = {"trace_id": "1"}
+        run.exemplar = SimpleNamespace(trace_id=1, span_id=2)
         process.ledger.finish(run, Outcome.SUCCESS, duration=1.0)
         process.write()
         assert value(scrape(by_hand), "job_run_duration_seconds_count") == 1

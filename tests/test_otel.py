@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from apscheduler_telemetry import __version__, otel
-from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView
+from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView, SpanIds
 from apscheduler_telemetry.otel import Origin, SpanObserver
 from support import by_hand
 from support_jobs import nothing
@@ -67,7 +67,7 @@ class Run:
     arguments: str | None = None
     result: str | None = None
     span: Any = None
-    exemplar: Mapping[str, str] | None = None
+    exemplar: SpanIds | None = None
 
     @property
     def label(self) -> str:
@@ -255,11 +255,7 @@ class TestSpan:
         """The ids of a recorded span are the exemplar of the run's duration."""
         run = go(spans.observer())
 
-        span_context = spans.one().context
-        assert run.exemplar == {
-            "trace_id": f"{span_context.trace_id:032x}",
-            "span_id": f"{span_context.span_id:016x}",
-        }
+        assert run.exemplar == spans.one().context
 
     def test_texts_that_are_no_utf8(self, spans: Spans) -> None:
         """Lone surrogates, of which one would cost the exporter a whole batch, are escaped."""
@@ -715,7 +711,7 @@ class TestOtherProcess:
         assert span.parent is None
         assert ids(query.parent) == ids(span.context)
         assert run.exemplar is not None
-        assert run.exemplar["span_id"] == f"{span.context.span_id:016x}"
+        assert run.exemplar.span_id == span.context.span_id
 
     def test_times_are_those_of_the_child(self, spans: Spans) -> None:
         """The span begins and ends when the callable did, not when it was handed over."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from apscheduler.executors.debug import DebugExecutor
+from opentelemetry.trace import SpanContext
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import (
@@ -146,7 +147,7 @@ class Shown:
         due: float,
         duration: float,
         error: RunError | None = None,
-        exemplar: Mapping[str, str] | None = None,
+        exemplar: SpanContext | None = None,
     ) -> None:
         run = self.hand_over(entry, due)
         self.ledger.start(run, due + 0.125)
@@ -175,7 +176,7 @@ def fill(shown: Shown) -> None:
         owner="billing",
     )
     ledger.set_intervals(backup, (86_400.0, 259_200.0))
-    trace = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7"}
+    trace = SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, is_remote=False)
     shown.run(backup, NOW - 180, 0.75, exemplar=trace)
     shown.run(backup, NOW - 120, 12.5, RunError(type="OSError", message="disk"))
     shown.run(backup, NOW - 60, 0.25, RunError(type="shop.errors.Full", message=""))

@@ -21,15 +21,17 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from enum import Enum, auto
-from itertools import repeat
-from operator import methodcaller, sub
+from functools import lru_cache
+from itertools import accumulate, repeat
+from operator import sub
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from apscheduler_telemetry._labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry._pipeline import renew_lock_after_fork
-from apscheduler_telemetry._record import Clock, ErrorKind, JobInfo, Outcome, RunError
+from apscheduler_telemetry._record import Clock, ErrorKind, JobInfo, Outcome, RunError, SpanIds
 
 DURATION_BUCKETS = (
     *(0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
@@ -53,10 +55,12 @@ end of its last run, if that comes later.
 MAX_EXCEPTIONS = 20
 """Type names of exceptions per job; the rest share `OTHER_EXCEPTIONS`."""
 OTHER_EXCEPTIONS = "__other__"
-MAX_FRESH = 16
-"""Successes per job that wait to be entered; more would save little, and take more memory."""
+FRESH = 4
+"""Values of each success in `Account.fresh`."""
+MAX_FRESH = 24 * FRESH
+"""Values per job that wait to be entered; more would save little, and take more memory."""
+EPOCH = datetime.fromtimestamp(0, timezone.utc)
 NEVER = datetime.min.replace(tzinfo=timezone.utc)
-FOREVER = datetime.max.replace(tzinfo=timezone.utc)
 
 
 class Removal(Enum):
@@ -87,8 +91,6 @@ class Run:
     """
     One due run on its way through an executor; see `apscheduler_telemetry._record.RunView`.
 
-    What most runs never set is left to the class, as making a run is part of each run's cost.
-
     Attributes:
         load: the account of its executor; of a run in a lane, once the books know of it.
         posted: where it is by the books, None before they know of it.
@@ -98,29 +100,29 @@ class Run:
         is_delay_noted: whether its start delay is in the books.
     """
 
-    load: ExecutorAccount | None = None
-    started: float | None = None
-    duration: float | None = None
-    links: Sequence[Any] = ()
-    arguments: str | None = None
-    result: str | None = None
-    span: Any = None
-    exemplar: Mapping[str, str] | None = None
-    posted: State | None = None
-    outcome: Outcome | None = None
-    at = 0.0
-    is_inferred = False
-    is_delay_noted = False
+    __slots__ = (
+        *("arguments", "at", "duration", "entry", "exemplar", "is_delay_noted", "is_inferred"),
+        *("job", "links", "load", "outcome", "posted", "result", "scheduled", "span", "started"),
+    )
 
     def __init__(
         self, entry: Entry, scheduled: datetime, executor: ExecutorAccount | None = None
     ) -> None:
         self.entry = entry
         self.job = entry.info  # as it is now, and not as it may be modified later
-        if entry.links:
-            self.links = entry.links  # likewise
+        self.links: Sequence[Any] = entry.links  # likewise
         self.scheduled = scheduled
         self.load = executor
+        self.started: float | None = None
+        self.duration: float | None = None
+        self.arguments: str | None = None
+        self.result: str | None = None
+        self.span: Any = None
+        self.exemplar: SpanIds | None = None
+        self.posted: State | None = None
+        self.outcome: Outcome | None = None
+        self.at = 0.0
+        self.is_inferred = self.is_delay_noted = False
 
     @property
     def due(self) -> float:
@@ -166,14 +168,29 @@ class Histogram:
         self.sum = 0.0
         self.exemplars: dict[int, Exemplar] = {}
 
-    def observe(
-        self, value: float, exemplar: Mapping[str, str] | None = None, at: float = 0
-    ) -> None:
+    def observe(self, value: float, exemplar: SpanIds | None = None, at: float = 0) -> None:
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
         if exemplar is not None:
-            self.exemplars[bucket] = Exemplar(exemplar, value, at)
+            self.exemplars[bucket] = Exemplar(_labels_of(exemplar), value, at)
+
+    def observe_all(self, values: Sequence[float]) -> Sequence[int]:
+        """Do so for several values at one go, what is negative as 0, and return their buckets."""
+        bounds, counts = self.bounds, self.counts
+        in_order = sorted(values)  # a third of the price of min() and max()
+        if in_order[0] < 0.0:
+            values = [max(0.0, value) for value in values]
+        first, last = bisect_left(bounds, in_order[0]), bisect_left(bounds, in_order[-1])
+        if first == last:  # as the runs of one job mostly take the same
+            counts[first] += len(values)
+            buckets = [first] * len(values)
+        else:
+            buckets = list(map(bisect_left, repeat(bounds), values))
+            for bucket in buckets:
+                counts[bucket] += 1
+        self.sum = sum(values, self.sum)
+        return buckets
 
     def cumulative(self) -> Iterator[tuple[int, Exemplar | None]]:
         """Yield, bound by bound and then for +Inf, how many are within, and an exemplar."""
@@ -196,17 +213,14 @@ class Exemplar(NamedTuple):
     timestamp: float
 
 
-Success = tuple[datetime, float, float, "Mapping[str, str] | None"]
-"""When a run was due, its start in Unix seconds, the seconds that it took, and its exemplar."""
-
-
 @dataclass(eq=False, slots=True)
 class Account:
     """
     The numbers of one ``job_id`` label. Timestamps are Unix seconds, None before the first.
 
     Attributes:
-        fresh: successes that are not in the numbers yet.
+        fresh: of each success that is not in the numbers yet, one after the other: when it was
+            due, its start in Unix seconds, the seconds that it took, and its exemplar.
         version: another one after every change, for readers that keep what they made of the
             numbers; no two accounts of a ledger ever have the same.
     """
@@ -232,7 +246,7 @@ class Account:
     running_since: float = 0.0
     version: int = 0
     # What the numbers above are kept from; snapshots do not have it.
-    fresh: list[Success] = field(default_factory=list)
+    fresh: list[Any] = field(default_factory=list)
     entries: dict[Entry, None] = field(default_factory=dict)
     broken: dict[Hashable, float] = field(default_factory=dict)
     removed_at: float | None = None
@@ -291,11 +305,12 @@ class Entry:
         links: those of both that there are.
         trigger: what the account's intervals were taken from.
         intervals_until: up to which next run, in Unix seconds, those intervals hold.
-        steady_until: up to which next run there is nothing to do but to note it; `NEVER` whenever
-            something comes up.
+        steady_until: up to which next run there is nothing to do but to note it, None where that is
+            so whatever comes; `NEVER` whenever something comes up.
         coalesce: whether runs that are late are folded into one.
         inherited: whether another process, this one's predecessor maybe, stored the job, and this
             one has not touched it yet.
+        idle: a run that has ended and left no trace but its numbers, for the adapter to use again.
         accounted: the latest fire time that was handed to an executor or refused by it, None
             before the first.
         fresh: that of its account, which every run of the job needs.
@@ -312,11 +327,12 @@ class Entry:
     links: tuple[Any, ...] = ()
     trigger: Any = None
     intervals_until: float = math.inf
-    steady_until: datetime = NEVER
+    steady_until: datetime | None = NEVER
     coalesce: bool = False
     inherited: bool = False
+    idle: Any = None
     accounted: datetime | None = None
-    fresh: list[Success] = field(init=False)
+    fresh: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.fresh = self.account.fresh
@@ -394,6 +410,7 @@ class Ledger:
         self._entries: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
         # As `entry`; every run would pay for a function in Python.
         self.known: Mapping[str, Mapping[str, Entry]] = self._entries
+        self.has_twins = False
         self._stores: dict[str, StoreAccount] = {}
         self._executors: dict[str, ExecutorAccount] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)
@@ -449,6 +466,8 @@ class Ledger:
                 account = self._account(info)
                 entry = Entry(key, account, info, self.scheduler, inherited=inherited)
                 self._entries[info.jobstore][info.id] = entry
+                if sum(info.id in there for there in self._entries.values()) > 1:
+                    self.has_twins = True
                 self._stores.setdefault(info.jobstore, StoreAccount()).jobs += 1
                 account.entries[entry] = None
                 account.removed_at = None
@@ -499,9 +518,9 @@ class Ledger:
                 return False
             if account.withdrawn is None or at > account.withdrawn:
                 # In the time zone of what is compared with it, which is much quicker.
-                zone, is_endless = next_run.tzinfo, until == math.inf
-                last = FOREVER if is_endless else datetime.fromtimestamp(until, zone)
-                entry.steady_until = last.replace(tzinfo=zone)
+                entry.steady_until = (
+                    None if until == math.inf else datetime.fromtimestamp(until, next_run.tzinfo)
+                )
         if entry.intervals_until != until:
             entry.steady_until = NEVER  # they have just been found
         return True
@@ -552,31 +571,21 @@ class Ledger:
                 run.started = at
                 run.is_inferred = not certain
 
-    def succeed(
-        self,
-        run: Run,
-        lane: dict[str, Run],
-        started: float,
-        duration: float,
-        exemplar: Mapping[str, str] | None = None,
-    ) -> None:
+    def succeed(self, run: Run, lane: dict[str, Run], taken: Run | None, duration: float) -> None:
         """
-        Post the success of a run in a lane, without a lock unless somebody has looked at it.
+        Post the success of a run that was in a lane, where somebody else came in between.
 
-        The short way of `finish`, for what happens most.
+        It was posted while it ran, is being posted just now, or was ended by somebody else. What
+        nobody came in between of is laid into `Account.fresh` instead.
+
+        Args:
+            run: the run.
+            lane: where it was.
+            taken: what was taken out there in its place.
+            duration: seconds inside the callable.
         """
-        entry = run.entry
-        job_id = entry.key[1]
-        taken = lane.pop(job_id, None)
-        if taken is run and run.posted is None:
-            fresh = entry.fresh
-            fresh.append((run.scheduled, started, duration, exemplar))
-            if len(fresh) > MAX_FRESH:
-                self.enter(entry.account)
-            return
-        # Posted while it ran, or being posted just now, or ended by somebody else.
         if taken is not None:
-            lane.setdefault(job_id, taken)
+            lane.setdefault(run.entry.key[1], taken)
         self.finish(run, _SUCCESS, duration=duration)
 
     def alone(self, lane: Mapping[str, Run], job_id: str) -> list[Run]:
@@ -666,6 +675,9 @@ class Ledger:
             account = self._executors.pop(alias, None)
             if account is not None and account.lane:
                 self._left.append(account.lane)
+            for there in self._entries.values():
+                for entry in there.values():
+                    entry.idle = None  # which would keep the executor
 
     def error(self, kind: ErrorKind) -> None:
         """Count something that APScheduler only logs."""
@@ -787,7 +799,7 @@ class Ledger:
             self._broken[entry.key] = account, self._clock()
             if entry.promise is not None:
                 account.broken[entry.key] = entry.promise
-        entry.at = entry.next_run = None
+        entry.at = entry.next_run = entry.idle = None
         entry.steady_until = NEVER
         account.has_changed = True
         if not account.entries:
@@ -886,29 +898,22 @@ class Ledger:
         finally:
             self._entering = None
 
-    def _enter_successes(self, account: Account, successes: Sequence[Success]) -> None:
+    def _enter_successes(self, account: Account, successes: Sequence[Any]) -> None:
         """Do at one go what `_end` does for each run."""
-        scheduled, starts, took, exemplars = zip(*successes, strict=True)
-        dues = list(map(_timestamp, scheduled))
-        delays, durations = account.delays, account.durations
-        late = list(map(sub, starts, dues))
-        if min(late) < 0.0:
-            late = [max(0.0, delay) for delay in late]
-        for bucket in map(bisect_left, repeat(delays.bounds), late):
-            delays.counts[bucket] += 1
-        buckets = list(map(bisect_left, repeat(durations.bounds), took))
-        for bucket in buckets:
-            durations.counts[bucket] += 1
+        scheduled, starts = successes[0::FRESH], successes[1::FRESH]
+        took, exemplars = successes[2::FRESH], successes[3::FRESH]
+        dues = unix_seconds(scheduled)
+        account.delays.observe_all(list(map(sub, starts, dues)))
+        buckets = account.durations.observe_all(took)
         if any(exemplars):
-            for number, bucket in enumerate(buckets):
-                if exemplars[number] is not None:
-                    seconds = took[number]
-                    exemplar = Exemplar(exemplars[number], seconds, starts[number] + seconds)
-                    durations.exemplars[bucket] = exemplar
-        delays.sum = sum(late, delays.sum)
-        durations.sum = sum(took, durations.sum)
+            latest = {bucket: number for number, bucket in enumerate(buckets) if exemplars[number]}
+            for bucket, number in latest.items():
+                seconds = took[number]
+                labels = _labels_of(exemplars[number])
+                exemplar = Exemplar(labels, seconds, starts[number] + seconds)
+                account.durations.exemplars[bucket] = exemplar
         account.due += len(dues)
-        last_run, last_due = account.last_run, max(dues)
+        last_run, last_due = account.last_run, sorted(dues)[-1]  # noqa: FURB192  # as above
         if last_run is None or last_due > last_run:
             account.last_run = last_due
         account.last_duration = took[-1]
@@ -991,6 +996,35 @@ class Ledger:
                 del self._broken[key]
 
 
+def _labels_of(span: SpanIds) -> Mapping[str, str]:
+    """Return what an exemplar of a span is labelled with: in hex, as W3C and Grafana have it."""
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+
+
+def unix_seconds(moments: Sequence[datetime]) -> Sequence[float]:
+    """Return what `datetime.timestamp` does for each of several moments, mostly much quicker."""
+    zone, count = moments[0].tzinfo, len(moments)
+    # Told by its type: what another one answers to None may hold for half of the year only.
+    is_known = type(zone) is timezone or type(zone) is ZoneInfo
+    epoch = _epoch_in(zone) if is_known else EPOCH
+    if count > 1 and epoch.tzinfo is zone:
+        steps = list(map(sub, moments[1:], moments))
+        step = steps[0].total_seconds()
+        if step.is_integer() and steps.count(steps[0]) == count - 1:  # as in most schedules
+            first = (moments[0] - epoch).total_seconds()
+            return list(accumulate(repeat(step, count - 1), initial=first))  # which is exact
+    return list(map(timedelta.total_seconds, map(sub, moments, repeat(epoch))))
+
+
+@lru_cache(maxsize=100)
+def _epoch_in(zone: tzinfo) -> datetime:
+    """Return the epoch in `zone` where its offset never changes, else in UTC."""
+    # A difference within the same zone is that of its clock: a tenth of the price of asking it for
+    # its offset, and the same if that is always one.
+    offset = zone.utcoffset(None)
+    return EPOCH if offset is None else EPOCH.astimezone(zone)
+
+
 def _overflowing(info: JobInfo) -> JobInfo:
     return JobInfo(
         id=OVERFLOW,
@@ -1005,6 +1039,5 @@ def _overflowing(info: JobInfo) -> JobInfo:
     )
 
 
-_timestamp = methodcaller("timestamp")
 _FAILURES = frozenset({_ERROR, Outcome.LOST})
 _ENDED = object()

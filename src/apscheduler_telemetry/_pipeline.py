@@ -86,14 +86,15 @@ class Pipeline:
 
     def look(self) -> None:
         """See whether runs from now on are followed by anybody."""
-        self.is_followed = any(map(self._is_awake, self.observers))
-
-    def _is_awake(self, observer: RunObserver) -> bool:
-        try:
-            return observer.is_awake()
-        except Exception:  # noqa: BLE001  # the next calls will say so
-            self._guard.failed(observer.component)
-            return True
+        self.is_followed = False
+        for observer in self.observers:
+            try:
+                if observer.is_awake():
+                    self.is_followed = True
+                    break
+            except Exception:  # noqa: BLE001  # the next calls will say so
+                self._guard.failed(observer.component)
+                self.is_followed = True
 
     def enter(self, run: RunView) -> None:
         for observer in self.observers:

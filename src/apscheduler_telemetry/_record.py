@@ -140,6 +140,16 @@ class Liveness:
     reasons: Sequence[tuple[str, str]] = ()
 
 
+class SpanIds(Protocol):
+    """Where a span is found; OpenTelemetry's span contexts have both."""
+
+    @property
+    def trace_id(self) -> int: ...
+
+    @property
+    def span_id(self) -> int: ...
+
+
 class RunView(Protocol):
     """
     What an observer sees of one due run.
@@ -157,7 +167,8 @@ class RunView(Protocol):
         arguments: what the callable is called with, in brief; None unless it may be told.
         result: what it returned, likewise.
         span: free for the span observer: its state between the calls below.
-        exemplar: set by the span observer to the labels of an exemplar, or left None.
+        exemplar: set by the span observer to the ids of the span where that was sampled, or left
+            None.
     """
 
     job: JobInfo
@@ -168,7 +179,7 @@ class RunView(Protocol):
     arguments: str | None
     result: str | None
     span: Any
-    exemplar: Mapping[str, str] | None
+    exemplar: SpanIds | None
 
     @property
     def ended(self) -> float | None: ...

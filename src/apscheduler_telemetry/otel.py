@@ -93,6 +93,9 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 _BAGGAGE = W3CBaggagePropagator()
 
+_ROOT = Context()
+"""A context without a span; one for all, as contexts do not change."""
+
 _inside: ContextVar[None] = ContextVar("apscheduler_telemetry_inside")
 
 
@@ -177,7 +180,7 @@ class SpanObserver:
         if opened is None:
             return None
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, trace.set_span_in_context(opened.span, Context()))
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(opened.span, _ROOT))
         if baggage := _baggage_of(run):
             carrier["baggage"] = baggage
         return carrier
@@ -198,7 +201,7 @@ class SpanObserver:
         if tracer is None:
             return None
         since = _nanoseconds(self._clock() if started is None else started)
-        root, links = Context(), None  # without a span
+        root, links = _ROOT, None
         if run.links:
             root, links = _with_baggage(run, root), _links(run)
         name, attributes = self._told_of(run)
@@ -209,10 +212,7 @@ class SpanObserver:
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
-            run.exemplar = {
-                "trace_id": trace.format_trace_id(context.trace_id),
-                "span_id": trace.format_span_id(context.span_id),
-            }
+            run.exemplar = context
         return _Open(span, since, is_recording, started is not None)
 
     def _told_of(self, run: RunView) -> tuple[str, dict[str, AttributeValue]]:
@@ -265,7 +265,7 @@ class SpanObserver:
     def _log(self, run: RunView, error: RunError, opened: _Open | None, at: float) -> None:
         get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
             timestamp=_nanoseconds(at),
-            context=None if opened is None else trace.set_span_in_context(opened.span, Context()),
+            context=None if opened is None else trace.set_span_in_context(opened.span, _ROOT),
             # ERROR, not FATAL nor WARN: the application handles it no more, and lives on.
             severity_number=SeverityNumber.ERROR,
             event_name=EXCEPTION_LOG,
@@ -368,12 +368,13 @@ class no_context:  # noqa: N801  # used like a function
     __slots__ = ("_token",)
 
     def __enter__(self) -> None:
-        """Attach an empty context."""
-        self._token = otel_context.attach(Context())
+        """Attach an empty context, unless that is what there is, as in most threads."""
+        self._token = otel_context.attach(_ROOT) if otel_context.get_current() else None
 
     def __exit__(self, *_: object) -> None:
         """Attach the one before."""
-        otel_context.detach(self._token)
+        if self._token is not None:
+            otel_context.detach(self._token)
 
 
 @contextmanager

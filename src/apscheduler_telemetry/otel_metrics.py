@@ -26,7 +26,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from apscheduler_telemetry._ledger import Histogram
-from apscheduler_telemetry._record import Outcome, RunError, RunView
+from apscheduler_telemetry._record import Outcome, RunError, RunView, SpanIds
 from apscheduler_telemetry._series import (
     DELAYS,
     DURATIONS,
@@ -236,13 +236,13 @@ def _attributes(run: RunView) -> dict[str, str]:
     return dict(zip(DURATIONS.labels, (run.scheduler, run.label), strict=True))
 
 
-def _context(exemplar: Mapping[str, str] | None) -> Context:
+def _context(exemplar: SpanIds | None) -> Context:
     """Return a context in which the span of an exemplar is current, as it was sampled."""
     if exemplar is None:
         return Context()
     span = trace.SpanContext(
-        trace_id=int(exemplar["trace_id"], 16),
-        span_id=int(exemplar["span_id"], 16),
+        trace_id=exemplar.trace_id,
+        span_id=exemplar.span_id,
         is_remote=False,
         trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
     )

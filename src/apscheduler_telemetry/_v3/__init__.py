@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -76,6 +75,11 @@ class Adapter:
         untraced: one under which no span is made either.
         on_start: called when the scheduler is being started.
         on_stop: called when it was shut down.
+
+    Attributes:
+        due: the jobs that a store has just said are due; none between passes, as nobody else keeps
+            one that has been run.
+        has_stateful: whether there ever was a job whose trigger remembers something.
     """
 
     clock: Callable[[], float] = staticmethod(time.time)
@@ -115,8 +119,9 @@ class Adapter:
         # from the scheduler and forgotten.
         self._executors: WeakValueDictionary[int, ExecutorHook] = WeakValueDictionary()
         self._stores: WeakValueDictionary[int, StoreHook] = WeakValueDictionary()
-        self._due: Sequence[Any] = ()
+        self.due: Sequence[Any] = ()
         self._memories: dict[str, Any] = {}
+        self.has_stateful = False
         self._aside = Aside(guard, untraced)
         self.links = Links(origins, context_store, self._aside, guard)
         _exit.watch(self)
@@ -256,6 +261,8 @@ class Adapter:
             # A start that replaces what is stored takes nothing back, though it may put it off.
             restarted = job.pending and entry.inherited
             self.ledger.promise(entry, promise, on_purpose=not overdue and not restarted)
+        for executor in list(self._executors.values()):
+            executor.renew(job)
         entry = self._take(job, alias)
         entry.inherited = False
         if job.pending:  # it was there already, and add_job() has replaced it
@@ -285,7 +292,7 @@ class Adapter:
             # Before it is handed over, the loop removes a job only if its executor is unknown.
             self.ledger.error(ErrorKind.EXECUTOR_LOOKUP)
             removal = Removal.BROKEN
-            job = next((job for job in self._due if job.id == job_id), None)
+            job = next((job for job in self.due if job.id == job_id), None)
             if entry is not None and job is not None:
                 now = datetime.now(self.scheduler.timezone)
                 times = _schedule.due_times(job.next_run_time, job.trigger, now)
@@ -320,12 +327,9 @@ class Adapter:
         self.ledger.remove(entry, removal)
         self.links.removed(entry)
 
-    def due(self, jobs: Any, _alias: str) -> None:
-        """Take note of the jobs that a store says are due."""
-        self._due = jobs
+    def remember(self, jobs: Any, _alias: str) -> None:
+        """Keep what the triggers of due jobs remember, before they are asked for the next run."""
         self._memories.clear()
-        if _schedule.STATELESS.issuperset(map(type, map(_TRIGGER, jobs))):
-            return  # as nearly always
         for job in jobs:
             if type(job.trigger) in _schedule.STATELESS or not job.coalesce:
                 continue
@@ -341,10 +345,6 @@ class Adapter:
                 self.links.recall(self._take(job, alias))
             else:
                 entry.next_run = job.next_run_time  # the same moment, unpickled anew
-
-    def pass_is_over(self) -> None:
-        """Let go of the jobs that were due; nobody else keeps one that has been run."""
-        self._due = ()
 
     def folded(self, job: Any, until: datetime) -> _schedule.Backlog:
         """Return the due times that APScheduler folds into the one at `until`."""
@@ -426,7 +426,10 @@ class Adapter:
         next_run = job.next_run_time
         entry = self.ledger.know(info, _timestamp(next_run), inherited=inherited)
         entry.next_run = next_run
+        entry.idle = None
         entry.coalesce = job.coalesce
+        if type(job.trigger) not in _schedule.STATELESS:
+            self.has_stateful = True
         if entry.trigger is not job.trigger:
             self._look_ahead(entry, job)
         return entry
@@ -476,9 +479,6 @@ class Adapter:
                 entry.steady_until = NEVER
 
         self._aside.do("schedule", look)
-
-
-_TRIGGER = attrgetter("trigger")
 
 
 def _timestamp(at: datetime | None) -> float | None:

@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
 from datetime import datetime
 from itertools import islice
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.events import EVENT_JOB_EXECUTED
@@ -26,11 +25,10 @@ from apscheduler_telemetry._v3._submission import (
     PlainView,
     Submission,
     SubmissionId,
-    followed_views,
     is_of,
     key_of,
     let_go,
-    measured_views,
+    plain_views,
     submission_of,
 )
 from apscheduler_telemetry._worker import RunTimes
@@ -73,6 +71,7 @@ class ExecutorHook:
         as_usual = getattr(type(executor), "submit_job", None) is BaseExecutor.submit_job
         self.is_plain = in_thread and as_usual and not self.may_await and not tells
         self.lane: dict[str, Run] = {}
+        self._plain_view = plain_views(self)
         self.open(alias)
         # In the order of submission, which is the order in which a pool takes them.
         self._under_way: dict[Hashable, JobView] = {}
@@ -92,61 +91,84 @@ class ExecutorHook:
         for view in list(self._under_way.values()):
             let_go(view)
 
-    def _submit_job(  # noqa: C901  # a call more would cost every run
-        self, original: Callable[..., None]
-    ) -> Callable[..., None]:
+    def _submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
         # All that a run needs at hand: what happens to most is done here, without a call more.
-        executor, loop = self._executor, self._adapter.loop
-        lane, known, pipeline = self.lane, self.ledger.known, self.pipeline
-        instances = getattr(executor, "_instances", {})
-        measured, followed = measured_views(self), followed_views(self)
+        loop, pipeline, lane = self._adapter.loop, self.pipeline, self.lane
+        ledger, known = self.ledger, self.ledger.known
 
-        def submit_job(  # noqa: C901  # likewise
-            job: Any, run_times: Sequence[datetime]
-        ) -> None:
-            view: PlainView | None = None
-            entry = None
-            if self.is_plain and type(job) is Job:
-                try:
-                    (due,) = run_times
-                    job_id = job.id
-                    entry = known[job._jobstore_alias][job_id]  # noqa: SLF001
-                    if due is not entry.next_run:  # not as promised
-                        entry = self._meet(job, run_times)
-                    if entry is not None and not instances.get(job_id):
-                        # What Run() would do, for half of its price.
-                        run: PlainView
-                        if pipeline.is_followed:
-                            run = followed()
-                            run.job, run.links, run.load = entry.info, entry.links, self.account
-                        else:
-                            run = measured()
-                        run._job = job  # noqa: SLF001  # ours
-                        run.id = job_id
-                        run.entry = entry
-                        run.scheduled = due
-                        run.posted = None  # read by all; from the class it would take longer
-                        if lane.setdefault(job_id, run) is run:
-                            view = run
-                            entry.accounted = due
-                except (KeyError, ValueError):
-                    pass  # not known yet, or several runs at once
-                except Exception:  # noqa: BLE001  # not from a scheduler: hardly a job
-                    self.guard.failed("adapter")
-            if view is None:
-                self._submit(original, job, run_times, entry)
-                return
+        def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
             try:
-                original(view, run_times)
+                (due,) = run_times
+                job_id = job.id
+                entry: Any = known[job._jobstore_alias][job_id]  # noqa: SLF001
+                run: Any = entry.idle
+                if not (
+                    run is not None
+                    and run._job is job  # noqa: SLF001  # ours
+                    and due is entry.next_run  # as promised
+                    and self.is_plain
+                    and not ledger.has_twins
+                ):
+                    run = None
+            except Exception:  # noqa: BLE001  # not known yet, several runs at once, hardly a job
+                run = None
+            if run is None:
+                run, entry = self._begin(job, run_times)
+                if run is None:
+                    self._submit(original, job, run_times, entry)
+                    return
+                job_id, due = run.id, run_times[0]
+            entry.idle = None
+            run.args, run.kwargs = job.args, job.kwargs
+            run.max_instances, run.misfire_grace_time = job.max_instances, job.misfire_grace_time
+            if pipeline.is_followed:
+                run.job, run.links = entry.info, entry.links
+            run.scheduled = entry.accounted = due
+            lane[job_id] = run
+            try:
+                original(run, run_times)
             except BaseException as exception:
-                self._was_not_taken(view, exception)
+                self._was_not_taken(run, exception)
                 raise
             finally:
-                if loop.inside == get_ident():
+                if loop.inside is not None:
                     loop.job, loop.entry = job, entry
 
         loop.calls_out(submit_job.__code__)
         return submit_job
+
+    def _begin(
+        self, job: Any, run_times: Sequence[datetime]
+    ) -> tuple[PlainView | None, Entry | None]:
+        """
+        Begin to see a job's runs.
+
+        Returns:
+            What is to be handed over in its place, where it may go alone; and the job's entry,
+            where what was folded into this run is posted.
+        """
+        entry = None
+        try:
+            if not (self.is_plain and type(job) is Job and len(run_times) == 1):
+                return None, None
+            entry = self.ledger.entry(job._jobstore_alias, job.id)  # noqa: SLF001
+            if entry is None:
+                return None, None
+            if run_times[0] is not entry.next_run:  # not as promised
+                entry = self._meet(job, run_times)
+            busy = job.id in self.lane or getattr(self._executor, "_instances", {}).get(job.id)
+            if entry is None or busy:
+                return None, entry
+            return self._plain_view(job, entry, run_times[0]), entry
+        except Exception:  # noqa: BLE001  # not from a scheduler: hardly a job
+            self.guard.failed("adapter")
+            return None, entry
+
+    def renew(self, job: Any) -> None:
+        """Let a run of the job that waits run what the job is now."""
+        for run in self.ledger.alone(self.lane, job.id):
+            if isinstance(run, PlainView) and run._job is job:  # noqa: SLF001  # ours
+                run.renew()
 
     def _submit(
         self,
@@ -211,24 +233,30 @@ class ExecutorHook:
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
-            if self.is_plain and type(job_id) is str:
-                try:
-                    fell_short = events[0].code != EVENT_JOB_EXECUTED  # type: ignore[index]
-                except Exception:  # noqa: BLE001  # not from run_job
-                    fell_short = True
-                if fell_short:
-                    self._note(self._alone(job_id).returned, events)
-                original(job_id, events)
-                return
-            view = self._view(job_id)
-            if view is not None:
-                if not isinstance(events, Sequence):
-                    events = self._unlisted(view, events)
-                elif is_of(view, events):
-                    self._close(view, submission_of(view).returned, events)
-            original(str(job_id), events)
+            try:
+                # Not as JobView's; and its callable has ended it.
+                is_over = type(job_id) is str and events[0].code == EVENT_JOB_EXECUTED  # type: ignore[index]
+            except Exception:  # noqa: BLE001  # not from run_job
+                is_over = False
+            if not (is_over and self.is_plain):
+                events = self._take_result(job_id, events)
+                job_id = str(job_id)
+            original(job_id, events)
 
         return run_job_success
+
+    def _take_result(self, job_id: str, events: Any) -> Any:
+        """Take note of a result, and return what to pass on."""
+        if self.is_plain and type(job_id) is str:
+            self._note(self._alone(job_id).returned, events)
+            return events
+        view = self._view(job_id)
+        if view is not None:
+            if not isinstance(events, Sequence):
+                return self._unlisted(view, events)
+            if is_of(view, events):
+                self._close(view, submission_of(view).returned, events)
+        return events
 
     def _run_job_error(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_error(job_id: str, exc: BaseException, traceback: Any = None) -> None:

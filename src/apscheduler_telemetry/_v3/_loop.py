@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ class LoopHook:
         self._thread: threading.Thread | None = None
         self._ended = False
         self.inside: int | None = None
-        self._is_bypassed = False
+        self.is_bypassed = False
         self._inside_since: float | None = None
         self._expected: float | None = None
         self._failure: str | None = None
@@ -108,16 +108,19 @@ class LoopHook:
         """Note that the loop is through with the job that it has handed over."""
         self.job = self.entry = None
 
-    def looks(self) -> None:
+    def begins_past_the_hook(self) -> None:
         """
-        Note that a job store is asked for due jobs, which only a pass does.
+        Note that a job store is asked for due jobs, which only a pass does, and not one of ours.
 
         A pass that our hook knows nothing of is that of a scheduler of the user's, which calls
         what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        if self.inside is None or self._is_bypassed:
-            self._is_bypassed = True
-            self._begin()
+        self.is_bypassed = True
+        self._begin()
+
+    def listener_failed(self) -> None:
+        """Note that a listener has raised something, of which there is only a log."""
+        self._adapter.ledger.error(ErrorKind.LISTENER)
 
     def has_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
@@ -135,7 +138,7 @@ class LoopHook:
 
     def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def process_jobs() -> Any:
-            self._is_bypassed = False
+            self.is_bypassed = False
             self._begin()
             self._inside_since = self._adapter.monotonic()
             try:
@@ -148,7 +151,7 @@ class LoopHook:
                 raise
             finally:
                 self.inside = self._inside_since = self.job = self.entry = None
-                self._adapter.pass_is_over()
+                self._adapter.due = ()
             self._failure = None
             self.last_wakeup = self._adapter.clock()
             self._expect(wait_seconds)
@@ -162,11 +165,12 @@ class LoopHook:
         self._expected = self.job = self.entry = None
         self._adapter.pipeline.look()
 
-    def _ends_past_the_hook(self) -> None:
-        if self._is_bypassed and self.inside is not None:
+    def ends_past_the_hook(self) -> None:
+        """Note that a pass has written to the log, as it does at its end and its begin."""
+        if self.inside is not None:
             self.inside = self.job = self.entry = None
             self.last_wakeup = self._adapter.clock()
-            self._adapter.pass_is_over()
+            self._adapter.due = ()
 
     def _expect(self, wait_seconds: Any) -> None:
         """Expect the next pass in so many seconds, if it is not expected sooner."""
@@ -199,11 +203,7 @@ class LoopHook:
         return main_loop
 
     def _watched_logger(self, original: Any) -> Any:
-        return _WatchedLogger(
-            original,
-            listener_failed=lambda: self._adapter.ledger.error(ErrorKind.LISTENER),
-            pass_logs=self._ends_past_the_hook,
-        )
+        return _WatchedLogger(original, self)
 
     # The answer
 
@@ -294,23 +294,28 @@ class _WatchedLogger:
     """
 
     _logger: Any
-    _tell: Mapping[str, tuple[CodeType, Callable[[], None]]]
+    _loop: LoopHook
 
-    def __init__(
-        self, logger: Any, *, listener_failed: Callable[[], None], pass_logs: Callable[[], None]
-    ) -> None:
-        tell = {"exception": (_DISPATCH, listener_failed), "debug": (_PASS, pass_logs)}
-        vars(self).update(_logger=logger, _tell=tell)
+    def __init__(self, logger: Any, loop: LoopHook) -> None:
+        vars(self).update(_logger=logger, _loop=loop)
+
+    @property
+    def exception(self) -> Any:
+        if sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001  # as above
+            self._loop.listener_failed()
+        return self._logger.exception
+
+    @property
+    def debug(self) -> Any:
+        if self._loop.is_bypassed and sys._getframe(1).f_code is _PASS:  # noqa: SLF001
+            self._loop.ends_past_the_hook()
+        return self._logger.debug
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As whoever silences it does: scheduler._logger.propagate = False
         setattr(self._logger, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._tell:
-            writer, tell = self._tell[name]
-            if sys._getframe(1).f_code is writer:  # noqa: SLF001  # as above
-                tell()
         return getattr(self._logger, name)
 
 

@@ -321,15 +321,15 @@ class StoreHook:
         adapter, loop, is_exact = self._adapter, self._adapter.loop, not self.persistent
 
         def update_job(job: Any) -> None:
-            if job is loop.job and is_exact and (entry := loop.entry) is not None:
+            if job is loop.job and (entry := loop.entry) is not None and is_exact:
                 # After every run. Nobody reads it meanwhile, as that takes the scheduler's lock.
                 try:
                     original(job)
                 except BaseException:
                     self._failed()
                     raise
-                next_run = job.next_run_time
-                if next_run < entry.steady_until:
+                next_run, until = job.next_run_time, entry.steady_until
+                if until is None or next_run < until:
                     loop.job = None
                     entry.next_run = next_run
                     entry.account.has_changed = True
@@ -369,20 +369,33 @@ class StoreHook:
         return remove_all_jobs
 
     def _get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
+        adapter, loop = self._adapter, self._adapter.loop
+
         def get_due_jobs(now: datetime) -> Any:
-            self._adapter.loop.looks()
+            if loop.inside is None or loop.is_bypassed:
+                loop.begins_past_the_hook()
             if not self.persistent:
-                jobs = _as_list(self._counting_errors(original, now))
-                self._note(self._adapter.due, jobs)
+                try:
+                    jobs = original(now)
+                    if type(jobs) is not list:
+                        jobs = _as_list(jobs)
+                except BaseException:
+                    self._failed()
+                    raise
+                adapter.due = jobs
+                if adapter.has_stateful:
+                    self._note(adapter.remember, jobs)
                 return jobs
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 jobs = _as_list(jobs)
-                self._note(self._adapter.due, jobs)
-                self._note(self._adapter.recognise, jobs)
+                self._note(adapter.recognise, jobs)
+                adapter.due = jobs
+                if adapter.has_stateful:
+                    self._note(adapter.remember, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
-            if self._in_next_pass and self._adapter.loop.is_inside:
+            if self._in_next_pass and loop.is_inside:
                 # By the scheduler's own connection, in its own thread, where it has just ended a
                 # transaction of its own: a moment at which ours changes nothing for anybody.
                 self._in_next_pass = False
@@ -405,7 +418,11 @@ class StoreHook:
 
     def _get_next_run_time(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_next_run_time() -> Any:
-            return self._counting_errors(original)
+            try:
+                return original()
+            except BaseException:
+                self._failed()
+                raise
 
         return get_next_run_time
 

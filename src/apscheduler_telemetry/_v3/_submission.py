@@ -19,10 +19,11 @@ from apscheduler.util import iscoroutinefunction_partial
 
 from apscheduler_telemetry import _worker
 from apscheduler_telemetry._brief import brief, brief_call
-from apscheduler_telemetry._ledger import Run, State
+from apscheduler_telemetry._ledger import MAX_FRESH, Run, State
 from apscheduler_telemetry._record import Outcome, RunError
 
 if TYPE_CHECKING:
+    from apscheduler_telemetry._ledger import Entry
     from apscheduler_telemetry._v3._executors import ExecutorHook
 
 _SUCCESS = Outcome.SUCCESS  # see _ledger: looked up in the enumeration, it would cost every run
@@ -143,10 +144,31 @@ class PlainView(_View, Run):
     A run and the view of its job in one, for a single run, in this process, by ``run_job``.
 
     It measures by itself and takes the short way into the books: as long as it is in the lane of
-    its executor, nobody else ends it unless something goes wrong.
+    its executor, nobody else ends it unless something goes wrong. If nothing does, the next run of
+    the job uses it again.
     """
 
-    __init__ = object.__init__  # the hook sets what there is to set
+    # What every run asks of its job is copied for each run, and again when the job is modified
+    # while it waits: asking by way of us takes five times as long.
+    __slots__ = (
+        *("__weakref__", "_job", "_jobstore_alias", "args", "id", "is_reusable", "kwargs"),
+        *("max_instances", "misfire_grace_time"),
+    )
+
+    def __init__(self, job: Any, entry: Entry, due: datetime) -> None:
+        Run.__init__(self, entry, due)
+        self._job = job
+        self.id = job.id
+        self._jobstore_alias = job._jobstore_alias  # noqa: SLF001
+        self.is_reusable = not entry.info.persistent
+        self.renew()
+
+    def renew(self) -> None:
+        """Take over what the job is now."""
+        job = self._job
+        self.args, self.kwargs = job.args, job.kwargs
+        self.max_instances, self.misfire_grace_time = job.max_instances, job.misfire_grace_time
+
     __hash__ = object.__hash__  # type: ignore[assignment]  # as a run has
 
     def __copy__(self) -> Any:
@@ -159,68 +181,65 @@ class PlainView(_View, Run):
         return _worker.itself, (self._job,)
 
 
-for _name in set(dir(Job)) - set(dir(PlainView)) - {"id", "func"}:
+for _name in set(dir(Job)) - set(dir(PlainView)) - {"func"}:
     setattr(PlainView, _name, _delegate(_name))
 
 
-def measured_views(hook: ExecutorHook) -> type[PlainView]:
+def plain_views(  # noqa: C901  # a call more would cost every run
+    hook: ExecutorHook,
+) -> type[PlainView]:
     """Return a class of views for one executor: what they have in common costs no run anything."""
-    lane, ledger, guard = hook.lane, hook.ledger, hook.guard
+    lane, ledger, pipeline, guard = hook.lane, hook.ledger, hook.pipeline, hook.guard
 
     def func(self: PlainView, /, *args: Any, **kwargs: Any) -> Any:
         """Call the job's callable, and measure around it."""
         call = self._job.func
+        is_followed = pipeline.is_followed
+        if is_followed and (
+            self.started is not None or self.outcome is not None or not hook.active
+        ):
+            return call(*args, **kwargs)  # followed already, or over
         self.started = started = time()
+        if is_followed:
+            pipeline.enter(self)
         since = perf_counter()
         try:
-            result = call(*args, **kwargs)
+            # The latter for half of the price.
+            result = call(*args, **kwargs) if args or kwargs else call()
         except BaseException as exception:
             Submission(hook, None, [self]).leave((self, since), exception)
             _worker.hide_this_frame(exception)
             raise
         duration = perf_counter() - since
+        if is_followed:
+            self.duration = duration
         try:
-            ledger.succeed(self, lane, started, duration)
+            # The short way of Ledger.finish, here as a call more would cost every run.
+            job_id = self.id
+            taken = lane.pop(job_id, None)
+            as_usual = taken is self and self.posted is None
+            if as_usual:
+                fresh = self.entry.fresh
+                fresh.extend((self.scheduled, started, duration, self.exemplar))
+                if len(fresh) >= MAX_FRESH:
+                    ledger.enter(self.entry.account)
+            else:
+                ledger.succeed(self, lane, taken, duration)
         except Exception:  # noqa: BLE001  # telemetry never changes the job
+            as_usual = False
             guard.failed("adapter")
+        if is_followed:
+            pipeline.leave(self, _SUCCESS, None)
+            self.duration = self.exemplar = None
+        if as_usual and self.is_reusable:
+            self.started = None
+            self.entry.idle = self  # from now on it may be the next one
         return result
 
-    # Hardly anybody asks for these then.
-    job, links = property(attrgetter("entry.info")), property(attrgetter("entry.links"))
-    return type("MeasuredView", (PlainView,), {"func": func, "job": job, "links": links})
+    return type("PlainView", (PlainView,), {"func": func, "__slots__": ()})
 
 
-def followed_views(hook: ExecutorHook) -> type[PlainView]:
-    """Return a class of views for runs that observers follow."""
-    lane, ledger, guard = hook.lane, hook.ledger, hook.guard
-    pipeline = hook.pipeline
-
-    def func(self: PlainView, /, *args: Any, **kwargs: Any) -> Any:
-        """Do as above, between what observers do."""
-        call = self._job.func
-        if self.started is not None or self.outcome is not None or not hook.active:
-            return call(*args, **kwargs)
-        self.started = started = time()
-        pipeline.enter(self)
-        since = perf_counter()
-        try:
-            result = call(*args, **kwargs)
-        except BaseException as exception:
-            Submission(hook, None, [self]).leave((self, since), exception)
-            _worker.hide_this_frame(exception)
-            raise
-        self.duration = duration = perf_counter() - since
-        try:
-            ledger.succeed(self, lane, started, duration, self.exemplar)
-        except Exception:  # noqa: BLE001
-            guard.failed("adapter")
-        pipeline.leave(self, _SUCCESS, None)
-        return result
-
-    return type("FollowedView", (PlainView,), {"func": func})
-
-
-_worker.OUR_FILES.add(followed_views.__code__.co_filename)
+_worker.OUR_FILES.add(plain_views.__code__.co_filename)
 # Past JobView.__setattr__, which is about the job's own attributes.
 _set_hook = vars(JobView)["_hook"].__set__
 _set_id = vars(JobView)["id"].__set__
