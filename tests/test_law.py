@@ -575,6 +575,10 @@ class TestLane:
             gate.open()
             rig.settle()
 
+    @staticmethod
+    def steady_until(entry: Any) -> Any:
+        return entry.steady_until
+
     def test_intervals_that_are_found_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """They are looked for again when they do not hold any more, whenever they were found."""
         ask, may_ask = _schedule.intervals, threading.Event()
@@ -588,12 +592,12 @@ class TestLane:
             rig.add(jobs.nothing, CronTrigger(second="*/10", timezone=UTC))
             for _ in range(2):
                 rig.after(10)
-            entry: Any = rig.telemetry.ledger.entries("default")[0]
-            assert entry.steady_until is None
+            (entry,) = rig.telemetry.ledger.entries("default")
+            assert self.steady_until(entry) is None
             may_ask.set()
             until(lambda: entry.steady_until == NEVER)
             rig.after(10)
-            assert NEVER < (entry.steady_until or NEVER) < NEVER.replace(year=3000)
+            assert NEVER < self.steady_until(entry) < NEVER.replace(year=3000)
 
 
 class TestUsedAgain:
