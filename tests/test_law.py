@@ -693,6 +693,7 @@ class TestUsedAgain:
             rig.after(10)
             if way == "modify":
                 job.modify(args=["new"])
+                assert self.idle(rig) is None
             else:
                 job.args = ("new",)
             rig.after(10)
@@ -708,14 +709,39 @@ class TestUsedAgain:
         provider.add_span_processor(export.SimpleSpanProcessor(exporter))
         options = {"tracer_provider": provider}
         with by_hand({"default": DebugExecutor()}, telemetry=options) as rig:
-            job = rig.add(jobs.nothing, "interval", seconds=10, name="old")
-            for name in ("old", "new", "newer"):
-                job.modify(name=name)
-                for _ in range(2):
-                    rig.after(10)
+            names = iter(["2", "2", "4", "5"])
+
+            def rename() -> None:
+                job.modify(name=next(names))
+
+            job = rig.add(rename, "interval", seconds=10, name="1")
+            for _ in range(4):
+                rig.after(10)
             spans = exporter.get_finished_spans()
-        names = [(span.attributes or {})["apscheduler.job.name"] for span in spans]
-        assert names == ["old"] * 2 + ["new"] * 2 + ["newer"] * 2
+        told = [(span.attributes or {})["apscheduler.job.name"] for span in spans]
+        assert told == ["1", "2", "2", "4"]
+
+    def test_tells_nothing_of_the_run_before(self) -> None:
+        """Where one run in two is sampled, only that one is an exemplar."""
+        sdk = pytest.importorskip("opentelemetry.sdk.trace")
+        sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
+        turns = itertools.cycle([sampling.ALWAYS_ON, sampling.ALWAYS_OFF])
+
+        class InTurns(sampling.Sampler):  # type: ignore[misc, name-defined]
+            def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+                return next(turns).should_sample(*args, **kwargs)
+
+            def get_description(self) -> str:
+                return "in turns"
+
+        options = {"tracer_provider": sdk.TracerProvider(sampler=InTurns())}
+        with by_hand({"default": DebugExecutor()}, telemetry=options) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10)
+            for number in range(1, 5):
+                rig.after(10)
+                (entry,) = rig.telemetry.ledger.entries("default")
+                exemplar = entry.fresh[-1]
+                assert (exemplar is not None) == (number % 2 == 1)
 
     def test_two_of_one_id(self) -> None:
         """Jobs of one id, in two stores but on one executor, are never mistaken for each other."""
@@ -762,6 +788,39 @@ class TestUsedAgain:
             assert rig.outcomes() == {"success": 2}
             rig.scheduler.remove_job("job")
         engine.dispose()
+
+    @pytest.mark.parametrize("is_idle", [True, False])
+    def test_keeps_nothing_after_a_shutdown(self, is_idle: bool) -> None:
+        """A job that went with its scheduler is not kept, also where a run of it ends later."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold, "interval", seconds=10)
+            rig.after(10)
+            gate.wait_for_run()
+            if is_idle:
+                gate.open()
+                self.settle(rig)
+                assert self.idle(rig) is not None
+            (entry,) = rig.telemetry.ledger.entries("default")
+            executor = rig.scheduler._executors["default"]
+            rig.scheduler.shutdown(wait=False)
+            gate.open()
+            until(lambda: not any(executor._instances.values()))
+            assert entry.idle is None
+            assert entry.promise is not None, "who goes and never comes back must be missed"
+
+    def test_keeps_nothing_of_a_job_that_has_run(self) -> None:
+        """A job that was removed before its only run ended is not kept either."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold)
+            (entry,) = rig.telemetry.ledger.entries("default")
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            assert rig.telemetry.ledger.entries("default") == []
+            gate.open()
+            self.settle(rig)
+            assert entry.idle is None
 
     def test_keeps_no_executor(self) -> None:
         """An executor that was removed goes, though a job that ran there stays."""

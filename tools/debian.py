@@ -25,10 +25,13 @@ PACKAGES = {
     "postgres": "postgresql",
     "redis-server": "redis-server",
     "uwsgi_python3": "uwsgi-plugin-python3",
+    "callgrind_control": "valgrind",
 }
 """Which package a program is in."""
 SERVERS = frozenset({"postgres", "redis-server", "uwsgi_python3"})
 """Servers that cannot be unpacked, as each consists of many packages."""
+PROFILERS = frozenset({"callgrind_control"})
+"""What only benchmarks use; it cannot be unpacked either, as it looks for its parts in /usr."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _PRIVATE = UNPACKED / "apt"
@@ -54,7 +57,7 @@ def provide(programs: Iterable[str]) -> bool:
 
     With root, or sudo that asks for no password, their packages are installed, and no service is
     started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights;
-    not so `SERVERS`, to be asked for apart. What is there already is left alone.
+    not so `SERVERS` and `PROFILERS`, to be asked for apart. What is there already is left alone.
 
     Returns:
         Whether all of them are there now.
@@ -74,7 +77,7 @@ def provide(programs: Iterable[str]) -> bool:
         if why is None:
             return True
         print(f"apt-get could not install them ({why}).")
-    if SERVERS & set(programs):
+    if (SERVERS | PROFILERS) & set(programs):
         print(f"Missing: {names}. Only root can install them.")
         return False
     print(f"Unpacking {names} into {UNPACKED.relative_to(ROOT)}, which needs no root.")

@@ -22,6 +22,8 @@ def main(group: str, script: str, *arguments: str) -> None:
         stop(error)
     if not debian.provide(["prometheus", "prometheus-alertmanager"]):
         print(f"Going on without; {script} says what it cannot show.")
+    if group == "bench" and not debian.provide(debian.PROFILERS):
+        print("Going on without; benchmarks then go by clocks instead of instructions.")
     sys.stdout.flush()
     command = [str(python), str(ROOT / script), *arguments]
     os.execve(python, command, environ(python))  # noqa: S606  # no shell is wanted

@@ -329,7 +329,7 @@ def test_all(session: Session, only: Sequence[str]) -> None:
     unknown = set(only) - {env.name for env in envs}
     if unknown:
         stop(f"No such environment: {', '.join(unknown)}; there are {[env.name for env in envs]}.")
-    programs = debian.provide(debian.PACKAGES.keys() - debian.SERVERS)
+    programs = debian.provide(debian.PACKAGES.keys() - debian.SERVERS - debian.PROFILERS)
     debian.provide(debian.SERVERS)  # without them, tests skip what they must
     dev = keep_env(VENV, f".[{EXTRAS}]", "--group", "dev")
     shutil.rmtree(BUILD / "coverage", ignore_errors=True)

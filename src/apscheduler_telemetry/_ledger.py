@@ -310,7 +310,9 @@ class Entry:
         coalesce: whether runs that are late are folded into one.
         inherited: whether another process, this one's predecessor maybe, stored the job, and this
             one has not touched it yet.
-        idle: a run that has ended and left no trace but its numbers, for the adapter to use again.
+        lasts: whether the adapter finds the same job in each run, as long as it is in its store.
+        idle: where that is so, a run that has ended and left no trace but its numbers, to be used
+            again.
         accounted: the latest fire time that was handed to an executor or refused by it, None
             before the first.
         fresh: that of its account, which every run of the job needs.
@@ -330,6 +332,7 @@ class Entry:
     steady_until: datetime | None = NEVER
     coalesce: bool = False
     inherited: bool = False
+    lasts: bool = False
     idle: Any = None
     accounted: datetime | None = None
     fresh: list[Any] = field(init=False)
@@ -533,6 +536,11 @@ class Ledger:
             if removal is Removal.WITHDRAWN:
                 self._withdraw(entry.account, entry.promise)
             self._leave_account(entry, keep_promise=removal is Removal.BROKEN)
+
+    def let_go(self, jobstore: str) -> None:
+        """Keep nothing of the jobs that a store has lost but what they promised."""
+        for entry in self.entries(jobstore):
+            self._let_go(entry)
 
     def set_intervals(self, entry: Entry, intervals: tuple[float, float] | None) -> None:
         """Note the shortest and the longest gap in seconds between coming runs."""
@@ -799,11 +807,17 @@ class Ledger:
             self._broken[entry.key] = account, self._clock()
             if entry.promise is not None:
                 account.broken[entry.key] = entry.promise
-        entry.at = entry.next_run = entry.idle = None
+        entry.at = entry.next_run = None
+        self._let_go(entry)
         entry.steady_until = NEVER
         account.has_changed = True
         if not account.entries:
             account.removed_at = self._clock()
+
+    @staticmethod
+    def _let_go(entry: Entry) -> None:
+        entry.lasts = False
+        entry.idle = None
 
     @staticmethod
     def _promise(entry: Entry, at: float | None) -> None:

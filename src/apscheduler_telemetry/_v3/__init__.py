@@ -426,6 +426,7 @@ class Adapter:
         next_run = job.next_run_time
         entry = self.ledger.know(info, _timestamp(next_run), inherited=inherited)
         entry.next_run = next_run
+        entry.lasts = not info.persistent
         entry.idle = None
         entry.coalesce = job.coalesce
         if type(job.trigger) not in _schedule.STATELESS:

@@ -141,11 +141,11 @@ class ExecutorHook:
         self, job: Any, run_times: Sequence[datetime]
     ) -> tuple[PlainView | None, Entry | None]:
         """
-        Begin to see a job's runs.
+        See to a run that finds none of its job's to use again.
 
         Returns:
-            What is to be handed over in its place, where it may go alone; and the job's entry,
-            where what was folded into this run is posted.
+            A new one, where it may go alone; and the job's entry, where what was folded into this
+            run is posted.
         """
         entry = None
         try:

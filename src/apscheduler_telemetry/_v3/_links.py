@@ -167,7 +167,6 @@ class Links:
 def _set(entry: Entry, link: Any, push: Any) -> None:
     entry.link, entry.push = link, push
     entry.steady_until = NEVER  # what pushed it is to be forgotten with its run
-    entry.idle = None
     entry.links = tuple(origin for origin in (link, push) if origin is not None)
 
 

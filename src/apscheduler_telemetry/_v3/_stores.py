@@ -360,6 +360,7 @@ class StoreHook:
             # promise back: a process that goes and never comes back must be missed.
             if self._adapter.scheduler.state == STATE_STOPPED:
                 original()
+                self._note(self._ledger.let_go)
                 return
             self._look_up_due()
             with self._changing(_ALL):

@@ -151,7 +151,7 @@ class PlainView(_View, Run):
     # What every run asks of its job is copied for each run, and again when the job is modified
     # while it waits: asking by way of us takes five times as long.
     __slots__ = (
-        *("__weakref__", "_job", "_jobstore_alias", "args", "id", "is_reusable", "kwargs"),
+        *("__weakref__", "_job", "_jobstore_alias", "args", "id", "kwargs"),
         *("max_instances", "misfire_grace_time"),
     )
 
@@ -160,7 +160,6 @@ class PlainView(_View, Run):
         self._job = job
         self.id = job.id
         self._jobstore_alias = job._jobstore_alias  # noqa: SLF001
-        self.is_reusable = not entry.info.persistent
         self.renew()
 
     def renew(self) -> None:
@@ -231,7 +230,7 @@ def plain_views(  # noqa: C901  # a call more would cost every run
         if is_followed:
             pipeline.leave(self, _SUCCESS, None)
             self.duration = self.exemplar = None
-        if as_usual and self.is_reusable:
+        if as_usual and self.entry.lasts:
             self.started = None
             self.entry.idle = self  # from now on it may be the next one
         return result
