@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import copy
 import gc
 import itertools
 import random
@@ -699,6 +700,18 @@ class TestUsedAgain:
             rig.after(10)
             results = [event.retval for event in rig.events if event.code == EVENT_JOB_EXECUTED]
             assert results == ["old", "new"]
+
+    def test_not_for_a_copy(self) -> None:
+        """Whoever gives an executor a copy of the job has that run, and not the job."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            job = rig.add(jobs.give_back, "interval", seconds=10, args=["job"])
+            rig.after(10)
+            copied = copy.copy(job)
+            copied.args, copied._jobstore_alias = ("copy",), "default"
+            rig.scheduler._executors["default"].submit_job(copied, [job.next_run_time])
+            results = [event.retval for event in rig.events if event.code == EVENT_JOB_EXECUTED]
+            assert results == ["job", "copy"]
+            assert rig.outcomes() == {"success": 2}
 
     def test_tells_what_the_job_is_by_then(self) -> None:
         """A span has the name that the job had when it was handed over."""
