@@ -761,22 +761,35 @@ class TestUsedAgain:
         gate = Gate()
         stores = {"default": MemoryJobStore(), "other": MemoryJobStore()}
         with by_hand({"default": ThreadPoolExecutor(1)}, jobstores=stores) as rig:
-            options = {"seconds": 10, "max_instances": 2}
+            options: dict[str, Any] = {"seconds": 10, "max_instances": 2}
             rig.add(jobs.nothing, "interval", **options, misfire_grace_time=1)
-            rig.after(10)
-            self.settle(rig)
-            rig.add(jobs.nothing, "interval", **options, jobstore="other")
-            rig.after(10)
-            self.settle(rig)
-            assert rig.outcomes() == {"success": 3}
+            later = START + timedelta(seconds=15)
+            rig.add(jobs.nothing, "interval", **options, start_date=later, jobstore="other")
+            for _ in range(4):  # in turns, up to 20 s
+                rig.after(5)
+                self.settle(rig)
             rig.add(gate.hold, id="hold")
             rig.scheduler.turn()
             gate.wait_for_run()
-            rig.after(10)
+            rig.after(10)  # both
             rig.clock.advance(2)
             gate.open()
             self.settle(rig)
             assert rig.outcomes() == {"success": 4, "missed": 1}
+
+    def test_not_by_hooks_that_stay(self) -> None:
+        """Where somebody's wrapper keeps our hook in its place, nothing is measured any more."""
+        executor = DebugExecutor()
+        with by_hand({"default": executor}) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10)
+            rig.after(10)
+            hook = executor.submit_job
+            executor.submit_job = partial(hook)
+            rig.telemetry.uninstrument()
+            rig.after(10)
+            assert rig.codes().count("executed") == 2
+            assert rig.account().due == 1
+            rig.is_told = False
 
     def test_keeps_nothing_of_a_stored_job(self) -> None:
         """What a store has unpickled for a run is gone after it, without a garbage collection."""
