@@ -701,6 +701,24 @@ class TestUsedAgain:
             results = [event.retval for event in rig.events if event.code == EVENT_JOB_EXECUTED]
             assert results == ["old", "new"]
 
+    def test_heeds_limits_that_were_set_past_apscheduler(self) -> None:
+        """So it does a grace time, and how many runs there may be at once."""
+        with by_hand() as rig:
+            job = rig.add(jobs.nothing, "interval", seconds=10)
+            rig.after(10)
+            self.settle(rig)
+            job.misfire_grace_time = 1
+            rig.after(12)
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 1, "missed": 1}
+            job.misfire_grace_time = None
+            rig.after(10)
+            self.settle(rig)
+            assert self.idle(rig) is not None
+            job.max_instances = 0
+            rig.after(10)
+            assert rig.outcomes() == {"success": 2, "missed": 1, "skipped": 1}
+
     def test_not_for_a_copy(self) -> None:
         """Whoever gives an executor a copy of the job has that run, and not the job."""
         with by_hand({"default": DebugExecutor()}) as rig:
