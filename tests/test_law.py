@@ -795,6 +795,19 @@ class TestUsedAgain:
             self.settle(rig)
             assert rig.outcomes() == {"success": 4, "missed": 1}
 
+    def test_who_submits_past_the_loop(self) -> None:
+        """Whoever does so, and then changes the job, takes back what it promised, as ever."""
+        with by_hand({"default": DebugExecutor()}) as rig:
+            job = rig.add(jobs.nothing, "interval", seconds=10)
+            rig.after(10)
+            promised = rig.account().next_run
+            rig.scheduler._executors["default"].submit_job(job, [job.next_run_time])
+            job.modify(next_run_time=START + timedelta(seconds=100))
+            account = rig.account()
+            assert account.withdrawn == promised
+            assert account.next_run == promised + 80
+            assert rig.outcomes() == {"success": 2}
+
     def test_not_by_hooks_that_stay(self) -> None:
         """Where somebody's wrapper keeps our hook in its place, nothing is measured any more."""
         executor = DebugExecutor()
