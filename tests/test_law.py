@@ -686,7 +686,7 @@ class TestUsedAgain:
             self.settle(rig)
             assert rig.outcomes() == {"success": 2, "missed": 1}
 
-    @pytest.mark.parametrize("way", ["modify", "by hand"])
+    @pytest.mark.parametrize("way", ["modify", "by hand", "by name"])
     def test_takes_what_the_job_is_by_then(self, way: str) -> None:
         """Whoever changes a job between two runs, by APScheduler or past it, is heard."""
         with by_hand({"default": DebugExecutor()}) as rig:
@@ -695,6 +695,8 @@ class TestUsedAgain:
             if way == "modify":
                 job.modify(args=["new"])
                 assert self.idle(rig) is None
+            elif way == "by name":
+                job.modify(args=(), kwargs={"value": "new"})
             else:
                 job.args = ("new",)
             rig.after(10)
