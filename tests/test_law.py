@@ -277,6 +277,23 @@ class TestCoalescing:
                 assert rig.outcomes() == {"success": 1, "coalesced": 9}
             rig.is_told = instrumented
 
+    def test_a_trigger_that_counts_for_somebody_else(self, tmp_path: Path) -> None:
+        """So it is where another process has stored the job, and the loop comes to it first."""
+        pytest.importorskip("sqlalchemy")
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore  # noqa: PLC0415
+
+        url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+        with by_hand(jobstores={"default": SQLAlchemyJobStore(url)}) as rig:
+            until(lambda: rig.telemetry.ledger.stores()["default"].last_read)
+            other = HandDriven(jobstores={"default": SQLAlchemyJobStore(url)}, timezone=UTC)
+            other.start()
+            trigger = Countdown(10)
+            other.add_job(jobs.nothing, trigger, id="job", coalesce=True, misfire_grace_time=None)
+            other.shutdown()
+            rig.after(9.5 * MINUTE)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1, "coalesced": 9}
+
     def test_a_trigger_that_cannot_be_copied(self) -> None:
         """A trigger that telemetry cannot ask runs as ever, and the failure is counted."""
         trigger = Countdown(10)
@@ -823,6 +840,22 @@ class TestUsedAgain:
             assert rig.codes().count("executed") == 2
             assert rig.account().due == 1
             rig.is_told = False
+
+    def test_jobs_that_can_be_read_only_once(self) -> None:
+        """A store of the user's may say one by one which jobs are due."""
+
+        class OneByOne(MemoryJobStore):
+            def get_due_jobs(self, now: datetime) -> Any:
+                yield from super().get_due_jobs(now)
+
+        stores = {"default": OneByOne()}
+        with by_hand({"default": DebugExecutor()}, jobstores=stores) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10, id="lost", executor="gpu")
+            for job_id in ("a", "b"):
+                rig.add(jobs.nothing, "interval", seconds=10, id=job_id)
+            rig.after(10)
+            assert rig.outcomes("lost") == {"lost": 1}
+            assert rig.outcomes("a") == rig.outcomes("b") == {"success": 1}
 
     def test_keeps_nothing_of_a_stored_job(self) -> None:
         """What a store has unpickled for a run is gone after it, without a garbage collection."""
