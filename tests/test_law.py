@@ -280,7 +280,7 @@ class TestCoalescing:
     def test_a_trigger_that_counts_for_somebody_else(self, tmp_path: Path) -> None:
         """So it is where another process has stored the job, and the loop comes to it first."""
         pytest.importorskip("sqlalchemy")
-        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore  # noqa: PLC0415
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
         url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
         with by_hand(jobstores={"default": SQLAlchemyJobStore(url)}) as rig:
