@@ -19,7 +19,7 @@ check: ## The fast loop: lint, types and fast tests of the working tree, on one 
 drill: ## Faults for real, and the alerts that reach a webhook, as a table.
 	@exec $(PYTHON) tools/run.py drill tests/drills/drill.py $(ARGS)
 
-bench: ## What telemetry costs, as ratios measured in one run; about six minutes.
+bench: ## What telemetry costs, as ratios measured in one run; a quarter of an hour.
 	@exec $(PYTHON) tools/run.py bench benchmarks/all.py $(ARGS)
 
 soak: ## What stays in memory after a million runs and 200,000 jobs, as curves; about five minutes.
