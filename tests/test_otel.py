@@ -430,7 +430,7 @@ class TestWithoutSdk:
             sys.setprofile(None)
             gc.enable()
 
-        ours = {"enter", "leave", "carry", "settle", "_open", "_close", "_tracer"}
+        ours = {"enter", "leave", "carry", "settle", "_open", "_close", "_tracer", "_is_unset"}
         # "time" is the clock, where a test before this one has had it stand still.
         assert called - ours <= {"<lambda>", "test_does_nothing", "time"}
         assert carrier is None
@@ -495,6 +495,57 @@ class TestWithoutSdk:
         )
 
         assert (done.stdout, done.stderr) == ("['after']\n", "")
+
+    @pytest.mark.usefixtures("sampling")
+    def test_provider_named_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The API makes it when it is first asked for; nobody else need do so."""
+        script = f"""
+            import sys; sys.path[:] = {sys.path!r}
+            from apscheduler_telemetry.otel import SpanObserver
+
+            print(SpanObserver().is_awake())
+        """
+        answers = []
+        for name in ("", "sdk_tracer_provider"):
+            if name:
+                monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", name)
+            done = subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(script)],
+                capture_output=True,
+                check=False,
+                text=True,
+                timeout=60,
+            )
+            answers.append((done.stdout, done.stderr))
+        assert answers == [("False\n", ""), ("True\n", "")]
+
+    @pytest.mark.usefixtures("sampling")
+    def test_private_attribute_of_the_api(self) -> None:
+        """It tells whether there is a global provider; without it we ask in public."""
+        script = f"""
+            import sys; sys.path[:] = {sys.path!r}
+            from opentelemetry import trace
+            from opentelemetry.sdk.trace import TracerProvider
+            from apscheduler_telemetry import otel
+
+            asked = []
+            code = trace.get_tracer_provider.__code__
+            sys.setprofile(lambda frame, *_: asked.append(1) if frame.f_code is code else None)
+            observer = otel.SpanObserver()
+            print(trace._TRACER_PROVIDER, observer.is_awake(), len(asked))
+            trace.set_tracer_provider(TracerProvider())
+            print(observer.is_awake(), len(asked) > 0)
+            del asked[:], trace._TRACER_PROVIDER
+            print(otel._is_unset())
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+        assert (done.stdout, done.stderr) == ("None False 0\nTrue True\nFalse\n", "")
 
     def test_leave_without_enter(self, spans: Spans) -> None:
         """Where `enter` failed, `leave` does nothing and raises nothing."""

@@ -31,7 +31,13 @@ from apscheduler_telemetry._v3 import Adapter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 from apscheduler_telemetry.multiprocess import Mirror
-from apscheduler_telemetry.otel import Origins, SpanObserver, no_context, untraced
+from apscheduler_telemetry.otel import (
+    Origins,
+    SpanObserver,
+    leave_context,
+    return_to_context,
+    untraced,
+)
 from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.prometheus import collector_of
 
@@ -107,7 +113,8 @@ class Telemetry:
                     result=options["capture_result"],
                     stacktrace=options["capture_stacktrace"],
                 ),
-                no_context=no_context,
+                leave_context=leave_context,
+                return_to_context=return_to_context,
                 untraced=untraced,
                 on_start=self._mirror.start if self._mirror else _do_nothing,
                 on_stop=self._mirror.write if self._mirror else _do_nothing,

@@ -40,6 +40,7 @@ from opentelemetry import trace
 from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber, get_logger
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
+from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -87,6 +88,8 @@ _FAILURES = {
     Outcome.LOST: "handed over, or due to be, and never heard of again",
 }
 """The outcomes that are failures, with the status where no exception has a better one."""
+
+_SUCCESS = Outcome.SUCCESS
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one: the child process must read what is written here, however it is set up."""
@@ -146,6 +149,7 @@ class SpanObserver:
         self._logger_provider = logger_provider
         self._clock = clock
         self._as_event, self._as_log = _exception_signals()
+        self._is_named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
         self._fixed: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
 
@@ -254,6 +258,9 @@ class SpanObserver:
     def _describe(
         self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
     ) -> None:
+        if outcome is _SUCCESS:  # as most are, for which a look into the enumeration takes longer
+            span.set_attribute("apscheduler.outcome", "success")
+            return
         span.set_attribute("apscheduler.outcome", outcome.value)
         why = _FAILURES.get(outcome)
         if why is not None:
@@ -283,6 +290,8 @@ class SpanObserver:
             return tracer  # for good, as the global provider can be set but once
         provider = self._tracer_provider
         if provider is None:
+            if not self._is_named and _is_unset():
+                return None
             provider = trace.get_tracer_provider()
         if provider is not known:
             tracer = _tracer_of(provider)
@@ -354,27 +363,27 @@ class Origins:
         )
 
 
-class no_context:  # noqa: N801  # used like a function
+def leave_context() -> Token[Context] | None:
     """
-    Let nothing be current: neither a span nor baggage.
+    Let nothing be current, neither a span nor baggage, until `return_to_context`.
 
     What wakes a scheduler up is not the cause of what it does then: a thread that
     opentelemetry-instrumentation-threading started keeps the span of who started it for good, and
     a timer of asyncio that of whoever added a job last.
 
-    A class, as every pass over due jobs enters it: a generator would take three times as long.
+    Two functions, as every pass over due jobs calls them: a context manager would take three times
+    as long.
+
+    Returns:
+        What `return_to_context` is to be given; None where nothing is current, as in most threads.
     """
+    return otel_context.attach(_ROOT) if otel_context.get_current() else None
 
-    __slots__ = ("_token",)
 
-    def __enter__(self) -> None:
-        """Attach an empty context, unless that is what there is, as in most threads."""
-        self._token = otel_context.attach(_ROOT) if otel_context.get_current() else None
-
-    def __exit__(self, *_: object) -> None:
-        """Attach the one before."""
-        if self._token is not None:
-            otel_context.detach(self._token)
+def return_to_context(token: Token[Context] | None) -> None:
+    """Let that be current again which was so before `leave_context`."""
+    if token is not None:
+        otel_context.detach(token)
 
 
 @contextmanager
@@ -389,6 +398,23 @@ def untraced() -> Iterator[None]:
         yield
     finally:
         otel_context.detach(token)
+
+
+def _is_unset() -> bool:
+    """
+    Tell whether it is certain that there is no global provider yet.
+
+    By a private name of the API: whoever asks in public then waits for a look into the environment,
+    which takes as long as a third of what we do in a pass. Where it goes by another name, or a test
+    has replaced the public way, nothing is certain.
+    """
+    return (
+        getattr(trace, "_TRACER_PROVIDER", trace) is None
+        and trace.get_tracer_provider is _IN_PUBLIC
+    )
+
+
+_IN_PUBLIC = trace.get_tracer_provider
 
 
 def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:

@@ -71,8 +71,9 @@ class Adapter:
         origins: knows where a job is added, for its runs to link to.
         context_store: keeps that across restarts.
         capture: what of a job's own data may be told.
-        no_context: a context manager under which nothing is current.
-        untraced: one under which no span is made either.
+        leave_context: lets nothing be current from now on, and returns what that was.
+        return_to_context: is given that, and lets it be current again.
+        untraced: a context manager under which nothing is current, and no span is made.
         on_start: called when the scheduler is being started.
         on_stop: called when it was shut down.
 
@@ -97,7 +98,8 @@ class Adapter:
         origins: Origins,
         context_store: MutableMapping[str, str] | None,
         capture: Capture,
-        no_context: Callable[[], AbstractContextManager[None]],
+        leave_context: Callable[[], Any],
+        return_to_context: Callable[[Any], None],
         untraced: Callable[[], AbstractContextManager[None]],
         on_start: Callable[[], None],
         on_stop: Callable[[], None],
@@ -111,7 +113,8 @@ class Adapter:
         self._labeller = labeller
         self._expectations = expectations
         self.capture = capture
-        self.no_context = no_context
+        self.leave_context = leave_context
+        self.return_to_context = return_to_context
         self.untraced = untraced
         self._on_start = on_start
         self._on_stop = on_stop

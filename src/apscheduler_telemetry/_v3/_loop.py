@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,9 @@ class LoopHook:
         what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
         """
         self.is_bypassed = True
+        logger = self._scheduler._logger  # noqa: SLF001
+        if isinstance(logger, _WatchedLogger):
+            logger.watch_passes()
         self._begin()
 
     def listener_failed(self) -> None:
@@ -141,9 +145,9 @@ class LoopHook:
             self.is_bypassed = False
             self._begin()
             self._inside_since = self._adapter.monotonic()
+            context = self._adapter.leave_context()
             try:
-                with self._adapter.no_context():
-                    wait_seconds = original()
+                wait_seconds = original()
             except BaseException as exception:
                 self._failure = qualified_name(type(exception))
                 if self._adapter.active:
@@ -152,6 +156,7 @@ class LoopHook:
             finally:
                 self.inside = self._inside_since = self.job = self.entry = None
                 self._adapter.due = ()
+                self._adapter.return_to_context(context)
             self._failure = None
             self.last_wakeup = self._adapter.clock()
             self._expect(wait_seconds)
@@ -286,7 +291,7 @@ def _event_loop_of(scheduler: Any) -> Any:
 
 class _WatchedLogger:
     """
-    The scheduler's logger, telling when a listener has failed, and when a pass writes to it.
+    The scheduler's logger, telling when a listener has failed.
 
     APScheduler catches what a listener raises and writes it to its log; there is no other sign.
     Its logger's own method does the writing, so that the record names the line that it should, also
@@ -299,17 +304,18 @@ class _WatchedLogger:
     def __init__(self, logger: Any, loop: LoopHook) -> None:
         vars(self).update(_logger=logger, _loop=loop)
 
+    def watch_passes(self) -> None:
+        """Tell from now on also when a pass writes to the log."""
+        object.__setattr__(self, "__class__", _PassWatchingLogger)
+
     @property
     def exception(self) -> Any:
         if sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001  # as above
             self._loop.listener_failed()
         return self._logger.exception
 
-    @property
-    def debug(self) -> Any:
-        if self._loop.is_bypassed and sys._getframe(1).f_code is _PASS:  # noqa: SLF001
-            self._loop.ends_past_the_hook()
-        return self._logger.debug
+    # What a pass asks for, and everybody else: found at once.
+    debug = property(attrgetter("_logger.debug"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As whoever silences it does: scheduler._logger.propagate = False
@@ -317,6 +323,16 @@ class _WatchedLogger:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)
+
+
+class _PassWatchingLogger(_WatchedLogger):
+    """Tells also when a pass writes to it, for schedulers whose passes our hook is not asked."""
+
+    @property
+    def debug(self) -> Any:
+        if self._loop.is_bypassed and sys._getframe(1).f_code is _PASS:  # noqa: SLF001
+            self._loop.ends_past_the_hook()
+        return self._logger.debug
 
 
 _DISPATCH = BaseScheduler._dispatch_event.__code__  # noqa: SLF001

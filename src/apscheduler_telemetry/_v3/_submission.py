@@ -192,7 +192,7 @@ def plain_views(  # noqa: C901  # a call more would cost every run
 
     def func(self: PlainView, /, *args: Any, **kwargs: Any) -> Any:
         """Call the job's callable, and measure around it."""
-        call = self._job.func
+        call, entry = self._job.func, self.entry
         is_followed = pipeline.is_followed
         if is_followed and (
             self.started is not None or self.outcome is not None or not hook.active
@@ -214,14 +214,13 @@ def plain_views(  # noqa: C901  # a call more would cost every run
             self.duration = duration
         try:
             # The short way of Ledger.finish, here as a call more would cost every run.
-            job_id = self.id
-            taken = lane.pop(job_id, None)
+            taken = lane.pop(self.id, None)
             as_usual = taken is self and self.posted is None
             if as_usual:
-                fresh = self.entry.fresh
+                fresh = entry.fresh
                 fresh.extend((self.scheduled, started, duration, self.exemplar))
                 if len(fresh) >= MAX_FRESH:
-                    ledger.enter(self.entry.account)
+                    ledger.enter(entry.account)
             else:
                 ledger.succeed(self, lane, taken, duration)
         except Exception:  # noqa: BLE001  # telemetry never changes the job
@@ -230,9 +229,9 @@ def plain_views(  # noqa: C901  # a call more would cost every run
         if is_followed:
             pipeline.leave(self, _SUCCESS, None)
             self.duration = self.exemplar = None
-        if as_usual and self.entry.lasts:
+        if as_usual and entry.lasts:
             self.started = None
-            self.entry.idle = self  # from now on it may be the next one
+            entry.idle = self  # from now on it may be the next one
         return result
 
     return type("PlainView", (PlainView,), {"func": func, "__slots__": ()})
