@@ -13,6 +13,7 @@ import copy
 import gc
 import itertools
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
@@ -542,6 +543,42 @@ class TestLane:
             assert rig.outcomes() == {"success": 1}
             scheduler.shutdown()
         rig.telemetry.uninstrument()
+
+    @pytest.mark.parametrize("kind", ["inline", "threads"])
+    def test_that_cannot_be_called(self, kind: str) -> None:
+        """What fails before the callable is called, as its arguments are none, is an error, too."""
+        executor = DebugExecutor() if kind == "inline" else ThreadPoolExecutor(2)
+        with by_hand({"default": executor}) as rig:
+            job = rig.add(jobs.nothing, "interval", seconds=10)
+            rig.after(10)
+            rig.settle()
+            job.kwargs = {1: 2}
+            rig.after(10)
+            rig.settle()
+            job.kwargs = {}
+            rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 2, "error": 1}
+            assert rig.account().exceptions == {"TypeError": 1}
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="the hook cleans tracebacks there")
+    def test_pays_for_no_hook_that_does_nothing(self) -> None:
+        """Results are looked at from the first time on that runs do not go alone."""
+        executor = DebugExecutor()
+
+        def is_laid() -> bool:
+            return not isinstance(executor._run_job_success, MethodType)
+
+        with by_hand({"default": executor}) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10, coalesce=False)
+            rig.after(10)
+            assert not is_laid()
+            rig.after(20)
+            assert is_laid()
+            rig.after(10)
+            assert rig.outcomes() == {"success": 4}
+            rig.telemetry.uninstrument()
+            assert not is_laid()
 
     def test_within_itself(self) -> None:
         """A job that lets the loop turn while it runs in it, and so runs within itself."""
@@ -1821,7 +1858,7 @@ class TestOurOwnFailures:
             ("threads", "_ledger.Ledger.enter"),
             ("threads", "_ledger.Ledger.finish"),
             ("threads", "_v3._schedule.backlog"),
-            ("threads", "_v3._submission.Submission.returned"),
+            ("threads", "_v3._executors.ExecutorHook.told"),
             ("processes", "_ledger.Ledger.hand_over_one"),
             ("processes", "_ledger.Ledger.start"),
             ("processes", "_ledger.Ledger.finish"),

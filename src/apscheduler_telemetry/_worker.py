@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -242,6 +243,10 @@ def revive(job: Any, carriers: Sequence[Mapping[str, str] | None], address: int)
 def itself(thing: Any) -> Any:
     """Return `thing`; what a view pickles to, as pickle wants a call."""
     return thing
+
+
+HIDES_FRAMES = sys.version_info >= (3, 11)
+"""Whether `hide_this_frame` is all that it takes."""
 
 
 def hide_this_frame(exception: BaseException) -> None:

@@ -21,6 +21,8 @@ from weakref import WeakValueDictionary
 from apscheduler.events import (
     EVENT_EXECUTOR_ADDED,
     EVENT_EXECUTOR_REMOVED,
+    EVENT_JOB_ERROR,
+    EVENT_JOB_MISSED,
     EVENT_JOBSTORE_ADDED,
     EVENT_JOBSTORE_REMOVED,
     EVENT_SCHEDULER_SHUTDOWN,
@@ -161,6 +163,8 @@ class Adapter:
             | EVENT_EXECUTOR_REMOVED
             | EVENT_JOBSTORE_ADDED
             | EVENT_JOBSTORE_REMOVED
+            | EVENT_JOB_ERROR
+            | EVENT_JOB_MISSED
             | EVENT_SCHEDULER_SHUTDOWN
             | EVENT_SCHEDULER_STARTED,
         )
@@ -175,7 +179,9 @@ class Adapter:
 
     def _listen(self, event: Any) -> None:
         try:
-            if event.code == EVENT_EXECUTOR_ADDED:
+            if event.code in (EVENT_JOB_ERROR, EVENT_JOB_MISSED):
+                self._told(event)
+            elif event.code == EVENT_EXECUTOR_ADDED:
                 self._hook_executor(event.alias)
             elif event.code == EVENT_EXECUTOR_REMOVED:
                 self.ledger.remove_executor(event.alias)
@@ -186,15 +192,22 @@ class Adapter:
             elif event.code == EVENT_JOBSTORE_REMOVED:
                 self._close_store(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
-                self.loop.has_started()
-                self.links.started()
-                for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
-                    self._stores[id(store)].read()
-                self._on_start()
+                self._has_started()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
                 self._on_stop()
         except Exception:  # noqa: BLE001  # a listener's error would count as the user's
             self.guard.failed("adapter")
+
+    def _told(self, event: Any) -> None:
+        for executor in list(self._executors.values()):
+            executor.told(event)
+
+    def _has_started(self) -> None:
+        self.loop.has_started()
+        self.links.started()
+        for store in list(self.scheduler._jobstores.values()):  # noqa: SLF001
+            self._stores[id(store)].read()
+        self._on_start()
 
     def _hook_executor(self, alias: str) -> None:
         executor = self.scheduler._executors[alias]  # noqa: SLF001

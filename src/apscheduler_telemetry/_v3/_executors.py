@@ -31,7 +31,7 @@ from apscheduler_telemetry._v3._submission import (
     plain_views,
     submission_of,
 )
-from apscheduler_telemetry._worker import RunTimes
+from apscheduler_telemetry._worker import HIDES_FRAMES, RunTimes
 
 if TYPE_CHECKING:
     from apscheduler_telemetry._ledger import Entry
@@ -76,10 +76,12 @@ class ExecutorHook:
         # In the order of submission, which is the order in which a pool takes them.
         self._under_way: dict[Hashable, JobView] = {}
         self._crowded = CROWDED
-        lay = adapter.shadows.lay
-        lay(executor, "submit_job", self._submit_job)
-        lay(executor, "_run_job_success", self._run_job_success)
-        lay(executor, "_run_job_error", self._run_job_error)
+        self._lay = adapter.shadows.lay
+        self._lay(executor, "submit_job", self._submit_job)
+        self._lay(executor, "_run_job_error", self._run_job_error)
+        self._takes_results = False
+        if not (self.is_plain and HIDES_FRAMES):
+            self._take_results()
 
     def open(self, alias: str) -> None:
         """Keep an account of the executor's load under this alias."""
@@ -231,32 +233,44 @@ class ExecutorHook:
         self.ledger.error(ErrorKind.SUBMIT)
         return submission.failed
 
+    def _take_results(self) -> None:
+        """
+        Take note of results before anybody else.
+
+        What goes alone ends in its callable, and where it does not, as on a misfire, we are told as
+        a listener. So this hook is not laid, which every run would pay for, before there is
+        something else.
+        """
+        if not self._takes_results:
+            self._takes_results = True
+            self._lay(self._executor, "_run_job_success", self._run_job_success)
+
+    def told(self, event: Any) -> None:
+        """Take an event that listeners are told of: of a run that went alone and did not end."""
+        for run in self.ledger.alone(self.lane, event.job_id):
+            if run.scheduled == event.scheduled_run_time:
+                self._note(Submission(self, None, [run]).told, event)
+
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
-            try:
-                # Not as JobView's; and its callable has ended it.
-                is_over = type(job_id) is str and events[0].code == EVENT_JOB_EXECUTED  # type: ignore[index]
-            except Exception:  # noqa: BLE001  # not from run_job
-                is_over = False
-            if not (is_over and self.is_plain):
-                events = self._take_result(job_id, events)
-                job_id = str(job_id)
-            original(job_id, events)
+            if self.is_plain and type(job_id) is str:
+                try:
+                    fell_short = events[0].code != EVENT_JOB_EXECUTED  # type: ignore[index]
+                except Exception:  # noqa: BLE001  # not from run_job
+                    fell_short = True
+                if fell_short:
+                    self._note(self._alone(job_id).returned, events)
+                original(job_id, events)
+                return
+            view = self._view(job_id)
+            if view is not None:
+                if not isinstance(events, Sequence):
+                    events = self._unlisted(view, events)
+                elif is_of(view, events):
+                    self._close(view, submission_of(view).returned, events)
+            original(str(job_id), events)
 
         return run_job_success
-
-    def _take_result(self, job_id: str, events: Any) -> Any:
-        """Take note of a result, and return what to pass on."""
-        if self.is_plain and type(job_id) is str:
-            self._note(self._alone(job_id).returned, events)
-            return events
-        view = self._view(job_id)
-        if view is not None:
-            if not isinstance(events, Sequence):
-                return self._unlisted(view, events)
-            if is_of(view, events):
-                self._close(view, submission_of(view).returned, events)
-        return events
 
     def _run_job_error(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_error(job_id: str, exc: BaseException, traceback: Any = None) -> None:
@@ -295,6 +309,7 @@ class ExecutorHook:
                 self._forget()
             entry.accounted = runs[-1].scheduled
             self._under_way[key] = view
+            self._take_results()
         except Exception:  # noqa: BLE001
             self.guard.failed("adapter")
             return None
