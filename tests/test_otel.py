@@ -403,6 +403,18 @@ class TestContext:
         assert not span.get_span_context().trace_flags.sampled
 
 
+def told_by(script: str) -> tuple[str, str]:
+    """Return what a script in a process of its own writes to its output, and of errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout, done.stderr
+
+
 class TestWithoutSdk:
     @pytest.mark.parametrize(
         "provider", [None, trace.NoOpTracerProvider(), trace.ProxyTracerProvider()]
@@ -486,15 +498,7 @@ class TestWithoutSdk:
             print([span.name for span in exporter.get_finished_spans()])
         """
 
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-
-        assert (done.stdout, done.stderr) == ("['after']\n", "")
+        assert told_by(script) == ("['after']\n", "")
 
     @pytest.mark.usefixtures("sampling")
     def test_provider_named_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,14 +513,7 @@ class TestWithoutSdk:
         for name in ("", "sdk_tracer_provider"):
             if name:
                 monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", name)
-            done = subprocess.run(
-                [sys.executable, "-c", textwrap.dedent(script)],
-                capture_output=True,
-                check=False,
-                text=True,
-                timeout=60,
-            )
-            answers.append((done.stdout, done.stderr))
+            answers.append(told_by(script))
         assert answers == [("False\n", ""), ("True\n", "")]
 
     @pytest.mark.usefixtures("sampling")
@@ -538,14 +535,7 @@ class TestWithoutSdk:
             del asked[:], trace._TRACER_PROVIDER
             print(otel._is_unset())
         """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-        assert (done.stdout, done.stderr) == ("None False 0\nTrue True\nFalse\n", "")
+        assert told_by(script) == ("None False 0\nTrue True\nFalse\n", "")
 
     def test_leave_without_enter(self, spans: Spans) -> None:
         """Where `enter` failed, `leave` does nothing and raises nothing."""

@@ -340,6 +340,11 @@ class Entry:
     def __post_init__(self) -> None:
         self.fresh = self.account.fresh
 
+    def let_go(self) -> None:
+        """Keep nothing of the job itself."""
+        self.lasts = False
+        self.idle = None
+
     @property
     def promise(self) -> float | None:
         """The next run in Unix seconds, None when nothing is promised."""
@@ -540,7 +545,7 @@ class Ledger:
     def let_go(self, jobstore: str) -> None:
         """Keep nothing of the jobs that a store has lost but what they promised."""
         for entry in self.entries(jobstore):
-            self._let_go(entry)
+            entry.let_go()
 
     def set_intervals(self, entry: Entry, intervals: tuple[float, float] | None) -> None:
         """Note the shortest and the longest gap in seconds between coming runs."""
@@ -808,16 +813,11 @@ class Ledger:
             if entry.promise is not None:
                 account.broken[entry.key] = entry.promise
         entry.at = entry.next_run = None
-        self._let_go(entry)
+        entry.let_go()
         entry.steady_until = NEVER
         account.has_changed = True
         if not account.entries:
             account.removed_at = self._clock()
-
-    @staticmethod
-    def _let_go(entry: Entry) -> None:
-        entry.lasts = False
-        entry.idle = None
 
     @staticmethod
     def _promise(entry: Entry, at: float | None) -> None:

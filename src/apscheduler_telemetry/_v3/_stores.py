@@ -383,17 +383,13 @@ class StoreHook:
                 except BaseException:
                     self._failed()
                     raise
-                adapter.due = jobs
-                if adapter.has_stateful:
-                    self._note(adapter.remember, jobs)
+                self._fell_due(jobs)
                 return jobs
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 jobs = _as_list(jobs)
                 self._note(adapter.recognise, jobs)
-                adapter.due = jobs
-                if adapter.has_stateful:
-                    self._note(adapter.remember, jobs)
+                self._fell_due(jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and loop.is_inside:
@@ -404,6 +400,11 @@ class StoreHook:
             return jobs
 
         return get_due_jobs
+
+    def _fell_due(self, jobs: Any) -> None:
+        self._adapter.due = jobs
+        if self._adapter.has_stateful:
+            self._note(self._adapter.remember, jobs)
 
     def _get_all_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_all_jobs() -> Any:

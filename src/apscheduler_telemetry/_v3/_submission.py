@@ -160,7 +160,6 @@ class PlainView(_View, Run):
         self._job = job
         self.id = job.id
         self._jobstore_alias = job._jobstore_alias  # noqa: SLF001
-        self.renew()
 
     def renew(self) -> None:
         """Take over what the job is now."""
