@@ -775,6 +775,26 @@ class TestUsedAgain:
             rig.after(10)
             assert rig.outcomes() == {"success": 2, "missed": 1, "skipped": 1}
 
+    def test_behind_others_that_are_missed(self) -> None:
+        """What listeners are told of other runs of the job is not taken for its own."""
+        gate = Gate()
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+            options: dict[str, Any] = {"seconds": 10, "max_instances": 3, "coalesce": False}
+            rig.add(jobs.nothing, "interval", **options, misfire_grace_time=15)
+            rig.after(10)
+            self.settle(rig)
+            rig.add(gate.hold, id="hold")
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.after(20)  # two at once
+            assert self.idle(rig) is not None
+            rig.after(10)  # and one alone
+            assert self.idle(rig) is None
+            rig.clock.advance(10)
+            gate.open()
+            self.settle(rig)
+            assert rig.outcomes() == {"success": 2, "missed": 2}
+
     def test_not_for_a_copy(self) -> None:
         """Whoever gives an executor a copy of the job has that run, and not the job."""
         with by_hand({"default": DebugExecutor()}) as rig:

@@ -247,9 +247,9 @@ class ExecutorHook:
 
     def told(self, event: Any) -> None:
         """Take an event that listeners are told of: of a run that went alone and did not end."""
-        for run in self.ledger.alone(self.lane, event.job_id):
-            if run.scheduled == event.scheduled_run_time:
-                self._note(Submission(self, None, [run]).told, event)
+        alone = self._alone(event.job_id)
+        if alone.runs:
+            self._note(alone.told, event)  # which goes by when it was due
 
     def _run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_success(job_id: str, events: Iterable[Any]) -> None:
