@@ -168,6 +168,15 @@ class Rig:
         """Wait until no run is queued or running."""
         until(self.is_quiet, "runs to end")
 
+    def finish_pass(self) -> None:
+        """
+        Wait until a pass over due jobs is over that is under way in another thread.
+
+        A scheduler that is shut down in the middle of one breaks it off with an exception.
+        """
+        with self.scheduler._jobstores_lock:
+            pass  # which is held for as long as that takes
+
     def check(self) -> None:
         """Check what must hold whatever happened: the law, and what listeners were told."""
         check_law(self.telemetry)
@@ -284,6 +293,7 @@ def _closing(rig: Rig) -> Iterator[None]:
     try:
         yield
         if rig.scheduler.running:
+            rig.finish_pass()
             rig.scheduler.shutdown()
         rig.settle()
         rig.check()

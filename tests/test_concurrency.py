@@ -216,7 +216,7 @@ class TestFromWithin:
             rig.scheduler.add_listener(listen, ev.EVENT_JOB_EXECUTED)
             rig.add(nothing, "interval", seconds=10)
             rig.after(10)
-            rig.settle()
+            until(lambda: seen)
             assert seen == [{"success": 1}]
 
 

@@ -26,7 +26,13 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 import pytest
-from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_SUBMITTED, JobExecutionEvent
+from apscheduler.events import (
+    EVENT_JOB_ERROR,
+    EVENT_JOB_EXECUTED,
+    EVENT_JOB_MISSED,
+    EVENT_JOB_SUBMITTED,
+    JobExecutionEvent,
+)
 from apscheduler.executors.asyncio import AsyncIOExecutor, run_coroutine_job
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.debug import DebugExecutor
@@ -319,6 +325,7 @@ class TestCoalescing:
         with by_hand() as rig:
             rig.add(jobs.nothing, every(10), coalesce=True)
             rig.scheduler.turn()
+            rig.settle()
             for _ in range(5):
                 rig.after(10)
                 rig.settle()
@@ -666,9 +673,17 @@ class TestUsedAgain:
 
     @staticmethod
     def settle(rig: Rig) -> None:
-        """Wait until nothing runs, and do not look at the books."""
+        """Wait until nothing runs and listeners know, and do not look at the books."""
         executors = rig.scheduler._executors.values()
-        until(lambda: not any(any(list(e._instances.values())) for e in list(executors)))
+
+        def is_settled() -> bool:
+            told = list(rig.events)
+            due = sum(len(e.scheduled_run_times) for e in told if e.code == EVENT_JOB_SUBMITTED)
+            codes = {EVENT_JOB_EXECUTED, EVENT_JOB_ERROR, EVENT_JOB_MISSED}
+            ends = sum(e.code in codes for e in told)
+            return ends >= due and not any(any(list(e._instances.values())) for e in executors)
+
+        until(is_settled)
 
     @pytest.mark.parametrize("kind", ["inline", "threads"])
     def test_as_long_as_all_goes_well(self, kind: str) -> None:
@@ -1273,6 +1288,7 @@ class TestShutdown:
             for job_id in "bc":
                 rig.add(jobs.nothing, id=job_id)
             until(lambda: rig.account("b").queued + rig.account("c").queued == 2)
+            rig.finish_pass()
             thread = threading.Thread(target=scheduler.shutdown, args=[wait])
             thread.start()
             until(lambda: not scheduler.running)
@@ -1569,8 +1585,9 @@ class TestLabels:
     def test_the_same_id_in_two_stores(self) -> None:
         """Two jobs of one id in different job stores are both counted, under that id."""
         with by_hand(jobstores={"one": {"type": "memory"}, "two": {"type": "memory"}}) as rig:
-            rig.add(jobs.nothing, every(10), jobstore="one")
-            rig.add(jobs.fail, every(5), jobstore="two")
+            # An executor tells them apart by their ids only, and counts the runs of both as one's.
+            rig.add(jobs.nothing, every(10), jobstore="one", max_instances=2)
+            rig.add(jobs.fail, every(5), jobstore="two", max_instances=2)
             rig.scheduler.turn()
             rig.settle()
             rig.after(5)

@@ -58,9 +58,10 @@ class Process:
                 f"sqlite:///{directory / 'jobs.db'}",
                 engine_options={"poolclass": sqlalchemy.pool.NullPool},
             )
+        self._executor = executor or DebugExecutor()
         self.scheduler = HandDriven(
             jobstores={"default": store},
-            executors={"default": executor or DebugExecutor()},
+            executors={"default": self._executor},
             timezone=timezone.utc,
         )
         self.telemetry: Telemetry = instrument(
@@ -95,13 +96,14 @@ class Process:
         return self.scheduler.add_job(func, **{**defaults, **options})
 
     def runs(self) -> list[Any]:
-        """Return the spans of runs since this was asked last, once there is one."""
+        """Return the spans of runs since this was asked last, once there is one and it is over."""
 
         def turned() -> list[Any]:
             self.scheduler.turn()
             return self._runs()
 
         spans: list[Any] = until(turned)
+        until(lambda: not any(list(self._executor._instances.values())))
         self._exporter.clear()
         return spans
 
@@ -276,7 +278,7 @@ class TestRestart:
             app.add(id="all")
         assert until(lambda: len(store) == 2)
         app.scheduler.remove_job("removed")
-        assert until(lambda: [json.loads(key) for key in store] == [["default", "all"]])
+        assert until(lambda: [json.loads(key) for key in list(store)] == [["default", "all"]])
         app.scheduler.remove_all_jobs()
         assert until(lambda: not len(store))
 
