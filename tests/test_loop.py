@@ -387,6 +387,16 @@ class TestState:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 class TestDeadThread:
+    @staticmethod
+    def reasons_in_another_thread(seen: Watched) -> list[str]:
+        """Return why the scheduler does not live, as seen from a pass in a thread of its own."""
+        reasons: list[str] = []
+        seen.scheduler.add_job(lambda: reasons.extend(seen.reasons()))
+        thread = threading.Thread(target=seen.scheduler.turn)
+        thread.start()
+        thread.join(jobs.PATIENCE)
+        return reasons
+
     def test_killed_by_its_job_store(self) -> None:
         """A thread that died is reported, though `running` stays true; nothing starts it again."""
         with watched(BackgroundScheduler(jobstores={"default": FaultyStore()})) as seen:
@@ -415,6 +425,26 @@ class TestDeadThread:
         end_thread(scheduler, SystemExit)
         with watched(scheduler) as seen:
             assert (seen.up(), seen.reasons()) == (0, ["thread_dead"])
+
+    def test_replaced(self) -> None:
+        """Another one that passes in its place counts, which often gets its id."""
+        scheduler = scenes.by_hand()
+        with watched(scheduler) as seen:
+            scheduler.start()
+            for _ in range(2):
+                assert self.reasons_in_another_thread(seen) == []
+                assert seen.reasons() == ["thread_dead"]
+
+    def test_replaced_by_a_restart(self) -> None:
+        """So does that of the next start, though nobody has asked since the last one ended."""
+        scheduler = scenes.by_hand()
+        with watched(scheduler) as seen:
+            scheduler.start()
+            assert self.reasons_in_another_thread(seen) == []
+            scheduler.shutdown()
+            scheduler.start()
+            assert self.reasons_in_another_thread(seen) == []
+            assert seen.reasons() == ["thread_dead"]
 
     def test_interrupted_in_the_foreground(self) -> None:
         """Ctrl-C ends a `BlockingScheduler` whose thread may live on, and it stays `running`."""
@@ -516,6 +546,33 @@ class TestAsyncio:
             loop.close()
             scheduler.state = 0
 
+    def test_blocked_after_it_was_woken_up(self) -> None:
+        """Woken up in the middle of a pass it is due at once, whatever that pass then says."""
+        executors = {"default": DebugExecutor()}
+        late: list[list[str]] = []
+
+        async def main() -> None:
+            with watched(AsyncIOScheduler(executors=executors)) as seen:
+                clock = Monotonic(seen)
+
+                def block() -> None:
+                    clock.now += OVERDUE_AFTER + 1
+                    late.append(seen.reasons())
+
+                def wake_up() -> None:
+                    asyncio.get_running_loop().call_soon(block)  # before the pass that is asked for
+                    seen.scheduler.wakeup()
+
+                seen.scheduler.start()
+                await eventually(lambda: seen.telemetry.last_wakeup)
+                add_due(seen, wake_up)
+                await eventually(lambda: late)
+                assert late == [["overdue"]]
+                await eventually(lambda: seen.up() == 1)
+                seen.scheduler.shutdown()
+
+        asyncio.run(main())
+
     def test_blocked_event_loop(self) -> None:
         """A pass that does not come when it was due is reported until it comes."""
 
@@ -524,8 +581,7 @@ class TestAsyncio:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
                 seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
-                await eventually(lambda: seen.telemetry._adapter.loop._expected)
-                await eventually(lambda: (seen.telemetry._adapter.loop._expected or 0) > clock.now)
+                await eventually(lambda: seen.telemetry._adapter.loop._lateness(clock.now) < 0)
                 clock.now += 3600 + OVERDUE_AFTER - 1
                 assert seen.reasons() == []
                 clock.now += 2

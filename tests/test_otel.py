@@ -476,6 +476,17 @@ class TestWithoutSdk:
             assert len(spans.ended) == 1
             assert rig.outcomes() == {"success": 2}
 
+    def test_wakes_up(self, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether there is something to do, now or ever."""
+        assert spans.observer().is_awake()
+        assert SpanObserver(tracer_provider=trace.NoOpTracerProvider()).is_awake() is None
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+        assert SpanObserver().is_awake() is False
+        assert SpanObserver(tracer_provider=trace.ProxyTracerProvider()).is_awake() is False
+        monkeypatch.setenv(otel.OPT_IN, "logs/dup")
+        told = SpanObserver().is_awake()
+        assert told == ("event_name" in inspect.signature(Logger.emit).parameters)
+
     @pytest.mark.parametrize("argument", ["", "tracer_provider=trace.get_tracer_provider()"])
     @pytest.mark.usefixtures("sampling")
     def test_provider_set_later(self, argument: str) -> None:

@@ -138,7 +138,44 @@ class TestGuard:
         assert done.returncode == 0
 
 
+class Asleep(Observer):
+    """Has nothing to do, for now or for good, or does not say."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__("asleep", [])
+        self.answer = answer
+
+    def is_awake(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
 class TestPipeline:
+    @pytest.mark.parametrize(
+        ("answers", "followed", "settled"),
+        [
+            ([], False, True),
+            ([None], False, True),
+            ([False], False, False),
+            ([None, False], False, False),
+            ([False, None], False, False),
+            ([True], True, True),
+            ([False, True], True, True),
+            ([None, True], True, True),
+            ([False, Boom()], True, True),
+        ],
+    )
+    def test_looks(self, answers: list[Any], followed: bool, settled: bool) -> None:
+        """It looks for as long as somebody may still wake up, and nobody has."""
+        guard = Guard()
+        pipeline = Pipeline(guard, map(Asleep, answers))
+        assert (pipeline.is_followed, pipeline.is_settled) == (followed, settled)
+        assert guard.counts()["spans"] == sum(isinstance(answer, Boom) for answer in answers)
+        pipeline.observers = ()
+        pipeline.look()
+        assert (pipeline.is_followed, pipeline.is_settled) == (False, True)
+
     def test_enters_in_order_and_leaves_in_reverse(self) -> None:
         """Observers wrap each other around a run like context managers."""
         journal: list[Any] = []

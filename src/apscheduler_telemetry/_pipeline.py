@@ -77,6 +77,7 @@ class Pipeline:
     Attributes:
         is_followed: whether any observer had something to do when that was last looked at. If none
             has, a run costs less.
+        is_settled: whether that is so for good, and need not be looked at again.
     """
 
     def __init__(self, guard: Guard, observers: Iterable[RunObserver] = ()) -> None:
@@ -86,15 +87,19 @@ class Pipeline:
 
     def look(self) -> None:
         """See whether runs from now on are followed by anybody."""
-        self.is_followed = False
+        is_followed, is_settled = False, True
         for observer in self.observers:
             try:
-                if observer.is_awake():
-                    self.is_followed = True
-                    break
+                is_awake = observer.is_awake()
             except Exception:  # noqa: BLE001  # the next calls will say so
                 self._guard.failed(observer.component)
-                self.is_followed = True
+                is_awake = True
+            if is_awake:
+                is_followed = is_settled = True
+                break
+            if is_awake is not None:
+                is_settled = False
+        self.is_followed, self.is_settled = is_followed, is_settled
 
     def enter(self, run: RunView) -> None:
         for observer in self.observers:

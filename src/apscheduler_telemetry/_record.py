@@ -207,8 +207,15 @@ class RunObserver(Protocol):
 
     component: str
 
-    def is_awake(self) -> bool:
-        """Tell whether there is anything to do for it now; asked before each pass over due jobs."""
+    def is_awake(self) -> bool | None:
+        """
+        Tell whether there is anything to do for it, from now on.
+
+        Asked before each pass over due jobs, until that is so.
+
+        Returns:
+            None where there never will be.
+        """
 
     def enter(self, run: RunView) -> None:
         """Called where the callable is about to run: same thread, same context, before it."""

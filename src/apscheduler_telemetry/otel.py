@@ -149,13 +149,22 @@ class SpanObserver:
         self._logger_provider = logger_provider
         self._clock = clock
         self._as_event, self._as_log = _exception_signals()
-        self._is_named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
+        # One that the environment names is made when it is first asked for.
+        named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
+        self._may_be_unset = self._tracer_provider is None and not named
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
         self._fixed: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
 
-    def is_awake(self) -> bool:
+    def is_awake(self) -> bool | None:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
-        return self._as_log or self._tracer() is not None
+        if self._as_log:
+            return True
+        # Asked before each pass as long as there is no SDK, and then answered by this.
+        if self._may_be_unset and _is_unset():
+            return False
+        if self._tracer() is not None:
+            return True
+        return False if self._tracer_provider is None else None
 
     def enter(self, run: RunView) -> None:
         """Start the span of `run` and make it current."""
@@ -290,7 +299,7 @@ class SpanObserver:
             return tracer  # for good, as the global provider can be set but once
         provider = self._tracer_provider
         if provider is None:
-            if not self._is_named and _is_unset():
+            if self._may_be_unset and _is_unset():
                 return None
             provider = trace.get_tracer_provider()
         if provider is not known:

@@ -4,6 +4,7 @@ Hooks on the scheduler's loop, and the answer to the question whether it really 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -46,11 +47,13 @@ class LoopHook:
         self.started_at: float | None = None
         self.last_wakeup: float | None = None
         self._thread: threading.Thread | None = None
+        self._thread_id: int | None = None
         self._ended = False
         self.inside: int | None = None
         self.is_bypassed = False
         self._inside_since: float | None = None
-        self._expected: float | None = None
+        # When the next pass was last spoken of, and in how many seconds it is to come.
+        self._expected: tuple[float, Any] | None = None
         self._failure: str | None = None
         self.job: Any = None
         self.entry: Entry | None = None
@@ -130,7 +133,7 @@ class LoopHook:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._adapter.clock()
-        self._thread = self._expected = self._failure = None
+        self._thread = self._thread_id = self._expected = self._failure = None
         self._ended = False
 
     def runs_already(self) -> None:
@@ -141,34 +144,43 @@ class LoopHook:
     # The hooks
 
     def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        # Most passes find one job due, whose run pays for all that is done here.
+        adapter = self._adapter
+        leave_context, return_to_context = adapter.leave_context, adapter.return_to_context
+
         def process_jobs() -> Any:
             self.is_bypassed = False
             self._begin()
-            self._inside_since = self._adapter.monotonic()
-            context = self._adapter.leave_context()
+            self._inside_since = adapter.monotonic()
+            context = leave_context()
             try:
                 wait_seconds = original()
             except BaseException as exception:
                 self._failure = qualified_name(type(exception))
-                if self._adapter.active:
-                    self._adapter.ledger.error(ErrorKind.LOOP)
+                if adapter.active:
+                    adapter.ledger.error(ErrorKind.LOOP)
                 raise
             finally:
                 self.inside = self._inside_since = self.job = self.entry = None
-                self._adapter.due = ()
-                self._adapter.return_to_context(context)
+                adapter.due = ()
+                if context is not None:
+                    return_to_context(context)
             self._failure = None
-            self.last_wakeup = self._adapter.clock()
-            self._expect(wait_seconds)
+            self.last_wakeup = adapter.clock()
+            if self._expected is None:
+                self._expected = adapter.monotonic(), wait_seconds
             return wait_seconds
 
         return process_jobs
 
     def _begin(self) -> None:
-        self.inside = get_ident()
-        self._thread = threading.current_thread()
-        self._expected = self.job = self.entry = None
-        self._adapter.pipeline.look()
+        self.inside = thread_id = get_ident()
+        if thread_id != self._thread_id:
+            self._thread, self._thread_id = threading.current_thread(), thread_id
+        self._expected = None
+        pipeline = self._adapter.pipeline
+        if not pipeline.is_settled:
+            pipeline.look()
 
     def ends_past_the_hook(self) -> None:
         """Note that a pass has written to the log, as it does at its end and its begin."""
@@ -177,21 +189,17 @@ class LoopHook:
             self.last_wakeup = self._adapter.clock()
             self._adapter.due = ()
 
-    def _expect(self, wait_seconds: Any) -> None:
-        """Expect the next pass in so many seconds, if it is not expected sooner."""
-        if self._expected is None and isinstance(wait_seconds, (int, float)):
-            self._expected = self._adapter.monotonic() + wait_seconds
-
     def _start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
-            self._expect(wait_seconds)  # Qt's pass does not return it
+            if self._expected is None:  # as where the pass does not return it: Qt
+                self._expected = self._adapter.monotonic(), wait_seconds
 
         return start_timer
 
     def _wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._expected = self._adapter.monotonic()
+            self._expected = self._adapter.monotonic(), 0
             original()
 
         return wakeup
@@ -234,8 +242,10 @@ class LoopHook:
         event_loop = _event_loop_of(self._scheduler)
         greenlet = getattr(self._scheduler, "_greenlet", None)
         ended = self._ended or (greenlet is not None and greenlet.dead)
-        if event_loop is None:  # which may change threads
-            ended = ended or (self._thread is not None and not self._thread.is_alive())
+        thread = self._thread if event_loop is None else None  # which may change threads
+        if thread is not None and not thread.is_alive():
+            ended = True
+            self._thread_id = None  # which the next one may get
         if self._failure is not None:
             message = (
                 f"The latest pass over due jobs ended with {self._failure}, which ends the "
@@ -250,19 +260,26 @@ class LoopHook:
         elif event_loop is not None and not event_loop.is_running():
             yield "event_loop_stopped", "The scheduler's event loop does not run."
         now = self._adapter.monotonic()
-        since, expected = self._inside_since, self._expected
+        since, late = self._inside_since, self._lateness(now)
         if since is not None and now - since > OVERDUE_AFTER:
             message = (
                 f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
                 "job store, a listener or an inline job holds it up."
             )
             yield "overdue", message
-        elif state == "running" and expected is not None and now - expected > OVERDUE_AFTER:
+        elif state == "running" and late > OVERDUE_AFTER:
             message = (
-                f"The loop should have looked for due jobs {now - expected:.0f} s ago: it is "
+                f"The loop should have looked for due jobs {late:.0f} s ago: it is "
                 "blocked, or its timer was lost."
             )
             yield "overdue", message
+
+    def _lateness(self, now: float) -> float:
+        """Return for how many seconds the next pass has been due; less than none before that."""
+        since, wait_seconds = self._expected or (now, None)
+        if not isinstance(wait_seconds, (int, float)):  # none is to come, or who knows when
+            return -math.inf
+        return now - since - wait_seconds
 
 
 class _Reactor:

@@ -76,7 +76,8 @@ class StoreHook:
         lay(store, "remove_all_jobs", self._remove_all_jobs)
         lay(store, "get_due_jobs", self._get_due_jobs)
         lay(store, "get_all_jobs", self._get_all_jobs)
-        lay(store, "get_next_run_time", self._get_next_run_time)
+        if type(store) is not MemoryJobStore:  # whose cannot fail, and is called in every pass
+            lay(store, "get_next_run_time", self._get_next_run_time)
         if hasattr(store, _RESTORE):
             lay(store, _RESTORE, self._reconstitute_job)
         renew_lock_after_fork(self)
@@ -375,21 +376,27 @@ class StoreHook:
         def get_due_jobs(now: datetime) -> Any:
             if loop.inside is None or loop.is_bypassed:
                 loop.begins_past_the_hook()
-            if not self.persistent:
-                try:
-                    jobs = original(now)
-                    if type(jobs) is not list:
-                        jobs = _as_list(jobs)
-                except BaseException:
-                    self._failed()
-                    raise
-                self._fell_due(jobs)
-                return jobs
+            try:
+                jobs = original(now)
+                if type(jobs) is not list:
+                    jobs = _as_list(jobs)
+            except BaseException:
+                self._failed()
+                raise
+            adapter.due = jobs
+            if adapter.has_stateful:
+                self._note(adapter.remember, jobs)
+            return jobs
+
+        def get_stored_due_jobs(now: datetime) -> Any:
+            if loop.inside is None or loop.is_bypassed:
+                loop.begins_past_the_hook()
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 jobs = _as_list(jobs)
                 self._note(adapter.recognise, jobs)
-                self._fell_due(jobs)
+                adapter.due = jobs
+                self._note(adapter.remember, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and loop.is_inside:
@@ -399,12 +406,7 @@ class StoreHook:
                 self._note(self._read_all)
             return jobs
 
-        return get_due_jobs
-
-    def _fell_due(self, jobs: Any) -> None:
-        self._adapter.due = jobs
-        if self._adapter.has_stateful:
-            self._note(self._adapter.remember, jobs)
+        return get_stored_due_jobs if self.persistent else get_due_jobs
 
     def _get_all_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_all_jobs() -> Any:
