@@ -94,7 +94,7 @@ def per_job(jobs: int) -> None:
         schedulers.append((scheduler, registry))
     encode, _ = choose_encoder("application/openmetrics-text;version=1.0.0")
     registry = schedulers[-1][1]
-    grown, _ = growth(lambda: len(collector_of(registry).expose(encode)))
+    grown, _ = growth(lambda: sum(map(len, collector_of(registry).expose(encode))))
     print(f"a job's kept lines, all series of one format  {grown / jobs:10.0f} bytes")
     for scheduler, _ in schedulers:
         scheduler.shutdown()

@@ -94,9 +94,13 @@ async def ask_asgi(
         sent.append(message)
 
     await app(scope, receive, send)
-    start, body = sent
+    start, *pieces, last = sent
+    assert {message["type"] for message in (*pieces, last)} == {"http.response.body"}
+    assert all(message["more_body"] for message in pieces)
+    assert not last.get("more_body")
     fields = {k.decode(): v.decode() for k, v in start["headers"]}
-    return Reply(start["status"], fields, body["body"])
+    body = b"".join(message["body"] for message in (*pieces, last))
+    return Reply(start["status"], fields, body)
 
 
 def ask_asgi_now(app: Callable[..., Any], path: str, **request: Any) -> Reply:

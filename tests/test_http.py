@@ -20,6 +20,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,30 @@ class TestMetrics:
 
         assert reply.headers["content-encoding"] == "gzip"
         assert gzip.decompress(reply.body) == generate_latest(registry)
+
+    def test_in_pieces(self, registry: CollectorRegistry, failures: Errors) -> None:
+        """What comes in pieces is sent so, and is one body for the client, packed or not."""
+        pieces = [random.randbytes(size) for size in (1 << 20, 1, 1 << 19)]
+        whole = b"".join(pieces)
+        endpoints = Endpoints(
+            registry=registry,
+            health=lambda: HEALTHY,
+            on_error=failures,
+            expose=lambda _: pieces,
+        )
+        with endpoints.serve(0) as server:
+            for ask in (
+                partial(ask_wsgi, endpoints.wsgi, "/metrics"),
+                partial(ask_asgi_now, endpoints.asgi, "/metrics"),
+                partial(fetch, server),
+            ):
+                reply = ask()
+                assert (int(reply.headers["content-length"]), reply.body) == (len(whole), whole)
+                assert ask(method="HEAD") == (200, reply.headers, b"")
+                reply = ask(headers={"Accept-Encoding": "gzip"})
+                assert int(reply.headers["content-length"]) == len(reply.body)
+                assert gzip.decompress(reply.body) == whole
+        assert not failures
 
     def test_names_restrict(self, ask: Callable[..., Reply]) -> None:
         """``name[]`` restricts the answer to those series."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from prometheus_client import Counter, Gauge
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry._ledger import DURATION_BUCKETS, REMOVED_FOR, Removal
+from apscheduler_telemetry._lines import BLOCK
 from apscheduler_telemetry._record import Outcome, RunError
 from apscheduler_telemetry._series import of_job
 from test_prometheus import NOW, Scene, raise_boom
@@ -45,7 +47,7 @@ def check(scene: Scene) -> None:
     """Check that every format is what the library would write."""
     for accept in FORMATS:
         encode, _ = choose_encoder(accept)
-        assert encode(scene.registry) == scene.collector.expose(encode), accept
+        assert encode(scene.registry) == b"".join(scene.collector.expose(encode)), accept
 
 
 class TestBytes:
@@ -112,6 +114,42 @@ class TestBytes:
         check(scene)
 
 
+class TestManyJobs:
+    """A scrape of many jobs holds nobody up for long."""
+
+    @pytest.fixture
+    def scene(self, scene: Scene) -> Scene:
+        for number in range(int(3.5 * BLOCK)):
+            scene.main.run(scene.main.know(f"job-{number}"), NOW, 0.5)
+        return scene
+
+    def test_comes_in_pieces(self, scene: Scene) -> None:
+        """None of them takes long to copy; of few jobs there is one."""
+        encode, _ = choose_encoder("")
+        pieces = scene.collector.expose(encode)
+        assert b"".join(pieces) == encode(scene.registry)
+        assert 3 < len(pieces) < 12
+        assert max(map(len, pieces)) < 1_000_000
+        assert len(Scene().collector.expose(encode)) == 1
+
+    def test_leaves_garbage_alone(self, scene: Scene) -> None:
+        """It makes so few objects that Python does not look for garbage among those of all."""
+        encode, _ = choose_encoder("")
+        collections = []
+        scene.collector.expose(encode)
+
+        def note(phase: str, info: object) -> None:
+            collections.append((phase, info))
+
+        gc.collect()
+        gc.callbacks.append(note)
+        try:
+            scene.collector.expose(encode)
+        finally:
+            gc.callbacks.remove(note)
+        assert collections == []
+
+
 class TestChanges:
     """What has changed is written anew, whatever it was."""
 
@@ -143,7 +181,7 @@ class TestChanges:
             if step % 40 == 39:
                 scene.main.clock.now += REMOVED_FOR
             encode, _ = choose_encoder(FORMATS[step % len(FORMATS)])
-            assert encode(scene.registry) == scene.collector.expose(encode), step
+            assert encode(scene.registry) == b"".join(scene.collector.expose(encode)), step
 
     def test_nothing_is_written_twice(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """A job that nothing happened to is not looked at again."""
@@ -169,7 +207,7 @@ class TestChanges:
         encode, _ = choose_encoder("")
         with monkeypatch.context() as patch:
             patch.setattr("apscheduler_telemetry._lines.of_job", lambda *_: map(raise_boom, "x"))
-            exposed = scene.collector.expose(encode)
+            exposed = b"".join(scene.collector.expose(encode))
         assert b'job_id="backup"' not in exposed
         assert b'errors_total{component="collector",scheduler="main"} ' in exposed
         assert scene.main.guard.counts()["collector"] > 0

@@ -719,8 +719,11 @@ class Ledger:
         with self._lock:
             self._catch_up()
             self._purge()
-            accounts = list(self._accounts.items())
-        for label, account in accounts:
+            # Not their items: thousands of pairs at once have Python look for garbage everywhere,
+            # which holds up all threads.
+            accounts = list(self._accounts.values())
+        for account in accounts:
+            label = account.label
             is_known = account.version == known.get(label)
             if is_known and not account.has_changed and not account.fresh:
                 yield label, None

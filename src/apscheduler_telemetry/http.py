@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gzip
 import html
 import io
 import json
@@ -20,6 +19,7 @@ import ssl
 import threading
 import time
 import weakref
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
@@ -104,7 +104,7 @@ A tenth of the time of zlib's best, for a fifth more bytes: of 10 MB, 23 ms and 
 @dataclass(frozen=True)
 class _Answer:
     status: HTTPStatus
-    body: bytes
+    pieces: Sequence[bytes]
     content_type: str = "text/plain; charset=utf-8"
     extra: tuple[tuple[str, str], ...] = ()
 
@@ -112,7 +112,7 @@ class _Answer:
     def headers(self) -> list[tuple[str, str]]:
         return [
             ("Content-Type", self.content_type),
-            ("Content-Length", str(len(self.body))),
+            ("Content-Length", str(sum(map(len, self.pieces)))),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
             *self.extra,
@@ -133,7 +133,7 @@ class Endpoints:
         registry: CollectorRegistry | None,
         health: Callable[[], Mapping[str, object]],
         on_error: Callable[[str], None],
-        expose: Callable[[Callable[[Any], bytes]], bytes] | None = None,
+        expose: Callable[[Callable[[Any], bytes]], Sequence[bytes]] | None = None,
     ) -> None:
         """
         Take what is to be served; nothing runs before the first request.
@@ -143,8 +143,8 @@ class Endpoints:
             health: returns what ``/health`` shows; its ``status`` is ``healthy`` or ``unhealthy``.
             on_error: called with ``"http"`` where an exception of `registry` or `health` is being
                 handled.
-            expose: returns what an encoder makes of the registry, where there is a quicker way than
-                to ask the encoder.
+            expose: returns what an encoder makes of the registry, in pieces, where there is a
+                quicker way than to ask the encoder.
         """
         self._report = health
         self._on_error = on_error
@@ -172,7 +172,7 @@ class Endpoints:
         except Exception:  # noqa: BLE001  # of any collector, or no answer in time
             answer = self.failed(request)
         start_response(f"{answer.status:d} {answer.status.phrase}", answer.headers)
-        return [] if request.method == "HEAD" else [answer.body]
+        return [] if request.method == "HEAD" else answer.pieces
 
     def serve(  # noqa: PLR0913  # the words of prometheus_client.start_http_server
         self,
@@ -233,7 +233,7 @@ class Endpoints:
     def _metrics(
         self,
         registry: CollectorRegistry,
-        expose: Callable[[Callable[[Any], bytes]], bytes] | None,
+        expose: Callable[[Callable[[Any], bytes]], Sequence[bytes]] | None,
         request: _Request,
     ) -> _Answer:
         # The library may repeat a part of Accept in its Content-Type: let nothing odd pass.
@@ -244,14 +244,13 @@ class Endpoints:
             encode, content_type = choose_encoder("")
         names = parse_qs(request.query).get("name[]")
         if expose is not None and not names:
-            body = expose(encode)
+            pieces = expose(encode)
         else:
-            body = encode(registry.restricted_registry(names) if names else registry)
+            pieces = [encode(registry.restricted_registry(names) if names else registry)]
         if any(name == "gzip" for name, _, _ in _wishes(request.accept_encoding)):
             encoding = (("Content-Encoding", "gzip"),)
-            packed = gzip.compress(body, GZIP_LEVEL)
-            return _Answer(HTTPStatus.OK, packed, content_type, encoding)
-        return _Answer(HTTPStatus.OK, body, content_type)
+            return _Answer(HTTPStatus.OK, [packed(pieces)], content_type, encoding)
+        return _Answer(HTTPStatus.OK, pieces, content_type)
 
     def _health(self, _request: _Request) -> _Answer:
         return _health_answer(self._report())
@@ -263,7 +262,7 @@ class Endpoints:
         if request.page == "health":
             reason = {"code": "health_failed", "message": message}
             return _health_answer({"status": "unhealthy", "reasons": [reason]})
-        return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{message}\n".encode())
+        return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, [f"{message}\n".encode()])
 
 
 class _AsgiApp:
@@ -313,9 +312,11 @@ class _AsgiApp:
         except Exception:  # noqa: BLE001  # of any collector, or no answer in time
             answer = self._endpoints.failed(request)
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
-        body = b"" if request.method == "HEAD" else answer.body
         await send({"type": "http.response.start", "status": int(answer.status), "headers": raw})
-        await send({"type": "http.response.body", "body": body})
+        *pieces, last = [b""] if request.method == "HEAD" else answer.pieces
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
 
 
 class HTTPServer:
@@ -605,24 +606,30 @@ def _at_hand(page: str, request: _Request, pages: Sequence[str]) -> _Answer:
     if page not in ("", *pages):
         there = " and ".join(f"/{name}" for name in pages)
         body = f"Not found. There {'are' if pages[1:] else 'is'} {there}.\n".encode()
-        return _Answer(HTTPStatus.NOT_FOUND, body)
+        return _Answer(HTTPStatus.NOT_FOUND, [body])
     allow = (("Allow", ", ".join(METHODS)),)
     if request.method == "OPTIONS":
-        return _Answer(HTTPStatus.OK, b"", extra=allow)
+        return _Answer(HTTPStatus.OK, [b""], extra=allow)
     if request.method not in METHODS:
         body = f"Method not allowed. Use {', '.join(METHODS)}.\n".encode()
-        return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, body, extra=allow)
+        return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra=allow)
     mount = html.escape(quote(request.mount.rstrip("/"), errors="replace"))
     links = (f'<p><a href="{mount}/{name}">/{name}</a></p>' for name in pages)
     body = f"<!doctype html><title>APScheduler telemetry</title>{''.join(links)}\n".encode()
-    return _Answer(HTTPStatus.OK, body, "text/html; charset=utf-8")
+    return _Answer(HTTPStatus.OK, [body], "text/html; charset=utf-8")
+
+
+def packed(pieces: Iterable[bytes]) -> bytes:
+    """Return a gzip file; other threads run while a piece is packed, and between two of them."""
+    pack = zlib.compressobj(GZIP_LEVEL, wbits=zlib.MAX_WBITS | 16)
+    return b"".join([*map(pack.compress, pieces), pack.flush()])
 
 
 def _health_answer(report: Mapping[str, object]) -> _Answer:
     healthy = report["status"] == "healthy"
     return _Answer(
         HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE,
-        f"{json.dumps(report, indent=2, default=str)}\n".encode(),
+        [f"{json.dumps(report, indent=2, default=str)}\n".encode()],
         "application/json",
     )
 

@@ -78,21 +78,25 @@ class LedgerCollector(Reader, Collector):
                     metric.add_metric(labels, value)
         yield from metrics.values()
 
-    def expose(self, encode: Callable[[Any], bytes]) -> bytes:
+    def expose(self, encode: Callable[[Any], bytes]) -> Sequence[bytes]:
         """
         Return what `encode` makes of the registry, with our part from lines that are kept.
 
         Args:
             encode: of `prometheus_client.exposition.choose_encoder`.
+
+        Returns:
+            Pieces of some hundred kilobytes. Nothing else can run while Python copies memory, and
+            all of it at one go would be 50 MB for 10,000 jobs.
         """
         registry = self._registry()
         if registry is None:
-            return encode(_Families([]))
+            return [encode(_Families([]))]
         probe = GaugeMetricFamily(_PLACE, "", labels=["job_id"])
         probe.add_metric(["a"], 1)
         *heads, probed = _HEAD.split(encode(_Families([*_empty().values(), probe])).decode())[1:]
         if f'\n{_PLACE}{{job_id="a"}} 1.0\n' not in probed:
-            return encode(registry)  # in an escaping that changes our names
+            return [encode(registry)]  # in an escaping that changes our names
         with_exemplars = probed.endswith("# EOF\n")
         # The encoder goes through the registry, and where our part is to be it finds a place.
         self._stands_aside.now = True
@@ -102,10 +106,14 @@ class LedgerCollector(Reader, Collector):
             self._stands_aside.now = False
         before, place, after = whole.partition(_PLACE_LINES)
         if not place:
-            return whole  # the last scheduler was uninstrumented meanwhile
+            return [whole]  # the last scheduler was uninstrumented meanwhile
         ours = self._exposition.of(self.sources(), with_exemplars=with_exemplars)
-        parts = (f"# HELP {head}{lines}" for head, lines in zip(heads, ours))  # noqa: B905  # as many
-        return b"".join((before, *map(str.encode, parts), after))
+        parts = [before]
+        for head, blocks in zip(heads, ours):  # noqa: B905  # as many
+            parts.append(f"# HELP {head}".encode())
+            parts.extend(blocks)
+        parts.append(after)
+        return list(_pieces(parts))
 
     def remove(self, source: Source) -> None:
         """Show a scheduler no more; the last one takes the collector out of the registry."""
@@ -157,6 +165,20 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float,
     ]
 
 
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Join what is small; few jobs are one piece."""
+    joined: list[bytes] = []
+    size = 0
+    for part in parts:
+        joined.append(part)
+        size += len(part)
+        if size >= _PIECE:
+            yield b"".join(joined)
+            joined.clear()
+            size = 0
+    yield b"".join(joined)
+
+
 class _Exposition:
     """The lines of all families; those of jobs are kept, by format and scheduler."""
 
@@ -165,22 +187,22 @@ class _Exposition:
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def of(self, sources: Sequence[Source], *, with_exemplars: bool) -> list[str]:
-        """Return the lines of each family."""
-        written: dict[Family, list[str]] = {family: [] for family in FAMILIES}
+    def of(self, sources: Sequence[Source], *, with_exemplars: bool) -> list[list[bytes]]:
+        """Return the lines of each family, in blocks."""
+        written: dict[Family, list[bytes]] = {family: [] for family in FAMILIES}
         with self._lock:  # one scrape at a time, as another would write the same lines
             kept = self._lines.setdefault(with_exemplars, WeakKeyDictionary())
             for source in sources:
                 for sample in of_scheduler(source, "collector"):
-                    written[sample[0]].append(line(sample, with_exemplars=with_exemplars))
+                    written[sample[0]].append(line(sample, with_exemplars=with_exemplars).encode())
                 if source not in kept:
                     kept[source] = Lines("collector", with_exemplars=with_exemplars)
-                for family, lines in kept[source].of_jobs(source):
-                    written[family].append(lines)
+                for family, blocks in kept[source].of_jobs(source).items():
+                    written[family].extend(blocks)
         for source in sources:
             for sample in of_telemetry(source):
-                written[sample[0]].append(line(sample, with_exemplars=with_exemplars))
-        return list(map("".join, written.values()))
+                written[sample[0]].append(line(sample, with_exemplars=with_exemplars).encode())
+        return list(written.values())
 
 
 class _Families(Collector):
@@ -194,6 +216,8 @@ class _Families(Collector):
         return self._families
 
 
+_PIECE = 1 << 18
+"""Bytes from which on a piece is not made any longer."""
 _PLACE = "apscheduler_telemetry_place"
 _PLACE_LINES = f"# HELP {_PLACE} \n# TYPE {_PLACE} gauge\n".encode()
 _HEAD = re.compile("^# HELP ", re.MULTILINE)
