@@ -60,6 +60,16 @@ async def eventually(condition: Callable[[], Any], what: str = "") -> Any:
     return met
 
 
+def finish_pass(scheduler: Any) -> None:
+    """
+    Wait until a pass over due jobs is over that is under way in another thread.
+
+    A scheduler that is shut down in the middle of one breaks it off with an exception.
+    """
+    with scheduler._jobstores_lock:
+        pass  # which is held for as long as that takes
+
+
 class Clock:
     """The time of this process, which stands still until it is moved."""
 
@@ -167,15 +177,6 @@ class Rig:
     def settle(self) -> None:
         """Wait until no run is queued or running."""
         until(self.is_quiet, "runs to end")
-
-    def finish_pass(self) -> None:
-        """
-        Wait until a pass over due jobs is over that is under way in another thread.
-
-        A scheduler that is shut down in the middle of one breaks it off with an exception.
-        """
-        with self.scheduler._jobstores_lock:
-            pass  # which is held for as long as that takes
 
     def check(self) -> None:
         """Check what must hold whatever happened: the law, and what listeners were told."""
@@ -293,7 +294,7 @@ def _closing(rig: Rig) -> Iterator[None]:
     try:
         yield
         if rig.scheduler.running:
-            rig.finish_pass()
+            finish_pass(rig.scheduler)
             rig.scheduler.shutdown()
         rig.settle()
         rig.check()

@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry._instrument import handle_of
-from support import eventually, processes, until
+from support import eventually, finish_pass, processes, until
 
 SECRET = "hunter2"
 EXECUTORS = [DebugExecutor, ThreadPoolExecutor, processes]
@@ -74,6 +74,7 @@ def scheduler(executor: Any, **options: Any) -> Iterator[tuple[Any, InMemorySpan
     try:
         yield made, exporter
     finally:
+        finish_pass(made)
         made.shutdown()
 
 

@@ -60,6 +60,7 @@ from support import (
     by_hand,
     check_law,
     eventually,
+    finish_pass,
     frozen,
     live,
     live_async,
@@ -1288,7 +1289,7 @@ class TestShutdown:
             for job_id in "bc":
                 rig.add(jobs.nothing, id=job_id)
             until(lambda: rig.account("b").queued + rig.account("c").queued == 2)
-            rig.finish_pass()
+            finish_pass(scheduler)
             thread = threading.Thread(target=scheduler.shutdown, args=[wait])
             thread.start()
             until(lambda: not scheduler.running)

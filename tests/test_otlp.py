@@ -42,7 +42,7 @@ import support_jobs as jobs
 from apscheduler_telemetry import __version__, instrument, otel
 from apscheduler_telemetry._series import FAMILIES, Kind
 from otlp_receiver import OtlpReceiver, Received
-from support import by_hand
+from support import by_hand, finish_pass
 
 PROTOCOLS = ("grpc", "http")
 UNSET, ERROR = 0, 2  # opentelemetry.proto.trace.v1.Status.StatusCode
@@ -130,6 +130,7 @@ class Application:
         try:
             yield scheduler
         finally:
+            finish_pass(scheduler)
             scheduler.shutdown()
             self.provider.shutdown()
 
