@@ -11,6 +11,8 @@ import ast
 import asyncio
 import inspect
 import re
+import subprocess
+import sys
 import textwrap
 import threading
 import uuid
@@ -227,6 +229,39 @@ class TestScheduler:
         dispatch = source(BaseScheduler._dispatch_event)
         assert re.findall(r"_logger\.(\w+)\(", dispatch) == ["exception"]
         assert dispatch.index("except BaseException:") < dispatch.index("_logger.exception(")
+
+    def test_wrapped_methods(self) -> None:
+        """What another tool has wrapped before us is known by what is inside."""
+        script = f"""
+            import sys; sys.path[:] = {sys.path!r}
+            import functools
+            from apscheduler.schedulers.base import BaseScheduler
+
+            def wrapped(method):
+                return functools.wraps(method)(lambda *args: method(*args))
+
+            for name in ("_dispatch_event", "_process_jobs"):
+                setattr(BaseScheduler, name, wrapped(getattr(BaseScheduler, name)))
+
+            import support_scenes as scenes
+            import support_jobs as jobs
+            from support import by_hand
+
+            with by_hand() as rig:
+                rig.scheduler.add_listener(lambda _: 1 / 0, 1 << 15)
+                rig.add(jobs.nothing)
+                rig.add(jobs.nothing, id="lost", executor="gpu")
+                rig.scheduler.turn()
+                print(rig.errors_of("listener"), rig.errors_of("executor_lookup"))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout == "1.0 1.0\n", done.stderr
 
     def test_order_of_a_start(self) -> None:
         """Executors and job stores are announced, jobs added, and only then the start."""

@@ -4,6 +4,7 @@ Hooks on the scheduler's loop, and the answer to the question whether it really 
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -352,5 +353,6 @@ class _PassWatchingLogger(_WatchedLogger):
         return self._logger.debug
 
 
-_DISPATCH = BaseScheduler._dispatch_event.__code__  # noqa: SLF001
-_PASS = BaseScheduler._process_jobs.__code__  # noqa: SLF001
+# APScheduler's own, also where somebody has wrapped them.
+_DISPATCH = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
+_PASS = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001
