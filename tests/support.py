@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -68,6 +71,18 @@ def finish_pass(scheduler: Any) -> None:
     """
     with scheduler._jobstores_lock:
         pass  # which is held for as long as that takes
+
+
+def told_by(script: str) -> tuple[str, str]:
+    """Return what a script in a process of its own writes to its output, and of errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout, done.stderr
 
 
 class Clock:

@@ -82,7 +82,7 @@ def span_of(executor: Any, func: Callable[..., Any], *args: Any, **options: Any)
     """Return the span of one run of `func`."""
     with scheduler(executor, **options) as (made, exporter):
         made.add_job(func, args=args, id="job", misfire_grace_time=None)
-        until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+        until(exporter.get_finished_spans)
         (span,) = exporter.get_finished_spans()
         return span
 
@@ -152,7 +152,7 @@ class TestPage:
                 parent = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
                 with trace.use_span(parent):
                     made.add_job(func, args=[1] if func is echo else [[1]], misfire_grace_time=None)
-                until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+                until(exporter.get_finished_spans)
                 (span,) = exporter.get_finished_spans()
                 seen |= set(span.attributes or ())
                 parts: list[Any] = [*span.events, *span.links]
@@ -172,7 +172,7 @@ class TestPage:
             exec(recipe, {})
             with scheduler(ThreadPoolExecutor()) as (made, exporter):
                 made.add_job(logging.getLogger("shop").warning, args=["it works"], id="job")
-                until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+                until(exporter.get_finished_spans)
                 (span,) = exporter.get_finished_spans()
         finally:
             root.handlers[:] = handlers
@@ -248,7 +248,7 @@ class TestMore:
         monkeypatch.setattr(_submission, "brief_call", changed)
         with scheduler(DebugExecutor(), **ALL) as (made, exporter):
             made.add_job(echo, args=[1], id="job", misfire_grace_time=None)
-            until(lambda: exporter.get_finished_spans() and not made.get_jobs())
+            until(exporter.get_finished_spans)
             handle = handle_of(made)
             assert handle is not None
             assert handle.guard.counts()["spans"] == 2

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import re
-import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from apscheduler_telemetry._instrument import handle_of
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from servers import get
-from support import HandDriven, until
+from support import HandDriven, told_by, until
 
 START = BaseScheduler.start
 
@@ -101,10 +100,8 @@ class TestMetadata:
             "sys.modules['opentelemetry.instrumentation'] = None\n"
             "import apscheduler_telemetry.instrumentor"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, check=False, text=True, timeout=60
-        )
-        assert "pip install 'apscheduler-telemetry[instrumentation]'" in done.stderr
+        _, errors = told_by(code)
+        assert "pip install 'apscheduler-telemetry[instrumentation]'" in errors
 
 
 class TestInstrument:

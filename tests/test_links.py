@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -30,7 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, FileContextStore, Telemetry, instrument
-from support import HandDriven, by_hand, processes, until
+from support import HandDriven, by_hand, processes, told_by, until
 
 SOON = timedelta(seconds=0.05)
 
@@ -339,11 +337,7 @@ def test_exit(tmp_path: Path) -> None:
         with app.request():
             app.add()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, check=False, text=True
-    )
-
-    assert done.stderr == ""
+    assert told_by(code)[1] == ""
     assert len(FileContextStore(tmp_path / "contexts.db")) == 1
 
 

@@ -10,9 +10,7 @@ import inspect
 import logging
 import pickle
 import pkgutil
-import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from apscheduler_telemetry import __version__, otel
 from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView, SpanIds
 from apscheduler_telemetry.otel import Origin, SpanObserver
-from support import by_hand
+from support import by_hand, told_by
 from support_jobs import nothing
 
 NOW = 1_800_000_000.0
@@ -401,18 +399,6 @@ class TestContext:
         (span,) = current
         assert span.get_span_context().is_valid
         assert not span.get_span_context().trace_flags.sampled
-
-
-def told_by(script: str) -> tuple[str, str]:
-    """Return what a script in a process of its own writes to its output, and of errors."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    return done.stdout, done.stderr
 
 
 class TestWithoutSdk:
