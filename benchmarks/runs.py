@@ -297,6 +297,7 @@ def measure(executor: str, names: Iterable[str], jobs: int, repeat: int) -> dict
 
 def count(control: str, executor: str, names: Sequence[str], jobs: int) -> dict[str, float]:
     """Return the instructions per run as callgrind counts them, by contender."""
+    passes = 3 * PASSES  # as threads take turns by chance
 
     def count_one(name: str) -> float:
         with tempfile.TemporaryDirectory() as directory:
@@ -308,7 +309,7 @@ def count(control: str, executor: str, names: Sequence[str], jobs: int) -> dict[
                     command = [control, f"--instr={switch}", str(process.pid)]
                     subprocess.run(command, check=True, capture_output=True)
                     if switch == "on":
-                        process.turn(3 * PASSES)  # as threads take turns by chance
+                        process.turn(passes)
                 process.end()
             except (ChildProcessError, BrokenPipeError, subprocess.CalledProcessError) as error:
                 raise NotCountedError from error
@@ -316,7 +317,7 @@ def count(control: str, executor: str, names: Sequence[str], jobs: int) -> dict[
             total = int(line.split()[1])
             if not total:
                 raise NotCountedError
-        return total / (3 * PASSES) / jobs
+        return total / passes / jobs
 
     with Threads(os.cpu_count()) as threads:
         return dict(zip(names, threads.map(count_one, names), strict=True))

@@ -16,6 +16,7 @@ import random
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -109,21 +110,18 @@ def measure(scene: Scene, accept: str, share: float, repeat: int) -> dict[str, f
     """Return the median seconds of each way to answer."""
     encode, _ = choose_encoder(accept)
     lines = encode(scene.registry).splitlines(keepends=True)
-    ways: dict[str, tuple[Callable[[], Any], Callable[[Any], bytes]]] = {
+    ways: dict[str, tuple[Callable[[], Any], Callable[[Any], bytes] | None]] = {
         "ours": (lambda: scene.collector.expose(encode), packed),
         "theirs": (lambda: encode(scene.registry), gzip.compress),
-        "limit": (lambda: b"".join(lines), bytes),
+        "limit": (lambda: b"".join(lines), None),
     }
-    seconds: dict[str, list[float]] = {
-        **{name: [] for name in ways},
-        **{f"{name}, gzip": [] for name in ("ours", "theirs")},
-    }
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(repeat):
         scene.run(share)
         for name, (answer, pack) in ways.items():
             body, spent = timed(answer)
             seconds[name].append(spent)
-            if name != "limit":
+            if pack is not None:
                 _, packing = timed(partial(pack, body))
                 seconds[f"{name}, gzip"].append(spent + packing)
     return {name: statistics.median(values) for name, values in seconds.items()}
