@@ -157,12 +157,7 @@ class SpanObserver:
 
     def is_awake(self) -> bool | None:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
-        if self._as_log:
-            return True
-        # Asked before each pass as long as there is no SDK, and then answered by this.
-        if self._may_be_unset and _is_unset():
-            return False
-        if self._tracer() is not None:
+        if self._as_log or self._tracer() is not None:
             return True
         return False if self._tracer_provider is None else None
 
@@ -384,15 +379,15 @@ def leave_context() -> Token[Context] | None:
     as long.
 
     Returns:
-        What `return_to_context` is to be given; None where nothing is current, as in most threads.
+        What `return_to_context` is to be given; None where nothing is current, as in most threads,
+        and there is nothing to return to.
     """
     return otel_context.attach(_ROOT) if otel_context.get_current() else None
 
 
-def return_to_context(token: Token[Context] | None) -> None:
-    """Let that be current again which was so before `leave_context`."""
-    if token is not None:
-        otel_context.detach(token)
+def return_to_context(token: Token[Context]) -> None:
+    """Let that be current again which was so before `leave_context`, where anything was."""
+    otel_context.detach(token)
 
 
 @contextmanager

@@ -173,7 +173,7 @@ class HistogramObserver:
         self._delays = reader.delays
 
     def is_awake(self) -> bool:
-        """Tell that there always is something to do."""
+        """Tell that there is always something to do."""
         return True
 
     def enter(self, run: RunView) -> None:

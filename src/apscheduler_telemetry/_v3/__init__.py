@@ -73,8 +73,8 @@ class Adapter:
         origins: knows where a job is added, for its runs to link to.
         context_store: keeps that across restarts.
         capture: what of a job's own data may be told.
-        leave_context: lets nothing be current from now on, and returns what that was.
-        return_to_context: is given that, and lets it be current again.
+        leave_context: lets nothing be current from now on, and returns what that was, or None.
+        return_to_context: is given that unless it is None, and lets it be current again.
         untraced: a context manager under which nothing is current, and no span is made.
         on_start: called when the scheduler is being started.
         on_stop: called when it was shut down.

@@ -176,7 +176,7 @@ class LoopHook:
 
     def _begin(self) -> None:
         self.inside = thread_id = get_ident()
-        if thread_id != self._thread_id:
+        if thread_id != self._thread_id:  # or each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
         self._expected = None
         pipeline = self._adapter.pipeline

@@ -376,27 +376,25 @@ class StoreHook:
         def get_due_jobs(now: datetime) -> Any:
             if loop.inside is None or loop.is_bypassed:
                 loop.begins_past_the_hook()
-            try:
-                jobs = original(now)
-                if type(jobs) is not list:
-                    jobs = _as_list(jobs)
-            except BaseException:
-                self._failed()
-                raise
-            adapter.due = jobs
-            if adapter.has_stateful:
-                self._note(adapter.remember, jobs)
-            return jobs
-
-        def get_stored_due_jobs(now: datetime) -> Any:
-            if loop.inside is None or loop.is_bypassed:
-                loop.begins_past_the_hook()
+            if not self.persistent:
+                try:
+                    jobs = original(now)
+                    if type(jobs) is not list:
+                        jobs = _as_list(jobs)
+                except BaseException:
+                    self._failed()
+                    raise
+                adapter.due = jobs
+                if adapter.has_stateful:
+                    self._note(adapter.remember, jobs)
+                return jobs
             with self._changing(_LISTING):
                 jobs, unrestored = self._listed(lambda: self._counting_errors(original, now))
                 jobs = _as_list(jobs)
                 self._note(adapter.recognise, jobs)
                 adapter.due = jobs
-                self._note(adapter.remember, jobs)
+                if adapter.has_stateful:
+                    self._note(adapter.remember, jobs)
                 if unrestored:
                     self._note(lambda alias: self._drop_unrestored(alias, jobs, now))
             if self._in_next_pass and loop.is_inside:
@@ -406,7 +404,7 @@ class StoreHook:
                 self._note(self._read_all)
             return jobs
 
-        return get_stored_due_jobs if self.persistent else get_due_jobs
+        return get_due_jobs
 
     def _get_all_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_all_jobs() -> Any:
