@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.prometheus import collector_of
+from apscheduler_telemetry.export.prometheus import collector_of
 
 IMPORTS = {
     "nothing": "pass",
@@ -38,7 +38,10 @@ IMPORTS = {
         "from apscheduler_telemetry import instrument"
     ),
     "a worker of a process pool": "import apscheduler.executors.base",
-    "the same, instrumented ": ("import apscheduler.executors.base, apscheduler_telemetry._worker"),
+    "the same, instrumented ": (
+        "import apscheduler.executors.base,"
+        " apscheduler_telemetry.adapters.apscheduler3.child_process"
+    ),
 }
 START = """
 import sys, time

@@ -37,7 +37,7 @@ from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._ledger import FRESH, MAX_FRESH
+from apscheduler_telemetry.core.recorder import FRESH, MAX_FRESH
 
 START = datetime(2020, 1, 1, tzinfo=timezone.utc)  # no run is too early, none is ever too late
 PASSES = MAX_FRESH // FRESH  # of a turn: ours enters so many runs of a job at one go

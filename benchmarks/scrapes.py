@@ -31,8 +31,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry.export.prometheus import collector_of
 from apscheduler_telemetry.http import packed
-from apscheduler_telemetry.prometheus import collector_of
 
 START = datetime(2040, 1, 1, tzinfo=timezone.utc)
 FORMATS = {

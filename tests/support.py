@@ -28,7 +28,7 @@ from apscheduler.schedulers.base import BaseScheduler
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
-from apscheduler_telemetry._ledger import Account
+from apscheduler_telemetry.core.recorder import Account
 from support_jobs import PATIENCE
 
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)

@@ -20,7 +20,7 @@ from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from apscheduler_telemetry._ledger import FRESH, MAX_FRESH
+from apscheduler_telemetry.core.recorder import FRESH, MAX_FRESH
 from support import APSCHEDULER, HandRig, at, by_hand, until
 from support_jobs import fail, nothing
 

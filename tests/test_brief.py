@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from apscheduler_telemetry._brief import MAX_CHARACTERS, brief, brief_call
+from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS, brief, brief_call
 
 
 class Touchy:

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
-from apscheduler_telemetry._instrument import handle_of
+from apscheduler_telemetry.api import handle_of
 from support import eventually, finish_pass, processes, until
 
 SECRET = "hunter2"
@@ -239,7 +239,7 @@ class TestMore:
 
     def test_changes_while_it_is_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What cannot be told is left out and counted; the run is followed all the same."""
-        from apscheduler_telemetry._v3 import _submission
+        from apscheduler_telemetry.adapters.apscheduler3 import runs as _submission
 
         def changed(*_: object) -> str:
             raise RuntimeError("dictionary changed size during iteration")

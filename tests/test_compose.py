@@ -28,7 +28,7 @@ import pytest
 
 yaml = pytest.importorskip("yaml")
 
-from apscheduler_telemetry._series import FAMILIES
+from apscheduler_telemetry.export.metric_families import FAMILIES
 from servers import Prometheus, eventually, free_port, get, running
 from support_alertmanager import Mailbox, alertmanager
 

@@ -19,7 +19,7 @@ from opentelemetry import baggage, context, trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
 from support import HandDriven, eventually, finish_pass, until
 
 REQUEST = trace.SpanContext(0xA, 0xB, is_remote=False, trace_flags=trace.TraceFlags(1))

@@ -21,8 +21,8 @@ from apscheduler.triggers.date import DateTrigger
 
 import support_jobs as jobs
 import support_scenes as scenes
-from apscheduler_telemetry._v3._executors import CROWDED
-from apscheduler_telemetry._v3._loop import OVERDUE_AFTER
+from apscheduler_telemetry.adapters.apscheduler3.executors import CROWDED
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_AFTER
 from support import HandDriven, HandRig, by_hand
 from support_scenes import Boom, FaultyStore, Watched, watched
 

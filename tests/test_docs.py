@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry._series import FAMILIES, Kind
-from apscheduler_telemetry.prometheus import LedgerCollector
+from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
+from apscheduler_telemetry.export.prometheus import LedgerCollector
 
 pytestmark = pytest.mark.once
 

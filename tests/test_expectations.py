@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import ArgumentTypeError, ArgumentValueError
-from apscheduler_telemetry._expectations import MIN_GRACE, Expectations, checked
-from apscheduler_telemetry._pipeline import Guard
+from apscheduler_telemetry.core.alert_policy import MIN_GRACE, Expectations, checked
+from apscheduler_telemetry.core.observers import Guard
 
 JOB = SimpleNamespace(id="job", misfire_grace_time=1)
 

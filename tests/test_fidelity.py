@@ -208,7 +208,7 @@ def assert_rich(recording: Recording) -> None:
     assert {kind for _, kind, _ in recording.events} == {str}
     for _, _, attributes in recording.events:
         if attributes["code"] == ev.EVENT_JOB_ERROR:
-            assert "_worker" not in attributes["traceback"]
+            assert "child_process" not in attributes["traceback"]
             assert attributes["exception"] is not None
 
 

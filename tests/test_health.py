@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry import health
-from apscheduler_telemetry._ledger import Ledger
-from apscheduler_telemetry._record import JobInfo, Liveness, Outcome
+from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome
+from apscheduler_telemetry.core.recorder import Ledger
+from apscheduler_telemetry.export import health
 from support_scenes import Clock
 
 NOW = 1_800_000_000.0  # 2027-01-15 08:00 UTC

@@ -40,9 +40,9 @@ from apscheduler_telemetry import (
     TelemetryError,
     instrument,
 )
-from apscheduler_telemetry._record import Outcome
-from apscheduler_telemetry._v3._aside import Aside
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.core.model import Outcome
 from support import Gate, eventually, processes, until
 from support_scenes import Boom, watched
 

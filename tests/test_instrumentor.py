@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from apscheduler_telemetry import environment_variables, instrument
-from apscheduler_telemetry._instrument import handle_of
+from apscheduler_telemetry.api import handle_of
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from servers import get

@@ -33,10 +33,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._record import Outcome
-from apscheduler_telemetry._v3._aside import Aside
-from apscheduler_telemetry._v3._rows import SQLRows
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.core.model import Outcome
 from support import HandDriven, Rig, live, sample, until
 from support_scenes import Watched, wait_for_reading, watched
 
@@ -807,10 +807,10 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._record import Outcome
-from apscheduler_telemetry._v3._aside import Aside
-from apscheduler_telemetry._v3._rows import SQLRows
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.core.model import Outcome
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
 StoreHook.EVERY = 0.01
 scheduler = BackgroundScheduler()
 scheduler.add_jobstore(SQLAlchemyJobStore({place.server.url(proxy.port)!r}))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import support_scenes as scenes
-from apscheduler_telemetry import _labels
-from apscheduler_telemetry._labels import MAX_TEXT, Labeller
-from apscheduler_telemetry._pipeline import Guard
+from apscheduler_telemetry.core import labels as _labels
+from apscheduler_telemetry.core.labels import MAX_TEXT, Labeller
+from apscheduler_telemetry.core.observers import Guard
 
 
 def job_of(func: Callable[..., Any] | str, **options: Any) -> Any:

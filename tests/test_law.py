@@ -47,8 +47,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
-from apscheduler_telemetry._ledger import NEVER
-from apscheduler_telemetry._v3 import _schedule
+from apscheduler_telemetry.adapters.apscheduler3 import triggers as _schedule
+from apscheduler_telemetry.core.recorder import NEVER
 from support import (
     APSCHEDULER,
     START,
@@ -1086,7 +1086,7 @@ class TestProcesses:
         told = {e.job_id: e for e in rig.events if hasattr(e, "retval")}
         assert told["d"].retval == {"x": 1}
         assert told["a"].exception.args == ("here",)
-        assert "_worker.py" not in told["a"].traceback
+        assert "child_process.py" not in told["a"].traceback
         assert "in fail" in told["a"].traceback
         assert {str} == {type(e.job_id) for e in told.values()}
 
@@ -1891,19 +1891,19 @@ class TestOurOwnFailures:
     @pytest.mark.parametrize(
         ("kind", "place"),
         [
-            ("threads", "_v3.Adapter.know"),
-            ("threads", "_v3._submission.PlainView.__init__"),
-            ("threads", "_ledger.Ledger.enter"),
-            ("threads", "_ledger.Ledger.finish"),
-            ("threads", "_v3._schedule.backlog"),
-            ("threads", "_v3._executors.ExecutorHook.told"),
-            ("processes", "_ledger.Ledger.hand_over_one"),
-            ("processes", "_ledger.Ledger.start"),
-            ("processes", "_ledger.Ledger.finish"),
-            ("processes", "_v3._schedule.backlog"),
-            ("processes", "_v3._executors.ExecutorHook._infer_starts"),
-            ("processes", "_v3._submission.Submission.returned"),
-            ("processes", "_v3._submission.Submission.failed"),
+            ("threads", "adapters.apscheduler3.adapter.Adapter.know"),
+            ("threads", "adapters.apscheduler3.runs.PlainView.__init__"),
+            ("threads", "core.recorder.Ledger.enter"),
+            ("threads", "core.recorder.Ledger.finish"),
+            ("threads", "adapters.apscheduler3.triggers.backlog"),
+            ("threads", "adapters.apscheduler3.executors.ExecutorHook.told"),
+            ("processes", "core.recorder.Ledger.hand_over_one"),
+            ("processes", "core.recorder.Ledger.start"),
+            ("processes", "core.recorder.Ledger.finish"),
+            ("processes", "adapters.apscheduler3.triggers.backlog"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHook._infer_starts"),
+            ("processes", "adapters.apscheduler3.runs.Submission.returned"),
+            ("processes", "adapters.apscheduler3.runs.Submission.failed"),
         ],
     )
     def test_jobs_go_on(self, kind: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1917,7 +1917,7 @@ class TestOurOwnFailures:
         with frozen() as clock:
             rig = Rig(scheduler)
             scheduler.start()
-            monkeypatch.setattr("apscheduler_telemetry._v3._submission.MAX_FRESH", 0)
+            monkeypatch.setattr("apscheduler_telemetry.adapters.apscheduler3.runs.MAX_FRESH", 0)
             monkeypatch.setattr(f"apscheduler_telemetry.{place}", broken)
             rig.add(jobs.give_back, every(10), args=[5], id="good")
             rig.add(jobs.fail, every(10), id="bad")

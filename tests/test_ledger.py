@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry._ledger import (
+from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.recorder import (
     MAX_EXCEPTIONS,
     NEVER,
     OTHER_EXCEPTIONS,
@@ -30,7 +31,6 @@ from apscheduler_telemetry._ledger import (
     Run,
     unix_seconds,
 )
-from apscheduler_telemetry._record import ErrorKind, JobInfo, Outcome, RunError
 
 DUE = datetime(2030, 1, 1, tzinfo=timezone.utc)
 AT = DUE.timestamp()

@@ -13,10 +13,10 @@ from opentelemetry.trace import SpanContext
 from prometheus_client import Counter, Gauge
 from prometheus_client.exposition import choose_encoder
 
-from apscheduler_telemetry._ledger import DURATION_BUCKETS, REMOVED_FOR, Removal
-from apscheduler_telemetry._lines import BLOCK
-from apscheduler_telemetry._record import Outcome, RunError
-from apscheduler_telemetry._series import of_job
+from apscheduler_telemetry.core.model import Outcome, RunError
+from apscheduler_telemetry.core.recorder import DURATION_BUCKETS, REMOVED_FOR, Removal
+from apscheduler_telemetry.export.metric_families import of_job
+from apscheduler_telemetry.export.text_format import BLOCK
 from test_prometheus import NOW, Scene, raise_boom
 
 FORMATS = (
@@ -192,7 +192,7 @@ class TestChanges:
             asked.append(account.label)  # type: ignore[attr-defined]
             return of_job(scheduler, account)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("apscheduler_telemetry._lines.of_job", of_job_and_tell)
+        monkeypatch.setattr("apscheduler_telemetry.export.text_format.of_job", of_job_and_tell)
         scene.collector.expose(encode)
         assert {"backup", "report", "gone"} < set(asked)
         asked.clear()
@@ -206,7 +206,9 @@ class TestChanges:
         """A job that could not be shown once is shown as soon as it can be."""
         encode, _ = choose_encoder("")
         with monkeypatch.context() as patch:
-            patch.setattr("apscheduler_telemetry._lines.of_job", lambda *_: map(raise_boom, "x"))
+            patch.setattr(
+                "apscheduler_telemetry.export.text_format.of_job", lambda *_: map(raise_boom, "x")
+            )
             exposed = b"".join(scene.collector.expose(encode))
         assert b'job_id="backup"' not in exposed
         assert b'errors_total{component="collector",scheduler="main"} ' in exposed

@@ -31,7 +31,7 @@ from prometheus_client import CollectorRegistry
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._v3._loop import OVERDUE_AFTER
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_AFTER
 from support import Gate, eventually, until
 from support_scenes import Boom, FaultyStore, Watched, watched
 

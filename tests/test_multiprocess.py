@@ -30,10 +30,10 @@ from prometheus_client.samples import Sample
 
 import support_jobs as jobs
 from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument, multiprocess
-from apscheduler_telemetry._ledger import REMOVED_FOR, Ledger, Removal, Run
-from apscheduler_telemetry._pipeline import Guard
-from apscheduler_telemetry._record import ErrorKind, JobInfo, Liveness, Outcome
-from apscheduler_telemetry._series import FAMILIES, Kind
+from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome
+from apscheduler_telemetry.core.observers import Guard
+from apscheduler_telemetry.core.recorder import REMOVED_FOR, Ledger, Removal, Run
+from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from apscheduler_telemetry.multiprocess import MODES, STALE, VARIABLE, Mirror, child_exit, sweep
 from support import HandDriven, frozen, until
 from support_http import ask_wsgi

@@ -24,9 +24,10 @@ from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from apscheduler_telemetry import __version__, otel
-from apscheduler_telemetry._record import JobInfo, Outcome, RunError, RunView, SpanIds
-from apscheduler_telemetry.otel import Origin, SpanObserver
+from apscheduler_telemetry import __version__
+from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError, RunView, SpanIds
+from apscheduler_telemetry.export import otel_traces as otel
+from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
 from support import by_hand, told_by
 from support_jobs import nothing
 
@@ -502,7 +503,7 @@ class TestWithoutSdk:
         """The API makes it when it is first asked for; nobody else need do so."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
-            from apscheduler_telemetry.otel import SpanObserver
+            from apscheduler_telemetry.export.otel_traces import SpanObserver
 
             print(SpanObserver().is_awake())
         """
@@ -520,7 +521,7 @@ class TestWithoutSdk:
             import sys; sys.path[:] = {sys.path!r}
             from opentelemetry import trace
             from opentelemetry.sdk.trace import TracerProvider
-            from apscheduler_telemetry import otel
+            from apscheduler_telemetry.export import otel_traces as otel
 
             asked = []
             code = trace.get_tracer_provider.__code__

@@ -20,14 +20,10 @@ from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
 import support_scenes as scenes
-from apscheduler_telemetry import (
-    ArgumentTypeError,
-    DuplicateNameError,
-    instrument,
-    otel_metrics,
-)
-from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, REMOVED_FOR
-from apscheduler_telemetry._series import FAMILIES, Kind
+from apscheduler_telemetry import ArgumentTypeError, DuplicateNameError, instrument
+from apscheduler_telemetry.core.recorder import DELAY_BUCKETS, DURATION_BUCKETS, REMOVED_FOR
+from apscheduler_telemetry.export import otel_metrics
+from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from support import Gate, by_hand, frozen, live, live_async, processes, until
 from support_scenes import Boom
 
@@ -517,7 +513,7 @@ class TestLifecycle:
         monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
         monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
         # A process has but one proxy; that of a test before is none of ours.
-        known = "apscheduler_telemetry.otel_metrics._readers"
+        known = "apscheduler_telemetry.export.otel_metrics._readers"
         monkeypatch.setattr(known, weakref.WeakKeyDictionary())
         otel = Sdk()
         first, second = scenes.by_hand(), scenes.by_hand()

@@ -39,8 +39,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
-from apscheduler_telemetry import __version__, instrument, otel
-from apscheduler_telemetry._series import FAMILIES, Kind
+from apscheduler_telemetry import __version__, instrument
+from apscheduler_telemetry.export import otel_traces as otel
+from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from otlp_receiver import OtlpReceiver, Received
 from support import by_hand, finish_pass
 
@@ -344,7 +345,7 @@ def test_exception_as_log_record(receiver: OtlpReceiver, monkeypatch: pytest.Mon
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 
-    from apscheduler_telemetry._record import Outcome
+    from apscheduler_telemetry.core.model import Outcome
     from test_otel import BOOM, go
 
     monkeypatch.setenv(otel.OPT_IN, "logs")

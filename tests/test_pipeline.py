@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry._pipeline import COMPONENTS, Guard, Pipeline
-from apscheduler_telemetry._record import Outcome, RunError, RunView
+from apscheduler_telemetry.core.model import Outcome, RunError, RunView
+from apscheduler_telemetry.core.observers import COMPONENTS, Guard, Pipeline
 from support_scenes import Boom
 
 RUN: Any = object()  # observers only pass it on
@@ -123,7 +123,7 @@ class TestGuard:
         """A lock that another thread holds during a fork does not stay held in the child."""
         script = """
             import os, signal
-            from apscheduler_telemetry._pipeline import Guard
+            from apscheduler_telemetry.core.observers import Guard
             guard = Guard()
             with guard._lock:
                 child = os.fork()

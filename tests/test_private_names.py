@@ -1,8 +1,8 @@
 """
 Private names of APScheduler and concurrent.futures that the adapter relies on.
 
-Everything private that `_v3` and `_worker` use is here, with what they rely on, so that a version
-that changes it fails here, by name, and not somewhere in production.
+Everything private that `adapters.apscheduler3` uses is here, with what it relies on, so that a
+version that changes it fails here, by name, and not somewhere in production.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class TestList:
         """No private name of anybody else is used that is not listed here."""
         used: set[str] = set()
         own: set[str] = set()
-        for file in [*PACKAGE.glob("_v3/*.py"), PACKAGE / "_worker.py"]:
+        for file in PACKAGE.glob("adapters/apscheduler3/*.py"):
             tree = ast.parse(file.read_text())
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and is_private(node.attr):

@@ -31,12 +31,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import DuplicateNameError
-from apscheduler_telemetry._labels import MAX_TEXT
-from apscheduler_telemetry._ledger import Ledger, Removal
-from apscheduler_telemetry._pipeline import COMPONENTS, Guard
-from apscheduler_telemetry._record import ErrorKind, JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry.core.labels import MAX_TEXT
+from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry.core.observers import COMPONENTS, Guard
+from apscheduler_telemetry.core.recorder import Ledger, Removal
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.prometheus import LedgerCollector, collector_of
+from apscheduler_telemetry.export.prometheus import LedgerCollector, collector_of
 from support import Gate, until
 from support_scenes import Boom, Clock, watched
 
@@ -564,7 +564,7 @@ class TestConcurrency:
 
     def test_survives_a_fork_under_lock(self, scene: Scene) -> None:
         """The lock of the collector is one that a forked child gets anew."""
-        from apscheduler_telemetry import _pipeline
+        from apscheduler_telemetry.core import observers as _pipeline
 
         before = scene.collector._lock
         with before:
@@ -630,7 +630,7 @@ class TestRegistry:
 
     def test_a_registry_can_be_forgotten(self) -> None:
         """Nothing here keeps a registry alive."""
-        from apscheduler_telemetry import prometheus
+        from apscheduler_telemetry.export import prometheus
 
         gc.collect()
         before = len(prometheus._collectors)

@@ -16,8 +16,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from apscheduler_telemetry._v3 import _schedule
-from apscheduler_telemetry._v3._schedule import MAX_TIMES
+from apscheduler_telemetry.adapters.apscheduler3 import triggers as _schedule
+from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_TIMES
 
 UTC = timezone.utc
 START = datetime(2030, 1, 1, tzinfo=UTC)  # a Tuesday

@@ -21,11 +21,11 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
 import support_scenes as scenes
-from apscheduler_telemetry import _labels
-from apscheduler_telemetry._ledger import REMOVED_FOR
-from apscheduler_telemetry._v3 import _stores
-from apscheduler_telemetry._v3._rows import SQLRows
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3 import jobstores as _stores
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.core import labels as _labels
+from apscheduler_telemetry.core.recorder import REMOVED_FOR
 from support import START, Clock, frozen, until
 from support_scenes import Boom, Watched, wait_for_reading, watched
 

@@ -19,8 +19,13 @@ import pytest
 from apscheduler.executors.base import run_job
 
 import support_jobs as jobs
-from apscheduler_telemetry import _worker
-from apscheduler_telemetry._worker import ChildJob, Measurement, RunTimes, TimedCall
+from apscheduler_telemetry.adapters.apscheduler3 import child_process as _worker
+from apscheduler_telemetry.adapters.apscheduler3.child_process import (
+    ChildJob,
+    Measurement,
+    RunTimes,
+    TimedCall,
+)
 
 NOW = datetime.now(timezone.utc)
 TIMES = [NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=2)]
@@ -300,11 +305,18 @@ class TestTracebacks:
 
 def test_a_child_imports_next_to_nothing() -> None:
     """A spawned child that imports the module gets nothing of Prometheus or OpenTelemetry."""
-    script = "import sys, apscheduler_telemetry._worker; print(*sys.modules)"
+    script = (
+        "import sys, apscheduler_telemetry.adapters.apscheduler3.child_process; print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"apscheduler", "prometheus_client", "opentelemetry", "asyncio", "http"}
     ours = {name for name in done.stdout.split() if name.startswith("apscheduler_telemetry")}
-    assert ours == {"apscheduler_telemetry", "apscheduler_telemetry._worker"}
+    assert ours == {
+        "apscheduler_telemetry",
+        "apscheduler_telemetry.adapters",
+        "apscheduler_telemetry.adapters.apscheduler3",
+        "apscheduler_telemetry.adapters.apscheduler3.child_process",
+    }

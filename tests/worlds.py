@@ -41,8 +41,8 @@ from prometheus_client import CollectorRegistry
 
 import support_matrix as matrix
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry._record import ErrorKind
-from apscheduler_telemetry._v3 import _loop
+from apscheduler_telemetry.adapters.apscheduler3 import scheduler_loop as _loop
+from apscheduler_telemetry.core.model import ErrorKind
 from support import Rig, check_law, outcomes, processes, sample
 from support_jobs import PATIENCE, fail, nap, nothing, result_without_pickle
 from support_matrix import Cell

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._instrument import Telemetry, instrument
     from apscheduler_telemetry._version import __version__
-    from apscheduler_telemetry.contexts import FileContextStore
+    from apscheduler_telemetry.api import Telemetry, instrument
+    from apscheduler_telemetry.context_store import FileContextStore
     from apscheduler_telemetry.errors import (
         ArgumentTypeError,
         ArgumentValueError,
@@ -39,12 +39,12 @@ _MODULES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
     "DuplicateNameError": "errors",
-    "FileContextStore": "contexts",
+    "FileContextStore": "context_store",
     "HTTPServer": "http",
-    "Telemetry": "_instrument",
+    "Telemetry": "api",
     "TelemetryError": "errors",
     "__version__": "_version",
-    "instrument": "_instrument",
+    "instrument": "api",
 }
 
 

@@ -28,11 +28,11 @@ from opentelemetry.metrics import get_meter_provider
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import environment_variables as names
-from apscheduler_telemetry import health
-from apscheduler_telemetry._instrument import Telemetry, handle_of, instrument
-from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
-from apscheduler_telemetry.contexts import FileContextStore
+from apscheduler_telemetry.api import Telemetry, handle_of, instrument
+from apscheduler_telemetry.context_store import FileContextStore
+from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
+from apscheduler_telemetry.export import health
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 
 try:

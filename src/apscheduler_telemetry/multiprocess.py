@@ -42,10 +42,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.utils import floatToGoString
 
-from apscheduler_telemetry import _series
-from apscheduler_telemetry._ledger import REMOVED_FOR, Histogram
-from apscheduler_telemetry._series import Family, Kind, Source
+from apscheduler_telemetry.core.recorder import REMOVED_FOR, Histogram
 from apscheduler_telemetry.errors import ArgumentValueError
+from apscheduler_telemetry.export import metric_families as _series
+from apscheduler_telemetry.export.metric_families import Family, Kind, Source
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl

@@ -20,15 +20,20 @@ from typing import TYPE_CHECKING, Any
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.base import STATE_STOPPED
 
-from apscheduler_telemetry._ledger import Entry, Removal
-from apscheduler_telemetry._pipeline import logger, renew_lock_after_fork
-from apscheduler_telemetry._record import ErrorKind, Outcome
-from apscheduler_telemetry._v3 import _schedule
-from apscheduler_telemetry._v3._aside import Aside
-from apscheduler_telemetry._v3._rows import BATCH, NotSharedError, Rows, rows_of
+from apscheduler_telemetry.adapters.apscheduler3 import triggers as _schedule
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
+    BATCH,
+    NotSharedError,
+    Rows,
+    rows_of,
+)
+from apscheduler_telemetry.core.model import ErrorKind, Outcome
+from apscheduler_telemetry.core.observers import logger, renew_lock_after_fork
+from apscheduler_telemetry.core.recorder import Entry, Removal
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._v3 import Adapter
+    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
 
 _ALL, _LISTING = object(), object()
 """What may be under way besides the change of one job: of all of them, or a listing of them."""

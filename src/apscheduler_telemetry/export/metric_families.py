@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeVar
 
-from apscheduler_telemetry._labels import text
-from apscheduler_telemetry._ledger import Account, Histogram, Ledger
-from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
-from apscheduler_telemetry._record import Liveness
+from apscheduler_telemetry.core.labels import text
+from apscheduler_telemetry.core.model import Liveness
+from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
+from apscheduler_telemetry.core.recorder import Account, Histogram, Ledger
 from apscheduler_telemetry.errors import DuplicateNameError
 
 _T = TypeVar("_T")

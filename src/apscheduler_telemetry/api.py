@@ -20,26 +20,27 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from apscheduler_telemetry import health, multiprocess
-from apscheduler_telemetry._expectations import Expectations, checked
-from apscheduler_telemetry._labels import MAX_LABELS, Labeller
-from apscheduler_telemetry._ledger import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
-from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import Capture, Liveness, RunObserver
-from apscheduler_telemetry._series import Reader
-from apscheduler_telemetry._v3 import Adapter
+from apscheduler_telemetry import multiprocess
+from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
+from apscheduler_telemetry.core.alert_policy import Expectations, checked
+from apscheduler_telemetry.core.labels import MAX_LABELS, Labeller
+from apscheduler_telemetry.core.model import Capture, Liveness, RunObserver
+from apscheduler_telemetry.core.observers import Guard, Pipeline
+from apscheduler_telemetry.core.recorder import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
-from apscheduler_telemetry.http import Endpoints, HTTPServer
-from apscheduler_telemetry.multiprocess import Mirror
-from apscheduler_telemetry.otel import (
+from apscheduler_telemetry.export import health
+from apscheduler_telemetry.export.metric_families import Reader
+from apscheduler_telemetry.export.otel_metrics import HistogramObserver, reader_of
+from apscheduler_telemetry.export.otel_traces import (
     Origins,
     SpanObserver,
     leave_context,
     return_to_context,
     untraced,
 )
-from apscheduler_telemetry.otel_metrics import HistogramObserver, reader_of
-from apscheduler_telemetry.prometheus import collector_of
+from apscheduler_telemetry.export.prometheus import collector_of
+from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.multiprocess import Mirror
 
 _HANDLE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""

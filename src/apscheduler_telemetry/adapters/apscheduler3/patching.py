@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from apscheduler_telemetry._pipeline import renew_lock_after_fork
+from apscheduler_telemetry.core.observers import renew_lock_after_fork
 
 
 class _Absent:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from apscheduler_telemetry._ledger import Account, Ledger
-from apscheduler_telemetry._record import Liveness
+from apscheduler_telemetry.core.model import Liveness
+from apscheduler_telemetry.core.recorder import Account, Ledger
 
 
 def report(

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from apscheduler_telemetry._record import qualified_name
+from apscheduler_telemetry.core.model import qualified_name
 
 MAX_CHARACTERS = 1_024
 """Of one text; long enough for ids and numbers, short beside the limits of any backend."""

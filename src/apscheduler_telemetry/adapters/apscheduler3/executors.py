@@ -18,9 +18,8 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor
 from apscheduler.job import Job
 
-from apscheduler_telemetry._ledger import Run, State
-from apscheduler_telemetry._record import ErrorKind, Outcome
-from apscheduler_telemetry._v3._submission import (
+from apscheduler_telemetry.adapters.apscheduler3.child_process import HIDES_FRAMES, RunTimes
+from apscheduler_telemetry.adapters.apscheduler3.runs import (
     JobView,
     PlainView,
     Submission,
@@ -31,11 +30,12 @@ from apscheduler_telemetry._v3._submission import (
     plain_views,
     submission_of,
 )
-from apscheduler_telemetry._worker import HIDES_FRAMES, RunTimes
+from apscheduler_telemetry.core.model import ErrorKind, Outcome
+from apscheduler_telemetry.core.recorder import Run, State
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._ledger import Entry
-    from apscheduler_telemetry._v3 import Adapter
+    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
+    from apscheduler_telemetry.core.recorder import Entry
 
 
 _NEVER_AWAIT = {

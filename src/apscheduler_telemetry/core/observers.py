@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apscheduler_telemetry._record import Outcome, RunError, RunObserver, RunView
+from apscheduler_telemetry.core.model import Outcome, RunError, RunObserver, RunView
 
 logger = logging.getLogger("apscheduler_telemetry")
 

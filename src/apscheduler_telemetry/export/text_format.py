@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from prometheus_client.utils import floatToGoString
 
-from apscheduler_telemetry._ledger import Account, Exemplar, Histogram
-from apscheduler_telemetry._series import (
+from apscheduler_telemetry.core.recorder import Account, Exemplar, Histogram
+from apscheduler_telemetry.export.metric_families import (
     FAMILIES,
     JOB_FAMILIES,
     Family,

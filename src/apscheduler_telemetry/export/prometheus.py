@@ -23,10 +23,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from apscheduler_telemetry._ledger import Histogram
-from apscheduler_telemetry._lines import Lines, bounds, line
-from apscheduler_telemetry._pipeline import renew_lock_after_fork
-from apscheduler_telemetry._series import (
+from apscheduler_telemetry.core.observers import renew_lock_after_fork
+from apscheduler_telemetry.core.recorder import Histogram
+from apscheduler_telemetry.errors import ArgumentValueError
+from apscheduler_telemetry.export.metric_families import (
     FAMILIES,
     Family,
     Kind,
@@ -36,7 +36,7 @@ from apscheduler_telemetry._series import (
     of_telemetry,
     read,
 )
-from apscheduler_telemetry.errors import ArgumentValueError
+from apscheduler_telemetry.export.text_format import Lines, bounds, line
 
 _TYPES: dict[Kind, Any] = {
     Kind.COUNTER: CounterMetricFamily,

@@ -44,8 +44,8 @@ from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from apscheduler_telemetry._record import Clock, JobInfo, Outcome, RunError, RunView
 from apscheduler_telemetry._version import __version__
+from apscheduler_telemetry.core.model import Clock, JobInfo, Outcome, RunError, RunView
 
 logger = logging.getLogger(__name__)
 

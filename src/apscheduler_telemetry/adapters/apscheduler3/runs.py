@@ -17,14 +17,14 @@ from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MI
 from apscheduler.job import Job
 from apscheduler.util import iscoroutinefunction_partial
 
-from apscheduler_telemetry import _worker
-from apscheduler_telemetry._brief import brief, brief_call
-from apscheduler_telemetry._ledger import MAX_FRESH, Run, State
-from apscheduler_telemetry._record import Outcome, RunError
+from apscheduler_telemetry.adapters.apscheduler3 import child_process as _worker
+from apscheduler_telemetry.core.model import Outcome, RunError
+from apscheduler_telemetry.core.recorder import MAX_FRESH, Run, State
+from apscheduler_telemetry.core.safe_repr import brief, brief_call
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._ledger import Entry
-    from apscheduler_telemetry._v3._executors import ExecutorHook
+    from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHook
+    from apscheduler_telemetry.core.recorder import Entry
 
 _SUCCESS = Outcome.SUCCESS  # see _ledger: looked up in the enumeration, it would cost every run
 _OUTCOMES: Mapping[Any, Outcome] = {

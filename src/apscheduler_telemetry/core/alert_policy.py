@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from apscheduler_telemetry import _labels
-from apscheduler_telemetry._pipeline import Guard
+from apscheduler_telemetry.core import labels as _labels
+from apscheduler_telemetry.core.observers import Guard
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_GRACE = 60.0

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from apscheduler_telemetry._pipeline import Guard
-from apscheduler_telemetry._record import GENERATED_ID_LENGTH
+from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH
+from apscheduler_telemetry.core.observers import Guard
 
 OVERFLOW = "__overflow__"
 MAX_LABELS = 1_000

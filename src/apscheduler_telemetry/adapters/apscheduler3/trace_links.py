@@ -16,9 +16,9 @@ import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
-from apscheduler_telemetry._ledger import NEVER, Entry
-from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
-from apscheduler_telemetry._v3._aside import Aside
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
+from apscheduler_telemetry.core.recorder import NEVER, Entry
 
 COMPONENT = "spans"
 

@@ -25,9 +25,10 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from apscheduler_telemetry._ledger import Histogram
-from apscheduler_telemetry._record import Outcome, RunError, RunView, SpanIds
-from apscheduler_telemetry._series import (
+from apscheduler_telemetry._version import __version__
+from apscheduler_telemetry.core.model import Outcome, RunError, RunView, SpanIds
+from apscheduler_telemetry.core.recorder import Histogram
+from apscheduler_telemetry.export.metric_families import (
     DELAYS,
     DURATIONS,
     FAMILIES,
@@ -36,7 +37,6 @@ from apscheduler_telemetry._series import (
     Reader,
     read,
 )
-from apscheduler_telemetry._version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -30,12 +30,18 @@ from apscheduler.events import (
 )
 from apscheduler.schedulers.base import STATE_STOPPED
 
-from apscheduler_telemetry import _labels
-from apscheduler_telemetry._expectations import Expectations
-from apscheduler_telemetry._labels import Labeller
-from apscheduler_telemetry._ledger import NEVER, Entry, Ledger, Removal, Run
-from apscheduler_telemetry._pipeline import Guard, Pipeline
-from apscheduler_telemetry._record import (
+from apscheduler_telemetry.adapters.apscheduler3 import exit_warning as _exit
+from apscheduler_telemetry.adapters.apscheduler3 import triggers as _schedule
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
+from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHook
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.patching import Shadows
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import LoopHook
+from apscheduler_telemetry.adapters.apscheduler3.trace_links import FLUSH_SECONDS, Links, Origins
+from apscheduler_telemetry.core import labels as _labels
+from apscheduler_telemetry.core.alert_policy import Expectations
+from apscheduler_telemetry.core.labels import Labeller
+from apscheduler_telemetry.core.model import (
     Capture,
     ErrorKind,
     JobInfo,
@@ -43,13 +49,8 @@ from apscheduler_telemetry._record import (
     Outcome,
     RunError,
 )
-from apscheduler_telemetry._v3 import _exit, _schedule
-from apscheduler_telemetry._v3._aside import Aside
-from apscheduler_telemetry._v3._executors import ExecutorHook
-from apscheduler_telemetry._v3._links import FLUSH_SECONDS, Links, Origins
-from apscheduler_telemetry._v3._loop import LoopHook
-from apscheduler_telemetry._v3._shadow import Shadows
-from apscheduler_telemetry._v3._stores import StoreHook
+from apscheduler_telemetry.core.observers import Guard, Pipeline
+from apscheduler_telemetry.core.recorder import NEVER, Entry, Ledger, Removal, Run
 
 INTERVALS_HOLD = 60.0
 """

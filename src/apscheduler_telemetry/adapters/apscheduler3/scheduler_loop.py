@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
 
-from apscheduler_telemetry._record import ErrorKind, Liveness, qualified_name
+from apscheduler_telemetry.core.model import ErrorKind, Liveness, qualified_name
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._ledger import Entry
-    from apscheduler_telemetry._v3 import Adapter
+    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
+    from apscheduler_telemetry.core.recorder import Entry
 
 OVERDUE_AFTER = 10.0
 """

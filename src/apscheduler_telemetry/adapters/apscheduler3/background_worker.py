@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from apscheduler_telemetry._pipeline import Guard, renew_lock_after_fork
+from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
 
 
 class Aside:

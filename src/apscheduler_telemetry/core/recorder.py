@@ -29,9 +29,9 @@ from operator import sub
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from apscheduler_telemetry._labels import MAX_LABELS, OVERFLOW
-from apscheduler_telemetry._pipeline import renew_lock_after_fork
-from apscheduler_telemetry._record import Clock, ErrorKind, JobInfo, Outcome, RunError, SpanIds
+from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
+from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, RunError, SpanIds
+from apscheduler_telemetry.core.observers import renew_lock_after_fork
 
 DURATION_BUCKETS = (
     *(0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
@@ -89,7 +89,7 @@ _SUCCESS, _ERROR, _MISSED = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED
 
 class Run:
     """
-    One due run on its way through an executor; see `apscheduler_telemetry._record.RunView`.
+    One due run on its way through an executor; see `apscheduler_telemetry.core.model.RunView`.
 
     Attributes:
         load: the account of its executor; of a run in a lane, once the books know of it.

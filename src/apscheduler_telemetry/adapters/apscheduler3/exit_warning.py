@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import STATE_RUNNING
 
-from apscheduler_telemetry._labels import text
-from apscheduler_telemetry._pipeline import logger
+from apscheduler_telemetry.core.labels import text
+from apscheduler_telemetry.core.observers import logger
 
 if TYPE_CHECKING:
-    from apscheduler_telemetry._v3 import Adapter
+    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
 
 
 def watch(adapter: Adapter) -> None:

@@ -1,0 +1,1 @@
+"""What watches a scheduler: an adapter for each major version of APScheduler."""

@@ -1,0 +1,1 @@
+"""The adapter for APScheduler 3. Private names of APScheduler appear in this package only."""

@@ -1,0 +1,1 @@
+"""What reads the metrics state: Prometheus, OpenTelemetry and health reports."""
