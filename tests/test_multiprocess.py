@@ -29,12 +29,21 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
 import support_jobs as jobs
-from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument, multiprocess
+from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument
 from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.observers import Guard
 from apscheduler_telemetry.core.recorder import REMOVED_FOR, Ledger, Removal, Run
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
-from apscheduler_telemetry.multiprocess import MODES, STALE, VARIABLE, Mirror, child_exit, sweep
+from apscheduler_telemetry.export.multiprocess import writer
+from apscheduler_telemetry.export.multiprocess.directory import (
+    DIRECTORY_VARIABLE,
+    configured_directory,
+)
+from apscheduler_telemetry.export.multiprocess.gauge_modes import GAUGE_MODES
+from apscheduler_telemetry.export.multiprocess.locks import directory_lock
+from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale
+from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
+from apscheduler_telemetry.multiprocess import child_exit
 from support import HandDriven, frozen, until
 from support_http import ask_wsgi
 from support_scenes import Clock
@@ -85,8 +94,8 @@ class Process:
         self.started_at: float | None = started
         self.last_wakeup: float | None = NOW
         self.alive = Liveness(state="running", up=True)
-        self.mirror = Mirror(self, directory)
-        self.mirror.start()
+        self.writer = SnapshotWriter(self, directory)
+        self.writer.start()
         self.living.append(self)
 
     def liveness(self) -> Liveness:
@@ -114,14 +123,14 @@ class Process:
         self.ledger.finish(self.begin(due), outcome, duration=seconds)
 
     def write(self) -> None:
-        self.mirror.write()
+        self.writer.write()
         assert not any(self.guard.counts().values()), self.guard.counts()
 
     def die(self) -> None:
         """Be gone, as by SIGKILL: nothing is said, and the kernel lets go of the lock."""
-        assert self.mirror._slot is not None
-        self.mirror._slot.close()
-        self.mirror._pid = None
+        assert self.writer._slot is not None
+        self.writer._slot.release()
+        self.writer._pid = None
         self.living.remove(self)
 
 
@@ -130,14 +139,14 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Turn multiprocess mode on."""
     directory = tmp_path / "metrics"
     directory.mkdir()
-    monkeypatch.setenv(VARIABLE, str(directory))
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(directory))
     return directory
 
 
 @pytest.fixture
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody write but the test."""
-    monkeypatch.setattr(multiprocess, "_keep_writing", lambda *_: None)
+    monkeypatch.setattr(writer, "_write_periodically", lambda *_: None)
 
 
 @pytest.fixture
@@ -173,17 +182,17 @@ class TestOneProcess:
 
     def test_shows_what_it_would_show_otherwise(self, telemetry: Telemetry, by_hand: Path) -> None:
         """Series by series: names, labels and values."""
-        assert telemetry._mirror is not None
+        assert telemetry._snapshot_writer is not None
         with frozen(datetime.now(timezone.utc)):  # a store in memory is always known as of now
-            telemetry._mirror.write()
+            telemetry._snapshot_writer.write()
             plain = series(telemetry.options["registry"])
         assert len(plain) > 150
         assert scrape(by_hand) == plain
 
     def test_types_and_texts(self, telemetry: Telemetry, by_hand: Path) -> None:
         """Each family has the type and the text that it has otherwise."""
-        assert telemetry._mirror is not None
-        telemetry._mirror.write()
+        assert telemetry._snapshot_writer is not None
+        telemetry._snapshot_writer.write()
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         read = {m.name: (m.type, m.documentation) for m in registry.collect()}
@@ -226,13 +235,14 @@ class TestOneProcess:
         script = """
             from apscheduler.executors.debug import DebugExecutor
             from prometheus_client import CollectorRegistry
-            from apscheduler_telemetry import instrument, multiprocess
+            from apscheduler_telemetry import instrument
+            from apscheduler_telemetry.export.multiprocess import writer
             from support import HandDriven
-            multiprocess.INTERVAL = 3600
+            writer.WRITE_INTERVAL = 3600
             scheduler = HandDriven(executors={"default": DebugExecutor()})
             telemetry = instrument(scheduler, registry=CollectorRegistry())
             scheduler.start()
-            telemetry._mirror.write()
+            telemetry._snapshot_writer.write()
             scheduler.add_job(print, id="last")
             scheduler.turn()
         """
@@ -263,8 +273,8 @@ class TestOneProcess:
 
     def test_uninstrument(self, telemetry: Telemetry, by_hand: Path) -> None:
         """The gauges go, what was counted stays, and the next handle goes on from there."""
-        assert telemetry._mirror is not None
-        telemetry._mirror.write()
+        assert telemetry._snapshot_writer is not None
+        telemetry._snapshot_writer.write()
         scheduler = telemetry._scheduler
         telemetry.uninstrument()
         shown = scrape(by_hand)
@@ -303,7 +313,7 @@ class TestModes:
     def test_each_gauge_has_one(self) -> None:
         """None is forgotten, and nothing else is in the table."""
         gauges = {family for family in FAMILIES if family.kind in (Kind.GAUGE, Kind.LOAD)}
-        assert set(MODES) == gauges
+        assert set(GAUGE_MODES) == gauges
 
     def test_are_those_of_the_docs(self) -> None:
         """The page tells of each gauge how it comes about."""
@@ -311,12 +321,12 @@ class TestModes:
         section = page.split("## Multiprocess mode")[1].split("\n## ")[0]
         said = re.findall(r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE)
         assert {name: mode for name, mode, _ in said} == {
-            family.prometheus_name: mode for family, mode in MODES.items()
+            family.prometheus_name: mode for family, mode in GAUGE_MODES.items()
         }
 
     def test_all_end_with_their_process(self) -> None:
         """No gauge outlives the process that it is true of."""
-        assert all(mode.startswith("live") for mode in MODES.values())
+        assert all(mode.startswith("live") for mode in GAUGE_MODES.values())
 
     @pytest.mark.parametrize(
         ("promises", "shown"),
@@ -462,7 +472,7 @@ class TestDeath:
         process.run(1)
         process.write()
         process.die()
-        sweep(by_hand)
+        remove_stale(by_hand)
         shown = scrape(by_hand)
         assert {name for name, _ in shown if "_timestamp_" in name or name.endswith("_up")} == set()
         assert value(shown, "job_runs_total", outcome="success") == 1
@@ -478,7 +488,7 @@ class TestDeath:
 
     def test_hook_outside_of_the_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The hook may be there all the same."""
-        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         child_exit(None, SimpleNamespace(pid=4711))
 
     def test_others_are_left_alone(self, by_hand: Path) -> None:
@@ -487,17 +497,17 @@ class TestDeath:
         process.write()
         (by_hand / "gauge_liveall_4711.db").touch()
         before = sorted(path.name for path in by_hand.iterdir())
-        sweep(by_hand)
+        remove_stale(by_hand)
         assert sorted(path.name for path in by_hand.iterdir()) == before
 
     def test_hanging(self, by_hand: Path) -> None:
         """Gauges that nobody keeps up to date go as well, and come back when somebody does."""
         process = Process(by_hand)
         process.write()
-        long_ago = time.time() - STALE - 1
+        long_ago = time.time() - STALE_AFTER - 1
         for path in by_hand.glob("gauge_*"):
             os.utime(path, (long_ago, long_ago))
-        sweep(by_hand)
+        remove_stale(by_hand)
         assert value(scrape(by_hand), "scheduler_up") is None
         process.write()
         assert value(scrape(by_hand), "scheduler_up") == 1
@@ -506,7 +516,7 @@ class TestDeath:
         """A file that has nothing new to say is kept up to date, too."""
         process = Process(by_hand)
         process.write()
-        long_ago = time.time() - STALE - 1
+        long_ago = time.time() - STALE_AFTER - 1
         for path in by_hand.glob("gauge_*"):
             os.utime(path, (long_ago, long_ago))
         process.write()
@@ -552,7 +562,7 @@ class TestRemovedJobs:
     def now(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         """Let the mirror's time go by this clock."""
         clock = Clock(1000.0)
-        monkeypatch.setattr("apscheduler_telemetry.multiprocess.time.monotonic", clock)
+        monkeypatch.setattr("time.monotonic", clock)
         return clock
 
     def leave(self, directory: Path, *job_ids: str, name: str = "main") -> None:
@@ -687,11 +697,11 @@ class TestTrouble:
         before = scrape(by_hand)
         shutil.rmtree(by_hand)
         for _ in range(3):
-            process.mirror.write()
+            process.writer.write()
         assert process.guard.counts()["multiprocess"] == 3
         assert len(caplog.records) == 1
         by_hand.mkdir()
-        process.mirror.write()
+        process.writer.write()
         shown = dict(scrape(by_hand))
         assert value(shown, "telemetry_errors_total", component="multiprocess") == 3
         assert len(shown) == len(before)
@@ -713,7 +723,7 @@ class TestTrouble:
             scheduler.start()
             for number in range(100):
                 scheduler.add_job(print, "interval", hours=1, id=str(number))
-            telemetry._mirror.write()
+            telemetry._snapshot_writer.write()
             print(telemetry.guard.counts()["multiprocess"] > 0)
         """
         done = subprocess.run(
@@ -758,10 +768,10 @@ class TestTrouble:
         dead.write()
         dead.die()
         before = scrape(by_hand)
-        with multiprocess._exclusive(by_hand) as mine:
-            assert mine
+        with directory_lock(by_hand) as is_acquired:
+            assert is_acquired
             process.write()
-            sweep(by_hand)
+            remove_stale(by_hand)
             assert scrape(by_hand) == before
         process.write()
         assert value(scrape(by_hand), "scheduler_up", scheduler="main") == 1
@@ -847,7 +857,7 @@ class TestConfigured:
 
     def test_clear_error(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """`instrument` says what is wrong and what to do, and has installed nothing."""
-        monkeypatch.setenv(VARIABLE, wrong)
+        monkeypatch.setenv(DIRECTORY_VARIABLE, wrong)
         scheduler = HandDriven()
         registry = CollectorRegistry()
         before = dict(vars(scheduler)), list(scheduler._listeners)
@@ -855,19 +865,19 @@ class TestConfigured:
             instrument(scheduler, registry=registry)
         assert (dict(vars(scheduler)), list(scheduler._listeners)) == before
         assert list(registry.collect()) == []
-        monkeypatch.delenv(VARIABLE)
+        monkeypatch.delenv(DIRECTORY_VARIABLE)
         instrument(scheduler, registry=registry).uninstrument()
 
     def test_old_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The former name of the variable counts, as it does for prometheus_client."""
-        monkeypatch.delenv(VARIABLE, raising=False)
-        monkeypatch.setenv(VARIABLE.lower(), str(tmp_path))
-        assert multiprocess.configured() == tmp_path
+        monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+        monkeypatch.setenv(DIRECTORY_VARIABLE.lower(), str(tmp_path))
+        assert configured_directory() == tmp_path
 
     def test_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without the variable all is as it is."""
-        monkeypatch.delenv(VARIABLE, raising=False)
-        assert multiprocess.configured() is None
+        monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+        assert configured_directory() is None
 
 
 @pytest.mark.slow
@@ -905,9 +915,9 @@ class TestFork:
         def run():
             scheduler.add_job(nothing, id="job")
             scheduler.turn()
-            while telemetry._mirror._slot is None:  # somebody else may just be sweeping
-                telemetry._mirror.write()
-            telemetry._mirror.write()
+            while telemetry._snapshot_writer._slot is None:  # somebody else may just be sweeping
+                telemetry._snapshot_writer.write()
+            telemetry._snapshot_writer.write()
 
         scheduler = HandDriven(executors={"default": DebugExecutor()})
         telemetry = instrument(scheduler, registry=CollectorRegistry())
@@ -926,12 +936,12 @@ class TestFork:
                 scheduler.start()
                 run()
             else:
-                telemetry._mirror.write()
+                telemetry._snapshot_writer.write()
             show(os.getpid())
             os._exit(0)
         os.wait()
         mark_process_dead(child)
-        telemetry._mirror.write()
+        telemetry._snapshot_writer.write()
         show(os.getpid())
     """
 
@@ -968,7 +978,7 @@ class TestFork:
             pytest.skip("only root can become another user")
         with tempfile.TemporaryDirectory() as directory:  # not below one that is only for root
             Path(directory).chmod(0o777)
-            monkeypatch.setenv(VARIABLE, directory)
+            monkeypatch.setenv(DIRECTORY_VARIABLE, directory)
             when = "started again in the child, of another user"
             child, parent = self.run(Path(directory), when)
         assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)

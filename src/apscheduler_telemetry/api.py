@@ -20,7 +20,6 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from apscheduler_telemetry import multiprocess
 from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
 from apscheduler_telemetry.core.alert_policy import Expectations, checked
 from apscheduler_telemetry.core.labels import MAX_LABELS, Labeller
@@ -30,6 +29,9 @@ from apscheduler_telemetry.core.recorder import DELAY_BUCKETS, DURATION_BUCKETS,
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.export import health
 from apscheduler_telemetry.export.metric_families import Reader
+from apscheduler_telemetry.export.multiprocess.directory import configured_directory
+from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
+from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.export.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.export.otel_traces import (
     Origins,
@@ -40,7 +42,6 @@ from apscheduler_telemetry.export.otel_traces import (
 )
 from apscheduler_telemetry.export.prometheus import collector_of
 from apscheduler_telemetry.http import Endpoints, HTTPServer
-from apscheduler_telemetry.multiprocess import Mirror
 
 _HANDLE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
@@ -74,8 +75,8 @@ class Telemetry:
         self._scheduler = scheduler
         self._servers: list[HTTPServer] = []
         # First, as it raises where the environment is wrong.
-        directory = multiprocess.configured() if options["registry"] is not None else None
-        self._mirror = None if directory is None else Mirror(self, directory)
+        directory = configured_directory() if options["registry"] is not None else None
+        self._snapshot_writer = None if directory is None else SnapshotWriter(self, directory)
         self._readers: list[Reader] = []
         # The spans come first, so that they are current where the histograms are recorded.
         spans = SpanObserver(tracer_provider=options["tracer_provider"])
@@ -117,8 +118,8 @@ class Telemetry:
                 leave_context=leave_context,
                 return_to_context=return_to_context,
                 untraced=untraced,
-                on_start=self._mirror.start if self._mirror else _do_nothing,
-                on_stop=self._mirror.write if self._mirror else _do_nothing,
+                on_start=self._snapshot_writer.start if self._snapshot_writer else _do_nothing,
+                on_stop=self._snapshot_writer.write if self._snapshot_writer else _do_nothing,
             )
         except BaseException:
             self._forget()
@@ -126,10 +127,11 @@ class Telemetry:
         for reader in self._readers:
             reader.add(self)  # not before, as a scrape may come at once
         registry = options["registry"]
-        if self._mirror is not None:
-            registry, expose = self._mirror.registry, None
+        if directory is not None and self._snapshot_writer is not None:
+            registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
+            expose = None
             if self.started_at is not None:
-                self._mirror.start()
+                self._snapshot_writer.start()
         self._endpoints = Endpoints(
             registry=registry, health=self.health, on_error=self.guard.failed, expose=expose
         )
@@ -192,8 +194,8 @@ class Telemetry:
     def _forget(self) -> None:
         for reader in self._readers:
             reader.remove(self)
-        if self._mirror is not None:
-            self._mirror.stop()
+        if self._snapshot_writer is not None:
+            self._snapshot_writer.stop()
 
     # What readers of the books ask; see _series.Source.
 

@@ -1,0 +1,54 @@
+"""
+The directory of multiprocess mode, from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from apscheduler_telemetry.errors import ArgumentValueError
+from apscheduler_telemetry.export.multiprocess.locks import try_lock
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The name in lower case is read as well, as prometheus_client does."""
+
+
+def directory_from_environment() -> str | None:
+    """Return the value of the environment variable, None if it is not set."""
+    return os.environ.get(DIRECTORY_VARIABLE, os.environ.get(DIRECTORY_VARIABLE.lower()))
+
+
+def configured_directory() -> Path | None:
+    """
+    Return the directory of multiprocess mode, None if that mode is off.
+
+    Raises:
+        ArgumentValueError: the directory cannot be used.
+    """
+    value = directory_from_environment()
+    if value is None:
+        return None
+    problem = _problem_with(value)
+    if problem is None:
+        return Path(value)
+    msg = (
+        f"{DIRECTORY_VARIABLE} is {value!r}, but metrics cannot be stored there: {problem}. Set it "
+        "to a directory on a local file system that this process can write to and that is empty "
+        "when the application starts; or unset it if one process serves all metrics"
+    )
+    raise ArgumentValueError(msg)
+
+
+def _problem_with(directory: str) -> str | None:
+    if os.name == "nt":
+        return "Windows has no flock()"
+    if not directory or not Path(directory).is_dir():
+        return "this is not an existing directory"
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            try_lock(probe)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

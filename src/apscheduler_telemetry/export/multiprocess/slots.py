@@ -1,0 +1,210 @@
+"""
+The files and the lock of one scheduler in one process.
+
+The files of a slot, of which ``apscheduler-main-1a2b3c4d.0`` is the stem (scheduler, hash of its
+name, number of the slot):
+
+- ``apscheduler-main-1a2b3c4d.0.lock``, locked while a process holds the slot
+- ``counter_apscheduler-main-1a2b3c4d.0.db`` and ``histogram_apscheduler-main-1a2b3c4d.0.db``
+- ``gauge_livemax_4711.db_apscheduler-main-1a2b3c4d.0.db``, one for each mode of gauges
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+from apscheduler_telemetry.core.recorder import REMOVED_FOR
+from apscheduler_telemetry.export.multiprocess.file_format import (
+    keep_jobs,
+    read_values,
+    write_values,
+)
+from apscheduler_telemetry.export.multiprocess.locks import directory_lock, is_locked, try_lock
+
+STALE_AFTER = 30.0
+"""Seconds without a write after which gauges are removed: their process hangs or is stopped."""
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove the gauges of processes that are dead or no longer update them."""
+    with directory_lock(directory) as is_acquired:
+        if not is_acquired:
+            return  # another process is taking a slot or removing files
+        for path in directory.glob("gauge_live*_apscheduler-*.db"):
+            with contextlib.suppress(FileNotFoundError):
+                is_stale = time.time() - path.stat().st_mtime > STALE_AFTER
+                if is_stale or not is_locked(path.with_name(f"{_stem_of(path)}.lock")):
+                    path.unlink()
+
+
+class ProcessSlot:
+    """
+    The place of one scheduler in one process; `take` returns one.
+
+    Args:
+        directory: the directory of multiprocess mode.
+        stem: the part that the names of its files share.
+        lock: descriptor of its lock file, which is locked while the slot is held. The text in the
+            file is the time from which the counters of the slot count, in Unix seconds.
+    """
+
+    def __init__(self, directory: Path, stem: str, lock: int) -> None:
+        self._directory = directory
+        self._stem = stem
+        self._lock = lock
+        self._close_lock = weakref.finalize(self, os.close, lock)
+        self._close_lock.atexit = False  # the slot is held until the process has really ended
+        self._written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
+        self._counting_since = float(os.pread(lock, 100, 0) or "inf")
+        self.remove_gauges()
+        for path in directory.glob(f"*_{stem}.partial"):
+            path.unlink(missing_ok=True)  # a previous holder died while it wrote
+
+    @classmethod
+    def take(cls, directory: Path, scheduler: str) -> ProcessSlot | None:
+        """
+        Take the first free slot of a scheduler.
+
+        Args:
+            directory: the directory of multiprocess mode.
+            scheduler: the name of the scheduler.
+
+        Returns:
+            The slot; None if another process has locked the directory, so try again later.
+        """
+        readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
+        digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        with directory_lock(directory) as is_acquired:
+            for number in itertools.count():
+                if not is_acquired:
+                    break
+                stem = f"apscheduler-{readable}-{digest}.{number}"
+                try:
+                    lock = os.open(directory / f"{stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+                except PermissionError:
+                    continue  # made by another user: by root, before gunicorn changed its user
+                if try_lock(lock):
+                    return cls(directory, stem, lock)
+                os.close(lock)
+        return None
+
+    def record_start(self, started_at: float) -> float:
+        """
+        Record that the scheduler was started, and return the earliest start of this slot.
+
+        Args:
+            started_at: when it was started, in Unix seconds.
+
+        Returns:
+            The time from which the counters of this slot count, in Unix seconds.
+        """
+        if started_at < self._counting_since:
+            self._counting_since = started_at
+            # One write of a fixed length, so that nobody reads a half of it.
+            os.pwrite(self._lock, f"{started_at!r:<40}".encode(), 0)
+        return self._counting_since
+
+    def read(self, kind: str) -> dict[str, float]:
+        """Return the values in the file of ``counter`` or ``histogram``."""
+        path = self._path(kind)
+        return read_values(path) if path.exists() else {}
+
+    def write(self, kind: str, values: Mapping[str, float]) -> None:
+        """Replace the values in the file of ``counter`` or ``histogram``."""
+        self._replace(kind, values, {})
+
+    def write_gauges(
+        self, mode: str, values: Mapping[str, float], timestamps: Mapping[str, float]
+    ) -> None:
+        """
+        Replace the values in the file of one mode of gauges.
+
+        Args:
+            mode: one of prometheus_client, such as ``livemax``.
+            values: all gauges of this mode, by key.
+            timestamps: their timestamps, where these are not 0.
+        """
+        # prometheus_client splits the name of a file at each underscore. The first word is the
+        # type, the second the mode, and the third, without its last three characters, the pid.
+        self._replace(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
+
+    def is_lost(self) -> bool:
+        """Return whether the lock file was deleted, so that others would find the slot free."""
+        return os.fstat(self._lock).st_nlink == 0
+
+    def has_gauges_elsewhere(self) -> bool:
+        """Return whether another slot has gauges of a scheduler of the same name."""
+        return any(
+            _stem_of(path) != self._stem
+            for path in self._directory.glob(f"gauge_livesum_*_{self._prefix}.*.db")
+        )
+
+    def prune_free_slots(self, jobs: set[str]) -> None:
+        """
+        Remove the counters of removed jobs from slots that no process holds.
+
+        A reload of gunicorn, for example, leaves such slots, because new processes start before
+        the old ones end. If a third process holds a slot, nothing is removed, because that process
+        may know more jobs.
+
+        Args:
+            jobs: the labels of all jobs that this process knows.
+        """
+        with directory_lock(self._directory) as is_acquired:
+            locks = self._directory.glob(f"{self._prefix}.*.lock")
+            others = [lock for lock in locks if lock.stem != self._stem]
+            if not is_acquired or any(is_locked(lock) for lock in others):
+                return
+            for lock in others:
+                for path in self._directory.glob(f"[ch]*_{lock.stem}.db"):
+                    if time.time() - path.stat().st_mtime > REMOVED_FOR:
+                        values = read_values(path)
+                        kept = keep_jobs(values, jobs)
+                        if len(kept) < len(values):
+                            write_values(path, kept)
+
+    def remove_gauges(self) -> None:
+        """Remove the gauges, which are only true while a process holds the slot."""
+        for path in self._directory.glob(f"gauge_*_{self._stem}.db"):
+            path.unlink(missing_ok=True)
+        self._written.clear()
+
+    def delete(self) -> None:
+        """Delete all values of the slot, and release it."""
+        for path in self._directory.glob(f"*_{self._stem}.db"):
+            path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes take the slot; in a forked child, leave it to the parent."""
+        self._close_lock()
+
+    @property
+    def _prefix(self) -> str:
+        """The part of the stem that all slots of the scheduler share."""
+        return self._stem.rpartition(".")[0]
+
+    def _path(self, prefix: str) -> Path:
+        return self._directory / f"{prefix}_{self._stem}.db"
+
+    def _replace(
+        self, prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
+    ) -> None:
+        path = self._path(prefix)
+        if self._written.get(prefix) == (values, timestamps) and path.exists():
+            os.utime(path)  # nothing has changed, but the file must not become stale
+        else:
+            write_values(path, values, timestamps)
+            self._written[prefix] = values, timestamps
+
+
+def _stem_of(path: Path) -> str:
+    return path.stem.rpartition("_")[2]

@@ -1,0 +1,177 @@
+"""
+Writes the metrics of one scheduler to its slot: in a thread, after a fork and at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+
+from apscheduler_telemetry.export.metric_families import Source
+from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOffsets
+from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
+from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, ProcessSlot, remove_stale
+from apscheduler_telemetry.export.multiprocess.snapshot import (
+    COMPONENT,
+    COUNTED_KINDS,
+    SnapshotReader,
+)
+
+WRITE_INTERVAL = 1.0
+"""Seconds between two writes: short against the usual 15 between two scrapes."""
+
+MAX_DUTY_CYCLE = 0.05
+"""Largest share of one CPU for the writes. With very many jobs, the interval becomes longer."""
+
+PRUNE_INTERVAL = 60.0
+"""Seconds between two searches for counters of removed jobs in slots that no process holds."""
+
+
+class SnapshotWriter:
+    """
+    Keeps the files of one scheduler in this process up to date, from its start in this process.
+
+    In a forked child, the copy of a scheduler that the parent runs writes nothing.
+
+    Args:
+        source: the scheduler.
+        directory: the directory of multiprocess mode.
+    """
+
+    def __init__(self, source: Source, directory: Path) -> None:
+        self._source = source
+        self._directory = directory
+        self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
+        self._stopped = threading.Event()
+        self._pid: int | None = None
+        self._is_inherited = False
+        self._slot: ProcessSlot | None = None
+        self._pruned_at = 0.0
+        self._reader = SnapshotReader(source)
+        self._offsets = CounterOffsets()
+        _writers.add(self)
+        remove_stale(directory)
+
+    def start(self) -> None:
+        """Begin to write the metrics of the scheduler, which is being started in this process."""
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            try:
+                if self._is_inherited:
+                    self._offsets.subtract_all(self._reader.take_snapshot().counted)
+                self._pid = os.getpid()
+                self._stopped = threading.Event()
+                # In a thread, because a file system may be slow. The thread has only a weak
+                # reference, so that it does not keep an unused scheduler alive.
+                threading.Thread(
+                    target=_write_periodically,
+                    args=(weakref.ref(self), self._stopped),
+                    name="apscheduler-telemetry-multiprocess",
+                    daemon=True,
+                ).start()
+            except Exception:  # noqa: BLE001  # the scheduler must start all the same
+                self._source.guard.failed(COMPONENT)
+
+    def write(self) -> None:
+        """Write the current metrics. A failure is counted, and the next call tries again."""
+        with self._lock:
+            if self._pid != os.getpid():
+                return
+            try:
+                self._write_snapshot()
+            except Exception:  # noqa: BLE001  # a full disk must not stop the caller
+                self._source.guard.failed(COMPONENT)
+
+    def final_write(self) -> None:
+        """Write for the last time before this process ends, and remove the gauges."""
+        self.write()
+        with self._lock:
+            if self._slot is not None and self._pid == os.getpid():
+                self._slot.remove_gauges()
+
+    def stop(self) -> None:
+        """Stop writing. The counters stay, as those of a process that has ended do."""
+        self.final_write()
+        self._stopped.set()
+        with self._lock:
+            self._detach()
+
+    def handle_fork(self) -> None:
+        """Leave the slot to the parent process, in the child."""
+        self._lock = threading.RLock()  # another thread of the parent may have held the old one
+        self._is_inherited = self._is_inherited or self._pid is not None
+        self._detach()
+
+    def _detach(self) -> None:
+        self._pid = None
+        if self._slot is not None:
+            self._slot.release()
+            self._slot = None
+
+    def _write_snapshot(self) -> None:
+        slot = self._ensure_slot()
+        if slot is None:
+            return  # another process has locked the directory; the next write tries again
+        snapshot = self._reader.take_snapshot(slot.record_start)
+        self._offsets.forget_removed_jobs(snapshot.jobs)
+        self._offsets.apply_to(snapshot.counted)
+        for kind, values in snapshot.counted.items():
+            slot.write(kind, values)
+        if self._source.liveness().state == "stopped" and slot.has_gauges_elsewhere():
+            slot.remove_gauges()  # the scheduler has moved to another process
+        else:
+            for mode, values in snapshot.gauges.items():
+                timestamps = snapshot.timestamps if mode == MOST_RECENT else {}
+                slot.write_gauges(mode, values, timestamps)
+        remove_stale(self._directory)
+        if time.monotonic() - self._pruned_at > PRUNE_INTERVAL:
+            self._pruned_at = time.monotonic()
+            slot.prune_free_slots(snapshot.jobs)
+
+    def _ensure_slot(self) -> ProcessSlot | None:
+        """Return the slot of this process, and take one if there is none."""
+        if self._slot is not None and self._slot.is_lost():
+            # Delete its values. The next holder would take them for counts of another process,
+            # and they would be counted twice.
+            self._slot.delete()
+            self._slot = None
+        if self._slot is None:
+            self._slot = ProcessSlot.take(self._directory, self._source.name)
+            if self._slot is not None:
+                for kind in COUNTED_KINDS:
+                    self._offsets.add(kind, self._slot.read(kind))
+        return self._slot
+
+
+def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threading.Event) -> None:
+    pause = 0.0
+    while not stopped.wait(pause):
+        writer = reference()
+        if writer is None:
+            return
+        begin = time.thread_time()
+        writer.write()
+        used = time.thread_time() - begin
+        pause = min(max(WRITE_INTERVAL, used / MAX_DUTY_CYCLE), STALE_AFTER / 3)
+        del writer  # or this thread would keep the scheduler alive while it waits
+
+
+def _final_writes() -> None:
+    for writer in list(_writers):
+        writer.final_write()
+
+
+def _handle_fork() -> None:
+    for writer in list(_writers):
+        writer.handle_fork()
+
+
+_writers: weakref.WeakSet[SnapshotWriter] = weakref.WeakSet()
+atexit.register(_final_writes)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_handle_fork)
