@@ -22,6 +22,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"core"}),
     # What writes the metrics state, what reads it, and what serves it, never each other.
     frozenset({"adapters", "export", "http"}),
+    # Public hooks for servers, which only use `export`.
     frozenset({"multiprocess"}),
     # Where the parts are put together.
     frozenset({"api"}),

@@ -1,8 +1,8 @@
 """
-Prometheus' multiprocess mode: what the files say, read as users read them.
+Prometheus' multiprocess mode: the files, read in the same way as users read them.
 
-Slots do not mind whose they are, so most of these processes live in one; those of
-`test_process_models` are real.
+Several slots can be held by one process, so most tests simulate their processes in the process of
+the test. `test_process_models` has real ones.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument
 from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.observers import Guard
 from apscheduler_telemetry.core.recorder import REMOVED_FOR, Ledger, Removal, Run
+from apscheduler_telemetry.export import multiprocess as package
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from apscheduler_telemetry.export.multiprocess import writer
 from apscheduler_telemetry.export.multiprocess.directory import (
@@ -53,16 +54,17 @@ Shown = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(directory: Path) -> Shown:
-    """Read all files the way the documentation of prometheus_client says."""
+    """Read all files as the documentation of prometheus_client describes."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     return series(registry)
 
 
 def series(registry: CollectorRegistry) -> Shown:
+    """Return the values of a registry by series."""
     samples = [sample for metric in registry.collect() for sample in metric.samples]
     found = {_identity(sample): sample.value for sample in samples}
-    assert len(found) == len(samples), "a series is there twice"
+    assert len(found) == len(samples), "a series occurs twice"
     return found
 
 
@@ -71,7 +73,7 @@ def _identity(sample: Sample) -> tuple[str, frozenset[tuple[str, str]]]:
 
 
 def value(shown: Shown, name: str, **labels: str) -> float | None:
-    """Return the value of the one series that has the labels; None if there is none."""
+    """Return the value of the only series with these labels, None if there is no such series."""
     found = [
         each
         for (its_name, its_labels), each in shown.items()
@@ -82,9 +84,9 @@ def value(shown: Shown, name: str, **labels: str) -> float | None:
 
 
 class Process:
-    """What one process knows of its scheduler, and its mirror; it writes when it is told to."""
+    """A simulated process: the metrics state of its scheduler, and a writer without a thread."""
 
-    living: ClassVar[list[Process]] = []  # or those that a test forgets would die of that
+    living: ClassVar[list[Process]] = []  # keeps them alive until the end of the test
 
     def __init__(self, directory: Path, name: str = "main", started: float = NOW) -> None:
         self.name = name
@@ -105,14 +107,14 @@ class Process:
         facts = {"type": "X", "version": "3", "hostname": "h", "timezone": "UTC"}
         return {**facts, "pid": str(os.getpid()), "singleton": "true"}
 
-    def job(self, promise: float | None, job_id: str = "job", **info: Any) -> Any:
-        """Let the scheduler know a job."""
+    def job(self, next_run: float | None, job_id: str = "job", **info: Any) -> Any:
+        """Add a job."""
         words = {"name": "n", "func": "m:f", "trigger": "t", "executor": "default"}
         known = {**words, "jobstore": "default", "persistent": False, "grace": 60.0, **info}
-        return self.ledger.know(JobInfo(id=job_id, label=job_id, **known), promise)
+        return self.ledger.know(JobInfo(id=job_id, label=job_id, **known), next_run)
 
     def begin(self, due: float = NOW, job_id: str = "job") -> Run:
-        """Let a run of a known job start when it is due."""
+        """Start a run of a known job at the time at which it is due."""
         entry = self.ledger.entry("default", job_id)
         assert entry is not None
         (run,) = self.ledger.hand_over(entry, None, [datetime.fromtimestamp(due, timezone.utc)])
@@ -127,7 +129,7 @@ class Process:
         assert not any(self.guard.counts().values()), self.guard.counts()
 
     def die(self) -> None:
-        """Be gone, as by SIGKILL: nothing is said, and the kernel lets go of the lock."""
+        """End as after SIGKILL: nothing is written, and the kernel releases the lock."""
         assert self.writer._slot is not None
         self.writer._slot.release()
         self.writer._pid = None
@@ -136,7 +138,7 @@ class Process:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Turn multiprocess mode on."""
+    """Turn on multiprocess mode."""
     directory = tmp_path / "metrics"
     directory.mkdir()
     monkeypatch.setenv(DIRECTORY_VARIABLE, str(directory))
@@ -145,23 +147,23 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody write but the test."""
+    """Let only the test write, without threads."""
     monkeypatch.setattr(writer, "_write_periodically", lambda *_: None)
 
 
 @pytest.fixture
 def by_hand(directory: Path, _by_hand: None) -> Iterator[Path]:
-    """Turn it on, and let processes live until they die, or the test ends."""
+    """Turn on the mode without threads, and keep all processes until the test ends."""
     yield directory
     Process.living.clear()
 
 
 class TestOneProcess:
-    """A single process that serves metrics in this mode."""
+    """One process that serves metrics in this mode."""
 
     @pytest.fixture
     def telemetry(self, by_hand: Path) -> Iterator[Telemetry]:
-        """Run a scheduler with jobs that did this and that."""
+        """Run a scheduler with jobs that succeeded, failed or wait."""
         scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
         telemetry = instrument(
             scheduler,
@@ -180,17 +182,19 @@ class TestOneProcess:
         scheduler.shutdown()
         telemetry.uninstrument()
 
-    def test_shows_what_it_would_show_otherwise(self, telemetry: Telemetry, by_hand: Path) -> None:
-        """Series by series: names, labels and values."""
+    def test_series_are_the_same_as_without_the_mode(
+        self, telemetry: Telemetry, by_hand: Path
+    ) -> None:
+        """Names, labels and values of all series are the same with and without the mode."""
         assert telemetry._snapshot_writer is not None
-        with frozen(datetime.now(timezone.utc)):  # a store in memory is always known as of now
+        with frozen(datetime.now(timezone.utc)):  # the last read of a store in memory is always now
             telemetry._snapshot_writer.write()
             plain = series(telemetry.options["registry"])
         assert len(plain) > 150
         assert scrape(by_hand) == plain
 
-    def test_types_and_texts(self, telemetry: Telemetry, by_hand: Path) -> None:
-        """Each family has the type and the text that it has otherwise."""
+    def test_types_and_help_texts(self, telemetry: Telemetry, by_hand: Path) -> None:
+        """Each metric has the same type and help text as without the mode."""
         assert telemetry._snapshot_writer is not None
         telemetry._snapshot_writer.write()
         registry = CollectorRegistry()
@@ -204,8 +208,8 @@ class TestOneProcess:
         assert read == plain
 
     @pytest.mark.integration
-    def test_promtool_is_content(self, telemetry: Telemetry) -> None:
-        """The exposition is correct, and without a fault that promtool knows."""
+    def test_promtool_accepts_the_exposition(self, telemetry: Telemetry) -> None:
+        """`promtool check metrics` reports no problem."""
         promtool = shutil.which("promtool")
         if promtool is None:
             pytest.skip("promtool is not installed")
@@ -215,8 +219,8 @@ class TestOneProcess:
         )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
-    def test_is_written_by_itself(self, directory: Path) -> None:
-        """What happens is in the files within a few seconds, and with a shutdown at once."""
+    def test_thread_writes(self, directory: Path) -> None:
+        """The thread writes within seconds; a shutdown writes at once."""
         scheduler = HandDriven(executors={"default": DebugExecutor()})
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         scheduler.add_job(jobs.nothing, id="ok")
@@ -231,7 +235,7 @@ class TestOneProcess:
 
     @pytest.mark.slow
     def test_end(self, directory: Path) -> None:
-        """What was counted in the last second is there when the process is not, and no gauge is."""
+        """At exit, the latest counts are written and the gauges are removed."""
         script = """
             from apscheduler.executors.debug import DebugExecutor
             from prometheus_client import CollectorRegistry
@@ -255,8 +259,8 @@ class TestOneProcess:
         assert value(shown, "job_runs_total", outcome="success") == 1
         assert value(shown, "scheduler_up") is None
 
-    def test_runs_already(self, by_hand: Path) -> None:
-        """A scheduler that is instrumented while it runs is shown, too."""
+    def test_instrumented_while_running(self, by_hand: Path) -> None:
+        """A scheduler that already runs when it is instrumented is written as well."""
         scheduler = HandDriven()
         scheduler.start()
         telemetry = instrument(scheduler, registry=CollectorRegistry())
@@ -266,13 +270,13 @@ class TestOneProcess:
         telemetry.uninstrument()
 
     def test_not_started(self, by_hand: Path) -> None:
-        """A process that has a scheduler and does not start it has nothing to show."""
+        """A process that does not start its scheduler writes nothing."""
         telemetry = instrument(HandDriven(), registry=CollectorRegistry())
         assert ask_wsgi(telemetry.wsgi_app, "/metrics").body == b""
         telemetry.uninstrument()
 
     def test_uninstrument(self, telemetry: Telemetry, by_hand: Path) -> None:
-        """The gauges go, what was counted stays, and the next handle goes on from there."""
+        """Gauges are removed, and the next handle continues from the counters."""
         assert telemetry._snapshot_writer is not None
         telemetry._snapshot_writer.write()
         scheduler = telemetry._scheduler
@@ -288,7 +292,7 @@ class TestOneProcess:
         again.uninstrument()
 
     def test_without_a_registry(self, by_hand: Path) -> None:
-        """Where nothing is to go to Prometheus, no file is written."""
+        """With ``registry=None``, no file is written."""
         scheduler = HandDriven()
         telemetry = instrument(scheduler, registry=None)
         scheduler.start()
@@ -296,8 +300,8 @@ class TestOneProcess:
         assert list(by_hand.iterdir()) == []
         telemetry.uninstrument()
 
-    def test_an_exemplar_is_left_out(self, by_hand: Path) -> None:
-        """Files have no room for one; the histogram is whole without."""
+    def test_exemplars_are_left_out(self, by_hand: Path) -> None:
+        """The files cannot store exemplars; the histogram is complete without them."""
         process = Process(by_hand)
         process.job(None)
         run = process.begin()
@@ -308,28 +312,30 @@ class TestOneProcess:
 
 
 class TestModes:
-    """How the gauges of several processes become one."""
+    """How the gauges of several processes are combined."""
 
-    def test_each_gauge_has_one(self) -> None:
-        """None is forgotten, and nothing else is in the table."""
+    def test_each_gauge_has_a_mode(self) -> None:
+        """The table has all gauges and nothing else."""
         gauges = {family for family in FAMILIES if family.kind in (Kind.GAUGE, Kind.LOAD)}
         assert set(GAUGE_MODES) == gauges
 
-    def test_are_those_of_the_docs(self) -> None:
-        """The page tells of each gauge how it comes about."""
+    def test_modes_match_the_docs(self) -> None:
+        """``docs/metrics.md`` gives the same mode for each gauge."""
         page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
         section = page.split("## Multiprocess mode")[1].split("\n## ")[0]
-        said = re.findall(r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE)
-        assert {name: mode for name, mode, _ in said} == {
+        documented = re.findall(
+            r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE
+        )
+        assert {name: mode for name, mode, _ in documented} == {
             family.prometheus_name: mode for family, mode in GAUGE_MODES.items()
         }
 
-    def test_all_end_with_their_process(self) -> None:
-        """No gauge outlives the process that it is true of."""
+    def test_all_modes_are_live(self) -> None:
+        """No gauge of a dead process is shown."""
         assert all(mode.startswith("live") for mode in GAUGE_MODES.values())
 
     @pytest.mark.parametrize(
-        ("promises", "shown"),
+        ("next_runs", "shown"),
         [
             ((NOW + 9, NOW + 5, None), NOW + 5),
             ((None, NOW + 9), NOW + 9),
@@ -338,16 +344,18 @@ class TestModes:
             ((253402300799.0,), 253402300799.0),
         ],
     )
-    def test_promise(self, by_hand: Path, promises: tuple[float | None, ...], shown: float) -> None:
-        """The earliest counts; nothing is promised only if nobody promises anything."""
-        for promise in promises:
+    def test_next_run(
+        self, by_hand: Path, next_runs: tuple[float | None, ...], shown: float
+    ) -> None:
+        """The earliest is shown; 0 only if no process has a next run."""
+        for next_run in next_runs:
             process = Process(by_hand)
-            process.job(promise)
+            process.job(next_run)
             process.write()
         assert value(scrape(by_hand), "job_next_run_timestamp_seconds") == shown
 
-    def test_under_way(self, by_hand: Path) -> None:
-        """Runs add up, and the oldest says since when; a process without any does not matter."""
+    def test_running(self, by_hand: Path) -> None:
+        """Runs add up, and the oldest gives the start; processes without runs do not matter."""
         first, second, third = (Process(by_hand) for _ in range(3))
         for process in (first, second, third):
             process.job(None)
@@ -362,7 +370,7 @@ class TestModes:
         assert value(shown, "job_last_run_timestamp_seconds") == NOW + 3
 
     def test_last_duration(self, by_hand: Path) -> None:
-        """It is of the run that ended last, wherever that was."""
+        """The duration of the run that ended last is shown, whichever process ran it."""
         for name, dues in {"one": (NOW + 20, NOW), "other": (NOW, NOW + 20)}.items():
             for seconds, due in zip((3, 5), dues, strict=True):
                 process = Process(by_hand, name)
@@ -374,7 +382,7 @@ class TestModes:
         assert value(shown, "job_last_run_duration_seconds", scheduler="other") == 5
 
     def test_counters_and_histograms_add_up(self, by_hand: Path) -> None:
-        """Also bucket by bucket."""
+        """Counters add up, and so do the buckets of histograms."""
         first, second = Process(by_hand), Process(by_hand)
         for process in (first, second):
             process.job(None)
@@ -396,8 +404,8 @@ class TestModes:
         assert value(shown, "job_run_duration_seconds_count") == 3
         assert value(shown, "job_run_duration_seconds_sum") == pytest.approx(2.2)
 
-    def test_two_run_the_same(self, by_hand: Path) -> None:
-        """Duplicates are told by the number of processes in which a scheduler runs."""
+    def test_duplicate_schedulers(self, by_hand: Path) -> None:
+        """The state is the number of processes in which the scheduler runs."""
         first, second = Process(by_hand), Process(by_hand)
         for process in (first, second):
             process.job(NOW)
@@ -406,16 +414,16 @@ class TestModes:
         assert value(shown, "scheduler_state", state="running") == 2
         assert value(shown, "scheduler_up") == 1
 
-    def test_one_loop_is_dead(self, by_hand: Path) -> None:
-        """A dead loop is not hidden behind one that lives."""
+    def test_dead_loop_is_not_hidden(self, by_hand: Path) -> None:
+        """If the loop is dead in one process, ``scheduler_up`` is 0."""
         first, second = Process(by_hand), Process(by_hand)
         first.alive = Liveness(state="running", up=False)
         first.write()
         second.write()
         assert value(scrape(by_hand), "scheduler_up") == 0
 
-    def test_worst(self, by_hand: Path) -> None:
-        """Failures in a row are those of the process that has most, whatever another managed."""
+    def test_consecutive_failures(self, by_hand: Path) -> None:
+        """The highest number of all processes is shown, even if a run in another one succeeded."""
         first, second = Process(by_hand), Process(by_hand)
         for process, outcome in ((first, Outcome.ERROR), (second, Outcome.SUCCESS)):
             process.job(None)
@@ -423,8 +431,8 @@ class TestModes:
             process.write()
         assert value(scrape(by_hand), "job_consecutive_failures") == 1
 
-    def test_load(self, by_hand: Path) -> None:
-        """Workers add up as what they work on does."""
+    def test_executor_load(self, by_hand: Path) -> None:
+        """Workers and queued runs add up."""
         for _ in range(2):
             process = Process(by_hand)
             process.ledger.executor("default", lambda: 10).queued = 3
@@ -434,7 +442,7 @@ class TestModes:
         assert value(shown, "executor_queued", executor="default") == 6
 
     def test_moved_to_another_process(self, by_hand: Path) -> None:
-        """A scheduler that was shut down is shown while none of its name runs elsewhere."""
+        """A stopped scheduler is shown until one of the same name runs in another process."""
         first = Process(by_hand)
         first.job(NOW + 1)
         first.alive = Liveness(state="stopped", up=False)
@@ -450,8 +458,8 @@ class TestModes:
         assert value(shown, "scheduler_state", state="stopped") == 0
         assert value(shown, "job_next_run_timestamp_seconds") == NOW + 9
 
-    def test_other_names_are_others(self, by_hand: Path) -> None:
-        """Schedulers of different names keep to themselves, also those that look alike."""
+    def test_schedulers_are_kept_apart_by_name(self, by_hand: Path) -> None:
+        """Schedulers whose names differ in one punctuation mark do not share files."""
         for name in ("a b", "a-b"):
             process = Process(by_hand, name)
             process.job(None)
@@ -463,10 +471,10 @@ class TestModes:
 
 
 class TestDeath:
-    """What becomes of what a dead process has said."""
+    """The files of processes that have ended."""
 
     def test_gauges_go(self, by_hand: Path) -> None:
-        """With the first who looks around; counters stay."""
+        """`remove_stale` removes the gauges and keeps the counters."""
         process = Process(by_hand)
         process.job(NOW)
         process.run(1)
@@ -478,7 +486,7 @@ class TestDeath:
         assert value(shown, "job_runs_total", outcome="success") == 1
 
     def test_hook(self, by_hand: Path) -> None:
-        """The hook of gunicorn takes them away, and does what prometheus_client's does as well."""
+        """The hook of gunicorn removes the gauges, and also those of prometheus_client itself."""
         process = Process(by_hand)
         process.write()
         process.die()
@@ -487,12 +495,12 @@ class TestDeath:
         assert [path.name for path in by_hand.glob("gauge_*")] == []
 
     def test_hook_outside_of_the_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The hook may be there all the same."""
+        """Without the mode, the hook does nothing."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         child_exit(None, SimpleNamespace(pid=4711))
 
-    def test_others_are_left_alone(self, by_hand: Path) -> None:
-        """Neither the gauges of who lives are touched, nor files of somebody else's."""
+    def test_live_gauges_are_kept(self, by_hand: Path) -> None:
+        """Neither gauges of live processes nor files of other metrics are removed."""
         process = Process(by_hand)
         process.write()
         (by_hand / "gauge_liveall_4711.db").touch()
@@ -501,7 +509,7 @@ class TestDeath:
         assert sorted(path.name for path in by_hand.iterdir()) == before
 
     def test_hanging(self, by_hand: Path) -> None:
-        """Gauges that nobody keeps up to date go as well, and come back when somebody does."""
+        """Gauges that are not updated are removed, and the next write restores them."""
         process = Process(by_hand)
         process.write()
         long_ago = time.time() - STALE_AFTER - 1
@@ -513,7 +521,7 @@ class TestDeath:
         assert value(scrape(by_hand), "scheduler_up") == 1
 
     def test_idle_is_not_hanging(self, by_hand: Path) -> None:
-        """A file that has nothing new to say is kept up to date, too."""
+        """A write without changes keeps the files from becoming stale."""
         process = Process(by_hand)
         process.write()
         long_ago = time.time() - STALE_AFTER - 1
@@ -523,7 +531,7 @@ class TestDeath:
         assert value(scrape(by_hand), "scheduler_up") == 1
 
     def test_the_next_goes_on(self, by_hand: Path) -> None:
-        """Counters never go down, however many processes there were, and files do not pile up."""
+        """The next process continues from the counters, and the number of files stays the same."""
         files = set()
         for life in range(1, 5):
             process = Process(by_hand)
@@ -538,8 +546,8 @@ class TestDeath:
             process.die()
         assert len(files) == 1
 
-    def test_counting_began_with_the_first(self, by_hand: Path) -> None:
-        """The start is that of the first process, as the counters go back to it; see the rules."""
+    def test_start_is_that_of_the_first_process(self, by_hand: Path) -> None:
+        """The counters count from the start of the first process, so that start is shown."""
         for started in (NOW, NOW + 50, NOW + 100):
             process = Process(by_hand, started=started)
             process.write()
@@ -547,7 +555,7 @@ class TestDeath:
             process.die()
 
     def test_started_twice(self, by_hand: Path) -> None:
-        """So it is where a scheduler is started again in the same process."""
+        """A restart of the scheduler in the same process does not change the start."""
         process = Process(by_hand, started=NOW + 50)
         process.write()
         process.started_at = NOW + 70
@@ -556,17 +564,17 @@ class TestDeath:
 
 
 class TestRemovedJobs:
-    """Jobs that are no more do not haunt the metrics."""
+    """Metrics of removed jobs disappear."""
 
     @pytest.fixture
     def now(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """Let the mirror's time go by this clock."""
+        """Replace the monotonic clock of the writer."""
         clock = Clock(1000.0)
         monkeypatch.setattr("time.monotonic", clock)
         return clock
 
-    def leave(self, directory: Path, *job_ids: str, name: str = "main") -> None:
-        """Leave what a process has counted that is dead now."""
+    def write_and_die(self, directory: Path, *job_ids: str, name: str = "main") -> None:
+        """Leave the files of a process that has ended."""
         process = Process(directory, name)
         for job_id in job_ids:
             process.job(NOW, job_id)
@@ -578,8 +586,8 @@ class TestRemovedJobs:
             dict(labels)["job_id"] for _, labels in scrape(directory) if "job_id" in dict(labels)
         }
 
-    def test_in_this_process(self, by_hand: Path) -> None:
-        """When the books have forgotten it, so have the files."""
+    def test_known_to_this_process(self, by_hand: Path) -> None:
+        """The files drop a job together with the metrics state."""
         process = Process(by_hand)
         entry = process.job(NOW)
         process.write()
@@ -592,9 +600,9 @@ class TestRemovedJobs:
         process.write()
         assert self.jobs(by_hand) == set()
 
-    def test_known_to_the_former_process_as_well(self, by_hand: Path) -> None:
-        """What that counted goes in the same moment: the counter never goes down."""
-        self.leave(by_hand, "job")
+    def test_known_to_this_and_a_previous_process(self, by_hand: Path) -> None:
+        """Both counts disappear at the same time, so the counter never falls."""
+        self.write_and_die(by_hand, "job")
         process = Process(by_hand)
         entry = process.job(NOW)
         process.run(1)
@@ -604,9 +612,9 @@ class TestRemovedJobs:
         process.write()
         assert self.jobs(by_hand) == set()
 
-    def test_only_known_to_the_former_process(self, by_hand: Path, now: Clock) -> None:
-        """It has as long as it would have had otherwise."""
-        self.leave(by_hand, "old", "job")
+    def test_only_known_to_a_previous_process(self, by_hand: Path, now: Clock) -> None:
+        """The job disappears `REMOVED_FOR` seconds after the slot was taken."""
+        self.write_and_die(by_hand, "old", "job")
         process = Process(by_hand)
         process.job(NOW)
         now.now += 1
@@ -616,11 +624,11 @@ class TestRemovedJobs:
         process.write()
         assert self.jobs(by_hand) == {"job"}
 
-    def test_in_a_slot_that_nobody_takes(self, by_hand: Path, now: Clock) -> None:
+    def test_in_a_free_slot(self, by_hand: Path, now: Clock) -> None:
         """
-        Counters that are nobody's lose jobs that the process which lives does not know.
+        Jobs that the live process does not know are removed from free slots.
 
-        So it is after a reload, in which the new process starts before the old one ends.
+        A reload leaves such slots, because the new process starts before the old one ends.
         """
         old = Process(by_hand)
         for job_id in ("job", "old"):
@@ -645,8 +653,8 @@ class TestRemovedJobs:
         assert value(shown, "job_runs_total", outcome="success") == 1
         assert value(shown, "scheduler_errors_total", kind="loop") == 1
 
-    def test_another_process_may_know_it(self, by_hand: Path, now: Clock) -> None:
-        """Where two processes live, neither judges what a third has left."""
+    def test_in_a_free_slot_with_two_processes(self, by_hand: Path, now: Clock) -> None:
+        """While two processes are alive, neither prunes the slot of a third one."""
         third, first, second = (Process(by_hand) for _ in range(3))
         third.job(NOW, "third")
         for process in (third, first, second):
@@ -661,10 +669,10 @@ class TestRemovedJobs:
 
 
 class TestTrouble:
-    """A directory that somebody else has his hands in."""
+    """Problems with the directory and with the other processes that use it."""
 
     def test_emptied(self, by_hand: Path) -> None:
-        """Everything is written anew, and nothing counted twice."""
+        """All files are written again, and nothing is counted twice."""
         process = Process(by_hand)
         process.job(NOW)
         process.run(1)
@@ -678,7 +686,7 @@ class TestTrouble:
         assert scrape(by_hand) == before
 
     def test_locks_removed(self, by_hand: Path) -> None:
-        """So it is where the files are still there."""
+        """If only the lock files were deleted, nothing is counted twice either."""
         process = Process(by_hand)
         process.job(NOW)
         process.run(1)
@@ -690,7 +698,7 @@ class TestTrouble:
         assert scrape(by_hand) == before
 
     def test_removed(self, by_hand: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """It is counted and logged once, and when the directory is there again, all is well."""
+        """Each failure is counted and one is logged; once the directory is back, all series are."""
         process = Process(by_hand)
         process.job(NOW)
         process.write()
@@ -708,11 +716,11 @@ class TestTrouble:
 
     @pytest.mark.slow
     def test_full_disk(self, directory: Path) -> None:
-        """It is an error that is counted; written to as it is, the memory of a file would kill."""
+        """A full disk is a counted error, and not a SIGBUS that ends the process."""
         mount = "mount -t tmpfs -o size=128k tmpfs"
         enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
         if subprocess.run([*enter, f'{mount} "$0"', directory], check=False).returncode:
-            pytest.skip("no file system of a few bytes can be had here")
+            pytest.skip("this machine cannot mount a small file system")
         script = """
             from apscheduler.executors.debug import DebugExecutor
             from prometheus_client import CollectorRegistry
@@ -743,7 +751,7 @@ class TestTrouble:
         assert (done.returncode, done.stdout) == (0, "True\n")
 
     def test_died_while_writing(self, by_hand: Path) -> None:
-        """What a process has left half-written is removed by the next one."""
+        """The next process removes partial files."""
         process = Process(by_hand)
         process.write()
         process.die()
@@ -753,7 +761,7 @@ class TestTrouble:
         assert list(by_hand.glob("*.partial")) == []
 
     def test_many_jobs(self, by_hand: Path) -> None:
-        """A process that needs more room than a file had is read as a whole."""
+        """Files grow with the number of jobs, and all series are read."""
         process = Process(by_hand)
         for number in range(300):
             process.job(NOW, f"a job with a long name, whose number is {number}, or \N{SNOWMAN}")
@@ -763,7 +771,7 @@ class TestTrouble:
         assert sum(name.endswith("_next_run_timestamp_seconds") for name, _ in shown) == 300
 
     def test_somebody_is_stopped_while_taking_a_slot(self, by_hand: Path) -> None:
-        """Nobody waits for him: it is tried again the next time."""
+        """If another process holds the directory lock, a write does not wait but is tried again."""
         dead, process = Process(by_hand, "dead"), Process(by_hand)
         dead.write()
         dead.die()
@@ -778,7 +786,7 @@ class TestTrouble:
 
     @pytest.mark.slow
     def test_readers_meet_whole_files(self, by_hand: Path) -> None:
-        """While files are replaced over and over, every scrape has all series."""
+        """While files are replaced continuously, every scrape has all series."""
         process = Process(by_hand)
         process.job(NOW)
         process.write()
@@ -807,11 +815,11 @@ class TestTrouble:
 
 
 class TestServed:
-    """What the handle serves in this mode."""
+    """The pages that the handle serves in this mode."""
 
     @pytest.fixture
     def telemetry(self, by_hand: Path) -> Iterator[Telemetry]:
-        """Instrument a scheduler that another process runs, not this one."""
+        """Instrument a scheduler that another process runs and this one does not."""
         other = Process(by_hand, "other")
         other.job(NOW)
         other.write()
@@ -821,7 +829,7 @@ class TestServed:
         other.die()
 
     def test_all_processes(self, telemetry: Telemetry, by_hand: Path) -> None:
-        """Whichever process is asked tells of all."""
+        """Each process serves the metrics of all processes."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         page = ask_wsgi(telemetry.wsgi_app, "/metrics").text
@@ -829,34 +837,62 @@ class TestServed:
         assert 'apscheduler_scheduler_up{scheduler="other"} 1.0' in page
 
     def test_the_dead_are_gone(self, telemetry: Telemetry, by_hand: Path) -> None:
-        """Without any hook, as a scrape looks around first."""
+        """A scrape removes stale gauges first, so no hook is needed."""
         third = Process(by_hand, "third")
         third.write()
         third.die()
         page = ask_wsgi(telemetry.wsgi_app, "/metrics").text
         assert 'apscheduler_scheduler_up{scheduler="third"}' not in page
 
-    def test_some_names_only(self, telemetry: Telemetry) -> None:
-        """``name[]`` works as it does elsewhere."""
+    def test_restricted_to_names(self, telemetry: Telemetry) -> None:
+        """``name[]`` restricts the page to these series."""
         query = "name%5B%5D=apscheduler_scheduler_up"
         page = ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).text
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         assert lines == ['apscheduler_scheduler_up{scheduler="other"} 1.0']
 
 
+class TestModules:
+    """The modules of the package."""
+
+    def test_imports_follow_the_documented_order(self) -> None:
+        """The docstring lists all modules, and each one only imports those above it."""
+        assert package.__doc__ is not None
+        documented = re.findall(r"^- `(\w+)`:", package.__doc__, re.MULTILINE)
+        files = {path.stem: path for path in Path(package.__file__).parent.glob("*.py")}
+        assert set(documented) == files.keys() - {"__init__"}
+        for number, module in enumerate(documented):
+            imports = re.findall(
+                rf"{re.escape(package.__name__)}\W+(\w+)", files[module].read_text()
+            )
+            assert set(imports) <= set(documented[:number]), module
+
+    def test_public_module(self) -> None:
+        """Users import two names, and with them no writer, which would add hooks to a process."""
+        code = (
+            "import sys; from apscheduler_telemetry.multiprocess import *;"
+            " print(child_exit.__name__, mark_process_dead.__name__,"
+            " 'apscheduler_telemetry.export.multiprocess.writer' in sys.modules)"
+        )
+        printed = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert printed == ["child_exit", "mark_process_dead", "False"]
+
+
 class TestConfigured:
-    """A set-up that cannot work is an error where it can be seen."""
+    """The check of the environment variable."""
 
     @pytest.fixture(params=["absent", "file", "empty", "read-only"])
     def wrong(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-        """Return a directory in which nothing can be kept."""
+        """Return a directory that cannot be used."""
         (tmp_path / "file").touch()
         if request.param == "read-only":
             return "/proc/self"  # to root, too
         return "" if request.param == "empty" else str(tmp_path / request.param)
 
     def test_clear_error(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`instrument` says what is wrong and what to do, and has installed nothing."""
+        """`instrument` raises an error with the problem and its solution, and installs nothing."""
         monkeypatch.setenv(DIRECTORY_VARIABLE, wrong)
         scheduler = HandDriven()
         registry = CollectorRegistry()
@@ -869,20 +905,20 @@ class TestConfigured:
         instrument(scheduler, registry=registry).uninstrument()
 
     def test_old_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The former name of the variable counts, as it does for prometheus_client."""
+        """The name in lower case is read as well, as prometheus_client does."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         monkeypatch.setenv(DIRECTORY_VARIABLE.lower(), str(tmp_path))
         assert configured_directory() == tmp_path
 
     def test_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the variable all is as it is."""
+        """Without the variable, the mode is off."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         assert configured_directory() is None
 
 
 @pytest.mark.slow
 class TestFork:
-    """Processes that are forked from one with a scheduler."""
+    """Processes that are forked from a process with a scheduler."""
 
     SCRIPT = """
         import json, os, sys, time
@@ -915,7 +951,7 @@ class TestFork:
         def run():
             scheduler.add_job(nothing, id="job")
             scheduler.turn()
-            while telemetry._snapshot_writer._slot is None:  # somebody else may just be sweeping
+            while telemetry._snapshot_writer._slot is None:  # the directory may be locked
                 telemetry._snapshot_writer.write()
             telemetry._snapshot_writer.write()
 
@@ -957,8 +993,8 @@ class TestFork:
         assert done.stderr == ""
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def test_copy_in_a_child(self, directory: Path) -> None:
-        """A child that has a copy shows what its parent runs, and adds nothing to it."""
+    def test_copy_in_the_child(self, directory: Path) -> None:
+        """A child with a copy of the scheduler writes nothing, and sees the files of its parent."""
         both = {"state": 1, "up": 1, "runs": 1}
         assert self.run(directory, "started before") == [
             {**both, "mine": [False]},
@@ -966,17 +1002,17 @@ class TestFork:
         ]
 
     def test_started_in_the_child(self, directory: Path) -> None:
-        """A child that starts the scheduler shows it, and the parent what is left when it ends."""
+        """A child that starts the scheduler writes its metrics; its counters stay after its end."""
         assert self.run(directory, "started in the child") == [
             {"state": 1, "up": 1, "runs": 1, "mine": [True]},
             {"state": None, "up": None, "runs": 1, "mine": []},
         ]
 
     def test_another_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So it is where the child has another user, as workers of gunicorn may have."""
+        """A child that runs as another user, as workers of gunicorn may do, takes its own slot."""
         if os.geteuid():
             pytest.skip("only root can become another user")
-        with tempfile.TemporaryDirectory() as directory:  # not below one that is only for root
+        with tempfile.TemporaryDirectory() as directory:  # tmp_path is only accessible to root
             Path(directory).chmod(0o777)
             monkeypatch.setenv(DIRECTORY_VARIABLE, directory)
             when = "started again in the child, of another user"
@@ -985,7 +1021,7 @@ class TestFork:
         assert (parent["state"], parent["runs"]) == (1, 2)
 
     def test_started_again_in_the_child(self, directory: Path) -> None:
-        """A child that starts its copy is a second one, and counts nothing again."""
+        """A child that starts its copy is a second scheduler, and no run is counted twice."""
         child, parent = self.run(directory, "started again in the child")
         assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
         assert sorted(child["mine"]) == [False, True]
