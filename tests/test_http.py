@@ -28,8 +28,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from apscheduler_telemetry import errors
-from apscheduler_telemetry import http as subject
-from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.http import Endpoints, HTTPServer, limits
 from support_http import (
     PATIENCE,
     Reply,
@@ -443,9 +442,9 @@ class TestAsgi:
         async def main() -> Reply:
             ask = [
                 asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
-                for _ in range(subject.MAX_THREADS + 5)
+                for _ in range(limits.MAX_THREADS + 5)
             ]
-            for _ in range(subject.MAX_THREADS):
+            for _ in range(limits.MAX_THREADS):
                 assert await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
             reply = await asyncio.wait_for(ask_asgi(endpoints.asgi, "/health"), PATIENCE / 2)
             hanging.let_go.set()
@@ -565,12 +564,12 @@ class TestThreads:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A scrape that takes too long fails, and the next one works when nothing hangs."""
-        monkeypatch.setattr(subject, "ANSWER_SECONDS", 0.05)
+        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.05)
         assert ask("/metrics").status == 500
         assert len(failures) == 1
 
         hanging.let_go.set()
-        monkeypatch.setattr(subject, "ANSWER_SECONDS", PATIENCE)
+        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
         assert ask("/metrics").status == 200
 
     def test_hanging_scrapes_are_bounded(
@@ -581,18 +580,18 @@ class TestThreads:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """When a collector hangs for ever, threads and waiting requests do not pile up."""
-        monkeypatch.setattr(subject, "ANSWER_SECONDS", 0.01)
-        monkeypatch.setattr(subject, "MAX_WAITING", 5)
+        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.01)
+        monkeypatch.setattr(limits, "MAX_PENDING", 5)
 
-        for _ in range(subject.MAX_THREADS + 10):
+        for _ in range(limits.MAX_THREADS + 10):
             assert ask_wsgi(endpoints.wsgi, "/metrics").status == 500
 
         running = [t for t in threading.enumerate() if t.name == "apscheduler-telemetry-collect"]
-        assert len(running) == subject.MAX_THREADS
+        assert len(running) == limits.MAX_THREADS
         assert "does a collector hang?" in str(failures[-1][1])
 
         hanging.let_go.set()
-        monkeypatch.setattr(subject, "ANSWER_SECONDS", PATIENCE)
+        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
         wait_until(lambda: ask_wsgi(endpoints.wsgi, "/metrics").status == 200, "a scrape")
 
     def test_exit_is_not_held_up(self, tmp_path: Path) -> None:
@@ -602,7 +601,7 @@ class TestThreads:
             textwrap.dedent("""
             import threading
             from prometheus_client import CollectorRegistry
-            from apscheduler_telemetry import http
+            from apscheduler_telemetry.http import Endpoints, limits
 
             class Hanging:
                 def describe(self): return []
@@ -610,8 +609,8 @@ class TestThreads:
 
             registry = CollectorRegistry()
             registry.register(Hanging())
-            http.ANSWER_SECONDS = 0.1
-            endpoints = http.Endpoints(registry=registry, health=dict, on_error=lambda _: None)
+            limits.RESPONSE_TIMEOUT = 0.1
+            endpoints = Endpoints(registry=registry, health=dict, on_error=lambda _: None)
             endpoints.serve(0)
             environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
             print(endpoints.wsgi(environ, lambda status, headers: print(status)))
@@ -633,7 +632,7 @@ class TestThreads:
         self, endpoints: Endpoints, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A child that is forked while every thread is at work answers all the same."""
-        monkeypatch.setattr(subject, "MAX_THREADS", 1)
+        monkeypatch.setattr(limits, "MAX_THREADS", 1)
         scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi, "/metrics"))
         scrape.start()
         assert hanging.entered.acquire(timeout=PATIENCE)
@@ -896,15 +895,14 @@ class TestHostileClients:
 
     def test_silent_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client that says nothing keeps nobody waiting, and is sent away after a while."""
-        assert subject._Handler.timeout == subject.IDLE_SECONDS
-        monkeypatch.setattr(subject._Handler, "timeout", 0.1)
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         with socket.create_connection(address(server), timeout=PATIENCE) as silent:
             assert fetch(server).status == 200
             assert read_all(silent) == b""
 
     def test_slow_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client that says a byte now and then is sent away, too."""
-        monkeypatch.setattr(subject, "CONNECTION_SECONDS", 0.1)
+        monkeypatch.setattr(limits, "CONNECTION_TIMEOUT", 0.1)
         with socket.create_connection(address(server), timeout=PATIENCE) as slow:
 
             def sent_away() -> bool:
@@ -923,23 +921,23 @@ class TestHostileClients:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A client that asks for much and reads nothing is sent away."""
-        monkeypatch.setattr(subject._Handler, "timeout", 0.1)
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         big = Gauge("big", "Big.", ["text"], registry=registry)
         big.labels(text="x" * 20_000_000)
         with socket.create_connection(address(server), timeout=PATIENCE) as deaf:
             deaf.sendall(GET_METRICS)
-            wait_until(lambda: server._server._since, "the connection")
-            wait_until(lambda: not server._server._since, "the end of the connection")
+            wait_until(lambda: server._server.connections, "the connection")
+            wait_until(lambda: not server._server.connections, "the end of the connection")
         registry.unregister(big)
 
     def test_flood(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """Silent clients in great number make room for whoever comes after them."""
-        monkeypatch.setattr(subject, "MAX_CONNECTIONS", 20)
+        monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
         silent = [socket.create_connection(address(server), timeout=PATIENCE) for _ in range(60)]
         try:
             assert fetch(server).status == 200
             assert read_all(silent[0]) == b""
-            wait_until(lambda: len(server._server._since) <= 20, "room")
+            wait_until(lambda: len(server._server.connections) <= 20, "room")
         finally:
             for connection in silent:
                 connection.close()
@@ -1004,7 +1002,7 @@ class TestTls:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         """Clients without TLS, or with half of it, keep nobody waiting and leave no trace."""
-        monkeypatch.setattr(subject._Handler, "timeout", 1.0)
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 1.0)
         server = endpoints.serve(0, certfile=pem / "both.pem")
         with socket.create_connection(address(server), timeout=PATIENCE) as silent:
             for said in (

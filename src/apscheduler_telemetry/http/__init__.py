@@ -1,0 +1,19 @@
+"""
+Serve ``/metrics`` and ``/health``: as a WSGI app, as an ASGI app, or from a built-in server.
+
+From the bottom up:
+
+- `limits`, `fork`: constants, and what a forked child has to reset
+- `messages`, `negotiation`, `thread_pool`: requests and responses, headers, threads
+- `pages`, `app`: the pages, and the routing to them
+- `wsgi`, `asgi`: the same for either kind of server
+- `connections`, `tls`, `wsgi_server`, `server`: the built-in server
+- `endpoints`: all of it for one registry
+"""
+
+from __future__ import annotations
+
+from apscheduler_telemetry.http.endpoints import Endpoints
+from apscheduler_telemetry.http.server import HTTPServer
+
+__all__ = ["Endpoints", "HTTPServer"]

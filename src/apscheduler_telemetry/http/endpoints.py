@@ -1,0 +1,72 @@
+"""
+Put the HTTP endpoints of one registry together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry.http.app import TelemetryApp
+from apscheduler_telemetry.http.asgi import ASGIApp
+from apscheduler_telemetry.http.pages import Expose, HealthPage, MetricsPage, Page
+from apscheduler_telemetry.http.server import HTTPServer, start_http_server
+from apscheduler_telemetry.http.tls import TLSOptions
+from apscheduler_telemetry.http.wsgi import WSGIApp
+
+
+class Endpoints:
+    """
+    ``/metrics`` and ``/health``, as a WSGI application, an ASGI application or a server.
+
+    Nothing is collected before the first request.
+
+    Args:
+        registry: the metrics to serve; None to serve ``/health`` only.
+        health: returns the health report; its ``status`` is ``healthy`` or ``unhealthy``.
+        on_error: called with ``"http"`` while an exception of `registry` or `health` is being
+            handled.
+        expose: a faster way to encode all of `registry`, if there is one.
+
+    Attributes:
+        wsgi: the WSGI application.
+        asgi: the ASGI application.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: CollectorRegistry | None,
+        health: Callable[[], Mapping[str, object]],
+        on_error: Callable[[str], None],
+        expose: Expose | None = None,
+    ) -> None:
+        pages: dict[str, Page] = {"health": HealthPage(health)}
+        if registry is not None:
+            pages = {"metrics": MetricsPage(registry, expose), **pages}
+        app = TelemetryApp(pages, on_error=on_error)
+        self.wsgi = WSGIApp(app)
+        self.asgi = ASGIApp(app)
+
+    def serve(  # noqa: PLR0913  # the arguments of prometheus_client.start_http_server
+        self,
+        port: int = 9476,
+        addr: str = "127.0.0.1",
+        *,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
+        client_cafile: str | os.PathLike[str] | None = None,
+        client_capath: str | os.PathLike[str] | None = None,
+        client_auth_required: bool = False,
+    ) -> HTTPServer:
+        """Start a server: see `start_http_server`, and `TLSOptions` for the keyword arguments."""
+        tls = TLSOptions(
+            certfile=certfile,
+            keyfile=keyfile,
+            client_cafile=client_cafile,
+            client_capath=client_capath,
+            client_auth_required=client_auth_required,
+        )
+        return start_http_server(self.wsgi, port, addr, tls)

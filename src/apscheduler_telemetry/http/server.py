@@ -1,0 +1,110 @@
+"""
+Start and stop the built-in server.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterable
+
+from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+from apscheduler_telemetry.http.tls import TLSOptions
+from apscheduler_telemetry.http.wsgi_server import ThreadingWSGIServer
+
+
+class HTTPServer:
+    """
+    The handle of a server that runs in its own daemon thread; usable as a context manager.
+
+    Attributes:
+        addr: the address that it listens on.
+        port: the port that it listens on; the actual one if 0 was requested.
+        url: its base URL, without a trailing slash.
+    """
+
+    def __init__(self, server: ThreadingWSGIServer) -> None:
+        """Serve requests from `server`, which is already listening."""
+        self.addr: str
+        self.port: int
+        self.addr, self.port = server.server_address[:2]  # type: ignore[assignment]  # never bytes
+        scheme = "https" if server.is_https else "http"
+        self.url = f"{scheme}://{_format_netloc(self.addr, self.port)}"
+        self._server = server
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(
+            target=server.serve_forever, name="apscheduler-telemetry-http", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and wait until the port is free; further calls do nothing."""
+        with self._lock:
+            if self._thread.is_alive():  # not in a forked child, which has no such thread
+                self._server.stop()
+                self._thread.join()
+            self._server.server_close()
+
+    def __enter__(self) -> HTTPServer:  # noqa: PYI034  # Self needs Python 3.11
+        """Return this server."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the server."""
+        self.close()
+
+
+def start_http_server(
+    app: Callable[..., Iterable[bytes]], port: int, addr: str, tls: TLSOptions
+) -> HTTPServer:
+    """
+    Serve a WSGI application from a daemon thread until the returned server is closed.
+
+    Args:
+        app: the WSGI application.
+        port: 0 to 65535; 0 takes a free one.
+        addr: an address or host name of this machine; ``0.0.0.0`` or ``::`` opens all of them.
+        tls: whether and how to speak HTTPS.
+
+    Raises:
+        ArgumentTypeError: `port` or `addr` is of the wrong type.
+        ArgumentValueError: `port` is out of range, `addr` is empty, or a TLS option is missing.
+        OSError: the port is taken or forbidden, the address is not one of this machine, or a file
+            cannot be loaded; ``errno`` says which.
+    """
+    _validate_address(port, addr)
+    tls_context = tls.create_context()
+    try:
+        found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return HTTPServer(ThreadingWSGIServer(family, address, app, tls_context))
+    except (OSError, ValueError) as error:  # ValueError: impossible as a host name
+        code = getattr(error, "errno", errno.EADDRNOTAVAIL)
+        hint = (
+            "stop the process that uses it, or pass another port; port=0 takes a free one"
+            if code == errno.EADDRINUSE
+            else "pass an addr of this machine, such as '127.0.0.1', and a port you may use"
+        )
+        reason = getattr(error, "strerror", None) or error
+        msg = f"cannot serve metrics on {_format_netloc(addr, port)}: {reason}; {hint}"
+        raise OSError(code, msg) from error
+
+
+def _validate_address(port: object, addr: object) -> None:
+    if not isinstance(port, int) or isinstance(port, bool):
+        msg = f"port must be an int, not {port!r}; pass one of 0 to 65535, such as 9476"
+        raise ArgumentTypeError(msg)
+    if not isinstance(addr, str):
+        msg = f"addr must be a str, not {addr!r}; pass an address such as '127.0.0.1'"
+        raise ArgumentTypeError(msg)
+    if port not in range(65536):
+        msg = f"port {port} does not exist; pass one of 0 to 65535, where 0 takes a free one"
+        raise ArgumentValueError(msg)
+    if not addr:
+        msg = "addr is empty; pass '127.0.0.1', or '0.0.0.0' to be reachable from other machines"
+        raise ArgumentValueError(msg)
+
+
+def _format_netloc(addr: str, port: int) -> str:
+    return f"[{addr}]:{port}" if ":" in addr else f"{addr}:{port}"
