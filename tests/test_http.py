@@ -9,6 +9,7 @@ import concurrent.futures
 import errno
 import gzip
 import http.client
+import itertools
 import os
 import random
 import signal
@@ -19,16 +20,20 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from apscheduler.executors.debug import DebugExecutor
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client.exposition import choose_encoder
 
-from apscheduler_telemetry import errors
+from apscheduler_telemetry import Telemetry, errors, instrument
 from apscheduler_telemetry.http import Endpoints, HTTPServer, limits
+from support import HandDriven, frozen
 from support_http import (
     PATIENCE,
     Reply,
@@ -56,11 +61,12 @@ class Errors(list[tuple[str, BaseException | None]]):
 class Broken:
     """A collector of the user's that fails."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, names: Sequence[str] = ()) -> None:
         self.error = error
+        self.names = names
 
     def describe(self) -> list[Any]:
-        return []
+        return [Metric(name, "", "gauge") for name in self.names]
 
     def collect(self) -> list[Any]:
         raise self.error
@@ -205,7 +211,7 @@ class TestMetrics:
             registry=registry,
             health=lambda: HEALTHY,
             on_error=failures,
-            expose=lambda _: pieces,
+            expose=lambda _encode, _names: pieces,
         )
         with endpoints.serve(0) as server:
             for ask in (
@@ -292,6 +298,105 @@ class TestMetrics:
         assert component == "http"
         assert repr(error) in (repr(handled), str(handled))
         assert capfd.readouterr().err == ""
+
+
+class TestNameFilter:
+    """``name[]`` on the page of an instrumented scheduler, which keeps its lines."""
+
+    FORMATS = (
+        "",
+        OPENMETRICS,
+        "application/openmetrics-text; version=1.0.0; escaping=dots",
+        "text/plain; version=1.0.0; escaping=allow-utf-8",
+    )
+    DURATION = "apscheduler_job_run_duration_seconds"
+    JOBS = 40
+
+    @pytest.fixture
+    def telemetry(self, registry: CollectorRegistry) -> Iterator[Telemetry]:
+        """Instrument two schedulers on one registry, one of them with jobs that have run."""
+        with frozen() as clock:
+            scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
+            telemetry = instrument(scheduler, registry=registry)
+            other = instrument(HandDriven(timezone=timezone.utc), name="other", registry=registry)
+            scheduler.start()
+            for number in range(self.JOBS):
+                label = f"{number}\n{self.DURATION}_sum{{" if number % 2 else str(number)
+                scheduler.add_job(bool, "interval", seconds=number + 1, id=label)
+            clock.advance(100)
+            scheduler.turn()
+            yield telemetry
+            scheduler.shutdown()
+            telemetry.uninstrument()
+            other.uninstrument()
+
+    @pytest.mark.parametrize("accept", FORMATS)
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["apscheduler_scheduler_up"],
+            ["apscheduler_job_runs_total", "jobs"],
+            ["apscheduler_job_runs", "apscheduler_scheduler_info", "nothing"],
+            [f"{DURATION}_bucket"],
+            [f"{DURATION}_count"],
+            [f"{DURATION}_sum"],
+            [f"{DURATION}_bucket", f"{DURATION}_sum"],
+            [f"{DURATION}_sum", f"{DURATION}_bucket", f"{DURATION}_count"],
+            [DURATION],
+            ["jobs"],
+            ["nothing"],
+            ["apscheduler_telemetry_place"],
+        ],
+        ids=" ".join,
+    )
+    def test_same_samples_as_the_library(
+        self, telemetry: Telemetry, registry: CollectorRegistry, accept: str, names: list[str]
+    ) -> None:
+        """The response is what the library encodes of its restricted registry, in any order."""
+        query = "&".join(f"name[]={name}" for name in names)
+        encode, _ = choose_encoder(accept)
+        expected = encode(registry.restricted_registry(names)).decode()
+
+        for _ in range(2):  # the second one from lines that are kept
+            body = ask_wsgi(
+                telemetry.wsgi_app, "/metrics", query=query, headers={"Accept": accept}
+            ).text
+            families = body.removesuffix("# EOF\n").split("# HELP ")
+            assert sorted(families) == sorted(expected.removesuffix("# EOF\n").split("# HELP "))
+            assert body.endswith("# EOF\n") == expected.endswith("# EOF\n")
+
+    @pytest.mark.parametrize("name", ["apscheduler_scheduler_up", f"{DURATION}_bucket"])
+    def test_is_no_dearer_than_the_page(self, telemetry: Telemetry, name: str) -> None:
+        """Lines are cut, not rendered again: at most two Python calls for each job."""
+        ask_wsgi(telemetry.wsgi_app, "/metrics")
+
+        whole = calls_in_threads(lambda: ask_wsgi(telemetry.wsgi_app, "/metrics"))
+        filtered = calls_in_threads(
+            lambda: ask_wsgi(telemetry.wsgi_app, "/metrics", query=f"name[]={name}")
+        )
+
+        assert 0 < filtered < whole + 2 * self.JOBS
+
+    def test_other_collectors_are_left_alone(
+        self, telemetry: Telemetry, registry: CollectorRegistry
+    ) -> None:
+        """A collector that has none of the names is not even called."""
+        registry.register(Broken(ValueError("boom"), names=["broken"]))
+
+        query = "name[]=apscheduler_scheduler_up"
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).status == 200
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics").status == 500
+
+
+def calls_in_threads(function: Callable[[], Any]) -> int:
+    """Return how many Python functions are called in threads that `function` starts."""
+    calls = itertools.count()
+    threading.setprofile(lambda _frame, event, _arg: event == "call" and next(calls))
+    try:
+        function()
+    finally:
+        threading.setprofile(None)
+    return next(calls)
 
 
 class TestHealth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,11 +31,13 @@ from apscheduler_telemetry.export.metric_families import (
     Family,
     Kind,
     Reader,
+    Sample,
     Source,
     of_scheduler,
     of_telemetry,
     read,
 )
+from apscheduler_telemetry.export.name_filter import LineFilter, create_line_filters
 from apscheduler_telemetry.export.text_format import Lines, bounds, line
 
 _TYPES: dict[Kind, Any] = {
@@ -66,7 +68,9 @@ class LedgerCollector(Reader, Collector):
     def collect(self) -> Iterator[Metric]:
         """Render all books. What fails is counted and left out; a scrape never raises."""
         if getattr(self._stands_aside, "now", False):
-            yield Metric(_PLACE, "", "gauge")
+            place = Metric(_PLACE, "", "gauge")
+            place.add_sample(_PLACE, {}, 1)  # a restricted registry drops metrics without samples
+            yield place
             return
         metrics = _empty()
         for source in self.sources():
@@ -78,12 +82,14 @@ class LedgerCollector(Reader, Collector):
                     metric.add_metric(labels, value)
         yield from metrics.values()
 
-    def expose(self, encode: Callable[[Any], bytes]) -> Sequence[bytes]:
+    def expose(self, encode: Callable[[Any], bytes], names: Sequence[str] = ()) -> Sequence[bytes]:
         """
         Return what `encode` makes of the registry, with our part from lines that are kept.
 
         Args:
             encode: of `prometheus_client.exposition.choose_encoder`.
+            names: of the samples to return, as for `CollectorRegistry.restricted_registry`; all if
+                it is empty.
 
         Returns:
             Pieces of some hundred kilobytes. Nothing else can run while Python copies memory, and
@@ -96,22 +102,26 @@ class LedgerCollector(Reader, Collector):
         probe.add_metric(["a"], 1)
         *heads, probed = _HEAD.split(encode(_Families([*_empty().values(), probe])).decode())[1:]
         if f'\n{_PLACE}{{job_id="a"}} 1.0\n' not in probed:
-            return [encode(registry)]  # in an escaping that changes our names
+            # The escaping changes our names.
+            return [encode(registry.restricted_registry(names) if names else registry)]
         with_exemplars = probed.endswith("# EOF\n")
         # The encoder goes through the registry, and where our part is to be it finds a place.
         self._stands_aside.now = True
         try:
-            whole = encode(registry)
+            whole = encode(registry.restricted_registry([*names, _PLACE]) if names else registry)
         finally:
             self._stands_aside.now = False
         before, place, after = whole.partition(_PLACE_LINES)
         if not place:
-            return [whole]  # the last scheduler was uninstrumented meanwhile
-        ours = self._exposition.of(self.sources(), with_exemplars=with_exemplars)
+            return [whole]  # the last scheduler was uninstrumented meanwhile, or no name is ours
+        filters = create_line_filters(set(names)) if names else dict.fromkeys(FAMILIES)
+        ours = self._exposition.of(self.sources(), filters, with_exemplars=with_exemplars)
         parts = [before]
-        for head, blocks in zip(heads, ours):  # noqa: B905  # as many
-            parts.append(f"# HELP {head}".encode())
-            parts.extend(blocks)
+        for family, head in zip(FAMILIES, heads):  # noqa: B905  # as many
+            blocks = ours.get(family, ())
+            if any(blocks) or not names:
+                parts.append(f"# HELP {head}".encode())
+                parts.extend(blocks)
         parts.append(after)
         return list(_pieces(parts))
 
@@ -187,22 +197,36 @@ class _Exposition:
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def of(self, sources: Sequence[Source], *, with_exemplars: bool) -> list[list[bytes]]:
-        """Return the lines of each family, in blocks."""
-        written: dict[Family, list[bytes]] = {family: [] for family in FAMILIES}
+    def of(
+        self,
+        sources: Sequence[Source],
+        filters: Mapping[Family, LineFilter | None],
+        *,
+        with_exemplars: bool,
+    ) -> Mapping[Family, list[bytes]]:
+        """Return the lines of each family in `filters`, in blocks."""
+        written: dict[Family, list[bytes]] = {family: [] for family in filters}
+
+        def write(sample: Sample) -> None:
+            family = sample[0]
+            if family in filters:
+                filter_lines = filters[family] or bytes
+                text = line(sample, with_exemplars=with_exemplars)
+                written[family].append(filter_lines(text.encode()))
+
         with self._lock:  # one scrape at a time, as another would write the same lines
             kept = self._lines.setdefault(with_exemplars, WeakKeyDictionary())
             for source in sources:
                 for sample in of_scheduler(source, "collector"):
-                    written[sample[0]].append(line(sample, with_exemplars=with_exemplars).encode())
+                    write(sample)
                 if source not in kept:
                     kept[source] = Lines("collector", with_exemplars=with_exemplars)
-                for family, blocks in kept[source].of_jobs(source).items():
+                for family, blocks in kept[source].of_jobs(source, filters).items():
                     written[family].extend(blocks)
         for source in sources:
             for sample in of_telemetry(source):
-                written[sample[0]].append(line(sample, with_exemplars=with_exemplars).encode())
-        return list(written.values())
+                write(sample)
+        return written
 
 
 class _Families(Collector):
@@ -219,7 +243,7 @@ class _Families(Collector):
 _PIECE = 1 << 18
 """Bytes from which on a piece is not made any longer."""
 _PLACE = "apscheduler_telemetry_place"
-_PLACE_LINES = f"# HELP {_PLACE} \n# TYPE {_PLACE} gauge\n".encode()
+_PLACE_LINES = f"# HELP {_PLACE} \n# TYPE {_PLACE} gauge\n{_PLACE} 1.0\n".encode()
 _HEAD = re.compile("^# HELP ", re.MULTILINE)
 _lock = threading.Lock()
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, LedgerCollector] = (

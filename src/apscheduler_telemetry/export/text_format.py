@@ -24,6 +24,7 @@ from apscheduler_telemetry.export.metric_families import (
     of_job,
     what_can_be_had,
 )
+from apscheduler_telemetry.export.name_filter import LineFilter
 
 BLOCK = 128
 """
@@ -50,9 +51,11 @@ class Lines:
         self._kept: dict[str, tuple[bytes, ...]] = {}
         self._order: list[str] = []
 
-    def of_jobs(self, source: Source) -> Mapping[Family, Sequence[bytes]]:
+    def of_jobs(
+        self, source: Source, filters: Mapping[Family, LineFilter | None]
+    ) -> Mapping[Family, Sequence[bytes]]:
         """
-        Return the lines of each family, in blocks.
+        Return the lines of each family of jobs in `filters`, in blocks.
 
         What fails is left out, counted, and tried again.
         """
@@ -68,11 +71,16 @@ class Lines:
                 self._versions.pop(label, None)
             self._order = sorted(there)
         kept = [self._kept[label] for label in self._order]
-        blocks: dict[Family, list[bytes]] = {family: [] for family in JOB_FAMILIES}
+        blocks: dict[Family, list[bytes]] = {
+            family: [] for family in JOB_FAMILIES if family in filters
+        }
         for start in range(0, len(kept), BLOCK):
             columns = zip(*kept[start : start + BLOCK], strict=True)
             for family, column in zip(JOB_FAMILIES, columns, strict=True):
-                blocks[family].append(b"".join(column))
+                if family in filters:
+                    filter_lines = filters[family]
+                    lines = map(filter_lines, column) if filter_lines else column
+                    blocks[family].append(b"".join(lines))
         return blocks
 
     def _written(self, source: Source, account: Account) -> tuple[bytes, ...]:

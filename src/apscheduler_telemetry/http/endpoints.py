@@ -28,7 +28,7 @@ class Endpoints:
         health: returns the health report; its ``status`` is ``healthy`` or ``unhealthy``.
         on_error: called with ``"http"`` while an exception of `registry` or `health` is being
             handled.
-        expose: a faster way to encode all of `registry`, if there is one.
+        expose: a faster way to encode `registry`, if there is one.
 
     Attributes:
         wsgi: the WSGI application.

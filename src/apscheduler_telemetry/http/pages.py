@@ -25,8 +25,13 @@ from apscheduler_telemetry.http.negotiation import (
     gzip_chunks,
 )
 
-Expose = Callable[[Encoder], Sequence[bytes]]
-"""Returns what an encoder makes of a registry, in chunks."""
+Expose = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
+"""
+Returns what an encoder makes of a registry, in chunks.
+
+The second argument names the samples to return, as for `CollectorRegistry.restricted_registry`; all
+if it is empty.
+"""
 
 
 class Page(Protocol):
@@ -45,7 +50,7 @@ class MetricsPage:
 
     Args:
         registry: holds the collectors.
-        expose: a faster way to encode all of `registry`, if there is one.
+        expose: a faster way to encode `registry`, if there is one.
     """
 
     def __init__(self, registry: CollectorRegistry, expose: Expose | None = None) -> None:
@@ -55,16 +60,17 @@ class MetricsPage:
     def render(self, request: Request) -> Response:
         """Collect and encode the metrics, only those that ``name[]`` names if it is given."""
         encode, content_type = choose_text_format(request.accept)
-        chunks = self._encode(encode, parse_qs(request.query).get("name[]"))
+        chunks = self._encode(encode, parse_qs(request.query).get("name[]", []))
         if accepts_gzip(request.accept_encoding):
             content_encoding = (("Content-Encoding", "gzip"),)
             return Response(HTTPStatus.OK, [gzip_chunks(chunks)], content_type, content_encoding)
         return Response(HTTPStatus.OK, chunks, content_type)
 
-    def _encode(self, encode: Encoder, names: Sequence[str] | None) -> Sequence[bytes]:
-        if names:
-            return [encode(self._registry.restricted_registry(names))]
-        return [encode(self._registry)] if self._expose is None else self._expose(encode)
+    def _encode(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
+        if self._expose is not None:
+            return self._expose(encode, names)
+        registry = self._registry
+        return [encode(registry.restricted_registry(names) if names else registry)]
 
     def render_error(self) -> Response:
         """Return a plain 500."""
