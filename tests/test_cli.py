@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from apscheduler_telemetry import __version__
-from apscheduler_telemetry.cli import ExportError, export, main
+from apscheduler_telemetry.cli import main
+from apscheduler_telemetry.cli.errors import CommandError
+from apscheduler_telemetry.cli.export import export_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,22 +98,22 @@ class TestExport:
     def test_a_file_in_the_way(self, tmp_path: Path) -> None:
         """A directory that is a file is an error in a sentence."""
         (tmp_path / "file").touch()
-        with pytest.raises(ExportError, match=r"cannot write .*file"):
-            export(tmp_path / "file")
+        with pytest.raises(CommandError, match=r"cannot write .*file"):
+            export_files(tmp_path / "file")
 
     def test_all_or_nothing(self, tmp_path: Path) -> None:
         """What cannot be written is found before the first file is, with --force as well."""
         (tmp_path / "grafana").touch()
-        with pytest.raises(ExportError, match=r"cannot write .*grafana"):
-            export(tmp_path, force=True)
+        with pytest.raises(CommandError, match=r"cannot write .*grafana"):
+            export_files(tmp_path, force=True)
         assert found(tmp_path) == {"grafana": b""}
 
     def test_a_directory_in_the_way(self, tmp_path: Path) -> None:
         """A directory where a file should go is named, not replaced, and nothing is written."""
         directory = tmp_path / "grafana" / "dashboards" / "job.json"
         directory.mkdir(parents=True)
-        with pytest.raises(ExportError, match=r"cannot write .*/job\.json: Is a directory"):
-            export(tmp_path, force=True)
+        with pytest.raises(CommandError, match=r"cannot write .*/job\.json: Is a directory"):
+            export_files(tmp_path, force=True)
         assert found(tmp_path) == {}
         assert directory.is_dir()
 
@@ -125,8 +127,8 @@ class TestExport:
         """What is in the way and cannot be read counts as different."""
         (tmp_path / "alerts").mkdir()
         (tmp_path / "alerts" / "alertmanager.yml").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(ExportError, match=r"alertmanager\.yml"):
-            export(tmp_path)
+        with pytest.raises(CommandError, match=r"alertmanager\.yml"):
+            export_files(tmp_path)
 
 
 class TestCommand:

@@ -1,0 +1,44 @@
+"""
+The command ``apscheduler-telemetry``; each of its sub-commands is a module of this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from apscheduler_telemetry._version import __version__
+from apscheduler_telemetry.cli import export
+from apscheduler_telemetry.cli.errors import CommandError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the sub-command that the command line names.
+
+    Returns:
+        The exit status: 0, or 1 if the sub-command failed. An invalid command line exits with 2.
+    """
+    options = _create_parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except CommandError as error:
+        print(f"apscheduler-telemetry: {error}", file=sys.stderr)  # noqa: T201  # its output
+        return 1
+    return 0
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apscheduler-telemetry",
+        description="Work with the metrics of apscheduler-telemetry.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (export,):
+        command.add_parser(commands)
+    return parser
