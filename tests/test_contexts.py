@@ -96,7 +96,7 @@ class TestTrouble:
         assert path.with_name("contexts.db.broken").read_bytes() == garbage
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        assert f"is now {path}.broken" in record.getMessage()
+        assert f"renamed to {path}.broken" in record.getMessage()
 
     def test_busy(self, path: Path) -> None:
         """A file that somebody holds for long is done without, and stays as it is."""

@@ -1,8 +1,8 @@
 """
-A file that keeps where jobs were added, for ``instrument(..., context_store=...)``.
+A file that stores the trace contexts of jobs, for ``instrument(..., context_store=...)``.
 
-Any mapping of texts to texts will do, such as one that a Redis server is behind; this one needs
-nothing but a path.
+That argument accepts any mutable mapping of str to str, such as one backed by Redis. This one needs
+only a path.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import sqlite3
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger("apscheduler_telemetry")
 
+T = TypeVar("T")
+
 MAX_JOBS = 10_000
-"""Some 1.3 MB without baggage, as measured; writing one takes a millisecond then."""
+"""Measured without baggage: a file of about 1.3 MB, to which one write takes a millisecond."""
 
-BUSY_SECONDS = 0.2
-"""How long another process may hold the file before we do without it."""
+BUSY_TIMEOUT = 0.2
+"""Seconds to wait for a lock of the file that another process or thread holds."""
 
-_TABLE = (
+_CREATE_TABLE = (
     "CREATE TABLE IF NOT EXISTS contexts "
     "(number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, value TEXT NOT NULL)"
 )
-_OLDEST = (
+_DELETE_OLDEST = (
     "DELETE FROM contexts WHERE number <= "
     "(SELECT number FROM contexts ORDER BY number DESC LIMIT 1 OFFSET ?)"
 )
@@ -35,88 +37,94 @@ _OLDEST = (
 
 class FileContextStore(MutableMapping[str, str]):
     """
-    Keeps texts in an SQLite file, which several processes may share.
+    A mutable mapping in an SQLite file, which several processes may share.
 
-    It has at most `max_jobs` of them; the oldest go. A file that turns out to be damaged is put
-    aside as ``....broken`` with a warning, and begun anew. Only its owner may read it.
+    The file is created with permissions for its owner only. A damaged file is renamed to
+    ``....broken`` with a warning, and a new one is created.
 
     Args:
-        path: of the file, which is made when it is needed; its directory must be there. One for
-            each job store: jobs are told apart by the alias of their store and their id.
-        max_jobs: how many jobs are kept.
+        path: the file, created when it is first needed in a directory that must exist. Use one file
+            for each job store: keys consist of the alias of the store and the id of the job.
+        max_jobs: entries to keep; writing another one deletes the oldest.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_jobs: int = MAX_JOBS) -> None:
         self._path = Path(path).absolute()
         self._max_jobs = max_jobs
 
-    # Two are the same if they are one: comparing what is in them would read both files.
+    # By identity, as a comparison of the contents would read both files.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     def __getitem__(self, key: str) -> str:
-        """Return what is kept under `key`."""
-        rows = self._do(_reading("SELECT value FROM contexts WHERE key = ?", key))
+        """Return the value of `key`."""
+        rows = self._fetch("SELECT value FROM contexts WHERE key = ?", key)
         if not rows:
             raise KeyError(key)
         return str(rows[0][0])
 
     def __setitem__(self, key: str, value: str) -> None:
-        """Keep `value`, and let the oldest go if there are too many."""
+        """Set the value of `key`, and delete the oldest entries if there are too many."""
 
-        def write(connection: sqlite3.Connection) -> None:
+        def insert(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "INSERT OR REPLACE INTO contexts (key, value) VALUES (?, ?)", (key, value)
             )
-            connection.execute(_OLDEST, (self._max_jobs,))
+            connection.execute(_DELETE_OLDEST, (self._max_jobs,))
 
-        self._do(write)
+        self._run_transaction(insert)
 
     def __delitem__(self, key: str) -> None:
-        """Keep nothing under `key` any more."""
+        """Delete `key`."""
 
         def delete(connection: sqlite3.Connection) -> int:
             return connection.execute("DELETE FROM contexts WHERE key = ?", (key,)).rowcount
 
-        if not self._do(delete):
+        if not self._run_transaction(delete):
             raise KeyError(key)
 
     def __iter__(self) -> Iterator[str]:
-        """Return the keys there are now."""
-        return iter([key for (key,) in self._do(_reading("SELECT key FROM contexts"))])
+        """Iterate over the current keys."""
+        return iter([key for (key,) in self._fetch("SELECT key FROM contexts")])
 
     def __len__(self) -> int:
-        """Return how many are kept."""
-        return int(self._do(_reading("SELECT count(*) FROM contexts"))[0][0])
+        """Return the number of entries."""
+        return int(self._fetch("SELECT count(*) FROM contexts")[0][0])
 
     def __repr__(self) -> str:
-        """Tell the path."""
+        """Return the call that creates an equivalent store."""
         return f"FileContextStore({os.fspath(self._path)!r}, max_jobs={self._max_jobs})"
 
-    def _do(self, task: Callable[[sqlite3.Connection], Any]) -> Any:
+    def _fetch(self, query: str, *parameters: str) -> list[Any]:
+        """Return all rows that a query selects."""
+        return self._run_transaction(
+            lambda connection: connection.execute(query, parameters).fetchall()
+        )
+
+    def _run_transaction(self, statements: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `statements` in a transaction, and once more if the file was damaged."""
         try:
-            return self._try(task)
+            return self._try_transaction(statements)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
-                raise  # busy, full, forbidden: the file is well
-            self._put_aside(error)
-            return self._try(task)
+                raise  # a subclass: the file is locked, full or read-only, but not damaged
+            self._rename_damaged_file(error)
+            return self._try_transaction(statements)
 
-    def _try(self, task: Callable[[sqlite3.Connection], Any]) -> Any:
-        # A connection for each time: it would survive neither a fork nor another thread.
+    def _try_transaction(self, statements: Callable[[sqlite3.Connection], T]) -> T:
+        # SQLite itself would create a file that others may read.
         os.close(os.open(self._path, os.O_CREAT, 0o600))
-        with closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as connection, connection:
-            # A crash of the machine may cost the latest; that of the process costs nothing.
+        # A new connection each time, as one cannot be used after a fork or in another thread.
+        with closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT)) as connection, connection:
+            # A crash of the machine may lose the latest entries; one of the process does not.
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute(_TABLE)
-            return task(connection)
+            connection.execute(_CREATE_TABLE)
+            return statements(connection)
 
-    def _put_aside(self, error: Exception) -> None:
-        broken = self._path.with_name(f"{self._path.name}.broken")
-        with suppress(FileNotFoundError):  # another process was faster
-            self._path.replace(broken)
-            logger.warning("%s is no SQLite file (%s), and is now %s", self._path, error, broken)
-
-
-def _reading(query: str, *values: str) -> Callable[[sqlite3.Connection], Any]:
-    return lambda connection: connection.execute(query, values).fetchall()
+    def _rename_damaged_file(self, error: Exception) -> None:
+        new_path = self._path.with_name(f"{self._path.name}.broken")
+        with suppress(FileNotFoundError):  # another process has already renamed it
+            self._path.replace(new_path)
+            logger.warning(
+                "%s is not an SQLite file (%s); renamed to %s", self._path, error, new_path
+            )
