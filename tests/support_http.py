@@ -1,5 +1,5 @@
 """
-Clients for the tests of what is served: WSGI, ASGI and raw sockets.
+Clients for tests of the HTTP endpoints: WSGI, ASGI and raw sockets.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 PATIENCE = 10.0
-"""Seconds after which a test has waited too long."""
+"""Seconds to wait before a test fails."""
 
 
 class Reply(NamedTuple):
-    """What came back; header names are in lower case."""
+    """A response; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -44,24 +44,24 @@ def ask_wsgi(
     query: str = "",
     headers: dict[str, str] | None = None,
 ) -> Reply:
-    """Ask a WSGI app, watching that it keeps to PEP 3333."""
+    """Send a request to a WSGI app, and check that the app complies with PEP 3333."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ.update(REQUEST_METHOD=method, SCRIPT_NAME=mount, PATH_INFO=path, QUERY_STRING=query)
     environ["wsgi.input"] = io.BytesIO()
     for name, value in (headers or {}).items():
         environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
-    begun: list[Any] = []
+    started: list[Any] = []
 
     def start_response(status: str, fields: list[Any], exc_info: Any = None) -> Any:
-        begun.extend((status, fields, exc_info))
+        started.extend((status, fields, exc_info))
         return lambda _data: None
 
-    # What the validator returns has to be closed, which its type does not tell.
+    # The validator returns an iterator with a `close` method that its type does not have.
     chunks: Any = validator(app)(environ, start_response)
     with contextlib.closing(chunks):
         body = b"".join(chunks)
-    status, fields, _ = begun
+    status, fields, _ = started
     return Reply(int(status.split()[0]), {k.lower(): v for k, v in fields}, body)
 
 
@@ -74,7 +74,7 @@ async def ask_asgi(
     query: str = "",
     headers: dict[str, str] | None = None,
 ) -> Reply:
-    """Ask an ASGI app."""
+    """Send a request to an ASGI app."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -94,22 +94,22 @@ async def ask_asgi(
         sent.append(message)
 
     await app(scope, receive, send)
-    start, *pieces, last = sent
-    assert {message["type"] for message in (*pieces, last)} == {"http.response.body"}
-    assert all(message["more_body"] for message in pieces)
+    start, *rest, last = sent
+    assert {message["type"] for message in (*rest, last)} == {"http.response.body"}
+    assert all(message["more_body"] for message in rest)
     assert not last.get("more_body")
     fields = {k.decode(): v.decode() for k, v in start["headers"]}
-    body = b"".join(message["body"] for message in (*pieces, last))
+    body = b"".join(message["body"] for message in (*rest, last))
     return Reply(start["status"], fields, body)
 
 
-def ask_asgi_now(app: Callable[..., Any], path: str, **request: Any) -> Reply:
-    """Ask an ASGI app from outside of a loop."""
+def ask_asgi_sync(app: Callable[..., Any], path: str, **request: Any) -> Reply:
+    """Send a request to an ASGI app in a new event loop."""
     return asyncio.run(ask_asgi(app, path, **request))
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Read until the other side closes, also by a reset."""
+    """Read until the peer closes or resets the connection."""
     chunks = []
     try:
         while chunk := connection.recv(65536):
@@ -119,24 +119,24 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(chunks)
 
 
-def talk(address: tuple[str, int], *pieces: bytes) -> bytes:
-    """Send bytes as they are, say no more, and return whatever comes back."""
+def send_raw(address: tuple[str, int], *chunks: bytes) -> bytes:
+    """Send bytes, shut down the sending side, and return all bytes that are received."""
     with socket.create_connection(address, timeout=PATIENCE) as connection:
         try:
-            for piece in pieces:
-                connection.sendall(piece)
+            for chunk in chunks:
+                connection.sendall(chunk)
             connection.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # a server may close at the sight of it
+            pass  # a server may close the connection before it has read everything
         return read_all(connection)
 
 
-def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """Poll until `condition` returns something true, and return that."""
+def wait_until(condition: Callable[[], Any], description: str = "the condition") -> Any:
+    """Poll until `condition` returns a true value, and return that value."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if found := condition():
             return found
         time.sleep(0.01)
-    msg = f"{what} did not come true in {PATIENCE} s"
+    msg = f"{description} was not met within {PATIENCE} s"
     raise AssertionError(msg)

@@ -1,5 +1,5 @@
 """
-Tests of what is served over HTTP, and of the server itself.
+Tests of the HTTP endpoints and of the built-in server.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from support_http import (
     PATIENCE,
     Reply,
     ask_asgi,
-    ask_asgi_now,
+    ask_asgi_sync,
     ask_wsgi,
     read_all,
-    talk,
+    send_raw,
     wait_until,
 )
 
@@ -51,15 +51,15 @@ UNHEALTHY = {"status": "unhealthy", "reasons": [{"code": "loop_dead", "message":
 GET_METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Errors(list[tuple[str, BaseException | None]]):
-    """Stands in for the guard: what failed, and the exception that was being handled."""
+class ReportedErrors(list[tuple[str, BaseException | None]]):
+    """Collects the components that failed, with the exception that was being handled."""
 
     def __call__(self, component: str) -> None:
         self.append((component, sys.exc_info()[1]))
 
 
-class Broken:
-    """A collector of the user's that fails."""
+class RaisingCollector:
+    """A collector of a user that raises."""
 
     def __init__(self, error: BaseException, names: Sequence[str] = ()) -> None:
         self.error = error
@@ -72,19 +72,19 @@ class Broken:
         raise self.error
 
 
-class Hanging:
-    """A collector of the user's that hangs until it is let go."""
+class HangingCollector:
+    """A collector of a user that blocks until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
-        self.let_go = threading.Event()
+        self.release = threading.Event()
 
     def describe(self) -> list[Any]:
         return []
 
     def collect(self) -> list[Any]:
         self.entered.release()
-        self.let_go.wait(PATIENCE)
+        self.release.wait(PATIENCE)
         return []
 
 
@@ -98,29 +98,29 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def failures() -> Errors:
-    return Errors()
+def failures() -> ReportedErrors:
+    return ReportedErrors()
 
 
 @pytest.fixture
-def endpoints(registry: CollectorRegistry, failures: Errors) -> Endpoints:
+def endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> Endpoints:
     return Endpoints(registry=registry, health=lambda: HEALTHY, on_error=failures)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def ask(request: pytest.FixtureRequest, endpoints: Endpoints) -> Callable[..., Reply]:
-    """Ask the endpoints a question, once as a WSGI and once as an ASGI app."""
+    """Send requests to the WSGI application and, in a second run, to the ASGI application."""
     if request.param == "wsgi":
         return lambda path, **kw: ask_wsgi(endpoints.wsgi, path, **kw)
-    return lambda path, **kw: ask_asgi_now(endpoints.asgi, path, **kw)
+    return lambda path, **kw: ask_asgi_sync(endpoints.asgi, path, **kw)
 
 
 @pytest.fixture
-def hanging(registry: CollectorRegistry) -> Iterator[Hanging]:
-    collector = Hanging()
+def hanging(registry: CollectorRegistry) -> Iterator[HangingCollector]:
+    collector = HangingCollector()
     registry.register(collector)
     yield collector
-    collector.let_go.set()
+    collector.release.set()
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def address(server: HTTPServer) -> tuple[str, int]:
 
 
 def fetch(server: HTTPServer, path: str = "/metrics", method: str = "GET", **kw: Any) -> Reply:
-    """Ask a server as a decent client would."""
+    """Send a well-formed request to a server."""
     client = http.client.HTTPConnection(server.addr, server.port, timeout=PATIENCE)
     if "context" in kw:
         client = http.client.HTTPSConnection(
@@ -151,7 +151,7 @@ def fetch(server: HTTPServer, path: str = "/metrics", method: str = "GET", **kw:
 
 class TestMetrics:
     def test_text_by_default(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
-        """A client that asks for nothing special gets the text format."""
+        """A client without an ``Accept`` header gets the text format."""
         reply = ask("/metrics")
 
         assert reply.status == 200
@@ -181,30 +181,28 @@ class TestMetrics:
             ("image/png", "text/plain"),
         ],
     )
-    def test_what_is_liked_best(
-        self, ask: Callable[..., Reply], accept: str, expected: str
-    ) -> None:
-        """A client gets what it likes best, and OpenMetrics if it likes both."""
+    def test_preferred_format(self, ask: Callable[..., Reply], accept: str, expected: str) -> None:
+        """The format with the highest quality is sent, and OpenMetrics if both have the same."""
         reply = ask("/metrics", headers={"Accept": accept})
 
         assert reply.headers["content-type"].startswith(expected.partition(";")[0])
 
-    def test_refused_gzip(self, ask: Callable[..., Reply]) -> None:
-        """A client that refuses gzip does not get it."""
+    def test_gzip_excluded(self, ask: Callable[..., Reply]) -> None:
+        """``q=0`` excludes gzip."""
         reply = ask("/metrics", headers={"Accept-Encoding": "gzip;q=0, identity"})
 
         assert "content-encoding" not in reply.headers
         assert "runs_total" in reply.text
 
     def test_gzip(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
-        """A client that accepts gzip gets it."""
+        """A client that accepts gzip gets a compressed body."""
         reply = ask("/metrics", headers={"Accept-Encoding": "deflate, gzip"})
 
         assert reply.headers["content-encoding"] == "gzip"
         assert gzip.decompress(reply.body) == generate_latest(registry)
 
-    def test_in_pieces(self, registry: CollectorRegistry, failures: Errors) -> None:
-        """What comes in pieces is sent so, and is one body for the client, packed or not."""
+    def test_chunks(self, registry: CollectorRegistry, failures: ReportedErrors) -> None:
+        """Chunks arrive as one body, compressed or not."""
         pieces = [random.randbytes(size) for size in (1 << 20, 1, 1 << 19)]
         whole = b"".join(pieces)
         endpoints = Endpoints(
@@ -216,7 +214,7 @@ class TestMetrics:
         with endpoints.serve(0) as server:
             for ask in (
                 partial(ask_wsgi, endpoints.wsgi, "/metrics"),
-                partial(ask_asgi_now, endpoints.asgi, "/metrics"),
+                partial(ask_asgi_sync, endpoints.asgi, "/metrics"),
                 partial(fetch, server),
             ):
                 reply = ask()
@@ -227,15 +225,15 @@ class TestMetrics:
                 assert gzip.decompress(reply.body) == whole
         assert not failures
 
-    def test_names_restrict(self, ask: Callable[..., Reply]) -> None:
-        """``name[]`` restricts the answer to those series."""
+    def test_name_filter(self, ask: Callable[..., Reply]) -> None:
+        """``name[]`` restricts the response to samples of these names."""
         reply = ask("/metrics", query="name[]=jobs&name%5B%5D=nothing")
 
         assert "jobs 7.0" in reply.text
         assert "runs_total" not in reply.text
 
     def test_head(self, ask: Callable[..., Reply], registry: CollectorRegistry) -> None:
-        """HEAD answers as GET does, without the body."""
+        """HEAD returns the same headers as GET, and no body."""
         reply = ask("/metrics", method="HEAD")
 
         assert reply.status == 200
@@ -243,15 +241,15 @@ class TestMetrics:
         assert reply.headers["content-length"] == str(len(generate_latest(registry)))
 
     @pytest.mark.parametrize("path", ["/metrics", "/health", "/"])
-    def test_other_methods(self, ask: Callable[..., Reply], path: str) -> None:
-        """Methods that would change something are refused, with those that are allowed."""
+    def test_disallowed_methods(self, ask: Callable[..., Reply], path: str) -> None:
+        """Other methods are rejected, and the response lists the allowed ones."""
         reply = ask(path, method="POST")
 
         assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
     @pytest.mark.parametrize("path", ["/metrics", "/health", "/"])
     def test_options(self, ask: Callable[..., Reply], path: str) -> None:
-        """OPTIONS names the methods."""
+        """OPTIONS lists the allowed methods."""
         reply = ask(path, method="OPTIONS")
 
         assert (reply.status, reply.body) == (200, b"")
@@ -268,8 +266,8 @@ class TestMetrics:
             "*" * 60000,
         ],
     )
-    def test_absurd_accept(self, ask: Callable[..., Reply], accept: str) -> None:
-        """Whoever accepts nonsense gets a plain format, and nothing of the nonsense."""
+    def test_invalid_accept(self, ask: Callable[..., Reply], accept: str) -> None:
+        """An invalid ``Accept`` header gets a text format, and no part of it is sent back."""
         reply = ask("/metrics", headers={"Accept": accept})
 
         assert reply.status == 200
@@ -278,16 +276,16 @@ class TestMetrics:
         assert reply.headers["content-type"].isascii()
 
     @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3)])
-    def test_broken_collector(
+    def test_collector_that_raises(
         self,
         ask: Callable[..., Reply],
         registry: CollectorRegistry,
-        failures: Errors,
+        failures: ReportedErrors,
         error: BaseException,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        """A collector that raises is a 500 without a word of it, and is accounted for."""
-        registry.register(Broken(error))
+        """A collector that raises leads to a 500 without details, and is reported."""
+        registry.register(RaisingCollector(error))
 
         reply = ask("/metrics")
 
@@ -301,7 +299,7 @@ class TestMetrics:
 
 
 class TestNameFilter:
-    """``name[]`` on the page of an instrumented scheduler, which keeps its lines."""
+    """``name[]`` with an instrumented scheduler, whose lines are cached."""
 
     FORMATS = (
         "",
@@ -352,12 +350,12 @@ class TestNameFilter:
     def test_same_samples_as_the_library(
         self, telemetry: Telemetry, registry: CollectorRegistry, accept: str, names: list[str]
     ) -> None:
-        """The response is what the library encodes of its restricted registry, in any order."""
+        """The response has the families of the library's restricted registry."""
         query = "&".join(f"name[]={name}" for name in names)
         encode, _ = choose_encoder(accept)
         expected = encode(registry.restricted_registry(names)).decode()
 
-        for _ in range(2):  # the second one from lines that are kept
+        for _ in range(2):  # the second response comes from cached lines
             body = ask_wsgi(
                 telemetry.wsgi_app, "/metrics", query=query, headers={"Accept": accept}
             ).text
@@ -366,8 +364,8 @@ class TestNameFilter:
             assert body.endswith("# EOF\n") == expected.endswith("# EOF\n")
 
     @pytest.mark.parametrize("name", ["apscheduler_scheduler_up", f"{DURATION}_bucket"])
-    def test_is_no_dearer_than_the_page(self, telemetry: Telemetry, name: str) -> None:
-        """Lines are cut, not rendered again: at most two Python calls for each job."""
+    def test_uses_cached_lines(self, telemetry: Telemetry, name: str) -> None:
+        """Cached lines are reused: a filter costs at most two Python calls per job more."""
         ask_wsgi(telemetry.wsgi_app, "/metrics")
 
         whole = calls_in_threads(lambda: ask_wsgi(telemetry.wsgi_app, "/metrics"))
@@ -377,11 +375,11 @@ class TestNameFilter:
 
         assert 0 < filtered < whole + 2 * self.JOBS
 
-    def test_other_collectors_are_left_alone(
+    def test_other_collectors_are_not_called(
         self, telemetry: Telemetry, registry: CollectorRegistry
     ) -> None:
-        """A collector that has none of the names is not even called."""
-        registry.register(Broken(ValueError("boom"), names=["broken"]))
+        """Collectors that have none of the names are not called."""
+        registry.register(RaisingCollector(ValueError("boom"), names=["broken"]))
 
         query = "name[]=apscheduler_scheduler_up"
         assert ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).status == 200
@@ -402,8 +400,8 @@ def calls_in_threads(function: Callable[[], Any]) -> int:
 class TestHealth:
     @pytest.mark.parametrize(("report", "status"), [(HEALTHY, 200), (UNHEALTHY, 503)])
     def test_status(self, registry: CollectorRegistry, report: Any, status: int) -> None:
-        """The report is served as JSON; a load balancer need only look at the status code."""
-        endpoints = Endpoints(registry=registry, health=lambda: report, on_error=Errors())
+        """The report is JSON, and the status code alone tells whether it is healthy."""
+        endpoints = Endpoints(registry=registry, health=lambda: report, on_error=ReportedErrors())
 
         reply = ask_wsgi(endpoints.wsgi, "/health")
 
@@ -416,8 +414,10 @@ class TestHealth:
         [lambda: 1 / 0, dict, lambda: {"status": "healthy", ("no", "json"): 1}],
         ids=["raises", "no status", "no JSON"],
     )
-    def test_failure(self, registry: CollectorRegistry, failures: Errors, health: Any) -> None:
-        """A report that cannot be made is unhealthy, with a reason and without a traceback."""
+    def test_failure(
+        self, registry: CollectorRegistry, failures: ReportedErrors, health: Any
+    ) -> None:
+        """A report that cannot be produced counts as unhealthy, without a traceback."""
         endpoints = Endpoints(registry=registry, health=health, on_error=failures)
 
         reply = ask_wsgi(endpoints.wsgi, "/health")
@@ -428,7 +428,7 @@ class TestHealth:
         assert [component for component, _ in failures] == ["http"]
 
     def test_head(self, ask: Callable[..., Reply]) -> None:
-        """HEAD tells the health by its status code alone."""
+        """HEAD returns the status code of the report."""
         reply = ask("/health", method="HEAD")
 
         assert (reply.status, reply.body) == (200, b"")
@@ -437,14 +437,14 @@ class TestHealth:
 class TestOtherPaths:
     @pytest.mark.parametrize("path", ["/metric", "/metrics/x", "/%zz%ff", "/\xff\xfe", "/../etc"])
     def test_unknown(self, ask: Callable[..., Reply], path: str) -> None:
-        """An unknown path is a short 404 that names the known ones."""
+        """An unknown path leads to a 404 that lists the known ones."""
         reply = ask(path)
 
         assert reply.status == 404
         assert reply.text == "Not found. There are /metrics and /health.\n"
 
     def test_landing_page(self, ask: Callable[..., Reply]) -> None:
-        """The root links to both pages, below wherever it is mounted."""
+        """The landing page links to both pages below the mount point."""
         reply = ask("/", mount="/ops/x y")
 
         assert reply.status == 200
@@ -454,7 +454,7 @@ class TestOtherPaths:
 
     @pytest.mark.parametrize("path", ["/metrics/", "/health/"])
     def test_trailing_slash(self, ask: Callable[..., Reply], path: str) -> None:
-        """A slash at the end changes nothing."""
+        """A trailing slash is ignored."""
         assert ask(path).status == 200
 
 
@@ -476,18 +476,18 @@ class TestMounting:
             ("/metrics", "/metrics/health"),
         ],
     )
-    def test_everywhere(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
-        """The page is found wherever the app is mounted, however the server tells of it."""
+    def test_mount_points(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
+        """Pages are found below any mount point, in all ways in which servers pass it."""
         assert ask(path, mount=mount).json == HEALTHY
 
     @pytest.mark.parametrize(("mount", "path"), [("/ops", "/opsx/health"), ("/ops", "/x")])
-    def test_not_everything(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
-        """What only looks like a mount is none."""
+    def test_similar_prefix(self, ask: Callable[..., Reply], mount: str, path: str) -> None:
+        """A path that only shares a prefix with the mount point is unknown."""
         assert ask(path, mount=mount).status == 404
 
     @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/ops/metrics", "/ops/metrics/"])
     def test_werkzeug(self, endpoints: Endpoints, path: str) -> None:
-        """Werkzeug's dispatcher finds it, both at a page's own path and at any other."""
+        """It works below Werkzeug's dispatcher, mounted at the path of a page or elsewhere."""
         dispatcher = pytest.importorskip("werkzeug.middleware.dispatcher")
         flask = pytest.importorskip("flask")
         mounts = {"/metrics": endpoints.wsgi, "/ops": endpoints.wsgi}
@@ -500,7 +500,7 @@ class TestMounting:
         "path", ["/metrics", "/bare/metrics/", "/ops/metrics", "/ops/metrics/"]
     )
     def test_starlette(self, endpoints: Endpoints, path: str, root_path: str) -> None:
-        """Starlette's routes find it, also behind a proxy that strips its prefix or does not."""
+        """It works below Starlette's routes, also behind proxies that strip a prefix or not."""
         routing = pytest.importorskip("starlette.routing")
         app = routing.Router(
             [
@@ -511,21 +511,21 @@ class TestMounting:
         )
 
         for given in (path, root_path + path):
-            assert "runs_total" in ask_asgi_now(app, given, mount=root_path).text
+            assert "runs_total" in ask_asgi_sync(app, given, mount=root_path).text
 
 
 class TestAsgi:
     def test_collects_off_the_loop(self, registry: CollectorRegistry) -> None:
-        """Neither the loop's thread nor its default executor, which jobs may fill, collects."""
+        """Collecting uses neither the loop's thread nor its default executor, which may be full."""
         names: list[str] = []
 
-        class Curious(Broken):
+        class ThreadNameCollector(RaisingCollector):
             def collect(self) -> list[Any]:
                 names.append(threading.current_thread().name)
                 return []
 
-        registry.register(Curious(RuntimeError()))
-        endpoints = Endpoints(registry=registry, health=dict, on_error=Errors())
+        registry.register(ThreadNameCollector(RuntimeError()))
+        endpoints = Endpoints(registry=registry, health=dict, on_error=ReportedErrors())
         busy = threading.Event()
 
         async def main() -> Reply:
@@ -541,8 +541,10 @@ class TestAsgi:
         assert asyncio.run(main()).status == 200
         assert names == ["apscheduler-telemetry-collect"]
 
-    def test_hanging_collector_leaves_health(self, endpoints: Endpoints, hanging: Hanging) -> None:
-        """While every thread for scrapes hangs, the loop turns and ``/health`` answers."""
+    def test_hanging_collector_leaves_health(
+        self, endpoints: Endpoints, hanging: HangingCollector
+    ) -> None:
+        """While all threads for scrapes hang, the loop runs and ``/health`` responds."""
 
         async def main() -> Reply:
             ask = [
@@ -552,22 +554,22 @@ class TestAsgi:
             for _ in range(limits.MAX_THREADS):
                 assert await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
             reply = await asyncio.wait_for(ask_asgi(endpoints.asgi, "/health"), PATIENCE / 2)
-            hanging.let_go.set()
+            hanging.release.set()
             assert {(await task).status for task in ask} == {200}
             return reply
 
         assert asyncio.run(main()).json == HEALTHY
 
-    def test_many_at_once(self, endpoints: Endpoints) -> None:
-        """Hundreds of scrapes at once are all served."""
+    def test_concurrent_requests(self, endpoints: Endpoints) -> None:
+        """Hundreds of concurrent scrapes all succeed."""
 
         async def main() -> list[Reply]:
             return await asyncio.gather(*(ask_asgi(endpoints.asgi, "/metrics") for _ in range(300)))
 
         assert {reply.status for reply in asyncio.run(main())} == {200}
 
-    def test_client_that_goes_away(self, endpoints: Endpoints, failures: Errors) -> None:
-        """A client that is gone when the answer is ready is nobody's error."""
+    def test_client_that_disconnects(self, endpoints: Endpoints, failures: ReportedErrors) -> None:
+        """A client that has disconnected before the response is not reported as an error."""
 
         async def send(_message: Any) -> None:
             raise ConnectionResetError
@@ -579,10 +581,10 @@ class TestAsgi:
         asyncio.run(main())
         assert failures == []
 
-    def test_loop_that_closes_meanwhile(
-        self, endpoints: Endpoints, hanging: Hanging, capfd: pytest.CaptureFixture[str]
+    def test_loop_that_closes_during_a_scrape(
+        self, endpoints: Endpoints, hanging: HangingCollector, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """A loop that closes during a scrape is not written to, and leaves no noise."""
+        """A loop that closes during a scrape leads to no output."""
 
         async def main() -> None:
             task = asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
@@ -590,12 +592,14 @@ class TestAsgi:
             task.cancel()
 
         asyncio.run(main())
-        hanging.let_go.set()
-        wait_until(lambda: "apscheduler-telemetry-collect" not in threads(), "end of the thread")
+        hanging.release.set()
+        wait_until(
+            lambda: "apscheduler-telemetry-collect" not in threads(), "the end of the thread"
+        )
         assert capfd.readouterr().err == ""
 
     def test_lifespan(self, endpoints: Endpoints) -> None:
-        """A server that starts it as its only app finds it ready."""
+        """It completes the lifespan protocol."""
         incoming = iter(["lifespan.startup", "lifespan.shutdown"])
         sent: list[Any] = []
 
@@ -612,7 +616,7 @@ class TestAsgi:
         ]
 
     def test_websocket(self, endpoints: Endpoints) -> None:
-        """A websocket is closed before it is open."""
+        """Websockets are rejected."""
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
@@ -625,12 +629,12 @@ class TestAsgi:
         assert sent == [{"type": "websocket.close"}]
 
     def test_unknown_scope(self, endpoints: Endpoints) -> None:
-        """A scope that ASGI does not have is refused, as ASGI demands."""
+        """An unknown scope type raises, as the ASGI specification requires."""
         with pytest.raises(ValueError, match="'smoke'"):
             asyncio.run(endpoints.asgi({"type": "smoke"}, None, None))  # type: ignore[arg-type]
 
     def test_uvicorn(self, endpoints: Endpoints) -> None:
-        """A real ASGI server serves it, HEAD and websockets included."""
+        """It works with a real ASGI server, also for HEAD on a kept-alive connection."""
         uvicorn = pytest.importorskip("uvicorn")
         config = uvicorn.Config(endpoints.asgi, port=0, log_level="critical")
         uvicorn_server = uvicorn.Server(config)
@@ -642,7 +646,7 @@ class TestAsgi:
             client = http.client.HTTPConnection(host, port, timeout=PATIENCE)
             client.request("HEAD", "/metrics")
             assert client.getresponse().read() == b""
-            client.request("GET", "/metrics")  # on the same connection: HEAD did not spoil it
+            client.request("GET", "/metrics")  # on the same connection, which HEAD must not break
             assert b"runs_total" in client.getresponse().read()
             client.close()
         finally:
@@ -655,36 +659,38 @@ def threads() -> set[str]:
 
 
 class TestThreads:
-    def test_end_when_idle(self, endpoints: Endpoints) -> None:
-        """Threads live only while there is something to do."""
+    def test_threads_end_when_idle(self, endpoints: Endpoints) -> None:
+        """Threads end when no request is waiting."""
         assert ask_wsgi(endpoints.wsgi, "/metrics").status == 200
 
-        wait_until(lambda: "apscheduler-telemetry-collect" not in threads(), "end of the thread")
+        wait_until(
+            lambda: "apscheduler-telemetry-collect" not in threads(), "the end of the thread"
+        )
 
-    def test_no_answer_in_time(
+    def test_response_timeout(
         self,
         ask: Callable[..., Reply],
-        hanging: Hanging,
-        failures: Errors,
+        hanging: HangingCollector,
+        failures: ReportedErrors,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A scrape that takes too long fails, and the next one works when nothing hangs."""
+        """A scrape that takes too long fails, and the next one works."""
         monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.05)
         assert ask("/metrics").status == 500
         assert len(failures) == 1
 
-        hanging.let_go.set()
+        hanging.release.set()
         monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
         assert ask("/metrics").status == 200
 
     def test_hanging_scrapes_are_bounded(
         self,
         endpoints: Endpoints,
-        hanging: Hanging,
-        failures: Errors,
+        hanging: HangingCollector,
+        failures: ReportedErrors,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """When a collector hangs for ever, threads and waiting requests do not pile up."""
+        """If a collector hangs, the numbers of threads and waiting requests stay bounded."""
         monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.01)
         monkeypatch.setattr(limits, "MAX_PENDING", 5)
 
@@ -695,12 +701,12 @@ class TestThreads:
         assert len(running) == limits.MAX_THREADS
         assert "does a collector hang?" in str(failures[-1][1])
 
-        hanging.let_go.set()
+        hanging.release.set()
         monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
         wait_until(lambda: ask_wsgi(endpoints.wsgi, "/metrics").status == 200, "a scrape")
 
-    def test_exit_is_not_held_up(self, tmp_path: Path) -> None:
-        """The interpreter exits although a collector hangs for ever."""
+    def test_interpreter_exits(self, tmp_path: Path) -> None:
+        """The interpreter exits while a collector hangs."""
         program = tmp_path / "program.py"
         program.write_text(
             textwrap.dedent("""
@@ -708,12 +714,12 @@ class TestThreads:
             from prometheus_client import CollectorRegistry
             from apscheduler_telemetry.http import Endpoints, limits
 
-            class Hanging:
+            class HangingCollector:
                 def describe(self): return []
                 def collect(self): threading.Event().wait()
 
             registry = CollectorRegistry()
-            registry.register(Hanging())
+            registry.register(HangingCollector())
             limits.RESPONSE_TIMEOUT = 0.1
             endpoints = Endpoints(registry=registry, health=dict, on_error=lambda _: None)
             endpoints.serve(0)
@@ -734,25 +740,25 @@ class TestThreads:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     def test_forked_child(
-        self, endpoints: Endpoints, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+        self, endpoints: Endpoints, hanging: HangingCollector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A child that is forked while every thread is at work answers all the same."""
+        """A child that is forked while all threads are busy can serve requests."""
         monkeypatch.setattr(limits, "MAX_THREADS", 1)
         scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi, "/metrics"))
         scrape.start()
         assert hanging.entered.acquire(timeout=PATIENCE)
 
         def child() -> bool:
-            hanging.let_go.set()
+            hanging.release.set()
             return all(ask_wsgi(endpoints.wsgi, "/metrics").status == 200 for _ in range(9))
 
         assert in_fork(child)
-        hanging.let_go.set()
+        hanging.release.set()
         scrape.join()
 
 
 def in_fork(check: Callable[[], bool]) -> bool:
-    """Tell what `check` returns in a forked child; false if that hangs or fails."""
+    """Return what `check` returns in a forked child; false if it hangs or raises."""
     pid = os.fork()
     if not pid:
         code = 1
@@ -771,22 +777,22 @@ def in_fork(check: Callable[[], bool]) -> bool:
 
 class TestServe:
     def test_serves(self, server: HTTPServer) -> None:
-        """The server serves every page, on loopback, and tells where."""
+        """The server serves all pages on loopback, and its handle has the address."""
         assert server.addr == "127.0.0.1"
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert "runs_total" in fetch(server).text
         assert fetch(server, "/health").json == HEALTHY
         assert fetch(server, "/").status == 200
 
-    def test_many_at_once(self, server: HTTPServer) -> None:
-        """A hundred clients at once are all served."""
+    def test_concurrent_requests(self, server: HTTPServer) -> None:
+        """A hundred concurrent clients all succeed."""
         with concurrent.futures.ThreadPoolExecutor(100) as pool:
             replies = list(pool.map(lambda _: fetch(server), range(200)))
 
         assert {reply.status for reply in replies} == {200}
 
     def test_ipv6(self, endpoints: Endpoints) -> None:
-        """An IPv6 address works, and its URL has brackets."""
+        """An IPv6 address works, and stands in brackets in the URL."""
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
@@ -796,7 +802,7 @@ class TestServe:
             assert fetch(server).status == 200
 
     def test_close_frees_the_port(self, endpoints: Endpoints) -> None:
-        """A port that was closed can be served again at once, any number of times."""
+        """A closed port can be served again immediately."""
         with endpoints.serve(0) as server:
             port = server.port
         for _ in range(10):
@@ -805,15 +811,15 @@ class TestServe:
             server.close()
             server.close()
             with pytest.raises(ConnectionRefusedError):
-                talk(address(server))
+                send_raw(address(server))
 
     def test_close_ends_connections(self, endpoints: Endpoints) -> None:
-        """Closing waits neither for a silent client nor for one in the middle of its request."""
+        """Closing waits neither for a silent client nor for one in the middle of a request."""
         server = endpoints.serve(0)
         silent = socket.create_connection(address(server), timeout=PATIENCE)
         halfway = socket.create_connection(address(server), timeout=PATIENCE)
         halfway.sendall(b"GET /metrics HTTP/1.1\r\nHo")
-        fetch(server)  # by now the others have been accepted
+        fetch(server)  # after this response the others have been accepted
         began = time.monotonic()
 
         server.close()
@@ -824,7 +830,7 @@ class TestServe:
             connection.close()
 
     def test_close_by_several_threads(self, endpoints: Endpoints) -> None:
-        """Threads that close at once all return when the port is free."""
+        """Several threads may close concurrently; all return when the port is free."""
         server = endpoints.serve(0)
         closing = [threading.Thread(target=server.close) for _ in range(5)]
         for thread in closing:
@@ -835,8 +841,8 @@ class TestServe:
         endpoints.serve(server.port).close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_forked_child_lets_go(self, endpoints: Endpoints) -> None:
-        """A pool's forked worker neither keeps the port, nor takes it from its parent."""
+    def test_forked_child_that_closes(self, endpoints: Endpoints) -> None:
+        """A forked child that closes its copy of the server affects neither port nor parent."""
         read_end, write_end = os.pipe()
         with endpoints.serve(0) as server:
             pid = os.fork()
@@ -855,15 +861,15 @@ class TestServe:
                 os.close(write_end)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_forked_child_survives(self, endpoints: Endpoints) -> None:
-        """A pool's worker that outlives a parent that was killed does not keep the port."""
+    def test_forked_child_that_outlives_its_parent(self, endpoints: Endpoints) -> None:
+        """A forked child that outlives its parent does not hold the port."""
         port_read, port_write = os.pipe()
         end_read, end_write = os.pipe()
         pid = os.fork()
         if not pid:
             server = endpoints.serve(0)
             if os.fork():
-                os._exit(0)  # as if killed: nothing is closed in an orderly way
+                os._exit(0)  # like a killed process, closes nothing
             os.close(end_write)
             os.write(port_write, str(server.port).encode())
             os.read(end_read, 1)
@@ -876,7 +882,7 @@ class TestServe:
                 os.close(end)
 
     def test_taken_port(self, endpoints: Endpoints, server: HTTPServer) -> None:
-        """A taken port is an error at once, that names it and says what to do."""
+        """A taken port raises an error that names it and says what to do."""
         with pytest.raises(
             OSError, match=rf"127\.0\.0\.1:{server.port}.*pass another port"
         ) as info:
@@ -886,40 +892,40 @@ class TestServe:
 
     @pytest.mark.parametrize("addr", ["192.0.2.1", "no such host", "x" * 70, "a\0b"])
     def test_address_of_another_machine(self, endpoints: Endpoints, addr: str) -> None:
-        """An address that is not of this machine is an error that says what to pass."""
+        """An address of another machine raises an error that says what to pass."""
         with pytest.raises(OSError, match="pass an addr of this machine"):
             endpoints.serve(0, addr)
 
     @pytest.mark.parametrize("port", ["9476", 9476.0, None, True])
     def test_port_of_a_wrong_type(self, endpoints: Endpoints, port: Any) -> None:
-        """A port that is no number is refused with what to pass."""
+        """A port that is not an int raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match="pass one of 0 to 65535"):
             endpoints.serve(port)
 
     @pytest.mark.parametrize("port", [-1, 65536])
     def test_port_out_of_range(self, endpoints: Endpoints, port: int) -> None:
-        """A port that cannot be is refused with what to pass."""
+        """A port out of range raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentValueError, match="pass one of 0 to 65535"):
             endpoints.serve(port)
 
     @pytest.mark.parametrize("addr", [None, 127, b"127.0.0.1"])
     def test_addr_of_a_wrong_type(self, endpoints: Endpoints, addr: Any) -> None:
-        """An address that is no text is refused with what to pass."""
+        """An address that is not a str raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match=r"'127\.0\.0\.1'"):
             endpoints.serve(0, addr)
 
     def test_empty_addr(self, endpoints: Endpoints) -> None:
-        """No address is not all addresses: opening the port to the network is said aloud."""
+        """An empty address raises: listening on all addresses must be explicit."""
         with pytest.raises(errors.ArgumentValueError, match=r"'0\.0\.0\.0'"):
             endpoints.serve(0, "")
 
 
 class TestHostileClients:
     @pytest.fixture(autouse=True)
-    def unharmed(
-        self, server: HTTPServer, failures: Errors, capfd: pytest.CaptureFixture[str]
+    def server_is_intact(
+        self, server: HTTPServer, failures: ReportedErrors, capfd: pytest.CaptureFixture[str]
     ) -> Iterator[None]:
-        """After each of them the server is alive, has said nothing and blames nobody."""
+        """After each test the server still works, and nothing was printed or reported."""
         yield
         assert fetch(server).status == 200
         server.close()
@@ -927,7 +933,7 @@ class TestHostileClients:
         assert failures == []
 
     @pytest.mark.parametrize(
-        ("said", "status"),
+        ("sent_bytes", "status"),
         [
             (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
             (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
@@ -957,67 +963,67 @@ class TestHostileClients:
         ],
         ids=lambda value: value[:40] if isinstance(value, bytes) else None,
     )
-    def test_clean_answer(self, server: HTTPServer, said: bytes, status: int) -> None:
-        """What is asked badly is answered cleanly, and only once."""
-        answer = talk(address(server), said)
+    def test_malformed_request(self, server: HTTPServer, sent_bytes: bytes, status: int) -> None:
+        """A malformed request gets exactly one well-formed response."""
+        answer = send_raw(address(server), sent_bytes)
 
-        # A reset may overtake the answer where the server did not care to read all that was said.
+        # A reset may arrive before the response if the server did not read everything.
         assert not answer or answer.startswith(b"HTTP/1.0 %d " % status)
         assert answer.count(b"runs_total{") == (status == 200)
         assert b"Traceback" not in answer
 
     @pytest.mark.parametrize(
-        "said",
+        "sent_bytes",
         [
             b"",
             b"\r\n\r\n",
             b"\x00" * 1000,
             random.Random(7).randbytes(5000),
-            bytes.fromhex("16030100c8010000c40303") + b"\x42" * 200,  # the hello of a TLS client
+            bytes.fromhex("16030100c8010000c40303") + b"\x42" * 200,  # TLS ClientHello
             b"GE",
         ],
         ids=["nothing", "empty lines", "zeros", "noise", "TLS", "half a line"],
     )
-    def test_garbage(self, server: HTTPServer, said: bytes) -> None:
-        """What is no HTTP is an error of the client's, or the end of the connection."""
-        answer = talk(address(server), said)
+    def test_bytes_that_are_not_http(self, server: HTTPServer, sent_bytes: bytes) -> None:
+        """Bytes that are not HTTP lead to a 400, or to the end of the connection."""
+        answer = send_raw(address(server), sent_bytes)
 
         assert not answer or answer.startswith(b"HTTP/1.0 400 ")
 
     def test_http_09(self, server: HTTPServer) -> None:
-        """Even a client of 1991 is answered."""
-        assert b"runs_total" in talk(address(server), b"GET /metrics\r\n")
+        """A request of HTTP 0.9 gets a response."""
+        assert b"runs_total" in send_raw(address(server), b"GET /metrics\r\n")
 
     def test_client_that_resets(self, server: HTTPServer) -> None:
-        """A client that breaks off, before or during the answer, leaves no trace."""
-        for said in (b"", b"GET /metrics HTTP/1.1\r\nHo", GET_METRICS):
+        """A client may reset the connection before or during the response."""
+        for sent_bytes in (b"", b"GET /metrics HTTP/1.1\r\nHo", GET_METRICS):
             connection = socket.create_connection(address(server), timeout=PATIENCE)
-            connection.sendall(said)
-            # To close without lingering sends a reset.
+            connection.sendall(sent_bytes)
+            # Closing with a linger time of 0 sends a reset.
             linger = (1).to_bytes(4, sys.byteorder) + (0).to_bytes(4, sys.byteorder)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
 
     def test_silent_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A client that says nothing keeps nobody waiting, and is sent away after a while."""
+        """A silent client blocks no other client, and is disconnected after a timeout."""
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         with socket.create_connection(address(server), timeout=PATIENCE) as silent:
             assert fetch(server).status == 200
             assert read_all(silent) == b""
 
     def test_slow_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A client that says a byte now and then is sent away, too."""
+        """A client that sends single bytes is disconnected after a timeout."""
         monkeypatch.setattr(limits, "CONNECTION_TIMEOUT", 0.1)
         with socket.create_connection(address(server), timeout=PATIENCE) as slow:
 
-            def sent_away() -> bool:
+            def is_disconnected() -> bool:
                 try:
                     slow.sendall(b"x")
                 except ConnectionError:
                     return True
                 return False
 
-            wait_until(sent_away, "the end of the connection")
+            wait_until(is_disconnected, "the end of the connection")
 
     def test_client_that_does_not_read(
         self,
@@ -1025,103 +1031,123 @@ class TestHostileClients:
         registry: CollectorRegistry,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A client that asks for much and reads nothing is sent away."""
+        """A client that does not read the response is disconnected after a timeout."""
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         big = Gauge("big", "Big.", ["text"], registry=registry)
         big.labels(text="x" * 20_000_000)
-        with socket.create_connection(address(server), timeout=PATIENCE) as deaf:
-            deaf.sendall(GET_METRICS)
+        with socket.create_connection(address(server), timeout=PATIENCE) as not_reading:
+            not_reading.sendall(GET_METRICS)
             wait_until(lambda: server._server.connections, "the connection")
             wait_until(lambda: not server._server.connections, "the end of the connection")
         registry.unregister(big)
 
-    def test_flood(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Silent clients in great number make room for whoever comes after them."""
+    def test_too_many_connections(
+        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """If there are too many silent clients, the oldest are disconnected for new ones."""
         monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
         silent = [socket.create_connection(address(server), timeout=PATIENCE) for _ in range(60)]
         try:
             assert fetch(server).status == 200
             assert read_all(silent[0]) == b""
-            wait_until(lambda: len(server._server.connections) <= 20, "room")
+            wait_until(
+                lambda: len(server._server.connections) <= 20, "the end of the excess connections"
+            )
         finally:
             for connection in silent:
                 connection.close()
 
 
 @pytest.fixture(scope="module")
-def authority() -> Any:
+def certificate_authority() -> Any:
     return pytest.importorskip("trustme").CA()
 
 
 @pytest.fixture(scope="module")
-def pem(authority: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with certificates for a server."""
-    directory = tmp_path_factory.mktemp("pem")
-    issued = authority.issue_cert("127.0.0.1")
+def certificates(certificate_authority: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a directory with certificates for a server."""
+    directory = tmp_path_factory.mktemp("certificates")
+    issued = certificate_authority.issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(directory / "both.pem")
     issued.private_key_pem.write_to_path(directory / "key.pem")
     issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    (directory / "rubbish.pem").write_text("rubbish")
+    certificate_authority.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "invalid.pem").write_text("invalid")
     return directory
 
 
 @pytest.fixture
-def trusting(authority: Any) -> ssl.SSLContext:
-    """What a client needs to trust the server."""
+def trusting_context(certificate_authority: Any) -> ssl.SSLContext:
+    """Create the TLS context of a client that trusts the server."""
     context = ssl.create_default_context()
-    authority.configure_trust(context)
+    certificate_authority.configure_trust(context)
     return context
 
 
 class TestTls:
     @pytest.mark.parametrize(
-        "files", [{"certfile": "both.pem"}, {"certfile": "cert.pem", "keyfile": "key.pem"}]
+        "files",
+        [
+            {"certfile": "both.pem"},
+            {"certfile": "cert.pem", "keyfile": "key.pem"},
+        ],
     )
     def test_serves(
-        self, endpoints: Endpoints, pem: Path, trusting: ssl.SSLContext, files: dict[str, str]
-    ) -> None:
-        """With a certificate, the server speaks HTTPS, whether the key is apart or not."""
-        with endpoints.serve(0, **{name: pem / file for name, file in files.items()}) as server:  # type: ignore[arg-type]
-            assert server.url == f"https://127.0.0.1:{server.port}"
-            assert "runs_total" in fetch(server, context=trusting).text
-
-    def test_client_certificates(
-        self, endpoints: Endpoints, authority: Any, pem: Path, trusting: ssl.SSLContext
-    ) -> None:
-        """Where client certificates are required, only clients that have one are served."""
-        with endpoints.serve(
-            0, certfile=pem / "both.pem", client_cafile=pem / "ca.pem", client_auth_required=True
-        ) as server:
-            with pytest.raises((ssl.SSLError, ConnectionError)):
-                fetch(server, context=trusting)
-            authority.issue_cert("client.example").configure_cert(trusting)
-            assert fetch(server, context=trusting).status == 200
-
-    def test_strangers(
         self,
         endpoints: Endpoints,
-        pem: Path,
-        trusting: ssl.SSLContext,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
+        files: dict[str, str],
+    ) -> None:
+        """With a certificate the server speaks HTTPS, with the key in the same file or not."""
+        paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
+        with endpoints.serve(0, **paths) as server:
+            assert server.url == f"https://127.0.0.1:{server.port}"
+            assert "runs_total" in fetch(server, context=trusting_context).text
+
+    def test_client_certificates(
+        self,
+        endpoints: Endpoints,
+        certificate_authority: Any,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
+    ) -> None:
+        """If client certificates are required, only clients that have one are served."""
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_cafile=certificates / "ca.pem",
+            client_auth_required=True,
+        ) as server:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, context=trusting_context)
+            certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
+            assert fetch(server, context=trusting_context).status == 200
+
+    def test_incomplete_handshakes(
+        self,
+        endpoints: Endpoints,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        """Clients without TLS, or with half of it, keep nobody waiting and leave no trace."""
+        """Clients that do not complete the handshake block no other, and nothing is printed."""
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 1.0)
-        server = endpoints.serve(0, certfile=pem / "both.pem")
+        server = endpoints.serve(0, certfile=certificates / "both.pem")
         with socket.create_connection(address(server), timeout=PATIENCE) as silent:
-            for said in (
+            for sent_bytes in (
                 GET_METRICS,
                 b"",
                 b"\x16\x03\x01\x00\xc8\x01",
                 random.Random(7).randbytes(1000),
             ):
-                assert b"200" not in talk(address(server), said)[:12]
-            assert fetch(server, context=trusting).status == 200
+                assert b"200" not in send_raw(address(server), sent_bytes)[:12]
+            assert fetch(server, context=trusting_context).status == 200
             assert read_all(silent) == b""
 
         with socket.create_connection(address(server), timeout=PATIENCE):
-            assert fetch(server, context=trusting).status == 200
+            assert fetch(server, context=trusting_context).status == 200
             server.close()
         endpoints.serve(server.port).close()
         assert capfd.readouterr().err == ""
@@ -1130,21 +1156,24 @@ class TestTls:
         ("files", "error"),
         [
             ({"certfile": "missing.pem"}, FileNotFoundError),
-            ({"certfile": "cert.pem", "keyfile": "missing.pem"}, FileNotFoundError),
+            (
+                {"certfile": "cert.pem", "keyfile": "missing.pem"},
+                FileNotFoundError,
+            ),
             ({"certfile": "cert.pem"}, ssl.SSLError),
-            ({"certfile": "rubbish.pem"}, ssl.SSLError),
+            ({"certfile": "invalid.pem"}, ssl.SSLError),
             ({"certfile": "."}, OSError),
         ],
     )
     def test_files_that_do_not_load(
-        self, endpoints: Endpoints, pem: Path, files: dict[str, str], error: type[OSError]
+        self, endpoints: Endpoints, certificates: Path, files: dict[str, str], error: type[OSError]
     ) -> None:
-        """A file that is missing or rubbish is an error that names it; nothing listens then."""
+        """A missing or invalid file raises an error that names it, and nothing listens."""
         port = unused_port()
         with pytest.raises(error, match=f"{files['certfile']}.*pass PEM files"):
-            endpoints.serve(port, **{name: pem / file for name, file in files.items()})  # type: ignore[arg-type]
+            endpoints.serve(port, **{name: certificates / file for name, file in files.items()})  # type: ignore[arg-type]
         with pytest.raises(ConnectionRefusedError):
-            talk(("127.0.0.1", port))
+            send_raw(("127.0.0.1", port))
 
     @pytest.mark.parametrize(
         "options",
@@ -1155,16 +1184,16 @@ class TestTls:
             {"certfile": "both.pem", "client_cafile": "ca.pem"},
         ],
     )
-    def test_half_of_it(self, endpoints: Endpoints, options: dict[str, Any]) -> None:
-        """Options that would protect less than they seem to are refused."""
+    def test_incomplete_options(self, endpoints: Endpoints, options: dict[str, Any]) -> None:
+        """Options that would protect less than they seem to raise an error."""
         with pytest.raises(errors.ArgumentValueError, match="pass"):
             endpoints.serve(0, **options)
 
-    def test_encrypted_key(self, endpoints: Endpoints, pem: Path) -> None:
-        """A key with a password is an error, not a prompt that nobody sees."""
+    def test_encrypted_key(self, endpoints: Endpoints, certificates: Path) -> None:
+        """An encrypted key raises an error instead of prompting for a password."""
         serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-        key = serialization.load_pem_private_key((pem / "key.pem").read_bytes(), None)
-        (pem / "locked.pem").write_bytes(
+        key = serialization.load_pem_private_key((certificates / "key.pem").read_bytes(), None)
+        (certificates / "locked.pem").write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
@@ -1172,7 +1201,11 @@ class TestTls:
             )
         )
         with pytest.raises(ssl.SSLError, match=r"locked\.pem"):
-            endpoints.serve(0, certfile=pem / "cert.pem", keyfile=pem / "locked.pem")
+            endpoints.serve(
+                0,
+                certfile=certificates / "cert.pem",
+                keyfile=certificates / "locked.pem",
+            )
 
 
 def unused_port() -> int:

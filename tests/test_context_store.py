@@ -1,4 +1,6 @@
-"""The file that keeps where jobs were added: small, shared, and nobody's trouble."""
+"""
+Tests of `FileContextStore`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,18 @@ import pytest
 from apscheduler_telemetry import FileContextStore
 
 
-def fill(path: Path, name: str) -> None:
-    """Write from another process, again where that took longer than the store waits."""
+def write_entries(path: Path, name: str) -> None:
+    """Write fifty entries, and retry those that time out waiting for the lock."""
     store = FileContextStore(path)
-    done = 0
-    while done < 50:
+    written = 0
+    while written < 50:
         try:
-            store[f"{name}-{done}"] = name
+            store[f"{name}-{written}"] = name
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
         else:
-            done += 1
+            written += 1
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "contexts.db"
 
 
-class TestFile:
+class TestMapping:
     def test_mapping(self, path: Path) -> None:
-        """It is a mapping, and another one of the same path sees what it has."""
+        """It is a mutable mapping, and another store of the same path has the same entries."""
         store = FileContextStore(path)
         store["a"] = "1"
         store["a"] = "2"
@@ -53,7 +55,7 @@ class TestFile:
         assert "b" in store
 
     def test_comparison(self, path: Path) -> None:
-        """Comparing it reads no file."""
+        """Comparing stores reads no file."""
         store = FileContextStore(path)
         assert store == store  # noqa: PLR0124
         assert store != FileContextStore(path)
@@ -61,64 +63,66 @@ class TestFile:
         assert repr(store) == f"FileContextStore({str(path)!r}, max_jobs=10000)"
 
     def test_is_bounded(self, path: Path) -> None:
-        """The oldest go; what is written again is young."""
+        """The oldest entries are deleted; overwriting an entry makes it the newest."""
         store = FileContextStore(path, max_jobs=3)
         for key in "abcadef":
             store[key] = key
         assert list(store) == ["d", "e", "f"]
 
-    def test_is_private(self, path: Path) -> None:
-        """Baggage is nobody else's business."""
+    def test_permissions(self, path: Path) -> None:
+        """Only the owner may read the file, as it may contain baggage."""
         FileContextStore(path)["a"] = "1"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_leaves_nothing_behind(self, path: Path) -> None:
-        """There is one file."""
+    def test_no_temporary_files(self, path: Path) -> None:
+        """No temporary files remain."""
         FileContextStore(path)["a"] = "1"
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
     def test_missing_directory(self, tmp_path: Path) -> None:
-        """A directory that is not there is not made."""
+        """A missing directory is not created."""
         with pytest.raises(FileNotFoundError):
             FileContextStore(tmp_path / "nowhere" / "file")["a"] = "1"
 
 
-class TestTrouble:
-    @pytest.mark.parametrize("garbage", [b"garbage" * 1000, b"SQLite format 3\0" + b"x" * 5000])
-    def test_damaged(self, path: Path, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
-        """A file that is no database is put aside, with a warning, and nothing is deleted."""
-        path.write_bytes(garbage)
+class TestErrors:
+    @pytest.mark.parametrize("content", [b"content" * 1000, b"SQLite format 3\0" + b"x" * 5000])
+    def test_damaged(self, path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+        """A file that is not a database is renamed with a warning."""
+        path.write_bytes(content)
         store = FileContextStore(path)
         assert store.get("a") is None
         store["a"] = "1"
 
         assert store["a"] == "1"
-        assert path.with_name("contexts.db.broken").read_bytes() == garbage
+        assert path.with_name("contexts.db.broken").read_bytes() == content
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert f"renamed to {path}.broken" in record.getMessage()
 
-    def test_busy(self, path: Path) -> None:
-        """A file that somebody holds for long is done without, and stays as it is."""
+    def test_locked(self, path: Path) -> None:
+        """A locked file raises after a timeout, and is not taken for a damaged one."""
         store = FileContextStore(path)
         store["a"] = "1"
-        holder = sqlite3.connect(path, isolation_level=None)
-        holder.execute("BEGIN EXCLUSIVE")
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             store["a"] = "2"
-        holder.close()
+        blocker.close()
         assert store["a"] == "1"
 
-    def test_many_at_once(self, path: Path) -> None:
-        """Threads and processes write at the same time."""
+    def test_concurrent_writers(self, path: Path) -> None:
+        """Threads and processes may write concurrently."""
         context = multiprocessing.get_context("spawn")
-        others: list[Any] = [
-            context.Process(target=fill, args=(path, f"process-{n}")) for n in range(2)
+        writers: list[Any] = [
+            context.Process(target=write_entries, args=(path, f"process-{n}")) for n in range(2)
         ]
-        others += [threading.Thread(target=fill, args=(path, f"thread-{n}")) for n in range(2)]
-        for other in others:
-            other.start()
-        for other in others:
-            other.join()
+        writers += [
+            threading.Thread(target=write_entries, args=(path, f"thread-{n}")) for n in range(2)
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
 
         assert len(FileContextStore(path)) == 200
