@@ -15,7 +15,7 @@ from apscheduler_telemetry.http.messages import INTERNAL_ERROR_RESPONSE, Request
 from apscheduler_telemetry.http.pages import Page
 from apscheduler_telemetry.http.thread_pool import DaemonThreadPool
 
-METHODS = ("GET", "HEAD", "OPTIONS")
+ALLOWED_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class TelemetryApp:
@@ -63,21 +63,21 @@ class TelemetryApp:
     def _static_response(self, request: Request) -> Response:
         """Return the response to a request that no page has to be rendered for."""
         if request.page_name not in ("", *self._pages):
-            return self._not_found()
-        allow = (("Allow", ", ".join(METHODS)),)
+            return self._not_found_response()
+        allow = (("Allow", ", ".join(ALLOWED_METHODS)),)
         if request.method == "OPTIONS":
             return Response(HTTPStatus.OK, [b""], extra_headers=allow)
-        if request.method not in METHODS:
-            body = f"Method not allowed. Use {', '.join(METHODS)}.\n".encode()
+        if request.method not in ALLOWED_METHODS:
+            body = f"Method not allowed. Use {', '.join(ALLOWED_METHODS)}.\n".encode()
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra_headers=allow)
-        return self._landing_page(request.root_path)
+        return self._landing_page_response(request.root_path)
 
-    def _not_found(self) -> Response:
+    def _not_found_response(self) -> Response:
         paths = " and ".join(f"/{name}" for name in self._pages)
         verb = "are" if len(self._pages) > 1 else "is"
         return Response(HTTPStatus.NOT_FOUND, [f"Not found. There {verb} {paths}.\n".encode()])
 
-    def _landing_page(self, root_path: str) -> Response:
+    def _landing_page_response(self, root_path: str) -> Response:
         prefix = html.escape(quote(root_path.rstrip("/"), errors="replace"))
         links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._pages)
         body = f"<!doctype html><title>APScheduler telemetry</title>{''.join(links)}\n".encode()

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.asgi import ASGIApp
-from apscheduler_telemetry.http.pages import Expose, HealthPage, MetricsPage, Page
+from apscheduler_telemetry.http.pages import ExposeMetrics, HealthPage, MetricsPage, Page
 from apscheduler_telemetry.http.server import HTTPServer, start_http_server
 from apscheduler_telemetry.http.tls import TLSOptions
 from apscheduler_telemetry.http.wsgi import WSGIApp
@@ -41,7 +41,7 @@ class Endpoints:
         registry: CollectorRegistry | None,
         health: Callable[[], Mapping[str, object]],
         on_error: Callable[[str], None],
-        expose: Expose | None = None,
+        expose: ExposeMetrics | None = None,
     ) -> None:
         pages: dict[str, Page] = {"health": HealthPage(health)}
         if registry is not None:

@@ -69,12 +69,12 @@ def choose_text_format(accept: str) -> tuple[Encoder, str]:
     # Content-Type.
     is_safe = accept.isascii() and accept.isprintable()
     try:
-        return choose_encoder(_without_less_preferred(accept) if is_safe else "")
+        return choose_encoder(_without_formats_below_plain_text(accept) if is_safe else "")
     except (TypeError, ValueError):  # an invalid version, such as "version=x"
         return choose_encoder("")
 
 
-def _without_less_preferred(accept: str) -> str:
+def _without_formats_below_plain_text(accept: str) -> str:
     """Remove what a client prefers less than plain text from an ``Accept`` header."""
     values = parse_accept(accept)
     plain_text_quality = max(

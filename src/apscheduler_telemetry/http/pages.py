@@ -25,7 +25,7 @@ from apscheduler_telemetry.http.negotiation import (
     gzip_chunks,
 )
 
-Expose = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
+ExposeMetrics = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
 """
 Returns what an encoder makes of a registry, in chunks.
 
@@ -53,20 +53,20 @@ class MetricsPage:
         expose: a faster way to encode `registry`, if there is one.
     """
 
-    def __init__(self, registry: CollectorRegistry, expose: Expose | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, expose: ExposeMetrics | None = None) -> None:
         self._registry = registry
         self._expose = expose
 
     def render(self, request: Request) -> Response:
         """Collect and encode the metrics, only those that ``name[]`` names if it is given."""
         encode, content_type = choose_text_format(request.accept)
-        chunks = self._encode(encode, parse_qs(request.query).get("name[]", []))
+        chunks = self._encode_metrics(encode, parse_qs(request.query).get("name[]", []))
         if accepts_gzip(request.accept_encoding):
             content_encoding = (("Content-Encoding", "gzip"),)
             return Response(HTTPStatus.OK, [gzip_chunks(chunks)], content_type, content_encoding)
         return Response(HTTPStatus.OK, chunks, content_type)
 
-    def _encode(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
+    def _encode_metrics(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
         if self._expose is not None:
             return self._expose(encode, names)
         registry = self._registry
