@@ -267,8 +267,13 @@ class Adapter:
         """Take note of what a job is now."""
         entry = self.ledger.entry(alias, job.id)
         if entry is not None and self.loop.goes_on(job.id):
+            is_added_anew = entry is not self.loop.entry
             self.loop.has_gone_on()
-            if not self.ledger.goes_on(entry, job.next_run_time):
+            if is_added_anew:
+                # It has removed itself while it ran, and added another: which the loop now
+                # replaces by the one that it has run.
+                self._take(job, alias)
+            elif not self.ledger.goes_on(entry, job.next_run_time):
                 self.went_on(entry, job)
             return
         before = None if entry is None else entry.promise
@@ -289,10 +294,6 @@ class Adapter:
 
     def went_on(self, entry: Entry, job: Any) -> None:
         """Take note of what else there is when the loop has given a job its next run."""
-        if self.ledger.entry(*entry.key) is not entry:
-            # It has removed itself while it ran, and was added anew.
-            self._take(job, entry.key[0])
-            return
         if entry.promise is not None and entry.promise > entry.intervals_until:
             self._look_ahead(entry, job)
         if entry.push is not None:
