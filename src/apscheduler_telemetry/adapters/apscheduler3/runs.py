@@ -194,7 +194,10 @@ def plain_views(  # noqa: C901  # a call more would cost every run
         call, entry = self._job.func, self.entry
         is_followed = pipeline.is_followed
         if is_followed and (
-            self.started is not None or self.outcome is not None or not hook.active
+            self.started is not None
+            or self.outcome is not None
+            or entry.idle is self
+            or not hook.active
         ):
             return call(*args, **kwargs)  # followed already, or over
         self.started = started = time()
