@@ -1,4 +1,4 @@
-"""Jobs that are changed while the scheduler passes over its due jobs: by themselves or a listener."""
+"""Jobs that they themselves or a listener change in a pass over due jobs."""
 
 from __future__ import annotations
 
