@@ -17,7 +17,8 @@ from pathlib import Path
 import time_machine
 from apscheduler.schedulers import base
 from prometheus_client.exposition import choose_encoder
-from runs import Contender, Frozen
+from run_cost.drivers import DebugDriver, Frozen
+from run_cost.workloads import DueJobs
 from scrapes import START, Scene
 
 JOBS = (10, 100, 1_000, 10_000)
@@ -30,14 +31,16 @@ def per_run(jobs: int, schedulers: int = 1, executors: int = 1) -> float:
     """Return the microseconds that a run costs more with us."""
     medians = []
     kinds = {
-        name: [Contender(name, "debug", jobs, executors) for _ in range(schedulers)]
+        name: [
+            DueJobs(DebugDriver, name, jobs=jobs, executors=executors) for _ in range(schedulers)
+        ]
         for name in ("bare", "metrics")
     }
     passes = max(5, RUNS // (jobs * schedulers))
     took: dict[str, list[float]] = {name: [] for name in kinds}
     for turn in range(passes + 2):
-        for name, contenders in kinds.items():
-            seconds = statistics.fmean([contender.turn() for contender in contenders])
+        for name, workloads in kinds.items():
+            seconds = statistics.fmean([workload.run_pass() for workload in workloads])
             if turn >= 2:  # noqa: PLR2004  # the first passes are for caches
                 took[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in took.items()}

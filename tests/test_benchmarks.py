@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,15 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROWS = re.findall(r' name="([^"]+)"', (BENCHMARKS / "run_cost" / "rows.py").read_text("utf-8"))
+
+
+def measure_row(row: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Measure next to nothing of one row."""
+    names = ("bare", "listener", "metrics")
+    few = ("--only-rows", row, "--jobs", "3", "--contenders", *names, *arguments)
+    command = [sys.executable, str(BENCHMARKS / "runs.py"), *few]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.mark.slow
@@ -33,3 +44,41 @@ class TestBenchmarks:
         command = [sys.executable, str(BENCHMARKS / script), *rest]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, told in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+class TestRuns:
+    """`runs.py`, which has a row for every way of running jobs."""
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_judges_each_row(self, row: str) -> None:
+        """The verdict and the exit status follow from the ratio that is printed."""
+        pytest.importorskip("opentelemetry.sdk")
+        framework = row.partition("-")[0]
+        if framework in {"gevent", "tornado", "twisted"}:
+            pytest.importorskip(framework)
+        done = measure_row(row, "--repeat", "1", "--clocks")
+        pattern = rf"^{row} .* - +([\d.]+) +(met|MISSED) +(-?[\d.]+)$"
+        [verdict] = re.findall(pattern, done.stdout, re.MULTILINE) or [pytest.fail(done.stderr)]
+        target, word, ratio = float(verdict[0]), verdict[1], float(verdict[2])
+        if ratio != target:  # or rounding hides which one is larger
+            assert (ratio > target) == (word == "MISSED")
+        assert (word == "MISSED") == (done.returncode == 1)
+
+    @pytest.mark.skipif(shutil.which("callgrind_control") is None, reason="there is no valgrind")
+    @pytest.mark.parametrize("row", ["debug-100", "process-pool-100"])
+    def test_counts_instructions(self, row: str) -> None:
+        """Those of the process itself, and those of a pool's worker."""
+        pytest.importorskip("opentelemetry.sdk")
+        done = measure_row(row, "--instructions", "--hash-seeds", "0")
+        if "valgrind cannot be controlled" in done.stdout:
+            pytest.skip("no process may trace another one here")
+        counts = re.findall(rf"^{row} .* (\d+) instructions", done.stdout, re.MULTILINE)
+        assert (len(counts), all(map(int, counts))) == (3, True), done.stdout + done.stderr
+
+    def test_refuses_what_it_does_not_know(self) -> None:
+        """A misspelt contender ends it before anything is measured."""
+        pytest.importorskip("opentelemetry.sdk")
+        command = [sys.executable, str(BENCHMARKS / "runs.py"), "--contenders", "metric"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, "'metric' is no contender" in done.stderr) == (2, True)

@@ -1,0 +1,1 @@
+"""The parts of `runs.py`, which measures what a run costs when it is watched."""
