@@ -14,12 +14,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ROWS = re.findall(r' name="([^"]+)"', (BENCHMARKS / "run_cost" / "rows.py").read_text("utf-8"))
 
 
-def measure_row(row: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def measure_row(
+    row: str, *arguments: str, timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
     """Measure next to nothing of one row."""
-    names = ("bare", "listener", "metrics")
-    few = ("--only-rows", row, "--jobs", "3", "--contenders", *names, *arguments)
+    few = ("--only-rows", row, "--jobs", "3", *arguments)
     command = [sys.executable, str(BENCHMARKS / "runs.py"), *few]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.mark.slow
@@ -57,7 +58,8 @@ class TestRuns:
         framework = row.partition("-")[0]
         if framework in {"gevent", "tornado", "twisted"}:
             pytest.importorskip(framework)
-        done = measure_row(row, "--repeat", "1", "--clocks")
+        names = ("bare", "listener", "metrics")
+        done = measure_row(row, "--repeat", "1", "--clocks", "--contenders", *names)
         pattern = rf"^{row} .* - +([\d.]+) +(met|MISSED) +(-?[\d.]+)$"
         [verdict] = re.findall(pattern, done.stdout, re.MULTILINE) or [pytest.fail(done.stderr)]
         target, word, ratio = float(verdict[0]), verdict[1], float(verdict[2])
@@ -65,16 +67,18 @@ class TestRuns:
             assert (ratio > target) == (word == "MISSED")
         assert (word == "MISSED") == (done.returncode == 1)
 
+    @pytest.mark.timeout(320)  # valgrind takes half a minute to start a pool's worker
     @pytest.mark.skipif(shutil.which("callgrind_control") is None, reason="there is no valgrind")
     @pytest.mark.parametrize("row", ["debug-100", "process-pool-100"])
     def test_counts_instructions(self, row: str) -> None:
         """Those of the process itself, and those of a pool's worker."""
         pytest.importorskip("opentelemetry.sdk")
-        done = measure_row(row, "--instructions", "--hash-seeds", "0")
+        bare = ("--instructions", "--hash-seeds", "0", "--contenders", "bare")
+        done = measure_row(row, *bare, timeout=300)
         if "valgrind cannot be controlled" in done.stdout:
             pytest.skip("no process may trace another one here")
         counts = re.findall(rf"^{row} .* (\d+) instructions", done.stdout, re.MULTILINE)
-        assert (len(counts), all(map(int, counts))) == (3, True), done.stdout + done.stderr
+        assert (len(counts), all(map(int, counts))) == (1, True), done.stdout + done.stderr
 
     def test_refuses_what_it_does_not_know(self) -> None:
         """A misspelt contender ends it before anything is measured."""
