@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.export.prometheus import collector_of
+from apscheduler_telemetry.export.prometheus import exporter_for
 
 IMPORTS = {
     "nothing": "pass",
@@ -55,7 +55,8 @@ if sys.argv[2] == "with":
 begin = time.perf_counter()
 scheduler.start()
 started = time.perf_counter() - begin
-while sys.argv[2] == "with" and telemetry.ledger.stores()["default"].last_read is None:
+stores = telemetry._source.recorder.jobstores if sys.argv[2] == "with" else None
+while stores is not None and stores()["default"].last_read is None:
     time.sleep(0.01)
 print(started, time.process_time())
 """
@@ -97,7 +98,7 @@ def per_job(jobs: int) -> None:
         schedulers.append((scheduler, registry))
     encode, _ = choose_encoder("application/openmetrics-text;version=1.0.0")
     registry = schedulers[-1][1]
-    grown, _ = growth(lambda: sum(map(len, collector_of(registry).expose(encode))))
+    grown, _ = growth(lambda: sum(map(len, exporter_for(registry).expose(encode))))
     print(f"a job's kept lines, all series of one format  {grown / jobs:10.0f} bytes")
     for scheduler, _ in schedulers:
         scheduler.shutdown()

@@ -24,6 +24,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry.core.model import Outcome
 
 THREADS = 4
 SCRAPE_EVERY = 0.25
@@ -91,9 +92,9 @@ class Round:
     def _check(self) -> None:
         """See that telemetry has counted each run, as speed would be worth nothing else."""
         if self._telemetry is not None:
-            accounts = list(self._telemetry.ledger.accounts())
-            counted = sum(n for a in accounts for o, n in a.outcomes.items() if o == "success")
-            if counted != self.runs or any(account.balance() for account in accounts):
+            jobs = list(self._telemetry._source.recorder.jobs())  # noqa: SLF001  # ours
+            counted = sum(job.stats.outcomes[Outcome.SUCCESS] for job in jobs)
+            if counted != self.runs or any(job.in_flight.running for job in jobs):
                 msg = f"{counted} runs counted of {self.runs}"
                 raise RuntimeError(msg)
 

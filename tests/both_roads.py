@@ -15,6 +15,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -61,14 +62,17 @@ class Roads:
 
     def hold(self, *telemetry: Telemetry) -> None:
         """
-        Let the books of these, and their clocks, stand still while they are looked at.
+        Let the metrics state of these, and its clock, stand still while it is read.
 
         A busy application rarely does so by itself for the milliseconds of a collection.
         """
         self._locks = [threading.RLock() for _ in telemetry]
         for lock, handle in zip(self._locks, telemetry, strict=True):
-            handle.ledger._lock = lock
-            handle.ledger._clock = self._clock
+            recorder: Any = handle._source.recorder
+            recorder._lock = lock
+            recorder._clock = self._clock
+            for name in ("runs_submitted", "job_advanced"):  # without a lock
+                setattr(recorder, name, locked(lock, getattr(recorder, name)))
         self.mark("after")
 
     def _clock(self) -> float:
@@ -105,6 +109,16 @@ class Roads:
                 return [*before, *translated]
             if time.monotonic() > deadline:
                 raise AssertionError("\n".join(wrong))
+
+
+def locked(lock: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that waits for a lock."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return method(*args, **kwargs)
+
+    return call
 
 
 class Page:

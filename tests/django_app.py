@@ -31,7 +31,7 @@ from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
 from apscheduler_telemetry import instrument
-from support import outcomes, until
+from support import errors_of, job_states, outcomes, until
 
 
 def main() -> None:
@@ -45,22 +45,22 @@ def main() -> None:
         scheduler.add_job(jobs.give_back, "interval", args=[1], id="good", **options)
         scheduler.add_job(jobs.fail, "interval", id="bad", **options)
     scheduler.start()
-    until(lambda: {"good", "bad"} <= {a.label for a in telemetry.ledger.accounts()}, "the jobs")
+    until(lambda: {"good", "bad"} <= {job.label for job in job_states(telemetry)}, "the jobs")
     if sys.argv[2] == "first":
         for job in scheduler.get_jobs():
             job.modify(next_run_time=datetime.now(timezone.utc))
         until(lambda: outcomes(telemetry, "good") and outcomes(telemetry, "bad"), "the runs")
         until(lambda: DjangoJobExecution.objects.exclude(status="Started!").count() == 2, "rows")
-    accounts = {a.label: a for a in telemetry.ledger.accounts()}
+    states = {job.label: job for job in job_states(telemetry)}
     said = {
         "good": outcomes(telemetry, "good"),
         "bad": outcomes(telemetry, "bad"),
-        "persistent": accounts["good"].info.persistent,
-        "promised": accounts["good"].next_run > 0,
+        "persistent": states["good"].info.persistent,
+        "promised": states["good"].next_run > 0,
         "rows": sorted(DjangoJobExecution.objects.values_list("status", flat=True)),
         "stored": sorted(DjangoJob.objects.values_list("id", flat=True)),
-        "up": telemetry.liveness().up,
-        "own failures": {k: n for k, n in telemetry.guard.counts().items() if n},
+        "up": telemetry._source.liveness().up,
+        "own failures": {k: n for k, n in errors_of(telemetry).counts().items() if n},
     }
     scheduler.shutdown()
     sys.stdout.write(json.dumps(said))

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from apscheduler_telemetry import instrument
+from support import registry_of
 
 Application = Callable[..., Iterable[bytes]]
 
@@ -61,7 +62,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     if environ["PATH_INFO"] == "/":
         time.sleep(0.2)  # so that the other workers get something to do
         start_response("200 OK", [("Content-Type", "text/plain")])
-        up = telemetry.options["registry"].get_sample_value(
+        up = registry_of(telemetry).get_sample_value(
             "apscheduler_scheduler_up", {"scheduler": "main"}
         )
         reasons = [reason["code"] for reason in telemetry.health()["reasons"]]

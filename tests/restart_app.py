@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
 from apscheduler_telemetry import Telemetry, instrument
-from support import check_law, outcomes, until
+from support import check_counts, errors_of, job_states, outcomes, until
 
 JOBS = ("plain", "each", "replaced", "replaced-each", "changed", "removed", "paused")
 HOURLY: dict[str, Any] = {"trigger": "interval", "hours": 1, "misfire_grace_time": 60}
@@ -47,7 +47,7 @@ def leave(where: str) -> None:
 
 def ended(telemetry: Telemetry) -> dict[str, int]:
     """Return how many runs of each job have ended."""
-    return {a.label: sum(a.outcomes.values()) for a in telemetry.ledger.accounts()}
+    return {job.label: sum(job.outcomes.values()) for job in job_states(telemetry)}
 
 
 def come_back(where: str) -> None:
@@ -61,9 +61,9 @@ def come_back(where: str) -> None:
     process.remove_job("removed")
     process.resume()
     until(lambda: ended(telemetry) == {**dict.fromkeys(JOBS, 4), "paused": 0}, "runs to end")
-    check_law(telemetry)
+    check_counts(telemetry)
     results = {job_id: outcomes(telemetry, job_id) for job_id in JOBS}
-    errors = {component: n for component, n in telemetry.guard.counts().items() if n}
+    errors = {component: n for component, n in errors_of(telemetry).counts().items() if n}
     sys.stdout.write(json.dumps([results, errors]))
     process.shutdown()
 

@@ -28,7 +28,9 @@ from apscheduler.schedulers.base import BaseScheduler
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
-from apscheduler_telemetry.core.recorder import Account
+from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.records import JobSnapshot
 from support_jobs import PATIENCE
 
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -174,8 +176,8 @@ class Rig:
     def outcomes(self, job_id: str = "job") -> dict[str, int]:
         return outcomes(self.telemetry, job_id)
 
-    def account(self, job_id: str = "job") -> Account:
-        return account(self.telemetry, job_id)
+    def job(self, job_id: str = "job") -> JobState:
+        return job_state(self.telemetry, job_id)
 
     def errors_of(self, kind: str) -> float:
         """Return how often APScheduler only logged something of this kind."""
@@ -194,17 +196,17 @@ class Rig:
         until(self.is_quiet, "runs to end")
 
     def check(self) -> None:
-        """Check what must hold whatever happened: the law, and what listeners were told."""
-        check_law(self.telemetry)
+        """Check what must hold whatever happened: the counts, and what listeners were told."""
+        check_counts(self.telemetry)
         if self.is_told:
             until(lambda: self._as_told() == self._as_counted(), "listeners to be told")
-        assert self.failing == {k for k, n in self.telemetry.guard.counts().items() if n}
+        assert self.failing == {k for k, n in errors_of(self.telemetry).counts().items() if n}
 
     def is_quiet(self) -> bool:
         """Tell whether no run is queued or running, for us and for APScheduler."""
-        accounts = list(self.telemetry.ledger.accounts())
+        in_flight = [job.in_flight for job in recorder_of(self.telemetry).jobs()]
         executors = list(self.scheduler._executors.values())
-        return not any(a.running or a.queued for a in accounts) and not any(
+        return not any(each.running or each.queued for each in in_flight) and not any(
             any(list(executor._instances.values())) for executor in executors
         )
 
@@ -219,9 +221,9 @@ class Rig:
         }
 
     def _as_counted(self) -> dict[str, int]:
-        accounts = list(self.telemetry.ledger.accounts())
+        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).jobs()]
         return {
-            name: sum(n for a in accounts for o, n in a.outcomes.items() if o.value == name)
+            name: sum(n for each in counts for o, n in each.items() if o.value == name)
             for name in ("success", "error", "missed", "skipped")
         }
 
@@ -337,26 +339,70 @@ def outcomes(telemetry: Telemetry, job_id: str = "job") -> dict[str, int]:
 def sample(telemetry: Telemetry, name: str, **labels: str) -> float:
     """Return one sample of the registry; it must be there."""
     labels["scheduler"] = telemetry.name
-    value = telemetry.options["registry"].get_sample_value(name, labels)
+    value = registry_of(telemetry).get_sample_value(name, labels)
     assert value is not None, f"no sample {name}{labels}"
     return float(value)
 
 
-def account(telemetry: Telemetry, job_id: str = "job") -> Account:
-    """Return what the books say of a job."""
-    (found,) = [a for a in telemetry.ledger.accounts() if a.label == job_id]
+def recorder_of(telemetry: Telemetry) -> Recorder:
+    """Return the metrics state of an instrumented scheduler."""
+    return telemetry._source.recorder
+
+
+def adapter_of(telemetry: Telemetry) -> Any:
+    """Return the adapter of a scheduler, for tests that reach for its private parts."""
+    return telemetry._source.adapter
+
+
+def errors_of(telemetry: Telemetry) -> ErrorReporter:
+    """Return what counts the failures of telemetry itself."""
+    return telemetry._source.errors
+
+
+def registry_of(telemetry: Telemetry) -> CollectorRegistry:
+    """Return the registry on which a scheduler is instrumented."""
+    registry = telemetry._config.registry
+    assert registry is not None
+    return registry
+
+
+class JobState:
+    """The metrics state of a job: all attributes of its snapshot, its stats and its in-flight."""
+
+    def __init__(self, snapshot: JobSnapshot) -> None:
+        self.snapshot = snapshot
+
+    def __getattr__(self, name: str) -> Any:
+        snapshot = self.snapshot
+        parts = snapshot, snapshot.stats, snapshot.in_flight
+        return next(getattr(part, name) for part in parts if hasattr(part, name))
+
+    def __repr__(self) -> str:
+        return repr(self.snapshot)
+
+
+def job_states(telemetry: Telemetry) -> list[JobState]:
+    """Return the metrics state of all jobs."""
+    return [JobState(snapshot) for snapshot in recorder_of(telemetry).jobs()]
+
+
+def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
+    """Return the metrics state of a job."""
+    (found,) = [job for job in job_states(telemetry) if job.label == job_id]
     return found
 
 
-def check_law(telemetry: Telemetry) -> None:
-    """Check that each due run is in one place, of each account and of each executor."""
-    accounts = list(telemetry.ledger.accounts())
-    for a in accounts:
-        assert a.balance() == 0, a
-        assert min(a.running, a.queued, *a.outcomes.values()) >= 0, a
-    for alias, (_, running, queued) in telemetry.ledger.executors().items():
-        assert running >= 0, alias
-        assert queued >= 0, alias
+def check_counts(telemetry: Telemetry) -> None:
+    """Check that no count is negative, and that executors and jobs agree on what is in flight."""
+    running = queued = 0
+    for job in recorder_of(telemetry).jobs():
+        assert min(*job.in_flight, *job.stats.outcomes.values()) >= 0, job
+        running += job.in_flight.running
+        queued += job.in_flight.queued
+    assert running >= 0
+    for alias, state in recorder_of(telemetry).executors().items():
+        assert state.running >= 0, alias
+        assert state.queued >= 0, alias
 
 
 _NAMES = {

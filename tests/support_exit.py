@@ -1,9 +1,9 @@
 """
 An application that ends: ``support_exit.py SCHEDULER WAIT SIGNAL``.
 
-Its pool has one thread. It says so when the first of three runs goes on, and is then sent the
-signal, whose handler shuts the scheduler down. When all is over it tells as JSON what the books
-say and how many spans the exporter got.
+Its pool has one thread. It prints ``running`` when the first of three runs has started, and is then
+sent the signal, whose handler shuts the scheduler down. At its end it prints as JSON what was
+counted and how many spans the exporter got.
 """
 
 import json
@@ -24,6 +24,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry.core.model import Outcome
+from support import job_states
 
 name, wait, number = sys.argv[1], sys.argv[2] == "wait", getattr(signal, sys.argv[3])
 spans: list[Any] = []
@@ -37,11 +39,13 @@ class Exporter(SpanExporter):
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        accounts = list(telemetry.ledger.accounts())
+        states = job_states(telemetry)
         told = {
-            "due": sum(a.due for a in accounts),
-            "success": sum(a.outcomes[next(iter(a.outcomes))] for a in accounts),
-            "left": [(a.running, a.queued, a.balance()) for a in accounts],
+            "due": sum(job.due for job in states),
+            "success": sum(job.outcomes[Outcome.SUCCESS] for job in states),
+            "left": [
+                (job.running, job.queued, job.due - sum(job.outcomes.values())) for job in states
+            ],
             "spans": len(spans),
         }
         sys.stdout.write(json.dumps(told) + "\n")
@@ -66,7 +70,7 @@ def work() -> None:
 def say() -> None:
     """Tell whoever sends the signal that a run goes on, and others are queued."""
     running.wait()
-    while sum(a.queued for a in telemetry.ledger.accounts()) < 2:
+    while sum(job.queued for job in job_states(telemetry)) < 2:
         time.sleep(0.01)
     sys.stdout.write("running\n")
     sys.stdout.flush()

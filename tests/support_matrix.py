@@ -1,8 +1,8 @@
 """
 The matrix: which schedulers, executors and kinds of jobs there are, and what each must do.
 
-`worlds` plays it, a process for each scheduler, and `test_matrix` asks. Children of process pools
-import this module, so it stays light.
+`support_worlds` plays it, a process for each scheduler, and `test_matrix` asks. Children of process
+pools import this module, so it stays light.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from apscheduler.jobstores.memory import MemoryJobStore
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
-from support import HandDriven
+from support import HandDriven, adapter_of, errors_of, job_states
 from support_jobs import PATIENCE
 
 KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener")
@@ -95,7 +95,7 @@ class Watched:
 
     def runs(self, job_id: str = "job") -> dict[str, float]:
         """Return the runs of a job by outcome, without the outcomes that did not happen."""
-        account = next(a for a in self.telemetry.ledger.accounts() if a.label == job_id)
+        account = next(a for a in job_states(self.telemetry) if a.label == job_id)
         return {outcome.value: count for outcome, count in account.outcomes.items() if count}
 
     def errors(self) -> dict[str, float]:
@@ -105,7 +105,7 @@ class Watched:
 
     def own_errors(self) -> dict[str, int]:
         """Return telemetry's own failures, without what did not happen."""
-        return {component: n for component, n in self.telemetry.guard.counts().items() if n}
+        return {component: n for component, n in errors_of(self.telemetry).counts().items() if n}
 
     def reasons(self) -> list[str]:
         return [reason["code"] for reason in self.telemetry.health()["reasons"]]
@@ -129,11 +129,12 @@ def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
 
 def wait_for_reading(seen: Watched) -> None:
     """Wait until telemetry has done all that it does aside, and will not do later."""
-    adapter = seen.telemetry._adapter
-    for aside in [*(hook._aside for hook in adapter._stores.values()), adapter._aside]:
+    adapter = adapter_of(seen.telemetry)
+    pollers = [hooks._poller for hooks in adapter._jobstores.values()]
+    for worker in [*(poller._worker for poller in pollers), adapter._worker]:
         done = threading.Event()
-        aside.do("adapter", done.set)
-        if adapter.active:
+        worker.submit("adapter", done.set)
+        if adapter._patches.is_active:
             assert done.wait(PATIENCE)
 
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
 from apscheduler_telemetry import ArgumentTypeError, instrument
-from support import outcomes, until
+from support import errors_of, outcomes, until
 
 TESTS = Path(__file__).parent
 
@@ -54,11 +54,11 @@ class TestFlaskAPScheduler:
             until(lambda: [e.retval for e in told] == [1], "the listener")
             body = b"".join(telemetry.wsgi_app(_environ("/metrics"), lambda *_: None))
             assert b'apscheduler_job_runs_total{job_id="good",outcome="success"' in body
-            assert telemetry.liveness().up
-            assert not any(telemetry.guard.counts().values())
+            assert telemetry._source.liveness().up
+            assert not any(errors_of(telemetry).counts().values())
         finally:
             extension.shutdown()
-        assert telemetry.liveness().state == "stopped"
+        assert telemetry._source.liveness().state == "stopped"
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from apscheduler_telemetry.core.recorder import FRESH, MAX_FRESH
-from support import APSCHEDULER, HandRig, at, by_hand, until
+from apscheduler_telemetry.core.recorder import MAX_REGISTERED
+from support import APSCHEDULER, HandRig, at, by_hand, errors_of, recorder_of, registry_of, until
 from support_jobs import fail, nothing
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ class Nowhere(tzinfo):
 def labels(rig: HandRig) -> Iterator[str]:
     """Scrape, and return the jobs that are in it, as a parser finds them."""
     encode, _ = choose_encoder("")
-    exposition = encode(rig.telemetry.options["registry"]).decode()
+    exposition = encode(registry_of(rig.telemetry)).decode()
     for family in text_string_to_metric_families(exposition):
         if family.name == "apscheduler_job_runs":
             yield from {s.labels["job_id"] for s in family.samples}
@@ -145,25 +145,24 @@ class TestReferences:
 
 
 class TestNobodyReads:
-    """What waits to be entered stays small, also where no scrape ever comes."""
+    """What waits to be added up stays small, also if there is never a scrape."""
 
     @pytest.mark.parametrize("func", [nothing, fail])
     def test_what_has_ended(self, func: Callable[[], None]) -> None:
-        """However runs end, no more than some successes of each job wait, and no run is kept."""
+        """However runs end, no more than `MAX_REGISTERED` of them wait, and no run is kept."""
         with by_hand({"default": DebugExecutor()}) as rig:
             for number in range(2):
                 rig.add(func, "interval", seconds=10, id=f"job-{number}")
-            ledger = rig.telemetry.ledger
+            recorder = recorder_of(rig.telemetry)
             most = 0
-            for _ in range(5 * MAX_FRESH // FRESH):
+            for _ in range(2 * MAX_REGISTERED):
                 rig.after(10)
-                waiting = [len(entry.fresh) for entry in ledger.entries("default")]
-                most = max(most, *waiting)
-            assert most == (MAX_FRESH - FRESH if func is nothing else 0)
-            assert all(run is None for run in ledger._under_way())
+                most = max(most, len(recorder._runs))
+            assert MAX_REGISTERED <= most <= MAX_REGISTERED + 2
             outcome = "success" if func is nothing else "error"
             for job_id in ("job-0", "job-1"):
-                assert rig.outcomes(job_id) == {outcome: 5 * MAX_FRESH // FRESH}
+                assert rig.outcomes(job_id) == {outcome: 2 * MAX_REGISTERED}
+            assert not recorder._runs
 
 
 class TestHostile:
@@ -190,7 +189,7 @@ class TestHostile:
             rig.after(10)
             rig.settle()
             assert rig.outcomes() == {"success": 1}
-            module, _, name = rig.account().info.func.partition(":")
+            module, _, name = rig.job().info.func.partition(":")
             assert module.rpartition(".")[2] in {"test_bounds", "support_jobs"}
             assert name
 
@@ -214,7 +213,10 @@ class TestHostile:
             with pytest.raises(ValueError, match="hostile"):
                 rig.after(10)
             assert rig.errors_of("loop") == 1
-            until(lambda: rig.telemetry.guard.counts()["schedule"], "the intervals to be asked for")
+            until(
+                lambda: errors_of(rig.telemetry).counts()["schedule"],
+                "the intervals to be asked for",
+            )
             assert set(labels(rig)) == {"job"}
 
     def test_a_time_zone_that_raises(self) -> None:

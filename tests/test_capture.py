@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import handle_of
-from support import eventually, finish_pass, processes, until
+from support import errors_of, eventually, finish_pass, processes, until
 
 SECRET = "hunter2"
 EXECUTORS = [DebugExecutor, ThreadPoolExecutor, processes]
@@ -239,18 +239,18 @@ class TestMore:
 
     def test_changes_while_it_is_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What cannot be told is left out and counted; the run is followed all the same."""
-        from apscheduler_telemetry.adapters.apscheduler3 import runs as _submission
+        from apscheduler_telemetry.adapters.apscheduler3 import runs
 
         def changed(*_: object) -> str:
             raise RuntimeError("dictionary changed size during iteration")
 
-        monkeypatch.setattr(_submission, "brief", changed)
-        monkeypatch.setattr(_submission, "brief_call", changed)
+        monkeypatch.setattr(runs, "safe_repr", changed)
+        monkeypatch.setattr(runs, "safe_repr_call", changed)
         with scheduler(DebugExecutor(), **ALL) as (made, exporter):
             made.add_job(echo, args=[1], id="job", misfire_grace_time=None)
             until(exporter.get_finished_spans)
             handle = handle_of(made)
             assert handle is not None
-            assert handle.guard.counts()["spans"] == 2
+            assert errors_of(handle).counts()["spans"] == 2
         span: Any = exporter.get_finished_spans()[0]
         assert span.attributes["apscheduler.outcome"] == "success"

@@ -17,7 +17,7 @@ JUMPS = pytest.mark.parametrize("jump", [-5 * HOUR, -1.0, 0.5, 5 * HOUR], ids=st
 
 
 def promise(rig: HandRig) -> float:
-    return rig.account().next_run - START.timestamp()
+    return float(rig.job().next_run - START.timestamp())
 
 
 class TestDuringRuns:
@@ -32,7 +32,7 @@ class TestDuringRuns:
             rig.clock.advance(jump)
             gate.open()
             rig.settle()
-            account = rig.account()
+            account = rig.job()
             assert account.last_duration is not None
             assert account.last_success is not None
             assert 0 <= account.last_duration < 60
@@ -53,7 +53,7 @@ class TestDuringRuns:
             gate.open()
             rig.settle()
             assert rig.outcomes() == {"success": 1}
-            assert rig.account().delays.sum == 0
+            assert rig.job().delays.sum == 0
 
     @pytest.mark.parametrize("jump", [-5 * HOUR, 5 * HOUR], ids=str)
     def test_the_span(self, jump: float) -> None:
@@ -87,8 +87,8 @@ class TestBetweenRuns:
             rig.settle()
             rig.after(jump)
             assert promise(rig) == 20
-            assert rig.account().last_run == at(10).timestamp()
-            assert (rig.account().due, rig.account().withdrawn) == (1, None)
+            assert rig.job().last_run == at(10).timestamp()
+            assert (rig.job().due, rig.job().cancelled_run) == (1, None)
             rig.clock.move_to(at(20))
             rig.after(0)
             rig.settle()
@@ -117,12 +117,12 @@ class TestBetweenRuns:
         """A cron job of each second, whose second comes twice, has one run of it."""
         with by_hand() as rig:
             rig.add(nothing, "cron", second="*")
-            before = rig.account().next_run
+            before = rig.job().next_run
             for step in (1, 1, -1, 1, 1):
                 rig.after(step)
                 rig.settle()
-            runs = rig.account().outcomes
-            assert sum(runs.values()) == rig.account().next_run - before
+            runs = rig.job().outcomes
+            assert sum(runs.values()) == rig.job().next_run - before
 
 
 class TestLiveness:
@@ -130,11 +130,11 @@ class TestLiveness:
     def test_a_loop_is_not_late(self, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whether the loop is overdue is a matter of time passed, and not of the clock."""
         with live(BackgroundScheduler(timezone="UTC")) as rig:
-            adapter: Any = rig.telemetry._adapter
+            adapter: Any = rig.telemetry._source.adapter
             rig.add(nothing, "interval", hours=1)
-            until(lambda: adapter.loop._expected is not None)
-            now = adapter.clock()
-            monkeypatch.setattr(adapter, "clock", lambda: now + jump)
+            until(lambda: adapter._loop._next_pass is not None)
+            now = adapter._loop._clock()
+            monkeypatch.setattr(adapter._loop, "_clock", lambda: now + jump)
             with frozen() as clock:
                 clock.advance(jump)
-                assert rig.telemetry.liveness().up
+                assert rig.telemetry._source.liveness().up

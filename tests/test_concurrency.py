@@ -21,7 +21,7 @@ from apscheduler.jobstores.base import ConflictingIdError, JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import generate_latest
 
-from support import Gate, Rig, by_hand, live, until
+from support import Gate, Rig, by_hand, live, registry_of, until
 from support_jobs import PATIENCE, nothing
 
 SECONDS = 2.0
@@ -34,7 +34,7 @@ def background(**options: Any) -> BackgroundScheduler:
 
 def scrape(rig: Rig) -> None:
     """Read the books in all ways that there are."""
-    generate_latest(rig.telemetry.options["registry"])
+    generate_latest(registry_of(rig.telemetry))
     rig.telemetry.health()
 
 
@@ -198,7 +198,7 @@ class TestFromWithin:
         """A scrape inside a job sees that job running, and waits for nothing."""
         with by_hand({"default": executor()}) as rig:
             seen = []
-            rig.add(lambda: seen.append(rig.account().running), "interval", seconds=10)
+            rig.add(lambda: seen.append(rig.job().running), "interval", seconds=10)
             rig.add(lambda: scrape(rig), "interval", seconds=10, id="scrapes")
             rig.after(10)
             rig.settle()
@@ -226,7 +226,7 @@ class TestHandover:
     # As of "can't start new thread", and of Ctrl-C.
     @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
     def test_the_run_goes_on(self, failure: type[BaseException]) -> None:
-        """A run that a thread has begun counts as what becomes of it, and once."""
+        """A run that a thread has begun runs until its end, which its executor cannot report."""
         gate = Gate()
         with by_hand() as rig:
             rig.is_told = False  # APScheduler attaches its callback after that
@@ -240,9 +240,9 @@ class TestHandover:
             rig.scheduler._executors["default"]._pool.submit = interrupted
             rig.add(gate.hold, "interval", seconds=10)
             rig.after(10)  # APScheduler logs it, whatever it is
-            assert rig.account().running == 1
+            assert rig.job().running == 1
             gate.open()
-            until(lambda: rig.outcomes() == {"success": 1})
+            until(lambda: rig.outcomes() == {"lost": 1})
             assert rig.errors_of("submit") == 1
 
     def test_lost_before_it_begins(self) -> None:
@@ -274,7 +274,7 @@ class TestHandover:
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
 class TestSignals:
     @pytest.mark.slow
-    def test_a_handler_that_reads_the_books(self) -> None:
+    def test_handler_that_reads_the_metrics(self) -> None:
         """
         A signal's handler that scrapes and ends jobs waits for no lock of ours.
 
@@ -284,7 +284,7 @@ class TestSignals:
         done = subprocess.run(
             [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
         )
-        assert (done.returncode, done.stdout) == (0, "balanced\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "complete\n"), done.stderr
 
 
 def _nap() -> None:

@@ -21,7 +21,7 @@ from apscheduler.executors.debug import DebugExecutor
 from prometheus_client.registry import Collector
 
 import apscheduler_telemetry
-from support import by_hand
+from support import by_hand, registry_of
 from support_jobs import PATIENCE, fail, nothing
 
 PACKAGE = str(Path(apscheduler_telemetry.__file__).parent)
@@ -144,7 +144,7 @@ class TestAnswersAtTheSameTime:
                 return f"{statuses[0]}\n{body.decode()}"
 
             collector = TracingCollector()
-            rig.telemetry.options["registry"].register(collector)
+            registry_of(rig.telemetry).register(collector)
             trace = collector.trace_next
             stops = list(lines_of(answer, 12, trace=trace))
             for line, line_of_other in product(stops, stops):
@@ -178,7 +178,7 @@ class TestReadingWhileJobsRun:
     def test_numbers_of_the_job_agree_with_each_other(self, func: Callable[[], Any]) -> None:
         """In every reading as many runs have ended as have a duration."""
         with by_hand({"default": DebugExecutor()}) as rig:
-            registry = rig.telemetry.options["registry"]
+            registry = registry_of(rig.telemetry)
             rig.add(func, "interval", seconds=10)
 
             def read() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What is current where: the scheduler's loop, its job stores, and the jobs it starts."""
+"""The OpenTelemetry context in the scheduler's loop, its job stores, and its jobs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from opentelemetry import baggage, context, trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
-from support import HandDriven, eventually, finish_pass, until
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from support import HandDriven, eventually, finish_pass, recorder_of, until
 
 REQUEST = trace.SpanContext(0xA, 0xB, is_remote=False, trace_flags=trace.TraceFlags(1))
 
 
 @contextmanager
 def request() -> Iterator[None]:
-    """Be in the middle of a request that is being traced and has baggage."""
+    """Make the context of a traced request with baggage current."""
     current = trace.set_span_in_context(trace.NonRecordingSpan(REQUEST))
     token = context.attach(baggage.set_baggage("tenant", "acme", current))
     try:
@@ -45,7 +45,7 @@ NOTHING: tuple[bool, dict[str, object]] = (False, {})
 
 
 class Spying(MemoryJobStore):
-    """A store that notes what is current while it is asked, and by which thread."""
+    """A store that records the context and the thread of each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Spying(MemoryJobStore):
 
 class TestLoop:
     def test_started_in_a_request(self) -> None:
-        """A pass over due jobs, its store, its jobs and its listeners are part of nothing."""
+        """A pass over due jobs, its store, its jobs and its listeners have no context."""
         store, listened, ran = Spying(), [], []
         scheduler = HandDriven(
             jobstores={"default": store}, executors={"default": {"type": "debug"}}
@@ -86,7 +86,7 @@ class TestLoop:
         assert ran == [NOTHING]
 
     def test_asyncio(self) -> None:
-        """A timer keeps the context of whoever set it, which neither loop nor job sees."""
+        """A timer keeps the context in which it was set; neither loop nor job has that context."""
         store, ran = Spying(), []
 
         async def job() -> None:
@@ -115,7 +115,7 @@ class TestLoop:
         assert ran == [NOTHING]
 
     def test_threads_that_inherit(self) -> None:
-        """What opentelemetry-instrumentation-threading hands down to threads ends at the loop."""
+        """The context that opentelemetry-instrumentation-threading passes to threads ends there."""
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         store, ran = Spying(), []
         instrumentor = module.ThreadingInstrumentor()
@@ -138,16 +138,16 @@ class TestLoop:
     def test_no_spans_of_what_telemetry_reads(
         self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A database that is being traced has no spans of what telemetry asks it."""
+        """A database that is traced has no spans of the queries by telemetry."""
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
         if "is_instrumentation_enabled" not in inspect.getsource(module.engine):
-            pytest.skip("this old instrumentation cannot be told to make no span")
+            pytest.skip("this old instrumentation cannot be suppressed")
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
         memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
         exporter, provider = memory.InMemorySpanExporter(), sdk.TracerProvider()
         provider.add_span_processor(sdk.export.SimpleSpanProcessor(exporter))
-        monkeypatch.setattr(StoreHook, "EVERY", 0.01)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.01)
         url = f"sqlite:///{tmp_path / 'jobs'}"
 
         instrumentor = module.SQLAlchemyInstrumentor()
@@ -159,8 +159,9 @@ class TestLoop:
             scheduler.turn()
             assert exporter.get_finished_spans(), "that is, the scheduler's own"
             exporter.clear()
-            read = telemetry.ledger.stores()["default"].last_read or 0
-            until(lambda: (telemetry.ledger.stores()["default"].last_read or 0) > read + 0.1)
+            recorder = recorder_of(telemetry)
+            read = recorder.jobstores()["default"].last_read or 0
+            until(lambda: (recorder.jobstores()["default"].last_read or 0) > read + 0.1)
             assert exporter.get_finished_spans() == ()
             telemetry.uninstrument()
             scheduler.shutdown()
@@ -168,7 +169,7 @@ class TestLoop:
             instrumentor.uninstrument()
 
     def test_reading_for_telemetry(self, tmp_path: Any) -> None:
-        """Nor is what telemetry itself reads from a store part of who started the scheduler."""
+        """Telemetry reads a store outside the request that started the scheduler."""
         sqlalchemy = pytest.importorskip("sqlalchemy")
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.threading")

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
-from apscheduler_telemetry.export.prometheus import LedgerCollector
+from apscheduler_telemetry.export.prometheus import PrometheusExporter
 
 pytestmark = pytest.mark.once
 
@@ -105,7 +105,7 @@ class TestReadme:
         """Its table names every metric, in full or as the end of a name."""
         section = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
         words = re.findall(r"`(\w+)", section)
-        for family in LedgerCollector(CollectorRegistry()).describe():
+        for family in PrometheusExporter(CollectorRegistry()).describe():
             name = family.name + ("_total" if family.type == "counter" else "")
             assert any(
                 name == word or (word[0] == "_" and word.strip("_") in name) for word in words
@@ -130,7 +130,7 @@ class TestMetricsPage:
                 family.type,
                 frozenset(family._labelnames),  # type: ignore[attr-defined]
             )
-            for family in LedgerCollector(CollectorRegistry()).describe()
+            for family in PrometheusExporter(CollectorRegistry()).describe()
         }
         assert said == shown
 

@@ -40,16 +40,16 @@ def by_the_clock(executor: Any) -> HandDriven:
 
 def duration(rig: Rig, job_id: str = "job") -> float:
     """Return the duration of a job's only run."""
-    account = rig.account(job_id)
+    account = rig.job(job_id)
     assert sum(account.durations.counts) == 1
     assert account.durations.sum == account.last_duration
-    return account.durations.sum
+    return float(account.durations.sum)
 
 
 def delay(rig: Rig, job_id: str = "job") -> float:
     """Return the start delay of a job's only run."""
-    assert sum(rig.account(job_id).delays.counts) == 1
-    return rig.account(job_id).delays.sum
+    assert sum(rig.job(job_id).delays.counts) == 1
+    return float(rig.job(job_id).delays.sum)
 
 
 class TestQueue:
@@ -87,7 +87,7 @@ class TestQueue:
             rig.add(nap, "interval", seconds=10, start_date=START, coalesce=False)
             rig.after(25)  # delays of 25, 15 + 3 and 5 + 6 s
             rig.settle()
-            account = rig.account()
+            account = rig.job()
             assert (sum(account.delays.counts), account.delays.sum) == (3, 25 + 18 + 11)
             assert sum(account.durations.counts) == 3
             assert 0.15 <= account.durations.sum < 1
@@ -133,7 +133,7 @@ class TestInPlace:
             rig.after(7)
             rig.settle()
             assert delay(rig) == 7
-            assert rig.account().last_run == START.timestamp()
+            assert rig.job().last_run == START.timestamp()
 
     def test_while_it_runs(self) -> None:
         """A run shows since when it is inside the callable, and no duration yet."""
@@ -143,12 +143,12 @@ class TestInPlace:
             rig.after(2)
             gate.wait_for_run()
             rig.clock.advance(100)
-            account = rig.account()
+            account = rig.job()
             assert (account.running, account.running_since) == (1, START.timestamp() + 2)
             assert (account.last_duration, sum(account.delays.counts)) == (None, 1)
             gate.open()
             rig.settle()
-            assert rig.account().running_since == 0
+            assert rig.job().running_since == 0
 
     def test_runs_without_a_start_have_no_duration(self) -> None:
         """What was missed or lost is in no histogram."""
@@ -159,8 +159,8 @@ class TestInPlace:
             rig.settle()
             for job_id in ("lost", "nowhere"):
                 assert rig.outcomes(job_id) == {"lost": 1}
-                assert sum(rig.account(job_id).durations.counts) == 0
-                assert rig.account(job_id).last_duration is None
+                assert sum(rig.job(job_id).durations.counts) == 0
+                assert rig.job(job_id).last_duration is None
 
 
 class TestClockJumps:
@@ -188,7 +188,7 @@ class TestClockJumps:
             rig.scheduler.turn()
             rig.settle()
             assert 0 <= duration(rig) < 1
-            assert rig.account().last_success == pytest.approx(START.timestamp(), abs=1)
+            assert rig.job().last_success == pytest.approx(START.timestamp(), abs=1)
 
     def test_a_child_whose_clock_is_behind(self) -> None:
         """A start that a child dates before the run was due has a delay of 0."""

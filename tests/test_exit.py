@@ -1,4 +1,4 @@
-"""How processes end: nothing hangs, nothing is lost on the way, and what is left is said."""
+"""The end of a process: nothing hangs, no run is lost, and pending jobs are logged."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def run(script: str) -> tuple[int, list[str]]:
 
 
 class TestJobsLeft:
-    """A script that ends while its scheduler, in a daemon thread, has jobs."""
+    """A script that ends while its scheduler, in a daemon thread, has jobs to run."""
 
     def test_said_once(self) -> None:
-        """One warning says which job comes next, what to do, and how to make it go."""
+        """One warning names the next job, what to do, and how to avoid the warning."""
         status, lines = run("instrument(scheduler); add(); scheduler.start()")
         assert status == 0
         assert len(lines) == 1
         assert lines[0].startswith(
-            "The process ends, and with it the scheduler 'default', which runs in a daemon thread "
-            "and has 1 job(s) to run; 'backup' would be next, at 20"
+            "Exiting with 1 pending job(s) in scheduler 'default': it runs in a daemon thread, "
+            "which ends with the main thread. Next: 'backup' at 20"
         )
         assert lines[0].endswith("call the scheduler's shutdown() first.")
 
     def test_after_an_exception(self) -> None:
-        """The same where the main thread ends with an exception, whose status stays."""
+        """The same if the main thread ends with an exception; the exit status stays."""
         status, lines = run("instrument(scheduler); add(); scheduler.start(); sys.exit(3)")
         assert (status, len(lines)) == (3, 1)
 
     def test_silent(self) -> None:
-        """Nothing is said of what was ended on purpose, or had nothing to do."""
+        """There is no warning for schedulers that were shut down, or have nothing to do."""
         status, lines = run(
             """
             from prometheus_client import CollectorRegistry
@@ -81,7 +81,7 @@ class TestJobsLeft:
         assert (status, lines) == (0, [])
 
     def test_blocking(self) -> None:
-        """Nothing is said of a scheduler that holds the main thread, and is interrupted."""
+        """There is no warning for a scheduler that blocks the main thread, and is interrupted."""
         status, lines = run(
             """
             scheduler = BlockingScheduler(timezone="UTC")
@@ -102,7 +102,7 @@ class TestJobsLeft:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_a_fork(self) -> None:
-        """A child that the scheduler's thread is not in says nothing when it ends."""
+        """There is no warning in a forked child, which does not have the scheduler's thread."""
         status, lines = run(
             """
             instrument(scheduler); add(); scheduler.start()
@@ -114,7 +114,7 @@ class TestJobsLeft:
         assert (status, lines) == (0, [])
 
     def test_keeps_no_scheduler(self) -> None:
-        """A scheduler that was forgotten is not remembered here."""
+        """A scheduler that is no longer referred to is freed."""
         status, lines = run(
             """
             import gc, weakref
@@ -142,7 +142,7 @@ class TestSignals:
         ],
     )
     def test_all_is_accounted_for(self, scheduler: str, wait: str, number: str) -> None:
-        """The running run and the queued ones come to their end, and their spans get out."""
+        """The running run and the queued ones end, and their spans are exported."""
         script = Path(__file__).with_name("support_exit.py")
         deadline = time.monotonic() + PATIENCE
         with subprocess.Popen(
@@ -165,6 +165,6 @@ class TestSignals:
             finally:
                 process.kill()
         assert process.returncode == 0, errors
-        told = json.loads(output)
-        assert told == {"due": 3, "success": 3, "left": [[0, 0, 0]] * 3, "spans": 3}
-        assert "The process ends" not in errors
+        report = json.loads(output)
+        assert report == {"due": 3, "success": 3, "left": [[0, 0, 0]] * 3, "spans": 3}
+        assert "pending job(s)" not in errors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import pickletools
 import re
@@ -22,11 +23,13 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apscheduler import events as ev
+from apscheduler.executors.base import run_job
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.job import Job
@@ -36,13 +39,21 @@ from prometheus_client import CollectorRegistry
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from support import Gate, HandDriven, eventually, frozen, processes, until
+from support import (
+    Gate,
+    HandDriven,
+    errors_of,
+    eventually,
+    frozen,
+    job_states,
+    processes,
+    until,
+)
 from support_scenes import watched
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=timezone.utc)
 """Long ago, so that also a child of a process pool, whose clock is the real one, is too late."""
 ENDS = ev.EVENT_JOB_EXECUTED | ev.EVENT_JOB_ERROR | ev.EVENT_JOB_MISSED
-KEEPS_TRACEBACKS_APART = sys.version_info < (3, 11)
 both = pytest.mark.parametrize("instrumented", [False, True], ids=["without", "with"])
 
 
@@ -111,7 +122,7 @@ class Handler(logging.Handler):
                 message,
                 f"{record.pathname}:{record.lineno} {record.funcName}",
                 record.threadName,
-                "" if KEEPS_TRACEBACKS_APART else trace,
+                trace,
             )
         )
 
@@ -137,8 +148,8 @@ def recorded(scheduler: Any, instrumented: bool) -> Iterator[Recording]:
         if telemetry is not None:
             telemetry.uninstrument()
     if telemetry is not None:
-        assert sum(account.due for account in telemetry.ledger.accounts())
-        assert set(telemetry.guard.counts().values()) == {0}
+        assert sum(job.due for job in job_states(telemetry))
+        assert set(errors_of(telemetry).counts().values()) == {0}
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -348,6 +359,10 @@ class Ran:
             func, "interval", hours=1, next_run_time=at, id="job", **options
         )
 
+    def has_ended(self, count: int) -> bool:
+        """Tell whether so many runs have ended."""
+        return len(self.events) == count
+
     @property
     def event(self) -> Any:
         (event,) = self.events
@@ -511,6 +526,93 @@ def test_executors_see_the_kind_of_callable(coroutine: bool) -> None:
 
     run_here("task" if coroutine else "executor", True, job)
     assert (threads == [threading.main_thread().name]) is coroutine
+
+
+class Passing(ThreadPoolExecutor):
+    """An executor of the user's on a thread pool."""
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        super()._do_submit_job(job, run_times)
+
+
+class Annotated:
+    """
+    A replacement of ``run_job``, as applications have it that retry a job in a listener.
+
+    Each event gets the callable of its job, and what is seen of it while the job runs.
+    """
+
+    def __init__(self, owners: dict[Any, str]) -> None:
+        self._owners = owners
+
+    def run_job(self, job: Any, alias: str, run_times: Any, logger_name: str) -> Any:
+        func, events = job.func, run_job(job, alias, run_times, logger_name)
+        for event in events:
+            event.func, event.func_args = func, job.args
+            event.seen = {
+                "name": (func.__name__, func.__qualname__, func.__module__),
+                "doc": func.__doc__,
+                "attribute": func.owner,
+                "key": self._owners.get(func),
+                "signature": str(inspect.signature(func)),
+                "job": (type(job) is Job, job.func is func, job.func_ref),
+            }
+        return events
+
+
+def flaky(calls: list[int]) -> int:
+    """Fail the first time."""
+    calls.append(len(calls))
+    if len(calls) == 1:
+        jobs.fail()
+    return len(calls)
+
+
+flaky.owner = "payments"  # type: ignore[attr-defined]
+
+
+@both
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, Passing], ids=["stock", "custom"])
+class TestReplacedRunJob:
+    """Where the user has replaced APScheduler's ``run_job``, it gets the job's own callable."""
+
+    def test_it_sees_the_callable_itself(
+        self, kind: Any, instrumented: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Identity, name, doc, attributes and signature are the user's; a retry just runs it."""
+        calls: list[int] = []
+        retried: list[Any] = []
+        annotated = Annotated({flaky: "of payments"})
+        monkeypatch.setattr("apscheduler.executors.pool.run_job", annotated.run_job)
+        scheduler = HandDriven(executors={"default": kind(1)}, timezone=timezone.utc)
+
+        def retry(event: Any) -> None:
+            if event.code == ev.EVENT_JOB_ERROR:
+                retried.append(event.func(*event.func_args))
+
+        scheduler.add_listener(retry, ENDS)
+        with frozen(NOON) as clock, maybe_watched(scheduler, instrumented):
+            scheduler.start()
+            ran = Ran(scheduler)
+            scheduler.add_job(
+                flaky, "interval", seconds=10, id="job", args=[calls], next_run_time=NOON
+            )
+            for number in (1, 2):
+                scheduler.turn()
+                until(partial(ran.has_ended, number))
+                clock.advance(10)
+        assert (calls, retried) == ([0, 1, 2], [2])
+        assert [event.code for event in ran.events] == [ev.EVENT_JOB_ERROR, ev.EVENT_JOB_EXECUTED]
+        for event in ran.events:
+            assert event.func is flaky
+            assert event.seen == {
+                "name": ("flaky", "flaky", __name__),
+                "doc": "Fail the first time.",
+                "attribute": "payments",
+                "key": "of payments",
+                "signature": "(calls: 'list[int]') -> 'int'",
+                "job": (True, True, f"{__name__}:flaky"),
+            }
 
 
 class Holder:

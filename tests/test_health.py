@@ -1,4 +1,4 @@
-"""The books as a health report."""
+"""The metrics state as a health report."""
 
 from __future__ import annotations
 
@@ -8,51 +8,50 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome
-from apscheduler_telemetry.core.recorder import Ledger
+from apscheduler_telemetry.core.model import Liveness, Outcome
+from apscheduler_telemetry.core.records import JobRecord, Run
 from apscheduler_telemetry.export import health
-from support_scenes import Clock
+from support_exposition import NOW, FakeScheduler
+from support_recorder import job_info
 
-NOW = 1_800_000_000.0  # 2027-01-15 08:00 UTC
 ALIVE = Liveness(state="running", up=True)
 
 
-def info(job_id: str = "job", **changes: Any) -> JobInfo:
-    values: dict[str, Any] = {
-        "id": job_id,
-        "label": job_id,
-        "name": "Job",
-        "func": "shop:job",
-        "trigger": "interval[0:01:00]",
-        "executor": "default",
-        "jobstore": "default",
-        "persistent": False,
-        "grace": 60.0,
-    }
-    return JobInfo(**{**values, **changes})
-
-
-class Books:
-    """A ledger at a fixed time, and its report."""
+class Rig:
+    """A scheduler at a fixed time, and its report."""
 
     def __init__(self) -> None:
-        self.clock = Clock(NOW)
-        self.ledger = Ledger("main", clock=self.clock)
+        self.scheduler = FakeScheduler()
+        self.recorder = self.scheduler.recorder
+        self.clock = self.scheduler.clock
 
     def report(self, liveness: Liveness = ALIVE, last_wakeup: float | None = None) -> Any:
-        return health.report(self.ledger, liveness, last_wakeup, self.clock)
+        self.scheduler.alive = liveness
+        self.scheduler.last_wakeup = last_wakeup
+        return health.report(self.scheduler, self.clock)
 
-    def run(self, entry: Any, outcome: Outcome, *, duration: float = 2.0) -> None:
-        at = datetime.fromtimestamp(self.clock(), timezone.utc)
-        (run,) = self.ledger.hand_over(entry, None, [at])
-        self.ledger.start(run, self.clock())
-        self.ledger.finish(run, outcome, duration=duration)
+    def add_job(
+        self, job_id: str = "job", next_run: float | None = NOW + 60, **changes: Any
+    ) -> Any:
+        changes.setdefault("trigger", "interval[0:01:00]")
+        return self.recorder.job_upserted(job_info(job_id, **changes), next_run)
+
+    def submit(self, record: JobRecord) -> Run:
+        due = datetime.fromtimestamp(self.clock(), timezone.utc)
+        (run,) = self.recorder.runs_submitted(record, [due], "default")
+        return run
+
+    def run(self, record: JobRecord, outcome: Outcome) -> None:
+        run = self.submit(record)
+        run.start(self.clock())
+        run.stop(2.0)
+        run.finish(outcome)
 
 
 class TestStatus:
     def test_healthy(self) -> None:
-        """A loop that lives is healthy, and there is no reason to name."""
-        report = Books().report(last_wakeup=NOW - 1.5)
+        """A loop that is alive is healthy, and there are no reasons."""
+        report = Rig().report(last_wakeup=NOW - 1.5)
         assert report == {
             "status": "healthy",
             "reasons": [],
@@ -66,34 +65,34 @@ class TestStatus:
         }
 
     def test_unhealthy(self) -> None:
-        """A loop that does not live is unhealthy, with a code for programs and a sentence."""
+        """A loop that is not alive is unhealthy, with a code for programs and a sentence."""
         liveness = Liveness(state="running", up=False, reasons=[("overdue", "It is late.")])
-        report = Books().report(liveness)
+        report = Rig().report(liveness)
         assert report["status"] == "unhealthy"
         assert report["reasons"] == [{"code": "overdue", "message": "It is late."}]
         assert report["scheduler"]["loop_alive"] is False
         assert report["scheduler"]["last_wakeup"] is None
 
-    def test_a_job_that_fails_is_not_a_scheduler_that_is_ill(self) -> None:
+    def test_a_job_that_fails_does_not_make_it_unhealthy(self) -> None:
         """Restarting would not help a job that fails, so it does not make the report unhealthy."""
-        books = Books()
-        books.run(books.ledger.know(info(), NOW + 60), Outcome.ERROR)
-        assert books.report()["status"] == "healthy"
+        rig = Rig()
+        rig.run(rig.add_job(), Outcome.ERROR)
+        assert rig.report()["status"] == "healthy"
 
     def test_is_json(self) -> None:
         """The report is ready for JSON as it is."""
-        books = Books()
-        books.run(books.ledger.know(info(), NOW + 60), Outcome.ERROR)
-        report = books.report(Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")]))
+        rig = Rig()
+        rig.run(rig.add_job(), Outcome.ERROR)
+        report = rig.report(Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")]))
         assert json.loads(json.dumps(report)) == report
 
 
 class TestJobs:
     def test_new(self) -> None:
-        """A job that has not run yet shows its promise and nothing else."""
-        books = Books()
-        books.ledger.know(info(), NOW + 60)
-        assert books.report()["jobs"] == [
+        """A job that has not run yet has a next run and nothing else."""
+        rig = Rig()
+        rig.add_job()
+        assert rig.report()["jobs"] == [
             {
                 "id": "job",
                 "next_run": "2027-01-15T08:01:00.000+00:00",
@@ -106,42 +105,60 @@ class TestJobs:
         ]
 
     def test_paused(self) -> None:
-        """A job that promises nothing has no next run, and cannot be overdue."""
-        books = Books()
-        books.ledger.know(info(), None)
-        (job,) = books.report()["jobs"]
+        """A paused job has no next run, and cannot be overdue."""
+        rig = Rig()
+        rig.add_job(next_run=None)
+        (job,) = rig.report()["jobs"]
         assert job["next_run"] is None
         assert job["overdue"] is False
 
     def test_after_runs(self) -> None:
         """The last outcome is that of the run that ended last, the last success stays."""
-        books = Books()
-        entry = books.ledger.know(info(), NOW + 60)
-        books.run(entry, Outcome.SUCCESS)
-        books.clock.now += 10
-        books.run(entry, Outcome.ERROR)
-        (job,) = books.report()["jobs"]
+        rig = Rig()
+        record = rig.add_job()
+        rig.run(record, Outcome.SUCCESS)
+        rig.clock.now += 10
+        rig.run(record, Outcome.ERROR)
+        (job,) = rig.report()["jobs"]
         assert job["last_outcome"] == "error"
         assert job["last_success"] == "2027-01-15T08:00:02.000+00:00"
 
     def test_running(self) -> None:
-        """A run inside the callable shows since when."""
-        books = Books()
-        entry = books.ledger.know(info(), NOW + 60)
-        (run,) = books.ledger.hand_over(entry, None, [datetime.fromtimestamp(NOW, timezone.utc)])
-        books.ledger.start(run, NOW + 0.25)
-        assert books.report()["jobs"][0]["running_since"] == "2027-01-15T08:00:00.250+00:00"
+        """A job that is running says since when."""
+        rig = Rig()
+        record = rig.add_job()
+        rig.submit(record).start(NOW + 0.25)
+        assert rig.report()["jobs"][0]["running_since"] == "2027-01-15T08:00:00.250+00:00"
 
     @pytest.mark.parametrize(("late", "overdue"), [(-1, False), (60, False), (60.1, True)])
     def test_overdue(self, late: float, overdue: bool) -> None:
-        """A job is overdue when its promise is older than its grace."""
-        books = Books()
-        books.ledger.know(info(grace=60.0), NOW - late)
-        assert books.report()["jobs"][0]["overdue"] is overdue
+        """A job is overdue if its next run is late by more than its grace."""
+        rig = Rig()
+        rig.add_job(next_run=NOW - late, grace=60.0)
+        assert rig.report()["jobs"][0]["overdue"] is overdue
 
     def test_several(self) -> None:
-        """Jobs come in the order of their labels, and jobs of one label are one entry."""
-        books = Books()
+        """Jobs are in the order of their labels, and jobs of one label are one item."""
+        rig = Rig()
         for job_id, label in (("3", "b"), ("1", "a"), ("2", "b")):
-            books.ledger.know(info(job_id, label=label), NOW + 60)
-        assert [job["id"] for job in books.report()["jobs"]] == ["a", "b"]
+            rig.add_job(job_id, label=label)
+        assert [job["id"] for job in rig.report()["jobs"]] == ["a", "b"]
+
+
+class TestCombine:
+    def test_is_as_unhealthy_as_any(self) -> None:
+        """The reports of several schedulers become one, and each reason names its scheduler."""
+        rigs = Rig(), Rig()
+        rigs[1].scheduler.name = "other"
+        rigs[0].add_job()
+        stopped = Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")])
+        good, bad = rigs[0].report(), rigs[1].report(stopped)
+        assert health.combine([good])["status"] == "healthy"
+        combined = health.combine([good, bad])
+        assert combined["status"] == "unhealthy"
+        assert combined["reasons"] == [
+            {"scheduler": "other", "code": "stopped", "message": "It is."}
+        ]
+        assert [each["name"] for each in combined["schedulers"]] == ["main", "other"]
+        assert [each["status"] for each in combined["schedulers"]] == ["healthy", "unhealthy"]
+        assert [len(each["jobs"]) for each in combined["schedulers"]] == [1, 0]

@@ -40,10 +40,10 @@ from apscheduler_telemetry import (
     TelemetryError,
     instrument,
 )
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
-from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.core.model import Outcome
-from support import Gate, eventually, processes, until
+from support import Gate, eventually, job_states, processes, recorder_of, registry_of, until
 from support_scenes import Boom, watched
 
 try:
@@ -210,10 +210,9 @@ class TestPutBack:
             scheduler.start()
             for alias in scheduler._executors:
                 scheduler.add_job(jobs.nothing, executor=alias, **scenes.due(alias))
-            accounts = telemetry.ledger.accounts
             await eventually(
                 lambda: (
-                    sum(a.outcomes[Outcome.SUCCESS] for a in accounts())
+                    sum(job.outcomes[Outcome.SUCCESS] for job in job_states(telemetry))
                     == len(scheduler._executors)
                 )
             )
@@ -255,8 +254,8 @@ class TestPutBack:
         scheduler.turn()
         assert ran == [1]
         assert (theirs.calls, submit.calls) == (1, 1)
-        assert list(telemetry.ledger.accounts()) == []
-        assert set(telemetry.ledger.errors().values()) == {0}
+        assert list(job_states(telemetry)) == []
+        assert set(recorder_of(telemetry).errors().values()) == {0}
         scheduler.shutdown()
 
     def test_again_over_what_was_laid_over_ours(self) -> None:
@@ -312,7 +311,7 @@ class TestPutBack:
 
     def test_threads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """No thread of ours is left, though there was work for one; it does not wait for more."""
-        monkeypatch.setattr(Aside, "IDLE", 1e6)
+        monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", 1e6)
         scheduler = BackgroundScheduler(jobstores=stores(tmp_path))
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         scheduler.start()
@@ -594,7 +593,7 @@ class TestParts:
             b.scheduler.add_executor(executor, "moving")
             self.run(b, "moving")
             assert b.runs("moving") == {"success": 1}
-            assert list(a.telemetry.ledger.accounts()) == []
+            assert list(job_states(a.telemetry)) == []
 
     def test_job_store(self) -> None:
         """A job store that is added is watched, one that is removed is shown no more."""
@@ -656,7 +655,7 @@ class TestParts:
     def test_default_executor(self) -> None:
         """The executor and the job store that a start creates are watched."""
         with watched(BackgroundScheduler()) as seen:
-            assert seen.telemetry.ledger.executors() == {}
+            assert recorder_of(seen.telemetry).executors() == {}
             seen.scheduler.start()
             assert seen.value("executor_workers", executor="default") == 10
             assert seen.value("scheduler_jobs", jobstore="default") == 0
@@ -804,7 +803,7 @@ class TestBadInput:
             scheduler.start()
         registry = CollectorRegistry()
         before = snapshot(scheduler)
-        monkeypatch.setattr(StoreHook, "open", raise_boom)
+        monkeypatch.setattr(JobStoreHooks, "open", raise_boom)
         with pytest.raises(Boom):
             instrument(scheduler, registry=registry)
         assert_same(snapshot(scheduler), before)
@@ -946,7 +945,7 @@ class TestLeaks:
             job = scheduler.add_job(jobs.nothing, **scenes.due())
             if used:
                 scheduler.start()
-                until(lambda: any(a.outcomes[Outcome.SUCCESS] for a in telemetry.ledger.accounts()))
+                until(lambda: any(a.outcomes[Outcome.SUCCESS] for a in job_states(telemetry)))
                 generate_latest(registry)
                 scheduler.shutdown()
             return [weakref.ref(thing) for thing in (scheduler, telemetry, job)]
@@ -996,7 +995,7 @@ def ours_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def watched_only(scheduler: Any) -> Iterator[scenes.Watched]:
     """Instrument a scheduler, and leave it running in the end."""
     telemetry = instrument(scheduler, registry=CollectorRegistry())
-    yield scenes.Watched(scheduler, telemetry, telemetry.options["registry"])
+    yield scenes.Watched(scheduler, telemetry, registry_of(telemetry))
     telemetry.uninstrument()
 
 

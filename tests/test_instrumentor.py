@@ -296,7 +296,7 @@ class TestVariables:
             "severity": "critical",
             "owner": "billing",
         }
-        assert {key: handle.options[key] for key in expected} == expected
+        assert {key: getattr(handle._config, key) for key in expected} == expected
 
 
 class TestServer:

@@ -1,8 +1,8 @@
 """
 Job stores that processes share, on real servers, and faults of these servers.
 
-The same with each store: the law holds, what the scheduler meets is counted, nothing counts as a
-failure of telemetry, a scrape is answered at once, and no run is late because of us.
+With each store, counts are consistent, errors of the scheduler are counted, nothing counts as a
+failure of telemetry, a scrape is answered at once, and telemetry delays no run.
 """
 
 from __future__ import annotations
@@ -33,11 +33,21 @@ from prometheus_client import CollectorRegistry, generate_latest
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
-from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
-from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLAlchemyReader
 from apscheduler_telemetry.core.model import Outcome
-from support import HandDriven, Rig, live, sample, until
+from support import (
+    HandDriven,
+    Rig,
+    adapter_of,
+    job_states,
+    live,
+    recorder_of,
+    registry_of,
+    sample,
+    until,
+)
 from support_scenes import Watched, wait_for_reading, watched
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
@@ -47,7 +57,7 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from support_stores import NEVER, File, Keys, Place, Postgres, Proxy, RedisServer, Table
 
 SOON = 0.05
-"""Seconds between two readings in these tests, where it is not 5."""
+"""Seconds between two readings in these tests, if not 5."""
 EARLIER = NEVER - timedelta(days=1)
 _number = itertools.count()
 
@@ -100,10 +110,10 @@ def proxy(place: Place) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read stores more often than every five seconds."""
-    monkeypatch.setattr(StoreHook, "EVERY", SOON)
-    monkeypatch.setattr(StoreHook, "SHARE", 0.5)
+    monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", SOON)
+    monkeypatch.setattr(JobStorePoller, "MAX_DUTY_CYCLE", 0.5)
 
 
 @contextlib.contextmanager
@@ -129,7 +139,7 @@ def running(place: Place, **options: Any) -> Iterator[Watched]:
     """Run a scheduler that reads the store, and wait until it has read it once."""
     with watched(background(place.store()), **options) as seen:
         seen.scheduler.start()
-        until(lambda: last_read(seen) and seen.telemetry.last_wakeup)
+        until(lambda: last_read(seen) and last_wakeup(seen))
         yield seen
         assert (seen.own_errors(), seen.errors()) == ({}, {})
 
@@ -142,8 +152,8 @@ def add(scheduler: Any, job_id: str = "job", at: datetime = NEVER, **options: An
     scheduler.add_job(jobs.nothing, "interval", hours=1, id=job_id, next_run_time=at, **options)
 
 
-def promised(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
-    """Return what is promised, and what was taken back."""
+def next_and_withdrawn(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
+    """Return the next run, and the latest run that was withdrawn."""
     return (
         seen.job("next_run_timestamp_seconds", job_id),
         seen.job("withdrawn_run_timestamp_seconds", job_id),
@@ -151,69 +161,85 @@ def promised(seen: Watched, job_id: str = "job") -> tuple[float | None, float | 
 
 
 @everywhere
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestOtherProcesses:
-    """What other processes do to the jobs of a shared store is seen soon, without a due job."""
+    """Changes by other processes in a shared store are seen soon, without a due job."""
 
     def test_added(self, place: Place) -> None:
-        """A job that another process adds is promised."""
+        """A job that another process adds has a next run."""
         with running(place) as seen, another_process(place) as other:
             add(other)
-            until(lambda: promised(seen) == (NEVER.timestamp(), None))
+            until(lambda: next_and_withdrawn(seen) == (NEVER.timestamp(), None))
             until(lambda: seen.job("shortest_interval_seconds") == 3600)
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_moved(self, place: Place) -> None:
-        """One that it moves is promised for the new time, and the former is taken back."""
+        """A job that it moves has the new next run, and the former one is withdrawn."""
         with running(place) as seen, another_process(place) as other:
             add(other)
-            until(lambda: promised(seen) == (NEVER.timestamp(), None))
+            until(lambda: next_and_withdrawn(seen) == (NEVER.timestamp(), None))
             other.modify_job("job", next_run_time=EARLIER)
-            until(lambda: promised(seen) == (EARLIER.timestamp(), NEVER.timestamp()))
+            until(lambda: next_and_withdrawn(seen) == (EARLIER.timestamp(), NEVER.timestamp()))
 
     @pytest.mark.parametrize("what", ["remove_job", "pause_job"])
     def test_taken_away(self, place: Place, what: str) -> None:
-        """One that it removes or pauses promises nothing any more, on purpose."""
+        """The next run of a job that it removes or pauses is withdrawn."""
         with running(place) as seen, another_process(place) as other:
             add(other)
             add(other, "other")
-            until(lambda: promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None))
+            until(
+                lambda: (
+                    next_and_withdrawn(seen)
+                    == next_and_withdrawn(seen, "other")
+                    == (NEVER.timestamp(), None)
+                )
+            )
             getattr(other, what)("job")
-            until(lambda: promised(seen) == (0, NEVER.timestamp()))
-            assert promised(seen, "other") == (NEVER.timestamp(), None)
+            until(lambda: next_and_withdrawn(seen) == (0, NEVER.timestamp()))
+            assert next_and_withdrawn(seen, "other") == (NEVER.timestamp(), None)
 
     def test_all_gone(self, place: Place) -> None:
-        """If nothing is left of several jobs the store has lost them: they stay promised."""
+        """If none of several jobs is left, the store has lost them; next runs stay expected."""
         with running(place) as seen, another_process(place) as other:
             add(other)
             add(other, "other")
-            until(lambda: promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None))
+            until(
+                lambda: (
+                    next_and_withdrawn(seen)
+                    == next_and_withdrawn(seen, "other")
+                    == (NEVER.timestamp(), None)
+                )
+            )
             other.remove_all_jobs()
             until(lambda: seen.value("scheduler_jobs", jobstore="default") == 0)
-            assert promised(seen) == promised(seen, "other") == (NEVER.timestamp(), None)
+            assert (
+                next_and_withdrawn(seen)
+                == next_and_withdrawn(seen, "other")
+                == (NEVER.timestamp(), None)
+            )
 
     def test_spoilt(self, place: Place) -> None:
-        """A row that cannot be restored is left alone, and read again when it has changed."""
+        """A row that cannot be deserialized stays, and is read again when it has changed."""
         with another_process(place) as other:
             add(other)
             place.spoil("job")
             with running(place) as seen:
                 add(other, "other", EARLIER)
-                until(lambda: promised(seen, "other") == (EARLIER.timestamp(), None))
+                until(lambda: next_and_withdrawn(seen, "other") == (EARLIER.timestamp(), None))
                 assert place.ids() == {"job", "other"}
-                assert promised(seen) == (None, None)
+                assert next_and_withdrawn(seen) == (None, None)
                 add(other, at=EARLIER, replace_existing=True)
-                until(lambda: promised(seen) == (EARLIER.timestamp(), None))
+                until(lambda: next_and_withdrawn(seen) == (EARLIER.timestamp(), None))
 
     def test_overdue(self, place: Place) -> None:
-        """A job that was overdue here when another process moved it has broken its promise."""
+        """The next run of a job that was overdue when another process moved it is not withdrawn."""
         with another_process(place) as other:
             add(other, at=scenes.ago(3600))
             with watched(background(place.store())) as seen:
                 seen.scheduler.start(paused=True)
-                until(lambda: promised(seen)[0])
+                until(lambda: next_and_withdrawn(seen)[0])
                 other.modify_job("job", next_run_time=NEVER)
-                until(lambda: promised(seen) == (NEVER.timestamp(), None))
+                until(lambda: next_and_withdrawn(seen) == (NEVER.timestamp(), None))
 
     def test_asleep(self, place: Place) -> None:
         """
@@ -224,33 +250,33 @@ class TestOtherProcesses:
         """
         with running(place) as seen, another_process(place) as other:
             add(other, at=scenes.ahead(0.5))
-            until(lambda: promised(seen)[0])
-            until(lambda: time.time() > (promised(seen)[0] or 0) + 0.5)
+            until(lambda: next_and_withdrawn(seen)[0])
+            until(lambda: time.time() > (next_and_withdrawn(seen)[0] or 0) + 0.5)
             assert seen.runs() == {}
             seen.scheduler.wakeup()
             until(lambda: sum(seen.runs().values()) == 1)
 
     def test_age(self, place: Place) -> None:
-        """How old all this is can be seen, and it does not get old."""
+        """The time of the latest reading is exported, and stays recent."""
         with running(place) as seen:
             first = last_read(seen) or 0
             until(lambda: (last_read(seen) or 0) > first + 3 * SOON)
             assert time.time() - (last_read(seen) or 0) < jobs.PATIENCE
 
     def test_what_is_changed_here(self, place: Place) -> None:
-        """What this process does itself is never undone by what was read before."""
+        """A reading never undoes a later change by this process."""
         with running(place) as seen:
             for number in range(50):
                 at = NEVER - timedelta(days=number)
                 add(seen.scheduler, at=at, replace_existing=True)
-                assert promised(seen)[0] == at.timestamp()
+                assert next_and_withdrawn(seen)[0] == at.timestamp()
                 seen.scheduler.remove_job("job")
-                assert promised(seen) == (0, NEVER.timestamp())
+                assert next_and_withdrawn(seen) == (0, NEVER.timestamp())
                 time.sleep(0.001)
 
 
 class Dawdling(SQLAlchemyJobStore):
-    """A store that takes its time after a job is removed."""
+    """A store that returns late after a job is removed."""
 
     after: Callable[[], Any]
 
@@ -259,9 +285,9 @@ class Dawdling(SQLAlchemyJobStore):
         self.after()
 
 
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
-    """What is read after a row has changed, and before we hear that it has, is not believed."""
+    """What is read between the change of a row and the return of the store is ignored."""
     store = Dawdling(f"sqlite:///{tmp_path / 'jobs'}")
     scheduler = scenes.by_hand(jobstores={"default": store})
     with watched(scheduler) as seen:
@@ -275,7 +301,7 @@ def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
         scheduler.add_job(jobs.nothing, "date", id="job", run_date=scenes.ago(0))
         scheduler.turn()
         assert seen.runs() == {"success": 1}
-        assert promised(seen) == (0, None)
+        assert next_and_withdrawn(seen) == (0, None)
         assert seen.own_errors() == {}
     store.engine.dispose()
 
@@ -292,17 +318,17 @@ class TestEvery:
         least: float,
         most: float,
     ) -> None:
-        """A store is read every five seconds; a slow one is left in peace 20 times as long."""
+        """A store is read every five seconds; a slow one after 20 times as long as it took."""
         with running(File(tmp_path)) as seen:
-            (hook,) = seen.telemetry._adapter._stores.values()
+            poller = poller_of(seen)
             pauses: list[float] = []
-            monkeypatch.setattr(hook, "_read_later", pauses.append)
-            monkeypatch.setattr(hook, "_read_changes", lambda rows: time.sleep(seconds))
-            hook._read_now()
+            monkeypatch.setattr(poller, "_schedule_reading", pauses.append)
+            monkeypatch.setattr(poller, "_read_changed_jobs", lambda *_: time.sleep(seconds))
+            poller._poll()
             assert least <= pauses[0] <= most
 
     def test_memory(self) -> None:
-        """What is in memory is known as of every scrape."""
+        """A memory store counts as read at every scrape."""
         with watched(scenes.by_hand()) as seen:
             seen.scheduler.start()
             before = time.time()
@@ -312,15 +338,27 @@ class TestEvery:
 def scrape(rig: Rig) -> float:
     """Scrape, and return how many seconds that took."""
     begin = time.perf_counter()
-    assert b"apscheduler_scheduler_up" in generate_latest(rig.telemetry.options["registry"])
+    assert b"apscheduler_scheduler_up" in generate_latest(registry_of(rig.telemetry))
     return time.perf_counter() - begin
 
 
 def successes(rig: Rig) -> int:
-    """Return how often the job has run, once the scheduler is through with it and sleeps."""
-    accounts = [a for a in rig.telemetry.ledger.accounts() if a.label == "job"]
-    is_asleep = busy(rig) == 0 and accounts and accounts[0].next_run > time.time()
-    return accounts[0].outcomes[Outcome.SUCCESS] if is_asleep else -1
+    """Return how often the job has run, or -1 while the scheduler is in a pass."""
+    states = [state for state in job_states(rig.telemetry) if state.label == "job"]
+    is_asleep = busy(rig) == 0 and states and states[0].next_run > time.time()
+    return states[0].outcomes[Outcome.SUCCESS] if is_asleep else -1
+
+
+def last_wakeup(seen: Watched) -> float | None:
+    """Return when the latest pass over due jobs ended."""
+    ended: float | None = seen.telemetry._source.last_wakeup
+    return ended
+
+
+def poller_of(seen: Watched) -> JobStorePoller:
+    (hooks,) = adapter_of(seen.telemetry)._jobstores.values()
+    poller: JobStorePoller = hooks._poller
+    return poller
 
 
 def failed_readings(rig: Rig) -> float:
@@ -328,13 +366,13 @@ def failed_readings(rig: Rig) -> float:
 
 
 def busy(rig: Rig | Watched) -> float:
-    """Return for how many seconds the scheduler has been looking for due jobs."""
-    since = rig.telemetry._adapter.loop._inside_since
+    """Return for how many seconds the current pass over due jobs has lasted."""
+    since = adapter_of(rig.telemetry)._loop._pass_since
     return 0.0 if since is None else time.monotonic() - since
 
 
 def settled(value: Callable[[], float]) -> float:
-    """Wait until something has not changed for as long as the scheduler would try again twice."""
+    """Wait until a value has not changed for two retry intervals of the scheduler."""
     seen, since = value(), time.perf_counter()
 
     def has_settled() -> bool:
@@ -348,31 +386,31 @@ def settled(value: Callable[[], float]) -> float:
 
 
 def run_now(rig: Rig) -> None:
-    """Let the job run once more, and wait until it has."""
+    """Run the job once more, and wait for its end."""
     before = successes(rig)
     rig.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
     until(lambda: successes(rig) == before + 1)
 
 
 @remote
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestFaults:
-    """Servers that go, come back, and do not answer."""
+    """Servers that stop, come back, or do not answer."""
 
     @pytest.fixture
     def rig(self, place: Place, proxy: Proxy) -> Iterator[Rig]:
         with live(background(place.store(proxy.port))) as rig:
             rig.add(jobs.nothing, "interval", hours=1, next_run_time=scenes.ago(0))
             until(lambda: successes(rig) == 1)
-            until(lambda: rig.telemetry.ledger.stores()["default"].last_read)
+            until(lambda: recorder_of(rig.telemetry).jobstores()["default"].last_read)
             yield rig
-            counts = rig.account().outcomes  # not by a scrape, as it may be uninstrumented
+            counts = rig.job().outcomes  # not by a scrape, as it may be uninstrumented
             assert {outcome for outcome, count in counts.items() if count} == {Outcome.SUCCESS}
 
     def test_server_stopped_and_started(
         self, rig: Rig, place: Place, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """While the server is away that is counted and said once, and all goes on after it."""
+        """Failures while the server is stopped are counted, and logged once; then all works."""
         place.server.stop()
         try:
             before = time.time()
@@ -381,12 +419,16 @@ class TestFaults:
             until(lambda: failed_readings(rig) >= 3)
             assert scrape(rig) < 1
             assert caplog.text.count("could not read the job store") == 1
-            read = rig.telemetry.ledger.stores()["default"].last_read
+            read = recorder_of(rig.telemetry).jobstores()["default"].last_read
             assert read is not None
             assert read <= before + 1
         finally:
             place.server.start()
-        until(lambda: (rig.telemetry.ledger.stores()["default"].last_read or 0) > before + 0.5)
+        until(
+            lambda: (
+                (recorder_of(rig.telemetry).jobstores()["default"].last_read or 0) > before + 0.5
+            )
+        )
         errors = settled(lambda: rig.errors_of("jobstore"))
         run_now(rig)
         assert rig.errors_of("jobstore") == errors
@@ -394,7 +436,7 @@ class TestFaults:
         assert rig.telemetry.health()["status"] == "healthy"
 
     def test_idle_connection_cut(self, rig: Rig, proxy: Proxy, kind: str) -> None:
-        """A connection that was cut while it was idle costs SQLAlchemy one try, and Redis none."""
+        """An idle connection that is cut costs SQLAlchemy one retry, and Redis none."""
         assert proxy.cut()
         rig.scheduler.wakeup()
         if kind == "postgres":
@@ -404,7 +446,7 @@ class TestFaults:
         assert rig.errors_of("loop") == 0
 
     def test_cut_in_the_middle(self, rig: Rig, proxy: Proxy) -> None:
-        """A connection that is cut while the scheduler waits for its answer is one error."""
+        """A connection that is cut while the scheduler waits for an answer is one error."""
         proxy.stall()
         rig.scheduler.wakeup()
         until(lambda: busy(rig) > 0.2)
@@ -416,7 +458,7 @@ class TestFaults:
         assert rig.errors_of("loop") == 0
 
     def test_no_answer(self, rig: Rig, proxy: Proxy) -> None:
-        """A server that says nothing holds up neither a scrape nor `uninstrument`."""
+        """A server that does not answer delays neither a scrape nor `uninstrument`."""
         proxy.stall()
         until(lambda: proxy.waiting)  # a message of a reading, as the scheduler sleeps
         assert max(scrape(rig) for _ in range(20)) < 1
@@ -429,7 +471,7 @@ class TestFaults:
     def test_gone_while_a_job_is_moved_on(
         self, rig: Rig, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that fails when the loop moves a job on kills the loop, and that is shown."""
+        """A store that fails when the loop sets the next run ends the loop; this is exported."""
         monkeypatch.setattr(jobs, "nothing", place.server.stop)
         try:
             rig.scheduler.add_executor(DebugExecutor(), "inline")
@@ -446,10 +488,10 @@ class TestFaults:
 
 
 @pytest.mark.parametrize("kind", [POSTGRES])
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestGoneAway:
     def test_terminated_by_the_server(self, place: Any) -> None:
-        """A server that ends the session, as MySQL does after hours, costs one try and no run."""
+        """A server that ends the session, as MySQL does after hours, costs one retry and no run."""
         with live(background(place.store())) as rig:
             rig.add(jobs.nothing, "interval", hours=1, next_run_time=scenes.ago(0))
             until(lambda: successes(rig) == 1)
@@ -488,10 +530,10 @@ ONE_CONNECTION: dict[str, Callable[[Proxy], dict[str, Any]]] = {
 
 @remote
 @pytest.mark.slow
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestSlow:
     def test_readings_of_two_seconds(self, place: Place, proxy: Proxy, kind: str) -> None:
-        """A pool of one connection is the scheduler's own, however long our readings take."""
+        """Telemetry does not use the scheduler's pool, whose only connection stays free."""
         store = place.store(proxy.port, **ONE_CONNECTION[kind](proxy))
         scheduler = background(store)
         scheduler.start(paused=True)
@@ -511,7 +553,7 @@ class TestSlow:
         assert max(late) < 1.5
 
     def test_answers_that_are_slow_for_all(self, place: Place, proxy: Proxy) -> None:
-        """Where all answers are slow, runs are as late as they are without us."""
+        """If all answers are slow, runs are as late as without telemetry."""
         plain, ours = background(place.store(proxy.port)), None
         other = type(place)(place.server, f"{place.name}_ours")  # type: ignore[call-arg]
         second = Proxy(place.server.port)
@@ -540,11 +582,11 @@ class TestSlow:
 
 
 class TestOneConnectionForAll:
-    """Databases that all threads of a process see over one connection, or only one of them sees."""
+    """Databases that are reached over one connection, or from one thread only."""
 
     @pytest.fixture(params=["StaticPool", "SingletonThreadPool"])
     def engine(self, request: pytest.FixtureRequest) -> Iterator[Any]:
-        """Return an engine whose pool would give us the very connection of the scheduler."""
+        """Return an engine whose pool would return the scheduler's own connection."""
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         engine = sqlalchemy.create_engine(
             "sqlite://",
@@ -556,9 +598,9 @@ class TestOneConnectionForAll:
         connection.close()
 
     @pytest.mark.parametrize("end", ["commit", "rollback"])
-    @pytest.mark.usefixtures("every_moment")
+    @pytest.mark.usefixtures("poll_often")
     def test_a_transaction_of_the_user_s(self, engine: Any, end: str) -> None:
-        """What the user has not committed is neither undone nor committed by us."""
+        """Telemetry neither rolls back nor commits what the user has not committed."""
         text = sqlalchemy.text
         threads: set[str] = set()
 
@@ -569,9 +611,7 @@ class TestOneConnectionForAll:
             seen.scheduler.start()
             add(seen.scheduler)
             until(lambda: last_read(seen))
-            settled(
-                lambda: seen.telemetry.last_wakeup or 0
-            )  # as its own transactions would disturb
+            settled(lambda: last_wakeup(seen) or 0)  # as its own transactions would disturb
             sqlalchemy.event.listen(engine, "before_cursor_execute", note)
             with engine.connect() as connection:
                 connection.execute(text("create table notes (note text)"))
@@ -582,11 +622,11 @@ class TestOneConnectionForAll:
                 kept = connection.execute(text("select count(*) from notes")).scalar()
             assert kept == (1 if end == "commit" else 0)
             assert "apscheduler-telemetry" not in threads
-            assert promised(seen) == (NEVER.timestamp(), None)
+            assert next_and_withdrawn(seen) == (NEVER.timestamp(), None)
             assert seen.own_errors() == {}
 
     def test_known_from_before(self, engine: Any) -> None:
-        """Jobs that are there already are known from the scheduler's first pass on."""
+        """Jobs that are in the store already are known from the scheduler's first pass on."""
         scheduler = scenes.by_hand(jobstores={"default": SQLAlchemyJobStore(engine=engine)})
         scheduler.start()
         add(scheduler)
@@ -595,12 +635,12 @@ class TestOneConnectionForAll:
             assert seen.value("scheduler_jobs", jobstore="default") == 0
             assert last_read(seen) is None
             scheduler.turn()
-            assert promised(seen) == (NEVER.timestamp(), None)
+            assert next_and_withdrawn(seen) == (NEVER.timestamp(), None)
             assert last_read(seen)
 
-    @pytest.mark.usefixtures("every_moment")
+    @pytest.mark.usefixtures("poll_often")
     def test_a_database_for_each_thread(self) -> None:
-        """Where our thread would see another database, it does not look."""
+        """A database that another thread would not see is not read in another thread."""
         with watched(
             scenes.by_hand(jobstores={"default": SQLAlchemyJobStore("sqlite://")})
         ) as seen:
@@ -609,7 +649,7 @@ class TestOneConnectionForAll:
             seen.scheduler.turn()
             time.sleep(5 * SOON)  # in which a reading would have found nothing
             wait_for_reading(seen)
-            assert promised(seen) == (NEVER.timestamp(), None)
+            assert next_and_withdrawn(seen) == (NEVER.timestamp(), None)
             assert (seen.own_errors(), seen.errors()) == ({}, {})
 
     @pytest.mark.parametrize(
@@ -618,7 +658,7 @@ class TestOneConnectionForAll:
         ids=["that do not wait", "that are not what the URL says"],
     )
     def test_files(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
-        """SQLite's writers must be ready to wait for a reader, and its file must be one."""
+        """SQLite is read only if it has a file, and if its writers wait for readers."""
         options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
         options |= arguments if "creator" in arguments else {"connect_args": arguments}
         store = SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs'}", engine_options=options)
@@ -629,15 +669,15 @@ class TestOneConnectionForAll:
             assert last_read(seen) is None
             seen.scheduler.turn()
             assert last_read(seen)
-            assert promised(seen) == (NEVER.timestamp(), None)
+            assert next_and_withdrawn(seen) == (NEVER.timestamp(), None)
             assert (seen.own_errors(), seen.errors()) == ({}, {})
         store.engine.dispose()
 
 
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestEngineOfTheUser:
     def test_listeners(self, tmp_path: Path) -> None:
-        """What we read passes no listener of the engine, but connections are made as its own."""
+        """Queries reach no listener of the engine, but connections are made as its own are."""
         statements: list[str] = []
         connected: list[str] = []
         engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'jobs'}", pool_size=1)
@@ -656,7 +696,7 @@ class TestEngineOfTheUser:
 
     @pytest.mark.parametrize("kind", [POSTGRES])
     def test_what_listeners_do(self, place: Any) -> None:
-        """A table that is found by what a listener sets is found by us as well."""
+        """A table that is found by a setting of a listener is found by telemetry as well."""
         engine = sqlalchemy.create_engine(place.server.url())
 
         def use_schema(connection: Any, _: Any) -> None:
@@ -687,15 +727,15 @@ class TestEngineOfTheUser:
         with watched(background(store)) as seen:
             seen.scheduler.start()
             wait_for_reading(seen)
-            assert promised(seen, "mine") == (NEVER.timestamp(), None)
-            assert promised(seen, "yours") == (None, None)
+            assert next_and_withdrawn(seen, "mine") == (NEVER.timestamp(), None)
+            assert next_and_withdrawn(seen, "yours") == (None, None)
             assert seen.value("scheduler_jobs", jobstore="default") == 1
         store.engine.dispose()
 
 
 @remote
 def test_no_connection_is_kept(place: Any, kind: str) -> None:
-    """Between two readings there is no connection but the scheduler's."""
+    """Between two readings telemetry has no connection."""
 
     def connections() -> set[Any]:
         if kind == "redis":
@@ -718,13 +758,13 @@ def readers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "apscheduler-telemetry"]
 
 
-@pytest.mark.usefixtures("every_moment")
+@pytest.mark.usefixtures("poll_often")
 class TestThread:
-    """The thread that reads keeps nothing alive, and ends by itself."""
+    """The thread that reads stores keeps nothing alive, and ends by itself."""
 
     def test_ends_with_the_scheduler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It ends when the scheduler is shut down, and comes back with it."""
-        monkeypatch.setattr(Aside, "IDLE", SOON)
+        """It ends when the scheduler is shut down, and starts again with it."""
+        monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", SOON)
         with watched(background(File(tmp_path).store())) as seen:
             for _ in range(2):
                 seen.scheduler.start()
@@ -733,14 +773,14 @@ class TestThread:
                 until(lambda: not readers())
 
     def test_holds_up_no_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A store that does not answer us does not keep a scheduler from starting."""
+        """A store that does not answer telemetry does not delay the start of the scheduler."""
         started = threading.Event()
 
-        def listing(rows: SQLRows) -> Any:
+        def fetch_next_runs(reader: SQLAlchemyReader) -> Any:
             assert started.wait(jobs.PATIENCE)
             return {}
 
-        monkeypatch.setattr(SQLRows, "listing", listing)
+        monkeypatch.setattr(SQLAlchemyReader, "fetch_next_runs", fetch_next_runs)
         with watched(background(File(tmp_path).store())) as seen:
             seen.scheduler.start()
             started.set()
@@ -749,8 +789,8 @@ class TestThread:
             assert seen.value("jobstore_read_failures_total", jobstore="default") == 0
 
     def test_ends_with_uninstrument(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It ends when the scheduler is instrumented no more, and another one reads then."""
-        monkeypatch.setattr(StoreHook, "EVERY", 1e6)
+        """It ends with `uninstrument`; instrumented again, another thread reads the store."""
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
         with watched(background(File(tmp_path).store())) as seen:
             seen.scheduler.start()
             until(lambda: last_read(seen))
@@ -760,14 +800,14 @@ class TestThread:
                 until(lambda: last_read(again))
 
     def test_keeps_no_scheduler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A scheduler that is forgotten while a reading is due is gone."""
-        monkeypatch.setattr(StoreHook, "EVERY", 1e6)
+        """A scheduler that is no longer referred to is freed, though a reading is scheduled."""
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
         scheduler = scenes.by_hand(jobstores={"default": File(tmp_path).store()})
         registry = CollectorRegistry()
         telemetry = instrument(scheduler, registry=registry)
         scheduler.start()
         wait_for_reading(Watched(scheduler, telemetry, registry))
-        assert telemetry.ledger.stores()["default"].last_read
+        assert recorder_of(telemetry).jobstores()["default"].last_read
         alive = weakref.ref(scheduler)
         del scheduler, telemetry
 
@@ -786,12 +826,12 @@ class TestThread:
             child = os.fork()
             if child == 0:
                 try:
-                    (hook,) = seen.telemetry._adapter._stores.values()
+                    poller = poller_of(seen)
                     time.sleep(3 * SOON)
-                    hook._read_now()
-                    hook._aside.do("adapter", lambda: None)  # which brings a thread to life
+                    poller._poll()
+                    poller._worker.submit("adapter", lambda: None)  # which starts a thread again
                     time.sleep(3 * SOON)
-                    read = seen.telemetry.ledger.stores()["default"].last_read
+                    read = recorder_of(seen.telemetry).jobstores()["default"].last_read
                     os._exit(0 if read is not None and read <= (before or 0) + SOON else 1)
                 finally:
                     os._exit(2)
@@ -800,18 +840,14 @@ class TestThread:
 
     @pytest.mark.parametrize("kind", [POSTGRES])
     def test_keeps_no_process(self, place: Any, proxy: Proxy) -> None:
-        """A process ends though its store does not answer us."""
+        """A process ends though its store does not answer."""
         code = f"""
 import sys, time
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry import instrument
-from apscheduler_telemetry.core.model import Outcome
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
-from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
-from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
-StoreHook.EVERY = 0.01
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+JobStorePoller.POLL_INTERVAL = 0.01
 scheduler = BackgroundScheduler()
 scheduler.add_jobstore(SQLAlchemyJobStore({place.server.url(proxy.port)!r}))
 instrument(scheduler)
@@ -835,7 +871,7 @@ sys.stdin.readline()
 @pytest.mark.slow
 class TestRestart:
     def test_of_a_process(self, kind: str, tmp_path: Path, request: Any) -> None:
-        """What was due while no process was there is accounted for by the next one."""
+        """Runs that fell due while no process was running are counted by the next one."""
         where = f"sqlite:///{tmp_path / 'jobs'}"
         if kind == "postgres":
             where = request.getfixturevalue("postgres").url()
@@ -848,14 +884,14 @@ class TestRestart:
             [*program, "return", where], check=True, timeout=60, stdout=subprocess.PIPE, text=True
         )
         outcomes, own_errors = json.loads(back.stdout)
-        folded, each = {"coalesced": 3, "missed": 1}, {"missed": 4}
+        coalesced, each = {"coalesced": 3, "missed": 1}, {"missed": 4}
         assert outcomes == {
-            "plain": folded,
+            "plain": coalesced,
             "each": each,
-            "replaced": folded,
+            "replaced": coalesced,
             "replaced-each": each,
-            "changed": folded,
-            "removed": folded,
+            "changed": coalesced,
+            "removed": coalesced,
             "paused": {},
         }
         assert own_errors == {}

@@ -1,4 +1,4 @@
-"""Labels of jobs: readable, legal in every exposition, bounded."""
+"""Labels of jobs: readable, valid in every text format, bounded."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
 
-import support_scenes as scenes
-from apscheduler_telemetry.core import labels as _labels
-from apscheduler_telemetry.core.labels import MAX_TEXT, Labeller
-from apscheduler_telemetry.core.observers import Guard
+from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.labels import MAX_TEXT, JobLabeller
+from apscheduler_telemetry.core.observers import ErrorReporter
+from support_jobs import nothing
+from support_recorder import Boom
 
 
 def job_of(func: Callable[..., Any] | str, **options: Any) -> Any:
-    return scenes.by_hand().add_job(func, **options)
+    return BackgroundScheduler(timezone="UTC").add_job(func, **options)
 
 
 class Report:
@@ -28,45 +30,45 @@ class Report:
     def make(cls) -> None: ...
 
 
-class TestText:
+class TestLabelValue:
     @pytest.mark.parametrize(
         "value", ["", "backup", "naïve ☃ 🦉", 'a"b\\c\nd', "a\0b", "x" * MAX_TEXT]
     )
     def test_legal_text_is_kept(self, value: str) -> None:
         """What every exposition can carry stays as it is; escaping is the exposition's business."""
-        assert _labels.text(value) == value
+        assert labels.label_value(value) == value
 
     def test_surrogates_are_written_as_escapes(self) -> None:
         """A lone surrogate, which UTF-8 has no form for, becomes readable ASCII."""
-        assert _labels.text("caf\udce9") == "caf\\udce9"
+        assert labels.label_value("caf\udce9") == "caf\\udce9"
 
     def test_long_text_is_cut(self) -> None:
         """A text of 10 kB becomes one of `MAX_TEXT` characters with the same beginning."""
-        cut = _labels.text("x" * 10_000)
+        cut = labels.label_value("x" * 10_000)
         assert len(cut) == MAX_TEXT
         assert cut.startswith("x" * 100)
 
     def test_long_texts_stay_apart(self) -> None:
         """Long texts that differ only in what is cut off differ still."""
-        assert _labels.text("x" * 10_000 + "1") != _labels.text("x" * 10_000 + "2")
+        assert labels.label_value("x" * 10_000 + "1") != labels.label_value("x" * 10_000 + "2")
 
     def test_surrogates_count_as_what_they_become(self) -> None:
         """A text is cut by the length that it has in the exposition."""
-        assert len(_labels.text("\ud800" * MAX_TEXT)) == MAX_TEXT
+        assert len(labels.label_value("\ud800" * MAX_TEXT)) == MAX_TEXT
 
     def test_other_objects_are_written_out(self) -> None:
         """What is no string is labelled by its own text."""
-        assert _labels.text(12) == "12"
+        assert labels.label_value(12) == "12"
 
 
 class TestFunctionName:
     @pytest.mark.parametrize(
         ("func", "expected"),
         [
-            (scenes.succeed, "support_scenes:succeed"),
-            ("support_scenes:succeed", "support_scenes:succeed"),
-            (functools.partial(scenes.succeed, 1), "support_scenes:succeed"),
-            (functools.partial(functools.partial(scenes.succeed, 1), 2), "support_scenes:succeed"),
+            (nothing, "support_jobs:nothing"),
+            ("support_jobs:nothing", "support_jobs:nothing"),
+            (functools.partial(nothing), "support_jobs:nothing"),
+            (functools.partial(functools.partial(nothing)), "support_jobs:nothing"),
             (print, "builtins:print"),
             (dict, "builtins:dict"),
         ],
@@ -76,7 +78,7 @@ class TestFunctionName:
         self, func: Callable[..., Any] | str, expected: str
     ) -> None:
         """A callable is named as APScheduler's references name it, wrapped in partials or not."""
-        assert _labels.function_name(job_of(func)) == expected
+        assert labels.function_name(job_of(func)) == expected
 
     @pytest.mark.parametrize(
         ("func", "expected"),
@@ -99,66 +101,66 @@ class TestFunctionName:
     )
     def test_names_what_has_no_reference(self, func: Callable[..., Any], expected: str) -> None:
         """A callable that APScheduler cannot refer to has a name as well."""
-        assert _labels.function_name(job_of(func)).endswith(expected)
+        assert labels.function_name(job_of(func)).endswith(expected)
 
     def test_is_bounded(self) -> None:
         """The name of a callable is as legal and as short as any label."""
         func: Any = lambda: None  # noqa: E731  # its name is to be changed
         func.__qualname__ = "\ud800" * 10_000
-        assert len(_labels.function_name(job_of(func)).encode()) == MAX_TEXT
+        assert len(labels.function_name(job_of(func)).encode()) == MAX_TEXT
 
 
 class TestIsGenerated:
     def test_apscheduler_s_own_ids(self) -> None:
         """The id that APScheduler gives to a job without one is recognised."""
-        assert _labels.is_generated(job_of(scenes.succeed).id)
+        assert labels.is_generated(job_of(nothing).id)
 
     @pytest.mark.parametrize("job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, ""])
     def test_ids_of_the_user_s(self, job_id: str) -> None:
-        """Whatever is not 32 lower-case hexadecimal digits was chosen by somebody."""
-        assert not _labels.is_generated(job_id)
+        """An id that is not 32 lower-case hexadecimal digits is the user's."""
+        assert not labels.is_generated(job_id)
 
 
-class TestLabeller:
+class TestJobLabeller:
     def test_id_of_the_user_s(self) -> None:
         """A job is labelled by its id."""
-        assert Labeller(None, Guard()).label(job_of(scenes.succeed, id="backup")) == "backup"
+        assert JobLabeller(None, ErrorReporter()).label(job_of(nothing, id="backup")) == "backup"
 
     def test_generated_id(self) -> None:
-        """A job whose id nobody chose is labelled by its function, so that one-offs share it."""
-        assert Labeller(None, Guard()).label(job_of(scenes.succeed)) == "support_scenes:succeed"
+        """A job with a generated id is labelled by its function, so that one-off jobs share it."""
+        assert JobLabeller(None, ErrorReporter()).label(job_of(nothing)) == "support_jobs:nothing"
 
     def test_callback(self) -> None:
         """The user's callback is given the job and has the last word."""
-        labeller = Labeller(lambda job: f"team-a/{job.id}", Guard())
-        assert labeller.label(job_of(scenes.succeed, id="backup")) == "team-a/backup"
+        labeller = JobLabeller(lambda job: f"team-a/{job.id}", ErrorReporter())
+        assert labeller.label(job_of(nothing, id="backup")) == "team-a/backup"
 
     def test_callback_s_text_is_made_legal(self) -> None:
         """What a callback returns is bounded and legal like an id."""
-        labeller = Labeller(lambda job: "\ud800" + "x" * 10_000, Guard())
-        label = labeller.label(job_of(scenes.succeed, id="backup"))
+        labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
+        label = labeller.label(job_of(nothing, id="backup"))
         assert label.startswith("\\ud800x")
         assert len(label) == MAX_TEXT
 
     @pytest.mark.parametrize("returned", [None, 7, b"backup", "", ["backup"]])
     def test_callback_that_returns_no_text(self, returned: Any) -> None:
         """Anything but a non-empty string is a failure of the callback, and the id is used."""
-        guard = Guard()
-        labeller = Labeller(lambda job: returned, guard)
-        assert labeller.label(job_of(scenes.succeed, id="backup")) == "backup"
-        assert guard.counts()["job_label"] == 1
+        errors = ErrorReporter()
+        labeller = JobLabeller(lambda job: returned, errors)
+        assert labeller.label(job_of(nothing, id="backup")) == "backup"
+        assert errors.counts()["job_label"] == 1
 
     def test_callback_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
         """A callback that raises is counted each time, logged once, and the id is used."""
-        guard = Guard()
+        errors = ErrorReporter()
 
         def job_label(job: Any) -> str:
-            raise scenes.Boom("on purpose")
+            raise Boom("on purpose")
 
-        labeller = Labeller(job_label, guard)
-        job = job_of(scenes.succeed, id="backup")
+        labeller = JobLabeller(job_label, errors)
+        job = job_of(nothing, id="backup")
         with caplog.at_level(logging.ERROR, "apscheduler_telemetry"):
             assert [labeller.label(job) for _ in range(3)] == ["backup"] * 3
-        assert guard.counts()["job_label"] == 3
+        assert errors.counts()["job_label"] == 3
         assert len(caplog.records) == 1
         assert "on purpose" in caplog.text

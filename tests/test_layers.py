@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,20 +16,89 @@ import apscheduler_telemetry
 
 PACKAGE = Path(apscheduler_telemetry.__file__).parent
 LAYERS: Sequence[frozenset[str]] = (
-    # Knows nothing of ours.
+    # Know nothing of ours. The packages named here have an empty `__init__`.
     frozenset({"_version", "context_store", "environment_variables", "errors"}),
-    # Plain data, the metrics state and its observers.
-    frozenset({"core"}),
-    # What writes the metrics state, what reads it, and what serves it, never each other.
-    frozenset({"adapters", "export", "http"}),
+    frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
+    # Plain data, the metrics state, and who follows single runs.
+    frozenset({"core.locks", "core.model"}),
+    frozenset({"core.safe_repr", "core.stats"}),
+    frozenset({"core.records"}),
+    frozenset({"core.observers"}),
+    frozenset({"core.labels"}),
+    frozenset({"core.alert_policy", "core.recorder"}),
+    # What writes the metrics state: tools, jobs and their runs, the scheduler's loop, changes of
+    # jobs, hooks on executors and job stores, and what puts them together.
+    frozenset({"adapters.base"}),
+    frozenset(
+        {
+            "adapters.apscheduler3.auto_instrumentation",
+            "adapters.apscheduler3.background_worker",
+            "adapters.apscheduler3.child_process",
+            "adapters.apscheduler3.exit_warning",
+            "adapters.apscheduler3.jobstore_changes",
+            "adapters.apscheduler3.jobstore_reader",
+            "adapters.apscheduler3.patching",
+            "adapters.apscheduler3.triggers",
+        }
+    ),
+    frozenset(
+        {
+            "adapters.apscheduler3.job_description",
+            "adapters.apscheduler3.job_deserializer",
+            "adapters.apscheduler3.runs",
+            "adapters.apscheduler3.tracked_jobs",
+        }
+    ),
+    frozenset(
+        {
+            "adapters.apscheduler3.scheduler_loop",
+            "adapters.apscheduler3.trace_links",
+            "adapters.apscheduler3.unsubmitted_runs",
+        }
+    ),
+    frozenset({"adapters.apscheduler3.job_events"}),
+    frozenset({"adapters.apscheduler3.executors", "adapters.apscheduler3.jobstore_poller"}),
+    frozenset({"adapters.apscheduler3.jobstores"}),
+    frozenset({"adapters.apscheduler3.adapter"}),
+    frozenset({"adapters.registry"}),
+    # What reads the metrics state.
+    frozenset({"export.metric_families"}),
+    frozenset({"export.health", "export.otel_metrics", "export.otel_traces", "export.text_format"}),
+    frozenset({"export.prometheus"}),
+    frozenset({"export.multiprocess.locks"}),
+    frozenset(
+        {
+            "export.multiprocess.directory",
+            "export.multiprocess.file_format",
+            "export.multiprocess.gauge_modes",
+        }
+    ),
+    frozenset({"export.multiprocess.slots", "export.multiprocess.snapshot"}),
+    frozenset({"export.multiprocess.counter_offsets", "export.multiprocess.registry"}),
+    frozenset({"export.multiprocess.writer"}),
+    # What serves it.
+    frozenset({"http.fork", "http.limits", "http.messages", "http.negotiation"}),
+    frozenset({"http.connections", "http.pages", "http.thread_pool", "http.tls"}),
+    frozenset({"http.app", "http.wsgi_server"}),
+    frozenset({"http.asgi", "http.server", "http.wsgi"}),
+    frozenset({"http.endpoints"}),
+    frozenset({"http"}),
     # Public hooks for servers, which only use `export`.
-    frozenset({"multiprocess"}),
+    frozenset({"config", "multiprocess"}),
     # Where the parts are put together.
     frozenset({"api"}),
     # What people type, and what instruments for them.
-    frozenset({"cli", "instrumentor"}),
+    frozenset({"cli.errors", "instrumentor"}),
+    frozenset({"cli.export"}),
+    frozenset({"cli"}),
 )
-"""Modules and sub-packages from the bottom up; above all of them is the package itself."""
+"""
+Modules by their dotted name from the bottom up; above all of them is the package itself.
+
+A package stands for its `__init__`. Modules of one layer do not import each other.
+"""
+INDEPENDENT = ("adapters", "export", "http")
+"""Packages that do not import each other in either direction, whatever the order of layers."""
 
 
 class Import(NamedTuple):
@@ -38,12 +107,6 @@ class Import(NamedTuple):
     module: str
     line: int
     target: str
-    for_types: bool
-
-    @property
-    def units(self) -> tuple[str, str]:
-        """The importing and the imported module or sub-package, as `LAYERS` names them."""
-        return self.module.partition(".")[0], self.target.partition(".")[0]
 
 
 def modules_in(package: Path) -> dict[str, Path]:
@@ -56,32 +119,23 @@ def modules_in(package: Path) -> dict[str, Path]:
 
 
 def imports_in(package: Path) -> list[Import]:
-    """Return every import of one module of a package by another, wherever it stands."""
+    """
+    Return every import of one module of a package by another, wherever it stands.
+
+    Those that only type checkers see are among them: they show as well what a module knows.
+    """
     modules = modules_in(package)
     found = []
     for module, path in modules.items():
         is_package = path.name == "__init__.py"
-        tree = ast.parse(path.read_text("utf-8"), path)
-        for node, for_types in walk(tree):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), path)):
             for name in names_in(node, package.name, module, is_package=is_package):
                 target = name
                 while target not in modules:  # a name inside a module, and not a module
                     target = target.rpartition(".")[0]
                 if target != module:
-                    found.append(Import(module, getattr(node, "lineno", 0), target, for_types))
+                    found.append(Import(module, getattr(node, "lineno", 0), target))
     return found
-
-
-def walk(node: ast.AST, *, for_types: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield all nodes below one, and whether they are there for type checkers only."""
-    for child in ast.iter_child_nodes(node):
-        below = for_types or (
-            isinstance(node, ast.If)
-            and child in node.body
-            and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        )
-        yield child, below
-        yield from walk(child, for_types=below)
 
 
 def names_in(node: ast.AST, package: str, module: str, *, is_package: bool) -> Iterator[str]:
@@ -113,40 +167,38 @@ def called(call: ast.Call) -> str:
     return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 
 
-def violations(package: Path, layers: Sequence[frozenset[str]]) -> list[str]:
+def violations(
+    package: Path, layers: Sequence[frozenset[str]], independent: Sequence[str] = ()
+) -> list[str]:
     """Return what is wrong with the imports in a package, in words."""
-    height = {unit: number for number, layer in enumerate(layers) for unit in layer}
+    height = {module: number for number, layer in enumerate(layers) for module in layer}
     height[""] = len(layers)
-    found = [
-        f"{unit} is in no layer"
-        for unit in sorted({module.partition(".")[0] for module in modules_in(package)})
-        if unit not in height
-    ]
-    for each in imports_in(package):
-        importer, imported = each.units
-        if importer == imported or not {importer, imported} <= height.keys():
+    imports = imports_in(package)
+    found = [f"{module} is in no layer" for module in modules_in(package) if module not in height]
+    for module, line, target in imports:
+        if not {module, target} <= height.keys():
             continue
+        importer, imported = (_part_of(name, independent) for name in (module, target))
         for wrong, direction in (
-            (height[imported] == height[importer], "sideways"),
-            (height[imported] > height[importer], "up"),
+            (height[target] == height[module], "sideways"),
+            (height[target] > height[module], "up"),
+            (importer and imported and importer != imported, "across"),
         ):
             if wrong:
-                where = f"{each.module}:{each.line}"
-                found.append(f"{where} imports {direction}: {each.target or package.name}")
-    return found + cycles(imports_in(package))
+                found.append(f"{module}:{line} imports {direction}: {target or package.name}")
+    return found + cycles(imports)
+
+
+def _part_of(module: str, packages: Sequence[str]) -> str:
+    """Return which of the packages a module belongs to, or an empty string."""
+    return next((each for each in packages if f"{module}.".startswith(f"{each}.")), "")
 
 
 def cycles(imports: Sequence[Import]) -> list[str]:
-    """
-    Return a cycle among imports, if there is one.
-
-    What only type checkers see cannot hurt at run time, and parts of one sub-package may well
-    name each other's types.
-    """
-    graph: Mapping[str, set[str]] = {each.module: set() for each in imports}
+    """Return a cycle among imports, if there is one."""
+    graph: dict[str, set[str]] = {each.module: set() for each in imports}
     for each in imports:
-        if not each.for_types:
-            graph[each.module].add(each.target)
+        graph[each.module].add(each.target)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -159,16 +211,17 @@ class TestPackage:
 
     def test_imports_only_go_down(self) -> None:
         """No module imports one of its own layer or of a higher one, and none is left out."""
-        assert violations(PACKAGE, LAYERS) == []
+        assert violations(PACKAGE, LAYERS, INDEPENDENT) == []
 
     def test_imports_are_seen(self) -> None:
         """The test above looks at something."""
-        assert {"api", "adapters"} <= {each.units[0] for each in imports_in(PACKAGE)}
+        found = {(each.module, each.target) for each in imports_in(PACKAGE)}
+        assert {("api", "core.recorder"), ("core.recorder", "core.records")} <= found
 
     def test_layers_are_there(self) -> None:
         """Every name in the layers is a module: a stale one would hide the next mistake."""
-        units = {module.partition(".")[0] for module in modules_in(PACKAGE)} - {""}
-        assert set().union(*LAYERS) == units
+        named = [module for layer in LAYERS for module in layer]
+        assert sorted(named) == sorted(modules_in(PACKAGE).keys() - {""})
 
     @pytest.mark.parametrize("module", sorted(LAYERS[0]))
     def test_lowest_layer_needs_standard_library_only(self, module: str) -> None:
@@ -210,7 +263,13 @@ class TestPackage:
 class TestViolations:
     """The reader of imports itself, on packages made up for it."""
 
-    LAYERS = (frozenset({"low"}), frozenset({"left", "right"}), frozenset({"top"}))
+    LAYERS = (
+        frozenset({"low"}),
+        frozenset({"left._b", "right"}),
+        frozenset({"left._a"}),
+        frozenset({"left"}),
+        frozenset({"top"}),
+    )
 
     @pytest.fixture
     def package(self, tmp_path: Path) -> Path:
@@ -231,8 +290,8 @@ class TestViolations:
         return package
 
     def test_order(self, package: Path) -> None:
-        """What only goes down is fine, and so is what stays inside a sub-package."""
-        assert violations(package, self.LAYERS) == []
+        """What only goes down is fine, inside a sub-package as well."""
+        assert violations(package, self.LAYERS, ["left", "right"]) == []
 
     @pytest.mark.parametrize(
         "source",
@@ -270,20 +329,32 @@ class TestViolations:
         (package / "left" / "_b.py").write_text(source)
         assert violations(package, self.LAYERS) == ["left._b:1 imports sideways: right"]
 
-    def test_no_layer(self, package: Path) -> None:
-        """A module that is in no layer is found."""
-        (package / "new.py").touch()
-        assert violations(package, self.LAYERS) == ["new is in no layer"]
-
-    @pytest.mark.parametrize("source", ["from . import _a", "def f():\n    from ._a import x"])
-    def test_cycle(self, package: Path, source: str) -> None:
-        """A cycle is found, inside a sub-package and inside functions too."""
-        (package / "left" / "_b.py").write_text(source)
-        [found] = violations(package, self.LAYERS)
-        assert found.startswith("cycle: ")
-        assert {"left._a", "left._b"} <= set(found.removeprefix("cycle: ").split(" -> "))
-
-    def test_cycle_of_types(self, package: Path) -> None:
-        """Parts of a sub-package may name each other's types."""
-        (package / "left" / "_b.py").write_text("if TYPE_CHECKING:\n    from ._a import x")
+    def test_across(self, package: Path) -> None:
+        """An import of another one of the independent packages is found, though it goes down."""
+        (package / "left" / "_a.py").write_text("from package.right import x")
         assert violations(package, self.LAYERS) == []
+        found = violations(package, self.LAYERS, ["left", "right"])
+        assert found == ["left._a:1 imports across: right"]
+
+    @pytest.mark.parametrize("name", ["new", "left/new"])
+    def test_no_layer(self, package: Path, name: str) -> None:
+        """A module that is in no layer is found, in a sub-package too."""
+        (package / f"{name}.py").touch()
+        module = name.replace("/", ".")
+        assert violations(package, self.LAYERS) == [f"{module} is in no layer"]
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "from . import _a",
+            "def f():\n    from ._a import x",
+            "if TYPE_CHECKING:\n    from ._a import x",
+        ],
+    )
+    def test_inside(self, package: Path, source: str) -> None:
+        """What goes up inside a sub-package is found, and the cycle that it makes."""
+        (package / "left" / "_b.py").write_text(source)
+        up, cycle = violations(package, self.LAYERS)
+        assert up == f"left._b:{source.count(chr(10)) + 1} imports up: left._a"
+        assert cycle.startswith("cycle: ")
+        assert {"left._a", "left._b"} <= set(cycle.removeprefix("cycle: ").split(" -> "))

@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, FileContextStore, Telemetry, instrument
-from support import HandDriven, by_hand, processes, told_by, until
+from support import HandDriven, adapter_of, by_hand, errors_of, processes, told_by, until
 
 SOON = timedelta(seconds=0.05)
 
@@ -172,23 +172,23 @@ class TestLinks:
         assert app.links() == []
 
     def test_triggered_when_it_is_late(self) -> None:
-        """So also for a job that was due already, of which nothing is taken back."""
+        """The same for a job that was due already, so that no run is withdrawn."""
         here = trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1))
         with by_hand({"default": DebugExecutor()}) as rig:
             job = rig.add(nothing, "interval", seconds=10)
             rig.after(10)
-            (entry,) = rig.telemetry.ledger.entries("default")
+            (tracked,) = adapter_of(rig.telemetry)._jobs.in_jobstore("default")
             rig.clock.advance(15)
             with trace.use_span(trace.NonRecordingSpan(here)):
                 job.modify(next_run_time=datetime.now(timezone.utc) + timedelta(seconds=1))
-            assert entry.push is not None
+            assert tracked.triggered_at is not None
             rig.after(1)
-            assert entry.push is None
+            assert tracked.triggered_at is None
             rig.is_told = False
             rig.settle()
 
     def test_triggered_and_paused(self, process: Any) -> None:
-        """A run that was taken back again has triggered nothing."""
+        """A run that was set and then withdrawn is linked to by no later run."""
         app = process(None)
         job = app.add()
         app.runs()
@@ -242,7 +242,7 @@ class TestRestart:
         app.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
         assert app.links() == [(request.span_id, "added")]
 
-    def test_triggered_and_changed_by_somebody_else(
+    def test_triggered_and_changed_by_another_process(
         self, process: Any, tmp_path: Path, store: Any
     ) -> None:
         """A time that was set elsewhere meanwhile is not what was triggered here."""
@@ -368,10 +368,10 @@ class TestTrouble:
         with app.request() as request:
             app.add()
         assert app.links() == [(request.span_id, "added")]
-        assert until(lambda: app.telemetry.guard.counts()["spans"])
+        assert until(lambda: errors_of(app.telemetry).counts()["spans"])
 
     def test_store_that_hangs(self, process: Any, tmp_path: Path) -> None:
-        """Writing is done aside: neither adding a job nor running it waits for it."""
+        """Origins are stored in the background: neither adding a job nor running it waits."""
         gate, began = threading.Event(), threading.Event()
 
         class Slow(dict[str, str]):

@@ -31,8 +31,8 @@ from prometheus_client import CollectorRegistry
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_AFTER
-from support import Gate, eventually, until
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_SECONDS
+from support import Gate, adapter_of, eventually, recorder_of, registry_of, until
 from support_scenes import Boom, FaultyStore, Watched, watched
 
 
@@ -58,7 +58,7 @@ class Monotonic:
 
     def __init__(self, seen: Watched) -> None:
         self.now = 1_000.0
-        seen.telemetry._adapter.monotonic = lambda: self.now
+        adapter_of(seen.telemetry)._loop._monotonic = lambda: self.now
 
 
 @contextmanager
@@ -169,7 +169,7 @@ class TestErrors:
             seen.telemetry.uninstrument()
             add_due(seen, executor="gpu")
             seen.scheduler.turn()
-            assert set(seen.telemetry.ledger.errors().values()) == {0}
+            assert set(recorder_of(seen.telemetry).errors().values()) == {0}
 
 
 class TestWhatTheUserIsTold:
@@ -338,7 +338,7 @@ class TestState:
             assert (seen.up(), state(seen)) == (1, "paused")
             seen.scheduler.resume()
             assert (seen.up(), state(seen)) == (1, "running")
-            clock.now += OVERDUE_AFTER + 1  # and nobody turns the loop
+            clock.now += OVERDUE_SECONDS + 1  # and nobody turns the loop
             assert (seen.up(), seen.reasons()) == (0, ["overdue"])
 
     def test_thread_that_waits_for_resume(self) -> None:
@@ -347,7 +347,7 @@ class TestState:
             seen.scheduler.start(paused=True)
             assert (seen.up(), state(seen)) == (1, "paused")
             seen.scheduler.resume()
-            until(lambda: seen.telemetry.last_wakeup)
+            until(lambda: seen.telemetry._source.last_wakeup)
             assert (seen.up(), state(seen)) == (1, "running")
 
     def test_shut_down_and_started_again(self) -> None:
@@ -366,9 +366,9 @@ class TestState:
     def test_times(self) -> None:
         """The start and the end of the latest pass are told by the wall clock."""
         with watched(scenes.by_hand()) as seen:
-            seen.telemetry._adapter.clock = lambda: 100.0
+            adapter_of(seen.telemetry)._loop._clock = lambda: 100.0
             seen.scheduler.start()
-            seen.telemetry._adapter.clock = lambda: 200.0
+            adapter_of(seen.telemetry)._loop._clock = lambda: 200.0
             seen.scheduler.turn()
             assert seen.value("scheduler_start_timestamp_seconds") == 100
             assert seen.value("scheduler_last_wakeup_timestamp_seconds") == 200
@@ -460,7 +460,7 @@ class TestDeadThread:
         with watched(scheduler) as seen:
             thread = threading.Thread(target=main)
             thread.start()
-            until(lambda: seen.telemetry.last_wakeup)
+            until(lambda: seen.telemetry._source.last_wakeup)
             assert seen.up() == 1
             interrupt(scheduler, KeyboardInterrupt)
             assert ended.wait(jobs.PATIENCE)
@@ -490,7 +490,7 @@ class TestAsyncio:
             scheduler = AsyncIOScheduler(jobstores={"default": FaultyStore()})
             with watched(scheduler) as seen, quiet_loop():
                 scheduler.start()
-                await eventually(lambda: seen.telemetry.last_wakeup)
+                await eventually(lambda: seen.telemetry._source.last_wakeup)
                 store_of(seen).faults = {"update_job"}
                 add_due(seen)
                 await eventually(lambda: seen.errors() == {"jobstore": 1, "loop": 1})
@@ -510,7 +510,7 @@ class TestAsyncio:
 
         async def start() -> None:
             scheduler.start()
-            await eventually(lambda: seen.telemetry.last_wakeup)
+            await eventually(lambda: seen.telemetry._source.last_wakeup)
             assert (seen.up(), seen.reasons()) == (1, [])
 
         async def look() -> None:
@@ -533,7 +533,7 @@ class TestAsyncio:
 
         async def start() -> None:
             scheduler.start()
-            await eventually(lambda: seen.telemetry.last_wakeup)
+            await eventually(lambda: seen.telemetry._source.last_wakeup)
 
         async def look() -> None:
             assert (seen.up(), seen.reasons()) == (1, [])
@@ -556,7 +556,7 @@ class TestAsyncio:
                 clock = Monotonic(seen)
 
                 def block() -> None:
-                    clock.now += OVERDUE_AFTER + 1
+                    clock.now += OVERDUE_SECONDS + 1
                     late.append(seen.reasons())
 
                 def wake_up() -> None:
@@ -564,7 +564,7 @@ class TestAsyncio:
                     seen.scheduler.wakeup()
 
                 seen.scheduler.start()
-                await eventually(lambda: seen.telemetry.last_wakeup)
+                await eventually(lambda: seen.telemetry._source.last_wakeup)
                 add_due(seen, wake_up)
                 await eventually(lambda: late)
                 assert late == [["overdue"]]
@@ -581,8 +581,8 @@ class TestAsyncio:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
                 seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
-                await eventually(lambda: seen.telemetry._adapter.loop._lateness(clock.now) < 0)
-                clock.now += 3600 + OVERDUE_AFTER - 1
+                await eventually(lambda: adapter_of(seen.telemetry)._loop._lateness(clock.now) < 0)
+                clock.now += 3600 + OVERDUE_SECONDS - 1
                 assert seen.reasons() == []
                 clock.now += 2
                 assert (seen.up(), seen.reasons()) == (0, ["overdue"])
@@ -598,9 +598,9 @@ class TestAsyncio:
             with watched(AsyncIOScheduler()) as seen:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
-                await eventually(lambda: seen.telemetry.last_wakeup)
+                await eventually(lambda: seen.telemetry._source.last_wakeup)
                 seen.scheduler.wakeup()
-                clock.now += OVERDUE_AFTER + 1  # and no await: the loop is blocked
+                clock.now += OVERDUE_SECONDS + 1  # and no await: the loop is blocked
                 assert seen.reasons() == ["overdue"]
                 await eventually(lambda: seen.reasons() == [])
 
@@ -612,7 +612,7 @@ class TestAsyncio:
         async def main() -> Watched:
             scheduler = AsyncIOScheduler()
             telemetry = instrument(scheduler, registry=CollectorRegistry())
-            seen = Watched(scheduler, telemetry, telemetry.options["registry"])
+            seen = Watched(scheduler, telemetry, registry_of(telemetry))
             scheduler.start()
             scheduler.shutdown()
             await eventually(lambda: not scheduler.running)
@@ -631,7 +631,7 @@ class TestOverdue:
             reasons = []
 
             def hold_up() -> None:
-                clock.now += OVERDUE_AFTER
+                clock.now += OVERDUE_SECONDS
                 reasons.append(seen.reasons())
                 clock.now += 1
                 reasons.append(seen.reasons())
@@ -651,7 +651,7 @@ class TestOverdue:
             add_due(seen, gate.hold)
             gate.wait_for_run()
             assert seen.reasons() == []
-            clock.now += OVERDUE_AFTER + 1
+            clock.now += OVERDUE_SECONDS + 1
             assert (seen.up(), seen.reasons()) == (0, ["overdue"])
             gate.open()
             until(lambda: seen.up() == 1)

@@ -44,7 +44,7 @@ class Plays:
 
 def play(world: str) -> Mapping[str, str | None]:
     """Play one world in a process of its own."""
-    code = f"{PATCH if 'patched' in world else ''}import worlds; worlds.main()"
+    code = f"{PATCH if 'patched' in world else ''}import support_worlds; support_worlds.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, world],
         cwd=TESTS,  # from where children of process pools find their jobs as well

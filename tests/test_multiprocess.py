@@ -30,9 +30,10 @@ from prometheus_client.samples import Sample
 
 import support_jobs as jobs
 from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument
-from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome
-from apscheduler_telemetry.core.observers import Guard
-from apscheduler_telemetry.core.recorder import REMOVED_FOR, Ledger, Removal, Run
+from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, Removal
+from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS, Recorder
+from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export import multiprocess as package
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from apscheduler_telemetry.export.multiprocess import writer
@@ -45,7 +46,7 @@ from apscheduler_telemetry.export.multiprocess.locks import directory_lock
 from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.multiprocess import child_exit
-from support import HandDriven, frozen, until
+from support import HandDriven, frozen, recorder_of, registry_of, until
 from support_http import ask_wsgi
 from support_scenes import Clock
 
@@ -91,8 +92,8 @@ class Process:
     def __init__(self, directory: Path, name: str = "main", started: float = NOW) -> None:
         self.name = name
         self.clock = Clock(NOW)
-        self.ledger = Ledger(name, clock=self.clock)
-        self.guard = Guard()
+        self.recorder = Recorder(name, clock=self.clock)
+        self.errors = ErrorReporter()
         self.started_at: float | None = started
         self.last_wakeup: float | None = NOW
         self.alive = Liveness(state="running", up=True)
@@ -103,7 +104,7 @@ class Process:
     def liveness(self) -> Liveness:
         return self.alive
 
-    def facts(self) -> Mapping[str, str]:
+    def scheduler_info(self) -> Mapping[str, str]:
         facts = {"type": "X", "version": "3", "hostname": "h", "timezone": "UTC"}
         return {**facts, "pid": str(os.getpid()), "singleton": "true"}
 
@@ -111,22 +112,28 @@ class Process:
         """Add a job."""
         words = {"name": "n", "func": "m:f", "trigger": "t", "executor": "default"}
         known = {**words, "jobstore": "default", "persistent": False, "grace": 60.0, **info}
-        return self.ledger.know(JobInfo(id=job_id, label=job_id, **known), next_run)
+        return self.recorder.job_upserted(JobInfo(id=job_id, label=job_id, **known), next_run)
 
     def begin(self, due: float = NOW, job_id: str = "job") -> Run:
         """Start a run of a known job at the time at which it is due."""
-        entry = self.ledger.entry("default", job_id)
-        assert entry is not None
-        (run,) = self.ledger.hand_over(entry, None, [datetime.fromtimestamp(due, timezone.utc)])
-        self.ledger.start(run, due)
+        record = self.recorder.job("default", job_id)
+        assert record is not None
+        moment = datetime.fromtimestamp(due, timezone.utc)
+        (run,) = self.recorder.runs_submitted(record, [moment], "default")
+        run.start(due)
         return run
 
     def run(self, seconds: float, outcome: Outcome = Outcome.SUCCESS, due: float = NOW) -> None:
-        self.ledger.finish(self.begin(due), outcome, duration=seconds)
+        self.finish(self.begin(due), seconds, outcome)
+
+    def finish(self, run: Run, seconds: float, outcome: Outcome = Outcome.SUCCESS) -> None:
+        """End a run that has lasted so many seconds."""
+        run.stop(seconds)
+        run.finish(outcome)
 
     def write(self) -> None:
         self.writer.write()
-        assert not any(self.guard.counts().values()), self.guard.counts()
+        assert not any(self.errors.counts().values()), self.errors.counts()
 
     def die(self) -> None:
         """End as after SIGKILL: nothing is written, and the kernel releases the lock."""
@@ -176,8 +183,8 @@ class TestOneProcess:
         scheduler.add_job(jobs.nothing, "interval", hours=1, id="hourly")
         scheduler.start()
         scheduler.turn()
-        telemetry.ledger.error(ErrorKind.JOBSTORE)
-        until(lambda: value(series(telemetry.options["registry"]), "job_shortest_interval_seconds"))
+        recorder_of(telemetry).scheduler_error(ErrorKind.JOBSTORE)
+        until(lambda: value(series(registry_of(telemetry)), "job_shortest_interval_seconds"))
         yield telemetry
         scheduler.shutdown()
         telemetry.uninstrument()
@@ -189,7 +196,7 @@ class TestOneProcess:
         assert telemetry._snapshot_writer is not None
         with frozen(datetime.now(timezone.utc)):  # the last read of a store in memory is always now
             telemetry._snapshot_writer.write()
-            plain = series(telemetry.options["registry"])
+            plain = series(registry_of(telemetry))
         assert len(plain) > 150
         assert scrape(by_hand) == plain
 
@@ -201,9 +208,7 @@ class TestOneProcess:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         read = {m.name: (m.type, m.documentation) for m in registry.collect()}
         plain = {
-            m.name: (m.type, m.documentation)
-            for m in telemetry.options["registry"].collect()
-            if m.samples
+            m.name: (m.type, m.documentation) for m in registry_of(telemetry).collect() if m.samples
         }
         assert read == plain
 
@@ -306,7 +311,7 @@ class TestOneProcess:
         process.job(None)
         run = process.begin()
         run.exemplar = SimpleNamespace(trace_id=1, span_id=2)
-        process.ledger.finish(run, Outcome.SUCCESS, duration=1.0)
+        process.finish(run, 1.0)
         process.write()
         assert value(scrape(by_hand), "job_run_duration_seconds_count") == 1
 
@@ -389,7 +394,7 @@ class TestModes:
         first.run(seconds=1)
         first.run(seconds=0.2, outcome=Outcome.ERROR)
         second.run(seconds=1)
-        first.ledger.error(ErrorKind.LISTENER)
+        first.recorder.scheduler_error(ErrorKind.LISTENER)
         first.write()
         second.write()
         shown = scrape(by_hand)
@@ -435,7 +440,9 @@ class TestModes:
         """Workers and queued runs add up."""
         for _ in range(2):
             process = Process(by_hand)
-            process.ledger.executor("default", lambda: 10).queued = 3
+            process.recorder.executor_added("default", lambda: 10)
+            record, due = process.job(NOW), datetime.fromtimestamp(NOW, timezone.utc)
+            process.recorder.runs_submitted(record, [due] * 3, "default")
             process.write()
         shown = scrape(by_hand)
         assert value(shown, "executor_workers", executor="default") == 20
@@ -589,14 +596,14 @@ class TestRemovedJobs:
     def test_known_to_this_process(self, by_hand: Path) -> None:
         """The files drop a job together with the metrics state."""
         process = Process(by_hand)
-        entry = process.job(NOW)
+        record = process.job(NOW)
         process.write()
-        process.ledger.remove(entry, Removal.WITHDRAWN)
+        process.recorder.job_removed(record, Removal.CANCELLED)
         process.write()
         shown = scrape(by_hand)
         assert value(shown, "job_next_run_timestamp_seconds") == 0
         assert value(shown, "job_withdrawn_run_timestamp_seconds") == NOW
-        process.clock.now += REMOVED_FOR + 1
+        process.clock.now += REMOVED_JOB_SECONDS + 1
         process.write()
         assert self.jobs(by_hand) == set()
 
@@ -604,23 +611,23 @@ class TestRemovedJobs:
         """Both counts disappear at the same time, so the counter never falls."""
         self.write_and_die(by_hand, "job")
         process = Process(by_hand)
-        entry = process.job(NOW)
+        record = process.job(NOW)
         process.run(1)
         process.write()
-        process.ledger.remove(entry, Removal.WITHDRAWN)
-        process.clock.now += REMOVED_FOR + 1
+        process.recorder.job_removed(record, Removal.CANCELLED)
+        process.clock.now += REMOVED_JOB_SECONDS + 1
         process.write()
         assert self.jobs(by_hand) == set()
 
     def test_only_known_to_a_previous_process(self, by_hand: Path, now: Clock) -> None:
-        """The job disappears `REMOVED_FOR` seconds after the slot was taken."""
+        """The job disappears `REMOVED_JOB_SECONDS` seconds after the slot was taken."""
         self.write_and_die(by_hand, "old", "job")
         process = Process(by_hand)
         process.job(NOW)
         now.now += 1
         process.write()
         assert self.jobs(by_hand) == {"job", "old"}
-        now.now += REMOVED_FOR + 1
+        now.now += REMOVED_JOB_SECONDS + 1
         process.write()
         assert self.jobs(by_hand) == {"job"}
 
@@ -634,7 +641,7 @@ class TestRemovedJobs:
         for job_id in ("job", "old"):
             old.job(NOW, job_id)
         old.run(1)
-        old.ledger.error(ErrorKind.LOOP)
+        old.recorder.scheduler_error(ErrorKind.LOOP)
         old.write()
         new = Process(by_hand)
         new.job(NOW)
@@ -643,7 +650,7 @@ class TestRemovedJobs:
         now.now += 3600
         new.write()
         assert self.jobs(by_hand) == {"job", "old"}, "too early"
-        long_ago = time.time() - REMOVED_FOR - 1
+        long_ago = time.time() - REMOVED_JOB_SECONDS - 1
         for path in by_hand.glob("[ch]*.0.db"):
             os.utime(path, (long_ago, long_ago))
         now.now += 3600
@@ -660,7 +667,7 @@ class TestRemovedJobs:
         for process in (third, first, second):
             process.write()
         third.die()
-        long_ago = time.time() - REMOVED_FOR - 1
+        long_ago = time.time() - REMOVED_JOB_SECONDS - 1
         for path in by_hand.glob("[ch]*.0.db"):
             os.utime(path, (long_ago, long_ago))
         now.now += 3600
@@ -706,7 +713,7 @@ class TestTrouble:
         shutil.rmtree(by_hand)
         for _ in range(3):
             process.writer.write()
-        assert process.guard.counts()["multiprocess"] == 3
+        assert process.errors.counts()["multiprocess"] == 3
         assert len(caplog.records) == 1
         by_hand.mkdir()
         process.writer.write()
@@ -725,14 +732,14 @@ class TestTrouble:
             from apscheduler.executors.debug import DebugExecutor
             from prometheus_client import CollectorRegistry
             from apscheduler_telemetry import instrument
-            from support import HandDriven
+            from support import HandDriven, errors_of
             scheduler = HandDriven(executors={"default": DebugExecutor()})
             telemetry = instrument(scheduler, registry=CollectorRegistry())
             scheduler.start()
             for number in range(100):
                 scheduler.add_job(print, "interval", hours=1, id=str(number))
             telemetry._snapshot_writer.write()
-            print(telemetry.guard.counts()["multiprocess"] > 0)
+            print(errors_of(telemetry).counts()["multiprocess"] > 0)
         """
         done = subprocess.run(
             [
@@ -809,7 +816,7 @@ class TestTrouble:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         while reader.poll() is None:
-            process.ledger.error(ErrorKind.LOOP)
+            process.recorder.scheduler_error(ErrorKind.LOOP)
             process.write()
         assert reader.communicate()[0] == f"{{{len(expected)}}}\n"
 

@@ -1,4 +1,4 @@
-"""Metrics by OpenTelemetry: what its SDK is told, and what of it is there when things change."""
+"""Metrics by OpenTelemetry: what its SDK collects, of whole applications."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from prometheus_client import CollectorRegistry
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import ArgumentTypeError, DuplicateNameError, instrument
-from apscheduler_telemetry.core.recorder import DELAY_BUCKETS, DURATION_BUCKETS, REMOVED_FOR
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
+from apscheduler_telemetry.core.records import JobSnapshot
+from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, Histogram
 from apscheduler_telemetry.export import otel_metrics
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from support import Gate, by_hand, frozen, live, live_async, processes, until
@@ -49,6 +51,23 @@ DELTA = dict.fromkeys(
 
 def raise_boom(*_: Any, **__: Any) -> Any:
     raise Boom("on purpose")
+
+
+def recorder_of(rig: Any) -> Any:
+    """Return the metrics state of a rig's scheduler."""
+    return rig.telemetry._source.recorder
+
+
+def errors_of(rig: Any) -> Any:
+    """Return how often each component of telemetry failed."""
+    return rig.telemetry._source.errors.counts()
+
+
+def job_of(rig: Any, label: str = "job") -> JobSnapshot:
+    """Return the snapshot of a label."""
+    job: JobSnapshot
+    (job,) = [job for job in recorder_of(rig).jobs() if job.label == label]
+    return job
 
 
 Points = dict[frozenset[tuple[str, Any]], Any]
@@ -123,7 +142,7 @@ class TestInstruments:
             return kinds[type(data).__name__, getattr(data, "is_monotonic", None)]
 
         assert {(m.name, m.unit, m.description, kind(m.data)) for m in found.values()} == {
-            (f.name, f.unit, f.about, f.kind) for f in FAMILIES
+            (f.name, f.unit, f.description, f.kind) for f in FAMILIES
         }
         for family in FAMILIES:
             for point in found[family.name].data.data_points:
@@ -146,7 +165,7 @@ class TestInstruments:
         assert ours & defined == set()
         assert not [name for name in defined if name.startswith(("apscheduler", "job."))]
 
-    @pytest.mark.skipif(not CAN_ADVISE, reason="this API cannot be told")
+    @pytest.mark.skipif(not CAN_ADVISE, reason="this API takes no advice")
     def test_buckets_are_advised(self) -> None:
         """The histograms have the buckets that the user asked for, without a view."""
         otel = Sdk()
@@ -164,7 +183,7 @@ class TestInstruments:
     def test_buckets_that_cannot_be_advised(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An API that is too old to be told buckets works; a warning says what to do."""
+        """An API that is too old for advice on buckets works; a warning says what to do."""
         otel = Sdk()
         create = sdk.Meter.create_histogram
 
@@ -205,8 +224,8 @@ def semantic_conventions() -> Iterator[str]:
 
 
 class TestRuns:
-    def test_are_the_ledgers_own(self) -> None:
-        """Runs, by their outcomes, are those of the books, and so is what is running."""
+    def test_are_those_of_the_recorder(self) -> None:
+        """Runs, by their outcomes, are those of the recorder, and so is what is running."""
         otel = Sdk()
         gate = Gate()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
@@ -223,7 +242,7 @@ class TestRuns:
             assert otel.values("job.running") == {"job": 0}
 
     def test_durations_and_delays(self) -> None:
-        """The histograms have each run once, with what the books have."""
+        """The histograms have each run once, with the numbers of the recorder."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -231,18 +250,20 @@ class TestRuns:
             for _ in range(3):
                 rig.after(10.5)
                 rig.settle()
-            accounts = {a.label: a for a in rig.telemetry.ledger.accounts()}
+            jobs_by_label = {job.label: job for job in recorder_of(rig).jobs()}
             durations, delays = otel.points("job.run.duration"), otel.points("job.start_delay")
 
-        for found, kept in ((durations, "durations"), (delays, "delays")):
-            assert {(dict(k)["job_id"], p.count, p.sum) for k, p in found.items()} == {
-                (label, sum(getattr(a, kept).counts), getattr(a, kept).sum)
-                for label, a in accounts.items()
-            }
+        for found, name in ((durations, "durations"), (delays, "delays")):
+            expected = set()
+            for label, job in jobs_by_label.items():
+                histogram: Histogram = getattr(job.stats, name)
+                expected.add((label, sum(histogram.counts), histogram.sum))
+            actual = {(dict(k)["job_id"], p.count, p.sum) for k, p in found.items()}
+            assert actual == expected
 
     @pytest.mark.slow
     def test_in_a_process_pool(self) -> None:
-        """What a child measured is recorded once it is home, with the trace of the run."""
+        """What a child measured is recorded when it has come back, with the trace of the run."""
         otel = Sdk()
         tracers = TracerProvider(shutdown_on_exit=False)
         scheduler = BackgroundScheduler(executors={"default": processes()})
@@ -251,11 +272,11 @@ class TestRuns:
             until(lambda: rig.outcomes() == {"success": 1})
             [duration] = until(lambda: otel.points("job.run.duration").values())
             [delay] = otel.points("job.start_delay").values()
-            account = rig.account()
+            stats = job_of(rig).stats
 
-        assert (duration.count, duration.sum) == (1, account.durations.sum)
-        assert (delay.count, delay.sum) == (1, account.delays.sum)
-        [kept] = account.durations.exemplars.values()
+        assert (duration.count, duration.sum) == (1, stats.durations.sum)
+        assert (delay.count, delay.sum) == (1, stats.delays.sum)
+        [kept] = stats.durations.exemplars.values()
         [exemplar] = duration.exemplars
         assert f"{exemplar.trace_id:032x}" == kept.labels["trace_id"]
         assert f"{exemplar.span_id:016x}" == kept.labels["span_id"]
@@ -264,7 +285,7 @@ class TestRuns:
         """Jobs that share the label of the rest are recorded under it."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
-            rig.telemetry.ledger._max_labels = 1
+            recorder_of(rig)._max_labels = 1
             for name in ("first", "second", "third"):
                 rig.add(jobs.nothing, id=name)
             rig.after(0)
@@ -288,7 +309,7 @@ class TestExemplars:
             rig.after(0)
             rig.settle()
             [point] = otel.points(name).values()
-            [kept] = rig.account().durations.exemplars.values()
+            [kept] = job_of(rig).stats.durations.exemplars.values()
 
         [exemplar] = point.exemplars
         assert f"{exemplar.trace_id:032x}" == kept.labels["trace_id"]
@@ -342,11 +363,11 @@ def test_a_share_of_the_runs_is_sampled() -> None:
         assert [span.context.trace_id for span in spans] == sampled
 
 
-class TestRoads:
+class TestTargets:
     def test_none_is_prometheus_only(self) -> None:
         """Without a meter provider nothing goes to OpenTelemetry, not even to the global one."""
         with by_hand() as rig:
-            assert [type(r).__name__ for r in rig.telemetry._readers] == ["LedgerCollector"]
+            assert [type(r).__name__ for r in rig.telemetry._exporters] == ["PrometheusExporter"]
 
     def test_otlp_only(self) -> None:
         """Without a registry, Prometheus has nothing to scrape, and /metrics says so."""
@@ -364,7 +385,7 @@ class TestRoads:
 
     @pytest.mark.parametrize("provider", [sdk.MeterProvider, object(), "otlp", 1])
     def test_no_meter_provider(self, provider: Any) -> None:
-        """What is none is refused, with what to pass."""
+        """Anything else is rejected, with what to pass."""
         with pytest.raises(ArgumentTypeError, match="meter_provider must be an OpenTelemetry Mete"):
             instrument(scenes.by_hand(), registry=CollectorRegistry(), meter_provider=provider)
 
@@ -414,7 +435,9 @@ def test_opentelemetry_s_own_translation() -> None:
         scheduler.turn()
 
         known = {"scheduler": "default", "job_id": "fail"}
-        name = "apscheduler_job_longest_interval_seconds"  # of the latter job, found out aside
+        name = (
+            "apscheduler_job_longest_interval_seconds"  # of the latter job, by a background thread
+        )
         until(lambda: ours.get_sample_value(name, known))
         assert differences(list(ours.collect()), list(theirs.collect())) == []
         assert ours.get_sample_value("apscheduler_job_runs_total", {**known, "outcome": "error"})
@@ -424,7 +447,7 @@ def test_opentelemetry_s_own_translation() -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged, but for what an API says that is too old to be told buckets."""
+    """Return what was logged, without the warning about an API that is too old."""
     others = [record for record in caplog.records if record.name != otel_metrics.__name__]
     return [record.getMessage() for record in others]
 
@@ -446,7 +469,7 @@ class TestLifecycle:
         until(lambda: gc.collect() >= 0 and [ref() for ref in kept] == [None, None])
 
     def test_a_forgotten_scheduler(self) -> None:
-        """A scheduler that is dropped without a word is observed no more."""
+        """A scheduler that is freed without being uninstrumented is observed no more."""
         otel = Sdk()
         instrument(scenes.by_hand(), registry=CollectorRegistry(), meter_provider=otel.provider)
         until(lambda: gc.collect() >= 0 and otel.collect() == {})
@@ -492,7 +515,7 @@ class TestLifecycle:
         assert (otel.collect(), said(caplog), len(kept)) == ({}, [], 2)
 
     def test_a_name_is_taken(self) -> None:
-        """Two schedulers of one name would be one series, so the second is refused."""
+        """Two schedulers of one name would be one series, so the second is rejected."""
         otel = Sdk()
         scheduler = scenes.by_hand()
         options = {"meter_provider": otel.provider}
@@ -513,7 +536,7 @@ class TestLifecycle:
         monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
         monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
         # A process has but one proxy; that of a test before is none of ours.
-        known = "apscheduler_telemetry.export.otel_metrics._readers"
+        known = "apscheduler_telemetry.export.otel_metrics._exporters"
         monkeypatch.setattr(known, weakref.WeakKeyDictionary())
         otel = Sdk()
         first, second = scenes.by_hand(), scenes.by_hand()
@@ -530,7 +553,7 @@ class TestLifecycle:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
     def test_a_forked_child(self) -> None:
-        """A child that was forked after the start is silent: its copy of the books stands still."""
+        """A child that was forked after the start is silent, as its copy stands still."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
@@ -541,31 +564,31 @@ class TestLifecycle:
             assert os.waitpid(child, 0)[1] == 0
 
     def test_a_collection_is_of_one_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All metrics of a collection come from one look at the books, each from a new one."""
+        """All metrics of a collection come from one reading, and each collection reads anew."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
             looks = []
-            accounts = rig.telemetry.ledger.accounts
+            jobs_of_recorder = recorder_of(rig).jobs
 
             def look() -> Any:
                 looks.append(1)
-                return accounts()
+                return jobs_of_recorder()
 
-            monkeypatch.setattr(rig.telemetry.ledger, "accounts", look)
+            monkeypatch.setattr(recorder_of(rig), "jobs", look)
             for number in range(1, 4):
                 assert len(otel.collect()) > 10
                 assert len(looks) == number
-            [reader] = [r for r in rig.telemetry._readers if hasattr(r, "_rows")]
-            assert reader._rows == {}
+            [exporter] = [e for e in rig.telemetry._exporters if hasattr(e, "_observations")]
+            assert exporter._observations == {}
 
     def test_what_fails_is_counted(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Books that cannot be read are left out, counted and logged once; the rest is there."""
+        """Jobs that cannot be read are left out, counted and logged once; the rest is there."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
-            monkeypatch.setattr(rig.telemetry.ledger, "accounts", raise_boom)
+            monkeypatch.setattr(recorder_of(rig), "jobs", raise_boom)
             for number in range(1, 4):
                 assert otel.values("telemetry.errors", "component")["meter"] == number
             assert otel.values("scheduler.up", "state") == {None: 1}
@@ -584,13 +607,13 @@ class TestLifecycle:
             rig.after(0)
             rig.settle()
             rig.failing = {"meter"}
-            assert rig.telemetry.guard.counts()["meter"] == 2
-            assert rig.telemetry.guard.counts()["spans"] == 0
+            assert errors_of(rig)["meter"] == 2
+            assert errors_of(rig)["spans"] == 0
 
 
 class TestRemovedJobs:
     def test_end(self) -> None:
-        """What is observed of a job ends when its account is closed, 15 minutes after it went."""
+        """What is observed of a job ends 15 minutes after it was removed."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -599,9 +622,9 @@ class TestRemovedJobs:
             rig.scheduler.remove_job("job")
             assert otel.values("job.next_run.timestamp") == {"job": 0}
             assert otel.runs() == {"success": 1}
-            rig.after(REMOVED_FOR + 1)
+            rig.after(REMOVED_JOB_SECONDS + 1)
             found = otel.collect()
-            rig.is_told = False  # the account of the run is closed
+            rig.is_told = False  # the run is not counted any more
 
         of_jobs = {name for name in found if name.startswith("apscheduler.job.")}
         # The SDK keeps what was recorded, and has no way to be told otherwise.
@@ -620,22 +643,12 @@ class TestRemovedJobs:
                     rig.settle()
                 seen.append(otel.runs())
                 rig.scheduler.remove_job("job")
-                rig.after(REMOVED_FOR + 1)
+                rig.after(REMOVED_JOB_SECONDS + 1)
                 seen.append(otel.runs())
-            rig.is_told = False  # the account of which the first runs were is closed
+            rig.is_told = False  # the first runs are not counted any more
 
         total = 1 if temporality else 4
         assert seen == [{"success": 3}, {}, {"success": total}, {}]
-
-    def test_totals_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No more totals are remembered than there may be, the ones that were idle go first."""
-        monkeypatch.setattr(otel_metrics, "MAX_TOTALS", 2)
-        totals = otel_metrics.Totals()
-        for series in "abcab":
-            totals.of(series, 5)
-        totals.trim()
-
-        assert [totals.of(series, 1) for series in "abc"] == [6, 6, 1]
 
 
 class TestTemporality:
@@ -746,10 +759,11 @@ def test_a_thousand_jobs() -> None:
     telemetry = instrument(scheduler, registry=CollectorRegistry(), meter_provider=otel.provider)
     scheduler.add_job(jobs.nothing, "interval", hours=1, id="job 0")
     scheduler.start()
-    info = next(telemetry.ledger.accounts()).info
+    recorder = telemetry._source.recorder
+    info = next(recorder.jobs()).info
     for number in range(1, 1_000):
         other = f"job {number}"
-        telemetry.ledger.know(replace(info, id=other, label=other), None)
+        recorder.job_upserted(replace(info, id=other, label=other), None)
 
     found = by_name(raised.get_metrics_data())
     assert len(found["apscheduler.job.runs"].data.data_points) == 6_000

@@ -40,10 +40,12 @@ from prometheus_client import CollectorRegistry
 
 import support_jobs as jobs
 from apscheduler_telemetry import __version__, instrument
+from apscheduler_telemetry.core.model import Outcome, RunError
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from otlp_receiver import OtlpReceiver, Received
 from support import by_hand, finish_pass
+from support_recorder import AT, RecorderRig
 
 PROTOCOLS = ("grpc", "http")
 UNSET, ERROR = 0, 2  # opentelemetry.proto.trace.v1.Status.StatusCode
@@ -345,24 +347,25 @@ def test_exception_as_log_record(receiver: OtlpReceiver, monkeypatch: pytest.Mon
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 
-    from apscheduler_telemetry.core.model import Outcome
-    from test_otel import BOOM, go
-
     monkeypatch.setenv(otel.OPT_IN, "logs")
     app = Application(receiver, "http")
     logs = LoggerProvider(shutdown_on_exit=False)
     logs.add_log_record_processor(
         SimpleLogRecordProcessor(OTLPLogExporter(endpoint=f"{app.endpoint}/v1/logs"))
     )
-    go(
-        otel.SpanObserver(tracer_provider=app.provider, logger_provider=logs),
-        outcome=Outcome.ERROR,
-        error=BOOM,
-    )
+    observer = otel.SpanObserver(tracer_provider=app.provider, logger_provider=logs)
+    rig = RecorderRig()
+    (run,) = rig.submit()
+    run.start(AT)
+    observer.on_start(run)
+    run.stop(0.5)
+    observer.on_end(run)
+    rig.finish(run, Outcome.ERROR, RunError(type="shop.Broken", message="no paper"))
+    observer.on_resolved(run)
     app.provider.shutdown()
     logs.shutdown()
 
-    span = receiver.span("report")
+    span = receiver.span("job")
     (record,) = receiver.logs
     assert len(span.data.events) == 0
     assert record.data.event_name == "apscheduler.job.run.exception"
@@ -374,6 +377,6 @@ def test_exception_as_log_record(receiver: OtlpReceiver, monkeypatch: pytest.Mon
     assert record.attributes == {
         "exception.type": "shop.Broken",
         "exception.message": "no paper",
-        "apscheduler.job.id": "report",
+        "apscheduler.job.id": "job",
         "apscheduler.scheduler": "main",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 
 from support import HandDriven, HandRig, Rig, at, by_hand, frozen, live, sample, until
 from support_jobs import PATIENCE
+
+JOB = {"job_id": "job"}
 
 
 class Calls:
@@ -44,6 +47,20 @@ class Calls:
         self._released[number].set()
 
 
+@pytest.fixture
+def provider_and_spans() -> tuple[Any, Callable[[], Any]]:
+    """Return a tracer provider, and what returns its finished spans."""
+    pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter.get_finished_spans
+
+
 def running(rig: Rig) -> float:
     return sample(rig.telemetry, "apscheduler_job_running", job_id="job")
 
@@ -67,8 +84,31 @@ class TestRunThatIsOvertaken:
                 ended = 2 - number
                 until(lambda: rig.codes().count("executed") == ended)  # noqa: B023  # at once
             assert rig.outcomes() == {"success": 2}
-            last = sample(rig.telemetry, "apscheduler_job_last_run_timestamp_seconds", job_id="job")
+            last = sample(rig.telemetry, "apscheduler_job_last_run_timestamp_seconds", **JOB)
             assert last == at(20).timestamp()
+
+
+class TestRunsThatAreDueAtTheSameTime:
+    """Two runs of a job whose next run the user has set twice to one time."""
+
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_each_ends_once(self, first: int) -> None:
+        """Each is in flight until it ends itself, in whatever order they do."""
+        calls, due = Calls(), at(1)
+        with by_hand() as rig:
+            job = rig.add(calls, "interval", seconds=1000, max_instances=2)
+            for number in range(2):
+                job.modify(next_run_time=due)
+                rig.after(10)
+                calls.wait_for(number)
+            assert running(rig) == 2
+            calls.end(first)
+            until(lambda: rig.outcomes() == {"success": 1})
+            assert running(rig) == 1
+            assert rig.job().running_since == at(10 * (2 - first)).timestamp()
+            calls.end(1 - first)
+            rig.settle()
+            assert rig.outcomes() == {"success": 2}
 
 
 class TestExecutorThatIsAddedAgain:
@@ -141,11 +181,51 @@ class TestRunFromBeforeTelemetry:
                 assert rig.outcomes() == {"success": 1}
 
 
-class PlainIdExecutor(BaseExecutor):
-    """An executor of an application that calls the job itself and reports the plain job id."""
+class TestRunWhoseFailureCannotBeLogged:
+    """A run that breaks APScheduler's own code, so that the executor only says which job it was."""
 
-    def __init__(self) -> None:
+    def test_does_not_end_the_earlier_run(self, request: pytest.FixtureRequest) -> None:
+        """Of two runs under way the later one is lost, and the earlier one goes on."""
+        calls = Calls()
+        records: list[logging.LogRecord] = []
+
+        def refuse_first(record: logging.LogRecord) -> bool:
+            records.append(record)
+            if len(records) == 1:
+                raise OSError("the log cannot be written")
+            return True
+
+        logger = logging.getLogger("apscheduler.executors.default")
+        request.addfinalizer(lambda: logger.removeFilter(refuse_first))
+        with by_hand() as rig:
+            rig.is_told = False  # of the later run, for which APScheduler has a log and no event
+            rig.add(calls, "interval", seconds=10, max_instances=2)
+            for number in range(2):
+                rig.after(10)
+                calls.wait_for(number)
+            logger.addFilter(refuse_first)
+            calls.end(1, ValueError("the later run"))
+            until(lambda: len(records) == 2)  # the second is the executor's
+            until(lambda: list(rig.scheduler._executors["default"]._instances.values()) == [1])
+            gc.collect()  # of the exception, which refers to itself
+            assert rig.outcomes() == {"lost": 1}
+            assert running(rig) == 1
+            calls.end(0)
+            rig.settle()
+            assert rig.outcomes() == {"lost": 1, "success": 1}
+
+
+class PlainIdExecutor(BaseExecutor):
+    """
+    An executor of an application that calls the job itself and reports the plain job id.
+
+    Attributes:
+        has_traceback: whether the exception that it reports has a stack trace.
+    """
+
+    def __init__(self, *, has_traceback: bool = True) -> None:
         super().__init__()
+        self.has_traceback = has_traceback
         self._threads = ThreadPool(2)
 
     def shutdown(self, wait: bool = True) -> None:
@@ -159,6 +239,8 @@ class PlainIdExecutor(BaseExecutor):
         try:
             result = job.func(*job.args, **job.kwargs)
         except Exception as error:  # noqa: BLE001  # as executors do
+            if not self.has_traceback:
+                error = error.with_traceback(None)
             self._run_job_error(job_id, error, error.__traceback__)
             return
         store = job._jobstore_alias
@@ -169,21 +251,51 @@ class PlainIdExecutor(BaseExecutor):
 class TestExecutorThatReportsThePlainJobId:
     """An executor of an application whose reports do not say which run of a job has ended."""
 
-    def test_failure_of_the_later_run_does_not_end_the_earlier(self) -> None:
-        """Of two runs under way, the one whose callable has raised is the one that has failed."""
+    @pytest.mark.parametrize("failing", [0, 1], ids=["the earlier", "the later"])
+    @pytest.mark.parametrize("has_traceback", [True, False])
+    def test_failure_of_one_run_ends_one_run(self, *, has_traceback: bool, failing: int) -> None:
+        """Of two runs in flight one is lost, and the other one succeeds when it ends."""
         calls = Calls()
-        with by_hand({"default": PlainIdExecutor()}) as rig:
+        executor = PlainIdExecutor(has_traceback=has_traceback)
+        with by_hand({"default": executor}) as rig:
             rig.is_told = False  # of the failure, for which APScheduler has a log and no event
             rig.add(calls, "interval", seconds=10, max_instances=2)
             for number in range(2):
                 rig.after(10)
                 calls.wait_for(number)
-            calls.end(1, ValueError("the later run"))
-            until(lambda: rig.outcomes() == {"error": 1})
-            assert running(rig) == 1
-            calls.end(0)
+            calls.end(failing, ValueError("one of the runs"))
+            until(lambda: rig.outcomes() == {"lost": 1})
+            assert rig.job().due == 2
+            calls.end(1 - failing)
             rig.settle()
-            assert rig.outcomes() == {"error": 1, "success": 1}
+            assert rig.outcomes() == {"lost": 1, "success": 1}
+
+    @pytest.mark.parametrize("failing", [0, 1], ids=["the earlier", "the later"])
+    def test_stack_trace_tells_which_run_has_failed(
+        self, failing: int, provider_and_spans: tuple[Any, Callable[[], Any]]
+    ) -> None:
+        """The span of the run whose callable has raised is the one that is lost."""
+        provider, spans = provider_and_spans
+        calls = Calls()
+        telemetry = {"tracer_provider": provider}
+        with by_hand({"default": PlainIdExecutor()}, telemetry=telemetry) as rig:
+            rig.is_told = False
+            rig.add(calls, "interval", seconds=10, max_instances=2)
+            for number in range(2):
+                rig.after(10)
+                calls.wait_for(number)
+            calls.end(failing, ValueError("one of the runs"))
+            until(lambda: rig.outcomes() == {"lost": 1})
+            calls.end(1 - failing)
+            rig.settle()
+            outcomes = ["success", "success"]
+            outcomes[failing] = "lost"
+            assert outcomes == [
+                span.attributes["apscheduler.outcome"]
+                for span in sorted(
+                    spans(), key=lambda span: span.attributes["apscheduler.scheduled_time"]
+                )
+            ]
 
 
 class RepeatingPool(ThreadPool):
@@ -201,22 +313,19 @@ class TestPoolThatCallsTheJobTwice:
     """A thread pool of an application that runs what is submitted twice."""
 
     @pytest.mark.parametrize(("fails", "outcome"), [(False, "success"), (True, "error")])
-    def test_one_run_is_counted_and_has_one_span(self, *, fails: bool, outcome: str) -> None:
+    def test_one_run_is_counted_and_has_one_span(
+        self, *, fails: bool, outcome: str, provider_and_spans: tuple[Any, Callable[[], Any]]
+    ) -> None:
         """The second call of the callable is followed by nobody, as one run was due."""
-        pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        provider, spans = provider_and_spans
+        from opentelemetry.trace import get_current_span as current_span
 
-        exporter = InMemorySpanExporter()
-        provider = TracerProvider(shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
         executor = ThreadPoolExecutor(1)
         executor._pool = RepeatingPool(1)
-        calls: list[None] = []
+        calls: list[int] = []
 
         def call() -> None:
-            calls.append(None)
+            calls.append(current_span().get_span_context().span_id)
             if fails:
                 raise ValueError
 
@@ -227,4 +336,5 @@ class TestPoolThatCallsTheJobTwice:
                 rig.settle()
                 assert len(calls) == 2 * number
                 assert rig.outcomes() == {outcome: number}
-                assert len(exporter.get_finished_spans()) == number
+                assert len(spans()) == number
+                assert calls[-2:] == [spans()[-1].context.span_id, 0]

@@ -7,41 +7,35 @@ change of them is meant, ``UPDATE_GOLDEN=1 pytest tests/test_prometheus.py`` wri
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from apscheduler.executors.debug import DebugExecutor
-from opentelemetry.trace import SpanContext
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-import support_jobs as jobs
-import support_scenes as scenes
 from apscheduler_telemetry import DuplicateNameError
+from apscheduler_telemetry.core import locks
 from apscheduler_telemetry.core.labels import MAX_TEXT
-from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, RunError
-from apscheduler_telemetry.core.observers import COMPONENTS, Guard
-from apscheduler_telemetry.core.recorder import Ledger, Removal
+from apscheduler_telemetry.core.model import Removal, RunError
+from apscheduler_telemetry.core.observers import COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.export.prometheus import LedgerCollector, collector_of
-from support import Gate, until
-from support_scenes import Boom, Clock, watched
+from apscheduler_telemetry.export import prometheus
+from apscheduler_telemetry.export.prometheus import PrometheusExporter, exporter_for
+from support_exposition import NOW, FakeScheduler, Scene, raise_boom, samples
 
 GOLDEN = Path(__file__).parent / "golden"
-NOW = 1_800_000_000.0
 
 JOB = ("scheduler", "job_id")
 EXECUTOR = ("scheduler", "executor")
@@ -98,137 +92,9 @@ VALUES = {
 """All values of the labels that have a fixed set of them."""
 
 
-class Shown:
-    """A scheduler as the collector sees it, its books at a fixed time."""
-
-    def __init__(self, name: str = "main") -> None:
-        self.name = name
-        self.clock = Clock(NOW)
-        self.ledger = Ledger(name, clock=self.clock)
-        self.guard = Guard()
-        self.started_at: float | None = NOW - 3600
-        self.last_wakeup: float | None = NOW - 0.5
-        self.alive = Liveness(state="running", up=True)
-
-    def liveness(self) -> Liveness:
-        return self.alive
-
-    def facts(self) -> Mapping[str, str]:
-        return {
-            "type": "BackgroundScheduler",
-            "version": "3.11.3",
-            "hostname": "web-1",
-            "pid": "4711",
-            "timezone": "Europe/Berlin",
-            "singleton": "true",
-        }
-
-    def know(self, job_id: str, promise: float | None = NOW + 60, **changes: Any) -> Any:
-        values: dict[str, Any] = {
-            "id": job_id,
-            "label": job_id,
-            "name": job_id.title(),
-            "func": f"shop.jobs:{job_id}",
-            "trigger": "interval[0:01:00]",
-            "executor": "default",
-            "jobstore": "default",
-            "persistent": False,
-            "grace": 60.0,
-        }
-        return self.ledger.know(JobInfo(**{**values, **changes}), promise)
-
-    def hand_over(self, entry: Any, due: float, executor: Any = None) -> Any:
-        (run,) = self.ledger.hand_over(entry, executor, [datetime.fromtimestamp(due, timezone.utc)])
-        return run
-
-    def run(
-        self,
-        entry: Any,
-        due: float,
-        duration: float,
-        error: RunError | None = None,
-        exemplar: SpanContext | None = None,
-    ) -> None:
-        run = self.hand_over(entry, due)
-        self.ledger.start(run, due + 0.125)
-        run.exemplar = exemplar
-        outcome = Outcome.SUCCESS if error is None else Outcome.ERROR
-        self.ledger.finish(run, outcome, duration=duration, error=error)
-
-
-def fill(shown: Shown) -> None:
-    """Write a bit of everything into the books."""
-    ledger = shown.ledger
-    default = ledger.executor("default", lambda: 10)
-    ledger.executor("loop", lambda: float("inf"))
-    ledger.open_store("default", exact=True)
-    ledger.open_store("sql", exact=False)
-    ledger.store_read("sql", NOW - 3.5)
-    ledger.store_read("sql", None)
-
-    backup = shown.know(
-        "backup",
-        jobstore="sql",
-        persistent=True,
-        grace=300.0,
-        max_duration=600.0,
-        severity="warning",
-        owner="billing",
-    )
-    ledger.set_intervals(backup, (86_400.0, 259_200.0))
-    trace = SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, is_remote=False)
-    shown.run(backup, NOW - 180, 0.75, exemplar=trace)
-    shown.run(backup, NOW - 120, 12.5, RunError(type="OSError", message="disk"))
-    shown.run(backup, NOW - 60, 0.25, RunError(type="shop.errors.Full", message=""))
-    ledger.never_ran(backup, Outcome.COALESCED, 3)
-    ledger.settle(shown.hand_over(backup, NOW - 30), Outcome.LOST)
-
-    report = shown.know("report", NOW + 0.25)
-    ledger.set_intervals(report, (60.0, 60.0))
-    ledger.start(shown.hand_over(report, NOW - 5, default), NOW - 4.5)
-    shown.hand_over(report, NOW - 1, default)
-    ledger.never_ran(report, Outcome.SKIPPED, 1)
-    ledger.settle(shown.hand_over(report, NOW - 65), Outcome.MISSED)
-
-    paused = shown.know('a "quoted"\\path\nof 🦉', NOW + 60)
-    ledger.promise(paused, None, on_purpose=True)
-
-    ledger.remove(shown.know("gone", NOW + 90), Removal.WITHDRAWN)
-
-    ledger.error(ErrorKind.JOBSTORE)
-    ledger.error(ErrorKind.LISTENER)
-    shown.guard.noted("job_label", "it returned None")
-
-
-class Scene:
-    """Two schedulers on one registry; the second one is idle and stopped."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.collector = collector_of(self.registry)
-        self.main, self.other = Shown("main"), Shown("other")
-        fill(self.main)
-        self.other.alive = Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")])
-        self.other.started_at = self.other.last_wakeup = None
-        for shown in (self.main, self.other):
-            self.collector.add(shown)
-
-    def text(self) -> str:
-        return generate_latest(self.registry).decode()
-
-    def openmetrics(self) -> str:
-        text: str = generate_openmetrics(self.registry).decode()  # type: ignore[no-untyped-call]
-        return text
-
-
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
-
-
-def samples(exposition: str) -> Iterator[Any]:
-    for family in parse_text(exposition):
-        yield from family.samples
 
 
 class TestGolden:
@@ -242,20 +108,20 @@ class TestGolden:
     def test_whole_exposition(
         self, scene: Scene, file: str, render: Callable[[Scene], str]
     ) -> None:
-        """The exposition of a given state of the books is this one, to the byte."""
+        """The exposition of a given state is this one, to the byte."""
         actual = render(scene)
         if os.environ.get("UPDATE_GOLDEN"):
             (GOLDEN / file).write_text(actual)
         assert actual == (GOLDEN / file).read_text()
 
     def test_has_an_exemplar(self) -> None:
-        """The golden file shows what an exemplar looks like, so that a change of it is seen."""
+        """The golden file has an exemplar, so that a change of its format is seen."""
         text = (GOLDEN / "exposition.openmetrics.txt").read_text()
         assert '# {span_id="00f067aa0ba902b7",trace_id="4bf92f3577b34da6a3ce929d0e0e4736"}' in text
 
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-    def test_promtool_is_content(self) -> None:
-        """Prometheus' own linter has nothing to say about the exposition."""
+    def test_promtool_accepts_it(self) -> None:
+        """Prometheus' own linter finds nothing wrong in the exposition."""
         with (GOLDEN / "exposition.txt").open() as exposition:
             done = subprocess.run(
                 ["promtool", "check", "metrics"],
@@ -267,7 +133,7 @@ class TestGolden:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def test_has_every_metric(self) -> None:
-        """Every name of the contract has a sample in the golden file; none shows by its absence."""
+        """Every name of the contract has a sample in the golden file."""
         text = (GOLDEN / "exposition.txt").read_text()
         shown = {family.name for family in parse_text(text) if family.samples}
         assert shown == set(FAMILIES)
@@ -311,9 +177,9 @@ class TestContract:
         assert all(family.documentation.endswith(".") for family in scene.registry.collect())
 
     def test_describe_names_what_collect_yields(self) -> None:
-        """The registry is told beforehand of all families, by which it finds duplicates."""
-        collector = LedgerCollector(CollectorRegistry())
-        assert [f.name for f in collector.describe()] == [f.name for f in collector.collect()]
+        """The registry learns all names beforehand, by which it finds duplicates."""
+        exporter = PrometheusExporter(CollectorRegistry())
+        assert [f.name for f in exporter.describe()] == [f.name for f in exporter.collect()]
 
 
 class TestParsers:
@@ -356,7 +222,7 @@ class TestParsers:
 
 
 class TestHostileNames:
-    """Whatever a job, an executor or an exception is called, the scrape succeeds."""
+    """Whatever an executor or an exception is called; for jobs see `test_hostile_names`."""
 
     HOSTILE = (
         'with "quotes" and \\ backslash',
@@ -370,64 +236,18 @@ class TestHostileNames:
     )
 
     @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
-    def test_ids_and_names(self, name: str) -> None:
-        """A hostile id or name of a job is shown, legal and bounded, in both formats."""
-        with watched(scenes.by_hand()) as seen:
-            seen.scheduler.start()
-            seen.scheduler.add_job(jobs.nothing, **scenes.due(name), name=name)
-            seen.scheduler.turn()
-            self.check(seen.registry)
-            assert seen.own_errors() == {}
-            runs = [
-                sample
-                for sample in samples(generate_latest(seen.registry).decode())
-                if sample.name == "apscheduler_job_runs_total" and sample.value
-            ]
-            assert [sample.labels["outcome"] for sample in runs] == ["success"]
-
-    @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
-    def test_everything_else(self, name: str) -> None:
-        """So with executors, job stores, exceptions, and the machine."""
+    def test_other_names(self, name: str) -> None:
+        """Executors, job stores, exceptions and the host may have any name."""
         registry = CollectorRegistry()
-        shown = Shown()
-        shown.ledger.executor(name, lambda: 1)
-        shown.ledger.open_store(name, exact=True)
-        shown.run(shown.know("job"), NOW, 1.0, RunError(type=name, message=name))
-        hostname = {**shown.facts(), "hostname": name}
-        shown.facts = lambda: hostname  # type: ignore[method-assign]
-        collector_of(registry).add(shown)
+        scheduler = FakeScheduler()
+        scheduler.recorder.executor_added(name, lambda: 1)
+        scheduler.recorder.jobstore_added(name, is_local=True)
+        error = RunError(type=name, message=name)
+        scheduler.run(scheduler.add_job("job"), NOW, 1.0, error)
+        scheduler.hostname = name
+        exporter_for(registry).add(scheduler)
         self.check(registry)
-        assert shown.guard.counts()["collector"] == 0
-
-    @pytest.mark.parametrize(
-        "func",
-        [
-            lambda: None,
-            functools.partial(scenes.succeed, 1),
-            Gate().open,
-            type("Nameless", (), {"__call__": lambda self: None})(),
-            [].clear,
-            dict,
-        ],
-        ids=["lambda", "partial", "bound method", "callable object", "builtin", "class"],
-    )
-    def test_callables(self, func: Callable[..., Any]) -> None:
-        """Any callable that APScheduler takes can be shown."""
-        with watched(scenes.by_hand()) as seen:
-            seen.scheduler.start()
-            name = {} if hasattr(func, "__name__") else {"name": "nameless"}
-            seen.scheduler.add_job(func, **scenes.due(), **name)
-            seen.scheduler.turn()
-            self.check(seen.registry)
-            assert seen.own_errors() == {}
-
-    def test_alias_that_is_no_text(self) -> None:
-        """An alias that is a number, which APScheduler allows, is shown like any other."""
-        with watched(scenes.by_hand(executors={7: DebugExecutor()})) as seen:
-            seen.scheduler.start()
-            self.check(seen.registry)
-            assert seen.value("executor_workers", executor="7") == 1
-            assert seen.own_errors() == {}
+        assert scheduler.errors.counts()["collector"] == 0
 
     @staticmethod
     def check(registry: CollectorRegistry) -> None:
@@ -438,8 +258,8 @@ class TestHostileNames:
 
 
 class TestIsolation:
-    def test_a_source_that_fails(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A scheduler that cannot be asked is left out and counted; the rest is shown."""
+    def test_a_scheduler_that_fails(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Samples of a scheduler that raises are left out and counted; the rest is shown."""
         monkeypatch.setattr(scene.main, "liveness", raise_boom)
         text = scene.text()
         assert 'apscheduler_scheduler_up{scheduler="main"}' not in text
@@ -447,30 +267,24 @@ class TestIsolation:
         assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' in text
         assert 'errors_total{component="collector",scheduler="main"} 1.0' in text
 
-    def test_books_that_fail(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Books that cannot be read are left out and counted."""
-        monkeypatch.setattr(scene.main.ledger, "accounts", raise_boom)
+    def test_a_recorder_that_fails(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Jobs that cannot be read are left out and counted."""
+        monkeypatch.setattr(scene.main.recorder, "jobs", raise_boom)
         text = scene.text()
         assert 'job_id="backup"' not in text
         assert 'apscheduler_scheduler_up{scheduler="main"} 1.0' in text
         assert 'errors_total{component="collector",scheduler="main"} 1.0' in text
 
-    def test_an_account_that_fails(self, scene: Scene) -> None:
-        """An account that cannot be shown does not take the others along."""
-        scene.main.ledger._accounts["report"].info = None  # type: ignore[assignment]
-        snapshots = scene.main.ledger.accounts
-
-        def accounts() -> Iterator[Any]:
-            for account in list(scene.main.ledger._accounts.values()):
-                if account.label == "report":
-                    yield account
-            scene.main.ledger._accounts.pop("report", None)
-            yield from snapshots()
-
-        scene.main.ledger.accounts = accounts  # type: ignore[method-assign]
+    def test_a_job_that_fails(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job that cannot be shown does not hide the others."""
+        jobs = [
+            job._replace(info=None) if job.label == "backup" else job  # type: ignore[arg-type]
+            for job in scene.main.recorder.jobs()
+        ]
+        monkeypatch.setattr(scene.main.recorder, "jobs", lambda: iter(jobs))
         text = scene.text()
-        assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' in text
-        assert 'apscheduler_job_running{job_id="report",scheduler="main"}' not in text
+        assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' not in text
+        assert 'apscheduler_job_running{job_id="report",scheduler="main"}' in text
         assert 'errors_total{component="collector",scheduler="main"} 1.0' in text
 
     def test_is_logged_once(
@@ -481,16 +295,16 @@ class TestIsolation:
         for _ in range(3):
             scene.text()
         assert len(caplog.records) == 1
-        assert scene.main.guard.counts()["collector"] == 3
+        assert scene.main.errors.counts()["collector"] == 3
 
 
 class TestConcurrency:
     @pytest.mark.slow
     def test_scrapes_during_runs(self) -> None:
         """Scrapes and runs in many threads at once neither fail nor show an impossible state."""
-        shown = Shown()
+        scheduler = FakeScheduler()
         registry = CollectorRegistry()
-        collector_of(registry).add(shown)
+        exporter_for(registry).add(scheduler)
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -498,10 +312,10 @@ class TestConcurrency:
             number = 0
             while not stop.is_set():
                 number += 1
-                entry = shown.know(f"{name}-{number % 7}")
-                shown.run(entry, NOW, 0.01)
+                record = scheduler.add_job(f"{name}-{number % 7}")
+                scheduler.run(record, NOW, 0.01)
                 if number % 11 == 0:
-                    shown.ledger.remove(entry, Removal.FINISHED)
+                    scheduler.recorder.job_removed(record, Removal.FINISHED)
 
         def scrapes() -> None:
             try:
@@ -532,14 +346,14 @@ class TestConcurrency:
         for thread in workers:
             thread.join()
         assert failures == []
-        assert shown.guard.counts()["collector"] == 0
+        assert scheduler.errors.counts()["collector"] == 0
 
     def test_schedulers_that_come_and_go(self) -> None:
-        """A scrape while schedulers come, are forgotten and go shows what there is."""
+        """A scrape while schedulers are added, freed and removed shows those that there are."""
         registry = CollectorRegistry()
-        collector = collector_of(registry)
-        first = Shown("first")
-        collector.add(first)
+        exporter = exporter_for(registry)
+        first = FakeScheduler("first")
+        exporter.add(first)
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -553,93 +367,230 @@ class TestConcurrency:
         scraper = threading.Thread(target=scrapes)
         scraper.start()
         for number in range(300):
-            shown = Shown(f"scheduler-{number % 5}")
-            collector.add(shown)
+            scheduler = FakeScheduler(f"scheduler-{number % 5}")
+            exporter.add(scheduler)
             if number % 2:
-                collector.remove(shown)
-            del shown
+                exporter.remove(scheduler)
+            del scheduler
         stop.set()
         scraper.join()
         assert failures == []
 
     def test_survives_a_fork_under_lock(self, scene: Scene) -> None:
-        """The lock of the collector is one that a forked child gets anew."""
-        from apscheduler_telemetry.core import observers as _pipeline
-
-        before = scene.collector._lock
-        with before:
-            _pipeline._renew_locks()
+        """A forked child gets new locks for the exporter, its cache, and all that it reads."""
+        held: list[Any] = [
+            scene.exporter,
+            scene.exporter._text,
+            scene.main.recorder,
+            scene.main.errors,
+        ]
+        before = [each._lock for each in held]
+        locks._renew_locks()
+        assert not {*map(id, before)} & {id(each._lock) for each in held}
+        encode, _ = choose_encoder("")
+        for lock in before:
+            lock.acquire()  # as another thread of the parent would have held them
+        other = threading.Thread(target=scene.exporter.expose, args=[encode])
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+        with before[0]:
             assert 'up{scheduler="main"} 1.0' in scene.text()
 
 
 class TestRegistry:
-    def test_one_collector_for_all(self) -> None:
+    def test_one_exporter_for_all(self) -> None:
         """Schedulers of one registry share a collector, as no family may be exposed twice."""
         registry = CollectorRegistry()
-        assert collector_of(registry) is collector_of(registry)
+        assert exporter_for(registry) is exporter_for(registry)
 
-    def test_the_last_one_takes_it_off(self) -> None:
+    def test_the_last_one_unregisters_it(self) -> None:
         """With its last scheduler the collector leaves the registry as it was."""
         registry = CollectorRegistry()
         before = dict(vars(registry))
         empty = {name: list(value) for name, value in before.items() if isinstance(value, dict)}
-        collector = collector_of(registry)
-        first, second = Shown("first"), Shown("second")
-        collector.add(first)
-        collector.add(second)
-        collector.remove(first)
+        exporter = exporter_for(registry)
+        first, second = FakeScheduler("first"), FakeScheduler("second")
+        exporter.add(first)
+        exporter.add(second)
+        exporter.remove(first)
         assert 'scheduler="second"' in generate_latest(registry).decode()
-        collector.remove(second)
+        exporter.remove(second)
         assert generate_latest(registry) == b""
         after = {n: list(v) for n, v in vars(registry).items() if isinstance(v, dict)}
         assert after == empty
 
     def test_a_name_is_taken(self) -> None:
-        """A second scheduler of one name is refused, with what to pass instead."""
-        collector = collector_of(registry := CollectorRegistry())
-        first = Shown("shop")
-        collector.add(first)
+        """A second scheduler of one name is rejected, with what to pass instead."""
+        exporter = exporter_for(registry := CollectorRegistry())
+        first = FakeScheduler("shop")
+        exporter.add(first)
         with pytest.raises(DuplicateNameError, match=r"'shop'.*name=.*registry.*uninstrument\(\)"):
-            collector.check_free("shop")
+            exporter.ensure_unique_name("shop")
         assert 'scheduler="shop"' in generate_latest(registry).decode()
 
     def test_a_name_is_free_again(self) -> None:
         """A name is free once its scheduler is taken off, or is no more."""
-        collector = collector_of(registry := CollectorRegistry())
-        taken_off, forgotten = Shown("taken off"), Shown("forgotten")
-        collector.add(taken_off)
-        collector.add(forgotten)
-        collector.remove(taken_off)
+        exporter = exporter_for(registry := CollectorRegistry())
+        taken_off, forgotten = FakeScheduler("taken off"), FakeScheduler("forgotten")
+        exporter.add(taken_off)
+        exporter.add(forgotten)
+        exporter.remove(taken_off)
         del forgotten
         gc.collect()
         for name in ("taken off", "forgotten"):
-            collector.check_free(name)
+            exporter.ensure_unique_name(name)
         assert "scheduler=" not in generate_latest(registry).decode()
 
     @pytest.mark.parametrize(
         "name", ["apscheduler_job_running", "apscheduler_job_run_duration_seconds_count"]
     )
-    def test_somebody_else_s_metrics(self, name: str) -> None:
-        """A registry that has one of our names already is refused, and left as it was."""
+    def test_other_metrics_of_the_same_name(self, name: str) -> None:
+        """A registry that has one of our names already is rejected, and left as it was."""
         registry = CollectorRegistry()
         Gauge(name, "not ours", registry=registry)
         before = generate_latest(registry)
         with pytest.raises(ArgumentValueError, match=rf"registry=.*{name}"):
-            collector_of(registry)
+            exporter_for(registry)
         assert generate_latest(registry) == before
 
     def test_a_registry_can_be_forgotten(self) -> None:
         """Nothing here keeps a registry alive."""
-        from apscheduler_telemetry.export import prometheus
-
         gc.collect()
-        before = len(prometheus._collectors)
+        before = len(prometheus._exporters)
         registry = CollectorRegistry()
-        collector_of(registry)
-        assert len(prometheus._collectors) == before + 1
+        exporter_for(registry)
+        assert len(prometheus._exporters) == before + 1
         del registry
-        until(lambda: gc.collect() >= 0 and len(prometheus._collectors) == before)
+        gc.collect()
+        assert len(prometheus._exporters) == before
 
 
-def raise_boom(*args: Any) -> Any:
-    raise Boom("on purpose")
+class TestCollection:
+    """Our metrics are read when they are needed, and once for each collection."""
+
+    @pytest.fixture
+    def readings(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Return a list of readings of the recorder, which grows."""
+        readings: list[str] = []
+        jobs = scene.main.recorder.jobs
+
+        def read() -> Iterator[Any]:
+            readings.append("jobs")
+            return jobs()
+
+        monkeypatch.setattr(scene.main.recorder, "jobs", read)
+        return readings
+
+    def test_is_of_its_time(self, scene: Scene, readings: list[str]) -> None:
+        """What is collected shows the state at its end, whenever it is looked at."""
+        before = list(scene.registry.collect())
+        assert readings == ["jobs"]
+        scene.main.run(scene.main.add_job("backup"), NOW, 1.0)
+        samples = {(s.name, *s.labels.values()): s.value for m in before for s in m.samples}
+        key = ("apscheduler_job_runs_total", "main", "backup", "success")
+        assert samples[key] == 1
+        assert readings == ["jobs"]
+
+    def test_is_read_once(self, scene: Scene, readings: list[str]) -> None:
+        """A consumer that looks at each metric as it comes gets all from one reading."""
+        for metric in scene.registry.collect():
+            assert isinstance(metric.samples, list)
+        assert readings == ["jobs"]
+        assert list(scene.registry.collect()) == list(scene.registry.collect())
+
+    def test_is_not_read_for_cached_text(self, scene: Scene, readings: list[str]) -> None:
+        """An exposition from cached text reads nothing twice."""
+        encode, _ = choose_encoder("")
+        scene.exporter.expose(encode)
+        assert readings == []
+
+    def test_a_scrape_inside_of_a_scrape(self, scene: Scene) -> None:
+        """A signal's handler may scrape at any time: both expositions are whole."""
+        nested: list[bytes] = []
+        encode, _ = choose_encoder("")
+
+        class Scraping:
+            def collect(self) -> Iterator[Any]:
+                nested.append(generate_latest(scene.registry))
+                nested.append(b"".join(scene.exporter.expose(generate_latest)))
+                yield from ()
+
+            def describe(self) -> list[Any]:
+                return []
+
+        registry = scene.registry
+        expected = generate_latest(registry)
+        del registry, nested[:]
+        scraping = Scraping()
+
+        def encode_while_scraping(metrics: Any) -> bytes:
+            list(scraping.collect())
+            return encode(metrics)
+
+        assert b"".join(scene.exporter.expose(encode_while_scraping)) == expected
+        assert set(nested) == {expected}
+
+
+class TestNames:
+    """Restricted to some names, the exposition is that of the library."""
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["apscheduler_job_runs_total"],
+            ["apscheduler_job_runs"],
+            ["apscheduler_job_runs_created"],
+            ["apscheduler_job_run_duration_seconds_count"],
+            ["apscheduler_job_run_duration_seconds_sum", "apscheduler_job_start_delay_seconds_sum"],
+            ["apscheduler_job_run_duration_seconds_bucket", "apscheduler_scheduler_up"],
+            [
+                "apscheduler_job_run_duration_seconds_sum",
+                "apscheduler_job_run_duration_seconds_bucket",
+                "apscheduler_job_run_duration_seconds_count",
+                "apscheduler_telemetry_errors_total",
+            ],
+            ["apscheduler_job_max_duration_seconds", "apscheduler_job_exceptions_total"],
+            ["apscheduler_scheduler_state", "apscheduler_job_info"],
+            ["unknown"],
+        ],
+        ids="+".join,
+    )
+    @pytest.mark.parametrize(
+        "accept",
+        [
+            "",
+            "application/openmetrics-text",
+            "application/openmetrics-text;version=1.0.0;escaping=dots",
+        ],
+    )
+    def test_is_that_of_the_library(self, scene: Scene, names: list[str], accept: str) -> None:
+        """Only samples of these names are there, and no family without one."""
+        encode, _ = choose_encoder(accept)
+        expected = encode(scene.registry.restricted_registry(names))
+        assert b"".join(scene.exporter.expose(encode, names)) == expected
+
+    def test_metrics_of_others(self, scene: Scene) -> None:
+        """Metrics of the application are there, too, if they are asked for."""
+        Counter("orders", "Orders.", registry=scene.registry).inc()
+        encode, _ = choose_encoder("")
+        names = ["orders_total", "apscheduler_scheduler_up"]
+        text = b"".join(scene.exporter.expose(encode, names)).decode()
+        assert {family.name for family in parse_text(text)} == {
+            "orders",
+            "apscheduler_scheduler_up",
+        }
+        text = b"".join(scene.exporter.expose(encode, ["apscheduler_scheduler_up"])).decode()
+        assert "orders" not in text
+
+    def test_reads_no_more_than_it_needs(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without names of jobs no job is read, and without others no scheduler is."""
+        encode, _ = choose_encoder("")
+        monkeypatch.setattr(scene.main.recorder, "changed_jobs", raise_boom)
+        scene.exporter.expose(encode, ["apscheduler_scheduler_up"])
+        monkeypatch.undo()
+        monkeypatch.setattr(scene.main, "liveness", raise_boom)
+        scene.exporter.expose(encode, ["apscheduler_job_runs_total"])
+        assert scene.main.errors.counts()["collector"] == 0

@@ -1,4 +1,4 @@
-"""Restarts: runs that fell due while no process was there are accounted for, whatever comes."""
+"""Restarts: runs that fell due while no process was running are counted, whatever comes next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
 import support_scenes as scenes
-from support import START, Clock, at, check_law, frozen
+from support import START, Clock, at, check_counts, frozen
 from support_scenes import Watched, wait_for_reading, watched
 
 pytest.importorskip("sqlalchemy")
@@ -22,7 +22,7 @@ from support_stores import Rows
 
 HOUR = 3600.0
 LONG = -3.5 * HOUR
-"""When the first of four runs was due, while nobody was there: seconds from the restart."""
+"""When the first of four runs was due, while no process was running: seconds from the restart."""
 SOON = START.timestamp() + HOUR / 2
 """The first run that is due after it."""
 
@@ -47,7 +47,7 @@ class Restart:
         self.rows = rows
 
     def stored(self, job_id: str = "job", seconds: float | None = LONG, **options: Any) -> None:
-        """Store an hourly job as a process does that is gone; by default one with four runs due."""
+        """Store an hourly job as a former process did; by default one with four runs due."""
         scheduler = scenes.by_hand(jobstores={"default": self.rows.store()}, timezone=timezone.utc)
         scheduler.start(paused=True)
         next_run = None if seconds is None else at(seconds)
@@ -58,14 +58,14 @@ class Restart:
 
     @contextmanager
     def restarted(self, *, start: bool = True, **options: Any) -> Iterator[Watched]:
-        """Start a process that watches the same store; see in the end that the law holds."""
+        """Start a process that uses the same store, and check its counts in the end."""
         scheduler = scenes.by_hand(jobstores={"default": self.rows.store()}, timezone=timezone.utc)
         with watched(scheduler, **options) as seen:
             if start:
                 scheduler.start()
             yield seen
             wait_for_reading(seen)
-            check_law(seen.telemetry)
+            check_counts(seen.telemetry)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def hourly() -> dict[str, Any]:
 
 
 def only(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out hours where there are none."""
+    """Leave out `hours` if it is None."""
     return {name: value for name, value in options.items() if (name, value) != ("hours", None)}
 
 
@@ -89,8 +89,8 @@ def add(seen: Watched, job_id: str = "job", **options: Any) -> None:
     )
 
 
-def promised(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
-    """Return what is promised, and what was taken back."""
+def next_and_withdrawn(seen: Watched, job_id: str = "job") -> tuple[float | None, float | None]:
+    """Return the next run, and the latest run that was withdrawn."""
     return (
         seen.job("next_run_timestamp_seconds", job_id),
         seen.job("withdrawn_run_timestamp_seconds", job_id),
@@ -102,25 +102,25 @@ def settled(seen: Watched, job_id: str = "job") -> dict[str, float]:
     return seen.runs(job_id)
 
 
-FOLDED = pytest.mark.parametrize(
+FOUR_RUNS = pytest.mark.parametrize(
     ("coalesce", "expected"),
     [(True, {"coalesced": 3, "missed": 1}), (False, {"missed": 4})],
     ids=["coalesce", "each"],
 )
-"""What becomes of the four runs if they are too late."""
+"""The outcomes of the four runs if they are too late."""
 
 
 class TestPlain:
     """The application adds nothing, and the scheduler finds what is due."""
 
-    @FOLDED
+    @FOUR_RUNS
     def test_too_late(self, restart: Restart, coalesce: bool, expected: dict[str, float]) -> None:
-        """Runs that are later than their grace are missed, and folded before that."""
+        """Runs that are later than their grace are missed, or merged into one that is missed."""
         restart.stored(coalesce=coalesce)
         with restart.restarted() as seen:
             seen.scheduler.turn()
             assert settled(seen) == expected
-            assert promised(seen) == (SOON, None)
+            assert next_and_withdrawn(seen) == (SOON, None)
 
     @pytest.mark.parametrize(
         ("coalesce", "expected"),
@@ -130,45 +130,45 @@ class TestPlain:
     def test_not_too_late(
         self, restart: Restart, coalesce: bool, expected: dict[str, float]
     ) -> None:
-        """Where the grace allows it they run."""
+        """Runs that are within their grace are run."""
         restart.stored(coalesce=coalesce, misfire_grace_time=None, max_instances=9)
         with restart.restarted() as seen:
             seen.scheduler.turn()
             assert settled(seen) == expected
 
-    def test_the_promise_is_visibly_broken(self, restart: Restart) -> None:
-        """Until the scheduler looks, the promise is the one that was not kept."""
+    def test_next_run_is_overdue_before_the_first_pass(self, restart: Restart) -> None:
+        """Until the scheduler looks for due jobs, the next run is the one that is overdue."""
         restart.stored()
         with restart.restarted() as seen:
             assert settled(seen) == {}
-            assert promised(seen) == (at(LONG).timestamp(), None)
+            assert next_and_withdrawn(seen) == (at(LONG).timestamp(), None)
 
 
 class TestReplaced:
-    """The application adds its jobs at every start, by which APScheduler forgets what was due."""
+    """The application adds its jobs at every start, by which APScheduler drops due runs."""
 
-    @FOLDED
+    @FOUR_RUNS
     @pytest.mark.parametrize("when", ["before the start", "after the start", "when known"])
-    def test_forgotten(
+    def test_due_runs_are_counted(
         self, restart: Restart, coalesce: bool, expected: dict[str, float], when: str
     ) -> None:
-        """What was due is accounted for as APScheduler would have, and nothing was taken back."""
+        """Due runs are counted as APScheduler would have, and no run was withdrawn."""
         restart.stored(coalesce=coalesce)
         with restart.restarted(start=when != "before the start") as seen:
             if when == "when known":
                 wait_for_reading(seen)
-                assert promised(seen) == (at(LONG).timestamp(), None)
+                assert next_and_withdrawn(seen) == (at(LONG).timestamp(), None)
             add(seen)
             if when == "before the start":
                 seen.scheduler.start()
             assert settled(seen) == expected
-            assert promised(seen) == (START.timestamp() + HOUR, None)
+            assert next_and_withdrawn(seen) == (START.timestamp() + HOUR, None)
             seen.scheduler.turn()
             assert settled(seen) == expected
             assert (seen.own_errors(), seen.errors()) == ({}, {})
 
     def test_once(self, restart: Restart) -> None:
-        """What has been accounted for is not, when the job is added once more."""
+        """Runs that were counted are not counted again when the job is added once more."""
         restart.stored()
         with restart.restarted() as seen:
             add(seen)
@@ -179,14 +179,14 @@ class TestReplaced:
             assert settled(seen) == {}
 
     def test_another_trigger(self, restart: Restart) -> None:
-        """What was due follows from the schedule that the job had."""
+        """Which runs were due follows from the trigger that the job had."""
         restart.stored(coalesce=False)
         with restart.restarted() as seen:
             add(seen, trigger="cron", hours=None, hour=2)
             assert settled(seen) == {"missed": 4}
 
     def test_for_now(self, restart: Restart) -> None:
-        """A job that is to run at once does so, and what was due before is forgotten."""
+        """A job that is due at once runs, and the runs that were due before are missed."""
         restart.stored(coalesce=False)
         with restart.restarted() as seen:
             add(seen, next_run_time=START)
@@ -194,7 +194,7 @@ class TestReplaced:
             assert settled(seen) == {"missed": 4, "success": 1}
 
     def test_to_catch_up(self, restart: Restart) -> None:
-        """What the new schedule comes to is not forgotten."""
+        """Runs that the new schedule includes are run."""
         restart.stored(coalesce=False)
         with restart.restarted() as seen:
             again: dict[str, Any] = {"misfire_grace_time": None, "max_instances": 9}
@@ -203,7 +203,7 @@ class TestReplaced:
             assert settled(seen) == {"missed": 2, "success": 2}
 
     def test_for_an_earlier_time(self, restart: Restart) -> None:
-        """So with one that begins before what was due."""
+        """A run that is due before the former ones is run, and includes them."""
         restart.stored(seconds=-0.5 * HOUR)
         with restart.restarted() as seen:
             add(seen, next_run_time=at(-1.5 * HOUR), misfire_grace_time=None)
@@ -220,37 +220,40 @@ class TestReplaced:
             assert settled(seen) == {"missed": 1}
 
     def test_nothing_was_due(self, restart: Restart) -> None:
-        """A start that puts a run off takes nothing back: else nobody saw that it never comes."""
+        """A start that postpones a run withdraws none: jobs that never run must be noticed."""
         restart.stored(seconds=60)
         with restart.restarted() as seen:
             add(seen)
             assert settled(seen) == {}
-            assert promised(seen) == (START.timestamp() + HOUR, None)
-            add(seen, hours=2)  # but this is the doing of this process
-            assert promised(seen) == (START.timestamp() + 2 * HOUR, START.timestamp() + HOUR)
+            assert next_and_withdrawn(seen) == (START.timestamp() + HOUR, None)
+            add(seen, hours=2)  # a change by this process
+            assert next_and_withdrawn(seen) == (
+                START.timestamp() + 2 * HOUR,
+                START.timestamp() + HOUR,
+            )
 
     def test_a_paused_job(self, restart: Restart) -> None:
-        """A job that was paused owes nothing."""
+        """A job that was paused has no due runs."""
         restart.stored(seconds=None)
         with restart.restarted() as seen:
             wait_for_reading(seen)
-            assert promised(seen) == (0, None)
+            assert next_and_withdrawn(seen) == (0, None)
             add(seen)
             assert settled(seen) == {}
-            assert promised(seen) == (START.timestamp() + HOUR, None)
+            assert next_and_withdrawn(seen) == (START.timestamp() + HOUR, None)
 
     def test_a_row_that_cannot_be_restored(self, restart: Restart) -> None:
-        """Nobody knows what such a job owed; replaced, it is a job like any other."""
+        """The due runs of such a job are not known; once replaced, it is like any other."""
         restart.stored()
         restart.rows.spoil("job")
         with restart.restarted() as seen:
             add(seen)
             assert settled(seen) == {}
             assert (seen.own_errors(), seen.errors()) == ({}, {})
-            assert promised(seen) == (START.timestamp() + HOUR, None)
+            assert next_and_withdrawn(seen) == (START.timestamp() + HOUR, None)
 
     def test_a_trigger_that_fails(self, restart: Restart, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of a schedule that raises one run is known: the promised one. Its intervals are not."""
+        """If the trigger raises, one run is known, the next one; the intervals are not."""
         restart.stored(trigger=Moody(hours=1), hours=None)
         monkeypatch.setattr(Moody, "content", False)
         with restart.restarted() as seen:
@@ -259,7 +262,7 @@ class TestReplaced:
             assert seen.own_errors().keys() == {"schedule"}
 
     def test_spans(self, restart: Restart) -> None:
-        """Each of these runs has a span, as other runs have that never start."""
+        """Each of these runs has a span, like other runs that never start."""
         pytest.importorskip("opentelemetry.sdk")
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -284,7 +287,7 @@ class TestReplaced:
 
 
 class Moody(IntervalTrigger):
-    """A trigger of the user's that raises when it is asked."""
+    """A trigger of the user's that raises."""
 
     content = True
 
@@ -296,7 +299,7 @@ class Moody(IntervalTrigger):
 
 
 class TestOtherwise:
-    """Whatever else the application does to a job that was due."""
+    """Other changes by the application to a job that was due."""
 
     @pytest.mark.parametrize("known", [False, True], ids=["at once", "when known"])
     @pytest.mark.parametrize(
@@ -309,20 +312,20 @@ class TestOtherwise:
         ids=["removed", "all removed", "paused"],
     )
     def test_taken_away(self, restart: Restart, change: Callable[[Any], None], known: bool) -> None:
-        """A job that is removed or paused was due before that; nothing is promised any more."""
+        """The due runs of a job that is removed or paused are counted; there is no next run."""
         restart.stored()
         with restart.restarted() as seen:
             if known:
                 wait_for_reading(seen)
             change(seen.scheduler)
             assert settled(seen) == {"coalesced": 3, "missed": 1}
-            assert promised(seen) == (0, None)
+            assert next_and_withdrawn(seen) == (0, None)
             assert (seen.own_errors(), seen.errors()) == ({}, {})
 
     def test_all_removed_and_one_cannot_be_restored(
         self, restart: Restart, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """That one goes with the others, and nobody says that it was a failure."""
+        """That job is removed like the others, and counts as no failure."""
         restart.stored()
         restart.stored("spoilt")
         restart.rows.spoil("spoilt")
@@ -333,15 +336,15 @@ class TestOtherwise:
             assert "Unable to restore" not in caplog.text
 
     def test_rescheduled(self, restart: Restart) -> None:
-        """So with a job that gets another schedule."""
+        """The due runs of a job that gets another trigger are counted."""
         restart.stored()
         with restart.restarted() as seen:
             seen.scheduler.reschedule_job("job", trigger="interval", hours=2)
             assert settled(seen) == {"coalesced": 3, "missed": 1}
-            assert promised(seen) == (START.timestamp() + 2 * HOUR, None)
+            assert next_and_withdrawn(seen) == (START.timestamp() + 2 * HOUR, None)
 
     def test_renamed(self, restart: Restart) -> None:
-        """A change that leaves the time alone leaves the run to the scheduler."""
+        """If only the name changes, the scheduler runs what is due."""
         restart.stored()
         with restart.restarted() as seen:
             seen.scheduler.modify_job("job", name="other")
@@ -349,17 +352,17 @@ class TestOtherwise:
             seen.scheduler.turn()
             assert settled(seen) == {"coalesced": 3, "missed": 1}
 
-    def test_taken_back_in_time(self, restart: Restart) -> None:
-        """What is not due yet is taken back when the job is removed, though it was not known."""
+    def test_withdrawn_in_time(self, restart: Restart) -> None:
+        """A run that is not due yet is withdrawn when its job is removed, known or not."""
         restart.stored(seconds=60)
         with restart.restarted() as seen:
             seen.scheduler.remove_job("job")
             assert settled(seen) == {}
-            assert promised(seen) == (0, START.timestamp() + 60)
+            assert next_and_withdrawn(seen) == (0, START.timestamp() + 60)
 
 
 class TestOfOneProcess:
-    """A scheduler that does not look, as it is paused, is no other case than one that is gone."""
+    """The same if the scheduler does not look for due jobs, as it is paused."""
 
     @pytest.mark.parametrize(
         "options",
@@ -367,19 +370,19 @@ class TestOfOneProcess:
         ids=["interval", "cron"],
     )
     def test_overdue(self, clock: Clock, options: dict[str, Any]) -> None:
-        """A job that is put off when it is overdue has missed its runs."""
+        """A job that is postponed while it is overdue has missed its runs."""
         with watched(scenes.by_hand(timezone=timezone.utc)) as seen:
             seen.scheduler.start()
             add(seen, **options)
             clock.advance(3.5 * HOUR)
             seen.scheduler.reschedule_job("job", trigger="interval", hours=5)
             assert settled(seen) == {"coalesced": 2, "missed": 1}
-            assert promised(seen) == (clock.now.timestamp() + 5 * HOUR, None)
+            assert next_and_withdrawn(seen) == (clock.now.timestamp() + 5 * HOUR, None)
             seen.scheduler.turn()
             clock.advance(5 * HOUR)
             seen.scheduler.turn()
             assert settled(seen) == {"coalesced": 2, "missed": 1, "success": 1}
-            check_law(seen.telemetry)
+            check_counts(seen.telemetry)
 
     @pytest.mark.parametrize(
         "change",
@@ -389,12 +392,12 @@ class TestOfOneProcess:
         ],
         ids=["pauses", "reschedules"],
     )
-    def test_under_way(self, clock: Clock, change: Callable[[Any], None]) -> None:
-        """A run that changes its own job is under way, and not overdue."""
+    def test_in_flight(self, clock: Clock, change: Callable[[Any], None]) -> None:
+        """A run that changes its own job is in flight, and not missed."""
         with watched(scenes.by_hand(timezone=timezone.utc)) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(lambda: change(seen.scheduler), id="job", **hourly())
             clock.advance(HOUR)
             seen.scheduler.turn()
             assert settled(seen) == {"success": 1}
-            check_law(seen.telemetry)
+            check_counts(seen.telemetry)

@@ -1,4 +1,4 @@
-"""What becomes of jobs: promised, taken back, kept, broken; known from before."""
+"""Changes of jobs in their stores, and jobs that were in a store before."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 import support_jobs as jobs
 import support_scenes as scenes
-from apscheduler_telemetry.adapters.apscheduler3 import jobstores as _stores
-from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLRows
-from apscheduler_telemetry.adapters.apscheduler3.jobstores import StoreHook
-from apscheduler_telemetry.core import labels as _labels
-from apscheduler_telemetry.core.recorder import REMOVED_FOR
-from support import START, Clock, frozen, until
+from apscheduler_telemetry.adapters.apscheduler3 import jobstore_poller
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLAlchemyReader
+from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
+from apscheduler_telemetry.core.records import JobRecord
+from support import START, Clock, adapter_of, frozen, recorder_of, until
 from support_scenes import Boom, Watched, wait_for_reading, watched
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
@@ -67,7 +68,7 @@ def add(seen: Watched, seconds: float = 60, **options: Any) -> Any:
     )
 
 
-def promised(seen: Watched, job_id: str = "job") -> float | None:
+def next_run(seen: Watched, job_id: str = "job") -> float | None:
     return seen.job("next_run_timestamp_seconds", job_id)
 
 
@@ -79,180 +80,180 @@ IN_A_MINUTE = START.timestamp() + 60
 
 
 @pytest.mark.usefixtures("clock")
-class TestPromises:
-    """The next run is a promise, and the user may take it back; see DESIGN section 4."""
+class TestNextRun:
+    """The next run of a job, which the user may withdraw."""
 
     def test_of_a_new_job(self) -> None:
-        """A job promises its next run as soon as it is in its store."""
+        """The next run of a job is known as soon as the job is in its store."""
         with driven() as seen:
             add(seen)
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
 
     def test_of_a_pending_job(self) -> None:
-        """A job that is added before the start promises when the scheduler starts."""
+        """The next run of a job that is added before the start is known after it."""
         with watched(scenes.by_hand()) as seen:
             add(seen)
-            assert promised(seen) is None
+            assert next_run(seen) is None
             seen.scheduler.start()
-            assert promised(seen) == IN_A_MINUTE
+            assert next_run(seen) == IN_A_MINUTE
 
     def test_kept(self, clock: Clock) -> None:
-        """A run that starts is a promise kept: the next one follows, and nothing was taken back."""
+        """After a run the following one is the next, and none was withdrawn."""
         with driven() as seen:
             add(seen)
             clock.advance(60)
             seen.scheduler.turn()
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE + 3600, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE + 3600, None)
 
     def test_not_kept(self, clock: Clock) -> None:
-        """While nobody looks for due jobs the promise stands, and is visibly late."""
+        """While the scheduler does not look for due jobs, the next run stays, and is overdue."""
         with driven() as seen:
             add(seen)
             clock.advance(1000)
-            assert promised(seen) == IN_A_MINUTE
+            assert next_run(seen) == IN_A_MINUTE
             assert seen.telemetry.health()["jobs"][0]["overdue"] is True
 
     def test_removed(self) -> None:
-        """A job that the user removes promises nothing, and takes back what it had promised."""
+        """The next run of a job that the user removes is withdrawn."""
         with driven() as seen:
             add(seen).remove()
-            assert (promised(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
 
     def test_paused(self) -> None:
-        """So does a job that is paused; resumed, it makes a new promise."""
+        """The next run of a job that is paused is withdrawn; resumed, the job has a new one."""
         with driven() as seen:
             job = add(seen)
             job.pause()
-            assert (promised(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
             job.resume()
-            assert (promised(seen), withdrawn(seen)) == (START.timestamp() + 3600, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (START.timestamp() + 3600, IN_A_MINUTE)
 
     @pytest.mark.parametrize("seconds", [1, 7200], ids=["sooner", "later"])
     def test_rescheduled(self, seconds: float) -> None:
-        """A job that is given another time promises that one and takes the former back."""
+        """A job that is given another time has that as its next run, and withdraws the other."""
         with driven() as seen:
             at = START + timedelta(seconds=seconds)
             add(seen).modify(next_run_time=at)
-            assert (promised(seen), withdrawn(seen)) == (at.timestamp(), IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (at.timestamp(), IN_A_MINUTE)
 
     def test_rescheduled_by_a_trigger(self) -> None:
-        """A job that is given another schedule promises by that one."""
+        """The next run of a job that is given another trigger comes from that."""
         with driven() as seen:
             add(seen).reschedule("interval", minutes=5)
-            assert (promised(seen), withdrawn(seen)) == (START.timestamp() + 300, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (START.timestamp() + 300, IN_A_MINUTE)
 
     def test_modified_otherwise(self) -> None:
-        """A change that leaves the time alone takes nothing back."""
+        """A change that leaves the next run alone withdraws nothing."""
         with driven() as seen:
             add(seen).modify(name="other")
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
 
-    def test_promised_again(self) -> None:
-        """A time that is promised again was not taken back."""
+    def test_set_again(self) -> None:
+        """A next run that is set again does not count as withdrawn."""
         with driven() as seen:
             job = add(seen)
             at = job.next_run_time
             job.pause()
             assert withdrawn(seen) == IN_A_MINUTE
             job.modify(next_run_time=at)
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
 
     def test_removed_and_added_again(self) -> None:
-        """So with a job that is removed and added again for the same time."""
+        """Nor does that of a job that is removed and added again for the same time."""
         with driven() as seen:
             add(seen).remove()
             add(seen)
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
 
     def test_replaced(self) -> None:
         """`replace_existing` is a change by the user like any other."""
         with driven() as seen:
             add(seen)
             add(seen, seconds=90, replace_existing=True)
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE + 30, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE + 30, IN_A_MINUTE)
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_finished(self, clock: Clock) -> None:
-        """A one-off job that has run promises nothing more, and nothing was taken back."""
+        """A one-off job that has run has no next run, and none was withdrawn."""
         with driven() as seen:
             add(seen, trigger="date")
             clock.advance(60)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
-            assert (promised(seen), withdrawn(seen)) == (0, None)
+            assert (next_run(seen), withdrawn(seen)) == (0, None)
 
     def test_unknown_executor(self, clock: Clock) -> None:
-        """A job that APScheduler removes, as its executor is unknown, has broken its promise."""
+        """If APScheduler removes a job, as its executor is unknown, the next run stays expected."""
         with driven() as seen:
             add(seen, executor="gpu")
             clock.advance(60)
             seen.scheduler.turn()
             assert seen.scheduler.get_job("job") is None
             assert seen.runs() == {"lost": 1}
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
             assert seen.value("scheduler_jobs", jobstore="default") == 0
 
     def test_all_removed(self) -> None:
-        """`remove_all_jobs` takes back every promise."""
+        """`remove_all_jobs` withdraws the next run of each job."""
         with driven() as seen:
             add(seen, id="a")
             add(seen, id="b", seconds=90)
             seen.scheduler.remove_all_jobs()
-            assert (promised(seen, "a"), withdrawn(seen, "a")) == (0, IN_A_MINUTE)
-            assert (promised(seen, "b"), withdrawn(seen, "b")) == (0, IN_A_MINUTE + 30)
+            assert (next_run(seen, "a"), withdrawn(seen, "a")) == (0, IN_A_MINUTE)
+            assert (next_run(seen, "b"), withdrawn(seen, "b")) == (0, IN_A_MINUTE + 30)
             assert seen.value("scheduler_jobs", jobstore="default") == 0
 
     def test_shut_down(self) -> None:
-        """A memory store empties itself on shutdown, which takes no promise back."""
+        """A memory store empties itself on shutdown, which withdraws no run."""
         with driven() as seen:
             add(seen)
             seen.scheduler.shutdown()
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
 
     def test_job_store_removed(self) -> None:
-        """Whoever removes a job store takes back what its jobs had promised."""
+        """Removing a job store withdraws the next runs of its jobs."""
         with driven() as seen:
             seen.scheduler.add_jobstore(MemoryJobStore(), "other")
             add(seen, jobstore="other")
             assert seen.value("scheduler_jobs", jobstore="other") == 1
             seen.scheduler.remove_jobstore("other", shutdown=False)
-            assert (promised(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
+            assert (next_run(seen), withdrawn(seen)) == (0, IN_A_MINUTE)
             assert seen.value("scheduler_jobs", jobstore="other") is None
 
     @pytest.mark.parametrize("change", ["remove", "pause"])
-    def test_taken_back_by_a_listener(self, clock: Clock, change: str) -> None:
-        """What a listener does in the middle of a pass is done by the user, not by the loop."""
+    def test_withdrawn_by_a_listener(self, clock: Clock, change: str) -> None:
+        """A change by a listener in the middle of a pass is the user's, not the loop's."""
         with driven() as seen:
             job = add(seen)
             seen.scheduler.add_listener(lambda event: getattr(job, change)(), EVENT_JOB_SUBMITTED)
             clock.advance(60)
             seen.scheduler.turn()
-            assert (promised(seen), withdrawn(seen)) == (0, IN_A_MINUTE + 3600)
+            assert (next_run(seen), withdrawn(seen)) == (0, IN_A_MINUTE + 3600)
 
-    def test_taken_back_by_the_job(self, clock: Clock) -> None:
-        """So is what a job does to another one while it runs in the middle of a pass."""
+    def test_withdrawn_by_a_job(self, clock: Clock) -> None:
+        """So is a change of another job by a job that runs in the middle of a pass."""
         with driven() as seen:
             add(seen, func=lambda: seen.scheduler.remove_job("other"))
             add(seen, id="other", seconds=90)
             clock.advance(60)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
-            assert (promised(seen, "other"), withdrawn(seen, "other")) == (0, IN_A_MINUTE + 30)
+            assert (next_run(seen, "other"), withdrawn(seen, "other")) == (0, IN_A_MINUTE + 30)
 
-    @pytest.mark.parametrize("broken", [False, True], ids=["removed", "broken"])
-    def test_dropped(self, clock: Clock, broken: bool) -> None:
+    @pytest.mark.parametrize("failed", [False, True], ids=["removed", "failed"])
+    def test_dropped(self, clock: Clock, failed: bool) -> None:
         """The series of a job that is gone stay for 15 minutes, long enough to be scraped."""
         with driven() as seen:
-            if broken:
+            if failed:
                 add(seen, executor="gpu")
                 clock.advance(60)
                 seen.scheduler.turn()
             else:
                 add(seen).remove()
-            clock.advance(REMOVED_FOR - 1)
-            assert promised(seen) == (IN_A_MINUTE if broken else 0)
+            clock.advance(REMOVED_JOB_SECONDS - 1)
+            assert next_run(seen) == (IN_A_MINUTE if failed else 0)
             clock.advance(2)
-            assert promised(seen) is None
+            assert next_run(seen) is None
             assert seen.job("runs_total", outcome="lost") is None
 
 
@@ -261,27 +262,27 @@ class TestRestart:
     """A scheduler may be shut down and started again in one process."""
 
     def test_jobs_of_a_memory_store_are_gone(self, clock: Clock) -> None:
-        """They count no more; what they promised stands for 15 minutes: nobody took it back."""
+        """They count no more; their next runs were not withdrawn, and stay for 15 minutes."""
         with driven() as seen:
             add(seen)
             seen.scheduler.shutdown()
             seen.scheduler.start()
             assert seen.value("scheduler_jobs", jobstore="default") == 0
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
-            clock.advance(REMOVED_FOR + 1)
-            assert promised(seen) is None
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            clock.advance(REMOVED_JOB_SECONDS + 1)
+            assert next_run(seen) is None
 
     def test_jobs_that_are_added_again(self, clock: Clock) -> None:
-        """A job that is added again goes on where it was."""
+        """A job that is added again keeps its state."""
         with driven() as seen:
             add(seen)
             seen.scheduler.shutdown()
             add(seen, seconds=90)
             seen.scheduler.start()
             assert seen.value("scheduler_jobs", jobstore="default") == 1
-            assert promised(seen) == IN_A_MINUTE + 30
-            clock.advance(REMOVED_FOR * 2)
-            assert promised(seen) == IN_A_MINUTE + 30
+            assert next_run(seen) == IN_A_MINUTE + 30
+            clock.advance(REMOVED_JOB_SECONDS * 2)
+            assert next_run(seen) == IN_A_MINUTE + 30
 
     def test_jobs_of_a_persistent_store(self, rows: Rows) -> None:
         """Jobs in a store that outlives the process are still there."""
@@ -291,10 +292,10 @@ class TestRestart:
             seen.scheduler.start()
             wait_for_reading(seen)
             assert seen.value("scheduler_jobs", jobstore="default") == 1
-            assert promised(seen) == IN_A_MINUTE
+            assert next_run(seen) == IN_A_MINUTE
 
     def test_another_job_store(self) -> None:
-        """A new configuration takes executors and job stores away without telling anybody."""
+        """A new configuration removes executors and job stores without an event."""
         options: dict[str, Any] = {
             "executors": {"fast": DebugExecutor()},
             "jobstores": {"old": MemoryJobStore()},
@@ -305,8 +306,8 @@ class TestRestart:
             seen.scheduler.configure(
                 executors={"slow": DebugExecutor()}, jobstores={"new": MemoryJobStore()}
             )
-            assert seen.telemetry.ledger.executors().keys() == {"slow"}
-            assert seen.telemetry.ledger.stores().keys() == {"new"}
+            assert recorder_of(seen.telemetry).executors().keys() == {"slow"}
+            assert recorder_of(seen.telemetry).jobstores().keys() == {"new"}
             seen.scheduler.start()
             add(seen, jobstore="new", executor="slow")
             assert seen.value("scheduler_jobs", jobstore="new") == 1
@@ -315,7 +316,7 @@ class TestRestart:
 
 
 class Foreign(BaseJobStore):
-    """A store of the user's, which keeps its jobs in a way that nobody knows."""
+    """A store of the user's, which is none of APScheduler's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -370,7 +371,7 @@ class TestJobsFromBefore:
         with watched(scheduler) as seen:
             if not running:
                 scheduler.start()
-            until(lambda: promised(seen) == promised(seen, "other") == NEVER.timestamp())
+            until(lambda: next_run(seen) == next_run(seen, "other") == NEVER.timestamp())
             assert withdrawn(seen) is None
             assert seen.value("scheduler_jobs", jobstore="default") == 2
             until(lambda: seen.job("shortest_interval_seconds") == 3600)
@@ -381,24 +382,22 @@ class TestJobsFromBefore:
         scheduler.start()
         scheduler.add_job(jobs.nothing, "interval", hours=1, id="job", next_run_time=NEVER)
         with watched(scheduler) as seen:
-            assert promised(seen) == NEVER.timestamp()
+            assert next_run(seen) == NEVER.timestamp()
 
     def test_in_a_store_that_is_added(self, rows: Rows) -> None:
         """So are those of a job store that is added to a scheduler while it runs."""
         rows.write("job")
         with driven() as seen:
             seen.scheduler.add_jobstore(rows.store(), "sql")
-            until(lambda: promised(seen) == NEVER.timestamp())
+            until(lambda: next_run(seen) == NEVER.timestamp())
             assert seen.value("scheduler_jobs", jobstore="sql") == 1
 
-    def test_rows_that_cannot_be_restored_stay(
-        self, rows: Rows, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """APScheduler deletes what it cannot restore; telemetry, on its own, must not."""
+    def test_undeserializable_rows_stay(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+        """APScheduler deletes rows that it cannot deserialize; a reading by telemetry must not."""
         rows.write("job", "spoilt")
         rows.spoil("spoilt")
         with driven(jobstores={"default": rows.store()}) as seen:
-            until(lambda: promised(seen) == NEVER.timestamp())
+            until(lambda: next_run(seen) == NEVER.timestamp())
             wait_for_reading(seen)
             assert rows.ids() == {"job", "spoilt"}
             assert seen.errors() == {}
@@ -420,8 +419,8 @@ class TestJobsFromBefore:
     def test_a_store_that_cannot_be_read(
         self, rows: Rows, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that fails us is no failure of ours; it is said once, and we try again."""
-        monkeypatch.setattr(StoreHook, "EVERY", 0.01)
+        """A failure of the store is no failure of telemetry; it is logged once, and read again."""
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.01)
         rows.write("job", at=scenes.ago(0.1))
         store = Broken(rows.url, engine_options=NO_POOL)
         with driven(jobstores={"default": store}) as seen:
@@ -435,24 +434,24 @@ class TestJobsFromBefore:
             until(lambda: seen.value("jobstore_last_read_timestamp_seconds", jobstore="default"))
 
     def test_a_job_that_cannot_be_described(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A job of which nothing can be told does not hide the others."""
+        """A job that cannot be described does not hide the others."""
         scheduler = scenes.by_hand()
         scheduler.start()
         for job_id in "ab":
             scheduler.add_job(
                 jobs.nothing, "interval", hours=1, id=job_id, next_run_time=NEVER, name=job_id
             )
-        text = _labels.text
+        label_value = labels.label_value
         monkeypatch.setattr(
-            _labels, "text", lambda name: raise_boom() if name == "a" else text(name)
+            labels, "label_value", lambda name: raise_boom() if name == "a" else label_value(name)
         )
         with watched(scheduler) as seen:
-            assert promised(seen, "a") is None
-            assert promised(seen, "b") == NEVER.timestamp()
+            assert next_run(seen, "a") is None
+            assert next_run(seen, "b") == NEVER.timestamp()
             assert seen.own_errors() == {"adapter": 1}
 
     def test_a_trigger_without_a_text(self) -> None:
-        """A trigger of the user's that has no text is told by its type, and the job counts."""
+        """A trigger of the user's that has no text is described by its type."""
 
         class Mute(IntervalTrigger):
             def __str__(self) -> str:
@@ -461,11 +460,11 @@ class TestJobsFromBefore:
         with driven() as seen:
             # Not due, as APScheduler itself cannot log that such a job runs.
             seen.scheduler.add_job(jobs.nothing, Mute(hours=1), id="job", next_run_time=NEVER)
-            assert promised(seen) == NEVER.timestamp()
+            assert next_run(seen) == NEVER.timestamp()
             assert seen.own_errors() == {}
 
     def test_changed_by_another_process(self, rows: Rows, clock: Clock) -> None:
-        """A due job that another process has changed meanwhile is known as it is now."""
+        """A due job that another process has changed is known as it is now."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             wait_for_reading(seen)
@@ -476,7 +475,7 @@ class TestJobsFromBefore:
             clock.advance(30)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
-            assert promised(seen) == START.timestamp() + 30 + 3600
+            assert next_run(seen) == START.timestamp() + 30 + 3600
             assert withdrawn(seen) is None
 
 
@@ -488,11 +487,11 @@ INFO = {
 }
 
 
-class TestUnrestorable:
-    """Rows that APScheduler cannot restore, and therefore deletes."""
+class TestUndeserializable:
+    """Rows that APScheduler cannot deserialize, and therefore deletes."""
 
     def test_due(self, rows: Rows, clock: Clock) -> None:
-        """A due job whose row is deleted is lost, and has broken its promise."""
+        """The run of a due job whose row is deleted is lost, and its next run stays expected."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             add(seen, id="other")
@@ -502,17 +501,17 @@ class TestUnrestorable:
             assert rows.ids() == {"other"}
             assert seen.errors() == {"restore": 1}
             assert seen.runs() == {"lost": 1}
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
             assert seen.job("last_failure_timestamp_seconds") == IN_A_MINUTE + 1
             assert seen.runs("other") == {"success": 1}
             assert seen.value("scheduler_jobs", jobstore="default") == 1
-            clock.advance(REMOVED_FOR - 1)
-            assert promised(seen) == IN_A_MINUTE
+            clock.advance(REMOVED_JOB_SECONDS - 1)
+            assert next_run(seen) == IN_A_MINUTE
             clock.advance(2)
-            assert promised(seen) is None
+            assert next_run(seen) is None
 
     def test_listed(self, rows: Rows, clock: Clock) -> None:
-        """So with a row that is deleted when the user lists the jobs, though it was not due yet."""
+        """A row is also deleted when the user lists the jobs, though the job was not due yet."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             add(seen, id="other")
@@ -522,11 +521,11 @@ class TestUnrestorable:
             assert rows.ids() == {"other"}
             assert seen.errors() == {"restore": 1}
             assert seen.runs() == {}
-            assert (promised(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
+            assert (next_run(seen), withdrawn(seen)) == (IN_A_MINUTE, None)
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_looked_up(self, rows: Rows, clock: Clock) -> None:
-        """Whoever looks up such a job is told, nothing is deleted, and nothing counts."""
+        """Looking up such a job raises; nothing is deleted, and nothing counts."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             rows.spoil("job")
@@ -536,14 +535,14 @@ class TestUnrestorable:
             assert rows.ids() == {"job"}
 
     def test_not_known(self, rows: Rows, clock: Clock) -> None:
-        """A row that was never readable is an error, though nobody can say of which job."""
+        """A row that was never readable counts as an error, though its job is not known."""
         rows.write("job", at=START)
         rows.spoil("job")
         with driven(jobstores={"default": rows.store()}) as seen:
             wait_for_reading(seen)
             seen.scheduler.turn()
             assert seen.errors() == {"restore": 1}
-            assert list(seen.telemetry.ledger.accounts()) == []
+            assert list(recorder_of(seen.telemetry).jobs()) == []
 
     def test_after_uninstrument(self, rows: Rows, clock: Clock) -> None:
         """A store that is no longer watched is no longer counted."""
@@ -552,12 +551,12 @@ class TestUnrestorable:
             rows.spoil("job")
             seen.telemetry.uninstrument()
             seen.scheduler.turn()
-            assert set(seen.telemetry.ledger.errors().values()) == {0}
+            assert set(recorder_of(seen.telemetry).errors().values()) == {0}
 
 
 class TestInfo:
     def test_follows_the_job(self) -> None:
-        """What a job is called, when and where it runs is shown as it is now."""
+        """The name, trigger and executor of a job are shown as they are now."""
         with driven(executors={"default": DebugExecutor(), "slow": DebugExecutor()}) as seen:
             job = add(seen)
             known = {**INFO, "jobstore": "default", "persistent": "false"}
@@ -575,7 +574,7 @@ class TestInfo:
             assert seen.job("info", **INFO, jobstore="default", persistent="true") == 1
 
     def test_grace_follows_the_job(self) -> None:
-        """Lateness that is tolerated is the job's own, and 60 s at least."""
+        """The grace is the job's own, and at least 60 seconds."""
         with driven() as seen:
             job = add(seen)
             assert seen.job("grace_seconds") == 60
@@ -586,25 +585,25 @@ class TestInfo:
         """Runs link to where the job was added; if it was pending, to `add_job`."""
         scheduler = scenes.by_hand()
         with watched(scheduler) as seen:
-            be_in(seen, "request")
+            set_origin(seen, "request")
             add(seen, id="pending")
-            be_in(seen, "start")
+            set_origin(seen, "start")
             scheduler.start()
             assert link_of(seen, "pending") == "request: added"
-            be_in(seen, "another request")
+            set_origin(seen, "another request")
             add(seen)
             assert link_of(seen, "job") == "another request: added"
-            be_in(seen, "a change")
+            set_origin(seen, "a change")
             scheduler.modify_job("job", name="other")
             assert link_of(seen, "job") == "another request: added"
-            be_in(seen, None)
+            set_origin(seen, None)
             add(seen, replace_existing=True)
             assert link_of(seen, "job") is None
 
-    def test_link_that_cannot_be_had(self) -> None:
+    def test_failing_tracer(self) -> None:
         """A tracer that fails is counted, and the job is added all the same."""
         with driven() as seen:
-            seen.telemetry._adapter.links._origins.current = raise_boom  # type: ignore[assignment, method-assign]
+            origins_of(seen).current = raise_boom
             add(seen, seconds=-0.1)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}
@@ -612,7 +611,7 @@ class TestInfo:
 
 
 class Slow:
-    """Holds up what telemetry has read for as long as the test says."""
+    """Delays what telemetry has read until the test lets it go on."""
 
     def __init__(self) -> None:
         self.read, self.go_on = threading.Event(), threading.Event()
@@ -624,7 +623,7 @@ class Slow:
 
 
 class SlowStore(SQLAlchemyJobStore):
-    """A store with a way of its own, whose answer to telemetry is slow."""
+    """A store that lists jobs in its own way, and is slow for telemetry."""
 
     def __init__(self, url: str, slow: Slow) -> None:
         super().__init__(url, engine_options=NO_POOL)
@@ -636,27 +635,29 @@ class SlowStore(SQLAlchemyJobStore):
         return jobs_then
 
 
-class SlowRows(SQLRows):
-    """A store of APScheduler's whose answer to telemetry is slow."""
+class SlowReader(SQLAlchemyReader):
+    """A reader that is slow."""
 
     slow: Slow
 
-    def states(self, job_ids: Any) -> Any:
-        states = super().states(job_ids)
+    def fetch_states(self, job_ids: Any) -> Any:
+        states = super().fetch_states(job_ids)
         self.slow.hold()
         return states
 
 
 class TestRaces:
-    """What changes while telemetry reads a store is not undone by what it read."""
+    """A reading does not undo what changes meanwhile."""
 
     @pytest.fixture(params=["all jobs", "rows"], autouse=True)
-    def road(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Read in either of both ways."""
-        self.slow = SlowRows.slow = Slow()
+    def way_of_reading(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Read through the store itself, or with a reader."""
+        self.slow = SlowReader.slow = Slow()
         self.by_rows = request.param == "rows"
         if self.by_rows:
-            monkeypatch.setattr(_stores, "rows_of", SlowRows)
+            monkeypatch.setattr(jobstore_poller, "create_reader", SlowReader)
 
     @contextmanager
     def reading(self, rows: Rows) -> Iterator[tuple[Watched, Callable[[], None]]]:
@@ -674,11 +675,11 @@ class TestRaces:
             self.slow.go_on.set()
 
     def test_nothing_changed(self, rows: Rows) -> None:
-        """Without a change both jobs are known, which shows that the reading is what it seems."""
+        """Without a change both jobs are known, which shows that these tests test something."""
         with self.reading(rows) as (seen, end):
-            assert promised(seen) is None
+            assert next_run(seen) is None
             end()
-            assert promised(seen) == promised(seen, "other") == NEVER.timestamp()
+            assert next_run(seen) == next_run(seen, "other") == NEVER.timestamp()
 
     @pytest.mark.parametrize(
         "remove",
@@ -690,31 +691,31 @@ class TestRaces:
         ids=["the job", "all jobs", "the job store"],
     )
     def test_removed(self, rows: Rows, remove: Callable[[Any], Any]) -> None:
-        """A job that is removed in the meantime is not brought back."""
+        """A job that is removed meanwhile does not come back."""
         with self.reading(rows) as (seen, end):
             remove(seen.scheduler)
             end()
-            assert not promised(seen)
+            assert not next_run(seen)
 
     def test_removed_and_others_not(self, rows: Rows) -> None:
         """The removal of one job does not hide another."""
         with self.reading(rows) as (seen, end):
             seen.scheduler.remove_job("job")
             end()
-            assert promised(seen, "other") == NEVER.timestamp()
+            assert next_run(seen, "other") == NEVER.timestamp()
             assert seen.value("scheduler_jobs", jobstore="sql") == 1
 
     def test_changed(self, rows: Rows) -> None:
-        """A job that is changed in the meantime stays as it was changed."""
+        """A job that is changed meanwhile stays as it was changed."""
         with self.reading(rows) as (seen, end):
             at = NEVER - timedelta(days=1)
             seen.scheduler.modify_job("job", next_run_time=at, name="changed")
             end()
-            assert promised(seen) == at.timestamp()
-            assert seen.telemetry.ledger.entry("sql", "job").info.name == "changed"  # type: ignore[union-attr]
+            assert next_run(seen) == at.timestamp()
+            assert job_record(seen, "sql").info.name == "changed"
 
     def test_removed_and_added_again(self, rows: Rows) -> None:
-        """So does a job that is removed and added again."""
+        """A job that is removed and added again meanwhile stays as it was added."""
         with self.reading(rows) as (seen, end):
             at = NEVER - timedelta(days=1)
             seen.scheduler.remove_job("job")
@@ -722,7 +723,7 @@ class TestRaces:
                 jobs.nothing, "interval", hours=1, id="job", jobstore="sql", next_run_time=at
             )
             end()
-            assert promised(seen) == at.timestamp()
+            assert next_run(seen) == at.timestamp()
 
     def test_uninstrumented(self, rows: Rows) -> None:
         """After `uninstrument` nothing more is read, and the thread that read ends."""
@@ -735,7 +736,7 @@ class TestRaces:
             until(lambda: not any(thread.is_alive() for thread in ours))
 
     def test_described_without_a_lock(self, rows: Rows) -> None:
-        """A callback of the user's may ask the scheduler, which may be waiting for the hooks."""
+        """A callback of the user's may call the scheduler, which may wait for the hooks."""
         self.slow.go_on.set()
         rows.write("job")
         scheduler = scenes.by_hand(jobstores={"default": rows.store()})
@@ -753,13 +754,13 @@ class TestRaces:
             scheduler.modify_job("job", name="changed")
             modified.set()
             wait_for_reading(seen)
-            assert promised(seen, "label of job") == NEVER.timestamp()
+            assert next_run(seen, "label of job") == NEVER.timestamp()
             assert seen.own_errors() == {}
 
 
 class TestMemory:
     def test_a_job_that_has_run_is_forgotten(self) -> None:
-        """Neither a one-off job nor its arguments outlive its run because of telemetry."""
+        """Telemetry keeps neither a one-off job nor its arguments alive after its run."""
 
         class Big:
             pass
@@ -773,16 +774,25 @@ class TestMemory:
             assert seen.value("scheduler_jobs", jobstore="default") == 0
 
 
-def be_in(seen: Watched, place: str | None) -> None:
-    """Let what happens from now on happen there."""
-    origins = seen.telemetry._adapter.links._origins
-    origins.current = lambda reason: place and f"{place}: {reason}"  # type: ignore[method-assign]
+def set_origin(seen: Watched, place: str | None) -> None:
+    """Set the origin of what happens from now on."""
+    origins_of(seen).current = lambda reason: place and f"{place}: {reason}"
 
 
 def link_of(seen: Watched, job_id: str) -> Any:
-    entry = seen.telemetry.ledger.entry("default", job_id)
-    assert entry is not None
-    return entry.link
+    tracked = adapter_of(seen.telemetry)._jobs.get(("default", job_id))
+    assert tracked is not None
+    return tracked.added_at
+
+
+def origins_of(seen: Watched) -> Any:
+    return adapter_of(seen.telemetry)._links._origins
+
+
+def job_record(seen: Watched, alias: str) -> JobRecord:
+    record = recorder_of(seen.telemetry).job(alias, "job")
+    assert record is not None
+    return record
 
 
 def raise_boom(*args: Any) -> Any:

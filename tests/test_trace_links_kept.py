@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from support import HandDriven, until
+from support import HandDriven, registry_of, until
 from support_jobs import PATIENCE, nothing
 from support_stores import Rows
 
@@ -73,7 +73,7 @@ class TracedProcess:
 
     def knows_the_job(self) -> bool:
         labels = {"scheduler": "default", "job_id": "job"}
-        registry = self.telemetry.options["registry"]
+        registry = registry_of(self.telemetry)
         name = "apscheduler_job_next_run_timestamp_seconds"
         return registry.get_sample_value(name, labels) is not None
 

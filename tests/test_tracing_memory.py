@@ -11,7 +11,7 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra '
 from apscheduler.executors.debug import DebugExecutor
 from opentelemetry.sdk.trace import TracerProvider
 
-from support import by_hand
+from support import by_hand, registry_of
 from support_jobs import nothing
 
 JOBS = 1000
@@ -25,7 +25,7 @@ class TestJobsThatRunOnce:
         """What is kept of jobs that are gone is bounded, when each run of them has a span."""
         telemetry = {"tracer_provider": TracerProvider(shutdown_on_exit=False)}
         with by_hand({"default": DebugExecutor()}, telemetry=telemetry) as rig:
-            registry = rig.telemetry.options["registry"]
+            registry = registry_of(rig.telemetry)
 
             def objects_after(count: int) -> int:
                 """Run so many jobs, and return how many objects there are afterwards."""

@@ -4,47 +4,94 @@ Puts the parts together: `instrument` and the handle that it returns.
 
 from __future__ import annotations
 
-import functools
-import math
 import os
-import reprlib
 import socket
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
-from apscheduler.schedulers import base as apscheduler_base
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
-from apscheduler_telemetry.core.alert_policy import Expectations, checked
-from apscheduler_telemetry.core.labels import MAX_LABELS, Labeller
-from apscheduler_telemetry.core.model import Capture, Liveness, RunObserver
-from apscheduler_telemetry.core.observers import Guard, Pipeline
-from apscheduler_telemetry.core.recorder import DELAY_BUCKETS, DURATION_BUCKETS, Ledger
-from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
-from apscheduler_telemetry.export import health
-from apscheduler_telemetry.export.metric_families import Reader
+from apscheduler_telemetry.adapters.base import AdapterServices, SchedulerAdapter
+from apscheduler_telemetry.adapters.registry import adapter_for
+from apscheduler_telemetry.config import Config
+from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.labels import MAX_LABELS, JobLabeller
+from apscheduler_telemetry.core.model import Liveness
+from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
+from apscheduler_telemetry.export import health, otel_metrics, prometheus
+from apscheduler_telemetry.export.metric_families import Exporter
 from apscheduler_telemetry.export.multiprocess.directory import configured_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
-from apscheduler_telemetry.export.otel_metrics import HistogramObserver, reader_of
 from apscheduler_telemetry.export.otel_traces import (
-    Origins,
+    OriginTracker,
     SpanObserver,
-    leave_context,
-    return_to_context,
-    untraced,
+    clear_context,
+    restore_context,
+    suppress_tracing,
 )
-from apscheduler_telemetry.export.prometheus import collector_of
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 
 _HANDLE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
+
+
+class _Source:
+    """
+    One instrumented scheduler, as exporters see it; see `InstrumentedScheduler`.
+
+    Args:
+        name: the value of the ``scheduler`` label.
+        recorder: the metrics state.
+        errors: counts failures of telemetry itself.
+        adapter: watches the scheduler.
+        is_singleton: whether one live scheduler of this name is meant per application.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        recorder: Recorder,
+        errors: ErrorReporter,
+        adapter: SchedulerAdapter,
+        is_singleton: bool,
+    ) -> None:
+        self.name = name
+        self.recorder = recorder
+        self.errors = errors
+        self.adapter = adapter
+        self._is_singleton = is_singleton
+
+    @property
+    def started_at(self) -> float | None:
+        """When the scheduler was started, in Unix seconds; None before it."""
+        return self.adapter.started_at
+
+    @property
+    def last_wakeup(self) -> float | None:
+        """When it last looked for due jobs, in Unix seconds; None before it."""
+        return self.adapter.last_wakeup
+
+    def liveness(self) -> Liveness:
+        """Tell whether the scheduler's loop is alive, and why not."""
+        return self.adapter.liveness()
+
+    def scheduler_info(self) -> Mapping[str, str]:
+        """Return the labels of ``apscheduler_scheduler_info``, without ``scheduler``."""
+        return {
+            **self.adapter.scheduler_info(),
+            "hostname": socket.gethostname(),
+            "pid": str(os.getpid()),
+            "singleton": "true" if self._is_singleton else "false",
+        }
 
 
 class Telemetry:
@@ -55,85 +102,84 @@ class Telemetry:
         name: the value of the ``scheduler`` label.
         wsgi_app: a WSGI application that serves ``/metrics`` and ``/health``; mount it anywhere.
         asgi_app: the same as an ASGI application.
-        options: what `instrument` was called with.
-        gives_way: whether the next call of `instrument` replaces it, since nobody asked for it in
-            the application's code.
     """
 
-    gives_way = False
-
-    def __init__(self, scheduler: Any, **options: Any) -> None:
-        self.name: str = options["name"]
-        self.options = options
-        self.guard = Guard()
-        self.ledger = Ledger(
-            self.name,
-            duration_buckets=options["duration_buckets"],
-            delay_buckets=options["delay_buckets"],
-            max_labels=options["max_labels"],
-        )
+    def __init__(
+        self, scheduler: Any, config: Config, adapter_class: type[SchedulerAdapter]
+    ) -> None:
+        self.name = config.name
         self._scheduler = scheduler
+        self._config = config
         self._servers: list[HTTPServer] = []
-        # First, as it raises where the environment is wrong.
-        directory = configured_directory() if options["registry"] is not None else None
-        self._snapshot_writer = None if directory is None else SnapshotWriter(self, directory)
-        self._readers: list[Reader] = []
+        # First, as it raises if the environment is wrong.
+        directory = configured_directory() if config.registry is not None else None
+        self._snapshot_writer: SnapshotWriter | None = None
+        self._exporters: list[Exporter] = []
+        errors = ErrorReporter()
+        recorder = Recorder(
+            config.name,
+            duration_buckets=config.duration_buckets,
+            delay_buckets=config.delay_buckets,
+            max_labels=config.max_labels,
+        )
         # The spans come first, so that they are current where the histograms are recorded.
-        spans = SpanObserver(tracer_provider=options["tracer_provider"])
-        observers: list[RunObserver] = [spans]
-        expose = None
-        if options["registry"] is not None:
-            collector = collector_of(options["registry"])
-            self._readers.append(collector)
-            expose = collector.expose
-        try:
-            if options["meter_provider"] is not None:
-                meter = reader_of(
-                    options["meter_provider"], options["duration_buckets"], options["delay_buckets"]
-                )
-                self._readers.append(meter)
-                observers.append(HistogramObserver(meter))
-            for reader in self._readers:
-                reader.check_free(self.name)
-            self._adapter = Adapter(
-                scheduler,
-                ledger=self.ledger,
-                pipeline=Pipeline(self.guard, observers),
-                guard=self.guard,
-                labeller=Labeller(options["job_label"], self.guard),
-                expectations=Expectations(
-                    self.guard,
-                    grace=options["grace"],
-                    max_duration=options["max_duration"],
-                    severity=options["severity"],
-                    owner=options["owner"],
-                ),
-                origins=Origins(baggage=options["propagate_baggage"]),
-                context_store=options["context_store"],
-                capture=Capture(
-                    arguments=options["capture_arguments"],
-                    result=options["capture_result"],
-                    stacktrace=options["capture_stacktrace"],
-                ),
-                leave_context=leave_context,
-                return_to_context=return_to_context,
-                untraced=untraced,
-                on_start=self._snapshot_writer.start if self._snapshot_writer else _do_nothing,
-                on_stop=self._snapshot_writer.write if self._snapshot_writer else _do_nothing,
+        observers: list[RunObserver] = [SpanObserver(tracer_provider=config.tracer_provider)]
+        registry, expose = config.registry, None
+        if registry is not None:
+            prometheus_exporter = prometheus.exporter_for(registry)
+            self._exporters.append(prometheus_exporter)
+            expose = prometheus_exporter.expose
+        if config.meter_provider is not None:
+            meter = otel_metrics.exporter_for(
+                config.meter_provider, config.duration_buckets, config.delay_buckets
             )
+            self._exporters.append(meter)
+            observers.append(otel_metrics.HistogramObserver(meter))
+        services = AdapterServices(
+            recorder=recorder,
+            observers=ObserverGroup(errors, observers),
+            errors=errors,
+            labeller=JobLabeller(config.job_label, errors),
+            policy=AlertPolicy(
+                errors,
+                grace=config.grace,
+                max_duration=config.max_duration,
+                severity=config.severity,
+                owner=config.owner,
+            ),
+            origins=OriginTracker(baggage=config.propagate_baggage),
+            context_store=config.context_store,
+            capture=config.capture,
+            clear_context=clear_context,
+            restore_context=restore_context,
+            suppress_tracing=suppress_tracing,
+            on_start=self._on_start,
+            on_stop=self._on_stop,
+        )
+        self._source = _Source(
+            config.name,
+            recorder=recorder,
+            errors=errors,
+            adapter=adapter_class(scheduler, services),
+            is_singleton=config.singleton,
+        )
+        try:
+            for exporter in self._exporters:
+                exporter.ensure_unique_name(self.name)
+            if directory is not None:
+                self._snapshot_writer = SnapshotWriter(self._source, directory)
+                registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
+                expose = None
+            self._source.adapter.install()
         except BaseException:
-            self._forget()
+            self._stop_exporting()
             raise
-        for reader in self._readers:
-            reader.add(self)  # not before, as a scrape may come at once
-        registry = options["registry"]
-        if directory is not None and self._snapshot_writer is not None:
-            registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
-            expose = None
-            if self.started_at is not None:
-                self._snapshot_writer.start()
+        for exporter in self._exporters:
+            exporter.add(self._source)  # not before, as a scrape may come at once
+        if self._source.started_at is not None:
+            self._on_start()
         self._endpoints = Endpoints(
-            registry=registry, health=self.health, on_error=self.guard.failed, expose=expose
+            registry=registry, health=self.health, on_error=errors.exception, expose=expose
         )
         self.wsgi_app = self._endpoints.wsgi
         self.asgi_app = self._endpoints.asgi
@@ -145,7 +191,7 @@ class Telemetry:
         Serve ``/metrics`` and ``/health`` from a thread of this process.
 
         Args:
-            port: TCP port; 0 takes a free one, told by the server's ``port``.
+            port: TCP port; 0 takes a free one, which is the server's ``port`` then.
             addr: address to bind; loopback unless you say otherwise.
             **tls: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
                 ``client_auth_required``, as for ``prometheus_client.start_http_server``.
@@ -170,7 +216,7 @@ class Telemetry:
             ``status`` (``healthy`` or ``unhealthy``), ``reasons`` (each a ``code`` and a
             ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC.
         """
-        return health.report(self.ledger, self.liveness(), self.last_wakeup)
+        return health.report(self._source)
 
     def uninstrument(self) -> None:
         """
@@ -179,52 +225,34 @@ class Telemetry:
         A meter provider keeps its instruments, as OpenTelemetry has no way to remove them; they
         observe nothing any more.
 
-        Runs that are under way end as if they had never been followed. Calling it again does
-        nothing; the scheduler can be instrumented anew.
+        Runs in flight end as if they had never been followed. Calling it again does nothing; the
+        scheduler can be instrumented again.
         """
         with _lock:
             if handle_of(self._scheduler) is not self:
                 return
             delattr(self._scheduler, _HANDLE)
-            self._adapter.remove()
-            self._forget()
+            self._source.adapter.uninstall()
+            self._stop_exporting()
         while self._servers:
             self._servers.pop().close()
 
-    def _forget(self) -> None:
-        for reader in self._readers:
-            reader.remove(self)
+    def _on_start(self) -> None:
+        if self._snapshot_writer is not None:
+            self._snapshot_writer.start()
+
+    def _on_stop(self) -> None:
+        if self._snapshot_writer is not None:
+            self._snapshot_writer.write()
+
+    def _stop_exporting(self) -> None:
+        for exporter in self._exporters:
+            exporter.remove(self._source)
         if self._snapshot_writer is not None:
             self._snapshot_writer.stop()
 
-    # What readers of the books ask; see _series.Source.
-
-    @property
-    def started_at(self) -> float | None:
-        """When the scheduler was started, in Unix seconds; None before it."""
-        return self._adapter.loop.started_at
-
-    @property
-    def last_wakeup(self) -> float | None:
-        """When the latest pass over due jobs ended, in Unix seconds; None before it."""
-        return self._adapter.loop.last_wakeup
-
-    def liveness(self) -> Liveness:
-        """Tell whether the scheduler's loop really lives, and why not."""
-        return self._adapter.liveness()
-
-    def facts(self) -> Mapping[str, str]:
-        """Return the labels of ``apscheduler_scheduler_info``."""
-        return {
-            "type": type(self._scheduler).__name__,
-            "version": _apscheduler_version(),
-            "hostname": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "timezone": _text_of(self._scheduler.timezone),
-            "singleton": "true" if self.options["singleton"] else "false",
-        }
-
     def __repr__(self) -> str:
+        """Name the scheduler."""
         return f"<Telemetry of the scheduler {self.name!r}>"
 
 
@@ -301,63 +329,37 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         DuplicateNameError: another scheduler of that name is instrumented on the registry, or on
             the meter provider.
     """
-    _check_scheduler(scheduler)
-    _check_name(name)
-    _check_type(
-        "registry",
-        registry,
-        "a prometheus_client.CollectorRegistry, or None",
-        ok=registry is None or isinstance(registry, CollectorRegistry),
+    adapter_class = adapter_for(scheduler)
+    config = Config(
+        name=name,
+        registry=registry,
+        tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
+        job_label=job_label,
+        grace=grace,
+        max_duration=max_duration,
+        severity=severity,
+        owner=owner,
+        singleton=singleton,
+        propagate_baggage=propagate_baggage,
+        context_store=context_store,
+        capture_arguments=capture_arguments,
+        capture_result=capture_result,
+        capture_stacktrace=capture_stacktrace,
+        duration_buckets=duration_buckets,
+        delay_buckets=delay_buckets,
+        max_labels=max_labels,
     )
-    _check_provider("tracer_provider", tracer_provider, "TracerProvider", "get_tracer")
-    _check_provider("meter_provider", meter_provider, "MeterProvider", "get_meter")
-    _check_type(
-        "job_label",
-        job_label,
-        "a callable that takes a job and returns a str",
-        ok=job_label is None or callable(job_label),
-    )
-    switches = {
-        "singleton": singleton,
-        "propagate_baggage": propagate_baggage,
-        "capture_arguments": capture_arguments,
-        "capture_result": capture_result,
-        "capture_stacktrace": capture_stacktrace,
-    }
-    for argument, value in switches.items():
-        _check_type(argument, value, "True or False", ok=isinstance(value, bool))
-    _check_type(
-        "context_store",
-        context_store,
-        "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
-        ok=context_store is None or isinstance(context_store, MutableMapping),
-    )
-    options: dict[str, Any] = {
-        "name": name,
-        "registry": registry,
-        "tracer_provider": tracer_provider,
-        "meter_provider": meter_provider,
-        "job_label": job_label,
-        "grace": checked("grace", grace),
-        "max_duration": checked("max_duration", max_duration),
-        "severity": checked("severity", severity),
-        "owner": checked("owner", owner),
-        "context_store": context_store,
-        **switches,
-        "duration_buckets": _checked_buckets("duration_buckets", duration_buckets),
-        "delay_buckets": _checked_buckets("delay_buckets", delay_buckets),
-        "max_labels": _checked_max_labels(max_labels),
-    }
     with _lock:
         existing = handle_of(scheduler)
-        if existing is not None and existing.gives_way:
+        if existing is not None and existing in _automatic:
             existing.uninstrument()
             existing = None
         if existing is None:
-            telemetry = Telemetry(scheduler, **options)
+            telemetry = Telemetry(scheduler, config, adapter_class)
             setattr(scheduler, _HANDLE, telemetry)
             return telemetry
-    if existing.options != options:
+    if existing._config != config:  # noqa: SLF001  # ours
         warnings.warn(
             f"{existing!r} is instrumented already and keeps its options; call its uninstrument() "
             "first to change them",
@@ -367,106 +369,23 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     return existing
 
 
+def instrument_automatically(scheduler: Any, **options: Any) -> Telemetry:
+    """
+    Call `instrument` because of the environment, and not because the user's code asks for it.
+
+    A later call of `instrument` by the user's code replaces the handle.
+    """
+    telemetry = instrument(scheduler, **options)
+    _automatic.add(telemetry)
+    return telemetry
+
+
 def handle_of(scheduler: Any) -> Telemetry | None:
-    """Return the handle of a scheduler, None where it is not instrumented."""
+    """Return the handle of a scheduler; None if it is not instrumented."""
     handle: Telemetry | None = getattr(scheduler, _HANDLE, None)
     return handle
 
 
-def _do_nothing() -> None:
-    pass
-
-
-def _text_of(zone: Any) -> str:
-    try:
-        return str(zone)
-    except Exception:  # noqa: BLE001  # user code, and no reason not to tell the rest
-        return type(zone).__qualname__
-
-
-@functools.cache
-def _apscheduler_version() -> str:
-    return version("apscheduler")  # reads files, which every scrape would otherwise pay for
-
-
-def _check_scheduler(scheduler: object) -> None:
-    if isinstance(scheduler, apscheduler_base.BaseScheduler):
-        return
-    kind = type(scheduler)
-    if isinstance(scheduler, type):
-        hint = f"the class {scheduler.__name__} itself; pass an instance of it"
-    elif kind.__module__.split(".")[0] == "apscheduler":
-        hint = (
-            f"{kind.__module__}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 is "
-            "not supported: install 'apscheduler>=3.10,<4'"
-        )
-    elif isinstance(getattr(scheduler, "scheduler", None), apscheduler_base.BaseScheduler):
-        hint = f"{_brief.repr(scheduler)}, which has one; pass its attribute scheduler"
-    else:
-        hint = _brief.repr(scheduler)
-    msg = (
-        "instrument() takes a scheduler of APScheduler 3, such as "
-        f"apscheduler.schedulers.background.BackgroundScheduler(); got {hint}"
-    )
-    raise ArgumentTypeError(msg)
-
-
-def _check_name(name: str) -> None:
-    _check_type("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
-    if not name.strip():
-        msg = (
-            "name must not be empty, as it is the label that tells schedulers apart; omit it for "
-            "'default'"
-        )
-        raise ArgumentValueError(msg)
-    if not name.isprintable():
-        msg = (
-            f"name must be printable text, as it is the value of a label, got {_brief.repr(name)}; "
-            "pass letters, digits and punctuation"
-        )
-        raise ArgumentValueError(msg)
-
-
-def _check_provider(argument: str, provider: object, kind: str, method: str) -> None:
-    is_provider = hasattr(provider, method) and not isinstance(provider, type)
-    _check_type(argument, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
-
-
-def _checked_buckets(argument: str, buckets: Sequence[float]) -> tuple[float, ...]:
-    bounds: tuple[float, ...] = ()
-    is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
-    try:
-        bounds = tuple(float(bound) for bound in buckets)
-    except (TypeError, ValueError):
-        is_sequence = False
-    _check_type(argument, buckets, "a sequence of seconds", ok=is_sequence)
-    if bounds and bounds[-1] == math.inf:
-        bounds = bounds[:-1]  # +Inf is always there
-    ascending = list(bounds) == sorted(set(bounds)) and all(map(math.isfinite, bounds))
-    if not bounds or not ascending or bounds[0] < 0:
-        msg = (
-            f"{argument} must be seconds in ascending order, at least one, got "
-            f"{_brief.repr(buckets)}"
-        )
-        raise ArgumentValueError(msg)
-    return bounds
-
-
-def _checked_max_labels(number: Any) -> int:
-    is_integer = isinstance(number, int) and not isinstance(number, bool)
-    _check_type("max_labels", number, "a number of label values", ok=is_integer)
-    if number < 1:
-        msg = f"max_labels must be 1 or more, got {number}; omit it for {MAX_LABELS:,}"
-        raise ArgumentValueError(msg)
-    return int(number)
-
-
-def _check_type(argument: str, value: object, expected: str, *, ok: bool) -> None:
-    if not ok:
-        msg = f"{argument} must be {expected}, got {_brief.repr(value)}"
-        raise ArgumentTypeError(msg)
-
-
+_automatic: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+"""Handles made by `instrument_automatically`."""
 _lock = threading.RLock()
-_brief = reprlib.Repr()  # of anything: in a line, and surviving a __repr__ that raises
-_brief.maxother = _brief.maxstring = 100

@@ -11,8 +11,6 @@ it by hand has mostly done so. It is configured by the variables of
 
 from __future__ import annotations
 
-import functools
-import gc
 import inspect
 import itertools
 import logging
@@ -23,14 +21,20 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
 from opentelemetry.metrics import get_meter_provider
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import environment_variables as names
-from apscheduler_telemetry.api import Telemetry, handle_of, instrument
+from apscheduler_telemetry.adapters.registry import AUTOMATIC_INSTRUMENTATIONS
+from apscheduler_telemetry.api import (
+    Telemetry,
+    handle_of,
+    instrument,
+    instrument_automatically,
+)
 from apscheduler_telemetry.context_store import FileContextStore
-from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
 from apscheduler_telemetry.http import Endpoints, HTTPServer
@@ -101,15 +105,15 @@ class APSchedulerInstrumentor(BaseInstrumentor):
             ArgumentTypeError: there is no such option.
         """
         self._process = _Process({**_configured(), **_checked(options)})
-        self._process.begin()
+        self._process.install()
 
     def _uninstrument(self, **_: Any) -> None:
         """Put everything back, and uninstrument what was instrumented here."""
-        self._process.end()
+        self._process.uninstall()
 
 
 class _Process:
-    """What is done to this process, and can be undone."""
+    """What is installed in this process, and can be uninstalled."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
@@ -118,25 +122,21 @@ class _Process:
         self._name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
-        self._active = True
+        self._instrumentations = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
         self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
         self._server: HTTPServer | None = None
         renew_lock_after_fork(self)
 
-    def begin(self) -> None:
-        self._original = BaseScheduler.start
-        # Every scheduler of APScheduler 3 comes by here, whatever its own start() does.
-        self._replacement = BaseScheduler.start = self._starting(BaseScheduler.start)
-        # By type(), as isinstance() would wake up what only pretends to be something.
-        for thing in [o for o in gc.get_objects() if issubclass(type(o), BaseScheduler)]:
-            if getattr(thing, "state", STATE_STOPPED) != STATE_STOPPED:
-                self._take(thing)
+    def install(self) -> None:
+        """Instrument the schedulers that run, and those that are started from now on."""
+        for instrumentation in self._instrumentations:
+            instrumentation.install(self._on_start)
 
-    def end(self) -> None:
-        self._active = False
-        if vars(BaseScheduler).get("start") is self._replacement:
-            BaseScheduler.start = self._original
+    def uninstall(self) -> None:
+        """Put everything back."""
+        for instrumentation in self._instrumentations:
+            instrumentation.uninstall()
         with self._lock:
             handles, server = list(self._handles), self._server
         for handle in handles:
@@ -144,35 +144,24 @@ class _Process:
         if server is not None:
             server.close()
 
-    def _starting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def start(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._active:  # else somebody else has wrapped ours, which stays where it is
-                self._take(scheduler)
-            return original(scheduler, *args, **kwargs)
-
-        return start
-
-    def _take(self, scheduler: Any) -> None:
-        """Instrument one scheduler; whatever goes wrong, the application goes on without."""
+    def _on_start(self, scheduler: Any) -> None:
+        """Instrument one scheduler; whatever goes wrong, the application goes on without it."""
         try:
             with self._lock:
                 self._instrument(scheduler)
                 self._serve()
         except Exception:
-            logger.exception("%r cannot be instrumented, and runs without", scheduler)
+            logger.exception("%r cannot be instrumented, and runs without telemetry", scheduler)
 
     def _instrument(self, scheduler: Any) -> None:
         if handle_of(scheduler) is not None:
             return
-        # Now, as the application may set it after we were loaded.
+        # Now, as the application may set it after this was loaded.
         self._options.setdefault("meter_provider", get_meter_provider())
         more = (f"{self._name}-{number}" for number in itertools.count(2))
         for name in itertools.chain((self._name,), more):
             with suppress(DuplicateNameError):
-                handle = instrument(scheduler, name=name, **self._options)
-                handle.gives_way = True
-                self._handles.add(handle)
+                self._handles.add(instrument_automatically(scheduler, name=name, **self._options))
                 return
 
     def _serve(self) -> None:
@@ -184,10 +173,10 @@ class _Process:
         def report() -> Mapping[str, Any]:
             with self._lock:
                 handles = sorted(self._handles, key=lambda handle: handle.name)
-            return health.together([handle.health() for handle in handles])
+            return health.combine([handle.health() for handle in handles])
 
         endpoints = Endpoints(
-            registry=self._options["registry"], health=report, on_error=Guard().failed
+            registry=self._options["registry"], health=report, on_error=ErrorReporter().exception
         )
         try:
             self._server = endpoints.serve(port, self._host)
@@ -196,7 +185,7 @@ class _Process:
 
 
 def _configured() -> dict[str, Any]:
-    """Return the options that environment variables set; a bad one is told and left out."""
+    """Return the options that environment variables set; a bad one is logged and left out."""
     options = {}
     for name, (option, read, kind) in _VARIABLES.items():
         text = os.environ.get(name, "").strip()

@@ -1,8 +1,9 @@
 """
-What the application expects of its jobs, for the alert rules to go by.
+What alert rules expect of each job: its grace, maximum duration, severity and owner.
 
-Each can be one value for all jobs or a callable that is asked when a job is added or changed. So
-thresholds and routing are tuned where the job is, and nobody edits rules.
+Each option is one value for all jobs, or a callable that returns it for a job and is called when
+the job is added or changed. So thresholds and routing are configured next to the job, and no rule
+has to be edited.
 """
 
 from __future__ import annotations
@@ -12,36 +13,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from apscheduler_telemetry.core import labels as _labels
-from apscheduler_telemetry.core.observers import Guard
+from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_GRACE = 60.0
 """
-Seconds of lateness tolerated by default, however small the job's ``misfire_grace_time``.
+Seconds of lateness that are tolerated by default, however small ``misfire_grace_time`` is.
 
-Its default is 1 s, and an alert can know no better than scrapes and evaluations come.
+The default of that is 1 s, but an alert is no more precise than the intervals between scrapes and
+between evaluations of rules.
 """
 SEVERITIES = ("critical", "warning", "info")
-"""The values of the label ``severity`` that the rules and routes of ``alerts/`` know."""
+"""The values of the ``severity`` label that the rules and routes in ``alerts/`` know."""
 
 
 @dataclass(frozen=True)
 class _Option:
     """
-    One thing that can be said of a job.
+    The valid values of one option.
 
     Attributes:
-        type: what a value must be, in words.
-        range: what values are possible, in words.
-        is_typed: tells whether a value is of that type.
-        is_possible: tells whether a value of that type is possible.
+        type: the type in words.
+        range: the valid values in words.
+        has_type: returns whether a value has that type.
+        is_in_range: returns whether a value of that type is valid.
     """
 
     type: str
     range: str
-    is_typed: Callable[[Any], bool]
-    is_possible: Callable[[Any], bool]
+    has_type: Callable[[Any], bool]
+    is_in_range: Callable[[Any], bool]
 
 
 def _is_number(value: object) -> bool:
@@ -63,62 +65,62 @@ _OPTIONS = {
 }
 
 
-def checked(option: str, value: Any) -> Any:
+def validate(option: str, value: Any) -> Any:
     """
-    Return `value` if an option can have it.
+    Return `value` if it is valid for an option.
 
     Raises:
         ArgumentTypeError: it is neither None, nor callable, nor of the option's type.
-        ArgumentValueError: it is of that type, but impossible.
+        ArgumentValueError: it has that type, but is out of range.
     """
     known = _OPTIONS[option]
     if value is None or callable(value):
         return value
-    if not known.is_typed(value):
+    if not known.has_type(value):
         them = "them" if known.type == "seconds" else "one"
         msg = (
             f"{option} must be {known.type}, a callable that returns {them} for a job, or None, "
             f"got {value!r}"
         )
         raise ArgumentTypeError(msg)
-    if not known.is_possible(value):
+    if not known.is_in_range(value):
         msg = f"{option} must be {known.range}, got {value!r}; omit it for the default"
         raise ArgumentValueError(msg)
     return value
 
 
-class Expectations:
+class AlertPolicy:
     """
-    What is expected of each job.
+    Returns what alert rules expect of each job.
 
     Args:
-        guard: counts callbacks that fail, each under the name of its option.
-        options: by name, a value, a callable that returns one for a job, or None.
+        errors: counts callables that fail, each under the name of its option.
+        options: for each name a value, a callable that returns one for a job, or None.
     """
 
-    def __init__(self, guard: Guard, **options: Any) -> None:
-        self._guard = guard
+    def __init__(self, errors: ErrorReporter, **options: Any) -> None:
+        self._errors = errors
         self._options = options
 
     def grace(self, job: Any) -> float:
         """Return the seconds that a run of `job` may be late."""
         default = max(MIN_GRACE, float(job.misfire_grace_time or 0))
-        return float(self._of(job, "grace", default))
+        return float(self._option(job, "grace", default))
 
     def max_duration(self, job: Any) -> float | None:
-        """Return the seconds that a run of `job` may take, None where nobody says."""
-        seconds = self._of(job, "max_duration", None)
+        """Return the seconds that a run of `job` may take; None if not configured."""
+        seconds = self._option(job, "max_duration", None)
         return None if seconds is None else float(seconds)
 
     def severity(self, job: Any) -> str:
-        """Return the severity of alerts on `job`, empty for that of the rule."""
-        return str(self._of(job, "severity", ""))
+        """Return the severity of alerts on `job`; empty for the severity of each rule."""
+        return str(self._option(job, "severity", ""))
 
     def owner(self, job: Any) -> str:
-        """Return who is to hear of `job`, empty where nobody says."""
-        return _labels.text(self._of(job, "owner", ""))
+        """Return who is responsible for `job`; empty if not configured."""
+        return label_value(self._option(job, "owner", ""))
 
-    def _of(self, job: Any, option: str, default: Any) -> Any:
+    def _option(self, job: Any, option: str, default: Any) -> Any:
         value = self._options.get(option)
         if not callable(value):
             return default if value is None else value
@@ -127,13 +129,13 @@ class Expectations:
             returned = value(job)
             if returned is None:
                 return default
-            if not known.is_typed(returned) or not known.is_possible(returned):
+            if not known.has_type(returned) or not known.is_in_range(returned):
                 msg = (
                     f"{option} must return {known.range}, got {returned!r} for job {job.id!r}; "
                     f"using {default!r}"
                 )
-                raise ValueError(msg)  # noqa: TRY301  # counted and logged like one it raises
+                raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
         except Exception:  # noqa: BLE001  # user code
-            self._guard.failed(option)
+            self._errors.exception(option)
             return default
         return returned

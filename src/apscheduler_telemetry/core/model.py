@@ -1,19 +1,21 @@
 """
-The words that every layer shares: outcomes, runs and what observes them.
+Plain data that every layer shares: outcomes, jobs, runs and errors.
 
 Nothing here knows APScheduler, Prometheus or OpenTelemetry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 GENERATED_ID_LENGTH = 32
 """APScheduler names a job that has no id of its own with this many hex digits."""
+
+Clock = Callable[[], float]
+"""Returns Unix seconds."""
 
 
 class Outcome(str, Enum):
@@ -28,11 +30,18 @@ class Outcome(str, Enum):
     MISSED = "missed"
     """Started too late: APScheduler dropped it (misfire)."""
     SKIPPED = "skipped"
-    """Refused, as ``max_instances`` runs of the job were under way."""
+    """Refused, as ``max_instances`` runs of the job were in flight."""
     COALESCED = "coalesced"
-    """Folded into a later run (``coalesce=True``)."""
+    """Merged into a later run (``coalesce=True``)."""
     LOST = "lost"
-    """Handed to an executor, or due to be, and never heard of again."""
+    """Submitted to an executor, or due to be, and never reported again."""
+
+    __hash__ = str.__hash__  # that of Enum is Python code, which every run would pay for
+
+
+# Before Python 3.12 a member of an enumeration is looked up by Python code, in every run.
+SUCCESS, ERROR, MISSED, LOST = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED, Outcome.LOST
+FAILURES = frozenset({ERROR, LOST})
 
 
 class ErrorKind(str, Enum):
@@ -46,6 +55,17 @@ class ErrorKind(str, Enum):
     SUBMIT = "submit"
     LOOP = "loop"
     LISTENER = "listener"
+
+
+class Removal(Enum):
+    """Why a job was removed, which decides what becomes of its next run."""
+
+    CANCELLED = "cancelled"
+    """By the user: the next run is cancelled."""
+    FINISHED = "finished"
+    """It has no next run: its schedule has ended, or what is left is overdue already."""
+    FAILED = "failed"
+    """By APScheduler because of an error: the next run stays expected, and will be missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +83,9 @@ class JobInfo:
         jobstore: alias of the job store.
         persistent: whether the job store outlives the process.
         grace: seconds of lateness that the user tolerates before an alert.
-        max_duration: seconds that a run may take, None where nobody says.
-        severity: of alerts on this job, empty for that of each rule.
-        owner: who is to hear of it, empty where nobody says.
+        max_duration: seconds that a run may take; None if not configured.
+        severity: of alerts on this job; empty for the severity of each rule.
+        owner: who is responsible for the job; empty if not configured.
     """
 
     id: str
@@ -91,7 +111,7 @@ class RunError:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
             ``error.type`` and ``exception.type`` have it.
         message: the text of the exception.
-        traceback: the stack trace as Python prints it, empty unless it may be told.
+        traceback: the stack trace as Python prints it; empty unless it may be exported.
     """
 
     type: str
@@ -99,19 +119,19 @@ class RunError:
     traceback: str = field(default="", repr=False)
 
     @classmethod
-    def of(cls, exception: BaseException, traceback: str = "") -> RunError:
+    def from_exception(cls, exception: BaseException, traceback: str = "") -> RunError:
         """Describe `exception`, surviving one whose ``__str__`` raises."""
         try:
             message = str(exception)
         except Exception:  # noqa: BLE001  # user code: anything may happen in __str__
-            message = "<exception whose text cannot be had>"
+            message = "<exception whose __str__ failed>"
         return cls(type=qualified_name(type(exception)), message=message, traceback=traceback)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capture:
     """
-    What of a job's own data may leave the process; nothing, unless the application asks.
+    Which of a job's own data may leave the process; none, unless the application asks for it.
 
     Attributes:
         arguments: what its callable is called with.
@@ -127,120 +147,32 @@ class Capture:
 @dataclass(frozen=True, kw_only=True)
 class Liveness:
     """
-    Whether a scheduler's loop really lives.
+    Whether a scheduler's loop is alive.
 
     Attributes:
         state: ``running``, ``paused`` or ``stopped``, as APScheduler believes.
         up: whether the loop is alive and not overdue.
-        reasons: why not, as pairs of a code and a sentence; empty when nothing is wrong.
+        reasons: why not, as pairs of a code and a sentence; empty if nothing is wrong.
     """
 
     state: str
     up: bool
     reasons: Sequence[tuple[str, str]] = ()
 
+    @property
+    def is_forked_copy(self) -> bool:
+        """Whether this process has only a copy of a scheduler, made by a fork."""
+        return any(code == "forked" for code, _ in self.reasons)
+
 
 class SpanIds(Protocol):
-    """Where a span is found; OpenTelemetry's span contexts have both."""
+    """Identifies a span; OpenTelemetry's span contexts have both."""
 
     @property
     def trace_id(self) -> int: ...
 
     @property
     def span_id(self) -> int: ...
-
-
-class RunView(Protocol):
-    """
-    What an observer sees of one due run.
-
-    Attributes:
-        job: the job it belongs to.
-        label: the value of the ``job_id`` label under which it is counted.
-        scheduler: the value of the ``scheduler`` label.
-        scheduled: when it was due (timezone aware).
-        start_delay: seconds from `scheduled` to the start in the callable; None before it.
-        started: Unix seconds of the start in the callable; None before it.
-        ended: Unix seconds of the end of the callable; None before it, or where it never ran.
-        duration: seconds inside the callable; None before its end, or where it never ran.
-        links: where the job was added and where the run was triggered by hand, as far as is known.
-        arguments: what the callable is called with, in brief; None unless it may be told.
-        result: what it returned, likewise.
-        span: free for the span observer: its state between the calls below.
-        exemplar: set by the span observer to the ids of the span where that was sampled, or left
-            None.
-    """
-
-    job: JobInfo
-    scheduled: datetime
-    started: float | None
-    duration: float | None
-    links: Sequence[Any]
-    arguments: str | None
-    result: str | None
-    span: Any
-    exemplar: SpanIds | None
-
-    @property
-    def ended(self) -> float | None: ...
-
-    @property
-    def scheduler(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def start_delay(self) -> float | None: ...
-
-
-class RunObserver(Protocol):
-    """
-    Something that follows single runs, as spans do.
-
-    Each run ends in exactly one call of `leave` or `settle`. An error in an observer is counted,
-    logged once and goes no further.
-
-    Attributes:
-        component: under what its errors are counted.
-    """
-
-    component: str
-
-    def is_awake(self) -> bool | None:
-        """
-        Tell whether there is anything to do for it, from now on.
-
-        Asked before each pass over due jobs, until that is so.
-
-        Returns:
-            None where there never will be.
-        """
-
-    def enter(self, run: RunView) -> None:
-        """Called where the callable is about to run: same thread, same context, before it."""
-
-    def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        """Called after `enter`, in the same thread and context, when the callable has ended."""
-
-    def carry(self, run: RunView) -> Mapping[str, str] | None:
-        """
-        Called when the run is about to be sent to another process.
-
-        Returns:
-            A W3C carrier for the other process, or None where there is nothing to carry.
-        """
-
-    def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        """
-        Called when a run ends that was not entered in this process.
-
-        Either it ran in another process (``run.started`` and ``run.ended`` are set) or it never
-        ran (missed, skipped, coalesced, lost).
-        """
-
-
-Clock = Callable[[], float]
 
 
 def qualified_name(cls: type) -> str:

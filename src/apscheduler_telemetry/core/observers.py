@@ -1,17 +1,17 @@
 """
-Keeps telemetry's own failures away from jobs: counts them, logs each kind once, goes on.
+Who follows single runs, as spans do, and what counts the failures of telemetry itself.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import weakref
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Protocol, TypeVar
 
-from apscheduler_telemetry.core.model import Outcome, RunError, RunObserver, RunView
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
 
@@ -32,7 +32,15 @@ COMPONENTS = (
 """The ``component`` label of ``apscheduler_telemetry_errors_total``; each exists at 0."""
 
 
-class Guard:
+MAX_STALE_RUNS = 1_000
+"""Runs that an observer keeps although they have ended: at most half a megabyte of spans."""
+STALE_SECONDS = 60.0
+"""Seconds after its end in which a run is resolved for certain: usually that takes microseconds."""
+
+_T = TypeVar("_T")
+
+
+class ErrorReporter:
     """Counts what fails inside telemetry, and logs the first failure of each component."""
 
     def __init__(self) -> None:
@@ -40,116 +48,174 @@ class Guard:
         self._counts = dict.fromkeys(COMPONENTS, 0)
         renew_lock_after_fork(self)
 
-    def failed(self, component: str) -> None:
-        """Note a failure of `component`; to be called where its exception is being handled."""
-        self._count(component, exc_info=True)
+    def exception(self, component: str) -> None:
+        """Report the exception that is being handled, as a failure of `component`."""
+        self._count(component, "see below", exc_info=True)
 
-    def noted(self, component: str, what: str) -> None:
-        """Note a failure of `component` that came to light elsewhere, as in a pool's worker."""
-        self._count(component, what)
+    def report(self, component: str, description: str) -> None:
+        """Report a failure of `component` that happened elsewhere, as in a pool's worker."""
+        self._count(component, description, exc_info=False)
 
-    def _count(self, component: str, what: str = "see below", *, exc_info: bool = False) -> None:
-        with self._lock:
-            first = not self._counts.get(component)
-            self._counts[component] = self._counts.get(component, 0) + 1
-        if first:
+    def _count(self, component: str, description: str, *, exc_info: bool) -> None:
+        if self._increment(component) == 1:
             logger.error(
                 "apscheduler-telemetry failed in its component %r (%s); jobs and scheduler are "
                 "not affected. Further failures of it are not logged, only counted in "
                 "apscheduler_telemetry_errors_total",
                 component,
-                what,
+                description,
                 exc_info=exc_info,
             )
 
+    @synchronized
     def counts(self) -> Mapping[str, int]:
         """Return how often each component failed."""
-        with self._lock:
-            return dict(self._counts)
+        return dict(self._counts)
+
+    @synchronized
+    def _increment(self, component: str) -> int:
+        count = self._counts[component] = self._counts.get(component, 0) + 1
+        return count
 
 
-class Pipeline:
+class RunObserver(Protocol):
+    """
+    Follows single runs, as spans do.
+
+    Each run gets one call of `on_resolved`. An error in an observer is counted, logged once and
+    goes no further.
+
+    Attributes:
+        component: under what its errors are counted.
+    """
+
+    component: str
+
+    def is_enabled(self) -> bool | None:
+        """
+        Tell whether there is anything to observe for, from now on.
+
+        Asked before each pass over due jobs, until there is.
+
+        Returns:
+            None if there never will be.
+        """
+
+    def on_start(self, run: Run) -> None:
+        """Called before the callable runs, in the same thread and context."""
+
+    def on_end(self, run: Run) -> None:
+        """Called after `on_start`, in the same thread and context, when the callable is over."""
+
+    def inject(self, run: Run) -> Mapping[str, str] | None:
+        """
+        Called when the run is about to be sent to another process.
+
+        Returns:
+            A W3C carrier for the other process, or None if there is nothing to carry.
+        """
+
+    def on_resolved(self, run: Run) -> None:
+        """
+        Called when it is known how a run ended: its ``outcome`` is set.
+
+        `on_start` and `on_end` were called before if it ran in this process. Otherwise it ran in
+        another process (its ``ended`` is set), or never (missed, skipped, coalesced, lost).
+        """
+
+
+class UnresolvedRuns(dict[Run, _T]):
+    """
+    What an observer keeps of each run until it is resolved.
+
+    A dictionary, as weak references would cost a span 7 percent of its time. Each run should be
+    resolved, but an exception from outside may prevent that: call `drop_stale` if there are more
+    runs than `limit`.
+
+    Attributes:
+        limit: how many runs may be in it before the next `drop_stale`.
+    """
+
+    __slots__ = ("limit",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = MAX_STALE_RUNS
+
+    def drop_stale(self) -> None:
+        """Drop runs that ended some time ago and were not resolved."""
+        now = time.time()
+        for run in list(self):
+            if run.outcome is not None and run.finished_at < now - STALE_SECONDS:
+                self.pop(run, None)
+        self.limit = len(self) + MAX_STALE_RUNS
+
+
+class ObserverGroup:
     """
     Passes runs on to observers, none of which can harm the job or another observer.
 
-    What the first one enters is around the others: they leave in the opposite order.
+    What the first one does at a start is around the others: they end in the opposite order.
 
     Attributes:
-        is_followed: whether any observer had something to do when that was last looked at. If none
+        is_enabled: whether any observer had something to do when that was last looked at. If none
             has, a run costs less.
-        is_settled: whether that is so for good, and need not be looked at again.
+        is_settled: whether that is final, and need not be looked at again.
     """
 
-    def __init__(self, guard: Guard, observers: Iterable[RunObserver] = ()) -> None:
-        self._guard = guard
-        self.observers = tuple(observers)
-        self.look()
+    def __init__(self, errors: ErrorReporter, observers: Iterable[RunObserver] = ()) -> None:
+        self._errors = errors
+        self._observers = tuple(observers)
+        self._ending = self._observers[::-1]
+        self.is_enabled = self.is_settled = False
+        self.refresh()
 
-    def look(self) -> None:
-        """See whether runs from now on are followed by anybody."""
-        is_followed, is_settled = False, True
-        for observer in self.observers:
+    def refresh(self) -> None:
+        """Look whether there is anything to do from now on."""
+        is_enabled, is_settled = False, True
+        for observer in self._observers:
             try:
-                is_awake = observer.is_awake()
-            except Exception:  # noqa: BLE001  # the next calls will say so
-                self._guard.failed(observer.component)
-                is_awake = True
-            if is_awake:
-                is_followed = is_settled = True
+                answer = observer.is_enabled()
+            except Exception:  # noqa: BLE001  # its next calls will show
+                self._errors.exception(observer.component)
+                answer = True
+            if answer:
+                is_enabled = is_settled = True
                 break
-            if is_awake is not None:
+            if answer is not None:
                 is_settled = False
-        self.is_followed, self.is_settled = is_followed, is_settled
+        self.is_enabled, self.is_settled = is_enabled, is_settled
 
-    def enter(self, run: RunView) -> None:
-        for observer in self.observers:
+    def on_start(self, run: Run) -> None:
+        """Tell all observers that a run starts."""
+        for observer in self._observers:
             try:
-                observer.enter(run)
+                observer.on_start(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
-                self._guard.failed(observer.component)
+                self._errors.exception(observer.component)
 
-    def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        for observer in reversed(self.observers):
+    def on_end(self, run: Run) -> None:
+        """Tell all observers that a run is over."""
+        for observer in self._ending:
             try:
-                observer.leave(run, outcome, error)
+                observer.on_end(run)
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed(observer.component)
+                self._errors.exception(observer.component)
 
-    def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        for observer in self.observers:
+    def on_resolved(self, run: Run) -> None:
+        """Tell all observers how a run has ended."""
+        for observer in self._ending:
             try:
-                observer.settle(run, outcome, error)
+                observer.on_resolved(run)
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed(observer.component)
+                self._errors.exception(observer.component)
 
-    def carry(self, run: RunView) -> Mapping[str, str] | None:
+    def inject(self, run: Run) -> Mapping[str, str]:
+        """Return the W3C carrier of a run that is sent to another process; it may be empty."""
         carrier: dict[str, str] = {}
-        for observer in self.observers:
+        for observer in self._observers:
             try:
-                carrier.update(observer.carry(run) or {})
+                carrier.update(observer.inject(run) or {})
             except Exception:  # noqa: BLE001, PERF203
-                self._guard.failed(observer.component)
-        return carrier or None
-
-
-def renew_lock_after_fork(owner: Any) -> None:
-    """
-    Give `owner` a fresh ``_lock`` in every forked child.
-
-    A reentrant one, as its thread may be interrupted by the handler of a signal, or by a
-    ``__del__``, that shuts the scheduler down or scrapes.
-
-    A fork copies a lock in the state it has; one that another thread held at that moment would
-    stay held in the child for ever, and a scrape of the child would hang.
-    """
-    _owners.add(owner)
-
-
-def _renew_locks() -> None:
-    for owner in list(_owners):
-        owner._lock = threading.RLock()  # noqa: SLF001  # ours
-
-
-_owners: weakref.WeakSet[Any] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_locks)
+                self._errors.exception(observer.component)
+        return carrier

@@ -1,8 +1,8 @@
 """
-Shows values of the user's in a few characters, whatever they are.
+Bounded ``repr()`` of arbitrary values that calls no code of the user's.
 
-Only values of plain types are written out. Of all others the type is told, and no code of theirs is
-called: a ``__repr__`` may raise, take minutes, or say what should stay secret.
+Only values of plain types are written out. All others are represented by their type, as a
+``__repr__`` may raise, take minutes, or reveal a secret.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from zoneinfo import ZoneInfo
 from apscheduler_telemetry.core.model import qualified_name
 
 MAX_CHARACTERS = 1_024
-"""Of one text; long enough for ids and numbers, short beside the limits of any backend."""
+"""Of a whole text: enough for ids and numbers, and far below the limits of tracing backends."""
 MAX_ITEMS = 20
-"""Of each collection; what is left out is told by an ellipsis."""
+"""Of each collection; an ellipsis stands for the others."""
 MAX_DEPTH = 4
-"""Of collections in collections, which may contain themselves."""
+"""Of nested collections, which may contain themselves."""
 MAX_BITS = 256
-"""Of an integer; the time that it takes to write one grows with the square of its length."""
+"""Of an integer; the time to convert one grows with the square of its length."""
 
-_AS_THEY_ARE = (
+_PLAIN_TYPES = (
     bool,
     float,
     complex,
@@ -37,27 +37,27 @@ _AS_THEY_ARE = (
 _TIMEZONES = (type(None), dt.timezone, ZoneInfo)
 
 
-def brief(value: object) -> str:
-    """Return `value` as Python would write it, cut where it is long."""
-    return _cut(_write(value, MAX_DEPTH))
+def safe_repr(value: object) -> str:
+    """Return `value` as Python writes it, truncated to `MAX_CHARACTERS`."""
+    return _truncate(_write(value, MAX_DEPTH))
 
 
-def brief_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """Return the arguments of a call as Python would write them, cut where they are long."""
+def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Return the arguments of a call as Python writes them, truncated to `MAX_CHARACTERS`."""
     positional = (_write(value, MAX_DEPTH) for value in args)
-    named = (f"{_cut(name)}={_write(value, MAX_DEPTH)}" for name, value in kwargs.items())
-    return _cut(", ".join([*_few(positional), *_few(named)]))
+    named = (f"{_truncate(name)}={_write(value, MAX_DEPTH)}" for name, value in kwargs.items())
+    return _truncate(", ".join([*_limit(positional), *_limit(named)]))
 
 
 def _write(value: Any, depth: int) -> str:
-    kind = type(value)  # its very type, as a subclass may do anything
+    kind = type(value)  # exactly this type, as a subclass may do anything
     if kind is str or kind is bytes:
         return repr(value[:MAX_CHARACTERS]) + ("..." if len(value) > MAX_CHARACTERS else "")
     if kind is int:
         bits = value.bit_length()
         return repr(value) if bits <= MAX_BITS else f"<int of {bits} bits>"
     is_moment = (kind is dt.datetime or kind is dt.time) and type(value.tzinfo) in _TIMEZONES
-    if is_moment or kind in _AS_THEY_ARE:
+    if is_moment or kind in _PLAIN_TYPES:
         return repr(value)
     write = _COLLECTIONS.get(kind)
     if write is None:
@@ -66,12 +66,12 @@ def _write(value: Any, depth: int) -> str:
 
 
 def _items(value: Iterable[object], depth: int) -> str:
-    return ", ".join(_few(_write(item, depth) for item in value))
+    return ", ".join(_limit(_write(item, depth) for item in value))
 
 
 def _dict(value: Mapping[object, object], depth: int) -> str:
     items = (f"{_write(key, depth)}: {_write(item, depth)}" for key, item in value.items())
-    return "{" + ", ".join(_few(items)) + "}"
+    return "{" + ", ".join(_limit(items)) + "}"
 
 
 def _tuple(value: tuple[object, ...], depth: int) -> str:
@@ -87,11 +87,11 @@ _COLLECTIONS: Mapping[type, Callable[[Any, int], str]] = {
 }
 
 
-def _few(texts: Iterator[str]) -> Iterator[str]:
+def _limit(texts: Iterator[str]) -> Iterator[str]:
     yield from islice(texts, MAX_ITEMS)
     if next(texts, None) is not None:
         yield "..."
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."

@@ -1,47 +1,48 @@
 """
-The books as a health report: what ``/health`` serves.
+The metrics state as a health report: the answer of ``/health``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from operator import attrgetter
 from typing import Any
 
-from apscheduler_telemetry.core.model import Liveness
-from apscheduler_telemetry.core.recorder import Account, Ledger
+from apscheduler_telemetry.core.model import Clock
+from apscheduler_telemetry.core.records import JobSnapshot
+from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 
 
-def report(
-    ledger: Ledger,
-    liveness: Liveness,
-    last_wakeup: float | None,
-    clock: Callable[[], float] = time.time,
-) -> dict[str, Any]:
+def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[str, Any]:
     """
-    Return what is to be known about a scheduler now, ready for JSON.
+    Return the health of a scheduler, ready for JSON.
 
-    Times are ISO 8601 in UTC, None where there is none. Jobs that share a label are one entry.
-    A job that fails does not make the scheduler unhealthy: restarting it would not help, and
-    there are alerts for that.
+    Times are ISO 8601 in UTC, or None. Jobs that share a label are one item. A job that fails does
+    not make the scheduler unhealthy: restarting it would not help, and there are alerts for that.
+
+    Args:
+        scheduler: the scheduler.
+        clock: returns Unix seconds.
     """
-    now = clock()
+    now, liveness = clock(), scheduler.liveness()
+    jobs = sorted(scheduler.recorder.jobs(), key=attrgetter("label"))
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],
         "scheduler": {
-            "name": ledger.scheduler,
+            "name": scheduler.name,
             "state": liveness.state,
             "loop_alive": liveness.up,
-            "last_wakeup": _iso(last_wakeup),
+            "last_wakeup": _iso(scheduler.last_wakeup),
         },
-        "jobs": [_job(a, now) for a in sorted(ledger.accounts(), key=lambda a: a.label)],
+        "jobs": [_job(job, now) for job in jobs],
     }
 
 
-def together(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the reports of all schedulers of a process as one, as unhealthy as the worst."""
+def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Combine the reports of all schedulers of a process; any unhealthy one makes it unhealthy."""
     return {
         "status": "unhealthy" if any(r["status"] != "healthy" for r in reports) else "healthy",
         "reasons": [
@@ -56,16 +57,17 @@ def together(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _job(account: Account, now: float) -> dict[str, Any]:
-    next_run = account.next_run or None
+def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
+    next_run = job.next_run or None
+    outcome = job.stats.last_outcome
     return {
-        "id": account.label,
+        "id": job.label,
         "next_run": _iso(next_run),
-        "trigger": account.info.trigger,
-        "last_outcome": account.last_outcome.value if account.last_outcome else None,
-        "last_success": _iso(account.last_success),
-        "running_since": _iso(account.running_since or None),
-        "overdue": next_run is not None and now > next_run + account.info.grace,
+        "trigger": job.info.trigger,
+        "last_outcome": None if outcome is None else outcome.value,
+        "last_success": _iso(job.stats.last_success),
+        "running_since": _iso(job.in_flight.running_since or None),
+        "overdue": next_run is not None and now > next_run + job.info.grace,
     }
 
 

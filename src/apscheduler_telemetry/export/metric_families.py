@@ -1,5 +1,5 @@
 """
-What the books say, as series: one table of metrics for every reader, whatever it feeds.
+The table of metrics, and the samples of each: one for all exporters.
 
 Names, units, labels and meanings are the contract of ``docs/metrics.md``; alert rules and
 dashboards build on them.
@@ -12,12 +12,16 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
-from apscheduler_telemetry.core.labels import text
+from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 from apscheduler_telemetry.core.model import Liveness
-from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
-from apscheduler_telemetry.core.recorder import Account, Histogram, Ledger
+from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.records import JobSnapshot
+from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.errors import DuplicateNameError
 
 _T = TypeVar("_T")
@@ -25,75 +29,73 @@ _T = TypeVar("_T")
 STATES = ("running", "paused", "stopped")
 
 
-class Source(Protocol):
+class InstrumentedScheduler(Protocol):
     """
-    One instrumented scheduler, as its readers see it.
+    One instrumented scheduler, as exporters see it.
 
     Attributes:
         name: the value of the ``scheduler`` label.
-        ledger: its books.
-        guard: counts telemetry's own failures.
-        started_at: Unix seconds of its start, None before it.
-        last_wakeup: Unix seconds of the end of the latest pass over due jobs, None before it.
+        recorder: its metrics state.
+        errors: counts the failures of telemetry itself.
     """
 
     name: str
-    ledger: Ledger
-    guard: Guard
+    recorder: Recorder
+    errors: ErrorReporter
 
     @property
     def started_at(self) -> float | None:
-        """See above."""
+        """Unix seconds of its start; None before it."""
 
     @property
     def last_wakeup(self) -> float | None:
-        """See above."""
+        """Unix seconds of the end of the latest pass over due jobs; None before it."""
 
     def liveness(self) -> Liveness:
-        """Tell whether the loop really lives."""
+        """Return whether the scheduler's loop is alive."""
 
-    def facts(self) -> Mapping[str, str]:
+    def scheduler_info(self) -> Mapping[str, str]:
         """Return the labels of ``apscheduler_scheduler_info``, without ``scheduler``."""
 
 
 class Kind(Enum):
-    """What becomes of values: over time, and when series are added up."""
+    """How values behave over time, and whether the sum of several series means anything."""
 
     COUNTER = auto()
     """Only grows."""
     GAUGE = auto()
-    """Comes and goes, and means nothing in sum."""
+    """Rises and falls; the sum means nothing."""
     LOAD = auto()
-    """Comes and goes, and may be added up: a gauge for Prometheus."""
+    """Rises and falls, and may be added up; a gauge for Prometheus."""
     HISTOGRAM = auto()
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
+class MetricFamily:
     """
     The series of one metric.
 
     Attributes:
-        name: OpenTelemetry's; for Prometheus, see `prometheus_name`.
+        name: the name in OpenTelemetry; see `prometheus_name`.
         kind: how its values behave.
-        unit: as UCUM has it: ``s``, or in braces what is counted, which is no unit.
-        about: what it tells, in a sentence.
+        unit: by UCUM: ``s``, or in braces what is counted, which is no unit.
+        description: one sentence, the HELP text in Prometheus.
         labels: names of its labels.
     """
 
     name: str
     kind: Kind
     unit: str
-    about: str
+    description: str
     labels: tuple[str, ...]
 
     @property
     def prometheus_name(self) -> str:
         """
-        The name that Prometheus' translation of OTLP gives it, a counter's ``_total`` left out.
+        The name into which Prometheus translates `name`, without ``_total`` for counters.
 
-        https://prometheus.io/docs/guides/opentelemetry/: what is no letter or digit is an
-        underscore, and a unit is the end of the name.
+        By https://prometheus.io/docs/guides/opentelemetry/, underscores replace all that is not a
+        letter or digit, and the unit becomes the suffix.
         """
         return self.name.replace(".", "_") + ("_seconds" if self.unit == "s" else "")
 
@@ -101,14 +103,16 @@ class Family:
 _JOB = ("scheduler", "job_id")
 _SCHEDULER = ("scheduler",)
 _EXECUTOR = ("scheduler", "executor")
-_WORDS = ("name", "func", "trigger", "executor", "jobstore", "persistent")
-_FACTS = ("type", "version", "hostname", "pid", "timezone", "singleton")
+_JOB_INFO = ("name", "func", "trigger", "executor", "jobstore", "persistent")
+_SCHEDULER_INFO = ("type", "version", "hostname", "pid", "timezone", "singleton")
 
-_families: list[Family] = []
+_families: list[MetricFamily] = []
 
 
-def _family(name: str, kind: Kind, unit: str, labels: tuple[str, ...], about: str) -> Family:
-    family = Family(f"apscheduler.{name}", kind, unit, about, labels)
+def _family(
+    name: str, kind: Kind, unit: str, labels: tuple[str, ...], description: str
+) -> MetricFamily:
+    family = MetricFamily(f"apscheduler.{name}", kind, unit, description, labels)
     _families.append(family)
     return family
 
@@ -175,7 +179,7 @@ RUNNING_SINCE = _family(
     _JOB,
     "Start of the oldest run that is inside the callable; 0 when none is.",
 )
-WITHDRAWN = _family(
+CANCELLED_RUN = _family(
     "job.withdrawn_run.timestamp",
     Kind.GAUGE,
     "s",
@@ -211,7 +215,9 @@ ALERT_INFO = _family(
     (*_JOB, "severity", "owner"),
     "Severity and owner of alerts on the job; always 1.",
 )
-JOB_INFO = _family("job.info", Kind.GAUGE, "{job}", (*_JOB, *_WORDS), "What the job is; always 1.")
+JOB_INFO = _family(
+    "job.info", Kind.GAUGE, "{job}", (*_JOB, *_JOB_INFO), "What the job is; always 1."
+)
 UP = _family(
     "scheduler.up",
     Kind.GAUGE,
@@ -279,7 +285,7 @@ SCHEDULER_INFO = _family(
     "scheduler.info",
     Kind.GAUGE,
     "{scheduler}",
-    (*_SCHEDULER, *_FACTS),
+    (*_SCHEDULER, *_SCHEDULER_INFO),
     "What the scheduler is; always 1.",
 )
 TELEMETRY_ERRORS = _family(
@@ -291,96 +297,61 @@ TELEMETRY_ERRORS = _family(
 )
 
 FAMILIES = tuple(_families)
-"""All of them, in the order in which they are shown."""
+"""All families, in the order of the exposition."""
 JOB_FAMILIES = tuple(family for family in FAMILIES if "job_id" in family.labels)
-"""Those about single jobs."""
+"""The families about single jobs."""
 
-Sample = tuple[Family, tuple[str, ...], "float | Histogram"]
+Sample = tuple[MetricFamily, tuple[str, ...], "float | Histogram"]
 """A family, the values of its labels, and the value: a `Histogram` if that is its kind."""
 
 
-def read(source: Source, component: str) -> Iterator[Sample]:
+def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
     """
-    Yield what the books of a scheduler say now.
+    Yield all samples of a scheduler.
 
     Args:
-        source: the scheduler.
-        component: who reads. What fails is left out, and counted as a failure of it.
+        scheduler: the scheduler.
+        component: of which failures are reported; samples that fail are left out.
     """
-    yield from of_scheduler(source, component)
-    for account in what_can_be_had(source, component, _accounts(source)):
-        yield from what_can_be_had(source, component, of_job(source.name, account))
-    yield from of_telemetry(source)
+    yield from scheduler_samples(scheduler, component)
+    for job in until_error(scheduler.errors, component, _sorted_jobs(scheduler)):
+        yield from until_error(scheduler.errors, component, job_samples(scheduler.name, job))
+    yield from telemetry_samples(scheduler)
 
 
-def of_scheduler(source: Source, component: str) -> Iterator[Sample]:
-    """Yield what is not about single jobs; see `read`."""
-    yield from what_can_be_had(source, component, _of_scheduler(source))
+def scheduler_samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
+    """Yield the samples that are not about single jobs; see `samples`."""
+    yield from until_error(scheduler.errors, component, _scheduler_samples(scheduler))
 
 
-def of_telemetry(source: Source) -> Iterator[Sample]:
-    """Yield what failed in telemetry itself; to be asked last, as reading may fail, too."""
-    for part, count in sorted(source.guard.counts().items()):
-        yield TELEMETRY_ERRORS, (source.name, part), count
+def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
+    """
+    Yield the samples of one ``job_id`` label.
 
-
-def what_can_be_had(source: Source, component: str, items: Iterable[_T]) -> Iterator[_T]:
-    """Yield `items` up to what fails, which is counted as a failure of `component`."""
-    try:
-        yield from items
-    except Exception:  # noqa: BLE001  # readers show what can be shown
-        source.guard.failed(component)
-
-
-def _accounts(source: Source) -> Iterator[Account]:
-    yield from sorted(source.ledger.accounts(), key=lambda account: account.label)
-
-
-def _of_scheduler(source: Source) -> Iterator[Sample]:
-    name, ledger = source.name, source.ledger
-    liveness = source.liveness()
-    yield UP, (name,), int(liveness.up)
-    for state in STATES:
-        yield STATE, (name, state), int(state == liveness.state)
-    yield from _known((name,), (STARTED_AT, source.started_at), (LAST_WAKEUP, source.last_wakeup))
-    for alias, store in ledger.stores().items():
-        labels = (name, text(alias))
-        yield JOBS, labels, store.jobs
-        yield from _known(labels, (LAST_READ, store.last_read))
-        yield READ_FAILURES, labels, store.failures
-    for kind, count in ledger.errors().items():
-        yield ERRORS, (name, kind.value), count
-    for alias, (workers, running, queued) in ledger.executors().items():
-        labels = (name, text(alias))
-        yield WORKERS, labels, workers
-        yield EXECUTOR_RUNNING, labels, running
-        yield EXECUTOR_QUEUED, labels, queued
-    facts = source.facts()
-    yield SCHEDULER_INFO, (name, *(text(facts[label]) for label in _FACTS)), 1
-
-
-def of_job(scheduler: str, account: Account) -> Iterator[Sample]:
-    """Yield what the account of a job says."""
-    labels = (scheduler, account.label)
-    for outcome, count in account.outcomes.items():
+    Args:
+        scheduler: the value of the ``scheduler`` label.
+        job: the state of the label.
+    """
+    labels = (scheduler, job.label)
+    stats, info = job.stats, job.info
+    for outcome, count in stats.outcomes.items():
         yield RUNS, (*labels, outcome.value), count
-    for exception, count in sorted(account.exceptions.items()):
-        yield EXCEPTIONS, (*labels, text(exception)), count
-    yield DURATIONS, labels, account.durations
-    yield DELAYS, labels, account.delays
-    info = account.info
-    shortest, longest = account.intervals or (None, None)
+    for exception, count in sorted(stats.exceptions.items()):
+        yield EXCEPTIONS, (*labels, label_value(exception)), count
+    yield DURATIONS, labels, stats.durations
+    yield DELAYS, labels, stats.delays
+    shortest, longest = job.intervals or (None, None)
     yield from _known(
         labels,
-        (NEXT_RUN, account.next_run),
-        (LAST_RUN, account.last_run),
-        (LAST_SUCCESS, account.last_success),
-        (LAST_FAILURE, account.last_failure),
-        (LAST_DURATION, account.last_duration),
-        (CONSECUTIVE_FAILURES, account.consecutive_failures),
-        (RUNNING, account.running),
-        (RUNNING_SINCE, account.running_since),
-        (WITHDRAWN, account.withdrawn),
+        (NEXT_RUN, job.next_run),
+        (LAST_RUN, stats.last_run),
+        (LAST_SUCCESS, stats.last_success),
+        (LAST_FAILURE, stats.last_failure),
+        (LAST_DURATION, stats.last_duration),
+        (CONSECUTIVE_FAILURES, stats.consecutive_failures),
+        (RUNNING, job.in_flight.running),
+        (RUNNING_SINCE, job.in_flight.running_since),
+        (CANCELLED_RUN, job.cancelled_run),
         (SHORTEST, shortest),
         (LONGEST, longest),
         (GRACE, info.grace),
@@ -389,65 +360,108 @@ def of_job(scheduler: str, account: Account) -> Iterator[Sample]:
     if info.severity or info.owner:
         yield ALERT_INFO, (*labels, info.severity, info.owner), 1
     persistent = "true" if info.persistent else "false"
-    words = (info.name, info.func, info.trigger, info.executor, info.jobstore, persistent)
-    yield JOB_INFO, (*labels, *words), 1
+    texts = (info.name, info.func, info.trigger, info.executor, info.jobstore, persistent)
+    yield JOB_INFO, (*labels, *texts), 1
 
 
-def _known(labels: tuple[str, ...], *values: tuple[Family, float | None]) -> Iterator[Sample]:
-    """Yield what is known; what is not known yet is absent, and not 0."""
+def telemetry_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
+    """Yield the failures of telemetry; read these last, as reading the others may fail, too."""
+    for component, count in sorted(scheduler.errors.counts().items()):
+        yield TELEMETRY_ERRORS, (scheduler.name, component), count
+
+
+def until_error(errors: ErrorReporter, component: str, items: Iterable[_T]) -> Iterator[_T]:
+    """Yield `items` until one raises, which is reported as a failure of `component`."""
+    try:
+        yield from items
+    except Exception:  # noqa: BLE001  # exporters show the rest
+        errors.exception(component)
+
+
+def _sorted_jobs(scheduler: InstrumentedScheduler) -> Iterator[JobSnapshot]:
+    yield from sorted(scheduler.recorder.jobs(), key=attrgetter("label"))
+
+
+def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
+    name, recorder = scheduler.name, scheduler.recorder
+    liveness = scheduler.liveness()
+    yield UP, (name,), int(liveness.up)
+    for state in STATES:
+        yield STATE, (name, state), int(state == liveness.state)
+    started_at, last_wakeup = scheduler.started_at, scheduler.last_wakeup
+    yield from _known((name,), (STARTED_AT, started_at), (LAST_WAKEUP, last_wakeup))
+    for alias, jobstore in recorder.jobstores().items():
+        labels = (name, label_value(alias))
+        yield JOBS, labels, jobstore.jobs
+        yield from _known(labels, (LAST_READ, jobstore.last_read))
+        yield READ_FAILURES, labels, jobstore.failures
+    for kind, count in recorder.errors().items():
+        yield ERRORS, (name, kind.value), count
+    for alias, executor in recorder.executors().items():
+        labels = (name, label_value(alias))
+        yield WORKERS, labels, executor.workers
+        yield EXECUTOR_RUNNING, labels, executor.running
+        yield EXECUTOR_QUEUED, labels, executor.queued
+    info = scheduler.scheduler_info()
+    yield SCHEDULER_INFO, (name, *(label_value(info[label]) for label in _SCHEDULER_INFO)), 1
+
+
+def _known(labels: tuple[str, ...], *values: tuple[MetricFamily, float | None]) -> Iterator[Sample]:
+    """Yield the values that are known; an unknown one is absent rather than 0."""
     for family, value in values:
         if value is not None:
             yield family, labels, value
 
 
-class Reader:
+class Exporter:
     """
-    What shows several schedulers at once, each under a name of its own.
+    Exports several schedulers at once, each under a unique name.
 
-    Weakly, as whoever forgets a scheduler need not uninstrument it.
+    It holds them weakly, so that a scheduler which is dropped without `uninstrument` is freed.
 
     Args:
-        where: in a word for messages, what they share.
+        target: what they share, for messages: ``registry``, for example.
     """
 
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._sources: weakref.WeakValueDictionary[str, Source] = weakref.WeakValueDictionary()
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._schedulers: weakref.WeakValueDictionary[str, InstrumentedScheduler] = (
+            weakref.WeakValueDictionary()
+        )
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def check_free(self, name: str) -> None:
+    def ensure_unique_name(self, name: str) -> None:
         """
-        Check that no scheduler of this name is shown.
+        Check that no scheduler of this name is exported.
 
-        A forked child has a copy of what its parent shows. That is no scheduler of its own, and
-        gives way.
+        A forked child has a copy of what its parent exports. Such a copy does not count.
 
         Raises:
             DuplicateNameError: there is one.
         """
-        other = self._sources.get(name)
-        if other is not None and "forked" not in dict(other.liveness().reasons):
+        other = self._schedulers.get(name)
+        if other is not None and not other.liveness().is_forked_copy:
             msg = (
-                f"a scheduler named {name!r} is instrumented on this {self._where} already, and "
+                f"a scheduler named {name!r} is instrumented on this {self._target} already, and "
                 "their series could not be told apart: pass instrument(..., name=...) with a name "
-                f"of its own for each scheduler, or another {self._where}, or uninstrument() the "
+                f"of its own for each scheduler, or another {self._target}, or uninstrument() the "
                 "first"
             )
             raise DuplicateNameError(msg)
 
-    def add(self, source: Source) -> None:
-        """Show another scheduler, whose name is free."""
-        with self._lock:
-            self._sources[source.name] = source
+    @synchronized
+    def add(self, scheduler: InstrumentedScheduler) -> None:
+        """Export another scheduler, whose name is unique."""
+        self._schedulers[scheduler.name] = scheduler
 
-    def remove(self, source: Source) -> None:
-        """Show a scheduler no more."""
-        with self._lock:
-            if self._sources.get(source.name) is source:
-                del self._sources[source.name]
+    @synchronized
+    def remove(self, scheduler: InstrumentedScheduler) -> None:
+        """Stop exporting a scheduler."""
+        if self._schedulers.get(scheduler.name) is scheduler:
+            del self._schedulers[scheduler.name]
 
-    def sources(self) -> list[Source]:
+    @synchronized
+    def schedulers(self) -> list[InstrumentedScheduler]:
         """Return the schedulers by name."""
-        with self._lock:
-            return [source for _, source in sorted(self._sources.items())]
+        return [scheduler for _, scheduler in sorted(self._schedulers.items())]

@@ -1,11 +1,10 @@
 """
-Shows the books to OpenTelemetry: the instruments of a meter provider, for all its schedulers.
+Exports the metrics state to OpenTelemetry: the instruments of a meter provider, for all schedulers.
 
-The metrics are those of `prometheus`, under the names that Prometheus' translation of OTLP turns
-into the same: ``apscheduler.job.run.duration`` in ``s`` is
-``apscheduler_job_run_duration_seconds``. What the ledgers keep is observed when the SDK collects.
-The two histograms are recorded where runs start and end, as OpenTelemetry cannot observe one, and
-as there the span is current by which the SDK makes exemplars.
+The metrics are those of `prometheus`, under names that Prometheus' translation of OTLP turns into
+the same: ``apscheduler.job.run.duration`` in ``s`` becomes
+``apscheduler_job_run_duration_seconds``. What recorders hold is observed when the SDK collects. The
+two histograms are recorded run by run, as OpenTelemetry cannot observe one.
 
 The application owns the OpenTelemetry SDK: nothing here configures, flushes or shuts it down.
 """
@@ -17,6 +16,7 @@ import logging
 import math
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,47 +26,55 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.model import Outcome, RunError, RunView, SpanIds
-from apscheduler_telemetry.core.recorder import Histogram
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.model import ERROR, SUCCESS, SpanIds
+from apscheduler_telemetry.core.observers import UnresolvedRuns
+from apscheduler_telemetry.core.records import Run
+from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.export.metric_families import (
     DELAYS,
     DURATIONS,
     FAMILIES,
-    Family,
+    Exporter,
     Kind,
-    Reader,
-    read,
+    MetricFamily,
+    samples,
 )
 
 logger = logging.getLogger(__name__)
 
 SCOPE = "apscheduler_telemetry"
-"""No schema URL: of the attributes, none is of the semantic conventions."""
+"""It has no schema URL, as no attribute is one of the semantic conventions."""
 
 COMPONENT = "meter"
 
 MAX_TOTALS = 50_000
 """
-Series of counters whose totals are remembered: at most some 10 MB.
+Series of counters whose totals are kept.
 
-A thousand jobs have 6,000 for their outcomes and up to 20,000 for exceptions; as many may be gone
-and come back.
+A thousand jobs have 6,000 for their outcomes and up to 20,000 for exceptions, and as many may be
+removed and come back.
 """
 
 _OBSERVED = tuple(family for family in FAMILIES if family.kind is not Kind.HISTOGRAM)
 
 
-class MeterReader(Reader):
+class OpenTelemetryExporter(Exporter):
     """
     The instruments of one meter provider, for all schedulers that are instrumented on it.
 
-    One for all, as a meter has one instrument of a name; and for good, as it has no way to be rid
-    of one: without schedulers there is nothing to observe.
+    One for all, as a meter has one instrument of a name. And they stay, as a meter has no way to
+    remove one: without schedulers there is nothing to observe.
+
+    Args:
+        provider: the meter provider.
+        duration_buckets: upper bounds in seconds, ascending, without +Inf.
+        delay_buckets: likewise.
 
     Attributes:
-        durations: the histogram of runs' durations.
+        is_global: whether it was created for the global provider.
+        durations: the histogram of the durations of runs.
         delays: the histogram of their start delays.
-        buckets: upper bounds in seconds, of both.
     """
 
     def __init__(
@@ -77,9 +85,8 @@ class MeterReader(Reader):
     ) -> None:
         super().__init__("meter provider")
         self.is_global = provider is metrics.get_meter_provider()
-        self.buckets = tuple(duration_buckets), tuple(delay_buckets)
-        self._rows: dict[Family, list[Observation]] = {}
-        self._totals = Totals()
+        self._observations: dict[MetricFamily, list[Observation]] = {}
+        self._totals = MonotonicTotals()
         meter = provider.get_meter(SCOPE, __version__)
         create: dict[Kind, Callable[..., object]] = {
             Kind.COUNTER: meter.create_observable_counter,
@@ -91,165 +98,186 @@ class MeterReader(Reader):
                 family.name,
                 callbacks=[partial(self._observe, family)],
                 unit=family.unit,
-                description=family.about,
+                description=family.description,
             )
         self.durations = _histogram(meter, DURATIONS, duration_buckets)
         self.delays = _histogram(meter, DELAYS, delay_buckets)
 
-    def _observe(self, family: Family, _: CallbackOptions) -> Iterable[Observation]:
+    def _observe(self, family: MetricFamily, _: CallbackOptions) -> Iterable[Observation]:
         """
-        Return what the ledgers have of one metric.
+        Return the observations of one metric.
 
-        The SDK asks for one metric after the other. All are answered from one look at the
-        ledgers, so that they agree: a new one is taken when a metric is asked for again.
+        The SDK asks for one metric after the other. All answers come from one reading, so that they
+        agree; the next one is made when a metric is asked for again.
         """
-        with self._lock:
-            rows = self._rows.pop(family, None)
-        if rows is None:
-            fresh = self._read()
-            rows = fresh.pop(family)
-            with self._lock:
-                self._rows = fresh
-        return rows
+        observations = self._take_observations(family)
+        if observations is None:
+            reading = self._read()
+            observations = reading.pop(family)
+            self._observations = reading
+        return observations
 
-    def _read(self) -> dict[Family, list[Observation]]:
-        rows: dict[Family, list[Observation]] = {family: [] for family in _OBSERVED}
-        for source in self.sources():
-            # A forked child has a copy of the ledgers that stands still, and under the resource
-            # of its parent would contradict it.
-            if any(code == "forked" for code, _ in source.liveness().reasons):
+    @synchronized
+    def _take_observations(self, family: MetricFamily) -> list[Observation] | None:
+        return self._observations.pop(family, None)
+
+    def _read(self) -> dict[MetricFamily, list[Observation]]:
+        reading: dict[MetricFamily, list[Observation]] = {family: [] for family in _OBSERVED}
+        for scheduler in self.schedulers():
+            # A forked child has a copy of the numbers that stands still, and under the resource of
+            # its parent would contradict it.
+            if scheduler.liveness().is_forked_copy:
                 continue
-            for family, labels, value in read(source, COMPONENT):
+            for family, labels, value in samples(scheduler, COMPONENT):
                 if isinstance(value, Histogram) or not math.isfinite(value):
-                    continue  # the SDK takes no infinity: where nothing limits workers, absent
+                    continue  # the SDK takes no infinity: unlimited workers are absent
                 if family.kind is Kind.COUNTER:
-                    value = self._totals.of((family, labels), value)  # noqa: PLW2901
+                    value = self._totals.update((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
-                rows[family].append(Observation(value, attributes))
+                reading[family].append(Observation(value, attributes))
         self._totals.trim()
-        return rows
+        return reading
 
 
-class Totals:
+class MonotonicTotals:
     """
-    Keeps counters from going back, as long as the process lives.
+    Keeps counters from decreasing, as long as the process lives.
 
-    A job that comes back after its account was closed, or a scheduler that is instrumented anew,
+    A job that comes back after its series was dropped, or a scheduler that is instrumented anew,
     counts from 0. An SDK that sends deltas would send a negative one.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[object, tuple[float, float]] = {}
-        self._lock = threading.Lock()
+        # For each series what it counted before it last began at 0, and its latest value.
+        self._totals: OrderedDict[object, tuple[float, float]] = OrderedDict()
+        self._lock = threading.RLock()
+        renew_lock_after_fork(self)
 
-    def of(self, series: object, value: float) -> float:
-        """Return the total of a series of which an account has counted `value`."""
-        with self._lock:
-            before, latest = self._seen.pop(series, (0, 0))
-            if value < latest:
-                before += latest
-            self._seen[series] = before, value  # at the end, so that idle ones are at the front
-            return before + value
+    @synchronized
+    def update(self, series: object, value: float) -> float:
+        """Return the total of a series whose value is `value` now."""
+        before, latest = self._totals.get(series, (0, 0))
+        if value < latest:
+            before += latest
+        self._totals[series] = before, value
+        self._totals.move_to_end(series)  # so that idle series come first
+        return before + value
 
+    @synchronized
     def trim(self) -> None:
-        """Forget the series that were idle for longest, where there are too many."""
-        with self._lock:
-            while len(self._seen) > MAX_TOTALS:
-                del self._seen[next(iter(self._seen))]
+        """Drop the series that were idle for longest, if there are too many."""
+        while len(self._totals) > MAX_TOTALS:
+            self._totals.popitem(last=False)
 
 
 class HistogramObserver:
     """
     Records the durations and start delays of runs; a `RunObserver`.
 
-    In this process in the context of the run, whose span is current: to be called after what
-    enters that span, and before what leaves it.
+    A delay is recorded at the start, while the span of the run is current, if the observer of
+    spans comes first; all else when the run is resolved, under its exemplar: only then it is known
+    whether its duration counts, and a run in another process is measured only then.
     """
 
     component = COMPONENT
 
-    def __init__(self, reader: MeterReader) -> None:
-        self._durations = reader.durations
-        self._delays = reader.delays
+    def __init__(self, exporter: OpenTelemetryExporter) -> None:
+        self._durations = exporter.durations
+        self._delays = exporter.delays
+        self._with_delay: UnresolvedRuns[bool] = UnresolvedRuns()
 
-    def is_awake(self) -> bool:
-        """Tell that there is always something to do."""
+    def is_enabled(self) -> bool:
+        """Tell that there is always something to record."""
         return True
 
-    def enter(self, run: RunView) -> None:
-        """Record how late `run` starts."""
+    def on_start(self, run: Run) -> None:
+        """Record the start delay of `run`."""
         if run.start_delay is not None:
+            if len(self._with_delay) >= self._with_delay.limit:
+                self._with_delay.drop_stale()
+            self._with_delay[run] = True
             self._delays.record(run.start_delay, _attributes(run))
 
-    def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:  # noqa: ARG002
-        """Record how long `run` took."""
-        if run.duration is not None:
-            self._durations.record(run.duration, _attributes(run))
+    def on_end(self, run: Run) -> None:
+        """Do nothing, as the outcome is not known yet."""
 
-    def carry(self, run: RunView) -> Mapping[str, str] | None:
-        """Return nothing: what another process measures comes home."""
+    def inject(self, run: Run) -> Mapping[str, str] | None:
+        """Return None, as the other process sends its measurements back."""
 
-    def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:  # noqa: ARG002
-        """Record a run that was measured in another process, in the context of its span."""
-        if run.duration is not None and run.start_delay is not None:
+    def on_resolved(self, run: Run) -> None:
+        """Record the duration of `run`, and its start delay unless that was recorded before."""
+        context = None
+        delay = None if run.start_is_estimated else run.start_delay
+        was_recorded = self._with_delay.pop(run, False)
+        if delay is not None and not was_recorded:
             context = _context(run.exemplar)
-            self._delays.record(run.start_delay, _attributes(run), context=context)
+            self._delays.record(delay, _attributes(run), context=context)
+        if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
+            context = _context(run.exemplar) if context is None else context
             self._durations.record(run.duration, _attributes(run), context=context)
 
 
-def reader_of(
+def exporter_for(
     provider: metrics.MeterProvider,
     duration_buckets: Sequence[float],
     delay_buckets: Sequence[float],
-) -> MeterReader:
+) -> OpenTelemetryExporter:
     """
-    Return the reader of `provider`, with its instruments, made now if there was none.
+    Return the exporter of `provider` and its instruments, which are created if there were none.
 
-    The buckets are those that the first scheduler asked for.
+    The buckets are those of the first scheduler.
     """
     with _lock:
-        reader = _readers.get(provider)
-        if reader is None and provider is metrics.get_meter_provider():
-            # What was the global provider before there was one passes everything on to it.
-            reader = next((known for known in _readers.values() if known.is_global), None)
-        if reader is None:
-            reader = MeterReader(provider, duration_buckets, delay_buckets)
-        _readers[provider] = reader
-        return reader
+        exporter = _exporters.get(provider)
+        if exporter is None and provider is metrics.get_meter_provider():
+            # The proxy that stands for the global provider before it is set delegates to it.
+            exporter = next((known for known in _exporters.values() if known.is_global), None)
+        if exporter is None:
+            exporter = OpenTelemetryExporter(provider, duration_buckets, delay_buckets)
+        _exporters[provider] = exporter
+        return exporter
 
 
-def _histogram(meter: metrics.Meter, family: Family, buckets: Sequence[float]) -> metrics.Histogram:
+def _histogram(
+    meter: metrics.Meter, family: MetricFamily, buckets: Sequence[float]
+) -> metrics.Histogram:
     advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": list(buckets)}
     if not advice.keys() <= inspect.signature(meter.create_histogram).parameters.keys():
         logger.warning(
-            "The installed opentelemetry-api cannot be told the buckets of %s, which are the "
-            "SDK's, made for milliseconds: give it a view with ExplicitBucketHistogramAggregation"
-            "(%s), or install a newer one",
+            "The installed opentelemetry-api takes no advice on the buckets of %s, so they are the "
+            "SDK's, which are made for milliseconds: add a view with "
+            "ExplicitBucketHistogramAggregation(%s), or install a newer one",
             family.name,
             advice["explicit_bucket_boundaries_advisory"],
         )
         advice = {}
-    return meter.create_histogram(family.name, family.unit, family.about, **advice)
+    return meter.create_histogram(family.name, family.unit, family.description, **advice)
 
 
-def _attributes(run: RunView) -> dict[str, str]:
+def _attributes(run: Run) -> dict[str, str]:
     return dict(zip(DURATIONS.labels, (run.scheduler, run.label), strict=True))
 
 
 def _context(exemplar: SpanIds | None) -> Context:
-    """Return a context in which the span of an exemplar is current, as it was sampled."""
+    """Return a context in which the span of an exemplar is current, as a sampled one."""
     if exemplar is None:
-        return Context()
-    span = trace.SpanContext(
-        trace_id=exemplar.trace_id,
-        span_id=exemplar.span_id,
-        is_remote=False,
-        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+        return _NO_SPAN
+    span = (
+        exemplar
+        if isinstance(exemplar, trace.SpanContext)
+        else trace.SpanContext(
+            trace_id=exemplar.trace_id,
+            span_id=exemplar.span_id,
+            is_remote=False,
+            trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+        )
     )
     return trace.set_span_in_context(trace.NonRecordingSpan(span), Context())
 
 
+# Not an empty context, for which the SDK takes the current one.
+_NO_SPAN = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 _lock = threading.Lock()
-_readers: weakref.WeakKeyDictionary[metrics.MeterProvider, MeterReader] = (
+_exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, OpenTelemetryExporter] = (
     weakref.WeakKeyDictionary()
 )

@@ -1,26 +1,26 @@
 """
-One OpenTelemetry span per run, current while the job's callable runs.
+One OpenTelemetry span for each run, current while the callable of the job runs.
 
-A run is the root of its own trace: whatever is being traced where the scheduler happens to wake
-up is not its cause. Where the context in which the job was added is known, the span links to it.
+A run is the root of a trace of its own: whatever is traced where the scheduler wakes up is not its
+cause. It links to the span in which the job was added, if that is known.
 
-========= ======== ========================================= ====================
-outcome   status   ``error.type``                            extent
-========= ======== ========================================= ====================
-success   unset    absent                                    that of the callable
-error     ERROR    type of the exception                     that of the callable
-missed    ERROR    ``missed``                                none
-skipped   ERROR    ``skipped``                               none
-coalesced unset    absent                                    none
-lost      ERROR    type of the exception that tells of it,   none
-                   ``lost`` where there is none
-========= ======== ========================================= ====================
+========= ======== ======================================== ====================
+outcome   status   ``error.type``                           extent
+========= ======== ======================================== ====================
+success   unset    absent                                   that of the callable
+error     ERROR    type of the exception                    that of the callable
+missed    ERROR    ``missed``                               none
+skipped   ERROR    ``skipped``                              none
+coalesced unset    absent                                   none
+lost      ERROR    type of the exception that explains the  none
+                   loss, or ``lost``
+========= ======== ======================================== ====================
 
-A span without extent lies where APScheduler decided, or where the loss was noticed; that of a run
-that had been handed to another process by then lies at the hand-over.
+A span without extent is at the time at which APScheduler decided, or the loss was noticed; if the
+run was sent to another process or had started by then, at the time of that.
 
 The application owns the OpenTelemetry SDK: nothing here configures, flushes or shuts it down, and
-without one nothing here does anything. Conventions: https://opentelemetry.io/docs/specs/semconv/
+without an SDK nothing here does anything. Conventions: https://opentelemetry.io/docs/specs/semconv/
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.model import Clock, JobInfo, Outcome, RunError, RunView
+from apscheduler_telemetry.core.model import ERROR, SUCCESS, Clock, JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.observers import UnresolvedRuns
+from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger(__name__)
 
@@ -54,72 +56,99 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """
 The conventions that ``code.*``, ``error.*`` and ``exception.*`` follow here.
 
-The newest of ``opentelemetry.semconv.schemas.Schemas``; written out, as that package comes with
-the SDK and not with the API.
+The newest of ``opentelemetry.semconv.schemas.Schemas``, as a literal because that package comes
+with the SDK and not with the API.
 """
 
 OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 """
-Where exceptions go: ``logs`` for log records, ``logs/dup`` for both, else span events.
+Selects where exceptions go: ``logs`` for log records, ``logs/dup`` for both, else span events.
 
-The variable of semconv's ``docs/exceptions/exceptions-logs.md``.
+The environment variable of ``docs/exceptions/exceptions-logs.md`` of the conventions.
 """
 EXCEPTION_LOG = "apscheduler.job.run.exception"
-"""Name of those log records: the operation and ``.exception``, as recommended there."""
+"""The event name of those log records: the operation and ``.exception``, as recommended there."""
 
 MAX_MESSAGE = 4_096
 """
 Characters of an exception's message.
 
-The SDK limits attributes only on request and a status description never; a database driver that
-quotes its statement makes messages of megabytes, and a collector refuses the whole batch.
+The SDK limits attributes only if configured, and never the description of a status. A database
+driver that quotes its statement makes messages of megabytes, for which a collector refuses the
+whole batch.
 """
 
-MAX_FIXED = 1_000
-"""Jobs whose attributes are kept, as most are the same for all runs of a job."""
+MAX_CACHED_JOBS = 1_000
+"""Jobs whose attributes are cached, as most are the same for all runs of a job."""
 
 MAX_STACKTRACE = 16_384
-"""Characters of a stack trace; the last ones, as the cause stands at its end."""
+"""Characters of a stack trace: the last ones, as the cause is at its end."""
 
 _FAILURES = {
-    Outcome.ERROR: "failed with an exception that is not known",
+    ERROR: "failed with an exception that is not known",
     Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
     Outcome.SKIPPED: "refused, as max_instances runs of the job were under way",
     Outcome.LOST: "handed over, or due to be, and never heard of again",
 }
-"""The outcomes that are failures, with the status where no exception has a better one."""
-
-_SUCCESS = Outcome.SUCCESS
+"""The outcomes that are failures, with the status description if there is no exception."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-"""Not the global one: the child process must read what is written here, however it is set up."""
+"""Not the global one, as the child process must read this format however it is set up."""
 
 _BAGGAGE = W3CBaggagePropagator()
 
 _ROOT = Context()
-"""A context without a span; one for all, as contexts do not change."""
+"""A context without a span; shared, as contexts are immutable."""
 
 _inside: ContextVar[None] = ContextVar("apscheduler_telemetry_inside")
 
 
-@dataclass(slots=True)
-class _Open:
+@dataclass(slots=True, eq=False)
+class _RunSpan:
     """
-    A span whose run has not ended yet.
+    The span of a run that is not resolved yet.
 
     Attributes:
         span: the span.
-        since: Unix nanoseconds of its start.
-        is_recording: whether anybody will see it.
-        has_delay: whether it tells the start delay, as the run had started by then.
-        tokens: what takes it out of the context again; None where it is not current.
+        started: Unix nanoseconds of its start.
+        is_recording: whether it is exported.
+        has_delay: whether it has the start delay, as the run had started by then.
+        tokens: remove the span from the context; None if it is not current.
+        ended: Unix seconds of the end of the callable; None before it.
+        is_resolved: whether it was ended, as the run was resolved before its callable was over.
     """
 
     span: trace.Span
-    since: int
+    started: int
     is_recording: bool
     has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
+    ended: float | None = None
+    is_resolved: bool = False
+
+    def make_current(self, base: Context | None) -> None:
+        """Put the span into the current context, and all of `base` unless it is None."""
+        attached = otel_context.attach(trace.set_span_in_context(self.span, base))
+        self.tokens = _inside.set(None), attached
+
+    def remove_from_context(self) -> None:
+        """Undo `make_current`, if it was called."""
+        if self.tokens is not None:
+            _detach(*self.tokens)
+            self.tokens = None
+
+    def set_end(self, at: float) -> None:
+        """Set the end of the callable, in Unix seconds."""
+        self.ended = at
+
+    def move_start(self, since: int) -> None:
+        """Correct the start to the one in another process, in Unix nanoseconds."""
+        self.started = since
+        _move_start(self.span, since)
+
+    def resolve(self) -> None:
+        """Note that the span was ended before its callable was over."""
+        self.is_resolved = True
 
 
 class SpanObserver:
@@ -128,10 +157,10 @@ class SpanObserver:
 
     Args:
         tracer_provider: where spans go. By default the global provider, which may be set at any
-            time and counts from the next pass over due jobs on.
-        logger_provider: where exceptions go when `OPT_IN`, read once and here, asks for log
-            records. By default the global provider.
-        clock: Unix seconds.
+            time and is used from the next pass over due jobs on.
+        logger_provider: where exceptions go if `OPT_IN` selects log records; it is read once, by
+            the constructor. By default the global provider.
+        clock: returns Unix seconds.
     """
 
     component = "spans"
@@ -149,62 +178,75 @@ class SpanObserver:
         self._logger_provider = logger_provider
         self._clock = clock
         self._as_event, self._as_log = _exception_signals()
-        # One that the environment names is made when it is first asked for.
+        # A provider that the environment names is created when it is first asked for.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
         self._may_be_unset = self._tracer_provider is None and not named
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
-        self._fixed: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
+        self._job_cache: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
+        self._spans: UnresolvedRuns[_RunSpan] = UnresolvedRuns()
 
-    def is_awake(self) -> bool | None:
+    def is_enabled(self) -> bool | None:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
         if self._as_log or self._tracer() is not None:
             return True
         return False if self._tracer_provider is None else None
 
-    def enter(self, run: RunView) -> None:
+    def on_start(self, run: Run) -> None:
         """Start the span of `run` and make it current."""
-        run.span = opened = self._open(run, run.started)
-        if opened is not None:
-            # On top of what is current, as only the span is to change: not baggage, for one.
-            base = _with_baggage(run) if run.links else None
-            current = trace.set_span_in_context(opened.span, base)
-            attached = otel_context.attach(current)
-            opened.tokens = _inside.set(None), attached
+        run_span = self._start_span(run, run.started)
+        if run_span is None:
+            return
+        # Only the span of the current context changes, but not its baggage, for example.
+        base = _with_baggage(run) if run.links else None
+        run_span.make_current(base)
 
-    def leave(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        """Take the span of `run` out of the context and end it."""
-        opened: _Open | None = run.span
-        if opened is None and error is None:
+    def on_end(self, run: Run) -> None:
+        """Remove the span of `run` from the context, and note the end of the callable."""
+        run_span = self._spans.get(run)
+        if run_span is None:
             return  # nothing is traced
-        if opened is not None and opened.tokens is not None:
-            _detach(*opened.tokens)
-        # Now, so that the job's own spans lie within; yet no earlier, should the clock have been
-        # set back meanwhile.
-        self._close(run, outcome, error, max(run.ended or 0.0, self._clock()))
+        run_span.remove_from_context()
+        if run_span.is_resolved:
+            self._spans.pop(run, None)
+            return
+        # The time now, so that the job's own spans lie within; yet not before the measured end, if
+        # the clock was set back meanwhile.
+        run_span.set_end(max(run.ended or 0.0, self._clock()))
 
-    def carry(self, run: RunView) -> Mapping[str, str] | None:
-        """Start the span of `run` and return its ``traceparent``, and what goes with that."""
-        run.span = opened = self._open(run, None)
-        if opened is None:
+    def inject(self, run: Run) -> Mapping[str, str] | None:
+        """Start the span of `run`, and return its ``traceparent`` and the baggage."""
+        run_span = self._start_span(run, None)
+        if run_span is None:
             return None
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, trace.set_span_in_context(opened.span, _ROOT))
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
         if baggage := _baggage_of(run):
             carrier["baggage"] = baggage
         return carrier
 
-    def settle(self, run: RunView, outcome: Outcome, error: RunError | None) -> None:
-        """End the span of a run that was carried elsewhere, or make one of what never ran."""
-        opened: _Open | None = run.span
-        # By the end, as the start of a run that was lost may have been inferred.
-        started = None if run.ended is None else run.started
-        if opened is None:
-            run.span = self._open(run, started)
-        elif started is not None:
-            _move_start(opened.span, _nanoseconds(started))
-        self._close(run, outcome, error, run.ended)
+    def on_resolved(self, run: Run) -> None:
+        """End the span of `run`, or make one if it has none: it never started in this process."""
+        run_span = self._spans.get(run)
+        if run_span is None:
+            # An estimated start has no measured end.
+            run_span = self._start_span(run, None if run.ended is None else run.started)
+        elif run_span.ended is None and run.ended is not None and run.started is not None:
+            # It was measured in another process.
+            run_span.move_start(_nanoseconds(run.started))
+        if run_span is not None and run_span.tokens is not None:
+            run_span.resolve()  # and is current until `on_end`
+        else:
+            self._spans.pop(run, None)
+        ended = None
+        if run.outcome is SUCCESS or run.outcome is ERROR:
+            ended = run.ended if run_span is None or run_span.ended is None else run_span.ended
+        if run_span is not None:
+            self._end_span(run_span, run, ended)
+        if run.error is not None and self._as_log:
+            at = self._clock() if ended is None else ended
+            self._log_exception(run, run.error, run_span, at)
 
-    def _open(self, run: RunView, started: float | None) -> _Open | None:
+    def _start_span(self, run: Run, started: float | None) -> _RunSpan | None:
         tracer = self._tracer()
         if tracer is None:
             return None
@@ -212,7 +254,7 @@ class SpanObserver:
         root, links = _ROOT, None
         if run.links:
             root, links = _with_baggage(run, root), _links(run)
-        name, attributes = self._told_of(run)
+        name, attributes = self._start_attributes(run)
         if started is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
         span = tracer.start_span(
@@ -220,78 +262,79 @@ class SpanObserver:
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
-            run.exemplar = context
-        return _Open(span, since, is_recording, started is not None)
+            run.set_exemplar(context)
+        spans = self._spans
+        if len(spans) >= spans.limit:
+            spans.drop_stale()
+        run_span = spans[run] = _RunSpan(span, since, is_recording, started is not None)
+        return run_span
 
-    def _told_of(self, run: RunView) -> tuple[str, dict[str, AttributeValue]]:
-        """Return the name of a run's span, and what is known of it before it starts."""
+    def _start_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:
+        """Return the name of the span of a run, and the attributes that are known at its start."""
         job = run.job
-        fixed = self._fixed.get(id(job))
-        if fixed is None or fixed[0] is not job:
-            if len(self._fixed) >= MAX_FIXED:
-                self._fixed.clear()
-            fixed = job, _legal(job.label), _fixed_attributes(job, run.scheduler)
-            self._fixed[id(job)] = fixed
-        _, name, attributes = fixed
+        cached = self._job_cache.get(id(job))
+        if cached is None or cached[0] is not job:
+            if len(self._job_cache) >= MAX_CACHED_JOBS:
+                self._job_cache.clear()
+            cached = job, _utf8(job.label), _job_attributes(job, run.scheduler)
+            self._job_cache[id(job)] = cached
+        _, name, attributes = cached
         attributes = attributes.copy()
-        scheduled = run.scheduled.isoformat()
-        if not scheduled.endswith("+00:00"):
-            scheduled = run.scheduled.astimezone(timezone.utc).isoformat()
-        attributes["apscheduler.scheduled_time"] = scheduled
+        due = run.due.isoformat()
+        if not due.endswith("+00:00"):
+            due = run.due.astimezone(timezone.utc).isoformat()
+        attributes["apscheduler.scheduled_time"] = due
         if run.arguments is not None:
-            attributes["apscheduler.job.arguments"] = _legal(run.arguments)
+            attributes["apscheduler.job.arguments"] = _utf8(run.arguments)
         return name, attributes
 
-    def _close(
-        self, run: RunView, outcome: Outcome, error: RunError | None, ended: float | None
-    ) -> None:
-        opened: _Open | None = run.span
-        run.span = None
-        if opened is not None:
-            until = opened.since if ended is None else _nanoseconds(ended)
-            if opened.is_recording:
-                if run.result is not None:
-                    opened.span.set_attribute("apscheduler.result", _legal(run.result))
-                if not opened.has_delay and ended is not None and run.start_delay is not None:
-                    opened.span.set_attribute("apscheduler.start_delay", run.start_delay)
-                self._describe(opened.span, outcome, error, until)
-            opened.span.end(until)
-        if error is not None and self._as_log:
-            self._log(run, error, opened, self._clock() if ended is None else ended)
+    def _end_span(self, run_span: _RunSpan, run: Run, ended: float | None) -> None:
+        span = run_span.span
+        until = run_span.started if ended is None else _nanoseconds(ended)
+        if run_span.is_recording:
+            if run.result is not None:
+                span.set_attribute("apscheduler.result", _utf8(run.result))
+            if not run_span.has_delay and ended is not None and run.start_delay is not None:
+                span.set_attribute("apscheduler.start_delay", run.start_delay)
+            if run.outcome is SUCCESS:
+                span.set_attribute("apscheduler.outcome", "success")
+            elif run.outcome is not None:
+                self._set_failure(span, run.outcome, run.error, until)
+        span.end(until)
 
-    def _describe(
+    def _set_failure(
         self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
     ) -> None:
-        if outcome is _SUCCESS:  # as most are, for which a look into the enumeration takes longer
-            span.set_attribute("apscheduler.outcome", "success")
-            return
         span.set_attribute("apscheduler.outcome", outcome.value)
-        why = _FAILURES.get(outcome)
-        if why is not None:
-            span.set_attribute("error.type", _legal(error.type) if error else outcome.value)
-            span.set_status(trace.StatusCode.ERROR, _message(error) if error else why)
+        description = _FAILURES.get(outcome)
+        if description is not None:
+            span.set_attribute("error.type", _utf8(error.type) if error else outcome.value)
+            span.set_status(trace.StatusCode.ERROR, _message(error) if error else description)
         if error is not None and self._as_event:
-            span.add_event("exception", _exception(error), until)
+            span.add_event("exception", _exception_attributes(error), until)
 
-    def _log(self, run: RunView, error: RunError, opened: _Open | None, at: float) -> None:
+    def _log_exception(
+        self, run: Run, error: RunError, run_span: _RunSpan | None, at: float
+    ) -> None:
+        context = None if run_span is None else trace.set_span_in_context(run_span.span, _ROOT)
         get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
             timestamp=_nanoseconds(at),
-            context=None if opened is None else trace.set_span_in_context(opened.span, _ROOT),
-            # ERROR, not FATAL nor WARN: the application handles it no more, and lives on.
+            context=context,
+            # ERROR, not FATAL nor WARN: nothing handles it any more, but the application lives on.
             severity_number=SeverityNumber.ERROR,
             event_name=EXCEPTION_LOG,
             attributes={
-                **_exception(error),
-                "apscheduler.job.id": _legal(run.job.id),
-                "apscheduler.scheduler": _legal(run.scheduler),
+                **_exception_attributes(error),
+                "apscheduler.job.id": _utf8(run.job.id),
+                "apscheduler.scheduler": _utf8(run.scheduler),
             },
         )
 
     def _tracer(self) -> trace.Tracer | None:
-        """Return the provider's tracer, or None where its spans would go nowhere."""
+        """Return the provider's tracer, or None if its spans would go nowhere."""
         known, tracer = self._cached
         if tracer is not None:
-            return tracer  # for good, as the global provider can be set but once
+            return tracer  # final, as the global provider can be set only once
         provider = self._tracer_provider
         if provider is None:
             if self._may_be_unset and _is_unset():
@@ -304,7 +347,7 @@ class SpanObserver:
 
 
 def current_span_context() -> trace.SpanContext | None:
-    """Return the context of the current span, where there is a valid one, to link a run to."""
+    """Return the context of the current span, to which a run may link; None if it is not valid."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
 
@@ -312,12 +355,12 @@ def current_span_context() -> trace.SpanContext | None:
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """
-    Where a job was added, or a run of it triggered.
+    Where a job was added, or one of its runs triggered.
 
     Attributes:
-        reason: which of both: ``added`` or ``triggered``.
-        span: the context of the span there, where there was one.
-        baggage: the baggage there, as the header of that name; empty where it is not asked for.
+        reason: ``added`` or ``triggered``.
+        span: the context of the span there, if there was one.
+        baggage: the value of the ``baggage`` header there; empty if it is not propagated.
     """
 
     reason: str
@@ -325,22 +368,22 @@ class Origin:
     baggage: str = ""
 
 
-class Origins:
+class OriginTracker:
     """
-    Knows where we are.
+    Determines where jobs are added and runs triggered.
 
     Args:
-        baggage: whether baggage is to be known as well.
+        baggage: whether to propagate baggage as well.
     """
 
     def __init__(self, *, baggage: bool = False) -> None:
         self._baggage = baggage
 
     def current(self, reason: str) -> Origin | None:
-        """Return where we are, None where nothing is being traced."""
+        """Return the current origin; None if nothing is traced."""
         carrier: dict[str, str] = {}
         if self._baggage:
-            _BAGGAGE.inject(carrier)  # which limits its size as W3C has it
+            _BAGGAGE.inject(carrier)  # which limits its size as W3C demands
         span, baggage = current_span_context(), carrier.get("baggage", "")
         if span is None and not baggage:
             return None
@@ -356,46 +399,46 @@ class Origins:
             carrier["baggage"] = origin.baggage
         return carrier
 
-    def load(self, reason: str, texts: Mapping[str, str]) -> Origin:
-        """Return what was dumped."""
-        there = trace.get_current_span(_PROPAGATOR.extract(texts, Context()))
-        span = there.get_span_context()
+    def load(self, reason: str, headers: Mapping[str, str]) -> Origin:
+        """Return the origin that was dumped as `headers`."""
+        context = _PROPAGATOR.extract(headers, Context())
+        span = trace.get_current_span(context).get_span_context()
         return Origin(
             reason=reason,
             span=span if span.is_valid else None,
-            baggage=str(texts.get("baggage", "")) if self._baggage else "",
+            baggage=str(headers.get("baggage", "")) if self._baggage else "",
         )
 
 
-def leave_context() -> Token[Context] | None:
+def clear_context() -> Token[Context] | None:
     """
-    Let nothing be current, neither a span nor baggage, until `return_to_context`.
+    Make nothing current, neither a span nor baggage, until `restore_context`.
 
     What wakes a scheduler up is not the cause of what it does then: a thread that
-    opentelemetry-instrumentation-threading started keeps the span of who started it for good, and
-    a timer of asyncio that of whoever added a job last.
+    opentelemetry-instrumentation-threading started keeps the span of its creator for good, and a
+    timer of asyncio keeps the span in which the latest job was added.
 
-    Two functions, as every pass over due jobs calls them: a context manager would take three times
-    as long.
+    Two functions, as every pass over due jobs calls them, and a context manager would take three
+    times as long.
 
     Returns:
-        What `return_to_context` is to be given; None where nothing is current, as in most threads,
-        and there is nothing to return to.
+        The argument of `restore_context`; None if nothing was current, as in most threads, and
+        there is nothing to restore.
     """
     return otel_context.attach(_ROOT) if otel_context.get_current() else None
 
 
-def return_to_context(token: Token[Context]) -> None:
-    """Let that be current again which was so before `leave_context`, where anything was."""
+def restore_context(token: Token[Context]) -> None:
+    """Make the context current again that was so before `clear_context`."""
     otel_context.detach(token)
 
 
 @contextmanager
-def untraced() -> Iterator[None]:
+def suppress_tracing() -> Iterator[None]:
     """
-    Let nothing be current, and let instrumentations of OpenTelemetry make no span.
+    Make nothing current, and let no instrumentation of OpenTelemetry make a span.
 
-    What telemetry asks a database every few seconds is no work of the application's.
+    The application does not trace what telemetry asks a database every few seconds.
     """
     token = otel_context.attach(otel_context.set_value(_SUPPRESSED, value=True, context=Context()))
     try:
@@ -408,29 +451,29 @@ def _is_unset() -> bool:
     """
     Tell whether it is certain that there is no global provider yet.
 
-    By a private name of the API: whoever asks in public then waits for a look into the environment,
-    which takes as long as a third of what we do in a pass. Where it goes by another name, or a test
-    has replaced the public way, nothing is certain.
+    By a private name of the API, as the public function then reads the environment, which takes a
+    third as long as all that we do in a pass. It is not certain if there is no such name, or if a
+    test has replaced the public function.
     """
     return (
         getattr(trace, "_TRACER_PROVIDER", trace) is None
-        and trace.get_tracer_provider is _IN_PUBLIC
+        and trace.get_tracer_provider is _GET_TRACER_PROVIDER
     )
 
 
-_IN_PUBLIC = trace.get_tracer_provider
+_GET_TRACER_PROVIDER = trace.get_tracer_provider
 
 
 def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:
     if isinstance(provider, (trace.NoOpTracerProvider, trace.ProxyTracerProvider)):
         return None
     tracer = provider.get_tracer(SCOPE, __version__, schema_url=SCHEMA_URL)
-    # What an SDK gives that OTEL_SDK_DISABLED has turned off.
+    # An SDK that OTEL_SDK_DISABLED has turned off returns one that does nothing.
     return None if isinstance(tracer, trace.NoOpTracer) else tracer
 
 
 def _exception_signals() -> tuple[bool, bool]:
-    """Return whether exceptions are told by span events, and whether by log records."""
+    """Return whether exceptions become span events, and whether they become log records."""
     wanted = os.environ.get(OPT_IN, "").strip().lower()
     if wanted not in {"", "logs", "logs/dup"}:
         logger.warning(
@@ -449,7 +492,7 @@ def _exception_signals() -> tuple[bool, bool]:
     return True, False
 
 
-def _links(run: RunView) -> list[trace.Link]:
+def _links(run: Run) -> list[trace.Link]:
     return [
         trace.Link(origin.span, {"apscheduler.link.reason": origin.reason})
         for origin in run.links
@@ -457,51 +500,51 @@ def _links(run: RunView) -> list[trace.Link]:
     ]
 
 
-def _baggage_of(run: RunView) -> str:
-    # That of the latest, as it is the reason of this very run.
+def _baggage_of(run: Run) -> str:
+    # The baggage of the latest link, which is the reason for this run.
     return str(getattr(run.links[-1], "baggage", "")) if run.links else ""
 
 
-def _with_baggage(run: RunView, context: Context | None = None) -> Context:
-    """Return `context`, by default the current one, with the baggage that is meant for the run."""
+def _with_baggage(run: Run, context: Context | None = None) -> Context:
+    """Return `context`, by default the current one, with the baggage of the run."""
     context = otel_context.get_current() if context is None else context
     baggage = _baggage_of(run)
     return _BAGGAGE.extract({"baggage": baggage}, context) if baggage else context
 
 
-def _fixed_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
+def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
     return {
         "job.system": "apscheduler",
-        "apscheduler.job.id": _legal(job.id),
-        "apscheduler.job.name": _legal(job.name),
-        "apscheduler.scheduler": _legal(scheduler),
-        "apscheduler.executor": _legal(job.executor),
-        "apscheduler.jobstore": _legal(job.jobstore),
-        "apscheduler.trigger": _legal(job.trigger),
-        "code.function.name": _legal(job.func.replace(":", ".", 1)),
+        "apscheduler.job.id": _utf8(job.id),
+        "apscheduler.job.name": _utf8(job.name),
+        "apscheduler.scheduler": _utf8(scheduler),
+        "apscheduler.executor": _utf8(job.executor),
+        "apscheduler.jobstore": _utf8(job.jobstore),
+        "apscheduler.trigger": _utf8(job.trigger),
+        "code.function.name": _utf8(job.func.replace(":", ".", 1)),
     }
 
 
-def _exception(error: RunError) -> dict[str, AttributeValue]:
+def _exception_attributes(error: RunError) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
-        "exception.type": _legal(error.type),
+        "exception.type": _utf8(error.type),
         "exception.message": _message(error),
     }
     if error.traceback:
-        attributes["exception.stacktrace"] = _legal(error.traceback[-MAX_STACKTRACE:])
+        attributes["exception.stacktrace"] = _utf8(error.traceback[-MAX_STACKTRACE:])
     return attributes
 
 
 def _message(error: RunError) -> str:
-    return _legal(error.message[:MAX_MESSAGE])
+    return _utf8(error.message[:MAX_MESSAGE])
 
 
 def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
-def _legal(text: str) -> str:
-    """Return `text` as protobuf can carry it: one lone surrogate would cost a whole batch."""
+def _utf8(text: str) -> str:
+    """Return `text` as UTF-8 can encode it: a lone surrogate would cost the exporter a batch."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -509,7 +552,7 @@ def _detach(mark: Token[None], attached: Token[Context]) -> None:
     try:
         _inside.reset(mark)
     except ValueError:
-        # Another context than that of `enter`: a coroutine that was given up is closed from
+        # This is not the context of `on_start`, as a coroutine that was given up is closed from
         # outside of its task. Detaching would change nothing and log an error.
         return
     otel_context.detach(attached)
@@ -517,14 +560,15 @@ def _detach(mark: Token[None], attached: Token[Context]) -> None:
 
 def _move_start(span: trace.Span, since: int) -> None:
     """
-    Correct the start of a span to when its run began in the other process.
+    Correct the start of a span to the start of its run in the other process.
 
     OpenTelemetry has no public way, and a span that includes the time in the queue would contradict
-    the duration histogram. Where the SDK is another one the span begins at the hand-over.
+    the histogram of durations. With another SDK, the span starts when the run is sent to the other
+    process.
     """
     if isinstance(getattr(span, "_start_time", None), int):
         span._start_time = since  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 _SUPPRESSED = "suppress_instrumentation"
-"""By this key of a context, instrumentations know that they are to make no span."""
+"""The key in a context by which instrumentations know that they must make no span."""

@@ -1,7 +1,7 @@
 """
-Shows the books to Prometheus: a collector that renders the ledgers of a registry on a scrape.
+Exports the metrics state to Prometheus: one collector for all schedulers of a registry.
 
-No ``_created`` series: nothing here reads them, and they would add a third.
+There are no ``_created`` series: nothing here reads them, and they would add a third.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,32 +23,57 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from apscheduler_telemetry.core.observers import renew_lock_after_fork
-from apscheduler_telemetry.core.recorder import Histogram
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export.metric_families import (
     FAMILIES,
-    Family,
+    JOB_FAMILIES,
+    Exporter,
+    InstrumentedScheduler,
     Kind,
-    Reader,
+    MetricFamily,
     Sample,
-    Source,
-    of_scheduler,
-    of_telemetry,
-    read,
+    samples,
+    scheduler_samples,
+    telemetry_samples,
 )
-from apscheduler_telemetry.export.name_filter import LineFilter, create_line_filters
-from apscheduler_telemetry.export.text_format import Lines, bounds, line
+from apscheduler_telemetry.export.text_format import (
+    Selector,
+    TextFormatCache,
+    bucket_bounds,
+    histogram_selector,
+    render_sample,
+)
 
-_TYPES: dict[Kind, Any] = {
+COMPONENT = "collector"
+
+Encoder = Callable[[Any], bytes]
+"""Of `prometheus_client.exposition.choose_encoder`: takes a registry, and calls its `collect`."""
+
+_METRIC_TYPES: dict[Kind, Any] = {
     Kind.COUNTER: CounterMetricFamily,
     Kind.GAUGE: GaugeMetricFamily,
     Kind.LOAD: GaugeMetricFamily,
     Kind.HISTOGRAM: HistogramMetricFamily,
 }
+_SUFFIXES = {
+    Kind.COUNTER: ("_total",),
+    Kind.GAUGE: ("",),
+    Kind.LOAD: ("",),
+    Kind.HISTOGRAM: ("_bucket", "_count", "_sum"),
+}
+"""What the names of samples add to the name of their family."""
+_UNUSED_SUFFIXES = {
+    Kind.COUNTER: ("_created",),
+    Kind.GAUGE: (),
+    Kind.LOAD: (),
+    Kind.HISTOGRAM: ("_created",),
+}
+"""What the registry reserves besides."""
 
 
-class LedgerCollector(Reader, Collector):
+class PrometheusExporter(Exporter, Collector):
     """
     The collector of one registry, for all schedulers that are instrumented on it.
 
@@ -57,111 +82,217 @@ class LedgerCollector(Reader, Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("registry")
-        self._exposition = _Exposition()
-        self._stands_aside = threading.local()
-        self._registry = weakref.ref(registry)  # weakly, as whoever forgets it is free to do so
+        self._text = _TextFormat()
+        self._registry = weakref.ref(registry)  # weakly, so that it can be freed
 
     def describe(self) -> Iterable[Metric]:
-        """Name the families without collecting, for the registry's check of duplicates."""
-        return list(_empty().values())
+        """Return the families without samples, by which the registry finds duplicates."""
+        return list(_empty_metrics().values())
 
     def collect(self) -> Iterator[Metric]:
-        """Render all books. What fails is counted and left out; a scrape never raises."""
-        if getattr(self._stands_aside, "now", False):
-            place = Metric(_PLACE, "", "gauge")
-            place.add_sample(_PLACE, {}, 1)  # a restricted registry drops metrics without samples
-            yield place
-            return
-        metrics = _empty()
-        for source in self.sources():
-            for family, labels, value in read(source, "collector"):
-                metric = metrics[family]
-                if isinstance(value, Histogram):
-                    metric.add_metric(labels, _buckets(value), value.sum)
-                else:
-                    metric.add_metric(labels, value)
-        yield from metrics.values()
+        """Yield all metrics. What fails is left out and reported; a scrape never raises."""
+        collection = _Collection(self)
+        yield from (_CollectedMetric(family, collection) for family in FAMILIES)
+        collection.read()
 
-    def expose(self, encode: Callable[[Any], bytes], names: Sequence[str] = ()) -> Sequence[bytes]:
+    def expose(self, encode: Encoder, names: Collection[str] = ()) -> Sequence[bytes]:
         """
-        Return what `encode` makes of the registry, with our part from lines that are kept.
+        Return what `encode` makes of the registry, with our part from cached text.
 
         Args:
-            encode: of `prometheus_client.exposition.choose_encoder`.
-            names: of the samples to return, as for `CollectorRegistry.restricted_registry`; all if
-                it is empty.
+            encode: writes a registry in one format.
+            names: of the samples to expose, as `CollectorRegistry.restricted_registry` takes them;
+                none for all.
 
         Returns:
-            Pieces of some hundred kilobytes. Nothing else can run while Python copies memory, and
-            all of it at one go would be 50 MB for 10,000 jobs.
+            Chunks of some hundred kilobytes, as no other thread can run while Python copies memory,
+            and 10,000 jobs have 50 MB.
         """
         registry = self._registry()
         if registry is None:
-            return [encode(_Families([]))]
-        probe = GaugeMetricFamily(_PLACE, "", labels=["job_id"])
-        probe.add_metric(["a"], 1)
-        *heads, probed = _HEAD.split(encode(_Families([*_empty().values(), probe])).decode())[1:]
-        if f'\n{_PLACE}{{job_id="a"}} 1.0\n' not in probed:
-            # The escaping changes our names.
+            return [encode(_Metrics([]))]
+        probed = _probe(encode)
+        if probed is None:
             return [encode(registry.restricted_registry(names) if names else registry)]
-        with_exemplars = probed.endswith("# EOF\n")
-        # The encoder goes through the registry, and where our part is to be it finds a place.
-        self._stands_aside.now = True
-        try:
-            whole = encode(registry.restricted_registry([*names, _PLACE]) if names else registry)
-        finally:
-            self._stands_aside.now = False
-        before, place, after = whole.partition(_PLACE_LINES)
-        if not place:
-            return [whole]  # the last scheduler was uninstrumented meanwhile, or no name is ours
-        filters = create_line_filters(set(names)) if names else dict.fromkeys(FAMILIES)
-        ours = self._exposition.of(self.sources(), filters, with_exemplars=with_exemplars)
+        heads, with_exemplars = probed
+        others = _other_metrics(registry, names) if names else self._with_placeholder(registry)
+        whole = encode(_Metrics(others))
+        before, placeholder, after = whole.partition(_PLACEHOLDER_TEXT)
+        if not placeholder:
+            return [whole]  # the last scheduler was uninstrumented meanwhile
         parts = [before]
-        for family, head in zip(FAMILIES, heads):  # noqa: B905  # as many
-            blocks = ours.get(family, ())
-            if any(blocks) or not names:
-                parts.append(f"# HELP {head}".encode())
+        wanted = _families_with(names) if names else dict.fromkeys(FAMILIES)
+        texts = self._text.render(self.schedulers(), wanted, with_exemplars=with_exemplars)
+        for family, blocks in texts.items():
+            if not names or any(blocks):  # a restricted registry has no family without samples
+                parts.append(heads[family])
                 parts.extend(blocks)
         parts.append(after)
-        return list(_pieces(parts))
+        return list(_chunks(parts))
 
-    def remove(self, source: Source) -> None:
-        """Show a scheduler no more; the last one takes the collector out of the registry."""
+    def _with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
+        """Yield the metrics of a registry, but one placeholder instead of all of ours."""
+        has_placeholder = False
+        for metric in registry.collect():
+            if not (isinstance(metric, _CollectedMetric) and metric.collection.exporter is self):
+                yield metric
+            elif not has_placeholder:
+                metric.collection.discard()
+                has_placeholder = True
+                yield _placeholder()
+
+    def remove(self, scheduler: InstrumentedScheduler) -> None:
+        """Stop exporting a scheduler; the last one takes the collector out of the registry."""
         with _lock:
-            super().remove(source)
+            super().remove(scheduler)
             registry = self._registry()
-            empty = not self._sources
-            if registry is not None and empty and _collectors.get(registry) is self:
-                del _collectors[registry]
+            is_empty = not self._schedulers
+            if registry is not None and is_empty and _exporters.get(registry) is self:
+                del _exporters[registry]
                 registry.unregister(self)
 
 
-def collector_of(registry: CollectorRegistry) -> LedgerCollector:
+def exporter_for(registry: CollectorRegistry) -> PrometheusExporter:
     """
-    Return the collector of `registry`, registered now if it was not.
+    Return the exporter of `registry`, which is created and registered if there was none.
 
     Raises:
-        ArgumentValueError: somebody else's metrics on that registry have our names.
+        ArgumentValueError: the registry has other metrics of the same names.
     """
     with _lock:
-        collector = _collectors.get(registry)
-        if collector is None:
-            collector = LedgerCollector(registry)
+        exporter = _exporters.get(registry)
+        if exporter is None:
+            exporter = PrometheusExporter(registry)
             try:
-                registry.register(collector)
+                registry.register(exporter)
             except ValueError as error:
                 msg = (
                     "the registry has metrics of the same names as ours, which are not ours: pass "
                     f"instrument(..., registry=...) with another registry. {error}"
                 )
                 raise ArgumentValueError(msg) from error
-            _collectors[registry] = collector
-        return collector
+            _exporters[registry] = exporter
+        return exporter
 
 
-def _empty() -> dict[Family, Any]:
+class _Collection:
+    """
+    One collection of the samples of all schedulers of an exporter.
+
+    They are read when they are first needed, and at the end of the collection at the latest. So
+    `PrometheusExporter.expose` can replace the metrics of a collection that reads nothing.
+    """
+
+    def __init__(self, exporter: PrometheusExporter) -> None:
+        self.exporter = exporter
+        self._metrics: dict[MetricFamily, Any] | None = None
+
+    def discard(self) -> None:
+        """Read nothing, as the metrics are not needed."""
+        self._metrics = {}
+
+    def read(self) -> Mapping[MetricFamily, Metric]:
+        """Return the metrics, which are read now unless they were before."""
+        if self._metrics is None:
+            metrics = _empty_metrics()
+            for scheduler in self.exporter.schedulers():
+                for family, labels, value in samples(scheduler, COMPONENT):
+                    if isinstance(value, Histogram):
+                        metrics[family].add_metric(labels, _buckets(value), value.sum)
+                    else:
+                        metrics[family].add_metric(labels, value)
+            self._metrics = metrics
+        return self._metrics
+
+
+class _CollectedMetric(Metric):
+    """A family of a collection."""
+
+    def __init__(self, family: MetricFamily, collection: _Collection) -> None:
+        self.collection = collection
+        self._family = family
+        kind = "gauge" if family.kind is Kind.LOAD else family.kind.name.lower()
+        super().__init__(family.prometheus_name, family.description, kind)
+
+    @property
+    def samples(self) -> list[Any]:
+        """Its samples."""
+        metric = self.collection.read().get(self._family)
+        return [] if metric is None else metric.samples
+
+    @samples.setter
+    def samples(self, samples: list[Any]) -> None:
+        """Ignore the list that the constructor of the base class sets."""
+
+
+class _TextFormat:
+    """The text of all families; that of jobs is cached for each format and scheduler."""
+
+    def __init__(self) -> None:
+        self._caches: dict[bool, WeakKeyDictionary[InstrumentedScheduler, TextFormatCache]] = {
+            False: WeakKeyDictionary(),
+            True: WeakKeyDictionary(),
+        }
+        self._lock = threading.RLock()
+        renew_lock_after_fork(self)
+
+    @synchronized  # as another scrape would render the same jobs meanwhile
+    def render(
+        self,
+        schedulers: Sequence[InstrumentedScheduler],
+        families: Mapping[MetricFamily, Selector | None],
+        *,
+        with_exemplars: bool,
+    ) -> Mapping[MetricFamily, Sequence[bytes]]:
+        """Return the text of `families` in blocks; see `TextFormatCache.render_jobs`."""
+        texts: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
+        job_families = {
+            family: select for family, select in families.items() if family in JOB_FAMILIES
+        }
+
+        def add(samples: Iterable[Sample]) -> None:
+            for sample in samples:
+                if sample[0] in texts:
+                    text = render_sample(sample, with_exemplars=with_exemplars)
+                    texts[sample[0]].append(text.encode())
+
+        for scheduler in schedulers:
+            if len(job_families) < len(texts):
+                add(scheduler_samples(scheduler, COMPONENT))
+            if job_families:
+                cache = self._cache_for(scheduler, with_exemplars=with_exemplars)
+                for family, blocks in cache.render_jobs(scheduler, job_families).items():
+                    texts[family].extend(blocks)
+        for scheduler in schedulers:
+            add(telemetry_samples(scheduler))
+        return texts
+
+    def _cache_for(
+        self, scheduler: InstrumentedScheduler, *, with_exemplars: bool
+    ) -> TextFormatCache:
+        caches = self._caches[with_exemplars]
+        cache = caches.get(scheduler)
+        if cache is None:
+            cache = caches[scheduler] = TextFormatCache(COMPONENT, with_exemplars=with_exemplars)
+        return cache
+
+
+class _Metrics(Collector):
+    """Some metrics, for an encoder."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._metrics
+
+
+def _empty_metrics() -> dict[MetricFamily, Any]:
     return {
-        family: _TYPES[family.kind](family.prometheus_name, family.about, labels=family.labels)
+        family: _METRIC_TYPES[family.kind](
+            family.prometheus_name, family.description, labels=family.labels
+        )
         for family in FAMILIES
     }
 
@@ -169,83 +300,81 @@ def _empty() -> dict[Family, Any]:
 def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
     return [
         (le, total)
-        if seen is None
-        else (le, total, Exemplar(dict(seen.labels), seen.value, seen.timestamp))
-        for le, (total, seen) in zip(bounds(histogram), histogram.cumulative(), strict=True)
+        if exemplar is None
+        else (le, total, Exemplar(dict(exemplar.labels), exemplar.value, exemplar.timestamp))
+        for le, (total, exemplar) in zip(
+            bucket_bounds(histogram), histogram.cumulative(), strict=True
+        )
     ]
 
 
-def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Join what is small; few jobs are one piece."""
+def _probe(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool] | None:
+    """
+    Find out what an encoder writes.
+
+    Returns:
+        The HELP and TYPE lines of each family, and whether the format has exemplars; None if it
+        escapes names in a way that changes ours.
+    """
+    probe = GaugeMetricFamily(_PLACEHOLDER, "", labels=["job_id"])
+    probe.add_metric(["a"], 1)
+    text = encode(_Metrics([*_empty_metrics().values(), probe])).decode()
+    *heads, probed = _HELP.split(text)[1:]
+    if f'\n{_PLACEHOLDER}{{job_id="a"}} 1.0\n' not in probed:
+        return None
+    encoded = [f"# HELP {head}".encode() for head in heads]
+    return dict(zip(FAMILIES, encoded, strict=True)), probed.endswith("# EOF\n")
+
+
+def _other_metrics(registry: CollectorRegistry, names: Collection[str]) -> Iterator[Metric]:
+    """Yield the samples of a registry with these names that are not ours, and a placeholder."""
+    others = [name for name in names if name not in _REGISTERED_NAMES]
+    yield from registry.restricted_registry(others).collect()
+    yield _placeholder()
+
+
+def _placeholder() -> Metric:
+    return Metric(_PLACEHOLDER, "", "gauge")
+
+
+def _families_with(names: Collection[str]) -> dict[MetricFamily, Selector | None]:
+    """Return the families that have samples of these names; None selects all samples."""
+    wanted: dict[MetricFamily, Selector | None] = {}
+    for family in FAMILIES:
+        name, suffixes = family.prometheus_name, _SUFFIXES[family.kind]
+        chosen = [suffix for suffix in suffixes if f"{name}{suffix}" in names]
+        if chosen:
+            is_whole = len(chosen) == len(suffixes)
+            wanted[family] = None if is_whole else histogram_selector(name, chosen)
+    return wanted
+
+
+def _chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small parts; the exposition of a few jobs is one chunk."""
     joined: list[bytes] = []
     size = 0
     for part in parts:
         joined.append(part)
         size += len(part)
-        if size >= _PIECE:
+        if size >= _MIN_CHUNK:
             yield b"".join(joined)
             joined.clear()
             size = 0
     yield b"".join(joined)
 
 
-class _Exposition:
-    """The lines of all families; those of jobs are kept, by format and scheduler."""
-
-    def __init__(self) -> None:
-        self._lines: dict[bool, WeakKeyDictionary[Source, Lines]] = {}
-        self._lock = threading.RLock()
-        renew_lock_after_fork(self)
-
-    def of(
-        self,
-        sources: Sequence[Source],
-        filters: Mapping[Family, LineFilter | None],
-        *,
-        with_exemplars: bool,
-    ) -> Mapping[Family, list[bytes]]:
-        """Return the lines of each family in `filters`, in blocks."""
-        written: dict[Family, list[bytes]] = {family: [] for family in filters}
-
-        def write(sample: Sample) -> None:
-            family = sample[0]
-            if family in filters:
-                filter_lines = filters[family] or bytes
-                text = line(sample, with_exemplars=with_exemplars)
-                written[family].append(filter_lines(text.encode()))
-
-        with self._lock:  # one scrape at a time, as another would write the same lines
-            kept = self._lines.setdefault(with_exemplars, WeakKeyDictionary())
-            for source in sources:
-                for sample in of_scheduler(source, "collector"):
-                    write(sample)
-                if source not in kept:
-                    kept[source] = Lines("collector", with_exemplars=with_exemplars)
-                for family, blocks in kept[source].of_jobs(source, filters).items():
-                    written[family].extend(blocks)
-        for source in sources:
-            for sample in of_telemetry(source):
-                write(sample)
-        return written
-
-
-class _Families(Collector):
-    """Some families, for an encoder to write."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        """Return them."""
-        return self._families
-
-
-_PIECE = 1 << 18
-"""Bytes from which on a piece is not made any longer."""
-_PLACE = "apscheduler_telemetry_place"
-_PLACE_LINES = f"# HELP {_PLACE} \n# TYPE {_PLACE} gauge\n{_PLACE} 1.0\n".encode()
-_HEAD = re.compile("^# HELP ", re.MULTILINE)
+_MIN_CHUNK = 1 << 18
+"""Bytes at which a chunk ends."""
+_PLACEHOLDER = "apscheduler_telemetry_placeholder"
+_PLACEHOLDER_TEXT = f"# HELP {_PLACEHOLDER} \n# TYPE {_PLACEHOLDER} gauge\n".encode()
+_HELP = re.compile("^# HELP ", re.MULTILINE)
+_REGISTERED_NAMES = frozenset(
+    f"{family.prometheus_name}{suffix}"
+    for family in FAMILIES
+    for suffix in {"", *_SUFFIXES[family.kind], *_UNUSED_SUFFIXES[family.kind]}
+)
+"""Names that the registry reserves for us by what `describe` returns."""
 _lock = threading.Lock()
-_collectors: weakref.WeakKeyDictionary[CollectorRegistry, LedgerCollector] = (
+_exporters: weakref.WeakKeyDictionary[CollectorRegistry, PrometheusExporter] = (
     weakref.WeakKeyDictionary()
 )

@@ -1,170 +1,227 @@
 """
-Series as lines of Prometheus' text formats, those of jobs kept while nothing happens to them.
+Prometheus' text formats, with the text of each job cached until something happens to the job.
 
-A scrape comes every 15 seconds, and most jobs have not run since the last. Their lines are joined
-as they are; `benchmarks/scrapes.py` says what that buys. The bytes are those of
-`prometheus_client`'s encoders: heads of families come from these, and a test compares all of it.
+A scrape comes every 15 seconds, and most jobs have not run since the previous one. Their text is
+joined as it is; `benchmarks/scrapes.py` measures what that saves. The bytes equal those of the
+encoders of `prometheus_client`, which also write the HELP and TYPE lines; a test compares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from prometheus_client.utils import floatToGoString
 
-from apscheduler_telemetry.core.recorder import Account, Exemplar, Histogram
+from apscheduler_telemetry.core.records import JobSnapshot
+from apscheduler_telemetry.core.stats import Exemplar, Histogram
 from apscheduler_telemetry.export.metric_families import (
     FAMILIES,
     JOB_FAMILIES,
-    Family,
+    InstrumentedScheduler,
     Kind,
+    MetricFamily,
     Sample,
-    Source,
-    of_job,
-    what_can_be_had,
+    job_samples,
+    until_error,
 )
-from apscheduler_telemetry.export.name_filter import LineFilter
 
-BLOCK = 128
+BLOCK_SIZE = 128
 """
-Jobs whose lines are joined at one go, while no other thread runs.
+Jobs whose text is joined at once, while no other thread runs.
 
-A quarter of a megabyte of a histogram, copied within a millisecond. And so few objects that Python
-does not look for garbage because of them, which would hold up all threads for longer than that.
+For a histogram that is a quarter of a megabyte, which is copied within a millisecond. And the
+number of blocks is so small that they do not make Python collect garbage, which would hold up all
+threads for longer than that.
 """
 
 
-class Lines:
+Selector = Callable[[bytes], bytes]
+"""Returns some of the lines of one histogram."""
+_ALL_JOB_FAMILIES: Mapping[MetricFamily, Selector | None] = dict.fromkeys(JOB_FAMILIES)
+
+
+class _CachedJob(NamedTuple):
     """
-    The lines of the jobs of one scheduler, in one format.
+    The text of one label.
+
+    Attributes:
+        version: of the snapshot that it shows; None if part of that failed.
+        texts: the text of each of `JOB_FAMILIES`.
+    """
+
+    version: int | None
+    texts: tuple[bytes, ...]
+
+
+class TextFormatCache:
+    """
+    The text of the jobs of one scheduler, in one format.
+
+    An exception from outside, at whatever line, leaves the cache valid: text and version of a job
+    are stored by one assignment.
 
     Args:
-        component: under what failures are counted.
+        component: of which failures are reported.
         with_exemplars: whether the format has exemplars.
     """
 
     def __init__(self, component: str, *, with_exemplars: bool) -> None:
         self._component = component
         self._with_exemplars = with_exemplars
-        self._versions: dict[str, int] = {}
-        self._kept: dict[str, tuple[bytes, ...]] = {}
-        self._order: list[str] = []
+        self._cache: dict[str, _CachedJob] = {}
+        self._order: Sequence[str] = ()
 
-    def of_jobs(
-        self, source: Source, filters: Mapping[Family, LineFilter | None]
-    ) -> Mapping[Family, Sequence[bytes]]:
+    def render_jobs(
+        self,
+        scheduler: InstrumentedScheduler,
+        families: Mapping[MetricFamily, Selector | None] = _ALL_JOB_FAMILIES,
+    ) -> Mapping[MetricFamily, Sequence[bytes]]:
         """
-        Return the lines of each family of jobs in `filters`, in blocks.
+        Return the text of the jobs in blocks, ordered by label.
 
-        What fails is left out, counted, and tried again.
+        What fails is left out, reported, and tried again the next time.
+
+        Args:
+            scheduler: the scheduler.
+            families: those to return, of `JOB_FAMILIES`, each with what selects samples of it, or
+                None for all of them.
         """
-        there = set()
-        changes = source.ledger.changes(self._versions)
-        for label, account in what_can_be_had(source, self._component, changes):
-            there.add(label)
-            if account is not None:
-                self._kept[label] = self._written(source, account)
-        if there != self._kept.keys() or len(there) != len(self._order):
-            for label in self._kept.keys() - there:
-                del self._kept[label]
-                self._versions.pop(label, None)
-            self._order = sorted(there)
-        kept = [self._kept[label] for label in self._order]
-        blocks: dict[Family, list[bytes]] = {
-            family: [] for family in JOB_FAMILIES if family in filters
+        cache = self._cache
+        versions = {
+            label: cached.version for label, cached in cache.items() if cached.version is not None
         }
-        for start in range(0, len(kept), BLOCK):
-            columns = zip(*kept[start : start + BLOCK], strict=True)
+        changes = scheduler.recorder.changed_jobs(versions)
+        labels = set()
+        for label, job in until_error(scheduler.errors, self._component, changes):
+            labels.add(label)
+            if job is not None:
+                cache[label] = self._render(scheduler, job)
+        for label in cache.keys() - labels:
+            cache.pop(label, None)
+        order = self._order
+        if len(order) != len(labels) or not labels.issuperset(order):
+            self._order = order = sorted(labels)
+        # A reading by a signal's handler may have removed some meanwhile.
+        texts = [cached.texts for label in order if (cached := cache.get(label)) is not None]
+        blocks: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
+        for start in range(0, len(texts), BLOCK_SIZE):
+            columns = zip(*texts[start : start + BLOCK_SIZE], strict=True)
             for family, column in zip(JOB_FAMILIES, columns, strict=True):
-                if family in filters:
-                    filter_lines = filters[family]
-                    lines = map(filter_lines, column) if filter_lines else column
-                    blocks[family].append(b"".join(lines))
+                if family in blocks:
+                    select = families[family]
+                    blocks[family].append(b"".join(map(select, column) if select else column))
         return blocks
 
-    def _written(self, source: Source, account: Account) -> tuple[bytes, ...]:
-        failures = source.guard.counts()[self._component]
-        written: dict[Family, list[str]] = {family: [] for family in JOB_FAMILIES}
-        for sample in what_can_be_had(source, self._component, of_job(source.name, account)):
-            written[sample[0]].append(line(sample, with_exemplars=self._with_exemplars))
-        if source.guard.counts()[self._component] == failures:
-            self._versions[account.label] = account.version
-        else:
-            self._versions.pop(account.label, None)
-        return tuple("".join(lines).encode() for lines in written.values())
+    def _render(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJob:
+        version: int | None = job.version
+        lines: dict[MetricFamily, list[str]] = {family: [] for family in JOB_FAMILIES}
+        try:
+            for sample in job_samples(scheduler.name, job):
+                lines[sample[0]].append(render_sample(sample, with_exemplars=self._with_exemplars))
+        except Exception:  # noqa: BLE001  # the rest is shown
+            scheduler.errors.exception(self._component)
+            version = None
+        return _CachedJob(version, tuple("".join(each).encode() for each in lines.values()))
 
 
-def line(sample: Sample, *, with_exemplars: bool) -> str:
+def histogram_selector(name: str, suffixes: Collection[str]) -> Selector:
+    """
+    Return what selects samples of a histogram.
+
+    Args:
+        name: the name of the histogram in Prometheus.
+        suffixes: which samples: ``_bucket``, ``_count`` or ``_sum``, or several of these.
+    """
+    # No label value contains these, as line feeds are escaped in it.
+    count_line, sum_line = f"\n{name}_count{{".encode(), f"\n{name}_sum{{".encode()
+    has_buckets, has_count, has_sum = (
+        suffix in suffixes for suffix in ("_bucket", "_count", "_sum")
+    )
+
+    def select(text: bytes) -> bytes:
+        count_at = text.rfind(count_line) + 1
+        sum_at = text.rfind(sum_line) + 1
+        return (
+            (text[:count_at] if has_buckets else b"")
+            + (text[count_at:sum_at] if has_count else b"")
+            + (text[sum_at:] if has_sum else b"")
+        )
+
+    return select
+
+
+def render_sample(sample: Sample, *, with_exemplars: bool) -> str:
     """Return the line of a sample, or the lines of a histogram."""
     family, values, value = sample
-    escaped = [_escaped(text) for text in values]
+    escaped = [_escape(text) for text in values]
     if isinstance(value, Histogram):
-        return "".join(_histogram(family, escaped, value, with_exemplars=with_exemplars))
-    return f"{_FORMS[family].one(*escaped)}{_number(value)}\n"
+        return "".join(_render_histogram(family, escaped, value, with_exemplars=with_exemplars))
+    return f"{_TEMPLATES[family].sample(*escaped)}{_format_number(value)}\n"
 
 
-def _histogram(
-    family: Family, labels: list[str], histogram: Histogram, *, with_exemplars: bool
+def _render_histogram(
+    family: MetricFamily, labels: list[str], histogram: Histogram, *, with_exemplars: bool
 ) -> Iterator[str]:
-    form = _FORMS[family]
-    start, end = form.bucket(*labels), form.bucket_end(*labels)
+    template = _TEMPLATES[family]
+    start, end = template.bucket(*labels), template.bucket_end(*labels)
     total = 0
-    for le, (total, exemplar) in zip(bounds(histogram), histogram.cumulative(), strict=True):
-        tail = _exemplar(exemplar) if with_exemplars and exemplar is not None else ""
-        yield f"{start}{le}{end}{_number(total)}{tail}\n"
-    yield f"{form.count(*labels)}{_number(total)}\n"
-    yield f"{form.sum(*labels)}{_number(histogram.sum)}\n"
+    for le, (total, exemplar) in zip(bucket_bounds(histogram), histogram.cumulative(), strict=True):
+        tail = _format_exemplar(exemplar) if with_exemplars and exemplar is not None else ""
+        yield f"{start}{le}{end}{_format_number(total)}{tail}\n"
+    yield f"{template.count(*labels)}{_format_number(total)}\n"
+    yield f"{template.sum(*labels)}{_format_number(histogram.sum)}\n"
 
 
-class _Form:
-    """How the lines of a family begin, up to the value; each is given the labels' values."""
+class _Template:
+    """The lines of a family up to the value, as functions of the values of its labels."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: MetricFamily) -> None:
         name, labels = family.prometheus_name, family.labels
-        whole = _named(labels, sorted(labels))
-        one = f"{name}_total" if family.kind is Kind.COUNTER else name
-        self.one = f"{one}{{{{{whole}}}}} ".format
-        self.count = f"{name}_count{{{{{whole}}}}} ".format
-        self.sum = f"{name}_sum{{{{{whole}}}}} ".format
-        # Around the value of `le`, which stands among the others.
-        before = _named(labels, [label for label in sorted(labels) if label < "le"])
-        after = _named(labels, [label for label in sorted(labels) if label > "le"])
+        all_labels = _label_fields(labels, sorted(labels))
+        sample = f"{name}_total" if family.kind is Kind.COUNTER else name
+        self.sample = f"{sample}{{{{{all_labels}}}}} ".format
+        self.count = f"{name}_count{{{{{all_labels}}}}} ".format
+        self.sum = f"{name}_sum{{{{{all_labels}}}}} ".format
+        # Labels are sorted, and `le` is one of them.
+        before = _label_fields(labels, [label for label in sorted(labels) if label < "le"])
+        after = _label_fields(labels, [label for label in sorted(labels) if label > "le"])
         self.bucket = f'{name}_bucket{{{{{before},le="'.format
         self.bucket_end = f'",{after}}}}} '.format
 
 
-def _named(labels: Sequence[str], wanted: Iterable[str]) -> str:
-    return ",".join(f'{label}="{{{labels.index(label)}}}"' for label in wanted)
+def _label_fields(labels: Sequence[str], shown: Iterable[str]) -> str:
+    return ",".join(f'{label}="{{{labels.index(label)}}}"' for label in shown)
 
 
-def _number(value: float) -> str:
-    if type(value) is int and 0 <= value < _GO_EXPONENT:  # what most values are
+def _format_number(value: float) -> str:
+    if type(value) is int and 0 <= value < _MIN_EXPONENT:  # as most values are
         return f"{value}.0"
     number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
     return number
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     if "\\" in text or "\n" in text or '"' in text:
         return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
     return text
 
 
-def _exemplar(exemplar: Exemplar) -> str:
-    inner = ",".join(f'{k}="{_escaped(v)}"' for k, v in sorted(exemplar.labels.items()))
-    return f" # {{{inner}}} {_number(exemplar.value)} {exemplar.timestamp}"
+def _format_exemplar(exemplar: Exemplar) -> str:
+    labels = ",".join(f'{k}="{_escape(v)}"' for k, v in sorted(exemplar.labels.items()))
+    return f" # {{{labels}}} {_format_number(exemplar.value)} {exemplar.timestamp}"
 
 
-def bounds(histogram: Histogram) -> Sequence[str]:
+def bucket_bounds(histogram: Histogram) -> Sequence[str]:
     """Return the values of ``le``, in the order of the buckets."""
-    return _bounds(tuple(histogram.bounds))
+    return _format_bounds(tuple(histogram.bounds))
 
 
-@lru_cache(maxsize=16)  # two per scheduler, and hardly ever others
-def _bounds(bounds: tuple[float, ...]) -> Sequence[str]:
-    return [_number(bound) for bound in (*bounds, float("inf"))]
+@lru_cache(maxsize=16)  # each scheduler has two
+def _format_bounds(bounds: tuple[float, ...]) -> Sequence[str]:
+    return [_format_number(bound) for bound in (*bounds, float("inf"))]
 
 
-_GO_EXPONENT = 1_000_000  # from which on Go, and floatToGoString, write one
-_FORMS = {family: _Form(family) for family in FAMILIES}
+_MIN_EXPONENT = 1_000_000  # from which on Go, and floatToGoString, write an exponent
+_TEMPLATES = {family: _Template(family) for family in FAMILIES}

@@ -1,5 +1,5 @@
 """
-A thread for what must not be done on the scheduler's: reading stores, asking triggers.
+A thread for work that must not hold up the scheduler: reading job stores, asking triggers.
 """
 
 from __future__ import annotations
@@ -12,88 +12,95 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.observers import ErrorReporter
 
 
-class Aside:
+class BackgroundWorker:
     """
-    Does tasks in another thread, now or after a while.
+    Runs tasks in another thread, at once or after a while.
 
-    The thread starts when there is something to do, and ends when there has been nothing for a
-    while. It keeps no process alive.
+    The thread starts when there is a task, and ends when there was none for a while. It does not
+    keep the process alive.
+
+    Args:
+        errors: counts tasks that fail.
+        context: makes the context manager in which each task runs.
     """
 
-    IDLE = 1.0  # seconds
+    IDLE_SECONDS = 1.0
 
     def __init__(
-        self, guard: Guard, context: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        errors: ErrorReporter,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._guard = guard
+        self._errors = errors
         self._context = context
         self._lock = threading.RLock()
         self._tasks: list[_Task] = []
-        self._number = itertools.count()
-        self._there_is_work = threading.Event()
+        self._numbers = itertools.count()
+        self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._is_stopped = False
         renew_lock_after_fork(self)
 
-    def do(self, component: str, task: Callable[[], None], *, after: float = 0.0) -> None:
+    def submit(self, component: str, task: Callable[[], None], *, after: float = 0.0) -> None:
         """
-        Do `task` in another thread.
+        Run `task` in another thread.
 
         Args:
-            component: what its failure counts for.
-            task: what to do. If it is to wait, it should not keep a scheduler alive.
-            after: in so many seconds, and soon by default.
+            component: under what its failure is counted.
+            task: a callable. If it has to wait, it should not keep a scheduler alive.
+            after: seconds to wait before it runs.
         """
         with self._lock:
-            if self._stopped:
+            if self._is_stopped:
                 return
             at = time.perf_counter() + after
-            heapq.heappush(self._tasks, _Task(at, next(self._number), component, task))
+            heapq.heappush(self._tasks, _Task(at, next(self._numbers), component, task))
             if self._thread is None or not self._thread.is_alive():  # not alive: after a fork
-                self._there_is_work = threading.Event()
+                self._wakeup = threading.Event()
                 self._thread = threading.Thread(
                     target=self._work, name="apscheduler-telemetry", daemon=True
                 )
                 self._thread.start()
-            self._there_is_work.set()
+            self._wakeup.set()
 
     def stop(self) -> None:
-        """Drop what has not been begun; the thread ends when it is through with the rest."""
+        """Drop the tasks that have not begun; the thread ends after the one that runs."""
         with self._lock:
-            self._stopped = True
+            self._is_stopped = True
             self._tasks.clear()
-            self._there_is_work.set()
+            self._wakeup.set()
 
     def _work(self) -> None:
-        patience = 0.0
+        timeout = 0.0
         while True:
-            there_is_news = self._there_is_work.wait(patience)
+            was_woken = self._wakeup.wait(timeout)
             with self._lock:
-                self._there_is_work.clear()
+                self._wakeup.clear()
                 if not self._tasks:
-                    if self._stopped or not (there_is_news or patience == 0.0):
+                    if self._is_stopped or not (was_woken or timeout == 0.0):
                         self._thread = None
                         return
-                    patience = self.IDLE
+                    timeout = self.IDLE_SECONDS
                     continue
-                patience = self._tasks[0].at - time.perf_counter()
-                if patience > 0:
+                timeout = self._tasks[0].at - time.perf_counter()
+                if timeout > 0:
                     continue
                 task = heapq.heappop(self._tasks)
-                patience = 0.0
+                timeout = 0.0
             try:
                 with self._context():
-                    task.do()
+                    task.run()
             except Exception:  # noqa: BLE001
-                self._guard.failed(task.component)
-            del task  # it refers to the scheduler, which nothing here is to keep alive
+                self._errors.exception(task.component)
+            del task  # it refers to the scheduler, which must not be kept alive by this
 
 
 class _Task(NamedTuple):
     at: float
     number: int
     component: str
-    do: Callable[[], None]
+    run: Callable[[], None]

@@ -1,73 +1,93 @@
 """
-Says so when a process ends whose scheduler still had jobs to run.
+Logs a warning when the process ends while a scheduler still has jobs to run.
 
-A `BackgroundScheduler` lives in a daemon thread, which Python kills without a word when the main
-thread is through. People find that out when nothing has run.
+A `BackgroundScheduler` runs in a daemon thread, which Python ends without a message together with
+the main thread. Otherwise this is noticed only when the jobs have not run.
 """
 
 from __future__ import annotations
 
 import atexit
-import weakref
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
+from weakref import ref
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import STATE_RUNNING
 
-from apscheduler_telemetry.core.labels import text
-from apscheduler_telemetry.core.observers import logger
-
-if TYPE_CHECKING:
-    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
+from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.observers import ErrorReporter, logger
+from apscheduler_telemetry.core.recorder import Recorder
 
 
-def watch(adapter: Adapter) -> None:
-    """Look at the scheduler of `adapter` when the process ends, if both are still there."""
-    _adapters.add(adapter)
+def watch(scheduler: Any, recorder: Recorder, errors: ErrorReporter) -> None:
+    """
+    Check at the end of the process whether a scheduler has jobs to run.
+
+    This refers to its arguments weakly.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        recorder: knows the next runs of its jobs.
+        errors: counts a check that fails.
+    """
+    # By its identity, as a scheduler of the user's may not be hashable.
+    key = id(scheduler)
+    _watched[key] = _Watched(
+        ref(scheduler, lambda _: _watched.pop(key, None)), ref(recorder), ref(errors)
+    )
 
 
-def unwatch(adapter: Adapter) -> None:
-    """Do not look at it."""
-    _adapters.discard(adapter)
+def unwatch(scheduler: Any) -> None:
+    """Do not check a scheduler any more."""
+    _watched.pop(id(scheduler), None)
 
 
-def what_is_left(adapter: Adapter) -> str | None:
-    """Return what to say if the process ended now, None if nothing that is not meant."""
-    scheduler = adapter.scheduler
+def pending_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
+    """Return the warning to log if the process ended now, or None if there is no reason for one."""
     thread = getattr(scheduler, "_thread", None)
     if (
         not isinstance(scheduler, BackgroundScheduler)
         or scheduler.state != STATE_RUNNING
         or thread is None
-        or not (thread.daemon and thread.is_alive())  # which it is not after a fork
+        or not (thread.daemon and thread.is_alive())  # it is not alive in a forked child
     ):
         return None
-    promises = adapter.ledger.promises()
-    if not promises:
+    next_runs = recorder.next_runs()
+    if not next_runs:
         return None
-    (_, job_id), at = min(promises.items(), key=lambda item: item[1])
-    when = datetime.fromtimestamp(at, scheduler.timezone).isoformat(timespec="seconds")
+    (_, job_id), next_run = min(next_runs.items(), key=lambda item: item[1])
+    at = datetime.fromtimestamp(next_run, scheduler.timezone).isoformat(timespec="seconds")
     return (
-        f"The process ends, and with it the scheduler {adapter.ledger.scheduler!r}, which runs in "
-        f"a daemon thread and has {len(promises)} job(s) to run; {text(job_id)!r} would be next, "
-        f"at {when}. Keep the main thread alive, or use BlockingScheduler. If this is meant, call "
+        f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler!r}: it "
+        f"runs in a daemon thread, which ends with the main thread. Next: {label_value(job_id)!r} "
+        f"at {at}. Keep the main thread alive or use BlockingScheduler; if this is intended, call "
         "the scheduler's shutdown() first."
     )
 
 
-def _at_exit() -> None:
-    for adapter in list(_adapters):
+def _log_warnings() -> None:
+    for watched in list(_watched.values()):
+        scheduler, recorder = watched.get_scheduler(), watched.get_recorder()
+        errors = watched.get_errors()
+        if scheduler is None or recorder is None or errors is None:
+            continue
         try:
-            message = what_is_left(adapter)
-        except Exception:  # noqa: BLE001  # the end of the process is the user's
-            adapter.guard.failed("adapter")
+            message = pending_jobs_warning(scheduler, recorder)
+        except Exception:  # noqa: BLE001  # the end of the process must go on
+            errors.exception("adapter")
             continue
         if message is not None:
             logger.warning("%s", message)
 
 
-_adapters: weakref.WeakSet[Adapter] = weakref.WeakSet()
-# When this is imported, so that what the application registers is called before: it may be a
-# shutdown. Python has joined all threads by then that are no daemons.
-atexit.register(_at_exit)
+class _Watched(NamedTuple):
+    get_scheduler: ref[Any]
+    get_recorder: ref[Recorder]
+    get_errors: ref[ErrorReporter]
+
+
+_watched: dict[int, _Watched] = {}
+# On import, so that functions which the application registers later run before: they may shut the
+# scheduler down. Python has joined all threads by then that are no daemons.
+atexit.register(_log_warnings)

@@ -1,8 +1,8 @@
 """
-Attributes laid over an instance's own, and taken off again in mirrored order.
+Replaces attributes of single objects, and puts them back in mirrored order.
 
-APScheduler calls its own methods through ``self``, so an attribute of the instance comes before
-the method of its class. The class, and every other instance, stays as it is.
+APScheduler calls its own methods through ``self``, so that an attribute of the instance is found
+before the method of its class. The class, and every other instance, stays as it is.
 """
 
 from __future__ import annotations
@@ -13,81 +13,91 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from apscheduler_telemetry.core.observers import renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_after_fork
 
 
-class _Absent:
-    """What an owner has of its own where its class provides the attribute."""
+class _Inherited:
+    """Stands for an attribute that an object has from its class."""
 
 
-_ABSENT = _Absent()
+_INHERITED = _Inherited()
 
 
-class Shadows:
+class PatchSet:
     """
-    All attributes laid over others for one scheduler.
+    All attributes that were replaced for one scheduler.
 
-    Held weakly, all of it: an executor that was removed from its scheduler, and forgotten, goes
-    with what is laid over it. What comes in an attribute's place keeps what was there before.
+    It holds everything weakly: an executor that was removed from its scheduler, and forgotten, is
+    freed together with its patches. A replacement keeps the attribute that it replaces.
+
+    Attributes:
+        is_active: whether the replacements are to do anything; False from `restore` on, as a
+            replacement stays where another tool has wrapped it.
     """
 
     def __init__(self) -> None:
-        self._laid: list[tuple[_Reference, str, _Reference, _Reference]] = []
+        self.is_active = True
+        self._patches: list[tuple[_Reference, str, _Reference, _Reference]] = []
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def lay(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    def patch(self, owner: Any, name: str, replace: Callable[[Any], Any]) -> None:
         """
-        Lay an attribute over the one that `owner` has.
+        Replace an attribute of an object.
 
         Args:
             owner: the object.
             name: of the attribute, which must exist.
-            make: is given what `owner` has now, and returns what comes in its place and keeps it.
+            replace: takes the attribute as it is now, and returns its replacement.
         """
-        found = getattr(owner, name)
-        replacement = make(found)
-        previous = found if _is_own(owner, name, found) else _ABSENT
+        original = getattr(owner, name)
+        replacement = replace(original)
+        previous = original if _is_own(owner, name, original) else _INHERITED
         setattr(owner, name, replacement)
-        laid = _reference(owner), name, _reference(replacement), _reference(previous)
+        patch = _reference(owner), name, _reference(replacement), _reference(previous)
         with self._lock:
-            self._laid = [*(other for other in self._laid if other[0]() is not None), laid]
+            self._patches = [*(other for other in self._patches if other[0]() is not None), patch]
 
-    def lift(self) -> None:
+    def deactivate(self) -> None:
+        """Let the replacements do nothing any more but call what they replace."""
+        self.is_active = False
+
+    def restore(self) -> None:
         """
         Put everything back.
 
-        What somebody else has laid over ours meanwhile is left alone, as taking ours from under
-        it is not possible; ours is passed through then, since its owner no longer counts.
+        If another tool has wrapped a replacement meanwhile, it cannot be taken out; it stays and
+        does nothing.
         """
-        while self._laid:
-            its_owner, name, its_replacement, its_previous = self._laid.pop()
-            owner, replacement, previous = its_owner(), its_replacement(), its_previous()
+        self.deactivate()
+        while self._patches:
+            get_owner, name, get_replacement, get_previous = self._patches.pop()
+            owner, replacement, previous = get_owner(), get_replacement(), get_previous()
             if (
                 owner is None
                 or replacement is None
                 or getattr(owner, name, None) is not replacement
             ):
                 continue
-            if previous is _ABSENT:
+            if previous is _INHERITED:
                 delattr(owner, name)
             else:
                 setattr(owner, name, previous)
 
 
-def _is_own(owner: Any, name: str, found: Any) -> bool:
+def _is_own(owner: Any, name: str, attribute: Any) -> bool:
     """
-    Tell whether an owner has the attribute that was found of its own, and not its class.
+    Tell whether an object has an attribute of its own, and not from its class.
 
-    Without a look at its ``__dict__``: before Python 3.13 whoever asks for that makes every later
-    use of the owner's attributes slower, which APScheduler would pay for in every run.
+    This does not look at its ``__dict__``: before Python 3.13 that makes every later use of the
+    object's attributes slower, which every run would pay for.
     """
-    provided = inspect.getattr_static(type(owner), name, _ABSENT)
-    if provided is _ABSENT:
+    inherited = inspect.getattr_static(type(owner), name, _INHERITED)
+    if inherited is _INHERITED:
         return True
-    if hasattr(type(provided), "__get__"):
-        provided = provided.__get__(owner, type(owner))
-    return bool(provided != found)
+    if hasattr(type(inherited), "__get__"):
+        inherited = inherited.__get__(owner, type(owner))
+    return bool(inherited != attribute)
 
 
 _Reference = Callable[[], Any]
@@ -96,5 +106,5 @@ _Reference = Callable[[], Any]
 def _reference(thing: Any) -> _Reference:
     try:
         return weakref.ref(thing)
-    except TypeError:  # a logger of the user's with slots, for one
+    except TypeError:  # the user's logger with slots, for example
         return lambda: thing

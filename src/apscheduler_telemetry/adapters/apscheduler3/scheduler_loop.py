@@ -1,5 +1,5 @@
 """
-Hooks on the scheduler's loop, and the answer to the question whether it really lives.
+Patches the scheduler's loop, and tells whether it is alive.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from threading import get_ident
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
 
-from apscheduler_telemetry.core.model import ErrorKind, Liveness, qualified_name
+from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
+from apscheduler_telemetry.core.model import Clock, ErrorKind, Liveness, qualified_name
+from apscheduler_telemetry.core.observers import ObserverGroup
+from apscheduler_telemetry.core.recorder import Recorder
 
-if TYPE_CHECKING:
-    from apscheduler_telemetry.adapters.apscheduler3.adapter import Adapter
-    from apscheduler_telemetry.core.recorder import Entry
-
-OVERDUE_AFTER = 10.0
+OVERDUE_SECONDS = 10.0
 """
 Seconds that a pass over due jobs may be late, or last, before the loop is called overdue.
 
@@ -32,197 +32,245 @@ of any alert; also APScheduler's default ``jobstore_retry_interval``.
 """
 
 
-class LoopHook:
+class SchedulerLoop:
     """
-    What is laid over the methods of one scheduler that make up its loop.
+    The loop of one scheduler: a pass over due jobs, again and again.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        patches: what was patched for the scheduler.
+        recorder: counts what APScheduler only logs.
+        observers: looked at before each pass.
+        clear_context: makes no OpenTelemetry context current, and returns what was, or None.
+        restore_context: takes that unless it is None, and makes it current again.
+        clock: returns Unix seconds.
+        monotonic: returns seconds that never go back.
 
     Attributes:
-        job: what a pass has just handed over, and has yet to give its next time.
-        entry: the same in the books.
+        pid: the process in which the scheduler was started; None before it.
+        started_at: when it was started, in Unix seconds; None before it.
+        last_wakeup: when the latest pass ended, in Unix seconds; None before it.
+        pass_thread: the thread that is in the middle of a pass; None between passes.
+        is_bypassed: whether that pass is not one that was patched.
+        submitted_job: the job that the pass has submitted, and has yet to give its next run.
     """
 
-    def __init__(self, adapter: Adapter, scheduler: Any) -> None:
-        self._adapter = adapter
+    def __init__(  # noqa: PLR0913  # each part by name
+        self,
+        scheduler: Any,
+        *,
+        patches: PatchSet,
+        recorder: Recorder,
+        observers: ObserverGroup,
+        clear_context: Callable[[], Any],
+        restore_context: Callable[[Any], None],
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
+        self._patches = patches
+        self._recorder = recorder
+        self._observers = observers
+        self._clear_context = clear_context
+        self._restore_context = restore_context
+        self._clock = clock
+        self._monotonic = monotonic
         self.pid: int | None = None
         self.started_at: float | None = None
         self.last_wakeup: float | None = None
+        self.pass_thread: int | None = None
+        self.is_bypassed = False
+        self.submitted_job: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
-        self._ended = False
-        self.inside: int | None = None
-        self.is_bypassed = False
-        self._inside_since: float | None = None
-        # When the next pass was last spoken of, and in how many seconds it is to come.
-        self._expected: tuple[float, Any] | None = None
+        self._has_ended = False
+        self._pass_since: float | None = None
+        # When the next pass was last planned, and in how many seconds it is to come.
+        self._next_pass: tuple[float, Any] | None = None
         self._failure: str | None = None
-        self.job: Any = None
-        self.entry: Entry | None = None
+        self._due_jobs: Sequence[Any] = ()
         self._user_code = {_DISPATCH}
-        lay = adapter.shadows.lay
-        lay(scheduler, "_process_jobs", self._process_jobs)
-        lay(scheduler, "wakeup", self._wakeup)
-        for name, make in (("_main_loop", self._main_loop), ("_start_timer", self._start_timer)):
-            if hasattr(scheduler, name):  # a thread or a greenlet has one, an event loop the other
-                lay(scheduler, name, make)
+
+    def install(self) -> None:
+        """Patch the scheduler."""
+        scheduler, patches = self._scheduler, self._patches
+        patches.patch(scheduler, "_process_jobs", self._patch_process_jobs)
+        patches.patch(scheduler, "wakeup", self._patch_wakeup)
+        # A thread or a greenlet has the one, an event loop the other.
+        for name, replace in (
+            ("_main_loop", self._patch_main_loop),
+            ("_start_timer", self._patch_start_timer),
+        ):
+            if hasattr(scheduler, name):
+                patches.patch(scheduler, name, replace)
         self.watch_logger()
 
     def watch_logger(self) -> None:
         """Watch the scheduler's logger, if it is not watched; a new configuration brings one."""
         if not isinstance(self._scheduler._logger, _WatchedLogger):  # noqa: SLF001
-            self._adapter.shadows.lay(self._scheduler, "_logger", self._watched_logger)
+            self._patches.patch(self._scheduler, "_logger", self._patch_logger)
 
-    # What the hooks of executors and stores ask and tell
+    # For the patches of executors and job stores
 
     @property
-    def is_inside(self) -> bool:
+    def is_acting(self) -> bool:
         """
-        Whether it is the loop that acts now, in the middle of APScheduler's pass over due jobs.
+        Whether the loop itself acts now, in the middle of APScheduler's pass over due jobs.
 
-        Not so while it calls a listener, or a job that an executor runs right there: what these
-        do to the scheduler is the user's doing, and what fails there is told to the user. Found by
-        looking at who called, as hardly anybody asks, and every run would pay for notes of it.
+        Not so while it calls a listener, or a job that an executor runs inline: what these do to
+        the scheduler is the user's doing, and the user hears of what fails there. This looks at
+        the stack, as it is hardly ever asked, and every run would pay for keeping track.
         """
-        if self.inside != get_ident():
+        if self.pass_thread != get_ident():
             return False
-        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, says its documentation
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, as documented
         while frame is not None and frame.f_code not in self._user_code:
             if frame.f_code is _PASS:
                 return True
             frame = frame.f_back
         return False
 
-    def calls_out(self, hook: CodeType) -> None:
-        """Note the code of a hook that the loop calls and that calls the user's code."""
-        self._user_code.add(hook)
+    def add_user_code(self, code: CodeType) -> None:
+        """Note the code of a patch that the loop calls and that calls the user's code."""
+        self._user_code.add(code)
 
-    def has_handed_over(self, job: Any, entry: Entry | None) -> None:
-        """Note that a job has just been given to its executor, if it was the loop that did so."""
-        if self.inside == get_ident():
-            self.job, self.entry = job, entry
+    def set_due_jobs(self, jobs: Sequence[Any]) -> None:
+        """Note which jobs a job store has just called due."""
+        self._due_jobs = jobs
 
-    def goes_on(self, job_id: str) -> bool:
+    def due_job(self, job_id: str) -> Any:
+        """Return the job of this id among those, or None."""
+        return next((job for job in self._due_jobs if job.id == job_id), None)
+
+    def on_submitted(self, job: Any) -> None:
+        """Note that a job was submitted to its executor, if it was the loop that did so."""
+        if self.pass_thread == get_ident():
+            self.submitted_job = job
+
+    def is_advancing(self, job_id: str) -> bool:
         """
-        Tell whether it is the loop itself that changes this job now, and not the user.
+        Tell whether the loop, and not the user, changes this job now.
 
-        It does so right after it has handed the job over, and `has_gone_on` ends that.
+        It does so right after it has submitted the job, until `on_advanced`.
         """
-        return self.job is not None and self.job.id == job_id and self.inside == get_ident()
+        job = self.submitted_job
+        return job is not None and job.id == job_id and self.pass_thread == get_ident()
 
-    def has_gone_on(self) -> None:
-        """Note that the loop is through with the job that it has handed over."""
-        self.job = self.entry = None
+    def on_advanced(self) -> None:
+        """Note that the loop has given the submitted job its next run, or has removed it."""
+        self.submitted_job = None
 
-    def begins_past_the_hook(self) -> None:
+    def on_unhooked_pass_start(self) -> None:
         """
         Note that a job store is asked for due jobs, which only a pass does, and not one of ours.
 
-        A pass that our hook knows nothing of is that of a scheduler of the user's, which calls
-        what it inherits from APScheduler, and not itself. Its end is known from APScheduler's log.
+        Such a pass is that of the user's own scheduler class, which calls what it inherits from
+        APScheduler, and not itself. Its end is known from APScheduler's log.
         """
         self.is_bypassed = True
         logger = self._scheduler._logger  # noqa: SLF001
         if isinstance(logger, _WatchedLogger):
             logger.watch_passes()
-        self._begin()
+        self._on_pass_start()
 
-    def listener_failed(self) -> None:
-        """Note that a listener has raised something, of which there is only a log."""
-        self._adapter.ledger.error(ErrorKind.LISTENER)
+    def on_unhooked_pass_end(self) -> None:
+        """Note that a pass has written to the log, as it does at its start and at its end."""
+        if self.pass_thread is not None:
+            self._on_pass_end()
+            self.last_wakeup = self._clock()
 
-    def has_started(self) -> None:
+    def on_listener_failed(self) -> None:
+        """Note that a listener has raised an exception, which APScheduler only logs."""
+        self._recorder.scheduler_error(ErrorKind.LISTENER)
+
+    def on_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
-        self.started_at = self._adapter.clock()
-        self._thread = self._thread_id = self._expected = self._failure = None
-        self._ended = False
+        self.started_at = self._clock()
+        self._thread = self._thread_id = self._next_pass = self._failure = None
+        self._has_ended = False
 
-    def runs_already(self) -> None:
-        """Note that the scheduler ran before it was instrumented; since when is not known."""
-        self.has_started()
+    def attach_running(self) -> None:
+        """Note that the scheduler was started before it was instrumented; when is not known."""
+        self.on_started()
         self._thread = getattr(self._scheduler, "_thread", None)
 
-    # The hooks
+    # The patches
 
-    def _process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
-        # Most passes find one job due, whose run pays for all that is done here.
-        adapter = self._adapter
-        leave_context, return_to_context = adapter.leave_context, adapter.return_to_context
+    def _patch_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        # In most passes one job is due, whose run pays for all that is done here.
+        clear_context, restore_context = self._clear_context, self._restore_context
 
         def process_jobs() -> Any:
             self.is_bypassed = False
-            self._begin()
-            self._inside_since = adapter.monotonic()
-            context = leave_context()
+            self._on_pass_start()
+            self._pass_since = self._monotonic()
+            context = clear_context()
             try:
                 wait_seconds = original()
             except BaseException as exception:
                 self._failure = qualified_name(type(exception))
-                if adapter.active:
-                    adapter.ledger.error(ErrorKind.LOOP)
+                if self._patches.is_active:
+                    self._recorder.scheduler_error(ErrorKind.LOOP)
                 raise
             finally:
-                self.inside = self._inside_since = self.job = self.entry = None
-                adapter.due = ()
+                self._on_pass_end()
                 if context is not None:
-                    return_to_context(context)
+                    restore_context(context)
             self._failure = None
-            self.last_wakeup = adapter.clock()
-            if self._expected is None:
-                self._expected = adapter.monotonic(), wait_seconds
+            self.last_wakeup = self._clock()
+            if self._next_pass is None:
+                self._next_pass = self._monotonic(), wait_seconds
             return wait_seconds
 
         return process_jobs
 
-    def _begin(self) -> None:
-        self.inside = thread_id = get_ident()
-        if thread_id != self._thread_id:  # or each pass would take two microseconds more
+    def _on_pass_start(self) -> None:
+        self.pass_thread = thread_id = get_ident()
+        if thread_id != self._thread_id:  # else each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
-        self._expected = None
-        pipeline = self._adapter.pipeline
-        if not pipeline.is_settled:
-            pipeline.look()
+        self._next_pass = None
+        if not self._observers.is_settled:
+            self._observers.refresh()
+        self._recorder.add_up_if_many()
 
-    def ends_past_the_hook(self) -> None:
-        """Note that a pass has written to the log, as it does at its end and its begin."""
-        if self.inside is not None:
-            self.inside = self.job = self.entry = None
-            self.last_wakeup = self._adapter.clock()
-            self._adapter.due = ()
+    def _on_pass_end(self) -> None:
+        self.pass_thread = self._pass_since = self.submitted_job = None
+        self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
-    def _start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _patch_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
-            if self._expected is None:  # as where the pass does not return it: Qt
-                self._expected = self._adapter.monotonic(), wait_seconds
+            if self._next_pass is None:  # where the pass does not return it, as in Qt
+                self._next_pass = self._monotonic(), wait_seconds
 
         return start_timer
 
-    def _wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _patch_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._expected = self._adapter.monotonic(), 0
+            self._next_pass = self._monotonic(), 0
             original()
 
         return wakeup
 
-    def _main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _patch_main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
         def main_loop() -> None:
             try:
                 original()
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
-                self._ended = True
-                self.inside = None
+                self._has_ended = True
+                self.pass_thread = None
 
         return main_loop
 
-    def _watched_logger(self, original: Any) -> Any:
+    def _patch_logger(self, original: Any) -> Any:
         return _WatchedLogger(original, self)
 
-    # The answer
+    # Liveness
 
     def liveness(self) -> Liveness:
-        """Tell whether the loop lives, and why not."""
+        """Tell whether the loop is alive, and why not."""
         scheduler = self._scheduler
         if scheduler.state == STATE_STOPPED:
             reason = ("stopped", "The scheduler has not been started, or was shut down.")
@@ -242,7 +290,7 @@ class LoopHook:
             return
         event_loop = _event_loop_of(self._scheduler)
         greenlet = getattr(self._scheduler, "_greenlet", None)
-        ended = self._ended or (greenlet is not None and greenlet.dead)
+        ended = self._has_ended or (greenlet is not None and greenlet.dead)
         thread = self._thread if event_loop is None else None  # which may change threads
         if thread is not None and not thread.is_alive():
             ended = True
@@ -260,15 +308,15 @@ class LoopHook:
             yield "event_loop_closed", "The scheduler's event loop was closed."
         elif event_loop is not None and not event_loop.is_running():
             yield "event_loop_stopped", "The scheduler's event loop does not run."
-        now = self._adapter.monotonic()
-        since, late = self._inside_since, self._lateness(now)
-        if since is not None and now - since > OVERDUE_AFTER:
+        now = self._monotonic()
+        since, late = self._pass_since, self._lateness(now)
+        if since is not None and now - since > OVERDUE_SECONDS:
             message = (
                 f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
                 "job store, a listener or an inline job holds it up."
             )
             yield "overdue", message
-        elif state == "running" and late > OVERDUE_AFTER:
+        elif state == "running" and late > OVERDUE_SECONDS:
             message = (
                 f"The loop should have looked for due jobs {late:.0f} s ago: it is "
                 "blocked, or its timer was lost."
@@ -276,15 +324,15 @@ class LoopHook:
             yield "overdue", message
 
     def _lateness(self, now: float) -> float:
-        """Return for how many seconds the next pass has been due; less than none before that."""
-        since, wait_seconds = self._expected or (now, None)
-        if not isinstance(wait_seconds, (int, float)):  # none is to come, or who knows when
+        """Return for how many seconds the next pass has been overdue; negative before it is due."""
+        since, wait_seconds = self._next_pass or (now, None)
+        if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
             return -math.inf
         return now - since - wait_seconds
 
 
 class _Reactor:
-    """Twisted's reactor, asked as one asks an asyncio event loop."""
+    """Twisted's reactor with the questions of an asyncio event loop."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -293,11 +341,11 @@ class _Reactor:
         return False
 
     def is_running(self) -> bool:
-        return bool(getattr(self._reactor, "running", True))  # not every fake one tells
+        return bool(getattr(self._reactor, "running", True))  # not every fake one has it
 
 
 def _event_loop_of(scheduler: Any) -> Any:
-    """Return what turns a scheduler that has no thread of its own, None if that cannot be asked."""
+    """Return the event loop of a scheduler without a thread of its own; None if it has none."""
     reactor = getattr(scheduler, "_reactor", None)
     if reactor is not None:
         return _Reactor(reactor)
@@ -309,34 +357,34 @@ def _event_loop_of(scheduler: Any) -> Any:
 
 class _WatchedLogger:
     """
-    The scheduler's logger, telling when a listener has failed.
+    The scheduler's logger, which notices when a listener has failed.
 
     APScheduler catches what a listener raises and writes it to its log; there is no other sign.
-    Its logger's own method does the writing, so that the record names the line that it should, also
-    where the logger is none of the standard library's.
+    The logger's own method does the writing, so that the record names the right line, also if the
+    logger is not from the standard library.
     """
 
     _logger: Any
-    _loop: LoopHook
+    _loop: SchedulerLoop
 
-    def __init__(self, logger: Any, loop: LoopHook) -> None:
+    def __init__(self, logger: Any, loop: SchedulerLoop) -> None:
         vars(self).update(_logger=logger, _loop=loop)
 
     def watch_passes(self) -> None:
-        """Tell from now on also when a pass writes to the log."""
+        """Notice from now on also when a pass writes to the log."""
         object.__setattr__(self, "__class__", _PassWatchingLogger)
 
     @property
     def exception(self) -> Any:
         if sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001  # as above
-            self._loop.listener_failed()
+            self._loop.on_listener_failed()
         return self._logger.exception
 
-    # What a pass asks for, and everybody else: found at once.
+    # Used in every pass.
     debug = property(attrgetter("_logger.debug"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # As whoever silences it does: scheduler._logger.propagate = False
+        # For those who silence it: scheduler._logger.propagate = False
         setattr(self._logger, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -344,15 +392,15 @@ class _WatchedLogger:
 
 
 class _PassWatchingLogger(_WatchedLogger):
-    """Tells also when a pass writes to it, for schedulers whose passes our hook is not asked."""
+    """Notices also when a pass writes to it, for schedulers whose passes bypass the patch."""
 
     @property
     def debug(self) -> Any:
         if self._loop.is_bypassed and sys._getframe(1).f_code is _PASS:  # noqa: SLF001
-            self._loop.ends_past_the_hook()
+            self._loop.on_unhooked_pass_end()
         return self._logger.debug
 
 
-# APScheduler's own, also where somebody has wrapped them.
+# APScheduler's own code, also if another tool has wrapped it.
 _DISPATCH = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
 _PASS = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001

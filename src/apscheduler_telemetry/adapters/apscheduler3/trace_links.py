@@ -1,9 +1,9 @@
 """
-What the runs of each job link to, and where that is kept across restarts.
+Trace links: which spans the runs of each job link to, also after a restart.
 
-Each run links to where its job was added; a run whose time the user set links to where that was
-done, too. APScheduler's job stores have no place for it, and what they pickle is left alone: where
-it is to outlive the process, the application gives a mapping of its own.
+Each run links to the span in which its job was added. A run whose time the user has set also links
+to the span in which that was done. Job stores have no place for this, and telemetry does not change
+what they pickle: to keep links across restarts, the application passes a mapping of its own.
 """
 
 from __future__ import annotations
@@ -16,136 +16,147 @@ import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import Aside
-from apscheduler_telemetry.core.observers import Guard, renew_lock_after_fork
-from apscheduler_telemetry.core.recorder import NEVER, Entry
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.observers import ErrorReporter
 
 COMPONENT = "spans"
 
 FLUSH_SECONDS = 1.0
-"""How long the end of the process may wait for what is to be kept: a local file takes a moment."""
+"""Seconds for which the end of the process may wait until links are stored."""
 
 
-class Origins(Protocol):
-    """What knows how to tell where something happens."""
+class OriginTracker(Protocol):
+    """
+    Finds origins: the spans and the baggage in which jobs are added and runs are triggered.
+
+    The reason why a run links to an origin is ``added`` or ``triggered``.
+    """
 
     def current(self, reason: str) -> Any:
-        """Return where we are, None if that is nowhere; `reason` is why a run links to it."""
+        """Return the origin of what happens now, for this reason; None if there is none."""
 
     def dump(self, origin: Any) -> Mapping[str, str]:
-        """Return `origin` as texts."""
+        """Return an origin as strings that `load` takes."""
 
     def load(self, reason: str, texts: Mapping[str, str]) -> Any:
-        """Return what was dumped."""
+        """Return the origin that `dump` has made these strings of."""
 
 
-class Links:
+class TraceLinks:
     """
-    Finds, keeps and finds again what runs link to.
+    Finds the origins that runs link to, stores them, and loads them after a restart.
 
     Args:
-        origins: what knows where we are.
-        store: where it is kept across restarts, None for nowhere.
-        aside: does the writing.
-        guard: counts what fails.
+        origins: finds the current origin.
+        store: keeps origins across restarts; None if they are not to be kept.
+        worker: writes to the store.
+        errors: counts failures of `origins` and `store`.
     """
 
     def __init__(
         self,
-        origins: Origins,
+        origins: OriginTracker,
         store: MutableMapping[str, str] | None,
-        aside: Aside,
-        guard: Guard,
+        worker: BackgroundWorker,
+        errors: ErrorReporter,
     ) -> None:
         self._origins = origins
         self._store = store
-        self._aside = aside
-        self._guard = guard
-        self._pending: dict[str, Any] = {}
-        self._idle = threading.Event()
-        self._unwritten = 0
+        self._worker = worker
+        self._errors = errors
+        self._pending_jobs: dict[str, Any] = {}
+        self._pending_writes = 0
+        self._all_written = threading.Event()
         self._lock = threading.RLock()
         if store is not None:
-            _all.add(self)
+            _instances.add(self)
             renew_lock_after_fork(self)
 
-    def pending(self, job_id: str) -> None:
-        """Note where a job was added that enters its store when the scheduler starts."""
-        self._pending[job_id] = self._current("added")
+    def on_pending(self, job_id: str) -> None:
+        """Note the origin of a job that will enter its store when the scheduler starts."""
+        self._pending_jobs[job_id] = self._current_origin("added")
 
-    def started(self) -> None:
+    def on_scheduler_started(self) -> None:
         """Note that no job is pending any more."""
-        self._pending.clear()
+        self._pending_jobs.clear()
 
-    def added(self, entry: Entry) -> None:
-        """Note where a job was added, or replaced."""
-        job_id = entry.key[1]
-        pending = job_id in self._pending
-        _set(entry, self._pending.pop(job_id) if pending else self._current("added"), None)
-        self._keep(entry)
+    def on_added(self, tracked: TrackedJob) -> None:
+        """Note the origin of a job that has entered its store, or replaced another one there."""
+        job_id = tracked.key[1]
+        if job_id in self._pending_jobs:
+            added_at = self._pending_jobs.pop(job_id)
+        else:
+            added_at = self._current_origin("added")
+        tracked.set_links(added_at, None)
+        self._persist(tracked)
 
-    def pushed(self, entry: Entry) -> None:
-        """Note where the next run of a job was set; only that run links to it."""
-        _set(entry, entry.link, None if entry.promise is None else self._current("triggered"))
-        self._keep(entry)
+    def on_triggered(self, tracked: TrackedJob) -> None:
+        """Note where the user has set the next run of a job; only that run links to it."""
+        is_paused = tracked.next_run is None
+        triggered_at = None if is_paused else self._current_origin("triggered")
+        tracked.set_links(tracked.added_at, triggered_at)
+        self._persist(tracked)
 
-    def went_on(self, entry: Entry) -> None:
-        """Note that the run whose time was set has come."""
-        _set(entry, entry.link, None)
-        self._keep(entry)
+    def on_advanced(self, tracked: TrackedJob) -> None:
+        """Note that the run whose time was set by the user is submitted."""
+        tracked.set_links(tracked.added_at, None)
+        self._persist(tracked)
 
-    def removed(self, entry: Entry) -> None:
-        """Keep nothing of a job that is gone."""
-        _set(entry, None, None)
-        self._keep(entry)
+    def on_removed(self, tracked: TrackedJob) -> None:
+        """Forget the origins of a job that was removed."""
+        tracked.set_links(None, None)
+        self._persist(tracked)
 
-    def recall(self, entry: Entry) -> None:
-        """Find what was kept of a job, by a former process or another one."""
-        if self._store is None or not entry.info.persistent:
+    def load(self, tracked: TrackedJob) -> None:
+        """Load the origins of a job that this process, or another one, has stored."""
+        if self._store is None or not tracked.record.info.persistent:
             return
         try:
-            kept = self._store.get(_key(entry))
-            if kept is None:
+            stored = self._store.get(_key(tracked))
+            if stored is None:
                 return
-            what = json.loads(kept)
-            link = push = None
-            if "added" in what:
-                link = self._origins.load("added", what["added"])
-            if "triggered" in what and what["due"] == entry.promise:
-                push = self._origins.load("triggered", what["triggered"])
-            _set(entry, link or entry.link, push)
-        except Exception:  # noqa: BLE001  # whatever is in there, and whoever wrote it
-            self._guard.failed(COMPONENT)
+            origins = json.loads(stored)
+            added_at, triggered_at = tracked.added_at, None
+            if "added" in origins:
+                added_at = self._origins.load("added", origins["added"]) or added_at
+            if "triggered" in origins and origins["due"] == tracked.next_run:
+                triggered_at = self._origins.load("triggered", origins["triggered"])
+            tracked.set_links(added_at, triggered_at)
+        except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
+            self._errors.exception(COMPONENT)
 
     def flush(self, timeout: float) -> None:
-        """Wait until what is to be kept is written, for so many seconds at most."""
+        """Wait until all origins are stored, for at most `timeout` seconds."""
         with self._lock:
-            if not self._unwritten:
+            if not self._pending_writes:
                 return
-            self._idle.clear()
-        self._idle.wait(timeout)
+            self._all_written.clear()
+        self._all_written.wait(timeout)
 
-    def _current(self, reason: str) -> Any:
+    def _current_origin(self, reason: str) -> Any:
         try:
             return self._origins.current(reason)
         except Exception:  # noqa: BLE001
-            self._guard.failed(COMPONENT)
+            self._errors.exception(COMPONENT)
             return None
 
-    def _keep(self, entry: Entry) -> None:
-        """Write what there is of a job, aside; a job in memory is not kept, and neither is this."""
+    def _persist(self, tracked: TrackedJob) -> None:
+        """Store the origins of a job in the background, if the job outlives the process itself."""
         store = self._store
-        if store is None or not entry.info.persistent:
+        if store is None or not tracked.record.info.persistent:
             return
-        what: dict[str, Any] = {}
+        origins: dict[str, Any] = {}
         try:
-            if entry.link is not None:
-                what["added"] = self._origins.dump(entry.link)
-            if entry.push is not None:
-                what |= {"triggered": self._origins.dump(entry.push), "due": entry.promise}
+            if tracked.added_at is not None:
+                origins["added"] = self._origins.dump(tracked.added_at)
+            if tracked.triggered_at is not None:
+                origins["triggered"] = self._origins.dump(tracked.triggered_at)
+                origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
-            self._guard.failed(COMPONENT)
-        key, value = _key(entry), json.dumps(what) if what else None
+            self._errors.exception(COMPONENT)
+        key, value = _key(tracked), json.dumps(origins) if origins else None
 
         def write() -> None:
             try:
@@ -155,30 +166,24 @@ class Links:
                     store[key] = value
             finally:
                 with self._lock:
-                    self._unwritten -= 1
-                    if not self._unwritten:
-                        self._idle.set()
+                    self._pending_writes -= 1
+                    if not self._pending_writes:
+                        self._all_written.set()
 
         with self._lock:
-            self._unwritten += 1
-        self._aside.do(COMPONENT, write)
+            self._pending_writes += 1
+        self._worker.submit(COMPONENT, write)
 
 
-def _set(entry: Entry, link: Any, push: Any) -> None:
-    entry.link, entry.push = link, push
-    entry.steady_until = NEVER  # what pushed it is to be forgotten with its run
-    entry.links = tuple(origin for origin in (link, push) if origin is not None)
-
-
-def _key(entry: Entry) -> str:
-    return json.dumps(entry.key)
+def _key(tracked: TrackedJob) -> str:
+    return json.dumps(tracked.key)
 
 
 def _flush_all() -> None:
     deadline = time.monotonic() + FLUSH_SECONDS
-    for links in list(_all):
+    for links in list(_instances):
         links.flush(max(0.0, deadline - time.monotonic()))
 
 
-_all: weakref.WeakSet[Links] = weakref.WeakSet()
+_instances: weakref.WeakSet[TraceLinks] = weakref.WeakSet()
 atexit.register(_flush_all)

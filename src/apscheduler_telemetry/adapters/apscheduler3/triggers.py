@@ -1,5 +1,5 @@
 """
-Questions to triggers, asked so that no trigger notices: on a copy, and without dice.
+Fire times of triggers, computed on a copy of the trigger, with jitter disabled.
 """
 
 from __future__ import annotations
@@ -18,128 +18,129 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 LOOK_AHEAD = 10
-"""Fire times that the shortest and the longest interval are taken from (DESIGN section 4)."""
+"""Coming fire times from which the shortest and the longest interval are computed."""
 MAX_TIMES = 1_000
 """
-Fire times that are kept of a backlog that was folded; more are only counted.
+Past fire times that are returned; earlier ones are only counted.
 
-A job of every second that was down for a week has 600,000 of them, and nobody reads so many spans.
+A job that should run every second has 600,000 of them after a week, too many for spans.
 """
 
 
-class Backlog(NamedTuple):
+class FireTimes(NamedTuple):
     """
-    Fire times before the one that a job is run for.
+    Past fire times of a trigger.
 
     Attributes:
-        total: how many.
-        latest: the latest of them, `MAX_TIMES` at most, ascending.
+        total: how many there are.
+        latest: the latest of them, at most `MAX_TIMES`, in ascending order.
     """
 
     total: int
     latest: Sequence[datetime]
 
 
-def backlog(job: Any, until: datetime, trigger: Any = None) -> Backlog:
+def fire_times_before(job: Any, until: datetime, trigger: Any = None) -> FireTimes:
     """
-    Return the fire times of `job` from its next run time up to, but without, `until`.
+    Return the fire times of a job from its next run time up to, but not including, `until`.
 
     Args:
-        job: the job, before it goes on to its next run.
-        until: the latest fire time that is due, as its trigger gave it.
-        trigger: the job's trigger as it was before it was asked, where it remembers that; see
-            `memory_of`.
+        job: the job, before its next run time is advanced.
+        until: the latest fire time that is due, as the job's trigger returned it.
+        trigger: a snapshot of the job's trigger, if its answers depend on how often it was called;
+            see `snapshot`.
     """
-    return _before(job.next_run_time, until.timestamp(), trigger or job.trigger)
+    return _fire_times_between(job.next_run_time, until.timestamp(), trigger or job.trigger)
 
 
 def due_times(
     first: datetime | None, trigger: Any, now: datetime, following: datetime | None = None
-) -> Backlog:
+) -> FireTimes:
     """
     Return the fire times of a trigger from `first` up to and including `now`.
 
     Args:
-        first: the earliest of them, None where there is none.
-        trigger: what they come from.
-        now: until when.
-        following: if it is before `now`, until then, and without it.
+        first: the earliest of them; None if there is none.
+        trigger: the trigger.
+        now: the end of the range.
+        following: if it is before `now`, the end of the range instead, and not included.
     """
     until = now.timestamp() + _TICK
     if following is not None:
         until = min(until, following.timestamp() - _TICK)
     if type(trigger) is IntervalTrigger and first is not None and first.timestamp() < until:
-        # The first fire time that is not due, as `_before` counts whole steps.
-        step = _step(trigger)
+        # The first fire time that is not due, as `_fire_times_between` counts whole steps.
+        step = _mean_interval(trigger)
         until = first.timestamp() + math.ceil((until - first.timestamp()) / step) * step
-    return _before(first, until, trigger)
+    return _fire_times_between(first, until, trigger)
 
 
-def memory_of(trigger: Any) -> Any:
+def snapshot(trigger: Any) -> Any:
     """
-    Return a copy of a trigger that may remember how often it was asked, None for all others.
+    Return a copy of a trigger whose answers may depend on how often it was called, or None.
 
-    To be made before the loop asks it, so that it can be asked once more what the loop asked.
+    Take it before the scheduler's loop calls the trigger: then the copy can be called again for
+    the fire times that the loop got.
     """
     if type(trigger) in STATELESS or _is_stateless(trigger):
         return None
     return _copy(trigger)
 
 
-def _before(at: datetime | None, until: float, trigger: Any) -> Backlog:
-    # Compared as timestamps: two datetimes of one time zone are compared by what the clock on
-    # the wall shows, which is wrong in the hour that comes twice.
+def _fire_times_between(at: datetime | None, until: float, trigger: Any) -> FireTimes:
+    # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
+    # which is wrong in the hour that is repeated when daylight saving time ends.
     if at is None or at.timestamp() >= until:
-        return Backlog(0, ())
+        return FireTimes(0, ())
     zone = at.tzinfo
     if type(trigger) is IntervalTrigger:
-        # In closed form, as this runs while the scheduler holds its lock.
-        step = _step(trigger)
+        # Computed without a loop, as this runs while the scheduler holds its lock.
+        step = _mean_interval(trigger)
         count = max(1, round((until - at.timestamp()) / step))
         kept = range(min(count, MAX_TIMES), 0, -1)
-        return Backlog(count, [datetime.fromtimestamp(until - n * step, zone) for n in kept])
-    trigger, jitter = _undisturbed(trigger)
-    # What the dice said is not known any more; on average it was the half.
-    thrown = jitter / 2
+        return FireTimes(count, [datetime.fromtimestamp(until - n * step, zone) for n in kept])
+    trigger, jitter = _copy_without_jitter(trigger)
+    # The jitter of each fire time is not known any more; its average is one half of the limit.
+    mean_jitter = jitter / 2
     now = datetime.fromtimestamp(until, zone)
     latest: deque[datetime] = deque(maxlen=MAX_TIMES)
     count = 0
-    while at is not None and (not count or at.timestamp() < until - thrown):
+    while at is not None and (not count or at.timestamp() < until - mean_jitter):
         latest.append(at)
         count += 1
-        at = _following(trigger, at, now)
-        if at is not None and thrown:
-            at = datetime.fromtimestamp(at.timestamp() + thrown, zone)
-    return Backlog(count, list(latest))  # which, unlike a deque, can be taken apart
+        at = _next_fire_time(trigger, at, now)
+        if at is not None and mean_jitter:
+            at = datetime.fromtimestamp(at.timestamp() + mean_jitter, zone)
+    return FireTimes(count, list(latest))  # unlike a deque, a list can be sliced
 
 
 def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
     """
-    Look `LOOK_AHEAD` fire times ahead.
+    Compute the shortest and the longest interval between the next `LOOK_AHEAD` fire times.
 
     Returns:
-        The shortest and the longest gap in seconds, None where there are not two fire times; and
-        the Unix seconds up to which that holds.
+        Both in seconds, or None if fewer than two fire times are left; and the Unix seconds up to
+        which this is valid.
     """
     if isinstance(trigger, DateTrigger):
         return None, math.inf
-    trigger, _ = _undisturbed(trigger)
+    trigger, _ = _copy_without_jitter(trigger)
     times = [next_run]
-    while len(times) < LOOK_AHEAD and (at := _following(trigger, times[-1], times[-1])):
+    while len(times) < LOOK_AHEAD and (at := _next_fire_time(trigger, times[-1], times[-1])):
         times.append(at)
     stamps = [at.timestamp() for at in times]
     gaps = [round(b - a, 6) for a, b in pairwise(stamps)]
     return (min(gaps), max(gaps)) if gaps else None, stamps[-1]
 
 
-def is_plain(trigger: Any) -> bool:
-    """Tell whether `plain_intervals` knows all about a trigger, without asking it."""
+def has_constant_interval(trigger: Any) -> bool:
+    """Tell whether `constant_interval` can be used instead of `intervals`."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
 
-def plain_intervals(trigger: Any) -> tuple[float, float] | None:
-    """Return what `intervals` finds of most triggers, for next to nothing."""
+def constant_interval(trigger: Any) -> tuple[float, float] | None:
+    """Return what `intervals` computes, for a trigger with a constant interval or one run."""
     if type(trigger) is DateTrigger:
         return None
     step = round(float(trigger.interval_length), 6)
@@ -147,23 +148,23 @@ def plain_intervals(trigger: Any) -> tuple[float, float] | None:
 
 
 def describe(trigger: Any) -> str:
-    """Return the trigger in words; those that fire once share one, as their dates differ."""
+    """Return a trigger as text; triggers that fire once share one text, as their dates differ."""
     if isinstance(trigger, DateTrigger):
         return "date"
     try:
         return str(trigger)
-    except Exception:  # noqa: BLE001  # user code, and no reason not to count the job's runs
+    except Exception:  # noqa: BLE001  # user code; the job is counted all the same
         return type(trigger).__qualname__
 
 
-def _following(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
-    """Return the fire time after `previous`, None also where a trigger does not move on."""
+def _next_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
+    """Return the fire time after `previous`; None if there is none, or no later one."""
     at: datetime | None = trigger.get_next_fire_time(previous, now)
     return at if at is not None and at.timestamp() > previous.timestamp() else None
 
 
-def _step(trigger: Any) -> float:
-    """Return the seconds between two runs of an interval trigger, on average if it throws dice."""
+def _mean_interval(trigger: Any) -> float:
+    """Return the mean seconds between two runs of an interval trigger, with its jitter."""
     return float(trigger.interval_length + (trigger.jitter or 0) / 2)
 
 
@@ -175,30 +176,30 @@ def _is_stateless(trigger: Any) -> bool:
 
 def _copy(trigger: Any) -> Any:
     if type(trigger) in (AndTrigger, OrTrigger):
-        # Left to themselves, they copy only parts that keep to APScheduler's way of pickling.
+        # Their own copying works only for parts that are pickled as APScheduler's triggers are.
         return type(trigger)([_copy(part) for part in trigger.triggers], trigger.jitter)
     return copy.deepcopy(trigger)
 
 
-def _undisturbed(trigger: Any) -> tuple[Any, float]:
+def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     """
-    Return a copy of `trigger` to ask, and the seconds of jitter that were taken from it.
+    Return a copy of a trigger without jitter, and its largest jitter in seconds.
 
-    A trigger of the user's may count its calls, and jitter draws from the random numbers that the
-    user may have seeded: neither must see that telemetry asked.
+    A trigger of the user's may count its calls, and jitter draws from the random number generator
+    that the user may have seeded. Telemetry must change neither.
     """
     trigger = _copy(trigger)
-    pending, taken = [trigger], 0.0
+    pending, max_jitter = [trigger], 0.0
     while pending:
         part = pending.pop()
         if jitter := getattr(part, "jitter", None):
             part.jitter = None
-            taken = max(taken, jitter)
+            max_jitter = max(max_jitter, jitter)
         pending.extend(getattr(part, "triggers", ()))
-    return trigger, taken
+    return trigger, max_jitter
 
 
 STATELESS = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
-"""Those that most jobs have, told from others without looking into them."""
+"""The triggers of most jobs, recognised by their type alone."""
 _TICK = 1e-6
-"""Seconds: the resolution of a datetime."""
+"""The resolution of a datetime, in seconds."""

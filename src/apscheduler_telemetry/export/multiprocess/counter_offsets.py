@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from apscheduler_telemetry.core.recorder import REMOVED_FOR
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import job_label, keep_jobs
 from apscheduler_telemetry.export.multiprocess.snapshot import COUNTED_KINDS
 
@@ -56,7 +56,7 @@ class CounterOffsets:
         """
         gone = self._jobs - jobs
         self._jobs = jobs
-        is_expired = time.monotonic() - self._added_at > REMOVED_FOR
+        is_expired = time.monotonic() - self._added_at > REMOVED_JOB_SECONDS
         for kind, offsets in self._offsets.items():
             if is_expired:
                 self._offsets[kind] = keep_jobs(offsets, jobs)

@@ -15,14 +15,16 @@ from pathlib import Path
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.utils import floatToGoString
 
-from apscheduler_telemetry.core.recorder import Histogram
-from apscheduler_telemetry.export.metric_families import Family, Kind
+from apscheduler_telemetry.core.stats import Histogram
+from apscheduler_telemetry.export.metric_families import Kind, MetricFamily
 
 _ENTRY_OVERHEAD = 28
 """Bytes of an entry besides its key: length 4, padding at most 8, value 8 and timestamp 8."""
 
 
-def sample_keys(family: Family, labels: tuple[str, ...], value: float | Histogram) -> list[str]:
+def sample_keys(
+    family: MetricFamily, labels: tuple[str, ...], value: float | Histogram
+) -> list[str]:
     """
     Return the keys of the samples of one series.
 
@@ -34,7 +36,7 @@ def sample_keys(family: Family, labels: tuple[str, ...], value: float | Histogra
     Returns:
         One key; for a histogram a key for each bucket, and then the key of the sum.
     """
-    name, description = family.prometheus_name, family.about
+    name, description = family.prometheus_name, family.description
     names = list(family.labels)
     if not isinstance(value, Histogram):
         suffix = "_total" if family.kind is Kind.COUNTER else ""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from apscheduler_telemetry.export import metric_families as families
-from apscheduler_telemetry.export.metric_families import Family
+from apscheduler_telemetry.export.metric_families import MetricFamily
 
 MOST_RECENT = "livemostrecent"
 """The mode that shows the value with the greatest timestamp; see `timestamp_of`."""
 
-GAUGE_MODES: Mapping[Family, str] = {
+GAUGE_MODES: Mapping[MetricFamily, str] = {
     # The earliest of the next runs; 0 only if no process has one.
     families.NEXT_RUN: MOST_RECENT,
     families.RUNNING_SINCE: MOST_RECENT,
@@ -24,7 +24,7 @@ GAUGE_MODES: Mapping[Family, str] = {
     families.LAST_RUN: "livemax",
     families.LAST_SUCCESS: "livemax",
     families.LAST_FAILURE: "livemax",
-    families.WITHDRAWN: "livemax",
+    families.CANCELLED_RUN: "livemax",
     # The worst value, so that a healthy process does not hide a broken one.
     families.CONSECUTIVE_FAILURES: "livemax",
     families.UP: "livemin",
@@ -61,7 +61,7 @@ _FAR_FUTURE = 1e12
 """Unix seconds, later than any run: a `datetime` ends with the year 9999."""
 
 
-def timestamp_of(family: Family, value: float, ended_at: float) -> float:
+def timestamp_of(family: MetricFamily, value: float, ended_at: float) -> float:
     """
     Return the timestamp of a value in the mode `MOST_RECENT`.
 

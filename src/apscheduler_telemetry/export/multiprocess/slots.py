@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from apscheduler_telemetry.core.recorder import REMOVED_FOR
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import (
     keep_jobs,
     read_values,
@@ -165,7 +165,7 @@ class ProcessSlot:
                 return
             for lock in others:
                 for path in self._directory.glob(f"[ch]*_{lock.stem}.db"):
-                    if time.time() - path.stat().st_mtime > REMOVED_FOR:
+                    if time.time() - path.stat().st_mtime > REMOVED_JOB_SECONDS:
                         values = read_values(path)
                         kept = keep_jobs(values, jobs)
                         if len(kept) < len(values):

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from apscheduler_telemetry.core.recorder import Histogram
+from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.export import metric_families as families
-from apscheduler_telemetry.export.metric_families import Family, Kind, Source
+from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, Kind, MetricFamily
 from apscheduler_telemetry.export.multiprocess.file_format import sample_keys
 from apscheduler_telemetry.export.multiprocess.gauge_modes import (
     GAUGE_MODES,
@@ -54,10 +54,10 @@ class SnapshotReader:
         source: the scheduler.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: InstrumentedScheduler) -> None:
         self._source = source
         # A key is JSON text, which is slow to make; those of the latest snapshot are used again.
-        self._keys: dict[tuple[Family, tuple[str, ...]], list[str]] = {}
+        self._keys: dict[tuple[MetricFamily, tuple[str, ...]], list[str]] = {}
 
     def take_snapshot(self, record_start: Callable[[float], float] | None = None) -> Snapshot:
         """
@@ -71,7 +71,7 @@ class SnapshotReader:
         snapshot = Snapshot()
         counters, histograms = (snapshot.counted[kind] for kind in COUNTED_KINDS)
         ended_at: dict[tuple[str, ...], float] = {}
-        for family, labels, value in families.read(self._source, COMPONENT):
+        for family, labels, value in families.samples(self._source, COMPONENT):
             keys = previous_keys.get((family, labels)) or sample_keys(family, labels, value)
             self._keys[family, labels] = keys
             if isinstance(value, Histogram):

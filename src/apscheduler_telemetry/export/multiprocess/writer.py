@@ -11,7 +11,7 @@ import time
 import weakref
 from pathlib import Path
 
-from apscheduler_telemetry.export.metric_families import Source
+from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOffsets
 from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
 from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, ProcessSlot, remove_stale
@@ -42,7 +42,7 @@ class SnapshotWriter:
         directory: the directory of multiprocess mode.
     """
 
-    def __init__(self, source: Source, directory: Path) -> None:
+    def __init__(self, source: InstrumentedScheduler, directory: Path) -> None:
         self._source = source
         self._directory = directory
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
@@ -75,7 +75,7 @@ class SnapshotWriter:
                     daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must start all the same
-                self._source.guard.failed(COMPONENT)
+                self._source.errors.exception(COMPONENT)
 
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
@@ -85,7 +85,7 @@ class SnapshotWriter:
             try:
                 self._write_snapshot()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
-                self._source.guard.failed(COMPONENT)
+                self._source.errors.exception(COMPONENT)
 
     def final_write(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""

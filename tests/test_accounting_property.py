@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import support_jobs as jobs
-from support import START, HandRig, at, by_hand, check_law, processes, until
+from support import START, HandRig, at, by_hand, check_counts, job_states, processes, until
 
 pytestmark = pytest.mark.slow
 
@@ -358,16 +358,16 @@ class World:
         except AssertionError:
             assert self._books() == expected
             assert self._instances() == under_way
-        check_law(self.rig.telemetry)
+        check_counts(self.rig.telemetry)
         for job_id, job in self.model.jobs.items():
             promised = 0 if job.next is None else START.timestamp() + job.next
-            assert self.rig.account(job_id).next_run == promised
+            assert self.rig.job(job_id).next_run == promised
         self._only_grows()
 
     def _books(self) -> dict[str, tuple[int, int, int, dict[str, int]]]:
         return {
             a.label: (a.due, a.queued, a.running, {o.value: n for o, n in a.outcomes.items() if n})
-            for a in self.rig.telemetry.ledger.accounts()
+            for a in job_states(self.rig.telemetry)
         }
 
     def _instances(self) -> int:
@@ -375,7 +375,7 @@ class World:
         return sum(sum(list(executor._instances.values())) for executor in executors)
 
     def _only_grows(self) -> None:
-        for account in self.rig.telemetry.ledger.accounts():
+        for account in job_states(self.rig.telemetry):
             before = self._before.get(account.label, {})
             assert all(n >= before.get(outcome, 0) for outcome, n in account.outcomes.items())
             self._before[account.label] = account.outcomes
@@ -479,7 +479,7 @@ def test_each_due_run_of_a_child_is_in_one_place(
             model.now += jump
             Path(directory, "gate.out").unlink(missing_ok=True)
             rig.after(jump)
-            check_law(rig.telemetry)
+            check_counts(rig.telemetry)
             Path(directory, "gate.out").touch()
             is_alive = True
             for job, times in model.submissions():
@@ -489,7 +489,7 @@ def test_each_due_run_of_a_child_is_in_one_place(
                 done = {"work": "success", "fail": "error"}.get(behaviour, "lost")
                 model.outcomes[job.id][done if is_alive else "lost"] += len(times)
             rig.settle()
-            check_law(rig.telemetry)
+            check_counts(rig.telemetry)
             for job_id, counted in model.outcomes.items():
                 assert rig.outcomes(job_id) == {o: n for o, n in counted.items() if n}
-                assert rig.account(job_id).due == model.due[job_id]
+                assert rig.job(job_id).due == model.due[job_id]

@@ -1,4 +1,4 @@
-"""Questions to triggers: what has been due, and how long it is from one run to the next."""
+"""Fire times of triggers: which were due, and the intervals between coming ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from apscheduler_telemetry.adapters.apscheduler3 import triggers as _schedule
+from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_TIMES
 
 UTC = timezone.utc
@@ -30,7 +30,7 @@ def at(seconds: float) -> datetime:
 
 
 def job(trigger: BaseTrigger, next_run: datetime | None = START) -> Any:
-    """Return what is asked of a job."""
+    """Return what the functions need of a job."""
     return SimpleNamespace(trigger=trigger, next_run_time=next_run)
 
 
@@ -56,8 +56,8 @@ class Stuck(BaseTrigger):
         return previous
 
 
-class TestBacklog:
-    """The fire times before the one that a job is run for."""
+class TestFireTimesBefore:
+    """The fire times that APScheduler merges into a later one."""
 
     @pytest.mark.parametrize(
         "trigger",
@@ -71,46 +71,46 @@ class TestBacklog:
         ids=["interval", "cron", "or", "and", "subclass"],
     )
     def test_each_fire_time(self, trigger: BaseTrigger) -> None:
-        """All fire times are there, without the last one."""
-        backlog = _schedule.backlog(job(trigger), at(50))
-        assert backlog.total == 5
-        assert list(backlog.latest) == [at(s) for s in (0, 10, 20, 30, 40)]
+        """All fire times are returned, except for the last one."""
+        times = triggers.fire_times_before(job(trigger), at(50))
+        assert times.total == 5
+        assert list(times.latest) == [at(s) for s in (0, 10, 20, 30, 40)]
 
     @pytest.mark.parametrize("next_run", [None, START, at(1)])
     def test_nothing(self, next_run: datetime | None) -> None:
-        """A job that is paused, or that is run for its next run time, has no backlog."""
+        """A job that is paused, or that is run for its next run time, has none."""
         for trigger in (interval(10), cron(second="*")):
-            assert _schedule.backlog(job(trigger, next_run), START) == (0, ())
+            assert triggers.fire_times_before(job(trigger, next_run), START) == (0, ())
 
     @pytest.mark.parametrize("trigger", [interval(1), cron(second="*")], ids=["interval", "cron"])
-    def test_a_long_one(self, trigger: BaseTrigger) -> None:
-        """Of a long backlog the latest are kept, and all are counted."""
-        backlog = _schedule.backlog(job(trigger), at(5000))
-        assert (backlog.total, len(backlog.latest)) == (5000, MAX_TIMES)
-        assert (backlog.latest[0], backlog.latest[-1]) == (at(4000), at(4999))
+    def test_many(self, trigger: BaseTrigger) -> None:
+        """Of many fire times all are counted, and the latest are returned."""
+        times = triggers.fire_times_before(job(trigger), at(5000))
+        assert (times.total, len(times.latest)) == (5000, MAX_TIMES)
+        assert (times.latest[0], times.latest[-1]) == (at(4000), at(4999))
 
     def test_a_trigger_that_is_stuck(self) -> None:
         """A trigger that does not move on ends the count, and not the scheduler."""
-        assert _schedule.backlog(job(Stuck()), at(50)).total == 1
+        assert triggers.fire_times_before(job(Stuck()), at(50)).total == 1
 
     def test_a_trigger_that_has_ended(self) -> None:
         """A trigger whose last fire time has been is asked no further."""
         trigger = cron(second="*/10", end_date=at(20))
-        assert _schedule.backlog(job(trigger), at(50)).total == 3
+        assert triggers.fire_times_before(job(trigger), at(50)).total == 3
 
     def test_fire_times_are_in_the_jobs_time_zone(self) -> None:
-        """The fire times of a backlog look as APScheduler would have shown them."""
+        """Fire times are in the time zone in which APScheduler would have run the job."""
         start = START.astimezone(BERLIN)
         for trigger in (interval(60), CronTrigger(minute="*", timezone=BERLIN)):
-            backlog = _schedule.backlog(job(trigger, start), start + timedelta(minutes=2))
-            assert [t.isoformat() for t in backlog.latest] == [
+            times = triggers.fire_times_before(job(trigger, start), start + timedelta(minutes=2))
+            assert [t.isoformat() for t in times.latest] == [
                 "2030-01-01T01:00:00+01:00",
                 "2030-01-01T01:01:00+01:00",
             ]
 
 
 def due_times(job: Any, now: datetime) -> Any:
-    return _schedule.due_times(job.next_run_time, job.trigger, now)
+    return triggers.due_times(job.next_run_time, job.trigger, now)
 
 
 class TestDueTimes:
@@ -125,10 +125,10 @@ class TestDueTimes:
 
     @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
     def test_in_the_hour_that_comes_twice(self, make: Callable[[float], BaseTrigger]) -> None:
-        """Time goes on when the clock on the wall goes back."""
+        """The hour that is repeated in autumn counts twice."""
         since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
         due = due_times(job(make(3600), since), SECOND_TIME)
-        # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's takes no notice of that.
+        # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's ignores that.
         assert due.total == (4 if make is interval else 3)
 
     @pytest.mark.parametrize("trigger", [interval(10), cron(second="*/10")])
@@ -138,36 +138,36 @@ class TestDueTimes:
     def test_up_to_the_following(
         self, trigger: BaseTrigger, following: float, expected: int
     ) -> None:
-        """What is due from the following run on is not meant, nor what is not due yet."""
-        due = _schedule.due_times(at(0), trigger, at(35), at(following))
+        """Neither fire times from the following run on count, nor those after now."""
+        due = triggers.due_times(at(0), trigger, at(35), at(following))
         assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
 
     def test_a_paused_job(self) -> None:
-        """A job without a next run time owes nothing."""
+        """A job without a next run time has no due runs."""
         assert due_times(job(interval(10), None), START).total == 0
 
 
-class TestMemory:
-    """Triggers that remember that they were asked."""
+class TestSnapshot:
+    """Copies of triggers whose answers depend on how often they were called."""
 
     @pytest.mark.parametrize(
         "trigger",
         [interval(1), cron(second=1), DateTrigger(START), OrTrigger([interval(1), cron(second=1)])],
     )
-    def test_those_of_apscheduler_do_not(self, trigger: BaseTrigger) -> None:
-        """APScheduler's triggers, combined ones included, need not be copied for that."""
-        assert _schedule.memory_of(trigger) is None
+    def test_triggers_of_apscheduler(self, trigger: BaseTrigger) -> None:
+        """APScheduler's triggers, combined ones included, are not copied."""
+        assert triggers.snapshot(trigger) is None
 
     @pytest.mark.parametrize("trigger", [Hourly(), OrTrigger([interval(1), Hourly()])])
-    def test_those_of_users_may(self, trigger: BaseTrigger) -> None:
-        """A copy of the user's trigger is what it was when it was made."""
-        memory = _schedule.memory_of(trigger)
-        assert memory is not trigger
-        assert type(memory) is type(trigger)
+    def test_triggers_of_the_user(self, trigger: BaseTrigger) -> None:
+        """A trigger of the user's is copied, also as part of a combined one."""
+        copied = triggers.snapshot(trigger)
+        assert copied is not trigger
+        assert type(copied) is type(trigger)
 
 
 class TestIntervals:
-    """The shortest and the longest gap ahead."""
+    """The shortest and the longest interval between coming fire times."""
 
     @pytest.mark.parametrize(
         ("trigger", "expected"),
@@ -182,57 +182,57 @@ class TestIntervals:
         ],
     )
     def test_gaps(self, trigger: BaseTrigger, expected: tuple[float, float]) -> None:
-        """They are taken from the next ten fire times, without the dice."""
+        """They are computed from the next ten fire times, without jitter."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert _schedule.intervals(trigger, first)[0] == expected
+        assert triggers.intervals(trigger, first)[0] == expected
 
     @pytest.mark.parametrize("trigger", [DateTrigger(START), interval(10, end_date=at(5)), Stuck()])
     def test_none(self, trigger: BaseTrigger) -> None:
-        """A trigger with one fire time left has no gaps."""
-        assert _schedule.intervals(trigger, START)[0] is None
+        """A trigger with one fire time left has no intervals."""
+        assert triggers.intervals(trigger, START)[0] is None
 
     @pytest.mark.parametrize(
         "trigger", [interval(90), interval(0.5), interval(60, jitter=30), DateTrigger(START)]
     )
-    def test_without_asking(self, trigger: BaseTrigger) -> None:
-        """Most triggers need not be asked, and it is the same."""
+    def test_constant(self, trigger: BaseTrigger) -> None:
+        """`constant_interval` returns the same without calling the trigger."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert _schedule.is_plain(trigger)
-        assert _schedule.plain_intervals(trigger) == _schedule.intervals(trigger, first)[0]
+        assert triggers.has_constant_interval(trigger)
+        assert triggers.constant_interval(trigger) == triggers.intervals(trigger, first)[0]
 
     @pytest.mark.parametrize(
         "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]
     )
-    def test_that_must_be_asked(self, trigger: BaseTrigger) -> None:
-        """Others have more to say."""
-        assert not _schedule.is_plain(trigger)
+    def test_not_constant(self, trigger: BaseTrigger) -> None:
+        """It cannot be used for triggers whose intervals differ or end."""
+        assert not triggers.has_constant_interval(trigger)
 
     def test_until_when(self) -> None:
-        """What was found holds up to the tenth fire time."""
-        assert _schedule.intervals(interval(10), START)[1] == at(90).timestamp()
+        """The intervals are valid up to the tenth fire time."""
+        assert triggers.intervals(interval(10), START)[1] == at(90).timestamp()
 
     def test_a_night_with_another_hour(self) -> None:
-        """A daily job has a gap of 25 hours in autumn."""
+        """A daily job has an interval of 25 hours when daylight saving time ends."""
         trigger = CronTrigger(hour=12, timezone=BERLIN)
         first = datetime(2030, 10, 24, 12, tzinfo=BERLIN)
-        assert _schedule.intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
+        assert triggers.intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
 
-    def test_asking_changes_nothing(self) -> None:
-        """Neither the trigger's jitter nor the user's random numbers are touched."""
+    def test_nothing_changes(self) -> None:
+        """Neither the trigger's jitter nor the state of the random numbers changes."""
         trigger = OrTrigger([interval(10, jitter=5)], jitter=3)
         random.seed(1)
         expected = random.random()
         random.seed(1)
-        _schedule.intervals(trigger, START)
-        _schedule.backlog(job(trigger), at(100))
+        triggers.intervals(trigger, START)
+        triggers.fire_times_before(job(trigger), at(100))
         assert random.random() == expected
         assert (trigger.jitter, trigger.triggers[0].jitter) == (3, 5)
 
 
-class TestWords:
-    """Triggers in words."""
+class TestDescribe:
+    """Triggers as text."""
 
     def test_dates_share_one(self) -> None:
-        """One-off jobs, which share a label, share a trigger in words."""
-        assert _schedule.describe(DateTrigger(START)) == "date"
-        assert _schedule.describe(interval(10)) == "interval[0:00:10]"
+        """One-off jobs, which share a label, share a description of their triggers."""
+        assert triggers.describe(DateTrigger(START)) == "date"
+        assert triggers.describe(interval(10)) == "interval[0:00:10]"

@@ -1,4 +1,4 @@
-"""Spans of runs: what `SpanObserver` makes of the calls that it gets, as the SDK exports it."""
+"""Spans of runs: what `SpanObserver` makes of its calls, as the SDK exports it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pickle
 import pkgutil
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -25,14 +26,17 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from apscheduler_telemetry import __version__
-from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError, RunView, SpanIds
+from apscheduler_telemetry.core import observers
+from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.observers import RunObserver
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
-from support import by_hand, told_by
 from support_jobs import nothing
 
 NOW = 1_800_000_000.0
-SCHEDULED = datetime.fromtimestamp(NOW - 0.25, timezone(timedelta(hours=2)))
+DUE = datetime.fromtimestamp(NOW - 0.25, timezone(timedelta(hours=2)))
 LOGS = "event_name" in inspect.signature(Logger.emit).parameters
 
 
@@ -51,36 +55,14 @@ def job(**changes: Any) -> JobInfo:
     return JobInfo(**{**values, **changes})
 
 
-@dataclass
-class Run:
-    """A run as the adapter would show it."""
-
-    job: JobInfo = field(default_factory=job)
-    scheduler: str = "main"
-    scheduled: datetime = SCHEDULED
-    start_delay: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    duration: float | None = None
-    links: Sequence[Any] = ()
-    arguments: str | None = None
-    result: str | None = None
-    span: Any = None
-    exemplar: SpanIds | None = None
-
-    @property
-    def label(self) -> str:
-        return self.job.label
-
-    def start(self, at: float = NOW) -> Run:
-        self.started = at
-        self.start_delay = at - self.scheduled.timestamp()
-        return self
-
-    def end(self, seconds: float = 2.0) -> Run:
-        assert self.started is not None
-        self.ended = self.started + seconds
-        return self
+def new_run(
+    info: JobInfo | None = None, *, scheduler: str = "main", links: Sequence[Any] = ()
+) -> Run:
+    """Return a run that was submitted a quarter of a second before `NOW`."""
+    recorder = Recorder(scheduler)
+    record = recorder.job_upserted(info or job(), None)
+    (run,) = recorder.runs_submitted(record, [DUE], "default", links)
+    return run
 
 
 class Spans:
@@ -136,11 +118,29 @@ def go(
     error: RunError | None = None,
     body: Callable[[], object] = lambda: None,
 ) -> Run:
-    """Take `run` through the calls that a thread's run gets."""
-    run = run or Run()
-    observer.enter(run.start())
+    """Call an observer as for a run of two seconds in a thread."""
+    run = run or new_run()
+    run.start(NOW)
+    observer.on_start(run)
     body()
-    observer.leave(run.end(), outcome, error)
+    run.stop(2.0)
+    observer.on_end(run)
+    return resolve(observer, run, outcome, error)
+
+
+def measured(run: Run, started: float = NOW, duration: float = 2.0) -> Run:
+    """Give a run what another process has measured."""
+    run.start(started)
+    run.stop(duration)
+    return run
+
+
+def resolve(
+    observer: SpanObserver, run: Run, outcome: Outcome, error: RunError | None = None
+) -> Run:
+    """End a run and let the observer know."""
+    assert run.finish(outcome, error)
+    observer.on_resolved(run)
     return run
 
 
@@ -189,13 +189,10 @@ class TestSpan:
         assert scope.version == __version__
         assert scope.schema_url == otel.SCHEMA_URL
 
-    def test_ends_when_it_is_left(self, spans: Spans) -> None:
+    def test_ends_with_the_callable(self, spans: Spans) -> None:
         """Not earlier, or spans of the job's own would reach beyond it; nor before its start."""
         for now in (NOW + 3, NOW - 3600):
-            run = Run().start()
-            observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)  # noqa: B023
-            observer.enter(run)
-            observer.leave(run.end(2), Outcome.SUCCESS, None)
+            go(SpanObserver(tracer_provider=spans.provider, clock=lambda: now))  # noqa: B023
 
         late, set_back = spans.ended
         assert (late.start_time, late.end_time) == (NOW * 1e9, (NOW + 3) * 1e9)
@@ -203,7 +200,7 @@ class TestSpan:
 
     def test_is_named_by_the_label(self, spans: Spans) -> None:
         """One-off jobs share a span name, as they share a label, and keep their own ids."""
-        go(spans.observer(), Run(job(id="9f" * 16, label="shop:mail")))
+        go(spans.observer(), new_run(job(id="9f" * 16, label="shop:mail")))
 
         span = spans.one()
         assert span.name == "shop:mail"
@@ -220,7 +217,7 @@ class TestSpan:
 
     def test_links_to_where_the_job_was_added(self, spans: Spans) -> None:
         """The context in which the job was added is linked to."""
-        go(spans.observer(), Run(links=[ADDED]))
+        go(spans.observer(), new_run(links=[ADDED]))
 
         (link,) = spans.one().links
         assert link.context == ADDED_IN
@@ -229,7 +226,7 @@ class TestSpan:
     @pytest.mark.parametrize("link", [Origin(reason="added", span=None), "nonsense"])
     def test_does_not_link_to_nothing(self, spans: Spans, link: object) -> None:
         """What is no valid span context makes no link."""
-        go(spans.observer(), Run(links=[link]))
+        go(spans.observer(), new_run(links=[link]))
 
         assert spans.one().links == ()
 
@@ -243,7 +240,7 @@ class TestSpan:
                 seen.update(attributes, links=len(links))
                 return sampling.SamplingResult(sampling.Decision.DROP)
 
-        go(Spans(Sampler()).observer(), Run(links=[ADDED]))
+        go(Spans(Sampler()).observer(), new_run(links=[ADDED]))
 
         assert seen["apscheduler.job.id"] == "report"
         assert seen["apscheduler.start_delay"] == 0.25
@@ -261,7 +258,7 @@ class TestSpan:
         name = "caf\u00e9 \udcff"
         bad = job(id=name, label=name, name=name, func=name, trigger=name, executor=name)
         error = RunError(type=name, message=name)
-        go(spans.observer(), Run(bad, scheduler=name), Outcome.ERROR, error)
+        go(spans.observer(), new_run(bad, scheduler=name), Outcome.ERROR, error)
 
         span = spans.one()
         legal = "caf\u00e9 \\udcff"
@@ -316,12 +313,15 @@ class TestContext:
         tracer = spans.provider.get_tracer("app")
 
         async def one(label: str, barrier: asyncio.Event, other: asyncio.Event) -> None:
-            run = Run(job(label=label))
-            observer.enter(run.start())
+            run = new_run(job(label=label))
+            run.start(NOW)
+            observer.on_start(run)
             barrier.set()
             await other.wait()
             tracer.start_span(f"query of {label}").end()
-            observer.leave(run.end(), Outcome.SUCCESS, None)
+            run.stop(2.0)
+            observer.on_end(run)
+            resolve(observer, run, Outcome.SUCCESS)
             assert trace.get_current_span() is trace.INVALID_SPAN
 
         async def both() -> None:
@@ -347,7 +347,7 @@ class TestContext:
                 tracer.start_span(f"query of {label}").end()
                 together.wait()
 
-            go(observer, Run(job(label=label)), body=body)
+            go(observer, new_run(job(label=label)), body=body)
 
         threads = [threading.Thread(target=one, args=(label,)) for label in "abcd"]
         for thread in threads:
@@ -362,14 +362,17 @@ class TestContext:
     def test_abandoned_coroutine(self, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
         """A coroutine closed from outside its task ends its span and logs no error."""
         observer = spans.observer()
-        run = Run()
+        run = new_run()
 
         async def call() -> None:
-            observer.enter(run.start())
+            run.start(NOW)
+            observer.on_start(run)
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
-                observer.leave(run.end(), Outcome.LOST, None)
+                run.stop(2.0)
+                observer.on_end(run)
+                resolve(observer, run, Outcome.LOST)
 
         coroutine = call()
 
@@ -414,26 +417,37 @@ class TestWithoutSdk:
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: proxy)
         observer = SpanObserver(tracer_provider=provider)
         go(observer)
-        run, carried = Run(links=[ADDED]), Run()
+        run, injected = new_run(links=[ADDED]), new_run()
+        run.start(NOW)
         called = set()
 
         gc.collect()
         gc.disable()  # else finalizers of what other tests left behind are seen as well
         sys.setprofile(lambda frame, *_: called.add(frame.f_code.co_name))
         try:
-            observer.enter(run)
-            observer.leave(run, Outcome.ERROR, BOOM)
-            carrier = observer.carry(carried)
-            observer.settle(carried, Outcome.LOST, None)
+            observer.on_start(run)
+            observer.on_end(run)
+            resolve(observer, run, Outcome.ERROR, BOOM)
+            carrier = observer.inject(injected)
+            resolve(observer, injected, Outcome.LOST)
         finally:
             sys.setprofile(None)
             gc.enable()
 
-        ours = {"enter", "leave", "carry", "settle", "_open", "_close", "_tracer", "_is_unset"}
+        ours = {
+            "on_start",
+            "on_end",
+            "inject",
+            "on_resolved",
+            "_start_span",
+            "_tracer",
+            "_is_unset",
+        }
+        ours |= {"resolve", "finish", "ended"}
         # "time" is the clock, where a test before this one has had it stand still.
         assert called - ours <= {"<lambda>", "test_does_nothing", "time"}
         assert carrier is None
-        assert (run.span, run.exemplar, carried.span, carried.exemplar) == (None,) * 4
+        assert (run.exemplar, injected.exemplar, len(observer._spans)) == (None, None, 0)
 
     def test_sdk_disabled(self, sampling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """An SDK that OTEL_SDK_DISABLED has turned off counts as none."""
@@ -442,10 +456,10 @@ class TestWithoutSdk:
         if not isinstance(spans.provider.get_tracer("app"), trace.NoOpTracer):
             pytest.skip("this version of the SDK does not know the variable")
 
-        run = go(spans.observer())
+        go(observer := spans.observer())
 
         assert spans.ended == []
-        assert run.span is None
+        assert len(observer._spans) == 0
 
     def test_provider_set_between_two_runs(
         self, sampling: Any, monkeypatch: pytest.MonkeyPatch
@@ -454,6 +468,8 @@ class TestWithoutSdk:
         providers: list[trace.TracerProvider] = [trace.ProxyTracerProvider()]
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: providers[-1])
         spans = Spans(sampling.ALWAYS_ON)
+        from support import by_hand
+
         with by_hand({"default": DebugExecutor()}) as rig:
             rig.add(nothing, "interval", seconds=10)
             rig.after(10)
@@ -463,16 +479,16 @@ class TestWithoutSdk:
             assert len(spans.ended) == 1
             assert rig.outcomes() == {"success": 2}
 
-    def test_wakes_up(self, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_enabled(self, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whether there is something to do, now or ever."""
-        assert spans.observer().is_awake()
-        assert SpanObserver(tracer_provider=trace.NoOpTracerProvider()).is_awake() is None
+        assert spans.observer().is_enabled()
+        assert SpanObserver(tracer_provider=trace.NoOpTracerProvider()).is_enabled() is None
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-        assert SpanObserver().is_awake() is False
-        assert SpanObserver(tracer_provider=trace.ProxyTracerProvider()).is_awake() is False
+        assert SpanObserver().is_enabled() is False
+        assert SpanObserver(tracer_provider=trace.ProxyTracerProvider()).is_enabled() is False
         monkeypatch.setenv(otel.OPT_IN, "logs/dup")
-        told = SpanObserver().is_awake()
-        assert told == ("event_name" in inspect.signature(Logger.emit).parameters)
+        is_enabled = SpanObserver().is_enabled()
+        assert is_enabled == ("event_name" in inspect.signature(Logger.emit).parameters)
 
     @pytest.mark.parametrize("argument", ["", "tracer_provider=trace.get_tracer_provider()"])
     @pytest.mark.usefixtures("sampling")
@@ -484,29 +500,33 @@ class TestWithoutSdk:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import SimpleSpanProcessor
             from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-            from test_otel import Run, SpanObserver, go, job
+            from test_otel_traces import SpanObserver, go, job, new_run
 
             observer = SpanObserver({argument})
-            go(observer, Run(job(label="before")))
+            go(observer, new_run(job(label="before")))
             exporter = InMemorySpanExporter()
             provider = TracerProvider()
             provider.add_span_processor(SimpleSpanProcessor(exporter))
             trace.set_tracer_provider(provider)
-            go(observer, Run(job(label="after")))
+            go(observer, new_run(job(label="after")))
             print([span.name for span in exporter.get_finished_spans()])
         """
+
+        from support import told_by
 
         assert told_by(script) == ("['after']\n", "")
 
     @pytest.mark.usefixtures("sampling")
     def test_provider_named_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The API makes it when it is first asked for; nobody else need do so."""
+        """The API creates it when it is first asked for."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
             from apscheduler_telemetry.export.otel_traces import SpanObserver
 
-            print(SpanObserver().is_awake())
+            print(SpanObserver().is_enabled())
         """
+        from support import told_by
+
         answers = []
         for name in ("", "sdk_tracer_provider"):
             if name:
@@ -527,19 +547,26 @@ class TestWithoutSdk:
             code = trace.get_tracer_provider.__code__
             sys.setprofile(lambda frame, *_: asked.append(1) if frame.f_code is code else None)
             observer = otel.SpanObserver()
-            print(trace._TRACER_PROVIDER, observer.is_awake(), len(asked))
+            print(trace._TRACER_PROVIDER, observer.is_enabled(), len(asked))
             trace.set_tracer_provider(TracerProvider())
-            print(observer.is_awake(), len(asked) > 0)
+            print(observer.is_enabled(), len(asked) > 0)
             del asked[:], trace._TRACER_PROVIDER
             print(otel._is_unset())
         """
+        from support import told_by
+
         assert told_by(script) == ("None False 0\nTrue True\nFalse\n", "")
 
-    def test_leave_without_enter(self, spans: Spans) -> None:
-        """Where `enter` failed, `leave` does nothing and raises nothing."""
-        spans.observer().leave(Run().start().end(), Outcome.SUCCESS, None)
-
+    def test_end_without_start(self, spans: Spans) -> None:
+        """A run whose start failed gets its span when it is resolved, and no error."""
+        observer = spans.observer()
+        run = measured(new_run())
+        observer.on_end(run)
         assert spans.ended == []
+        resolve(observer, run, Outcome.SUCCESS)
+
+        span = spans.one()
+        assert (span.start_time, span.end_time) == (NOW * 1e9, (NOW + 2) * 1e9)
 
 
 class TestCurrentSpanContext:
@@ -636,7 +663,7 @@ class TestExceptions:
         )
 
         go(observer, outcome=Outcome.ERROR, error=BOOM)
-        observer.settle(Run(), Outcome.LOST, BOOM)
+        resolve(observer, new_run(), Outcome.LOST, BOOM)
         go(observer)
 
         assert [record["attributes"]["exception.type"] for record in logs.emitted] == [
@@ -697,7 +724,7 @@ class TestNeverRan:
     @pytest.mark.parametrize("outcome", [Outcome.MISSED, Outcome.SKIPPED, Outcome.LOST])
     def test_failures(self, spans: Spans, outcome: Outcome) -> None:
         """A run that was missed, skipped or lost is a failed span without extent."""
-        spans.observer().settle(Run(links=[ADDED]), outcome, None)
+        resolve(spans.observer(), new_run(links=[ADDED]), outcome)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
@@ -711,7 +738,7 @@ class TestNeverRan:
 
     def test_coalesced(self, spans: Spans) -> None:
         """A run that was folded into a later one has not failed."""
-        spans.observer().settle(Run(), Outcome.COALESCED, None)
+        resolve(spans.observer(), new_run(), Outcome.COALESCED)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
@@ -722,7 +749,7 @@ class TestNeverRan:
     def test_lost_with_a_reason(self, spans: Spans) -> None:
         """The exception that tells of a loss is the reason of the failure."""
         error = RunError(type="concurrent.futures.process.BrokenProcessPool", message="died")
-        spans.observer().settle(Run(), Outcome.LOST, error)
+        resolve(spans.observer(), new_run(), Outcome.LOST, error)
 
         span = spans.one()
         assert span.status.description == "died"
@@ -734,9 +761,9 @@ class TestOtherProcess:
     def test_carrier(self, spans: Spans) -> None:
         """The carrier leads to the run's span in W3C form, and nothing becomes current here."""
         observer = spans.observer()
-        run = Run()
+        run = new_run()
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
-            carrier = observer.carry(run)
+            carrier = observer.inject(run)
             assert trace.get_current_span() is request
         assert carrier is not None
         assert list(carrier) == ["traceparent"]
@@ -744,7 +771,7 @@ class TestOtherProcess:
 
         there = TraceContextTextMapPropagator().extract(carrier)
         spans.provider.get_tracer("child").start_span("query", there).end()
-        observer.settle(run.start().end(), Outcome.SUCCESS, None)
+        resolve(observer, measured(run), Outcome.SUCCESS)
 
         _, query, span = spans.ended
         assert span.parent is None
@@ -755,9 +782,9 @@ class TestOtherProcess:
     def test_times_are_those_of_the_child(self, spans: Spans) -> None:
         """The span begins and ends when the callable did, not when it was handed over."""
         observer = spans.observer()
-        run = Run()
-        observer.carry(run)
-        observer.settle(run.start(NOW + 7).end(3), Outcome.SUCCESS, None)
+        run = new_run()
+        observer.inject(run)
+        resolve(observer, measured(run, NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == ((NOW + 7) * 1e9, (NOW + 10) * 1e9)
@@ -766,32 +793,35 @@ class TestOtherProcess:
 
     def test_provider_that_came_later(self, spans: Spans) -> None:
         """A run that was handed over without a span has one all the same when it ends."""
-        spans.observer().settle(Run().start(NOW + 7).end(3), Outcome.SUCCESS, None)
+        resolve(spans.observer(), measured(new_run(), NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == ((NOW + 7) * 1e9, (NOW + 10) * 1e9)
 
     def test_lost(self, spans: Spans) -> None:
-        """A run that never came home has no extent: nobody knows how long it lived."""
+        """A run that never came back has no extent, as its duration is not known."""
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
-        run = Run()
-        observer.carry(run)
+        run = new_run()
+        observer.inject(run)
         now += 600
-        observer.settle(run, Outcome.LOST, None)
+        resolve(observer, run, Outcome.LOST)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
         assert span.attributes["apscheduler.outcome"] == "lost"
         assert span.attributes["error.type"] == "lost"
 
-    def test_lost_with_an_inferred_start(self, spans: Spans) -> None:
-        """A start that is only inferred is not told of as one that was measured."""
+    def test_lost_with_an_estimated_start(self, spans: Spans) -> None:
+        """An estimated start is not exported as one that was measured."""
         observer = spans.observer()
-        run = Run()
-        observer.carry(run.start(NOW + 1))
-        observer.settle(run.start(NOW + 2), Outcome.LOST, None)
-        observer.settle(Run().start(NOW + 2), Outcome.LOST, None)
+        run = new_run()
+        observer.inject(run)
+        run.estimate_start(NOW + 2)
+        resolve(observer, run, Outcome.LOST)
+        run = new_run()
+        run.estimate_start(NOW + 2)
+        resolve(observer, run, Outcome.LOST)
 
         assert len(spans.ended) == 2
         for span in spans.ended:
@@ -799,11 +829,11 @@ class TestOtherProcess:
             assert "apscheduler.start_delay" not in span.attributes
 
     def test_failed_there(self, spans: Spans) -> None:
-        """An exception in the other process is told of as one in this."""
+        """An exception in the other process is exported like one in this."""
         observer = spans.observer()
-        run = Run()
-        observer.carry(run)
-        observer.settle(run.start().end(), Outcome.ERROR, BOOM)
+        run = new_run()
+        observer.inject(run)
+        resolve(observer, measured(run), Outcome.ERROR, BOOM)
 
         span = spans.one()
         assert span.attributes["error.type"] == "shop.Broken"
@@ -813,9 +843,9 @@ class TestOtherProcess:
         """The other process learns that the run is not sampled."""
         spans = Spans(sampling.ALWAYS_OFF)
         observer = spans.observer()
-        run = Run()
-        carrier = observer.carry(run)
-        observer.settle(run.start().end(), Outcome.SUCCESS, None)
+        run = new_run()
+        carrier = observer.inject(run)
+        resolve(observer, measured(run), Outcome.SUCCESS)
 
         there = TraceContextTextMapPropagator().extract(carrier or {})
         span_context = trace.get_current_span(there).get_span_context()
@@ -893,16 +923,113 @@ class TestConventions:
         assert otel.SCHEMA_URL in known
 
 
-def test_observer_keeps_no_run(spans: Spans) -> None:
-    """Nothing of a run stays behind in the observer or the run."""
-    observer = spans.observer()
-    run = go(observer)
-    gc.collect()
+class TestLifetime:
+    @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED, Outcome.LOST])
+    def test_keeps_no_run(self, spans: Spans, outcome: Outcome) -> None:
+        """Nothing of a resolved run stays in the observer, however it came to its end."""
+        observer = spans.observer()
+        runs = [go(observer, outcome=outcome)]
+        injected = new_run()
+        observer.inject(injected)
+        runs += [resolve(observer, injected, outcome), resolve(observer, new_run(), outcome)]
+        assert len(observer._spans) == 0
+        kept = [weakref.ref(run) for run in runs]
+        del runs, injected
+        gc.collect()
 
-    assert run.span is None
-    assert not [value for value in vars(observer).values() if isinstance(value, Run)]
+        assert [ref() for ref in kept] == [None] * 3
+
+    def test_unresolved_runs_are_bounded(
+        self, spans: Spans, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of runs that end and are never resolved, the observer keeps no more than a number."""
+        monkeypatch.setattr(observers, "MAX_STALE_RUNS", 5)
+        observer = spans.observer()
+        for _ in range(20):
+            run = new_run()
+            run.start(NOW)
+            observer.on_start(run)
+            run.stop(2.0)
+            observer.on_end(run)
+            run.finish(Outcome.SUCCESS)
+            run.finished_at = 0  # long ago by the clock of this process
+        assert len(observer._spans) <= 5
+
+    def test_resolved_before_its_end(self, spans: Spans) -> None:
+        """
+        A run that was given up while its callable runs has its span ended once, and at once.
+
+        The span stays current until the callable is over.
+        """
+        observer = spans.observer()
+        run = new_run()
+        run.start(NOW)
+        observer.on_start(run)
+        resolve(observer, run, Outcome.LOST)
+        span = spans.one()
+        assert trace.get_current_span().get_span_context() == span.context
+        run.stop(5.0)
+        observer.on_end(run)
+
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        assert spans.one().attributes["apscheduler.outcome"] == "lost"
+        assert span.start_time == span.end_time == NOW * 1e9
+        assert len(observer._spans) == 0
+
+    def test_missed_after_its_start(self, spans: Spans) -> None:
+        """A run that was started here, but too late for APScheduler, has no extent."""
+        go(spans.observer(), outcome=Outcome.MISSED)
+
+        span = spans.one()
+        assert span.start_time == span.end_time == NOW * 1e9
+        assert span.attributes["error.type"] == "missed"
+
+    def test_runs_of_a_burst(self, spans: Spans) -> None:
+        """Runs that are resolved together, after all have ended, keep their own times."""
+        now = NOW
+        observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
+        runs = [new_run() for _ in range(3)]
+        for run in runs:
+            run.start(now)
+            observer.on_start(run)
+            now += 2
+            run.stop(2.0)
+            observer.on_end(run)
+            now += 1
+        assert spans.ended == []
+        for run, outcome in zip(
+            runs, (Outcome.SUCCESS, Outcome.ERROR, Outcome.SUCCESS), strict=True
+        ):
+            resolve(observer, run, outcome)
+
+        times = [(span.start_time / 1e9 - NOW, span.end_time / 1e9 - NOW) for span in spans.ended]
+        assert times == [(0, 2), (3, 5), (6, 8)]
+        outcomes = [span.attributes["apscheduler.outcome"] for span in spans.ended]
+        assert outcomes == ["success", "error", "success"]
 
 
-def check_types(run: Run) -> RunView:
-    """Let mypy compare the run of these tests with the real one."""
-    return run
+class TestContextOfScheduler:
+    """What is current while telemetry and the scheduler's loop work."""
+
+    def test_clear_and_restore(self, spans: Spans) -> None:
+        """Nothing is current in between; without anything current there is nothing to restore."""
+        assert otel.clear_context() is None
+        with spans.provider.get_tracer("app").start_as_current_span("request") as request:
+            token = otel.clear_context()
+            assert token is not None
+            assert trace.get_current_span() is trace.INVALID_SPAN
+            otel.restore_context(token)
+            assert trace.get_current_span() is request
+
+    def test_suppress_tracing(self, spans: Spans) -> None:
+        """Instrumentations find their key, and nothing is current."""
+        with spans.provider.get_tracer("app").start_as_current_span("request") as request:
+            with otel.suppress_tracing():
+                assert context.get_value("suppress_instrumentation") is True
+                assert trace.get_current_span() is trace.INVALID_SPAN
+            assert trace.get_current_span() is request
+
+
+def check_types(observer: SpanObserver) -> RunObserver:
+    """Let mypy compare the observer with the protocol."""
+    return observer

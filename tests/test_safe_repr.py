@@ -1,4 +1,4 @@
-"""Values in a few characters: plain ones as they are, all others by their type only."""
+"""Bounded representations: plain values as they are, all others by their type only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS, brief, brief_call
+from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS, safe_repr, safe_repr_call
 
 
-class Touchy:
-    """What must be left alone."""
+class Untouchable:
+    """None of whose code may be called."""
 
     def __getattribute__(self, name: str) -> Any:
         raise AssertionError(name)
@@ -60,61 +60,64 @@ class TestPlain:
     )
     def test_as_it_is(self, value: object) -> None:
         """What is plain is written as Python writes it."""
-        assert brief(value) == repr(value)
+        assert safe_repr(value) == repr(value)
 
     def test_frozenset(self) -> None:
         """Sets of both kinds."""
-        assert brief(frozenset({1})) == "frozenset({1})"
+        assert safe_repr(frozenset({1})) == "frozenset({1})"
 
 
 class TestOthers:
     def test_is_not_touched(self) -> None:
-        """Of what is not plain the type is told, and none of its code is called."""
+        """A value that is not plain is represented by its type, and none of its code is called."""
         here = __name__
-        assert brief(Touchy()) == f"<{here}.Touchy>"
-        assert brief(Text("secret")) == f"<{here}.Text>"
-        assert brief([Touchy(), {1: Touchy()}]) == f"[<{here}.Touchy>, {{1: <{here}.Touchy>}}]"
-        assert brief(dt.datetime(2030, 1, 1, tzinfo=Zone())) == "<datetime.datetime>"
-        assert brief(len) == "<builtin_function_or_method>"
+        assert safe_repr(Untouchable()) == f"<{here}.Untouchable>"
+        assert safe_repr(Text("secret")) == f"<{here}.Text>"
+        assert (
+            safe_repr([Untouchable(), {1: Untouchable()}])
+            == f"[<{here}.Untouchable>, {{1: <{here}.Untouchable>}}]"
+        )
+        assert safe_repr(dt.datetime(2030, 1, 1, tzinfo=Zone())) == "<datetime.datetime>"
+        assert safe_repr(len) == "<builtin_function_or_method>"
 
 
 class TestBounds:
     def test_long_text(self) -> None:
-        """A text of megabytes costs as little as a page of it."""
-        assert len(brief("x" * 10_000_000)) == MAX_CHARACTERS
-        assert brief("x" * 10_000_000).endswith("...")
-        assert len(brief(b"x" * 10_000_000)) == MAX_CHARACTERS
+        """A text of megabytes is truncated before it is converted."""
+        assert len(safe_repr("x" * 10_000_000)) == MAX_CHARACTERS
+        assert safe_repr("x" * 10_000_000).endswith("...")
+        assert len(safe_repr(b"x" * 10_000_000)) == MAX_CHARACTERS
 
     def test_long_number(self) -> None:
-        """A number that would take long to write is told by its length."""
-        assert brief(1 << 100_000) == "<int of 100001 bits>"
-        assert brief(1 << 255) == repr(1 << 255)
+        """A number that would take long to convert is represented by its length."""
+        assert safe_repr(1 << 100_000) == "<int of 100001 bits>"
+        assert safe_repr(1 << 255) == repr(1 << 255)
 
     def test_many_items(self) -> None:
         """The first twenty, of each collection."""
-        assert brief(list(range(21))) == f"[{', '.join(map(str, range(20)))}, ...]"
-        assert brief(list(range(20))) == f"[{', '.join(map(str, range(20)))}]"
-        assert brief(dict.fromkeys(range(10**6))).endswith("...}")
+        assert safe_repr(list(range(21))) == f"[{', '.join(map(str, range(20)))}, ...]"
+        assert safe_repr(list(range(20))) == f"[{', '.join(map(str, range(20)))}]"
+        assert safe_repr(dict.fromkeys(range(10**6))).endswith("...}")
 
     def test_depth(self) -> None:
-        """What contains itself comes to an end."""
+        """A collection that contains itself is cut off."""
         endless: list[Any] = []
         endless.append(endless)
-        assert brief(endless) == "[[[[...]]]]"
+        assert safe_repr(endless) == "[[[[...]]]]"
 
     def test_many_long_items(self) -> None:
-        """All of it stays short."""
-        assert len(brief([["x" * 500] * 50] * 50)) == MAX_CHARACTERS
+        """The whole is bounded, too."""
+        assert len(safe_repr([["x" * 500] * 50] * 50)) == MAX_CHARACTERS
 
 
 class TestCall:
     def test_arguments(self) -> None:
         """They are written as in the call."""
-        assert brief_call((1, "a"), {"key": [None], "other": Touchy()}) == (
-            f"1, 'a', key=[None], other=<{__name__}.Touchy>"
+        assert safe_repr_call((1, "a"), {"key": [None], "other": Untouchable()}) == (
+            f"1, 'a', key=[None], other=<{__name__}.Untouchable>"
         )
-        assert brief_call((), {}) == ""
+        assert safe_repr_call((), {}) == ""
 
     def test_many(self) -> None:
         """The first twenty of both kinds."""
-        assert brief_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")
+        assert safe_repr_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")

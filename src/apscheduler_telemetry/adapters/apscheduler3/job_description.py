@@ -1,0 +1,49 @@
+"""
+Describes jobs: turns APScheduler's job into what telemetry keeps of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from apscheduler_telemetry.adapters.apscheduler3 import triggers
+from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.labels import JobLabeller
+from apscheduler_telemetry.core.model import JobInfo
+
+
+class JobDescriber:
+    """
+    Describes the jobs of one scheduler.
+
+    Args:
+        labeller: finds the ``job_id`` label of a job.
+        policy: what the alerts expect of a job.
+        is_persistent: tells of the alias of a job store whether it outlives the process.
+    """
+
+    def __init__(
+        self, labeller: JobLabeller, policy: AlertPolicy, is_persistent: Callable[[str], bool]
+    ) -> None:
+        self._labeller = labeller
+        self._policy = policy
+        self._is_persistent = is_persistent
+
+    def describe(self, job: Any, alias: str) -> JobInfo:
+        """Describe a job in the store of this alias; this calls the user's callbacks."""
+        return JobInfo(
+            id=job.id,
+            label=self._labeller.label(job),
+            name=labels.label_value(job.name),
+            func=labels.function_name(job),
+            trigger=labels.label_value(triggers.describe(job.trigger)),
+            executor=labels.label_value(job.executor),
+            jobstore=alias,
+            persistent=self._is_persistent(alias),
+            grace=self._policy.grace(job),
+            max_duration=self._policy.max_duration(job),
+            severity=self._policy.severity(job),
+            owner=self._policy.owner(job),
+        )

@@ -1,0 +1,131 @@
+"""
+Watches how a job store deserializes its rows, some of which it cannot deserialize.
+
+The persistent stores of APScheduler 3 delete such rows when they list jobs, and only log it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
+from apscheduler_telemetry.core.model import ErrorKind
+from apscheduler_telemetry.core.recorder import Recorder
+
+_METHOD = "_reconstitute_job"
+"""The method of all persistent stores of APScheduler 3, and of django-apscheduler's."""
+
+
+class UndeserializableJob:
+    """Stands for a job that cannot be deserialized, while telemetry reads the store."""
+
+    id = None
+    next_run_time = None
+
+
+class FailureCount:
+    """
+    Counts rows that could not be deserialized.
+
+    Attributes:
+        total: how many.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def increment(self) -> None:
+        """Count one more."""
+        self.total += 1
+
+
+class JobDeserializer:
+    """
+    Deserializes the jobs of one store, and counts those that cannot be deserialized.
+
+    Args:
+        store: an APScheduler 3 job store.
+        patches: replaces the store's method.
+        recorder: counts rows that the store deletes as it cannot deserialize them.
+
+    Attributes:
+        is_supported: whether the store has the method. If it has not, reading the store may delete
+            rows.
+    """
+
+    def __init__(self, store: Any, *, patches: PatchSet, recorder: Recorder) -> None:
+        self._store = store
+        self._patches = patches
+        self._recorder = recorder
+        self._thread = _ThreadState()
+        self.is_supported = hasattr(store, _METHOD)
+        if self.is_supported:
+            patches.patch(store, _METHOD, self._catch_failures)
+
+    def deserialize(self, state: bytes) -> Any:
+        """Return the job with this pickled state, or an `UndeserializableJob`."""
+        with self.preserve_rows():
+            return getattr(self._store, _METHOD)(state)
+
+    @property
+    def is_preserving_rows(self) -> bool:
+        """Whether this thread is in the context of `preserve_rows`."""
+        return self._thread.is_preserving
+
+    def preserve_rows(self) -> AbstractContextManager[None]:
+        """
+        Let the store return an `UndeserializableJob` for rows that it would delete.
+
+        This holds for the current thread, in which telemetry reads the store.
+        """
+        return self._thread.preserve_rows()
+
+    def count_failures(self) -> AbstractContextManager[FailureCount]:
+        """
+        Count the rows that the store cannot deserialize while it lists jobs in this thread.
+
+        A lookup of a single job is no listing: it raises, and deletes nothing.
+        """
+        return self._thread.count_failures()
+
+    def _catch_failures(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        thread, patches, recorder = self._thread, self._patches, self._recorder
+
+        def reconstitute_job(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            except BaseException:  # as the store does, before it deletes the row
+                if thread.is_preserving:
+                    return UndeserializableJob()
+                if thread.failures is not None and patches.is_active:
+                    thread.failures.increment()
+                    recorder.scheduler_error(ErrorKind.RESTORE)
+                raise
+
+        return reconstitute_job
+
+
+class _ThreadState(threading.local):
+    is_preserving = False
+    failures: FailureCount | None = None
+
+    @contextmanager
+    def preserve_rows(self) -> Iterator[None]:
+        before = self.is_preserving
+        self.is_preserving = True
+        try:
+            yield
+        finally:
+            self.is_preserving = before
+
+    @contextmanager
+    def count_failures(self) -> Iterator[FailureCount]:
+        before = self.failures
+        failures = self.failures = FailureCount()
+        try:
+            yield failures
+        finally:
+            self.failures = before

@@ -1,0 +1,205 @@
+"""
+Decides what an event in a job store means: did the user change a job, the loop, or somebody else?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
+from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob, TrackedJobs
+from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
+from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Removal
+from apscheduler_telemetry.core.recorder import Recorder
+
+
+class JobEvents:
+    """
+    Takes the events in the job stores of one scheduler.
+
+    Args:
+        jobs: the jobs by store and id.
+        recorder: counts jobs whose executor does not exist.
+        loop: knows whether the scheduler's loop is acting.
+        describer: describes jobs.
+        links: where jobs were added and runs were triggered.
+        unsubmitted: records due runs that never reach an executor.
+        clock: returns Unix seconds.
+    """
+
+    def __init__(  # noqa: PLR0913  # each part by name
+        self,
+        *,
+        jobs: TrackedJobs,
+        recorder: Recorder,
+        loop: SchedulerLoop,
+        describer: JobDescriber,
+        links: TraceLinks,
+        unsubmitted: UnsubmittedRuns,
+        clock: Clock,
+    ) -> None:
+        self.jobs = jobs
+        self._get_job = jobs.get
+        self._recorder = recorder
+        self._loop = loop
+        self._describer = describer
+        self._links = links
+        self._unsubmitted = unsubmitted
+        self._clock = clock
+
+    # What this process does
+
+    def on_job_added(self, job: Any, alias: str) -> None:
+        """Note that a job was added to a store."""
+        self._links.on_added(self._upsert(job, alias))
+
+    def on_job_updated(self, job: Any, alias: str) -> None:
+        """Note that a job was changed in its store, by the user or by the loop."""
+        if self._loop.is_advancing(job.id):
+            self.on_job_advanced(job, alias)
+            return
+        tracked = self._get_job((alias, job.id))
+        before = None if tracked is None else tracked.next_run
+        if tracked is not None:
+            next_run = job.next_run_time
+            has_moved = _timestamp(next_run) != before
+            is_dropped = has_moved and self._unsubmitted.record_dropped(tracked, next_run)
+            # A start that replaces what is stored cancels nothing, though it may postpone it.
+            is_restart = job.pending and tracked.is_preexisting
+            self._recorder.job_rescheduled(
+                tracked.record, next_run, cancels=not is_dropped and not is_restart
+            )
+        tracked = self._upsert(job, alias)
+        tracked.adopt()
+        if job.pending:  # it was there already, and add_job() has replaced it
+            self._links.on_added(tracked)
+        elif tracked.next_run != before:
+            self._links.on_triggered(tracked)
+
+    def on_job_advanced(self, job: Any, alias: str) -> None:
+        """Note that the loop has submitted the next run of a job, and set another one."""
+        self._loop.on_advanced()
+        tracked = self._get_job((alias, job.id))
+        if tracked is None or tracked.last_submitted is None:
+            # While it ran, it was removed, and perhaps added again.
+            self._upsert(job, alias)
+            return
+        self._recorder.job_advanced(tracked.record, job.next_run_time)
+        # Most jobs have neither, and a property would be a call after every run.
+        if tracked.intervals_until is not None and tracked.needs_intervals:
+            self.jobs.compute_intervals(tracked, job)
+        if tracked.triggered_at is not None:
+            self._links.on_advanced(tracked)
+
+    def on_job_removed(self, job_id: str, alias: str) -> None:
+        """Note that a job was removed from its store, and find out why."""
+        tracked = self._get_job((alias, job_id))
+        removal = Removal.CANCELLED
+        if self._loop.is_advancing(job_id):
+            self._loop.on_advanced()
+            removal = Removal.FINISHED
+        elif self._loop.is_acting:
+            # Before it is submitted, the loop removes a job only if its executor does not exist.
+            self._recorder.scheduler_error(ErrorKind.EXECUTOR_LOOKUP)
+            removal = Removal.FAILED
+            job = self._loop.due_job(job_id)
+            if tracked is not None and job is not None:
+                self._unsubmitted.record_lost(tracked, job)
+        if tracked is not None:
+            if removal is Removal.CANCELLED:
+                removal = self._removal_reason(tracked)
+            self._remove(tracked, removal)
+
+    def on_all_jobs_removed(self, alias: str) -> None:
+        """Note that the user has removed all jobs of a store."""
+        for tracked in self.jobs.in_jobstore(alias):
+            self._remove(tracked, self._removal_reason(tracked))
+
+    def on_due_jobs(self, jobs: Iterable[Any]) -> None:
+        """Note which jobs the loop is about to submit, before it asks their triggers."""
+        self._unsubmitted.snapshot_triggers(jobs)
+
+    def sync_due_jobs(self, jobs: Iterable[Any], alias: str) -> None:
+        """Note due jobs that another process has added or changed."""
+        for job in jobs:
+            tracked = self._get_job((alias, job.id))
+            if tracked is None or tracked.next_run != _timestamp(job.next_run_time):
+                self._links.load(self._upsert(job, alias))
+
+    def track(self, job: Any, alias: str) -> TrackedJob:
+        """Return what is known of a job, described now if it is not known."""
+        return self._get_job((alias, job.id)) or self._upsert(job, alias)
+
+    # What other processes do, this one's predecessors among them
+
+    def describe(self, job: Any, alias: str) -> JobInfo:
+        """Describe a job; this calls the user's callbacks."""
+        return self._describer.describe(job, alias)
+
+    def on_job_discovered(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
+        """
+        Note what another process has made of a job.
+
+        Args:
+            job: as it was read from its store.
+            alias: of the store.
+            info: its description, if there is one already.
+        """
+        tracked = self._get_job((alias, job.id))
+        next_run = job.next_run_time
+        has_changed = tracked is None or _timestamp(next_run) != tracked.next_run
+        if tracked is not None and has_changed:
+            cancels = not self._is_due_unprocessed(tracked)
+            self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
+        info = info or self.describe(job, alias)
+        self._unsubmitted.note_trigger(job.trigger)
+        tracked = self.jobs.upsert(info, job, is_preexisting=True)
+        if has_changed:
+            self._links.load(tracked)
+
+    def on_job_vanished(self, tracked: TrackedJob, removal: Removal) -> None:
+        """Note that a job is not in its store any more, removed by another process."""
+        if removal is Removal.CANCELLED and self._is_due_unprocessed(tracked):
+            removal = Removal.FAILED
+        self._remove(tracked, removal)
+
+    def on_job_undeserializable(self, tracked: TrackedJob, due: datetime | None) -> None:
+        """
+        Note that the store has deleted a job that it could not deserialize.
+
+        Args:
+            tracked: the job.
+            due: when the run was due for which the store was asked; None if none was due.
+        """
+        if due is not None:
+            self._unsubmitted.record_lost_run(tracked, due)
+        self.jobs.remove(tracked, Removal.FAILED)
+
+    def _upsert(self, job: Any, alias: str) -> TrackedJob:
+        info = self._describer.describe(job, alias)
+        self._unsubmitted.note_trigger(job.trigger)
+        return self.jobs.upsert(info, job)
+
+    def _remove(self, tracked: TrackedJob, removal: Removal) -> None:
+        self.jobs.remove(tracked, removal)
+        self._links.on_removed(tracked)
+
+    def _removal_reason(self, tracked: TrackedJob) -> Removal:
+        # What is late already is missed, and cannot be cancelled any more.
+        is_dropped = self._unsubmitted.record_dropped(tracked)
+        return Removal.FINISHED if is_dropped else Removal.CANCELLED
+
+    def _is_due_unprocessed(self, tracked: TrackedJob) -> bool:
+        """Tell whether a job is due, and the loop has not looked for due jobs since."""
+        next_run, last_wakeup = tracked.next_run, self._loop.last_wakeup
+        if next_run is None or next_run > self._clock():
+            return False
+        return last_wakeup is None or last_wakeup < next_run
+
+
+def _timestamp(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()

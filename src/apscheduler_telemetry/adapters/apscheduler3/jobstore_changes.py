@@ -1,0 +1,127 @@
+"""
+Tracks which jobs of a store this process is changing, while another thread reads the store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+
+
+class _Change:
+    """A change that concerns no single job."""
+
+
+_ALL_JOBS, _LISTING = _Change(), _Change()
+
+
+class Reading:
+    """
+    One reading of a store for telemetry, and which jobs have changed since it began.
+
+    Attributes:
+        alias: of the store when the reading began.
+    """
+
+    def __init__(self, alias: str, changed: Iterable[object]) -> None:
+        self.alias = alias
+        self._changed = set(changed)
+
+    def add_change(self, changed: object) -> None:
+        """Note what is being changed: the id of a job, or a `_Change`."""
+        self._changed.add(changed)
+
+    def is_outdated(self, job_id: Hashable) -> bool:
+        """Tell whether a job may have changed since it was read."""
+        return job_id in self._changed or _ALL_JOBS in self._changed
+
+
+class JobStoreChanges:
+    """
+    The changes in progress in one job store.
+
+    A reading must not undo what the user changes meanwhile: a job that was removed after the store
+    was asked for it would come back. So what was read of a job that has changed is dropped.
+
+    Attributes:
+        alias: of the store; None while the scheduler does not have it.
+    """
+
+    def __init__(self) -> None:
+        self.alias: str | None = None
+        self._lock = threading.RLock()
+        self._in_progress: Counter[object] = Counter()
+        self._readings: set[Reading] = set()
+        renew_lock_after_fork(self)
+
+    @synchronized
+    def open(self, alias: str) -> None:
+        """Note that the scheduler has the store, under this alias."""
+        self.alias = alias
+
+    @synchronized
+    def close(self) -> None:
+        """Note that the scheduler does not have the store any more."""
+        self.alias = None
+
+    # By the hooks
+
+    def track_job(self, job_id: Hashable) -> AbstractContextManager[None]:
+        """Note that one job is being changed in this context."""
+        return self._track(job_id)
+
+    def track_all_jobs(self) -> AbstractContextManager[None]:
+        """Note that all jobs are being changed in this context."""
+        return self._track(_ALL_JOBS)
+
+    def track_listing(self) -> AbstractContextManager[None]:
+        """Note that jobs are being listed in this context, which may delete some of them."""
+        return self._track(_LISTING)
+
+    @contextmanager
+    def _track(self, change: object) -> Iterator[None]:
+        with self._lock:
+            self._in_progress[change] += 1
+            for reading in self._readings:
+                reading.add_change(change)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_progress[change] -= 1
+                if not self._in_progress[change]:
+                    del self._in_progress[change]
+
+    # By a reading
+
+    @synchronized
+    def start_reading(self) -> Reading | None:
+        """Begin to note what changes; return None if the scheduler does not have the store."""
+        if self.alias is None:
+            return None
+        # What is being changed now may be in the store already, and not in the metrics state.
+        reading = Reading(self.alias, self._in_progress)
+        self._readings.add(reading)
+        return reading
+
+    @synchronized
+    def end_reading(self, reading: Reading) -> None:
+        """Note nothing more for a reading."""
+        self._readings.discard(reading)
+
+    @synchronized
+    def apply_job(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
+        """Call `apply` with what was read of a job, unless the job has changed since."""
+        if self.alias == reading.alias and not reading.is_outdated(job_id):
+            apply()
+
+    @synchronized
+    def apply_removal(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
+        """Call `apply` for a job that a reading did not find, unless the job has changed since."""
+        # A listing may be deleting a row that it cannot deserialize. It will report that itself.
+        if not self._in_progress[_LISTING]:
+            self.apply_job(reading, job_id, apply)

@@ -1,0 +1,319 @@
+"""
+Reads a job store after a start, and every few seconds from then on.
+
+A store is never read for a scrape, and nothing in it is changed or deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+from apscheduler.schedulers.base import STATE_STOPPED
+
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
+    JobDeserializer,
+    UndeserializableJob,
+)
+from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges, Reading
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
+    BATCH_SIZE,
+    ConnectionNotShareableError,
+    JobStoreReader,
+    create_reader,
+)
+from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.core.model import Clock, Removal
+from apscheduler_telemetry.core.observers import ErrorReporter, logger
+from apscheduler_telemetry.core.recorder import Recorder
+
+COMPONENT = "adapter"
+
+NEXT_RUN_TOLERANCE = 1e-3
+"""Seconds by which a stored next run may differ from that of the job: databases round."""
+
+
+class JobStorePoller:
+    """
+    Keeps the metrics state up to date with one job store.
+
+    What this process changes is known from the hooks; what other processes change is seen by
+    reading the store again and again, if that is cheap. A store without a `JobStoreReader` is read
+    once after each start.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        store: one of its job stores.
+        is_local: whether only this process changes the store.
+        changes: what this process is changing in the store.
+        deserializer: deserializes the store's rows.
+        patches: tells whether the scheduler is still instrumented.
+        events: takes what was read.
+        loop: knows in which process the scheduler was started.
+        recorder: records when the store was read, and failures.
+        errors: counts failures of telemetry.
+        suppress_tracing: makes a context manager in which no spans are made.
+        clock: returns Unix seconds.
+
+    Attributes:
+        is_waiting_for_pass: whether the store is to be read by `read_in_pass`, as it cannot be read
+            over another connection.
+    """
+
+    POLL_INTERVAL = 5.0
+    """Seconds between two readings: the next scrape should see what other processes change."""
+    MAX_DUTY_CYCLE = 0.05
+    """
+    The largest share of time that readings may take.
+
+    After a reading that took a second there is none for 20 seconds, so that a slow store is not
+    made slower still.
+    """
+
+    def __init__(  # noqa: PLR0913  # the parts that it works with, by name
+        self,
+        scheduler: Any,
+        store: Any,
+        *,
+        is_local: bool,
+        changes: JobStoreChanges,
+        deserializer: JobDeserializer,
+        patches: PatchSet,
+        events: JobEvents,
+        loop: SchedulerLoop,
+        recorder: Recorder,
+        errors: ErrorReporter,
+        suppress_tracing: Callable[[], AbstractContextManager[None]],
+        clock: Clock,
+    ) -> None:
+        self._scheduler = scheduler
+        self._store = store
+        self._is_local = is_local
+        self._changes = changes
+        self._deserializer = deserializer
+        self._patches = patches
+        self._events = events
+        self._loop = loop
+        self._recorder = recorder
+        self._errors = errors
+        self._clock = clock
+        # Each store has its own, as a server that does not answer blocks it.
+        self._worker = BackgroundWorker(errors, suppress_tracing)
+        self._reader: JobStoreReader | None = None
+        self._generation = object()
+        self._is_failing = False
+        self._undeserializable: dict[str, float | None] = {}
+        self.is_waiting_for_pass = False
+
+    def start(self) -> None:
+        """Read the jobs that are in the store already, and go on reading it if others change it."""
+        if self._is_local:
+            # This is quick, and the lists of a memory store must not change meanwhile.
+            with self._scheduler._jobstores_lock:  # noqa: SLF001
+                self._read_once()
+            return
+        self.cancel()
+        self._undeserializable = {}
+        self._is_failing = False
+        self._reader = None
+        try:
+            self._reader = create_reader(self._store)
+        except ConnectionNotShareableError:
+            self.is_waiting_for_pass = True
+            return
+        # Otherwise reading the store may delete rows that it cannot deserialize.
+        if self._reader is not None or self._deserializer.is_supported:
+            # In another thread: a slow server must not hold up start() or make a due job late.
+            self._schedule_reading(0)
+
+    def cancel(self) -> None:
+        """Cancel the reading that is scheduled."""
+        self._generation = object()
+
+    def stop(self) -> None:
+        """Read no more; this cannot be undone."""
+        self._worker.stop()
+
+    def read_in_pass(self) -> None:
+        """
+        Read the store once, in the scheduler's thread and over its connection.
+
+        The store has just ended a transaction of its own there, so that ours disturbs none.
+        """
+        self.is_waiting_for_pass = False
+        self._read_once()
+
+    def _read_once(self) -> None:
+        try:
+            self._read_store()
+        except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
+            self._errors.exception(COMPONENT)
+
+    # In the background
+
+    def _schedule_reading(self, seconds: float) -> None:
+        get_poller, generation = weakref.ref(self), self._generation
+
+        def read() -> None:
+            # Weakly: this may wait for long, and must not keep the scheduler alive.
+            poller = get_poller()
+            if poller is not None and poller._generation is generation:  # noqa: SLF001  # ours
+                poller._poll()  # noqa: SLF001
+
+        self._worker.submit(COMPONENT, read, after=seconds)
+
+    def _poll(self) -> None:
+        """Read the store, and schedule the next reading if there is to be one."""
+        if not self._is_readable:
+            return
+        start = time.perf_counter()
+        is_finished = False
+        try:
+            self._read_store()
+            is_finished = self._reader is None
+        except _JobStoreError as error:
+            self._report_failure(error)
+        except Exception:  # noqa: BLE001  # the next reading may succeed
+            self._errors.exception(COMPONENT)
+        if not is_finished:
+            spent = time.perf_counter() - start
+            self._schedule_reading(max(self.POLL_INTERVAL, spent / self.MAX_DUTY_CYCLE))
+
+    @property
+    def _is_readable(self) -> bool:
+        """Whether the scheduler runs, in this process: a fork must not use its connections."""
+        is_running = self._scheduler.state != STATE_STOPPED and self._loop.pid == os.getpid()
+        return is_running and self._patches.is_active and self._changes.alias is not None
+
+    def _report_failure(self, error: _JobStoreError) -> None:
+        """Record that the store failed, and log the first failure after a success."""
+        alias = self._changes.alias
+        if alias is None:
+            return
+        self._recorder.jobstore_read_failed(alias)
+        if not self._is_failing:
+            self._is_failing = True
+            logger.warning(
+                "apscheduler-telemetry could not read the job store %r (%s). It will try again; "
+                "until then metrics show the jobs as they were at "
+                "apscheduler_jobstore_last_read_timestamp_seconds",
+                alias,
+                type(error.__cause__).__name__,
+            )
+
+    # One reading
+
+    def _read_store(self) -> None:
+        """Read the store once, if it may be read."""
+        start = self._clock()
+        reading = self._changes.start_reading() if self._is_readable else None
+        if reading is None:
+            return
+        try:
+            if self._reader is None:
+                self._read_all_jobs(reading)
+            else:
+                self._read_changed_jobs(reading, self._reader)
+        finally:
+            self._changes.end_reading(reading)
+        self._recorder.jobstore_read(reading.alias, start)
+        self._is_failing = False
+
+    def _read_all_jobs(self, reading: Reading) -> None:
+        """Read all jobs through the store itself, which deserializes each of them."""
+        known = self._known_jobs(reading)
+        with _store_errors(), self._deserializer.preserve_rows():
+            jobs = list(self._store.get_all_jobs())
+        found = [job for job in jobs if not isinstance(job, UndeserializableJob)]
+        for job in found:
+            self._apply_job(job, reading)
+        if len(found) < len(jobs):
+            return  # any job that was not found may be the one that cannot be deserialized
+        vanished = known.keys() - {job.id for job in found}
+        self._apply_removals((known[job_id] for job_id in vanished), reading, Removal.FAILED)
+
+    def _read_changed_jobs(self, reading: Reading, reader: JobStoreReader) -> None:
+        """Ask the store for the next run of each job, and for the jobs whose next run changed."""
+        known = self._known_jobs(reading)
+        try:
+            with _store_errors():
+                next_runs = reader.fetch_next_runs()
+            changed = [
+                job_id
+                for job_id, next_run in next_runs.items()
+                if self._has_changed(known.get(job_id), job_id, next_run)
+            ]
+            for start in range(0, len(changed), BATCH_SIZE):
+                with _store_errors():
+                    states = reader.fetch_states(changed[start : start + BATCH_SIZE])
+                for job_id, state in states:
+                    self._apply_state(job_id, state, next_runs[job_id], reading)
+        finally:
+            reader.disconnect()
+        vanished = [tracked for job_id, tracked in known.items() if job_id not in next_runs]
+        # Another process removes one job or another. If none is left of several, the store has
+        # lost them: removing all jobs at once is no usual way to cancel runs.
+        is_lost = not next_runs and len(vanished) > 1
+        removal = Removal.FAILED if is_lost else Removal.CANCELLED
+        self._apply_removals(vanished, reading, removal)
+        for job_id in self._undeserializable.keys() - next_runs:
+            del self._undeserializable[job_id]
+
+    def _known_jobs(self, reading: Reading) -> dict[Hashable, TrackedJob]:
+        return {tracked.key[1]: tracked for tracked in self._events.jobs.in_jobstore(reading.alias)}
+
+    def _has_changed(self, tracked: TrackedJob | None, job_id: str, next_run: float | None) -> bool:
+        if job_id in self._undeserializable and self._undeserializable[job_id] == next_run:
+            return False  # it could not be deserialized this time either
+        if tracked is None:
+            return True
+        if next_run is None or tracked.next_run is None:
+            return next_run is not tracked.next_run
+        return abs(next_run - tracked.next_run) > NEXT_RUN_TOLERANCE
+
+    def _apply_state(
+        self, job_id: str, state: bytes, next_run: float | None, reading: Reading
+    ) -> None:
+        job = self._deserializer.deserialize(state)
+        if isinstance(job, UndeserializableJob):
+            self._undeserializable[job_id] = next_run
+        else:
+            self._apply_job(job, reading)
+
+    def _apply_job(self, job: Any, reading: Reading) -> None:
+        events, alias = self._events, reading.alias
+        try:
+            info = events.describe(job, alias)  # without a lock: this calls the user's code
+            apply = partial(events.on_job_discovered, job, alias, info)
+            self._changes.apply_job(reading, job.id, apply)
+        except Exception:  # noqa: BLE001  # of one job; the others are to be known all the same
+            self._errors.exception(COMPONENT)
+
+    def _apply_removals(
+        self, vanished: Iterable[TrackedJob], reading: Reading, removal: Removal
+    ) -> None:
+        for tracked in vanished:
+            apply = partial(self._events.on_job_vanished, tracked, removal)
+            self._changes.apply_removal(reading, tracked.key[1], apply)
+
+
+class _JobStoreError(Exception):
+    """The store, and not telemetry, failed while it was read."""
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Tell failures of the store from failures of telemetry."""
+    try:
+        yield
+    except Exception as error:
+        raise _JobStoreError from error

@@ -1,0 +1,176 @@
+"""
+Follows the jobs of a scheduler: what happens to them in their stores becomes metrics state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from apscheduler_telemetry.adapters.apscheduler3 import triggers
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.core.model import JobInfo, Removal
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.records import JobKey, JobRecord
+
+INTERVALS_VALID_SECONDS = 60.0
+"""
+Seconds for which the intervals of a job are not computed again, however short they are.
+
+A job of every second would otherwise have its trigger asked twice as often as without us.
+"""
+
+
+class TrackedJob:
+    """
+    What the adapter keeps of one job.
+
+    Attributes:
+        record: what the recorder has of it.
+        trigger: the trigger from which its intervals were computed.
+        coalesce: whether late runs are merged into one.
+        last_submitted: the latest fire time that was submitted to an executor or refused by it;
+            None before the first.
+        is_preexisting: whether another process, such as this one's predecessor, has stored the
+            job, and this one has not changed it yet.
+        intervals_until: Unix seconds of the next run after which its intervals have to be computed
+            again; None if never.
+        added_at: the OpenTelemetry origin where the job was added, if known.
+        triggered_at: the same where its next run was triggered by hand; None if it was not.
+        links: those of both that are known; its runs link to them.
+    """
+
+    __slots__ = (
+        *("added_at", "coalesce", "intervals_until", "is_preexisting", "last_submitted"),
+        *("links", "record", "trigger", "triggered_at"),
+    )
+
+    def __init__(self, record: JobRecord, *, is_preexisting: bool) -> None:
+        self.record = record
+        self.trigger: Any = None
+        self.coalesce = False
+        self.last_submitted: datetime | None = None
+        self.is_preexisting = is_preexisting
+        self.intervals_until: float | None = None
+        self.added_at: Any = None
+        self.triggered_at: Any = None
+        self.links: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> JobKey:
+        """The alias of the job's store, and its id."""
+        return self.record.key
+
+    @property
+    def next_run(self) -> float | None:
+        """Unix seconds of the next run; None if there is none."""
+        return self.record.next_run
+
+    @property
+    def needs_intervals(self) -> bool:
+        """Whether its intervals have to be computed again, as the next run is beyond them."""
+        until, next_run = self.intervals_until, self.next_run
+        return until is not None and next_run is not None and next_run > until
+
+    def update(self, record: JobRecord, *, coalesce: bool) -> None:
+        """Note what the job is now."""
+        self.record = record
+        self.coalesce = coalesce
+
+    def adopt(self) -> None:
+        """Note that this process has changed the job."""
+        self.is_preexisting = False
+
+    def submitted(self, due: datetime) -> None:
+        """Note the latest fire time that was submitted."""
+        self.last_submitted = due
+
+    def watch_trigger(self, trigger: Any) -> None:
+        """Note from which trigger the intervals are computed."""
+        self.trigger = trigger
+        self.intervals_until = None
+
+    def set_intervals_until(self, trigger: Any, until: float | None) -> None:
+        """Note when the intervals of a trigger have to be computed again, None if never."""
+        if self.trigger is trigger:
+            self.intervals_until = until
+
+    def set_links(self, added_at: Any, triggered_at: Any) -> None:
+        """Set where the job was added, and where its next run was triggered by hand."""
+        self.added_at, self.triggered_at = added_at, triggered_at
+        self.links = tuple(origin for origin in (added_at, triggered_at) if origin is not None)
+
+
+class TrackedJobs:
+    """
+    The jobs of one scheduler by store and id.
+
+    Args:
+        recorder: where they are recorded.
+        worker: asks the triggers that take long to answer.
+
+    Attributes:
+        get: returns the job of a key, or None; a dictionary's own method, as every run calls it.
+    """
+
+    def __init__(self, recorder: Recorder, worker: BackgroundWorker) -> None:
+        self._recorder = recorder
+        self._worker = worker
+        self._jobs: dict[JobKey, TrackedJob] = {}
+        self.get: Callable[[JobKey], TrackedJob | None] = self._jobs.get
+
+    def in_jobstore(self, alias: str) -> list[TrackedJob]:
+        """Return all jobs of the store of this alias."""
+        jobs = self._jobs.copy()  # at once, as other threads change it
+        return [tracked for (jobstore, _), tracked in jobs.items() if jobstore == alias]
+
+    def upsert(self, info: JobInfo, job: Any, *, is_preexisting: bool = False) -> TrackedJob:
+        """
+        Note that there is a job, or what it is now. This calls no code of the user's.
+
+        Args:
+            info: its description.
+            job: APScheduler's job.
+            is_preexisting: whether another process has stored it; ignored if it is known already.
+        """
+        record = self._recorder.job_upserted(info, job.next_run_time)
+        tracked = self._jobs.get(record.key)
+        if tracked is None:
+            tracked = self._jobs[record.key] = TrackedJob(record, is_preexisting=is_preexisting)
+        tracked.update(record, coalesce=job.coalesce)
+        if tracked.trigger is not job.trigger:
+            self.compute_intervals(tracked, job)
+        return tracked
+
+    def remove(self, tracked: TrackedJob, removal: Removal) -> None:
+        """Note that a job is gone, and why."""
+        self._recorder.job_removed(tracked.record, removal)
+        if self._jobs.get(tracked.key) is tracked:
+            del self._jobs[tracked.key]
+
+    def remove_jobstore(self, alias: str) -> None:
+        """Note that a job store was removed from the scheduler."""
+        self._recorder.jobstore_removed(alias)
+        for tracked in self.in_jobstore(alias):
+            self._jobs.pop(tracked.key, None)
+
+    def compute_intervals(self, tracked: TrackedJob, job: Any) -> None:
+        """Compute the shortest and the longest interval between coming runs, if not paused."""
+        trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
+        if next_run is None:
+            return  # paused: when it is resumed
+        tracked.watch_trigger(trigger)
+        if triggers.has_constant_interval(trigger):
+            # Asking it ten times, and waking a thread for that, would be most of what adding costs.
+            recorder.job_intervals_changed(tracked.record, triggers.constant_interval(trigger))
+            return
+
+        def compute() -> None:
+            intervals, until = triggers.intervals(trigger, next_run)
+            recorder.job_intervals_changed(tracked.record, intervals)
+            valid_until = max(until, next_run.timestamp() + INTERVALS_VALID_SECONDS)
+            tracked.set_intervals_until(trigger, None if until == math.inf else valid_until)
+
+        self._worker.submit("schedule", compute)

@@ -1,0 +1,117 @@
+"""
+What an adapter has to do, and what it may call. There is one for each kind of scheduler.
+
+An adapter watches one scheduler. It records jobs and runs with a `Recorder`, and passes runs on to
+an `ObserverGroup` where they start, end and are resolved; it knows nothing of Prometheus,
+OpenTelemetry or HTTP, and nothing outside of it knows the scheduler's library.
+
+A run may be due in one process and run in another. Then each process records what happens in it:
+`Recorder.runs_submitted` where the run waits for its executor, and its end in that same process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.labels import JobLabeller
+from apscheduler_telemetry.core.model import Capture, Liveness
+from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
+from apscheduler_telemetry.core.recorder import Recorder
+
+
+class OriginTracker(Protocol):
+    """Knows in which span a job is added, or a run triggered, for its runs to link to."""
+
+    def current(self, reason: str) -> Any:
+        """Return the current origin, None outside of a trace; `reason` becomes the link's."""
+
+    def dump(self, origin: Any) -> Mapping[str, str]:
+        """Return an origin as texts."""
+
+    def load(self, reason: str, texts: Mapping[str, str]) -> Any:
+        """Return the origin that was dumped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterServices:
+    """
+    What an adapter may call.
+
+    Attributes:
+        recorder: the metrics state, the only place to write numbers to.
+        observers: who follows single runs.
+        errors: counts failures of telemetry itself; none of them may reach the scheduler.
+        labeller: finds the ``job_id`` label of a job.
+        policy: what the alerts expect of a job.
+        origins: knows where a job is added, for its runs to link to.
+        context_store: keeps that across restarts; None if it is not to be kept.
+        capture: which of a job's own data may be exported.
+        clear_context: makes no OpenTelemetry context current, and returns what was, or None.
+        restore_context: takes that, unless it is None, and makes it current again.
+        suppress_tracing: a context manager under which nothing is current and no span is made.
+        on_start: to be called when the scheduler is started.
+        on_stop: to be called when the scheduler was shut down.
+    """
+
+    recorder: Recorder
+    observers: ObserverGroup
+    errors: ErrorReporter
+    labeller: JobLabeller
+    policy: AlertPolicy
+    origins: OriginTracker
+    context_store: MutableMapping[str, str] | None
+    capture: Capture
+    clear_context: Callable[[], Any]
+    restore_context: Callable[[Any], None]
+    suppress_tracing: Callable[[], AbstractContextManager[None]]
+    on_start: Callable[[], None]
+    on_stop: Callable[[], None]
+
+
+class SchedulerAdapter(Protocol):
+    """Watches one scheduler."""
+
+    def __init__(self, scheduler: Any, services: AdapterServices) -> None:
+        """Prepare to watch a scheduler; nothing of it is touched before `install`."""
+
+    @staticmethod
+    def accepts(scheduler: object) -> bool:
+        """Tell whether an object is a scheduler that this adapter can watch."""
+
+    @staticmethod
+    def rejection_hint(scheduler: object) -> str | None:
+        """Return what somebody who passed an object that is not accepted should do, or None."""
+
+    def install(self) -> None:
+        """Begin to watch; if that fails, everything is put back before the exception is raised."""
+
+    def uninstall(self) -> None:
+        """Put everything back; runs in flight end as if they had never been followed."""
+
+    @property
+    def started_at(self) -> float | None:
+        """When the scheduler was started, in Unix seconds; None before it."""
+
+    @property
+    def last_wakeup(self) -> float | None:
+        """When the scheduler last looked for due jobs, in Unix seconds; None before it."""
+
+    def liveness(self) -> Liveness:
+        """Tell whether the scheduler's loop is alive, and why not."""
+
+    def scheduler_info(self) -> Mapping[str, str]:
+        """Return what the scheduler is: ``type``, ``version`` and ``timezone``."""
+
+
+class AutomaticInstrumentation(Protocol):
+    """Calls back whenever a scheduler is started in this process, for zero code."""
+
+    def install(self, on_start: Callable[[Any], None]) -> None:
+        """Call `on_start` with each scheduler that runs already, and that is started later."""
+
+    def uninstall(self) -> None:
+        """Call back no more."""

@@ -1,0 +1,39 @@
+"""
+The adapters that exist, and which of them fits a scheduler.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+from apscheduler_telemetry.adapters.apscheduler3.adapter import APScheduler3Adapter
+from apscheduler_telemetry.adapters.apscheduler3.auto_instrumentation import StartPatch
+from apscheduler_telemetry.adapters.base import AutomaticInstrumentation, SchedulerAdapter
+from apscheduler_telemetry.errors import ArgumentTypeError
+
+ADAPTERS: list[type[SchedulerAdapter]] = [APScheduler3Adapter]
+AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [StartPatch]
+
+
+def adapter_for(scheduler: Any) -> type[SchedulerAdapter]:
+    """
+    Return the adapter that can watch `scheduler`.
+
+    Raises:
+        ArgumentTypeError: none can; the message says what to pass instead.
+    """
+    for adapter in ADAPTERS:
+        if adapter.accepts(scheduler):
+            return adapter
+    hints = (adapter.rejection_hint(scheduler) for adapter in ADAPTERS)
+    hint = next((hint for hint in hints if hint), None) or _repr.repr(scheduler)
+    msg = (
+        "instrument() takes a scheduler of APScheduler 3, such as "
+        f"apscheduler.schedulers.background.BackgroundScheduler(); got {hint}"
+    )
+    raise ArgumentTypeError(msg)
+
+
+_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr.maxother = _repr.maxstring = 100

@@ -1,0 +1,159 @@
+"""
+The options of `instrument`, validated.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry.core.alert_policy import validate
+from apscheduler_telemetry.core.labels import MAX_LABELS
+from apscheduler_telemetry.core.model import Capture
+from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """
+    What a scheduler is instrumented with; `instrument` says what each option means.
+
+    Raises:
+        ArgumentTypeError: an option is of the wrong type; the message says what to pass.
+        ArgumentValueError: an option has an impossible value.
+    """
+
+    name: str
+    registry: CollectorRegistry | None
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+    job_label: Callable[[Any], str] | None
+    grace: Any
+    max_duration: Any
+    severity: Any
+    owner: Any
+    singleton: bool
+    propagate_baggage: bool
+    context_store: MutableMapping[str, str] | None
+    capture_arguments: bool
+    capture_result: bool
+    capture_stacktrace: bool
+    duration_buckets: Sequence[float]
+    delay_buckets: Sequence[float]
+    max_labels: int
+
+    def __post_init__(self) -> None:
+        """Validate the options."""
+        _check_name(self.name)
+        _check_type(
+            "registry",
+            self.registry,
+            "a prometheus_client.CollectorRegistry, or None",
+            ok=self.registry is None or isinstance(self.registry, CollectorRegistry),
+        )
+        _check_provider("tracer_provider", self.tracer_provider, "TracerProvider", "get_tracer")
+        _check_provider("meter_provider", self.meter_provider, "MeterProvider", "get_meter")
+        _check_type(
+            "job_label",
+            self.job_label,
+            "a callable that takes a job and returns a str",
+            ok=self.job_label is None or callable(self.job_label),
+        )
+        for option in _SWITCHES:
+            value = getattr(self, option)
+            _check_type(option, value, "True or False", ok=isinstance(value, bool))
+        _check_type(
+            "context_store",
+            self.context_store,
+            "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
+            ok=self.context_store is None or isinstance(self.context_store, MutableMapping),
+        )
+        for option in ("grace", "max_duration", "severity", "owner"):
+            validate(option, getattr(self, option))
+        for option in ("duration_buckets", "delay_buckets"):
+            # The dataclass is frozen for everybody else.
+            object.__setattr__(self, option, _checked_buckets(option, getattr(self, option)))
+        _check_max_labels(self.max_labels)
+
+    @property
+    def capture(self) -> Capture:
+        """Which of a job's own data may be exported."""
+        return Capture(
+            arguments=self.capture_arguments,
+            result=self.capture_result,
+            stacktrace=self.capture_stacktrace,
+        )
+
+
+_SWITCHES = (
+    "singleton",
+    "propagate_baggage",
+    "capture_arguments",
+    "capture_result",
+    "capture_stacktrace",
+)
+
+
+def _check_name(name: str) -> None:
+    _check_type("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
+    if not name.strip():
+        msg = (
+            "name must not be empty, as it is the label that tells schedulers apart; omit it for "
+            "'default'"
+        )
+        raise ArgumentValueError(msg)
+    if not name.isprintable():
+        msg = (
+            f"name must be printable text, as it is the value of a label, got {_repr.repr(name)}; "
+            "pass letters, digits and punctuation"
+        )
+        raise ArgumentValueError(msg)
+
+
+def _check_provider(option: str, provider: object, kind: str, method: str) -> None:
+    is_provider = hasattr(provider, method) and not isinstance(provider, type)
+    _check_type(option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
+
+
+def _checked_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
+    bounds: tuple[float, ...] = ()
+    is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
+    try:
+        bounds = tuple(float(bound) for bound in buckets)
+    except (TypeError, ValueError):
+        is_sequence = False
+    _check_type(option, buckets, "a sequence of seconds", ok=is_sequence)
+    if bounds and bounds[-1] == math.inf:
+        bounds = bounds[:-1]  # +Inf is always there
+    is_ascending = list(bounds) == sorted(set(bounds)) and all(map(math.isfinite, bounds))
+    if not bounds or not is_ascending or bounds[0] < 0:
+        msg = (
+            f"{option} must be seconds in ascending order, at least one, got {_repr.repr(buckets)}"
+        )
+        raise ArgumentValueError(msg)
+    return bounds
+
+
+def _check_max_labels(number: Any) -> None:
+    is_integer = isinstance(number, int) and not isinstance(number, bool)
+    _check_type("max_labels", number, "a number of label values", ok=is_integer)
+    if number < 1:
+        msg = f"max_labels must be 1 or more, got {number}; omit it for {MAX_LABELS:,}"
+        raise ArgumentValueError(msg)
+
+
+def _check_type(option: str, value: object, expected: str, *, ok: bool) -> None:
+    if not ok:
+        msg = f"{option} must be {expected}, got {_repr.repr(value)}"
+        raise ArgumentTypeError(msg)
+
+
+_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr.maxother = _repr.maxstring = 100

@@ -1,0 +1,52 @@
+"""
+Locks that survive forks, signal handlers and exceptions from outside.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def synchronized(method: _Method) -> _Method:
+    """
+    Let a method run under its object's ``_lock``.
+
+    The call and the release share one line, so that an exception that something raises between
+    two lines, as a debugger or a test may do, cannot leave the lock behind.
+    """
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lock: return method(self, *args, **kwargs)  # fmt: skip  # noqa: E701
+
+    return run  # type: ignore[return-value]
+
+
+def renew_lock_after_fork(owner: Any) -> None:
+    """
+    Give `owner` a fresh ``_lock`` in every forked child.
+
+    The lock is reentrant, as the handler of a signal, or a ``__del__``, may interrupt its thread
+    and scrape or shut the scheduler down.
+
+    A fork copies a lock in the state it is in. One that another thread held at that moment would
+    stay locked in the child for ever, and a scrape of the child would hang.
+    """
+    _owners.add(owner)
+
+
+def _renew_locks() -> None:
+    for owner in list(_owners):
+        owner._lock = threading.RLock()  # noqa: SLF001  # this is what they registered for
+
+
+_owners: weakref.WeakSet[Any] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_renew_locks)

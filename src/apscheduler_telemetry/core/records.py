@@ -1,0 +1,484 @@
+"""
+What the recorder keeps: the runs, the jobs, and the series that jobs with one label share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, MutableMapping, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from apscheduler_telemetry.core.model import (
+    MISSED,
+    Clock,
+    JobInfo,
+    Outcome,
+    RunError,
+    SpanIds,
+)
+from apscheduler_telemetry.core.stats import JobStats, delay
+
+JobKey = tuple[str, Hashable]
+"""Identifies a job: the alias of its job store, and its id."""
+
+
+class InFlight(NamedTuple):
+    """
+    The runs of one ``job_id`` label that are in flight.
+
+    Attributes:
+        queued: how many wait for their start.
+        running: how many have started.
+        running_since: Unix seconds of the oldest start; 0 if none has started.
+    """
+
+    queued: int = 0
+    running: int = 0
+    running_since: float = 0.0
+
+
+class JobSnapshot(NamedTuple):
+    """
+    The state of one ``job_id`` label at one moment, for readers.
+
+    Attributes:
+        label: the value of the ``job_id`` label.
+        info: what the job is; of several that share the label, one of them.
+        stats: its numbers, not to be changed.
+        in_flight: its runs that have not ended.
+        next_run: Unix seconds of the next run; 0 if there is none.
+        cancelled_run: the latest next run that the user has cancelled; None if there was none.
+        intervals: the shortest and the longest gap in seconds between coming runs, if known.
+        version: changes whenever anything of the above does.
+    """
+
+    label: str
+    info: JobInfo
+    stats: JobStats
+    in_flight: InFlight
+    next_run: float
+    cancelled_run: float | None
+    intervals: tuple[float, float] | None
+    version: int
+
+    @property
+    def due(self) -> int:
+        """How many runs fell due: those that have ended, and those in flight."""
+        return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
+
+
+_NOTHING = InFlight()
+_RunState = tuple[JobStats, frozenset["Run"], Sequence["Run"], InFlight]
+"""
+The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
+
+The numbers of the runs that have ended, never changed; those of these runs that may still be
+registered; the runs in flight that have started; how many runs are in flight. No named tuple, which
+takes ten times as long to make, and there is one for each label whenever runs are added up.
+"""
+
+
+class JobSeries:
+    """
+    The state of one ``job_id`` label, which several jobs may share; only the recorder changes it.
+
+    Attributes:
+        label: the value of the label.
+        scheduler: the value of the ``scheduler`` label.
+        info: what the job is; of several that share the label, one of them.
+        removed_at: Unix seconds of when its last job was removed, or of when a run that ended after
+            that was added up; None while there is a job.
+        clock: returns Unix seconds.
+    """
+
+    __slots__ = (
+        *("_cancelled_run", "_failed_next_runs", "_has_changed", "_intervals", "_next_runs"),
+        *("_runs", "_shown_runs", "_version", "clock", "info", "label", "removed_at", "scheduler"),
+    )
+
+    def __init__(self, scheduler: str, info: JobInfo, stats: JobStats, clock: Clock) -> None:
+        self.scheduler = scheduler
+        self.label = info.label
+        self.info = info
+        self.removed_at: float | None = None
+        self.clock = clock
+        self._has_changed = True
+        self._runs: _RunState = (stats, frozenset(), (), _NOTHING)
+        self._shown_runs: _RunState | None = None  # by the latest snapshot
+        self._intervals: tuple[float, float] | None = None
+        self._cancelled_run: float | None = None
+        self._failed_next_runs: dict[JobKey, float] = {}
+        # Each job that has the label, with its next run.
+        self._next_runs: dict[JobRecord, datetime | float | None] = {}
+        self._version = 0
+
+    # Jobs
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no job and no run has the label any more."""
+        return not (self._next_runs or self.has_runs)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether any of its runs were in flight when that was last noted."""
+        return self._runs[-1] is not _NOTHING
+
+    def __contains__(self, record: JobRecord) -> bool:
+        """Tell whether a job has the label."""
+        return record in self._next_runs
+
+    def attach(self, record: JobRecord) -> None:
+        """Let another job share the label."""
+        self._next_runs[record] = None
+        self.removed_at = None
+        self._has_changed = True
+
+    def detach(self, record: JobRecord, now: float, *, keep_next_run: bool) -> None:
+        """
+        Let a job have the label no more.
+
+        Args:
+            record: the job.
+            now: Unix seconds.
+            keep_next_run: whether its next run stays expected.
+        """
+        next_run = self.next_run_of(record)
+        del self._next_runs[record]
+        if keep_next_run and next_run is not None:
+            self._failed_next_runs[record.key] = next_run
+        if not self._next_runs:
+            self.removed_at = now
+        self._has_changed = True
+
+    def update_info(self, info: JobInfo) -> None:
+        """Note what a job with the label is now."""
+        if len(self._next_runs) == 1 and self.label == info.label:
+            self.info = info
+            self._has_changed = True
+
+    def next_run_of(self, record: JobRecord) -> float | None:
+        """Return the next run of a job in Unix seconds; None if it has none."""
+        # Converted when it is read, which happens less often than it changes.
+        next_run = self._next_runs.get(record)
+        return None if next_run is None else _timestamp(next_run)
+
+    def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
+        """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
+        if record not in self._next_runs:  # it was removed meanwhile, in another thread
+            return
+        self._next_runs[record] = next_run
+        self._has_changed = True
+        cancelled = self._cancelled_run
+        if cancelled is not None and next_run is not None and _timestamp(next_run) == cancelled:
+            self._cancelled_run = None  # it is planned again, so nothing is cancelled
+
+    def cancel(self, next_run: float | None) -> None:
+        """Note that a next run was cancelled by the user, in Unix seconds."""
+        if next_run is not None:
+            self._cancelled_run = max(self._cancelled_run or 0.0, next_run)
+            self._has_changed = True
+
+    def forget_failed_next_run(self, key: JobKey) -> None:
+        """Expect the next run of a job no more that was removed because of an error."""
+        if key in self._failed_next_runs:
+            self._has_changed = True  # first, as an exception from outside may follow
+            self._failed_next_runs.pop(key, None)
+
+    def set_intervals(self, intervals: tuple[float, float] | None) -> None:
+        """Set the shortest and the longest gap in seconds between coming runs."""
+        self._intervals = intervals
+        self._has_changed = True
+
+    # Runs
+
+    def add_up(
+        self, runs: Iterable[Run], registered: MutableMapping[Run, None], now: float
+    ) -> None:
+        """
+        Add up the runs that have ended, each of them once, and note which are in flight.
+
+        All or nothing: an exception from outside, at whatever line, adds all or none of them. Those
+        that it adds stay registered until the next call, which knows them.
+
+        Args:
+            runs: the runs of the label.
+            registered: those that are not in it any more were added up before. Runs that have ended
+                are removed from it.
+            now: Unix seconds.
+        """
+        is_done = False
+        while not is_done:
+            before = self._runs
+            stats, added, _, _ = before
+            finished: list[Run] = []
+            in_flight: list[Run] = []
+            for run in runs:
+                if run in registered and run not in added:
+                    (in_flight if run.outcome is None else finished).append(run)
+            if finished:
+                if self.removed_at is not None:
+                    self.removed_at = now  # so that every scrape sees how the last run ended
+                finished.sort(key=_FINISH_NUMBER)
+                stats = stats.copy()
+                stats.add_runs(finished)
+                added = added.union(finished)
+            after = (stats, added, *_count_in_flight(in_flight))
+            is_done = after == before or self._replace_runs(before, after)
+        for run in self._runs[1]:
+            registered.pop(run, None)
+        self._forget_added(registered)
+
+    def _forget_added(self, registered: MutableMapping[Run, None]) -> None:
+        """Keep no run that was added up and is not registered any more."""
+        is_done = not self._runs[1]
+        while not is_done:
+            before = self._runs
+            stats, added, started, in_flight = before
+            added = frozenset(filter(registered.__contains__, added))
+            is_done = self._replace_runs(before, (stats, added, started, in_flight))
+
+    def add_unsubmitted(self, outcome: Outcome, count: int, now: float) -> None:
+        """Add due runs that were never submitted to an executor."""
+        is_done = False
+        while not is_done:
+            before = self._runs
+            stats, added, started, in_flight = before
+            stats = stats.copy()
+            stats.add_outcome(outcome, now, count=count)
+            is_done = self._replace_runs(before, (stats, added, started, in_flight))
+
+    def _replace_runs(self, before: _RunState, after: _RunState) -> bool:
+        """
+        Replace the state of the runs, unless it has changed meanwhile.
+
+        The caller holds the recorder's lock, but the handler of a signal may interrupt it and read.
+        The comparison and the assignment share one line; Python handles no signal in between.
+        """
+        is_done = False
+        if self._runs is before: self._runs, is_done = after, True  # fmt: skip  # noqa: E701
+        return is_done
+
+    # Reading
+
+    def is_known(self, version: int | None) -> bool:
+        """Tell whether nothing has changed since a snapshot of this version."""
+        is_unchanged = not self._has_changed and self._runs is self._shown_runs
+        return is_unchanged and version == self._version
+
+    def snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
+        """Return the state now, under a new version if it has changed."""
+        version, runs = self._version, self._runs
+        if self._has_changed or runs is not self._shown_runs:
+            # In this order, so that an exception in between makes readers look again.
+            version = self._version = next(next_version)
+            self._shown_runs = runs
+            self._has_changed = False
+        stats, _, started, in_flight = runs
+        if started:
+            stats = stats.copy()
+            for run in started:
+                run.add_start_to(stats)
+        # Copied at once, as jobs come and go meanwhile.
+        next_runs = [
+            *self._failed_next_runs.copy().values(),
+            *(None if at is None else _timestamp(at) for at in self._next_runs.copy().values()),
+        ]
+        return JobSnapshot(
+            label=self.label,
+            info=self.info,
+            stats=stats,
+            in_flight=in_flight,
+            next_run=min((at for at in next_runs if at is not None), default=0.0),
+            cancelled_run=self._cancelled_run,
+            intervals=self._intervals,
+            version=version,
+        )
+
+
+class JobRecord:
+    """
+    One job as the recorder knows it; only the recorder changes it.
+
+    Attributes:
+        key: the alias of its job store, and its id.
+        info: what it is.
+        series: the state of its label.
+    """
+
+    __slots__ = ("info", "key", "series")
+
+    def __init__(self, key: JobKey, info: JobInfo, series: JobSeries) -> None:
+        self.key = key
+        self.info = info
+        self.series = series
+
+    @property
+    def next_run(self) -> float | None:
+        """Unix seconds of the next run; None if there is none."""
+        return self.series.next_run_of(self)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the job is still known, and by this record."""
+        return self in self.series
+
+    def update_info(self, info: JobInfo) -> None:
+        """Note what the job is now."""
+        self.info = info
+        self.series.update_info(info)
+
+
+class Run:
+    """
+    One due run of a job, from its submission to its end.
+
+    `start` and `stop` are called where the run is measured, and `finish` ends it: from then on it
+    counts.
+
+    Attributes:
+        series: the state of the label under which it counts.
+        job: the job as it was when the run was submitted.
+        executor: alias of the executor.
+        due: when it was due (timezone aware).
+        due_timestamp: the same in Unix seconds.
+        links: where the job was added and where the run was triggered by hand, as far as known.
+        arguments: what the callable is called with, in brief; None unless it may be exported.
+        result: what it returned, likewise.
+        started: Unix seconds of the start; None before it, and of runs that never started.
+        start_is_estimated: whether `started` is only an estimate, as for a process pool.
+        duration: seconds from the start to the end; None before it, and if it is not known.
+        outcome: how it ended; None before that.
+        error: why it failed; None if it did not, or if that is not known.
+        finished_at: Unix seconds of the end.
+        finish_number: orders runs by their end, also where the clock stands still.
+        exemplar: the ids of its span, if that is sampled.
+    """
+
+    __slots__ = (
+        *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error", "executor"),
+        *("exemplar", "finish_number", "finished_at", "job", "links", "outcome", "result"),
+        *("series", "start_is_estimated", "started"),
+    )
+    started: float | None
+    duration: float | None
+    outcome: Outcome | None
+    error: RunError | None
+    finished_at: float
+    finish_number: int
+    arguments: str | None
+    result: str | None
+    exemplar: SpanIds | None
+
+    def __init__(
+        self, record: JobRecord, due: datetime, executor: str, links: Sequence[Any] = ()
+    ) -> None:
+        self.series = record.series
+        self.job = record.info
+        self.executor = executor
+        self.due = due
+        self.due_timestamp = due.timestamp()
+        self.links = links
+        # In one statement, as every run pays for it.
+        self.started = self.duration = self.outcome = self.error = None
+        self.arguments = self.result = self.exemplar = None
+        self.start_is_estimated = False
+
+    @property
+    def ended(self) -> float | None:
+        """Unix seconds of the measured end; None before it, and if it was not measured."""
+        started, duration = self.started, self.duration
+        return None if started is None or duration is None else started + duration
+
+    @property
+    def start_delay(self) -> float | None:
+        """Seconds from `due` to the start; None before it. Never negative, whatever the clock."""
+        started = self.started  # read once, as `finish` may reset it in another thread
+        return None if started is None else delay(self.due_timestamp, started)
+
+    @property
+    def label(self) -> str:
+        """The value of the ``job_id`` label."""
+        return self.series.label
+
+    @property
+    def scheduler(self) -> str:
+        """The value of the ``scheduler`` label."""
+        return self.series.scheduler
+
+    def start(self, at: float) -> None:
+        """Set the measured start, in Unix seconds."""
+        self.started = at
+        self.start_is_estimated = False
+
+    def estimate_start(self, at: float) -> None:
+        """Set the start, in Unix seconds, until a measured one is known."""
+        if self.started is None and self.outcome is None:
+            self.start_is_estimated = True
+            self.started = at
+
+    def stop(self, duration: float) -> None:
+        """Set the measured duration, in seconds."""
+        self.duration = duration
+
+    def capture_arguments(self, text: str | None) -> None:
+        """Keep what the callable is called with, in brief."""
+        self.arguments = text
+
+    def capture_result(self, text: str | None) -> None:
+        """Keep what the callable returned, in brief."""
+        self.result = text
+
+    def set_exemplar(self, span: SpanIds) -> None:
+        """Let histograms refer to this span."""
+        self.exemplar = span
+
+    def finish(self, outcome: Outcome, error: RunError | None = None) -> bool:
+        """
+        End the run.
+
+        Args:
+            outcome: how it ended.
+            error: why it failed, if that is known.
+
+        Returns:
+            Whether this call has ended it; False if it had ended before.
+        """
+        if self.outcome is not None:
+            return False
+        if outcome is MISSED:
+            self.started = self.duration = None
+        self.error = error
+        started, duration = self.started, self.duration
+        if started is None or duration is None:
+            self.finished_at = self.series.clock()
+        else:  # by a monotonic duration: the wall clock may have jumped meanwhile
+            self.finished_at = started + duration
+        self.finish_number = next(_finish_numbers)
+        self.outcome = outcome  # the last step, by which it counts
+        return True
+
+    def add_start_to(self, stats: JobStats) -> None:
+        """Add the start of the run, which may go on, to the numbers of its label."""
+        started = self.started  # read once, as `finish` may reset it in another thread
+        if started is not None:
+            stats.add_start(self.due_timestamp, None if self.start_is_estimated else started)
+
+
+def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
+    """Return which runs in flight have started, and how many there are."""
+    if not runs:
+        return (), _NOTHING
+    started = tuple(run for run in runs if run.started is not None)
+    since = min((at for run in started if (at := run.started) is not None), default=0.0)
+    return started, InFlight(len(runs) - len(started), len(started), since)
+
+
+def _timestamp(at: datetime | float) -> float:
+    return at.timestamp() if isinstance(at, datetime) else at
+
+
+_finish_numbers = itertools.count(1)
+_FINISH_NUMBER = attrgetter("finish_number")

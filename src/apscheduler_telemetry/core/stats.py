@@ -1,0 +1,229 @@
+"""
+The numbers of one job: histograms, counters and times. No threads, no locks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+from apscheduler_telemetry.core.model import ERROR, FAILURES, SUCCESS, Outcome, RunError, SpanIds
+
+DURATION_BUCKETS = (
+    *(0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    *(60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0),
+)
+"""
+Seconds. Jobs are not requests: they last from some milliseconds, as a cache refresh does, to the
+two hours of a nightly batch. The buckets are dense between 0.1 s and 10 min, where most jobs are
+and a slowdown matters; the round minutes are the intervals that people configure.
+"""
+DELAY_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""
+Seconds. A healthy loop starts a job within 10 ms. 1 s is APScheduler's default
+``misfire_grace_time``, after which a run is dropped; those who allow more think in minutes.
+"""
+MAX_EXCEPTIONS = 20
+"""Exception types that are counted separately for each job; the rest share `OTHER_EXCEPTIONS`."""
+OTHER_EXCEPTIONS = "__other__"
+
+
+class Exemplar(NamedTuple):
+    """One observation with the labels of the trace that it belongs to."""
+
+    labels: Mapping[str, str]
+    value: float
+    timestamp: float
+
+
+class FinishedRun(Protocol):
+    """What a run that has ended adds to the numbers; see `Run`."""
+
+    due_timestamp: float
+    started: float | None
+    start_is_estimated: bool
+    duration: float | None
+    outcome: Outcome | None
+    error: RunError | None
+    finished_at: float
+    exemplar: SpanIds | None
+
+
+class Histogram:
+    """Counts per bucket (not cumulative), their sum, and the latest exemplar of each bucket."""
+
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
+
+    def observe(self, value: float) -> None:
+        """Count `value`."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def observe_all(self, values: list[float]) -> None:
+        """Count several values, for a fraction of the cost of one after the other."""
+        if not values:
+            return
+        bounds, counts = self.bounds, self.counts
+        self.sum = sum(values, self.sum)
+        values.sort()
+        first, last = bisect_left(bounds, values[0]), bisect_left(bounds, values[-1])
+        if first == last:  # as for most jobs
+            counts[first] += len(values)
+        else:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+
+    def add_exemplar(self, value: float, span: SpanIds, at: float) -> None:
+        """Let a counted value be the latest exemplar of its bucket, at the Unix time `at`."""
+        exemplar = Exemplar(_exemplar_labels(span), value, at)
+        self.exemplars[bisect_left(self.bounds, value)] = exemplar
+
+    def cumulative(self) -> Iterator[tuple[int, Exemplar | None]]:
+        """Yield, bound by bound and then for +Inf, how many are within, and an exemplar."""
+        for bucket, total in enumerate(accumulate(self.counts)):
+            yield total, self.exemplars.get(bucket)
+
+    def copy(self) -> Histogram:
+        """Return a copy that can be changed independently."""
+        copy = Histogram.__new__(Histogram)
+        copy.bounds = self.bounds
+        copy.counts = self.counts.copy()
+        copy.sum = self.sum
+        copy.exemplars = self.exemplars.copy()
+        return copy
+
+
+class JobStats:
+    """
+    The numbers of one ``job_id`` label.
+
+    Timestamps are Unix seconds, None before the first.
+
+    Args:
+        duration_buckets: upper bounds in seconds, ascending, without +Inf.
+        delay_buckets: likewise.
+    """
+
+    __slots__ = (
+        *("consecutive_failures", "delays", "durations", "exceptions", "last_duration"),
+        *("last_failure", "last_outcome", "last_run", "last_success", "outcomes"),
+    )
+
+    def __init__(self, duration_buckets: Sequence[float], delay_buckets: Sequence[float]) -> None:
+        self.durations = Histogram(duration_buckets)
+        self.delays = Histogram(delay_buckets)
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.exceptions: dict[str, int] = {}
+        self.consecutive_failures = 0
+        self.last_outcome: Outcome | None = None
+        self.last_run: float | None = None
+        self.last_success: float | None = None
+        self.last_failure: float | None = None
+        self.last_duration: float | None = None
+
+    def copy(self) -> JobStats:
+        """Return a copy that can be changed independently."""
+        copy = JobStats.__new__(JobStats)
+        copy.durations = self.durations.copy()
+        copy.delays = self.delays.copy()
+        copy.outcomes = self.outcomes.copy()
+        copy.exceptions = self.exceptions.copy()
+        copy.consecutive_failures = self.consecutive_failures
+        copy.last_outcome = self.last_outcome
+        copy.last_run = self.last_run
+        copy.last_success = self.last_success
+        copy.last_failure = self.last_failure
+        copy.last_duration = self.last_duration
+        return copy
+
+    def add_start(self, due: float, started: float | None) -> None:
+        """
+        Add a run that has started.
+
+        Args:
+            due: when it was due, in Unix seconds.
+            started: when it started; None if that is only estimated.
+        """
+        if self.last_run is None or due > self.last_run:
+            self.last_run = due
+        if started is not None:
+            self.delays.observe(delay(due, started))
+
+    def add_runs(self, runs: Iterable[FinishedRun]) -> None:
+        """Add runs that have ended, in the order of their ends."""
+        delays: list[float] = []
+        durations: list[float] = []
+        outcomes, last_run = self.outcomes, self.last_run
+        for run in runs:
+            outcome, started = run.outcome, run.started
+            if started is not None:
+                due = run.due_timestamp
+                if last_run is None or due > last_run:
+                    last_run = due
+                if not run.start_is_estimated:
+                    delays.append(started - due if started > due else 0.0)
+            if outcome is SUCCESS or outcome is ERROR:
+                duration = run.duration
+                if duration is not None:
+                    durations.append(duration)
+                    self.last_duration = duration
+                    if run.exemplar is not None:
+                        self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
+            if outcome is SUCCESS:  # as most are
+                outcomes[SUCCESS] += 1
+                self.last_outcome = SUCCESS
+                self.last_success = run.finished_at
+                self.consecutive_failures = 0
+            elif outcome is not None:
+                error = None if run.error is None else run.error.type
+                self.add_outcome(outcome, run.finished_at, error)
+        self.last_run = last_run
+        self.delays.observe_all(delays)
+        self.durations.observe_all(durations)
+
+    def add_outcome(
+        self, outcome: Outcome, at: float, error: str | None = None, count: int = 1
+    ) -> None:
+        """
+        Add runs that have ended, of which nothing else is known.
+
+        Args:
+            outcome: how.
+            at: when, in Unix seconds.
+            error: the type of the exception, if there was one and it is known.
+            count: how many runs.
+        """
+        self.outcomes[outcome] += count
+        self.last_outcome = outcome
+        if outcome is SUCCESS:
+            self.last_success = at
+            self.consecutive_failures = 0
+        elif outcome in FAILURES:
+            self.last_failure = at
+            self.consecutive_failures += count
+            if outcome is ERROR and error is not None:
+                self._add_exception(error)
+
+    def _add_exception(self, name: str) -> None:
+        known = self.exceptions
+        if name not in known and len(known) >= MAX_EXCEPTIONS:
+            name = OTHER_EXCEPTIONS
+        known[name] = known.get(name, 0) + 1
+
+
+def delay(due: float, started: float) -> float:
+    """Return the seconds from `due` to `started`; never negative, whatever the clock did."""
+    return started - due if started > due else 0.0
+
+
+def _exemplar_labels(span: SpanIds) -> Mapping[str, str]:
+    """Return the labels of an exemplar: ids in hex, as W3C and Grafana write them."""
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}

@@ -1,0 +1,152 @@
+"""
+A scheduler that is not APScheduler, and its adapter: what a second adapter has to do.
+
+Its jobs are queued by one process and run by another, as those of APScheduler 4 are; their ids are
+UUIDs, and a run may be cancelled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+from apscheduler_telemetry.adapters.base import AdapterServices
+from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry.core.records import JobRecord
+
+
+class CancelledRunError(Exception):
+    """A run was cancelled in the middle of it."""
+
+
+class QueueScheduler:
+    """Puts due jobs into a queue in one process, and runs what is in it in another one."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.jobs: dict[UUID, tuple[Callable[[], Any], datetime, timedelta]] = {}
+        self.is_alive = False
+
+    def add_job(self, job_id: UUID, func: Callable[[], Any], first: datetime, every: float) -> None:
+        self.jobs[job_id] = func, first, timedelta(seconds=every)
+
+    def start(self) -> None:
+        self.is_alive = True
+
+    def enqueue_due(self, now: datetime) -> None:
+        """Put all due jobs into the queue, each once."""
+        for job_id, (func, due, every) in self.jobs.items():
+            if due <= now:
+                self.queue.put((job_id, due))
+                self.jobs[job_id] = func, due + every, every
+
+    def run_next(self) -> None:
+        """Take one job out of the queue and run it."""
+        job_id, due = self.queue.get(timeout=60)
+        self.call(job_id, due, self.jobs[job_id][0])
+
+    def call(self, _job_id: UUID, _due: datetime, func: Callable[[], Any]) -> None:
+        func()
+
+
+class QueueSchedulerAdapter:
+    """Watches a `QueueScheduler`."""
+
+    def __init__(self, scheduler: Any, services: AdapterServices) -> None:
+        self._scheduler: QueueScheduler = scheduler
+        self._services = services
+        self._originals: dict[str, Any] = {}
+        self._started_at: float | None = None
+        self._last_wakeup: float | None = None
+
+    @staticmethod
+    def accepts(scheduler: object) -> bool:
+        return isinstance(scheduler, QueueScheduler)
+
+    @staticmethod
+    def rejection_hint(scheduler: object) -> str | None:
+        return None
+
+    def install(self) -> None:
+        for name in ("start", "enqueue_due", "call"):
+            self._originals[name] = getattr(self._scheduler, name)
+            setattr(self._scheduler, name, getattr(self, f"_{name}"))
+        self._services.recorder.jobstore_added("queue", is_local=True)
+        self._services.recorder.executor_added("workers", lambda: 1)
+
+    def uninstall(self) -> None:
+        for name in self._originals:
+            delattr(self._scheduler, name)
+
+    @property
+    def started_at(self) -> float | None:
+        return self._started_at
+
+    @property
+    def last_wakeup(self) -> float | None:
+        return self._last_wakeup
+
+    def liveness(self) -> Liveness:
+        if self._scheduler.is_alive:
+            return Liveness(state="running", up=True)
+        return Liveness(state="stopped", up=False, reasons=[("stopped", "It was not started.")])
+
+    def scheduler_info(self) -> Mapping[str, str]:
+        return {"type": "QueueScheduler", "version": "1", "timezone": "UTC"}
+
+    def _start(self) -> None:
+        self._originals["start"]()
+        self._started_at = time.time()
+        self._services.on_start()
+        for job_id in self._scheduler.jobs:
+            self._record(job_id)
+
+    def _enqueue_due(self, now: datetime) -> None:
+        self._originals["enqueue_due"](now)
+        self._last_wakeup = time.time()
+        for job_id, (_, next_run, _) in self._scheduler.jobs.items():
+            self._services.recorder.job_advanced(self._record(job_id), next_run)
+
+    def _call(self, job_id: UUID, due: datetime, func: Callable[[], Any]) -> None:
+        recorder, observers = self._services.recorder, self._services.observers
+        (run,) = recorder.runs_submitted(self._record(job_id), [due], "workers")
+        outcome, error = Outcome.SUCCESS, None
+        run.start(time.time())
+        observers.on_start(run)
+        since = time.perf_counter()
+        try:
+            self._originals["call"](job_id, due, func)
+        except CancelledRunError as exception:
+            outcome, error = Outcome.LOST, RunError.from_exception(exception)
+        except Exception as exception:  # noqa: BLE001  # a job may raise anything
+            outcome, error = Outcome.ERROR, RunError.from_exception(exception)
+        finally:
+            run.stop(time.perf_counter() - since)
+            observers.on_end(run)
+        run.finish(outcome, error)
+        observers.on_resolved(run)
+
+    def _record(self, job_id: UUID) -> JobRecord:
+        known = self._services.recorder.job("queue", str(job_id))
+        if known is not None:
+            return known
+        func, next_run, _ = self._scheduler.jobs[job_id]
+        info = JobInfo(
+            id=str(job_id),
+            label=func.__name__,
+            name=func.__name__,
+            func=f"{func.__module__}:{func.__qualname__}",
+            trigger="every now and then",
+            executor="workers",
+            jobstore="queue",
+            persistent=True,
+            grace=60.0,
+        )
+        return self._services.recorder.job_upserted(info, next_run)
+
+
+def utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
