@@ -33,6 +33,10 @@ class StoppedThread:
     """
     A thread that does something, and stops on the way at a line of the package.
 
+    Attributes:
+        lines: how many lines of the package it has run.
+        places: the number of the first of them for each place in the source.
+
     Args:
         action: what it does.
         line: how many lines of the package it runs before it stops; 0 to go on to the end.
@@ -49,6 +53,7 @@ class StoppedThread:
         trace: Callable[[Any], object] = sys.settrace,
     ) -> None:
         self.lines = 0
+        self.places: dict[tuple[Any, int], int] = {}
         self.result: Any = None
         self._action, self._line = action, line
         self._before, self._begin_trace = before, trace
@@ -89,6 +94,7 @@ class StoppedThread:
             return None
         if event == "line":
             self.lines += 1
+            self.places.setdefault((frame.f_code, frame.f_lineno), self.lines)
             if self.lines == self._line:
                 self._stopped.set()
                 assert self._go_on.wait(PATIENCE)
@@ -100,6 +106,13 @@ def lines_of(action: Callable[[], Any], parts: int, **options: Any) -> Iterator[
     thread = StoppedThread(action, **options)
     thread.end()
     return iter(range(1, thread.lines, max(1, thread.lines // parts)))
+
+
+def places_of(action: Callable[[], Any], **options: Any) -> list[int]:
+    """Return lines at which to stop an action: one for each place in the source."""
+    thread = StoppedThread(action, **options)
+    thread.end()
+    return list(thread.places.values())
 
 
 class TracingCollector(Collector):
@@ -146,8 +159,14 @@ class TestAnswersAtTheSameTime:
             collector = TracingCollector()
             registry_of(rig.telemetry).register(collector)
             trace = collector.trace_next
-            stops = list(lines_of(answer, 12, trace=trace))
-            for line, line_of_other in product(stops, stops):
+            answer()  # which makes what later ones find
+            for job_id in stable:  # so that the text of each is made anew, as below
+                rig.scheduler.reschedule_job(job_id, trigger="interval", hours=1)
+            sampled = list(lines_of(answer, 6, trace=trace))
+            for job_id in stable:
+                rig.scheduler.reschedule_job(job_id, trigger="interval", hours=1)
+            whole = [(line, 0) for line in places_of(answer, trace=trace)]
+            for line, line_of_other in [*product(sampled, sampled), *whole]:
                 for job_id in stable:  # so that the text of each is made anew
                     rig.scheduler.reschedule_job(job_id, trigger="interval", hours=1)
                 one = StoppedThread(answer, line, trace=trace)
