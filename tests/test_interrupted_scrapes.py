@@ -1,0 +1,95 @@
+"""Scrapes in the main thread that a signal's handler, Ctrl-C or a lack of memory interrupts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from prometheus_client import generate_latest
+
+import apscheduler_telemetry
+import support_jobs as jobs
+from support import (
+    HandRig,
+    by_hand,
+    check_counts,
+    errors_of,
+    recorder_of,
+    registry_of,
+)
+from support_recorder import Timeout, in_thread, interrupt
+
+OUR_FILES = tuple(map(str, Path(apscheduler_telemetry.__file__).parent.rglob("*.py")))
+
+
+def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -> bool:
+    """Raise an exception by a signal at the n-th line of ours that `read` executes."""
+
+    def handler(*_: Any) -> None:
+        raise raised
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        return interrupt(read, OUR_FILES, lambda: signal.raise_signal(signal.SIGALRM), number)
+    except type(raised):
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class TestEveryLine:
+    """An exception from outside at any executed line of ours, with runs in every state."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("raised", [Timeout(), KeyboardInterrupt(), MemoryError()], ids=repr)
+    def test_the_next_scrape_is_right(self, raised: BaseException) -> None:
+        """No run is lost or counted twice, and another thread can scrape."""
+        started, may_end = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            started.set()
+            may_end.wait()
+
+        with by_hand({"default": DebugExecutor(), "threads": ThreadPoolExecutor(2)}) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10, id="good")
+            rig.add(jobs.fail, "interval", seconds=10, id="bad")
+            rig.add(hold, id="running", executor="threads")
+            registry = registry_of(rig.telemetry)
+            passes = line = 0
+            while True:
+                rig.after(10)
+                passes += 1
+                assert started.wait(jobs.PATIENCE)
+                if not executed_line(line, lambda: generate_latest(registry), raised):
+                    break
+                in_thread(lambda: generate_latest(registry))
+                assert counts(rig) == {
+                    "good": ({"success": passes}, 0),
+                    "bad": ({"error": passes}, 0),
+                    "running": ({}, 1),
+                }
+                line += 1 if line < 100 else 7
+            assert line > 300
+            may_end.set()
+            rig.settle()
+            assert rig.outcomes("running") == {"success": 1}
+            rig.failing = {"collector"} if isinstance(raised, Exception) else set()
+            assert set(errors_of(rig.telemetry).counts()) >= rig.failing
+
+
+def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
+    """Return, of each job, how often it had which outcome, and how many of its runs are running."""
+    check_counts(rig.telemetry)
+    return {
+        job.label: (
+            {outcome.value: n for outcome, n in job.stats.outcomes.items() if n},
+            job.in_flight.running,
+        )
+        for job in recorder_of(rig.telemetry).jobs()
+    }
