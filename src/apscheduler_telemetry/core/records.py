@@ -450,7 +450,8 @@ class Run:
             return False
         if outcome is MISSED:
             self.started = self.duration = None
-        self.error = error
+        if error is not None:
+            self.error = error
         started, duration = self.started, self.duration
         if started is None or duration is None:
             self.finished_at = self.series.clock()

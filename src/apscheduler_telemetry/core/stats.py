@@ -7,6 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from math import inf
 from typing import NamedTuple, Protocol
 
 from apscheduler_telemetry.core.model import ERROR, FAILURES, SUCCESS, Outcome, RunError, SpanIds
@@ -161,12 +162,13 @@ class JobStats:
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
-        outcomes, last_run = self.outcomes, self.last_run
+        successes = 0
+        last_run = -inf if self.last_run is None else self.last_run
         for run in runs:
             outcome, started = run.outcome, run.started
             if started is not None:
                 due = run.due_timestamp
-                if last_run is None or due > last_run:
+                if due > last_run:
                     last_run = due
                 if not run.start_is_estimated:
                     delays.append(started - due if started > due else 0.0)
@@ -178,14 +180,15 @@ class JobStats:
                     if run.exemplar is not None:
                         self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
             if outcome is SUCCESS:  # as most are
-                outcomes[SUCCESS] += 1
+                successes += 1
                 self.last_outcome = SUCCESS
                 self.last_success = run.finished_at
                 self.consecutive_failures = 0
             elif outcome is not None:
                 error = None if run.error is None else run.error.type
                 self.add_outcome(outcome, run.finished_at, error)
-        self.last_run = last_run
+        self.outcomes[SUCCESS] += successes
+        self.last_run = None if last_run == -inf else last_run
         self.delays.observe_all(delays)
         self.durations.observe_all(durations)
 

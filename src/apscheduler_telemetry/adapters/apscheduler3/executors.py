@@ -198,13 +198,18 @@ class ExecutorHooks:
     # Results
 
     def _on_events(self, job_id: str, events: Sequence[Any]) -> None:
-        submission = self._take_by_events(job_id, events)
+        try:
+            submission = self._open.pop((job_id, id(events[-1].scheduled_run_time)), None)
+        except (AttributeError, IndexError):  # there is none, or it is an object of the user's
+            submission = None
+        submission = submission or self._find_by_events(job_id, events)
         if submission is None:
             return
         runs, on_event = submission.runs, self._on_event
         if len(events) == len(runs):
-            for run, event in zip(runs, events):  # noqa: B905  # as many
-                on_event(run, event)
+            remaining = iter(events)  # for a single run, zip() takes three times as long
+            for run in runs:
+                on_event(run, next(remaining))
         else:
             for event in events:
                 matching = _run_of(event, runs)
@@ -274,11 +279,14 @@ class ExecutorHooks:
         return self._open.pop(submission.key, None) is not None
 
     def _take_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+        """Take the submission whose last run time is the very object in the last event."""
+        due = getattr(events[-1], "scheduled_run_time", None) if events else None
+        return self._open.pop((job_id, id(due)), None) or self._find_by_events(job_id, events)
+
+    def _find_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+        """Take the submission that events are most likely about, where no object tells it."""
         if events:
             due = getattr(events[-1], "scheduled_run_time", None)
-            submission = self._open.pop((job_id, id(due)), None)
-            if submission is not None:
-                return submission
             for submission in self._submissions_of(job_id):
                 if due is None or _run_of(events[-1], submission.runs) is not None:
                     return submission if self._take(submission) else None

@@ -163,7 +163,7 @@ class Submission(list[datetime]):
         follower: RunFollower,
         on_late_end: Callable[[Submission], None],
     ) -> None:
-        list.__init__(self, run_times)  # super() would take as long as all the rest
+        self.extend(run_times)  # what super().__init__() does, which takes as long as all the rest
         self.key = key
         self.runs = runs
         self._job = job
@@ -187,8 +187,11 @@ class Submission(list[datetime]):
         try:
             for run in self.runs:
                 now = time()
-                is_over = run.started is not None or run.outcome is not None
-                if is_over or (grace is not None and self.is_late(run, now)):
+                if (
+                    run.started is not None
+                    or run.outcome is not None
+                    or (grace is not None and self.is_late(run, now))
+                ):
                     yield run.due  # a second attempt, a run that has ended, or one to be dropped
                     continue
                 run.start(now)
