@@ -70,7 +70,7 @@ class JobSnapshot(NamedTuple):
 
 
 _NOTHING = InFlight()
-_RunState = tuple[JobStats, frozenset["Run"], Sequence["Run"], InFlight]
+_RunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlight]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
 
@@ -105,7 +105,7 @@ class JobSeries:
         self.removed_at: float | None = None
         self.clock = clock
         self._has_changed = True
-        self._runs: _RunState = (stats, frozenset(), (), _NOTHING)
+        self._runs: _RunState = (stats, (), (), _NOTHING)
         self._shown_runs: _RunState | None = None  # by the latest snapshot
         self._intervals: tuple[float, float] | None = None
         self._cancelled_run: float | None = None
@@ -213,10 +213,11 @@ class JobSeries:
         while not is_done:
             before = self._runs
             stats, added, _, _ = before
+            known = frozenset(added)  # empty, unless the last call was interrupted
             finished: list[Run] = []
             in_flight: list[Run] = []
             for run in runs:
-                if run in registered and run not in added:
+                if run in registered and run not in known:
                     (in_flight if run.outcome is None else finished).append(run)
             if finished:
                 if self.removed_at is not None:
@@ -224,7 +225,7 @@ class JobSeries:
                 finished.sort(key=_FINISH_NUMBER)
                 stats = stats.copy()
                 stats.add_runs(finished)
-                added = added.union(finished)
+                added = (*added, *finished)
             after = (stats, added, *_count_in_flight(in_flight))
             is_done = after == before or self._replace_runs(before, after)
         for run in self._runs[1]:
@@ -237,7 +238,7 @@ class JobSeries:
         while not is_done:
             before = self._runs
             stats, added, started, in_flight = before
-            added = frozenset(filter(registered.__contains__, added))
+            added = tuple(filter(registered.__contains__, added))
             is_done = self._replace_runs(before, (stats, added, started, in_flight))
 
     def add_unsubmitted(self, outcome: Outcome, count: int, now: float) -> None:

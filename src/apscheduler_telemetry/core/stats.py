@@ -5,7 +5,7 @@ The numbers of one job: histograms, counters and times. No threads, no locks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import inf
 from typing import NamedTuple, Protocol
@@ -158,7 +158,7 @@ class JobStats:
         if started is not None:
             self.delays.observe(delay(due, started))
 
-    def add_runs(self, runs: Iterable[FinishedRun]) -> None:
+    def add_runs(self, runs: Sequence[FinishedRun]) -> None:
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
@@ -176,19 +176,20 @@ class JobStats:
                 duration = run.duration
                 if duration is not None:
                     durations.append(duration)
-                    self.last_duration = duration
                     if run.exemplar is not None:
                         self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
             if outcome is SUCCESS:  # as most are
                 successes += 1
-                self.last_outcome = SUCCESS
                 self.last_success = run.finished_at
                 self.consecutive_failures = 0
             elif outcome is not None:
                 error = None if run.error is None else run.error.type
                 self.add_outcome(outcome, run.finished_at, error)
+        self.last_outcome = runs[-1].outcome
         self.outcomes[SUCCESS] += successes
         self.last_run = None if last_run == -inf else last_run
+        if durations:
+            self.last_duration = durations[-1]
         self.delays.observe_all(delays)
         self.durations.observe_all(durations)
 

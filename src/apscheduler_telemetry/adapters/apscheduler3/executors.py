@@ -94,18 +94,24 @@ class ExecutorHooks:
 
     def _patch_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
         create_submission, on_submitted = self._create_submission, self._loop.on_submitted
+        executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
             submission = None
+            # After its removal from our scheduler, the executor may serve another one.
+            owner = executor._scheduler  # noqa: SLF001
+            is_ours = patches.is_active and (owner is scheduler or owner is None)
             try:
-                submission = create_submission(job, run_times)
+                if is_ours:
+                    submission = create_submission(job, run_times)
             except Exception:  # noqa: BLE001  # telemetry never changes the job
                 self._errors.exception("adapter")
             try:
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
-                    self._on_rejected(submission, error)
+                    if is_ours:
+                        self._on_rejected(submission, error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._errors.exception("adapter")
                 raise
@@ -144,15 +150,7 @@ class ExecutorHooks:
 
     # Submissions
 
-    def _is_ours(self) -> bool:
-        """Tell whether the executor serves our scheduler; after its removal, it may not."""
-        owner = self._executor._scheduler  # noqa: SLF001
-        return self._patches.is_active and (owner is self._scheduler or owner is None)
-
-    def _create_submission(self, job: Any, run_times: Sequence[datetime]) -> Submission | None:
-        """Record a submission, unless it is one of another scheduler's."""
-        if not self._is_ours():
-            return None
+    def _create_submission(self, job: Any, run_times: Sequence[datetime]) -> Submission:
         job_id, latest = job.id, run_times[-1]
         key = job_id, id(latest)
         alias = job._jobstore_alias  # noqa: SLF001
@@ -185,7 +183,7 @@ class ExecutorHooks:
 
     def _on_rejected(self, submission: Submission | None, error: BaseException) -> None:
         is_refusal = isinstance(error, MaxInstancesReachedError)
-        if not is_refusal and self._is_ours():
+        if not is_refusal:
             self._recorder.scheduler_error(ErrorKind.SUBMIT)
         if submission is None:
             return

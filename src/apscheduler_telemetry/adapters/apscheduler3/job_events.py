@@ -29,6 +29,9 @@ class JobEvents:
         links: where jobs were added and runs were triggered.
         unsubmitted: records due runs that never reach an executor.
         clock: returns Unix seconds.
+
+    Attributes:
+        on_due_jobs: notes which jobs the loop is about to submit, before it asks their triggers.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -49,6 +52,7 @@ class JobEvents:
         self._describer = describer
         self._links = links
         self._unsubmitted = unsubmitted
+        self.on_due_jobs = unsubmitted.snapshot_triggers  # at once, as every pass calls it
         self._clock = clock
 
     # What this process does
@@ -118,10 +122,6 @@ class JobEvents:
         """Note that the user has removed all jobs of a store."""
         for tracked in self.jobs.in_jobstore(alias):
             self._remove(tracked, self._removal_reason(tracked))
-
-    def on_due_jobs(self, jobs: Iterable[Any]) -> None:
-        """Note which jobs the loop is about to submit, before it asks their triggers."""
-        self._unsubmitted.snapshot_triggers(jobs)
 
     def sync_due_jobs(self, jobs: Iterable[Any], alias: str) -> None:
         """Note due jobs that another process has added or changed."""

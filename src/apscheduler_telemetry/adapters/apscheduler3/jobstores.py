@@ -198,7 +198,8 @@ class JobStoreHooks:
         return remove_all_jobs
 
     def _record_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
-        patches, loop, events = self._patches, self._loop, self._events
+        patches, loop = self._patches, self._loop
+        set_due_jobs, on_due_jobs = loop.set_due_jobs, self._events.on_due_jobs
         list_due_jobs = self._sync_due_jobs(original) if self.persistent else original
 
         def get_due_jobs(now: datetime) -> Any:
@@ -210,13 +211,15 @@ class JobStoreHooks:
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
             try:
-                jobs = _to_sequence(list_due_jobs(now))
+                jobs = list_due_jobs(now)
+                if type(jobs) is not list:
+                    jobs = _to_sequence(jobs)
             except BaseException:
                 self._count_error()
                 raise
             try:
-                loop.set_due_jobs(jobs)
-                events.on_due_jobs(jobs)
+                set_due_jobs(jobs)
+                on_due_jobs(jobs)
                 if self._poller.is_waiting_for_pass and loop.is_acting:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001

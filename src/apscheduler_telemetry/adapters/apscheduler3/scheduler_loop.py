@@ -200,10 +200,11 @@ class SchedulerLoop:
     def _patch_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
         clear_context, restore_context = self._clear_context, self._restore_context
+        on_pass_start, on_pass_end = self._on_pass_start, self._on_pass_end
 
         def process_jobs() -> Any:
             self.is_bypassed = False
-            self._on_pass_start()
+            on_pass_start()
             self._pass_since = self._monotonic()
             context = clear_context()
             try:
@@ -214,7 +215,7 @@ class SchedulerLoop:
                     self._recorder.scheduler_error(ErrorKind.LOOP)
                 raise
             finally:
-                self._on_pass_end()
+                on_pass_end()
                 if context is not None:
                     restore_context(context)
             self._failure = None
