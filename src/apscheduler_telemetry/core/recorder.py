@@ -15,6 +15,7 @@ an exception from outside, at whatever line, loses none and counts none twice.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter, defaultdict
@@ -109,6 +110,7 @@ class Recorder:
         self._failed: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
         self._add_up_at = MAX_REGISTERED
+        self._made_room_at = -math.inf
         self._busy: set[JobSeries] = set()  # those that have runs in flight, or more
         self._versions = itertools.count(1)
         renew_lock_after_fork(self)
@@ -386,8 +388,7 @@ class Recorder:
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series.get(info.label)
         if series is None and self._is_full():
-            self._sync()
-            self._purge()
+            self._make_room()
             if self._is_full():
                 series = self._series.get(OVERFLOW)
                 info = _overflow_info(info)
@@ -395,6 +396,15 @@ class Recorder:
             series = JobSeries(self.scheduler, info, JobStats(*self._buckets), self._clock)
             self._series[info.label] = series
         return series
+
+    def _make_room(self) -> None:
+        """Forget what was removed some time ago, as no label is left."""
+        # Not for every further job, as this looks at all labels; in a second, little has changed.
+        now = self._clock()
+        if not 0 <= now - self._made_room_at < 1:
+            self._made_room_at = now
+            self._sync()
+            self._purge()
 
     def _is_full(self) -> bool:
         return len(self._series) - (OVERFLOW in self._series) >= self._max_labels

@@ -158,7 +158,7 @@ class JobStats:
         if started is not None:
             self.delays.observe(delay(due, started))
 
-    def add_runs(self, runs: Sequence[FinishedRun]) -> None:
+    def add_runs(self, runs: Sequence[FinishedRun]) -> None:  # noqa: C901  # calls cost more
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
@@ -168,7 +168,7 @@ class JobStats:
             outcome, started = run.outcome, run.started
             if started is not None:
                 due = run.due_timestamp
-                if due > last_run:
+                if due > last_run:  # noqa: PLR1730  # max() is a call
                     last_run = due
                 if not run.start_is_estimated:
                     delays.append(started - due if started > due else 0.0)

@@ -196,11 +196,7 @@ class ExecutorHooks:
     # Results
 
     def _on_events(self, job_id: str, events: Sequence[Any]) -> None:
-        try:
-            submission = self._open.pop((job_id, id(events[-1].scheduled_run_time)), None)
-        except (AttributeError, IndexError):  # there is none, or it is an object of the user's
-            submission = None
-        submission = submission or self._find_by_events(job_id, events)
+        submission = self._take_by_events(job_id, events)
         if submission is None:
             return
         runs, on_event = submission.runs, self._on_event
@@ -277,12 +273,15 @@ class ExecutorHooks:
         return self._open.pop(submission.key, None) is not None
 
     def _take_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
-        """Take the submission whose last run time is the very object in the last event."""
-        due = getattr(events[-1], "scheduled_run_time", None) if events else None
-        return self._open.pop((job_id, id(due)), None) or self._find_by_events(job_id, events)
+        """Take the submission that events are about, by the very object of its last run time."""
+        try:
+            submission = self._open.pop((job_id, id(events[-1].scheduled_run_time)), None)
+        except (AttributeError, IndexError):  # there is none, or it is an object of the user's
+            submission = None
+        return submission or self._guess_by_events(job_id, events)
 
-    def _find_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
-        """Take the submission that events are most likely about, where no object tells it."""
+    def _guess_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+        """Take the submission that events are most likely about."""
         if events:
             due = getattr(events[-1], "scheduled_run_time", None)
             for submission in self._submissions_of(job_id):
