@@ -15,7 +15,7 @@ from uuid import UUID
 
 from apscheduler_telemetry.adapters.base import AdapterServices
 from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome, RunError
-from apscheduler_telemetry.core.records import JobRecord
+from apscheduler_telemetry.core.records import JobRecord, Run
 
 
 class CancelledRunError(Exception):
@@ -112,7 +112,8 @@ class QueueSchedulerAdapter:
 
     def _call(self, job_id: UUID, due: datetime, func: Callable[[], Any]) -> None:
         recorder, observers = self._services.recorder, self._services.observers
-        (run,) = recorder.runs_submitted(self._record(job_id), [due], "workers")
+        run = Run(self._record(job_id), due, "workers")
+        recorder.runs_submitted([run])
         outcome, error = Outcome.SUCCESS, None
         run.start(time.time())
         observers.on_start(run)

@@ -58,8 +58,8 @@ class FakeScheduler:
 
     def submit(self, record: JobRecord, due: float, executor: str = "elsewhere") -> Run:
         """Submit a run that is due then, in Unix seconds."""
-        due_times = [datetime.fromtimestamp(due, timezone.utc)]
-        (run,) = self.recorder.runs_submitted(record, due_times, executor)
+        run = Run(record, datetime.fromtimestamp(due, timezone.utc), executor)
+        self.recorder.runs_submitted([run])
         return run
 
     def finish(self, run: Run, outcome: Outcome) -> None:

@@ -63,7 +63,9 @@ class RecorderRig:
     def submit(self, *seconds: float, record: JobRecord | None = None) -> list[Run]:
         """Submit runs that are due so many seconds after `DUE`; one at `DUE` by default."""
         due_times = [DUE + timedelta(seconds=each) for each in seconds or (0,)]
-        return self.recorder.runs_submitted(record or self.record, due_times, "default")
+        runs = [Run(record or self.record, due, "default") for due in due_times]
+        self.recorder.runs_submitted(runs)
+        return runs
 
     def finish(
         self,

@@ -1968,7 +1968,7 @@ class TestOurOwnFailures:
             ("threads", "adapters.apscheduler3.tracked_jobs.TrackedJobs.upsert"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._create_submission"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._on_events"),
-            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._take_by_events"),
+            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._find_by_events"),
             ("processes", "core.records.Run.__init__"),
             ("processes", "core.recorder.Recorder.runs_submitted"),
             ("processes", "core.records.Run.finish"),

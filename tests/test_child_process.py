@@ -93,11 +93,11 @@ class TestRunsJobs:
         assert times.answers == [True]
 
     def test_a_replacement_that_calls_the_job_runs_jobs(self) -> None:
-        """It is recognised by the job's attribute ``func``."""
+        """It is recognised by the job's attributes ``func``, ``args`` and ``kwargs``."""
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in run_times:
-                job.func()
+                job.func(*job.args, **job.kwargs)
 
         run_mine(job(), times := Asked(TIMES))
         assert times.answers == [True]
@@ -108,7 +108,7 @@ class TestRunsJobs:
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in copy(run_times):
-                job.func()
+                job.func(*job.args, **job.kwargs)
 
         run_mine(job(), times := Asked(TIMES))
         assert times.answers == [False]
@@ -171,7 +171,8 @@ class TestChildRunTimes:
         def run_mine(func: Any) -> Any:
             for at in times:
                 yielded.append(at)
-                SimpleNamespace(func=func).func()
+                each = SimpleNamespace(func=func, args=(), kwargs={})
+                each.func(*each.args, **each.kwargs)
 
         yielded: list[Any] = []
         with pytest.raises(ValueError, match="as asked"):

@@ -38,7 +38,8 @@ class Rig:
 
     def submit(self, record: JobRecord) -> Run:
         due = datetime.fromtimestamp(self.clock(), timezone.utc)
-        (run,) = self.recorder.runs_submitted(record, [due], "default")
+        run = Run(record, due, "default")
+        self.recorder.runs_submitted([run])
         return run
 
     def run(self, record: JobRecord, outcome: Outcome) -> None:

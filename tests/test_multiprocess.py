@@ -119,7 +119,8 @@ class Process:
         record = self.recorder.job("default", job_id)
         assert record is not None
         moment = datetime.fromtimestamp(due, timezone.utc)
-        (run,) = self.recorder.runs_submitted(record, [moment], "default")
+        run = Run(record, moment, "default")
+        self.recorder.runs_submitted([run])
         run.start(due)
         return run
 
@@ -442,7 +443,7 @@ class TestModes:
             process = Process(by_hand)
             process.recorder.executor_added("default", lambda: 10)
             record, due = process.job(NOW), datetime.fromtimestamp(NOW, timezone.utc)
-            process.recorder.runs_submitted(record, [due] * 3, "default")
+            process.recorder.runs_submitted([Run(record, due, "default") for _ in range(3)])
             process.write()
         shown = scrape(by_hand)
         assert value(shown, "executor_workers", executor="default") == 20

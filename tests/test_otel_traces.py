@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from apscheduler_telemetry import __version__
 from apscheduler_telemetry.core import observers
-from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.model import MAX_MESSAGE, JobInfo, Outcome, RunError
 from apscheduler_telemetry.core.observers import RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
@@ -61,7 +61,8 @@ def new_run(
     """Return a run that was submitted a quarter of a second before `NOW`."""
     recorder = Recorder(scheduler)
     record = recorder.job_upserted(info or job(), None)
-    (run,) = recorder.runs_submitted(record, [DUE], "default", links)
+    run = Run(record, DUE, "default", links)
+    recorder.runs_submitted([run])
     return run
 
 
@@ -703,12 +704,12 @@ class TestExceptions:
 
     def test_long_message(self, spans: Spans) -> None:
         """The length of a message is bounded wherever it goes."""
-        error = RunError(type="E", message="x" * 1_000_000)
+        error = RunError.from_exception(ValueError("x" * 1_000_000))
         go(spans.observer(), outcome=Outcome.ERROR, error=error)
 
         span = spans.one()
-        assert len(span.status.description) == otel.MAX_MESSAGE
-        assert len(span.events[0].attributes["exception.message"]) == otel.MAX_MESSAGE
+        assert len(span.status.description) == MAX_MESSAGE
+        assert len(span.events[0].attributes["exception.message"]) == MAX_MESSAGE
 
     def test_unknown_exception(self, spans: Spans) -> None:
         """A failure of which no exception is known is a failure still."""

@@ -122,7 +122,8 @@ class TestRuns:
 
     def test_an_unknown_executor(self, rig: RecorderRig) -> None:
         """A run of an executor that is not known counts all the same."""
-        (run,) = rig.recorder.runs_submitted(rig.record, [DUE], "other")
+        run = Run(rig.record, DUE, "other")
+        rig.recorder.runs_submitted([run])
         run.start(AT)
         assert rig.job().in_flight.running == 1
         assert rig.recorder.executors() == {"default": (4, 0, 0)}

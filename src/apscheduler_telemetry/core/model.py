@@ -14,6 +14,14 @@ from typing import Protocol
 GENERATED_ID_LENGTH = 32
 """APScheduler names a job that has no id of its own with this many hex digits."""
 
+MAX_MESSAGE = 4_096
+"""
+Characters of an exception's message.
+
+A database driver that quotes its statement makes messages of megabytes, which would be kept until
+the next scrape, and for which a collector refuses a whole batch of spans.
+"""
+
 Clock = Callable[[], float]
 """Returns Unix seconds."""
 
@@ -120,12 +128,12 @@ class RunError:
 
     @classmethod
     def from_exception(cls, exception: BaseException, traceback: str = "") -> RunError:
-        """Describe `exception`, surviving one whose ``__str__`` raises."""
+        """Describe `exception`, surviving one whose ``__str__`` raises, be it SystemExit."""
         try:
-            message = str(exception)
-        except Exception:  # noqa: BLE001  # user code: anything may happen in __str__
+            message = str(exception)[:MAX_MESSAGE]
+        except BaseException:  # noqa: BLE001  # as the standard library's traceback does
             message = "<exception whose __str__ failed>"
-        return cls(type=qualified_name(type(exception)), message=message, traceback=traceback)
+        return cls(type=exception_type(exception), message=message, traceback=traceback)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +181,14 @@ class SpanIds(Protocol):
 
     @property
     def span_id(self) -> int: ...
+
+
+def exception_type(exception: BaseException) -> str:
+    """Return the qualified name of the type of an exception, surviving one that hides it."""
+    try:
+        return qualified_name(type(exception))
+    except BaseException:  # noqa: BLE001  # a metaclass is user code, too
+        return "<exception whose type has no name>"
 
 
 def qualified_name(cls: type) -> str:

@@ -26,7 +26,14 @@ from typing import Any, NamedTuple
 from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, Removal
-from apscheduler_telemetry.core.records import JobKey, JobRecord, JobSeries, JobSnapshot, Run
+from apscheduler_telemetry.core.records import (
+    JobKey,
+    JobRecord,
+    JobSeries,
+    JobSnapshot,
+    Run,
+    UnsubmittedRuns,
+)
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, JobStats
 
 REMOVED_JOB_SECONDS = 900.0
@@ -201,35 +208,19 @@ class Recorder:
 
     # Runs
 
-    def runs_submitted(
-        self,
-        record: JobRecord,
-        due_times: Iterable[datetime],
-        executor: str,
-        links: Sequence[Any] = (),
-    ) -> list[Run]:
+    def runs_submitted(self, runs: Iterable[Run]) -> None:
         """
         Record that due runs of a job are being submitted to an executor, in which they are queued.
 
-        Args:
-            record: the job.
-            due_times: when each was due (timezone aware).
-            executor: alias of the executor.
-            links: where the job was added and where the run was triggered by hand, if known.
+        Their end has to be recorded by `Run.finish` from now on, whatever happens.
         """
-        registered, runs = self._runs, []
-        for due in due_times:
-            run = Run(record, due, executor, links)
-            registered[run] = None
-            runs.append(run)
-        return runs
+        self._runs.update(dict.fromkeys(runs))  # in one step: all or none of them
 
     def add_up_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_REGISTERED` may wait for that."""
         if len(self._runs) >= self._add_up_at:
             self._sync()
 
-    @synchronized
     def runs_unsubmitted(
         self,
         record: JobRecord,
@@ -251,8 +242,7 @@ class Recorder:
         Returns:
             Those, as runs that have ended.
         """
-        self._sync()  # what ended before comes before
-        record.series.add_unsubmitted(outcome, count, self._clock())
+        self._runs[UnsubmittedRuns(record, outcome, count)] = None  # counted at the next reading
         runs = [Run(record, due, record.info.executor, links) for due in due_times]
         for run in runs:
             run.finish(outcome)

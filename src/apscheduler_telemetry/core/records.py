@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, MutableMapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -220,9 +220,9 @@ class JobSeries:
                 if run in registered and run not in known:
                     (in_flight if run.outcome is None else finished).append(run)
             if finished:
-                if self.removed_at is not None:
-                    self.removed_at = now  # so that every scrape sees how the last run ended
                 finished.sort(key=_FINISH_NUMBER)
+                if self.removed_at is not None and not all(map(_was_unsubmitted, finished)):
+                    self.removed_at = now  # so that scrapes see how the last run ended
                 stats = stats.copy()
                 stats.add_runs(finished)
                 added = (*added, *finished)
@@ -239,16 +239,6 @@ class JobSeries:
             before = self._runs
             stats, added, started, in_flight = before
             added = tuple(filter(registered.__contains__, added))
-            is_done = self._replace_runs(before, (stats, added, started, in_flight))
-
-    def add_unsubmitted(self, outcome: Outcome, count: int, now: float) -> None:
-        """Add due runs that were never submitted to an executor."""
-        is_done = False
-        while not is_done:
-            before = self._runs
-            stats, added, started, in_flight = before
-            stats = stats.copy()
-            stats.add_outcome(outcome, now, count=count)
             is_done = self._replace_runs(before, (stats, added, started, in_flight))
 
     def _replace_runs(self, before: _RunState, after: _RunState) -> bool:
@@ -356,7 +346,10 @@ class Run:
         finished_at: Unix seconds of the end.
         finish_number: orders runs by their end, also where the clock stands still.
         exemplar: the ids of its span, if that is sampled.
+        count: how many runs it stands for.
     """
+
+    count = 1
 
     __slots__ = (
         *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error", "executor"),
@@ -469,12 +462,36 @@ class Run:
             stats.add_start(self.due_timestamp, None if self.start_is_estimated else started)
 
 
+class UnsubmittedRuns(Run):
+    """
+    Due runs of a job that have ended alike, without being submitted to an executor.
+
+    Args:
+        record: the job.
+        outcome: how they have ended.
+        count: how many.
+    """
+
+    __slots__ = ("count",)
+
+    def __init__(self, record: JobRecord, outcome: Outcome, count: int) -> None:
+        super().__init__(record, _EPOCH, record.info.executor)
+        self.count = count
+        self.finish(outcome)
+
+
+def _was_unsubmitted(run: Run) -> bool:
+    return isinstance(run, UnsubmittedRuns)
+
+
 def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NOTHING
     started = tuple(run for run in runs if run.started is not None)
-    since = min((at for run in started if (at := run.started) is not None), default=0.0)
+    # Not of those of a burst that are over already, whose outcomes come at its end.
+    active = (run.started for run in started if run.duration is None)
+    since = min((at for at in active if at is not None), default=0.0)
     return started, InFlight(len(runs) - len(started), len(started), since)
 
 
@@ -483,4 +500,5 @@ def _timestamp(at: datetime | float) -> float:
 
 
 _finish_numbers = itertools.count(1)
+_EPOCH = datetime.fromtimestamp(0, timezone.utc)
 _FINISH_NUMBER = attrgetter("finish_number")

@@ -50,6 +50,7 @@ class FinishedRun(Protocol):
     error: RunError | None
     finished_at: float
     exemplar: SpanIds | None
+    count: int
 
 
 class Histogram:
@@ -184,7 +185,7 @@ class JobStats:
                 self.consecutive_failures = 0
             elif outcome is not None:
                 error = None if run.error is None else run.error.type
-                self.add_outcome(outcome, run.finished_at, error)
+                self.add_outcome(outcome, run.finished_at, error, run.count)
         self.last_outcome = runs[-1].outcome
         self.outcomes[SUCCESS] += successes
         self.last_run = None if last_run == -inf else last_run

@@ -69,15 +69,6 @@ The environment variable of ``docs/exceptions/exceptions-logs.md`` of the conven
 EXCEPTION_LOG = "apscheduler.job.run.exception"
 """The event name of those log records: the operation and ``.exception``, as recommended there."""
 
-MAX_MESSAGE = 4_096
-"""
-Characters of an exception's message.
-
-The SDK limits attributes only if configured, and never the description of a status. A database
-driver that quotes its statement makes messages of megabytes, for which a collector refuses the
-whole batch.
-"""
-
 MAX_CACHED_JOBS = 1_000
 """Jobs whose attributes are cached, as most are the same for all runs of a job."""
 
@@ -536,7 +527,7 @@ def _exception_attributes(error: RunError) -> dict[str, AttributeValue]:
 
 
 def _message(error: RunError) -> str:
-    return _utf8(error.message[:MAX_MESSAGE])
+    return _utf8(error.message)
 
 
 def _nanoseconds(seconds: float) -> int:

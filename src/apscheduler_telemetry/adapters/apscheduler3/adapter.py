@@ -63,6 +63,7 @@ class APScheduler3Adapter:
             patches=self._patches,
             recorder=recorder,
             observers=services.observers,
+            errors=errors,
             clear_context=services.clear_context,
             restore_context=services.restore_context,
         )

@@ -25,15 +25,20 @@ def runs_jobs(caller: FrameType) -> bool:
     """
     Tell whether a function that asks for an iterator over run times runs the job in its steps.
 
-    ``run_job`` and ``run_coroutine_job`` do, and so does a replacement of the user's: they mention
-    the job's attribute ``func``, and iterate in a ``for`` statement. What does not, only looks at
-    the times or copies them; the steps of ``list(run_times)`` are no runs.
+    ``run_job`` and ``run_coroutine_job`` do, and so does a replacement of the user's: they iterate
+    in a ``for`` statement, and mention the job's attributes ``func``, ``args`` and ``kwargs``.
+    Others only look at the times or copy them; the steps of ``list(run_times)`` are no runs.
     """
-    code = caller.f_code
-    return "func" in code.co_names and code.co_code[caller.f_lasti] == _GET_ITER
+    code, at = caller.f_code, caller.f_lasti
+    operations = code.co_code[at::2]  # each takes two bytes
+    following = next((each for each in operations[1:] if each != _EXTENDED_ARG), None)
+    is_for_statement = operations[0] == _GET_ITER and following == _FOR_ITER
+    return is_for_statement and _JOB_CALL.issubset(code.co_names)
 
 
-_GET_ITER = opcode.opmap["GET_ITER"]
+_GET_ITER, _FOR_ITER = opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]
+_EXTENDED_ARG = opcode.EXTENDED_ARG
+_JOB_CALL = frozenset({"func", "args", "kwargs"})
 
 
 class Measurement(NamedTuple):

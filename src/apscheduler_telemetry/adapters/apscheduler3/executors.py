@@ -18,7 +18,7 @@ from apscheduler.executors.debug import DebugExecutor
 
 from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower, Submission
+from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
 from apscheduler_telemetry.core.model import Clock, ErrorKind, Outcome, RunError
@@ -103,15 +103,17 @@ class ExecutorHooks:
             is_ours = patches.is_active and (owner is scheduler or owner is None)
             try:
                 if is_ours:
-                    submission = create_submission(job, run_times)
-            except Exception:  # noqa: BLE001  # telemetry never changes the job
-                self._errors.exception("adapter")
-            try:
+                    try:
+                        submission = create_submission(job, run_times)
+                    except Exception:  # noqa: BLE001  # telemetry never changes the job
+                        self._errors.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
                     if is_ours:
-                        self._on_rejected(submission, error)
+                        # Not in the variable yet if Ctrl-C has come in between.
+                        key = job.id, id(run_times[-1])
+                        self._on_rejected(submission or self._open.get(key), error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._errors.exception("adapter")
                 raise
@@ -134,7 +136,8 @@ class ExecutorHooks:
                     events = self._read_events(job_id, events)
             except Exception:  # noqa: BLE001
                 self._errors.exception("adapter")
-            original(job_id, events)
+            finally:  # also if Ctrl-C has come in between
+                original(job_id, events)
 
         return run_job_success
 
@@ -164,13 +167,18 @@ class ExecutorHooks:
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
             key = job_id, id(latest)
-        runs = self._recorder.runs_submitted(tracked.record, run_times, self._alias, tracked.links)
+        record, executor, links = tracked.record, self._alias, tracked.links
+        runs = []
+        for due in run_times:
+            runs.append(Run(record, due, executor, links))  # noqa: PERF401  # quicker, for one
         if self._follower.captures_arguments:
             self._follower.capture_arguments(job, runs)
         tracked.submitted(latest)
         submission = self._open[key] = Submission(
             key, job, run_times, runs, self._follower, self._on_late_end
         )
+        # Last, when their end is sure to be recorded, as Ctrl-C may come at any line.
+        self._recorder.runs_submitted(runs)
         return submission
 
     def _assign_pool(self, submission: Submission) -> None:
@@ -188,7 +196,6 @@ class ExecutorHooks:
         if submission is None:
             return
         if is_refusal:
-            self._take(submission)
             self._finish_all(submission, Outcome.SKIPPED)
         else:
             self._give_up(submission, error)
@@ -196,22 +203,30 @@ class ExecutorHooks:
     # Results
 
     def _on_events(self, job_id: str, events: Sequence[Any]) -> None:
-        submission = self._take_by_events(job_id, events)
+        submission = self._find_by_events(job_id, events)
         if submission is None:
             return
         runs, on_event = submission.runs, self._on_event
-        if len(events) == len(runs):
-            remaining = iter(events)  # for a single run, zip() takes three times as long
+        try:
+            if len(events) == len(runs):
+                remaining = iter(events)  # for a single run, zip() takes three times as long
+                for run in runs:
+                    on_event(run, next(remaining))
+            else:
+                for event in events:
+                    matching = _run_of(event, runs)
+                    if matching is not None:
+                        on_event(matching, event)
+        except BaseException:
+            # Ctrl-C, or what an exception of the user's raises while it is described.
+            for run, event in zip(runs, events, strict=False):
+                run.finish(outcome_of(event))
+            raise
+        finally:
             for run in runs:
-                on_event(run, next(remaining))
-        else:
-            for event in events:
-                matching = _run_of(event, runs)
-                if matching is not None:
-                    on_event(matching, event)
-            self._finish_all(submission, Outcome.LOST)  # those that no event is about
-        if submission.pool is not None:
-            self._estimate_starts(submission.pool)
+                if run.outcome is None:  # no event is about it
+                    self._follower.finish(run, Outcome.LOST)
+            self._close(submission)
 
     def _read_events(self, job_id: str, events: Any) -> Any:
         """Read a result of a user's executor that is no list, and return what to pass on."""
@@ -225,13 +240,13 @@ class ExecutorHooks:
         submission = None
         try:
             for event in events:
-                submission = submission or self._take_by_events(job_id, [event])
+                submission = submission or self._find_by_events(job_id, [event])
                 run = None if submission is None else _run_of(event, submission.runs)
                 if run is not None:
                     self._follower.on_event(run, event)
                 yield event
         finally:
-            submission = submission or self._take_by_events(job_id, ())
+            submission = submission or self._find_by_events(job_id, ())
             if submission is not None:
                 self._finish_all(submission, Outcome.LOST)
 
@@ -243,18 +258,18 @@ class ExecutorHooks:
             self._unknown_runs[job_id] -= 1
             return
         if submission is None and waiting:
-            submission = waiting[0]
+            submission = next((each for each in waiting if not each.has_started), waiting[0])
         if submission is not None:
             self._give_up(submission, error)
 
     def _give_up(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if submission.give_up() and self._take(submission):
+        if submission.give_up() and self._open.pop(submission.key, None) is not None:
             self._finish_all(submission, Outcome.LOST, error)
 
     def _on_late_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if self._take(submission):
+        if self._open.pop(submission.key, None) is not None:  # else `_give_up` was quicker
             self._finish_all(submission, Outcome.LOST)
 
     def _finish_all(
@@ -264,34 +279,30 @@ class ExecutorHooks:
         reason = None if error is None else RunError.from_exception(error)
         for run in submission.runs:
             self._follower.finish(run, outcome, reason)
+        self._close(submission)
+
+    def _close(self, submission: Submission) -> None:
+        """Forget a submission, all of whose runs have ended."""
+        self._open.pop(submission.key, None)
         if submission.pool is not None:
             self._estimate_starts(submission.pool)
 
-    # Open submissions: taking one out of the dictionary is the claim to end it
+    # Open submissions
 
-    def _take(self, submission: Submission) -> bool:
-        return self._open.pop(submission.key, None) is not None
-
-    def _take_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
-        """Take the submission that events are about, by the very object of its last run time."""
-        try:
-            submission = self._open.pop((job_id, id(events[-1].scheduled_run_time)), None)
-        except (AttributeError, IndexError):  # there is none, or it is an object of the user's
-            submission = None
-        return submission or self._guess_by_events(job_id, events)
-
-    def _guess_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
-        """Take the submission that events are most likely about."""
-        if events:
-            due = getattr(events[-1], "scheduled_run_time", None)
-            for submission in self._submissions_of(job_id):
-                if due is None or _run_of(events[-1], submission.runs) is not None:
-                    return submission if self._take(submission) else None
-            if self._unknown_runs[job_id]:
-                self._unknown_runs[job_id] -= 1
-                return None
-            # `_on_error` has guessed wrong: it was another one that got no result.
-        return next(filter(self._take, self._submissions_of(job_id)), None)
+    def _find_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+        """Return the open submission that events are about, None if there is none."""
+        due = getattr(events[-1], "scheduled_run_time", None) if events else None
+        submission = self._open.get((job_id, id(due)))
+        if submission is not None or not events:
+            return submission or next(self._submissions_of(job_id), None)
+        for submission in self._submissions_of(job_id):
+            if due is None or _run_of(events[-1], submission.runs) is not None:
+                return submission
+        if self._unknown_runs[job_id]:
+            self._unknown_runs[job_id] -= 1
+            return None
+        # `_on_error` has chosen the wrong one: it was another that got no result.
+        return next(self._submissions_of(job_id), None)
 
     def _submissions_of(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""

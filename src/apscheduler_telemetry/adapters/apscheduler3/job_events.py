@@ -63,7 +63,8 @@ class JobEvents:
 
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
-        if self._loop.is_advancing(job.id):
+        # The stack shows it if Ctrl-C has kept the loop's patch from noting the submission.
+        if self._loop.is_advancing(job.id) or self._loop.is_acting:
             self.on_job_advanced(job, alias)
             return
         tracked = self._get_job((alias, job.id))

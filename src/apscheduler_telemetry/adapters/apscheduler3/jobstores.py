@@ -73,7 +73,6 @@ class JobStoreHooks:
         self._get_due_jobs = store.get_due_jobs
         self._changes = JobStoreChanges()
         self.open(alias)
-        self._patch_store()
         self._deserializer = JobDeserializer(store, patches=patches, recorder=recorder)
         self._poller = JobStorePoller(
             scheduler,
@@ -89,6 +88,7 @@ class JobStoreHooks:
             suppress_tracing=suppress_tracing,
             clock=clock,
         )
+        self._patch_store()  # last, as another thread may use the store
 
     @property
     def alias(self) -> str | None:

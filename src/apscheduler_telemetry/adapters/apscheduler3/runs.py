@@ -9,9 +9,11 @@ callable and the call stack. How run number k ended is known from event number k
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from time import perf_counter, time
 from typing import Any
@@ -19,9 +21,21 @@ from typing import Any
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
 from apscheduler.executors import base
 
+try:
+    from apscheduler.executors.base import run_coroutine_job
+except ImportError:  # before APScheduler 3.11
+    from apscheduler.executors.base_py3 import run_coroutine_job
+
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.child_process import Measurement
-from apscheduler_telemetry.core.model import LOST, SUCCESS, Capture, Outcome, RunError
+from apscheduler_telemetry.core.model import (
+    LOST,
+    SUCCESS,
+    Capture,
+    Outcome,
+    RunError,
+    exception_type,
+)
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.safe_repr import safe_repr, safe_repr_call
@@ -32,9 +46,22 @@ _OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_MISSED: Outcome.MISSED,
 }
 
-# APScheduler's own functions that run jobs, told at once; before 3.11 the latter is elsewhere.
+# APScheduler's own functions that run jobs, recognised by their code at once.
 _RUN_JOB = getattr(base.run_job, "__code__", None)
-_RUN_COROUTINE_JOB = getattr(base.run_coroutine_job, "__code__", None)
+_RUN_COROUTINE_JOB = getattr(run_coroutine_job, "__code__", None)
+
+
+def _has_ended(get_steps: Callable[[], Generator[Any, None, None] | None] | None) -> bool:
+    steps = None if get_steps is None else get_steps()
+    return steps is None or inspect.getgeneratorstate(steps) == inspect.GEN_CLOSED
+
+
+def outcome_of(event: Any) -> Outcome:
+    """Return the outcome that an event reports, which may be an object of the user's."""
+    try:
+        return _OUTCOMES[event.code]
+    except (AttributeError, LookupError, TypeError):
+        return LOST
 
 
 class RunFollower:
@@ -79,17 +106,16 @@ class RunFollower:
 
     def on_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
-        try:
-            outcome = _OUTCOMES[event.code]
-        except (AttributeError, LookupError):
-            outcome = LOST
-        error = None
+        outcome, error = outcome_of(event), None
         if outcome is SUCCESS:
             if self._captures_result:
                 run.capture_result(self._describe(safe_repr, getattr(event, "retval", None)))
         elif (exception := getattr(event, "exception", None)) is not None:
-            stack = self._stack(exception, getattr(event, "traceback", None))
-            error = RunError.from_exception(exception, stack)
+            if self.observers.is_enabled:
+                stack = self._stack(exception, getattr(event, "traceback", None))
+                error = RunError.from_exception(exception, stack)
+            else:  # nobody reads more than its type
+                error = RunError(type=exception_type(exception), message="")
         if run.finish(outcome, error) and self.observers.is_enabled:
             self.observers.on_resolved(run)
 
@@ -148,11 +174,12 @@ class Submission(list[datetime]):
 
     __slots__ = (
         *("__weakref__", "_address", "_carriers", "_follower", "_is_given_up", "_is_iterating"),
-        *("_job", "_on_late_end", "key", "pool", "runs"),
+        *("_job", "_on_late_end", "_steps", "key", "pool", "runs"),
     )
     pool: Any
     _address: int | None
     _carriers: Sequence[Mapping[str, str]]
+    _steps: Callable[[], Generator[datetime, None, None] | None] | None
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
@@ -169,7 +196,7 @@ class Submission(list[datetime]):
         self._job = job
         self._follower = follower
         self._on_late_end = on_late_end
-        self.pool = self._address = None
+        self.pool = self._address = self._steps = None
         self._is_iterating = self._is_given_up = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
@@ -178,21 +205,28 @@ class Submission(list[datetime]):
         caller = sys._getframe(1)  # noqa: SLF001  # public, as documented
         code = caller.f_code
         if code is _RUN_JOB or code is _RUN_COROUTINE_JOB or child_process.runs_jobs(caller):
-            return self._measure()
+            steps = self._measure()
+            # Weakly, as the iteration ends when run_job lets go of it, whatever it raises.
+            self._steps = weakref.ref(steps)
+            return steps
         return super().__iter__()
 
-    def _measure(self) -> Iterator[datetime]:
+    def _measure(self) -> Generator[datetime, None, None]:
         observers, grace = self._follower.observers, self._job.misfire_grace_time
-        self._is_iterating = True
         try:
-            for run in self.runs:
+            self._is_iterating = True
+            runs = iter(self.runs)
+            for due in list.__iter__(self):
+                run = next(runs, None)
                 now = time()
                 if (
-                    run.started is not None
+                    run is None
+                    or run.due is not due  # a list that the user has changed
+                    or run.started is not None
                     or run.outcome is not None
                     or (grace is not None and self.is_late(run, now))
                 ):
-                    yield run.due  # a second attempt, a run that has ended, or one to be dropped
+                    yield due  # a second attempt, a run that has ended, or one to be dropped
                     continue
                 run.start(now)
                 is_observed = observers.is_enabled
@@ -200,7 +234,7 @@ class Submission(list[datetime]):
                     observers.on_start(run)
                 since = perf_counter()
                 try:
-                    yield run.due
+                    yield due
                 finally:
                     run.stop(perf_counter() - since)
                     if is_observed:
@@ -214,6 +248,11 @@ class Submission(list[datetime]):
         """Tell whether APScheduler drops a run that starts at `now`, in Unix seconds."""
         grace = self._job.misfire_grace_time
         return grace is not None and now - run.due_timestamp > grace
+
+    @property
+    def has_started(self) -> bool:
+        """Whether any of its runs has started."""
+        return any(run.started is not None for run in self.runs)
 
     @property
     def is_given_up(self) -> bool:
@@ -234,13 +273,15 @@ class Submission(list[datetime]):
         """
         # In this order, as the thread that iterates does it in the opposite order.
         self._is_given_up = True
-        return not self._is_iterating
+        is_iterating = self._is_iterating
+        # Ctrl-C may have ended the iteration before it could say so.
+        return not is_iterating or _has_ended(self._steps)
 
     def on_measured(self, measurement: Measurement) -> datetime:
         """Take what a child process has measured, just before the event of the run comes."""
         run = self.runs[measurement.position]
         try:
-            if run.outcome is None and not self.is_late(run, measurement.started):
+            if run.outcome is None:
                 run.start(measurement.started)
                 run.stop(measurement.duration)
             if measurement.failure:
@@ -257,9 +298,11 @@ class Submission(list[datetime]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
+            if any(run.due is not due for run, due in zip(self.runs, self[:], strict=True)):
+                return list, (self[:],)  # a list that the user has changed is not measured
             if self._address is None:  # the second attempt, in a fresh pool, sends the same
-                self._address = child_process.address_of(self)
                 self._carriers = self._follower.inject(self.runs)
+                self._address = child_process.address_of(self)
         except Exception:  # noqa: BLE001  # or the run would be lost; it is not measured then
             self._follower.on_failure()
             return list, (self[:],)

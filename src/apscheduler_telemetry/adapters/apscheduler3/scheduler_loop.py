@@ -20,7 +20,7 @@ from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseSchedul
 
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.model import Clock, ErrorKind, Liveness, qualified_name
-from apscheduler_telemetry.core.observers import ObserverGroup
+from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
 OVERDUE_SECONDS = 10.0
@@ -41,6 +41,7 @@ class SchedulerLoop:
         patches: what was patched for the scheduler.
         recorder: counts what APScheduler only logs.
         observers: looked at before each pass.
+        errors: counts failures of telemetry itself.
         clear_context: makes no OpenTelemetry context current, and returns what was, or None.
         restore_context: takes that unless it is None, and makes it current again.
         clock: returns Unix seconds.
@@ -62,6 +63,7 @@ class SchedulerLoop:
         patches: PatchSet,
         recorder: Recorder,
         observers: ObserverGroup,
+        errors: ErrorReporter,
         clear_context: Callable[[], Any],
         restore_context: Callable[[Any], None],
         clock: Clock = time.time,
@@ -71,6 +73,7 @@ class SchedulerLoop:
         self._patches = patches
         self._recorder = recorder
         self._observers = observers
+        self._errors = errors
         self._clear_context = clear_context
         self._restore_context = restore_context
         self._clock = clock
@@ -203,10 +206,14 @@ class SchedulerLoop:
         on_pass_start, on_pass_end = self._on_pass_start, self._on_pass_end
 
         def process_jobs() -> Any:
-            self.is_bypassed = False
-            on_pass_start()
-            self._pass_since = self._monotonic()
-            context = clear_context()
+            context = None
+            try:
+                self.is_bypassed = False
+                on_pass_start()
+                self._pass_since = self._monotonic()
+                context = clear_context()
+            except Exception:  # noqa: BLE001  # it would end the scheduler's thread
+                self._errors.exception("adapter")
             try:
                 wait_seconds = original()
             except BaseException as exception:

@@ -13,11 +13,12 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Mapping, MutableMapping
-from typing import Any, Protocol
+from collections.abc import MutableMapping
+from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.adapters.base import OriginTracker
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
 
@@ -25,23 +26,6 @@ COMPONENT = "spans"
 
 FLUSH_SECONDS = 1.0
 """Seconds for which the end of the process may wait until links are stored."""
-
-
-class OriginTracker(Protocol):
-    """
-    Finds origins: the spans and the baggage in which jobs are added and runs are triggered.
-
-    The reason why a run links to an origin is ``added`` or ``triggered``.
-    """
-
-    def current(self, reason: str) -> Any:
-        """Return the origin of what happens now, for this reason; None if there is none."""
-
-    def dump(self, origin: Any) -> Mapping[str, str]:
-        """Return an origin as strings that `load` takes."""
-
-    def load(self, reason: str, texts: Mapping[str, str]) -> Any:
-        """Return the origin that `dump` has made these strings of."""
 
 
 class TraceLinks:

@@ -1,4 +1,4 @@
-"""Scrapes in the main thread that a signal's handler, Ctrl-C or a lack of memory interrupts."""
+"""Scrapes and passes in the main thread that a signal, Ctrl-C or a lack of memory interrupts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -
         signal.signal(signal.SIGALRM, before)
 
 
-class TestEveryLine:
+class TestScrape:
     """An exception from outside at any executed line of ours, with runs in every state."""
 
     @pytest.mark.slow
@@ -81,6 +81,29 @@ class TestEveryLine:
             assert rig.outcomes("running") == {"success": 1}
             rig.failing = {"collector"} if isinstance(raised, Exception) else set()
             assert set(errors_of(rig.telemetry).counts()) >= rig.failing
+
+
+class TestPass:
+    """The same in a pass over due jobs that runs a job in the main thread."""
+
+    @pytest.mark.parametrize("func", [jobs.nothing, jobs.fail])
+    def test_no_run_stays_in_flight(self, func: Callable[[], None]) -> None:
+        """What was recorded as due has ended, once, and nothing counts as cancelled."""
+        line = 0
+        while True:
+            with by_hand({"default": DebugExecutor()}) as rig:
+                rig.is_told = False  # Ctrl-C keeps APScheduler from it
+                rig.add(func, "interval", seconds=10)
+                rig.clock.advance(10)
+                was_there = executed_line(line, rig.scheduler.turn, KeyboardInterrupt())
+                job = rig.job()
+                assert (job.running, job.queued, job.cancelled_run) == (0, 0, None), line
+                assert sum(job.outcomes.values()) <= 1
+                rig.scheduler._executors["default"]._instances.clear()
+            if not was_there:
+                break
+            line += 1
+        assert line > 100
 
 
 def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
