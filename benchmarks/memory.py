@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.export.prometheus import exporter_for
+from apscheduler_telemetry.export.prometheus import get_or_create_exporter
 
 IMPORTS = {
     "nothing": "pass",
@@ -98,7 +98,7 @@ def per_job(jobs: int) -> None:
         schedulers.append((scheduler, registry))
     encode, _ = choose_encoder("application/openmetrics-text;version=1.0.0")
     registry = schedulers[-1][1]
-    grown, _ = growth(lambda: sum(map(len, exporter_for(registry).expose(encode))))
+    grown, _ = growth(lambda: sum(map(len, get_or_create_exporter(registry).expose(encode))))
     print(f"a job's kept lines, all series of one format  {grown / jobs:10.0f} bytes")
     for scheduler, _ in schedulers:
         scheduler.shutdown()

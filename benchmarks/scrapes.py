@@ -31,7 +31,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.export.prometheus import exporter_for
+from apscheduler_telemetry.export.prometheus import get_or_create_exporter
 from apscheduler_telemetry.http.negotiation import gzip_chunks
 
 START = datetime(2040, 1, 1, tzinfo=timezone.utc)
@@ -72,7 +72,7 @@ class Scene:
         self.registry = CollectorRegistry()
         self.scheduler = Scheduler(timezone="UTC", executors={"default": DebugExecutor()})
         instrument(self.scheduler, registry=self.registry, max_labels=jobs)
-        self.collector = exporter_for(self.registry)
+        self.collector = get_or_create_exporter(self.registry)
         for number in range(jobs):
             self.scheduler.add_job(work, "interval", days=1, id=f"job-{number}")
         self.scheduler.start()

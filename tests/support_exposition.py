@@ -15,7 +15,7 @@ from apscheduler_telemetry.core.model import ErrorKind, Liveness, Outcome, Remov
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord, Run
-from apscheduler_telemetry.export.prometheus import exporter_for
+from apscheduler_telemetry.export.prometheus import get_or_create_exporter
 from support_recorder import Boom, Clock, job_info
 
 NOW = 1_800_000_000.0  # 2027-01-15 08:00 UTC
@@ -123,8 +123,8 @@ def fill(scheduler: FakeScheduler) -> None:
 
     recorder.job_removed(scheduler.add_job("gone", NOW + 90), Removal.CANCELLED)
 
-    recorder.scheduler_error(ErrorKind.JOBSTORE)
-    recorder.scheduler_error(ErrorKind.LISTENER)
+    recorder.count_scheduler_error(ErrorKind.JOBSTORE)
+    recorder.count_scheduler_error(ErrorKind.LISTENER)
     scheduler.errors.report("job_label", "it returned None")
 
 
@@ -133,7 +133,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.exporter = exporter_for(self.registry)
+        self.exporter = get_or_create_exporter(self.registry)
         self.main, self.other = FakeScheduler("main"), FakeScheduler("other")
         fill(self.main)
         self.other.alive = Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")])

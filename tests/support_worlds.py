@@ -766,7 +766,8 @@ class Patient:
                 status, health = error.code, json.load(error)
         with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE) as answer:
             (up,) = re.findall(r"(?m)^apscheduler_scheduler_up\{.*\} (.*)$", answer.read().decode())
-        assert [reason["code"] for reason in health["reasons"]] == list(reasons)
+        codes = [reason["code"] for reason in health["reasons"]]
+        assert codes == list(reasons), health["reasons"]
         assert (status, float(up)) == ((503, 0) if reasons else (200, 1))
 
     def close(self) -> None:

@@ -534,14 +534,14 @@ class TestRunsOfOneJob:
         """Wait until no run is in flight, without a look at the metrics state."""
         executors = rig.scheduler._executors.values()
 
-        def is_settled() -> bool:
+        def is_enabled_final() -> bool:
             events = list(rig.events)
             due = sum(len(e.scheduled_run_times) for e in events if e.code == EVENT_JOB_SUBMITTED)
             codes = {EVENT_JOB_EXECUTED, EVENT_JOB_ERROR, EVENT_JOB_MISSED}
             ends = sum(e.code in codes for e in events)
             return ends >= due and not any(any(list(e._instances.values())) for e in executors)
 
-        until(is_settled)
+        until(is_enabled_final)
 
     def test_the_failure_of_a_run_from_before_us_is_not_taken_for_a_later_one(self) -> None:
         """A run that started before telemetry was installed fails; the run after it goes on."""
@@ -615,7 +615,7 @@ class TestRunsOfOneJob:
                 if started and rig.job().due == 3:  # not before the run is submitted
                     gate.wait_for_run()
                     started.clear()
-                    for label, job in recorder_of(rig.telemetry).changed_jobs({}):
+                    for label, job in recorder_of(rig.telemetry).snapshots_since({}):
                         assert job is not None
                         assert job.in_flight.running == 1
                         known[label] = job.version
@@ -635,7 +635,7 @@ class TestRunsOfOneJob:
             next_run = rig.job().next_run
             started.append(True)
             rig.after(10)
-            ((_, job),) = recorder_of(rig.telemetry).changed_jobs(known)
+            ((_, job),) = recorder_of(rig.telemetry).snapshots_since(known)
             assert job is not None
             assert job.next_run == next_run + 10
             gate.open()
@@ -943,7 +943,7 @@ class TestRunsOfOneJob:
             kept = weakref.ref(rig.scheduler.get_job("job").args[0])
             rig.scheduler.turn()
             gate.wait_for_run()
-            assert recorder_of(rig.telemetry).jobs_in("default") == []
+            assert recorder_of(rig.telemetry).records_in("default") == []
             gate.open()
             self.settle(rig)
             until(lambda: gc.collect() >= 0 and kept() is None)
@@ -1960,7 +1960,7 @@ class TestOurOwnFailures:
             ("threads", "core.recorder.Recorder.runs_submitted"),
             ("threads", "core.recorder.Recorder.runs_unsubmitted"),
             ("threads", "core.records.Run.finish"),
-            ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_advanced"),
+            ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_rescheduled_by_loop"),
             ("threads", "adapters.apscheduler3.runs.Submission.__init__"),
             ("threads", "adapters.apscheduler3.runs.RunFollower.on_event"),
             ("threads", "adapters.apscheduler3.runs.RunFollower.finish"),
@@ -1979,13 +1979,13 @@ class TestOurOwnFailures:
             ("processes", "adapters.apscheduler3.runs.RunFollower.inject"),
             ("processes", "core.records.Run.stop"),
             ("processes", "adapters.apscheduler3.runs.Submission.is_late"),
-            ("processes", "adapters.apscheduler3.runs.Submission.give_up"),
-            ("processes", "adapters.apscheduler3.child_process.address_of"),
+            ("processes", "adapters.apscheduler3.runs.Submission.abandon"),
+            ("processes", "adapters.apscheduler3.child_process.register_sink"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_events"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_rejected"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_error"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._estimate_starts"),
-            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._give_up"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._abandon"),
             ("processes", "adapters.apscheduler3.triggers.fire_times_before"),
         ],
     )

@@ -33,8 +33,8 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
     "adapters.apscheduler3.triggers": {"part.jitter": COPY},
     "adapters.registry": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "api": {
-        "setattr(scheduler, _HANDLE)": "the user's scheduler refers to its handle",
-        "delattr(self._scheduler, _HANDLE)": "the same",
+        "setattr(scheduler, _HANDLE_ATTRIBUTE)": "the user's scheduler refers to its handle",
+        "delattr(self._scheduler, _HANDLE_ATTRIBUTE)": "the same",
     },
     "config": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "core.locks": {

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
-from apscheduler_telemetry.api import handle_of
+from apscheduler_telemetry.api import get_handle
 from support import errors_of, eventually, finish_pass, processes, until
 
 SECRET = "hunter2"
@@ -249,7 +249,7 @@ class TestMore:
         with scheduler(DebugExecutor(), **ALL) as (made, exporter):
             made.add_job(echo, args=[1], id="job", misfire_grace_time=None)
             until(exporter.get_finished_spans)
-            handle = handle_of(made)
+            handle = get_handle(made)
             assert handle is not None
             assert errors_of(handle).counts()["spans"] == 2
         span: Any = exporter.get_finished_spans()[0]

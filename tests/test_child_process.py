@@ -39,7 +39,7 @@ class Sink:
         self.times = times
         self.measurements: list[Measurement] = []
 
-    def on_measured(self, measurement: Measurement) -> datetime:
+    def receive_measurement(self, measurement: Measurement) -> datetime:
         self.measurements.append(measurement)
         return self.times[measurement.position]
 
@@ -60,7 +60,7 @@ def run_in_child(job: Any, sink: Sink, carriers: Any = ()) -> list[Any]:
 
 def sent_by_child(job: Any, sink: Sink, carriers: Any = ()) -> bytes:
     """Run a job as a child does, and return its events as the child sends them."""
-    times = ChildRunTimes(sink.times, carriers, child_process.address_of(sink))
+    times = ChildRunTimes(sink.times, carriers, child_process.register_sink(sink))
     return pickle.dumps(run_job(job, "default", times, "apscheduler.executors.default"))
 
 
@@ -70,12 +70,12 @@ class Asked(list[datetime]):
     answers: list[bool]
 
     def __iter__(self) -> Iterator[datetime]:
-        self.answers = [child_process.runs_jobs(sys._getframe(1))]
+        self.answers = [child_process.is_job_runner(sys._getframe(1))]
         return super().__iter__()
 
 
 class TestRunsJobs:
-    """`runs_jobs`: which functions run a job, and are measured."""
+    """`is_job_runner`: which functions run a job, and are measured."""
 
     def test_run_job_runs_jobs(self) -> None:
         """That of APScheduler, in which most executors run them."""
@@ -166,7 +166,7 @@ class TestChildRunTimes:
     def test_an_iteration_that_breaks_off_is_measured_up_to_there(self) -> None:
         """As where the job raises what ``run_job`` does not catch."""
         sink = Sink(TIMES)
-        times = ChildRunTimes(TIMES, (), child_process.address_of(sink))
+        times = ChildRunTimes(TIMES, (), child_process.register_sink(sink))
 
         def run_mine(func: Any) -> Any:
             for at in times:
@@ -256,14 +256,14 @@ class TestMeasuredTime:
     def test_with_a_measurement_it_is_pickled_with_it(self) -> None:
         """On the way out, that goes to its sink."""
         sink = Sink(TIMES)
-        measured = MeasuredTime.copy_of(NOW, child_process.address_of(sink))
-        measured.attach(MEASUREMENT)
+        measured = MeasuredTime.copy_of(NOW, child_process.register_sink(sink))
+        measured.set_measurement(MEASUREMENT)
         assert pickle.loads(pickle.dumps(measured)) is NOW
         assert sink.measurements == [MEASUREMENT]
 
 
 class TestDeliver:
-    """`address_of` and `deliver`: how a measurement finds the parent's sink."""
+    """`register_sink` and `unpickle_measured_time`: how a measurement finds the parent's sink."""
 
     def test_a_measurement_without_a_sink_is_dropped(self) -> None:
         """Its event is what it would be without us."""
@@ -279,7 +279,7 @@ class TestDeliver:
         """Addresses are never used twice, and held weakly."""
         before = len(child_process._sinks)
         sink = Sink(TIMES)
-        addresses = {child_process.address_of(sink), child_process.address_of(sink)}
+        addresses = {child_process.register_sink(sink), child_process.register_sink(sink)}
         assert len(addresses) == 2
         assert len(child_process._sinks) == before + 2
         del sink
@@ -289,9 +289,9 @@ class TestDeliver:
     def test_each_sink_gets_its_own(self) -> None:
         """Whatever the order in which measurements come."""
         sinks = [Sink([at]) for at in TIMES]
-        addresses = [child_process.address_of(sink) for sink in sinks]
+        addresses = [child_process.register_sink(sink) for sink in sinks]
         for address, sink in reversed(list(zip(addresses, sinks, strict=True))):
-            assert child_process.deliver(NOW, address, MEASUREMENT) is sink.times[0]
+            assert child_process.unpickle_measured_time(NOW, address, MEASUREMENT) is sink.times[0]
         assert [sink.measurements for sink in sinks] == [[MEASUREMENT]] * 3
 
 

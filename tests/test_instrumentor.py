@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from apscheduler_telemetry import environment_variables, instrument
-from apscheduler_telemetry.api import handle_of
+from apscheduler_telemetry.api import get_handle
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from servers import get
@@ -61,7 +61,7 @@ def schedulers() -> Iterator[Any]:
 
 
 def name_of(scheduler: Any) -> str | None:
-    handle = handle_of(scheduler)
+    handle = get_handle(scheduler)
     return None if handle is None else handle.name
 
 
@@ -135,11 +135,11 @@ class TestInstrument:
         instrumentor.instrument()
         scheduler = schedulers()
         scheduler.start()
-        handle = handle_of(scheduler)
+        handle = get_handle(scheduler)
         scheduler.shutdown()
         scheduler.start()
 
-        assert handle_of(scheduler) is handle
+        assert get_handle(scheduler) is handle
 
     def test_options(self, instrumentor: Any, schedulers: Any) -> None:
         """Options of `instrument` are those of every scheduler."""
@@ -172,9 +172,9 @@ class TestInstrument:
         handle = instrument(scheduler, name="own", registry=CollectorRegistry())
         scheduler.start()
 
-        assert handle_of(scheduler) is handle
+        assert get_handle(scheduler) is handle
         instrumentor.uninstrument()
-        assert handle_of(scheduler) is handle
+        assert get_handle(scheduler) is handle
 
     def test_by_hand_after(self, instrumentor: Any, schedulers: Any) -> None:
         """What the application says counts, also where it comes late."""
@@ -183,7 +183,7 @@ class TestInstrument:
         scheduler.start()
         handle = instrument(scheduler, name="own", registry=CollectorRegistry())
 
-        assert handle_of(scheduler) is handle
+        assert get_handle(scheduler) is handle
         assert handle.name == "own"
 
     def test_keeps_nothing_alive(self, instrumentor: Any) -> None:
@@ -210,7 +210,7 @@ class TestInstrument:
         scheduler.start()
 
         assert scheduler.running
-        assert handle_of(scheduler) is None
+        assert get_handle(scheduler) is None
         (record,) = (r for r in caplog.records if r.name == "apscheduler_telemetry.instrumentor")
         assert "cannot be instrumented, and runs without" in record.getMessage()
         assert "severity" in str(record.exc_info)
@@ -226,7 +226,7 @@ class TestUninstrument:
         other = schedulers()
         other.start()
 
-        assert (handle_of(scheduler), handle_of(other)) == (None, None)
+        assert (get_handle(scheduler), get_handle(other)) == (None, None)
         assert BaseScheduler.start is START
         instrumentor.instrument()
         assert {name_of(scheduler), name_of(other)} == {"default", "default-2"}
@@ -243,7 +243,7 @@ class TestUninstrument:
         scheduler.start()
 
         assert scheduler.running
-        assert handle_of(scheduler) is None
+        assert get_handle(scheduler) is None
         monkeypatch.undo()
         BaseScheduler.start = START
 
@@ -267,8 +267,8 @@ class TestVariables:
 
         assert name_of(scheduler) == "shop"
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-            "OTEL_PYTHON_APSCHEDULER_SINGLETON='maybe' is not true or false, and is left out",
-            "OTEL_PYTHON_APSCHEDULER_GRACE='soon' is not a number, and is left out",
+            "OTEL_PYTHON_APSCHEDULER_SINGLETON='maybe' is ignored: it is not true or false",
+            "OTEL_PYTHON_APSCHEDULER_GRACE='soon' is ignored: it is not a number",
         ]
 
     def test_all(self, instrumentor: Any, schedulers: Any, monkeypatch: Any) -> None:
@@ -286,7 +286,7 @@ class TestVariables:
         scheduler = schedulers()
         scheduler.start()
 
-        handle = handle_of(scheduler)
+        handle = get_handle(scheduler)
         assert handle is not None
         expected = {
             "name": "argument",

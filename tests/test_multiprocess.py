@@ -184,7 +184,7 @@ class TestOneProcess:
         scheduler.add_job(jobs.nothing, "interval", hours=1, id="hourly")
         scheduler.start()
         scheduler.turn()
-        recorder_of(telemetry).scheduler_error(ErrorKind.JOBSTORE)
+        recorder_of(telemetry).count_scheduler_error(ErrorKind.JOBSTORE)
         until(lambda: value(series(registry_of(telemetry)), "job_shortest_interval_seconds"))
         yield telemetry
         scheduler.shutdown()
@@ -395,7 +395,7 @@ class TestModes:
         first.run(seconds=1)
         first.run(seconds=0.2, outcome=Outcome.ERROR)
         second.run(seconds=1)
-        first.recorder.scheduler_error(ErrorKind.LISTENER)
+        first.recorder.count_scheduler_error(ErrorKind.LISTENER)
         first.write()
         second.write()
         shown = scrape(by_hand)
@@ -642,7 +642,7 @@ class TestRemovedJobs:
         for job_id in ("job", "old"):
             old.job(NOW, job_id)
         old.run(1)
-        old.recorder.scheduler_error(ErrorKind.LOOP)
+        old.recorder.count_scheduler_error(ErrorKind.LOOP)
         old.write()
         new = Process(by_hand)
         new.job(NOW)
@@ -817,7 +817,7 @@ class TestTrouble:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         while reader.poll() is None:
-            process.recorder.scheduler_error(ErrorKind.LOOP)
+            process.recorder.count_scheduler_error(ErrorKind.LOOP)
             process.write()
         assert reader.communicate()[0] == f"{{{len(expected)}}}\n"
 

@@ -195,7 +195,7 @@ class TestObserverGroup:
         """It has to look again as long as an observer may become enabled, and none is."""
         errors = ErrorReporter()
         group = ObserverGroup(errors, map(Undecided, answers))
-        assert (group.is_enabled, group.is_settled) == (enabled, settled)
+        assert (group.is_enabled, group.is_enabled_final) == (enabled, settled)
         assert errors.counts()["spans"] == sum(isinstance(answer, Boom) for answer in answers)
 
     def test_an_observer_that_becomes_enabled(self) -> None:
@@ -204,8 +204,8 @@ class TestObserverGroup:
         group = ObserverGroup(ErrorReporter(), [observer])
         observer.answer = True
         assert not group.is_enabled
-        group.refresh()
-        assert (group.is_enabled, group.is_settled) == (True, True)
+        group.update_is_enabled()
+        assert (group.is_enabled, group.is_enabled_final) == (True, True)
 
     def test_starts_in_order_and_ends_in_reverse(self) -> None:
         """Observers are around each other like context managers."""

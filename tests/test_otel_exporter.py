@@ -11,7 +11,7 @@ from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import RunObserver
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export import otel_metrics
-from apscheduler_telemetry.export.otel_metrics import HistogramObserver, exporter_for
+from apscheduler_telemetry.export.otel_metrics import HistogramObserver, get_or_create_exporter
 from support_exposition import NOW, FakeScheduler, fill
 from support_recorder import AT, RecorderRig
 
@@ -30,7 +30,7 @@ class Sdk:
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()
         self.provider = sdk.MeterProvider([self.reader], shutdown_on_exit=False)
-        self.exporter = exporter_for(self.provider, (1.0, 2.0), (1.0, 2.0))
+        self.exporter = get_or_create_exporter(self.provider, (1.0, 2.0), (1.0, 2.0))
         self.observer = HistogramObserver(self.exporter)
 
     def points(self, name: str) -> list[Any]:
@@ -173,7 +173,7 @@ class TestObservations:
 
     def test_one_exporter_for_each_provider(self, otel: Sdk) -> None:
         """Schedulers of one provider share its instruments."""
-        assert exporter_for(otel.provider, (5.0,), (5.0,)) is otel.exporter
+        assert get_or_create_exporter(otel.provider, (5.0,), (5.0,)) is otel.exporter
         assert Sdk().exporter is not otel.exporter
 
 

@@ -106,7 +106,7 @@ def spans(sampling: Any) -> Spans:
 
 @pytest.fixture(autouse=True)
 def _no_opt_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(otel.OPT_IN, raising=False)
+    monkeypatch.delenv(otel.EXCEPTION_SIGNAL_VARIABLE, raising=False)
     before = context.get_current()
     yield
     assert context.get_current() == before, "a test left something in the context"
@@ -487,7 +487,7 @@ class TestWithoutSdk:
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
         assert SpanObserver().is_enabled() is False
         assert SpanObserver(tracer_provider=trace.ProxyTracerProvider()).is_enabled() is False
-        monkeypatch.setenv(otel.OPT_IN, "logs/dup")
+        monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, "logs/dup")
         is_enabled = SpanObserver().is_enabled()
         assert is_enabled == ("event_name" in inspect.signature(Logger.emit).parameters)
 
@@ -597,7 +597,7 @@ class Logs(LoggerProvider):
 
 
 def tell(spans: Spans, monkeypatch: pytest.MonkeyPatch, wanted: str) -> Logs:
-    monkeypatch.setenv(otel.OPT_IN, wanted)
+    monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, wanted)
     logs = Logs()
     go(spans.observer(logger_provider=logs), outcome=Outcome.ERROR, error=BOOM)
     return logs
@@ -657,7 +657,7 @@ class TestExceptions:
     @pytest.mark.skipif(not LOGS, reason="the logs API of this version knows no events")
     def test_log_record_without_a_span(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Log records of exceptions are made for runs that have no span, too."""
-        monkeypatch.setenv(otel.OPT_IN, "logs")
+        monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, "logs")
         logs = Logs()
         observer = SpanObserver(
             tracer_provider=trace.NoOpTracerProvider(), logger_provider=logs, clock=lambda: NOW

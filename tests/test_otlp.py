@@ -347,7 +347,7 @@ def test_exception_as_log_record(receiver: OtlpReceiver, monkeypatch: pytest.Mon
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 
-    monkeypatch.setenv(otel.OPT_IN, "logs")
+    monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, "logs")
     app = Application(receiver, "http")
     logs = LoggerProvider(shutdown_on_exit=False)
     logs.add_log_record_processor(

@@ -32,7 +32,7 @@ from apscheduler_telemetry.core.model import Removal, RunError
 from apscheduler_telemetry.core.observers import COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export import prometheus
-from apscheduler_telemetry.export.prometheus import PrometheusExporter, exporter_for
+from apscheduler_telemetry.export.prometheus import PrometheusExporter, get_or_create_exporter
 from support_exposition import NOW, FakeScheduler, Scene, raise_boom, samples
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -245,7 +245,7 @@ class TestHostileNames:
         error = RunError(type=name, message=name)
         scheduler.run(scheduler.add_job("job"), NOW, 1.0, error)
         scheduler.hostname = name
-        exporter_for(registry).add(scheduler)
+        get_or_create_exporter(registry).add(scheduler)
         self.check(registry)
         assert scheduler.errors.counts()["collector"] == 0
 
@@ -304,7 +304,7 @@ class TestConcurrency:
         """Scrapes and runs in many threads at once neither fail nor show an impossible state."""
         scheduler = FakeScheduler()
         registry = CollectorRegistry()
-        exporter_for(registry).add(scheduler)
+        get_or_create_exporter(registry).add(scheduler)
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -351,7 +351,7 @@ class TestConcurrency:
     def test_schedulers_that_come_and_go(self) -> None:
         """A scrape while schedulers are added, freed and removed shows those that there are."""
         registry = CollectorRegistry()
-        exporter = exporter_for(registry)
+        exporter = get_or_create_exporter(registry)
         first = FakeScheduler("first")
         exporter.add(first)
         stop = threading.Event()
@@ -402,14 +402,14 @@ class TestRegistry:
     def test_one_exporter_for_all(self) -> None:
         """Schedulers of one registry share a collector, as no family may be exposed twice."""
         registry = CollectorRegistry()
-        assert exporter_for(registry) is exporter_for(registry)
+        assert get_or_create_exporter(registry) is get_or_create_exporter(registry)
 
     def test_the_last_one_unregisters_it(self) -> None:
         """With its last scheduler the collector leaves the registry as it was."""
         registry = CollectorRegistry()
         before = dict(vars(registry))
         empty = {name: list(value) for name, value in before.items() if isinstance(value, dict)}
-        exporter = exporter_for(registry)
+        exporter = get_or_create_exporter(registry)
         first, second = FakeScheduler("first"), FakeScheduler("second")
         exporter.add(first)
         exporter.add(second)
@@ -422,7 +422,7 @@ class TestRegistry:
 
     def test_a_name_is_taken(self) -> None:
         """A second scheduler of one name is rejected, with what to pass instead."""
-        exporter = exporter_for(registry := CollectorRegistry())
+        exporter = get_or_create_exporter(registry := CollectorRegistry())
         first = FakeScheduler("shop")
         exporter.add(first)
         with pytest.raises(DuplicateNameError, match=r"'shop'.*name=.*registry.*uninstrument\(\)"):
@@ -431,7 +431,7 @@ class TestRegistry:
 
     def test_a_name_is_free_again(self) -> None:
         """A name is free once its scheduler is taken off, or is no more."""
-        exporter = exporter_for(registry := CollectorRegistry())
+        exporter = get_or_create_exporter(registry := CollectorRegistry())
         taken_off, forgotten = FakeScheduler("taken off"), FakeScheduler("forgotten")
         exporter.add(taken_off)
         exporter.add(forgotten)
@@ -451,7 +451,7 @@ class TestRegistry:
         Gauge(name, "not ours", registry=registry)
         before = generate_latest(registry)
         with pytest.raises(ArgumentValueError, match=rf"registry=.*{name}"):
-            exporter_for(registry)
+            get_or_create_exporter(registry)
         assert generate_latest(registry) == before
 
     def test_a_registry_can_be_forgotten(self) -> None:
@@ -459,7 +459,7 @@ class TestRegistry:
         gc.collect()
         before = len(prometheus._exporters)
         registry = CollectorRegistry()
-        exporter_for(registry)
+        get_or_create_exporter(registry)
         assert len(prometheus._exporters) == before + 1
         del registry
         gc.collect()
@@ -588,7 +588,7 @@ class TestNames:
     ) -> None:
         """Without names of jobs no job is read, and without others no scheduler is."""
         encode, _ = choose_encoder("")
-        monkeypatch.setattr(scene.main.recorder, "changed_jobs", raise_boom)
+        monkeypatch.setattr(scene.main.recorder, "snapshots_since", raise_boom)
         scene.exporter.expose(encode, ["apscheduler_scheduler_up"])
         monkeypatch.undo()
         monkeypatch.setattr(scene.main, "liveness", raise_boom)

@@ -325,7 +325,7 @@ class TestJobs:
         for _ in range(3):
             rig.recorder.runs_unsubmitted(record, Outcome.SKIPPED, 1)
             rig.job()  # another reader's turn
-            assert all(job is not None for _, job in rig.recorder.changed_jobs(known))
+            assert all(job is not None for _, job in rig.recorder.snapshots_since(known))
 
     def test_back_within_15_minutes(self, rig: RecorderRig) -> None:
         """A job that comes back keeps its numbers, and is not dropped."""
@@ -362,7 +362,7 @@ class TestJobs:
         rig.recorder.jobstore_removed("default")
         assert jobs_per_store(rig.recorder) == {"sql": 1}
         assert rig.job().next_run == AT + 5
-        assert [record.key for record in rig.recorder.jobs_in("sql")] == [("sql", "job")]
+        assert [record.key for record in rig.recorder.records_in("sql")] == [("sql", "job")]
 
     def test_readings_of_jobstores(self, rig: RecorderRig) -> None:
         """A shared store is known as of its last reading, a local one as of now."""
@@ -444,7 +444,7 @@ class TestErrors:
 
     def test_counts(self, rig: RecorderRig) -> None:
         """Every kind is there at 0 and counts by itself."""
-        rig.recorder.scheduler_error(ErrorKind.SUBMIT)
+        rig.recorder.count_scheduler_error(ErrorKind.SUBMIT)
         assert rig.recorder.errors() == {**dict.fromkeys(ErrorKind, 0), ErrorKind.SUBMIT: 1}
 
 
@@ -490,11 +490,11 @@ class TestChanges:
     def test_any_change(self, rig: RecorderRig, change: Callable[[RecorderRig], Any]) -> None:
         """Each change gives a new version, and no change none."""
         known = {"job": rig.job().version}
-        assert list(rig.recorder.changed_jobs(known)) == [("job", None)]
+        assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
         change(rig)
-        ((_, job),) = rig.recorder.changed_jobs(known)
+        ((_, job),) = rig.recorder.snapshots_since(known)
         assert job is not None
-        assert list(rig.recorder.changed_jobs({"job": job.version})) == [("job", None)]
+        assert list(rig.recorder.snapshots_since({"job": job.version})) == [("job", None)]
 
     def test_the_life_of_a_run(self, rig: RecorderRig) -> None:
         """The start and the end of a run are changes, each seen once."""
@@ -502,7 +502,7 @@ class TestChanges:
         for step in (lambda: None, lambda: run.start(AT), lambda: rig.finish(run, duration=1)):
             step()
             known = {"job": rig.job().version}
-            assert list(rig.recorder.changed_jobs(known)) == [("job", None)]
+            assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
 
     def test_a_failed_next_run_that_is_forgotten(self, rig: RecorderRig) -> None:
         """What a reading forgets is a change as well."""
@@ -510,7 +510,7 @@ class TestChanges:
         rig.recorder.job_removed(failed, Removal.FAILED)
         known = {"job": rig.job().version}
         rig.clock.now = AT + REMOVED_JOB_SECONDS
-        ((_, job),) = rig.recorder.changed_jobs(known)
+        ((_, job),) = rig.recorder.snapshots_since(known)
         assert job is not None
         assert job.next_run == AT
 
@@ -550,7 +550,11 @@ class TestMemory:
         rig.clock.now += 2 * REMOVED_JOB_SECONDS
         assert rig.labels() == []
         recorder = rig.recorder
-        assert (recorder._runs, recorder._busy, recorder._jobs["default"]) == ({}, set(), {})
+        assert (recorder._runs, recorder._series_with_runs, recorder._jobs["default"]) == (
+            {},
+            set(),
+            {},
+        )
 
 
 FILES = ("core/records.py", "core/recorder.py", "core/stats.py", "core/locks.py")
@@ -583,7 +587,7 @@ def check_after(rig: RecorderRig, right: dict[str, Any], known: dict[str, int]) 
     assert in_thread(lambda: {label: rig.numbers(label) for label in right}) == right
     assert in_thread(rig.recorder.executors) == {"default": (4, 1, 2)}
     assert len(rig.recorder._runs) == 3
-    for label, job in rig.recorder.changed_jobs(known):
+    for label, job in rig.recorder.snapshots_since(known):
         if job is None:
             assert rig.job(label).version == known[label]
 

@@ -23,7 +23,7 @@ from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from apscheduler_telemetry.core.stats import DURATION_BUCKETS
 from apscheduler_telemetry.export.metric_families import Sample, job_samples
-from apscheduler_telemetry.export.prometheus import exporter_for
+from apscheduler_telemetry.export.prometheus import get_or_create_exporter
 from apscheduler_telemetry.export.text_format import BLOCK_SIZE
 from support_exposition import NOW, FakeScheduler, Scene, raise_boom
 from support_recorder import Boom, Timeout, in_thread
@@ -238,7 +238,7 @@ class SmallScene:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.exporter = exporter_for(self.registry)
+        self.exporter = get_or_create_exporter(self.registry)
         self.main = FakeScheduler(duration_buckets=(1,), delay_buckets=(1,))
         for name in ("report", "gone"):
             record = self.main.add_job(name)

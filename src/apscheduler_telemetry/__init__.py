@@ -49,14 +49,18 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, as every spawned child of a process pool imports this package for _worker's sake,
-    # and must not pay for Prometheus and OpenTelemetry.
+    # Lazily, as every spawned child of a process pool imports this package to reach
+    # adapters.apscheduler3.child_process, and must not pay for Prometheus and OpenTelemetry.
     if name not in _MODULES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     from importlib import import_module  # noqa: PLC0415
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+    except AttributeError as error:  # which Python would take for an unknown name
+        raise ImportError(str(error)) from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

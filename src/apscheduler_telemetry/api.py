@@ -17,7 +17,7 @@ from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from apscheduler_telemetry.adapters.base import AdapterServices, SchedulerAdapter
-from apscheduler_telemetry.adapters.registry import adapter_for
+from apscheduler_telemetry.adapters.registry import find_adapter_class
 from apscheduler_telemetry.config import Config
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import MAX_LABELS, JobLabeller
@@ -39,11 +39,11 @@ from apscheduler_telemetry.export.otel_traces import (
 )
 from apscheduler_telemetry.http import Endpoints, HTTPServer
 
-_HANDLE = "_apscheduler_telemetry"
+_HANDLE_ATTRIBUTE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
 
 
-class _Source:
+class _ExportedScheduler:
     """
     One instrumented scheduler, as exporters see it; see `InstrumentedScheduler`.
 
@@ -126,11 +126,11 @@ class Telemetry:
         observers: list[RunObserver] = [SpanObserver(tracer_provider=config.tracer_provider)]
         registry, expose = config.registry, None
         if registry is not None:
-            prometheus_exporter = prometheus.exporter_for(registry)
+            prometheus_exporter = prometheus.get_or_create_exporter(registry)
             self._exporters.append(prometheus_exporter)
             expose = prometheus_exporter.expose
         if config.meter_provider is not None:
-            meter = otel_metrics.exporter_for(
+            meter = otel_metrics.get_or_create_exporter(
                 config.meter_provider, config.duration_buckets, config.delay_buckets
             )
             self._exporters.append(meter)
@@ -156,7 +156,7 @@ class Telemetry:
             on_start=self._on_start,
             on_stop=self._on_stop,
         )
-        self._source = _Source(
+        self._source = _ExportedScheduler(
             config.name,
             recorder=recorder,
             errors=errors,
@@ -229,9 +229,9 @@ class Telemetry:
         scheduler can be instrumented again.
         """
         with _lock:
-            if handle_of(self._scheduler) is not self:
+            if get_handle(self._scheduler) is not self:
                 return
-            delattr(self._scheduler, _HANDLE)
+            delattr(self._scheduler, _HANDLE_ATTRIBUTE)
             self._source.adapter.uninstall()
             self._stop_exporting()
         while self._servers:
@@ -279,7 +279,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     max_labels: int = MAX_LABELS,
 ) -> Telemetry:
     """
-    Watch everything that a scheduler does, or fails to do.
+    Instrument a scheduler: export its jobs, its runs and its failures.
 
     Works before and after ``scheduler.start()``. A scheduler that is instrumented already keeps
     its handle, which is returned; options other than its own are ignored with a warning.
@@ -293,23 +293,24 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         meter_provider: where the same metrics go by OpenTelemetry, besides `registry`; by default
             nowhere. For the global one pass ``opentelemetry.metrics.get_meter_provider()``.
         job_label: called when a job is added or changed, returns the value of its ``job_id`` label.
-            By default the job's id, or ``module:function`` for jobs whose id APScheduler made up.
+            By default the job's id, or ``module:function`` for jobs whose id was generated.
         grace: seconds that a run may be late before it counts as missed by the alert rules, or a
             callable that returns them for a job. By default the job's ``misfire_grace_time``, at
             least 60.
         max_duration: seconds that a run may take before it counts as stuck by the alert rules, or a
-            callable that returns them for a job. By default they go by what its runs took so far.
+            callable that returns them for a job. By default they are derived from the durations of
+            its previous runs.
         severity: ``critical``, ``warning`` or ``info``, the severity of alerts on single jobs, or a
             callable that returns one for a job. By default that of each rule.
-        owner: who is to hear of alerts on single jobs, the value of their label ``owner``, or a
-            callable that returns one for a job. By default they have none.
-        singleton: whether one live scheduler of this name is meant per application. False: every
-            replica runs its own copies of the jobs.
+        owner: who is responsible for a job, the value of the label ``owner`` of its alerts, or a
+            callable that returns one for a job. By default alerts have no owner.
+        singleton: whether the application should have exactly one running scheduler of this name.
+            False: every replica runs its own copies of the jobs.
         propagate_baggage: whether a job sees the baggage of where it was added, or of where the run
             was triggered by hand.
         context_store: where it is kept, for jobs in persistent stores, in which span they were
             added, so that runs link to it after a restart: a `FileContextStore`, or any mapping of
-            str to str that answers fast. By default it is forgotten with the process.
+            str to str that answers fast. By default it is lost when the process ends.
         capture_arguments: whether a span tells what the job was called with. Of values that are not
             of a plain type only the type is told; no more than 1,024 characters in all.
         capture_result: whether a span tells what the job returned, in the same way.
@@ -329,7 +330,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         DuplicateNameError: another scheduler of that name is instrumented on the registry, or on
             the meter provider.
     """
-    adapter_class = adapter_for(scheduler)
+    adapter_class = find_adapter_class(scheduler)
     config = Config(
         name=name,
         registry=registry,
@@ -351,13 +352,13 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         max_labels=max_labels,
     )
     with _lock:
-        existing = handle_of(scheduler)
+        existing = get_handle(scheduler)
         if existing is not None and existing in _automatic:
             existing.uninstrument()
             existing = None
         if existing is None:
             telemetry = Telemetry(scheduler, config, adapter_class)
-            setattr(scheduler, _HANDLE, telemetry)
+            setattr(scheduler, _HANDLE_ATTRIBUTE, telemetry)
             return telemetry
     if existing._config != config:  # noqa: SLF001  # ours
         warnings.warn(
@@ -380,9 +381,9 @@ def instrument_automatically(scheduler: Any, **options: Any) -> Telemetry:
     return telemetry
 
 
-def handle_of(scheduler: Any) -> Telemetry | None:
+def get_handle(scheduler: Any) -> Telemetry | None:
     """Return the handle of a scheduler; None if it is not instrumented."""
-    handle: Telemetry | None = getattr(scheduler, _HANDLE, None)
+    handle: Telemetry | None = getattr(scheduler, _HANDLE_ATTRIBUTE, None)
     return handle
 
 

@@ -66,7 +66,7 @@ class Config:
             "a callable that takes a job and returns a str",
             ok=self.job_label is None or callable(self.job_label),
         )
-        for option in _SWITCHES:
+        for option in _BOOLEAN_OPTIONS:
             value = getattr(self, option)
             _check_type(option, value, "True or False", ok=isinstance(value, bool))
         _check_type(
@@ -79,7 +79,7 @@ class Config:
             validate(option, getattr(self, option))
         for option in ("duration_buckets", "delay_buckets"):
             # The dataclass is frozen for everybody else.
-            object.__setattr__(self, option, _checked_buckets(option, getattr(self, option)))
+            object.__setattr__(self, option, _normalize_buckets(option, getattr(self, option)))
         _check_max_labels(self.max_labels)
 
     @property
@@ -92,7 +92,7 @@ class Config:
         )
 
 
-_SWITCHES = (
+_BOOLEAN_OPTIONS = (
     "singleton",
     "propagate_baggage",
     "capture_arguments",
@@ -122,7 +122,7 @@ def _check_provider(option: str, provider: object, kind: str, method: str) -> No
     _check_type(option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
 
 
-def _checked_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
+def _normalize_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
     bounds: tuple[float, ...] = ()
     is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
     try:

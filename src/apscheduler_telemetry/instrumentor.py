@@ -28,7 +28,7 @@ from apscheduler_telemetry import environment_variables as names
 from apscheduler_telemetry.adapters.registry import AUTOMATIC_INSTRUMENTATIONS
 from apscheduler_telemetry.api import (
     Telemetry,
-    handle_of,
+    get_handle,
     instrument,
     instrument_automatically,
 )
@@ -51,28 +51,32 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 
 
-def _truth(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
 _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_NAME: ("name", str, "a text"),
-    names.OTEL_PYTHON_APSCHEDULER_SINGLETON: ("singleton", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_SINGLETON: ("singleton", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_GRACE: ("grace", float, "a number"),
     names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: ("max_duration", float, "a number"),
     names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
-    names.OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE: ("propagate_baggage", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE: (
+        "propagate_baggage",
+        _parse_bool,
+        "true or false",
+    ),
     names.OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE: ("context_store", FileContextStore, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
         "capture_arguments",
-        _truth,
+        _parse_bool,
         "true or false",
     ),
-    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT: ("capture_result", _truth, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT: ("capture_result", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE: (
         "capture_stacktrace",
-        _truth,
+        _parse_bool,
         "true or false",
     ),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT: ("http_port", int, "a whole number"),
@@ -104,7 +108,7 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         Raises:
             ArgumentTypeError: there is no such option.
         """
-        self._process = _Process({**_configured(), **_checked(options)})
+        self._process = _ProcessInstrumentation({**_configured(), **_checked(options)})
         self._process.install()
 
     def _uninstrument(self, **_: Any) -> None:
@@ -112,7 +116,7 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         self._process.uninstall()
 
 
-class _Process:
+class _ProcessInstrumentation:
     """What is installed in this process, and can be uninstalled."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -154,7 +158,7 @@ class _Process:
             logger.exception("%r cannot be instrumented, and runs without telemetry", scheduler)
 
     def _instrument(self, scheduler: Any) -> None:
-        if handle_of(scheduler) is not None:
+        if get_handle(scheduler) is not None:
             return
         # Now, as the application may set it after this was loaded.
         self._options.setdefault("meter_provider", get_meter_provider())
@@ -193,7 +197,7 @@ def _configured() -> dict[str, Any]:
             if text:
                 options[option] = read(text)
         except (KeyError, ValueError):
-            logger.warning("%s=%r is not %s, and is left out", name, text, kind)
+            logger.warning("%s=%r is ignored: it is not %s", name, text, kind)
     return options
 
 

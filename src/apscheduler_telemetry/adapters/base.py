@@ -84,13 +84,13 @@ class SchedulerAdapter(Protocol):
 
     @staticmethod
     def rejection_hint(scheduler: object) -> str | None:
-        """Return what somebody who passed an object that is not accepted should do, or None."""
+        """Return advice for the caller of `instrument` about an object that is not accepted."""
 
     def install(self) -> None:
         """Begin to watch; if that fails, everything is put back before the exception is raised."""
 
     def uninstall(self) -> None:
-        """Put everything back; runs in flight end as if they had never been followed."""
+        """Put everything back; runs in flight are no longer recorded."""
 
     @property
     def started_at(self) -> float | None:
@@ -114,4 +114,4 @@ class AutomaticInstrumentation(Protocol):
         """Call `on_start` with each scheduler that runs already, and that is started later."""
 
     def uninstall(self) -> None:
-        """Call back no more."""
+        """Stop calling back."""

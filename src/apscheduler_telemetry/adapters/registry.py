@@ -16,7 +16,7 @@ ADAPTERS: list[type[SchedulerAdapter]] = [APScheduler3Adapter]
 AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [StartPatch]
 
 
-def adapter_for(scheduler: Any) -> type[SchedulerAdapter]:
+def find_adapter_class(scheduler: Any) -> type[SchedulerAdapter]:
     """
     Return the adapter that can watch `scheduler`.
 

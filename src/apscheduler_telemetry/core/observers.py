@@ -160,19 +160,19 @@ class ObserverGroup:
     Attributes:
         is_enabled: whether any observer had something to do when that was last looked at. If none
             has, a run costs less.
-        is_settled: whether that is final, and need not be looked at again.
+        is_enabled_final: whether that is final, and need not be looked at again.
     """
 
     def __init__(self, errors: ErrorReporter, observers: Iterable[RunObserver] = ()) -> None:
         self._errors = errors
         self._observers = tuple(observers)
         self._ending = self._observers[::-1]
-        self.is_enabled = self.is_settled = False
-        self.refresh()
+        self.is_enabled = self.is_enabled_final = False
+        self.update_is_enabled()
 
-    def refresh(self) -> None:
+    def update_is_enabled(self) -> None:
         """Look whether there is anything to do from now on."""
-        is_enabled, is_settled = False, True
+        is_enabled, is_enabled_final = False, True
         for observer in self._observers:
             try:
                 answer = observer.is_enabled()
@@ -180,11 +180,11 @@ class ObserverGroup:
                 self._errors.exception(observer.component)
                 answer = True
             if answer:
-                is_enabled = is_settled = True
+                is_enabled = is_enabled_final = True
                 break
             if answer is not None:
-                is_settled = False
-        self.is_enabled, self.is_settled = is_enabled, is_settled
+                is_enabled_final = False
+        self.is_enabled, self.is_enabled_final = is_enabled, is_enabled_final
 
     def on_start(self, run: Run) -> None:
         """Tell all observers that a run starts."""

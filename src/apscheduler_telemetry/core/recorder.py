@@ -113,13 +113,13 @@ class Recorder:
         self._jobstores: dict[str, JobStoreState] = {}
         self._executors: dict[str, Callable[[], float]] = {}
         self._errors = dict.fromkeys(ErrorKind, 0)
-        # Jobs that were removed because of an error: whose next run stays expected, and since when.
-        self._failed: dict[JobKey, tuple[JobSeries, float]] = {}
+        # With their series and the time of removal; their next run is still expected.
+        self._jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
         self._add_up_at = MAX_REGISTERED
         self._made_room_at = -math.inf
-        self._busy: set[JobSeries] = set()  # those that have runs in flight, or more
-        self._versions = itertools.count(1)
+        self._series_with_runs: set[JobSeries] = set()  # those that have runs in flight, or more
+        self._version_numbers = itertools.count(1)
         renew_lock_after_fork(self)
 
     # Jobs
@@ -130,7 +130,7 @@ class Recorder:
         return None if jobs is None else jobs.get(job_id)
 
     @synchronized
-    def jobs_in(self, jobstore: str) -> list[JobRecord]:
+    def records_in(self, jobstore: str) -> list[JobRecord]:
         """Return all known jobs of a job store."""
         return list(self._jobs.get(jobstore, {}).values())
 
@@ -162,8 +162,8 @@ class Recorder:
             self._jobstores[info.jobstore] = store._replace(jobs=store.jobs + 1)
             record.series.attach(record)
         record.update_info(info)
-        if key in self._failed:
-            series, _ = self._failed.pop(key)
+        if key in self._jobs_removed_by_error:
+            series, _ = self._jobs_removed_by_error.pop(key)
             series.forget_failed_next_run(key)
         record.series.set_next_run(record, next_run)
         return record
@@ -219,7 +219,7 @@ class Recorder:
     def add_up_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_REGISTERED` may wait for that."""
         if len(self._runs) >= self._add_up_at:
-            self._sync()
+            self._add_up_runs()
 
     def runs_unsubmitted(
         self,
@@ -289,12 +289,12 @@ class Recorder:
     @synchronized
     def jobstore_removed(self, alias: str) -> None:
         """Record that a job store, and its jobs, were removed from the scheduler."""
-        for record in self.jobs_in(alias):
+        for record in self.records_in(alias):
             self.job_removed(record, Removal.CANCELLED)
         self._jobstores.pop(alias, None)
 
     @synchronized
-    def scheduler_error(self, kind: ErrorKind) -> None:
+    def count_scheduler_error(self, kind: ErrorKind) -> None:
         """Count something that APScheduler only logs."""
         self._errors[kind] += 1
 
@@ -302,11 +302,11 @@ class Recorder:
 
     def jobs(self) -> Iterator[JobSnapshot]:
         """Yield a snapshot of each label."""
-        for _, snapshot in self.changed_jobs({}):
+        for _, snapshot in self.snapshots_since({}):
             if snapshot is not None:
                 yield snapshot
 
-    def changed_jobs(self, known: Mapping[str, int]) -> Iterator[tuple[str, JobSnapshot | None]]:
+    def snapshots_since(self, known: Mapping[str, int]) -> Iterator[tuple[str, JobSnapshot | None]]:
         """
         Yield each label with its snapshot, or with None if nothing has changed.
 
@@ -351,29 +351,29 @@ class Recorder:
     # Under the lock
 
     @synchronized
-    def _sync(self) -> None:
+    def _add_up_runs(self) -> None:
         """Add up the runs that have ended, and note which are in flight."""
         runs: dict[JobSeries, list[Run]] = defaultdict(list)
         for run in list(self._runs):
             runs[run.series].append(run)
-        self._busy.update(runs)
+        self._series_with_runs.update(runs)
         now = self._clock()
-        for series in list(self._busy):
+        for series in list(self._series_with_runs):
             series.add_up(runs.get(series, ()), self._runs, now)
             if not series.has_runs:
-                self._busy.discard(series)
+                self._series_with_runs.discard(series)
         self._add_up_at = len(self._runs) + MAX_REGISTERED
 
     @synchronized
     def _synced_series(self) -> list[JobSeries]:
         """Return all series, without those that were removed some time ago."""
-        self._sync()
+        self._add_up_runs()
         self._purge()
         return list(self._series.values())
 
     @synchronized
     def _snapshot(self, series: JobSeries) -> JobSnapshot:
-        return series.snapshot(self._versions)
+        return series.snapshot(self._version_numbers)
 
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series.get(info.label)
@@ -393,7 +393,7 @@ class Recorder:
         now = self._clock()
         if not 0 <= now - self._made_room_at < 1:
             self._made_room_at = now
-            self._sync()
+            self._add_up_runs()
             self._purge()
 
     def _is_full(self) -> bool:
@@ -407,7 +407,7 @@ class Recorder:
         store = self._jobstores[jobstore]
         self._jobstores[jobstore] = store._replace(jobs=store.jobs - 1)
         if keep_next_run:
-            self._failed[record.key] = record.series, now
+            self._jobs_removed_by_error[record.key] = record.series, now
 
     def _purge(self) -> None:
         """Forget what was removed some time ago."""
@@ -418,10 +418,10 @@ class Recorder:
             removed_at = series.removed_at
             if removed_at is not None and removed_at <= deadline and series.is_abandoned:
                 self._series.pop(series.label, None)
-        for key, (series, since) in list(self._failed.items()):
+        for key, (series, since) in list(self._jobs_removed_by_error.items()):
             if since <= deadline:
                 series.forget_failed_next_run(key)
-                self._failed.pop(key, None)
+                self._jobs_removed_by_error.pop(key, None)
 
 
 _NEW_JOBSTORE = JobStoreState()

@@ -69,7 +69,7 @@ class JobSnapshot(NamedTuple):
         return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
 
 
-_NOTHING = InFlight()
+_NO_RUNS_IN_FLIGHT = InFlight()
 _RunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlight]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
@@ -95,7 +95,16 @@ class JobSeries:
 
     __slots__ = (
         *("_cancelled_run", "_failed_next_runs", "_has_changed", "_intervals", "_next_runs"),
-        *("_runs", "_shown_runs", "_version", "clock", "info", "label", "removed_at", "scheduler"),
+        *(
+            "_runs",
+            "_runs_in_snapshot",
+            "_version",
+            "clock",
+            "info",
+            "label",
+            "removed_at",
+            "scheduler",
+        ),
     )
 
     def __init__(self, scheduler: str, info: JobInfo, stats: JobStats, clock: Clock) -> None:
@@ -105,8 +114,8 @@ class JobSeries:
         self.removed_at: float | None = None
         self.clock = clock
         self._has_changed = True
-        self._runs: _RunState = (stats, (), (), _NOTHING)
-        self._shown_runs: _RunState | None = None  # by the latest snapshot
+        self._runs: _RunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
+        self._runs_in_snapshot: _RunState | None = None  # by the latest snapshot
         self._intervals: tuple[float, float] | None = None
         self._cancelled_run: float | None = None
         self._failed_next_runs: dict[JobKey, float] = {}
@@ -124,7 +133,7 @@ class JobSeries:
     @property
     def has_runs(self) -> bool:
         """Whether any of its runs were in flight when that was last noted."""
-        return self._runs[-1] is not _NOTHING
+        return self._runs[-1] is not _NO_RUNS_IN_FLIGHT
 
     def __contains__(self, record: JobRecord) -> bool:
         """Tell whether a job has the label."""
@@ -256,16 +265,16 @@ class JobSeries:
 
     def is_known(self, version: int | None) -> bool:
         """Tell whether nothing has changed since a snapshot of this version."""
-        is_unchanged = not self._has_changed and self._runs is self._shown_runs
+        is_unchanged = not self._has_changed and self._runs is self._runs_in_snapshot
         return is_unchanged and version == self._version
 
     def snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
         """Return the state now, under a new version if it has changed."""
         version, runs = self._version, self._runs
-        if self._has_changed or runs is not self._shown_runs:
+        if self._has_changed or runs is not self._runs_in_snapshot:
             # In this order, so that an exception in between makes readers look again.
             version = self._version = next(next_version)
-            self._shown_runs = runs
+            self._runs_in_snapshot = runs
             self._has_changed = False
         stats, _, started, in_flight = runs
         if started:
@@ -487,7 +496,7 @@ def _was_unsubmitted(run: Run) -> bool:
 def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
-        return (), _NOTHING
+        return (), _NO_RUNS_IN_FLIGHT
     started = tuple(run for run in runs if run.started is not None)
     # Not of those of a burst that are over already, whose outcomes come at its end.
     active = (run.started for run in started if run.duration is None)

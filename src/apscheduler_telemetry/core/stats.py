@@ -198,11 +198,11 @@ class JobStats:
         self, outcome: Outcome, at: float, error: str | None = None, count: int = 1
     ) -> None:
         """
-        Add runs that have ended, of which nothing else is known.
+        Add runs that have ended, of which only the outcome is known.
 
         Args:
-            outcome: how.
-            at: when, in Unix seconds.
+            outcome: how they ended.
+            at: when they ended, in Unix seconds.
             error: the type of the exception, if there was one and it is known.
             count: how many runs.
         """

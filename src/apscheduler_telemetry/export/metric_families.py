@@ -179,21 +179,21 @@ RUNNING_SINCE = _family(
     _JOB,
     "Start of the oldest run that is inside the callable; 0 when none is.",
 )
-CANCELLED_RUN = _family(
+WITHDRAWN_RUN = _family(
     "job.withdrawn_run.timestamp",
     Kind.GAUGE,
     "s",
     _JOB,
     "The latest promised run that was taken back on purpose.",
 )
-SHORTEST = _family(
+SHORTEST_INTERVAL = _family(
     "job.shortest_interval",
     Kind.GAUGE,
     "s",
     _JOB,
     "Shortest gap between the next ten fire times.",
 )
-LONGEST = _family(
+LONGEST_INTERVAL = _family(
     "job.longest_interval",
     Kind.GAUGE,
     "s",
@@ -314,14 +314,14 @@ def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample
         component: of which failures are reported; samples that fail are left out.
     """
     yield from scheduler_samples(scheduler, component)
-    for job in until_error(scheduler.errors, component, _sorted_jobs(scheduler)):
-        yield from until_error(scheduler.errors, component, job_samples(scheduler.name, job))
+    for job in yield_until_error(scheduler.errors, component, _sorted_jobs(scheduler)):
+        yield from yield_until_error(scheduler.errors, component, job_samples(scheduler.name, job))
     yield from telemetry_samples(scheduler)
 
 
 def scheduler_samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
     """Yield the samples that are not about single jobs; see `samples`."""
-    yield from until_error(scheduler.errors, component, _scheduler_samples(scheduler))
+    yield from yield_until_error(scheduler.errors, component, _scheduler_samples(scheduler))
 
 
 def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
@@ -351,9 +351,9 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight.running),
         (RUNNING_SINCE, job.in_flight.running_since),
-        (CANCELLED_RUN, job.cancelled_run),
-        (SHORTEST, shortest),
-        (LONGEST, longest),
+        (WITHDRAWN_RUN, job.cancelled_run),
+        (SHORTEST_INTERVAL, shortest),
+        (LONGEST_INTERVAL, longest),
         (GRACE, info.grace),
         (MAX_DURATION, info.max_duration),
     )
@@ -370,7 +370,7 @@ def telemetry_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
         yield TELEMETRY_ERRORS, (scheduler.name, component), count
 
 
-def until_error(errors: ErrorReporter, component: str, items: Iterable[_T]) -> Iterator[_T]:
+def yield_until_error(errors: ErrorReporter, component: str, items: Iterable[_T]) -> Iterator[_T]:
     """Yield `items` until one raises, which is reported as a failure of `component`."""
     try:
         yield from items

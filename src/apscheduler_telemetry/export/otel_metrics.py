@@ -217,7 +217,7 @@ class HistogramObserver:
             self._durations.record(run.duration, _attributes(run), context=context)
 
 
-def exporter_for(
+def get_or_create_exporter(
     provider: metrics.MeterProvider,
     duration_buckets: Sequence[float],
     delay_buckets: Sequence[float],

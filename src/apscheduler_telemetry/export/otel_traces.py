@@ -60,7 +60,7 @@ The newest of ``opentelemetry.semconv.schemas.Schemas``, as a literal because th
 with the SDK and not with the API.
 """
 
-OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+EXCEPTION_SIGNAL_VARIABLE = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 """
 Selects where exceptions go: ``logs`` for log records, ``logs/dup`` for both, else span events.
 
@@ -149,8 +149,8 @@ class SpanObserver:
     Args:
         tracer_provider: where spans go. By default the global provider, which may be set at any
             time and is used from the next pass over due jobs on.
-        logger_provider: where exceptions go if `OPT_IN` selects log records; it is read once, by
-            the constructor. By default the global provider.
+        logger_provider: where exceptions go if `EXCEPTION_SIGNAL_VARIABLE` selects log records; it
+            is read once, by the constructor. By default the global provider.
         clock: returns Unix seconds.
     """
 
@@ -465,17 +465,17 @@ def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:
 
 def _exception_signals() -> tuple[bool, bool]:
     """Return whether exceptions become span events, and whether they become log records."""
-    wanted = os.environ.get(OPT_IN, "").strip().lower()
+    wanted = os.environ.get(EXCEPTION_SIGNAL_VARIABLE, "").strip().lower()
     if wanted not in {"", "logs", "logs/dup"}:
         logger.warning(
             "%s=%r is not known; exceptions stay span events. Known are 'logs' and 'logs/dup'",
-            OPT_IN,
+            EXCEPTION_SIGNAL_VARIABLE,
             wanted,
         )
     elif wanted and "event_name" not in inspect.signature(Logger.emit).parameters:
         logger.warning(
             "%s=%r needs opentelemetry-api 1.38 or newer; exceptions stay span events",
-            OPT_IN,
+            EXCEPTION_SIGNAL_VARIABLE,
             wanted,
         )
     else:

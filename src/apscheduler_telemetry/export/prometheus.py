@@ -152,7 +152,7 @@ class PrometheusExporter(Exporter, Collector):
                 registry.unregister(self)
 
 
-def exporter_for(registry: CollectorRegistry) -> PrometheusExporter:
+def get_or_create_exporter(registry: CollectorRegistry) -> PrometheusExporter:
     """
     Return the exporter of `registry`, which is created and registered if there was none.
 
@@ -167,7 +167,7 @@ def exporter_for(registry: CollectorRegistry) -> PrometheusExporter:
                 registry.register(exporter)
             except ValueError as error:
                 msg = (
-                    "the registry has metrics of the same names as ours, which are not ours: pass "
+                    "the registry already has metrics with the names that this package uses: pass "
                     f"instrument(..., registry=...) with another registry. {error}"
                 )
                 raise ArgumentValueError(msg) from error

@@ -24,7 +24,7 @@ from apscheduler_telemetry.export.metric_families import (
     MetricFamily,
     Sample,
     job_samples,
-    until_error,
+    yield_until_error,
 )
 
 BLOCK_SIZE = 128
@@ -71,7 +71,7 @@ class TextFormatCache:
         self._component = component
         self._with_exemplars = with_exemplars
         self._cache: dict[str, _CachedJob] = {}
-        self._order: Sequence[str] = ()
+        self._sorted_labels: Sequence[str] = ()
 
     def render_jobs(
         self,
@@ -92,17 +92,17 @@ class TextFormatCache:
         versions = {
             label: cached.version for label, cached in cache.items() if cached.version is not None
         }
-        changes = scheduler.recorder.changed_jobs(versions)
+        changes = scheduler.recorder.snapshots_since(versions)
         labels = set()
-        for label, job in until_error(scheduler.errors, self._component, changes):
+        for label, job in yield_until_error(scheduler.errors, self._component, changes):
             labels.add(label)
             if job is not None:
                 cache[label] = self._render(scheduler, job)
         for label in cache.keys() - labels:
             cache.pop(label, None)
-        order = self._order
+        order = self._sorted_labels
         if len(order) != len(labels) or not labels.issuperset(order):
-            self._order = order = sorted(labels)
+            self._sorted_labels = order = sorted(labels)
         # A reading by a signal's handler may have removed some meanwhile.
         texts = [cached.texts for label in order if (cached := cache.get(label)) is not None]
         blocks: dict[MetricFamily, list[bytes]] = {family: [] for family in families}

@@ -97,7 +97,7 @@ class APScheduler3Adapter:
 
     @staticmethod
     def rejection_hint(scheduler: object) -> str | None:
-        """Return what somebody who passed an object that is not accepted should do, or None."""
+        """Return advice for the caller of `instrument` about an object that is not accepted."""
         kind = type(scheduler)
         if isinstance(scheduler, type):
             return f"the class {scheduler.__name__} itself; pass an instance of it"
@@ -173,7 +173,7 @@ class APScheduler3Adapter:
         for alias in list(scheduler._jobstores):  # noqa: SLF001
             self._hook_jobstore(alias)
         if scheduler.state != STATE_STOPPED:
-            self._loop.attach_running()
+            self._loop.on_found_running()
             self._read_jobstores()
 
     def _patch_add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:

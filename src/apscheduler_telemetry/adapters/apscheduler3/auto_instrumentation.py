@@ -1,5 +1,5 @@
 """
-Notices every APScheduler 3 scheduler of the process: those that run, and those to be started.
+Calls back for every APScheduler 3 scheduler of the process: those that run, and later ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StartPatch:
                 on_start(scheduler)
 
     def uninstall(self) -> None:
-        """Call back no more."""
+        """Stop calling back."""
         self._on_start = None
         if vars(BaseScheduler).get("start") is self._replacement:
             BaseScheduler.start = self._original

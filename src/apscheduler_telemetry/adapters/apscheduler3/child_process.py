@@ -5,7 +5,7 @@ A spawned child imports this module, so it uses the standard library only. The p
 times, which arrive here as `ChildRunTimes`. While APScheduler's ``run_job`` iterates over them,
 they are measured, and each comes as a `MeasuredTime`, which ``run_job`` puts into the run's event.
 Pickled on its way back, that becomes the plain run time again, and leaves the measurement with the
-`ResultSink` in the parent.
+`MeasurementSink` in the parent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 
-def runs_jobs(caller: FrameType) -> bool:
+def is_job_runner(caller: FrameType) -> bool:
     """
     Tell whether a function that asks for an iterator over run times runs the job in its steps.
 
@@ -58,47 +58,47 @@ class Measurement(NamedTuple):
     failure: str | None
 
 
-class ResultSink(Protocol):
+class MeasurementSink(Protocol):
     """Waits in the parent for what its child measures."""
 
-    def on_measured(self, measurement: Measurement) -> datetime:
+    def receive_measurement(self, measurement: Measurement) -> datetime:
         """Take a measurement, and return the run time that it belongs to."""
 
 
-def address_of(sink: ResultSink) -> int:
-    """Return under which address `deliver` finds a sink, as long as it exists."""
-    address = next(_new_address)
-    _sinks[address] = sink
-    return address
+def register_sink(sink: MeasurementSink) -> int:
+    """Return the id by which `unpickle_measured_time` finds a sink, as long as it exists."""
+    sink_id = next(_sink_ids)
+    _sinks[sink_id] = sink
+    return sink_id
 
 
-def deliver(due: datetime, address: int, measurement: Measurement) -> datetime:
+def unpickle_measured_time(due: datetime, sink_id: int, measurement: Measurement) -> datetime:
     """Hand over a measurement, if its sink still exists, and return the plain run time."""
-    sink = _sinks.get(address)
-    return due if sink is None else sink.on_measured(measurement)
+    sink = _sinks.get(sink_id)
+    return due if sink is None else sink.receive_measurement(measurement)
 
 
-_new_address = itertools.count()
-_sinks: weakref.WeakValueDictionary[int, ResultSink] = weakref.WeakValueDictionary()
+_sink_ids = itertools.count()
+_sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
 
 class MeasuredTime(datetime):
     """A run time that carries the measurement of its run back to the parent."""
 
     _due: datetime
-    _address: int
+    _sink_id: int
     _measurement: Measurement | None
 
     @classmethod
-    def copy_of(cls, due: datetime, address: int) -> MeasuredTime:
-        """Return a copy of a run time that will carry a measurement to a sink's address."""
+    def copy_of(cls, due: datetime, sink_id: int) -> MeasuredTime:
+        """Return a copy of a run time that will carry a measurement to a sink."""
         copy = cls(*datetime.__reduce_ex__(due, 4)[1])  # as unpickling does
         copy._due = due
-        copy._address = address
+        copy._sink_id = sink_id
         copy._measurement = None
         return copy
 
-    def attach(self, measurement: Measurement) -> None:
+    def set_measurement(self, measurement: Measurement) -> None:
         """Let it carry this measurement."""
         self._measurement = measurement
 
@@ -108,7 +108,7 @@ class MeasuredTime(datetime):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._measurement is None:
             return self._due.__reduce_ex__(protocol)
-        return deliver, (self._due, self._address, self._measurement)
+        return unpickle_measured_time, (self._due, self._sink_id, self._measurement)
 
 
 class ChildRunTimes(list[datetime]):
@@ -118,25 +118,25 @@ class ChildRunTimes(list[datetime]):
     Args:
         times: the run times.
         carriers: the W3C carrier of each run, empty if there is nothing to carry.
-        address: where the parent waits for the measurements.
+        sink_id: of the sink in the parent that waits for the measurements.
     """
 
     def __init__(
-        self, times: Sequence[datetime], carriers: Sequence[Mapping[str, str]], address: int
+        self, times: Sequence[datetime], carriers: Sequence[Mapping[str, str]], sink_id: int
     ) -> None:
         super().__init__(times)
         self._carriers = carriers
-        self._address = address
+        self._sink_id = sink_id
 
     def __iter__(self) -> Iterator[datetime]:
-        if runs_jobs(sys._getframe(1)):  # noqa: SLF001  # public, says its documentation
+        if is_job_runner(sys._getframe(1)):  # noqa: SLF001  # public, says its documentation
             return self._measure()
         return super().__iter__()
 
     def _measure(self) -> Iterator[datetime]:
         for position, due in enumerate(super().__iter__()):
             carrier = self._carriers[position] if self._carriers else None
-            measured = MeasuredTime.copy_of(due, self._address)
+            measured = MeasuredTime.copy_of(due, self._sink_id)
             token, failure = None, None
             if carrier:
                 try:
@@ -153,7 +153,7 @@ class ChildRunTimes(list[datetime]):
                         _detach(token)
                     except Exception as error:  # noqa: BLE001
                         failure = repr(error)
-                measured.attach(Measurement(position, started, duration, failure))
+                measured.set_measurement(Measurement(position, started, duration, failure))
 
 
 def _attach(carrier: Mapping[str, str]) -> Any:

@@ -1,5 +1,5 @@
 """
-Patches an executor: each submission goes in by one of its methods, and its result comes by two.
+Patches the three methods of an executor that take submissions and their results.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ExecutorHooks:
         # In the order of submission, which is the order in which a process pool starts them.
         self._open: dict[_Key, Submission] = {}
         # Runs from before the executor was patched, by job id.
-        self._unknown_runs = Counter(getattr(executor, "_instances", {}))
+        self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
         self.open(alias)
         patches.patch(executor, "submit_job", self._patch_submit_job)
         patches.patch(executor, "_run_job_success", self._patch_run_job_success)
@@ -122,7 +122,7 @@ class ExecutorHooks:
             if self._has_process_pool and submission is not None:
                 self._assign_pool(submission)
 
-        self._loop.add_user_code(submit_job.__code__)
+        self._loop.add_user_code_boundary(submit_job.__code__)
         return submit_job
 
     def _patch_run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
@@ -173,9 +173,9 @@ class ExecutorHooks:
             runs.append(Run(record, due, executor, links))  # noqa: PERF401  # quicker, for one
         if self._follower.captures_arguments:
             self._follower.capture_arguments(job, runs)
-        tracked.submitted(latest)
+        tracked.set_last_submitted(latest)
         submission = self._open[key] = Submission(
-            key, job, run_times, runs, self._follower, self._on_late_end
+            key, job, run_times, runs, self._follower, self._on_abandoned_end
         )
         # Last, when their end is sure to be recorded, as Ctrl-C may come at any line.
         self._recorder.runs_submitted(runs)
@@ -192,13 +192,13 @@ class ExecutorHooks:
     def _on_rejected(self, submission: Submission | None, error: BaseException) -> None:
         is_refusal = isinstance(error, MaxInstancesReachedError)
         if not is_refusal:
-            self._recorder.scheduler_error(ErrorKind.SUBMIT)
+            self._recorder.count_scheduler_error(ErrorKind.SUBMIT)
         if submission is None:
             return
         if is_refusal:
             self._finish_all(submission, Outcome.SKIPPED)
         else:
-            self._give_up(submission, error)
+            self._abandon(submission, error)
 
     # Results
 
@@ -214,7 +214,7 @@ class ExecutorHooks:
                     on_event(run, next(remaining))
             else:
                 for event in events:
-                    matching = _run_of(event, runs)
+                    matching = _find_run_of_event(event, runs)
                     if matching is not None:
                         on_event(matching, event)
         except BaseException:
@@ -231,17 +231,17 @@ class ExecutorHooks:
     def _read_events(self, job_id: str, events: Any) -> Any:
         """Read a result of a user's executor that is no list, and return what to pass on."""
         if isinstance(events, Iterator):
-            return self._read_once(job_id, events)
+            return self._record_events_lazily(job_id, events)
         self._on_events(job_id, list(events) if isinstance(events, Iterable) else [])
         return events
 
-    def _read_once(self, job_id: str, events: Iterator[Any]) -> Iterator[Any]:
+    def _record_events_lazily(self, job_id: str, events: Iterator[Any]) -> Iterator[Any]:
         """Pass on events that can be read only once, each after it was recorded."""
         submission = None
         try:
             for event in events:
                 submission = submission or self._find_by_events(job_id, [event])
-                run = None if submission is None else _run_of(event, submission.runs)
+                run = None if submission is None else _find_run_of_event(event, submission.runs)
                 if run is not None:
                     self._follower.on_event(run, event)
                 yield event
@@ -252,24 +252,24 @@ class ExecutorHooks:
 
     def _on_error(self, job_id: str, error: BaseException) -> None:
         """Record that an executor got no result for one of the submissions of a job."""
-        waiting = [each for each in self._submissions_of(job_id) if not each.is_given_up]
-        submission = _submission_behind(error, waiting)
-        if submission is None and self._unknown_runs[job_id]:  # the oldest, most likely
-            self._unknown_runs[job_id] -= 1
+        waiting = [each for each in self._submissions_of(job_id) if not each.is_abandoned]
+        submission = _find_submission_in_traceback(error, waiting)
+        if submission is None and self._runs_before_patching[job_id]:  # the oldest, most likely
+            self._runs_before_patching[job_id] -= 1
             return
         if submission is None and waiting:
             submission = next((each for each in waiting if not each.has_started), waiting[0])
         if submission is not None:
-            self._give_up(submission, error)
+            self._abandon(submission, error)
 
-    def _give_up(self, submission: Submission, error: BaseException) -> None:
+    def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if submission.give_up() and self._open.pop(submission.key, None) is not None:
+        if submission.abandon() and self._open.pop(submission.key, None) is not None:
             self._finish_all(submission, Outcome.LOST, error)
 
-    def _on_late_end(self, submission: Submission) -> None:
+    def _on_abandoned_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if self._open.pop(submission.key, None) is not None:  # else `_give_up` was quicker
+        if self._open.pop(submission.key, None) is not None:  # else `_abandon` was quicker
             self._finish_all(submission, Outcome.LOST)
 
     def _finish_all(
@@ -296,10 +296,10 @@ class ExecutorHooks:
         if submission is not None or not events:
             return submission or next(self._submissions_of(job_id), None)
         for submission in self._submissions_of(job_id):
-            if due is None or _run_of(events[-1], submission.runs) is not None:
+            if due is None or _find_run_of_event(events[-1], submission.runs) is not None:
                 return submission
-        if self._unknown_runs[job_id]:
-            self._unknown_runs[job_id] -= 1
+        if self._runs_before_patching[job_id]:
+            self._runs_before_patching[job_id] -= 1
             return None
         # `_on_error` has chosen the wrong one: it was another that got no result.
         return next(self._submissions_of(job_id), None)
@@ -327,7 +327,9 @@ class ExecutorHooks:
                 run.estimate_start(now)
 
 
-def _submission_behind(error: BaseException, waiting: Sequence[Submission]) -> Submission | None:
+def _find_submission_in_traceback(
+    error: BaseException, waiting: Sequence[Submission]
+) -> Submission | None:
     """
     Return the submission on which the code worked that has raised an exception, if that shows.
 
@@ -343,7 +345,7 @@ def _submission_behind(error: BaseException, waiting: Sequence[Submission]) -> S
     return None
 
 
-def _run_of(event: Any, runs: Sequence[Run]) -> Run | None:
+def _find_run_of_event(event: Any, runs: Sequence[Run]) -> Run | None:
     """Return the first run that an event may be about and that has not ended."""
     due = getattr(event, "scheduled_run_time", None)
     matching = (run for run in runs if run.outcome is None and due in (None, run.due))

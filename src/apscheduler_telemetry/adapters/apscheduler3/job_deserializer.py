@@ -102,7 +102,7 @@ class JobDeserializer:
                     return UndeserializableJob()
                 if thread.failures is not None and patches.is_active:
                     thread.failures.increment()
-                    recorder.scheduler_error(ErrorKind.RESTORE)
+                    recorder.count_scheduler_error(ErrorKind.RESTORE)
                 raise
 
         return reconstitute_job

@@ -1,5 +1,5 @@
 """
-Decides what an event in a job store means: did the user change a job, the loop, or somebody else?
+Decides who has changed a job in its store: the user, the scheduler's loop or another process.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class JobEvents:
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
         # The stack shows it if Ctrl-C has kept the loop's patch from noting the submission.
-        if self._loop.is_advancing(job.id) or self._loop.is_acting:
-            self.on_job_advanced(job, alias)
+        if self._loop.is_setting_next_run(job.id) or self._loop.is_running_own_code:
+            self.on_job_rescheduled_by_loop(job, alias)
             return
         tracked = self._get_job((alias, job.id))
         before = None if tracked is None else tracked.next_run
@@ -79,15 +79,15 @@ class JobEvents:
                 tracked.record, next_run, cancels=not is_dropped and not is_restart
             )
         tracked = self._upsert(job, alias)
-        tracked.adopt()
+        tracked.mark_changed_here()
         if job.pending:  # it was there already, and add_job() has replaced it
             self._links.on_added(tracked)
         elif tracked.next_run != before:
             self._links.on_triggered(tracked)
 
-    def on_job_advanced(self, job: Any, alias: str) -> None:
+    def on_job_rescheduled_by_loop(self, job: Any, alias: str) -> None:
         """Note that the loop has submitted the next run of a job, and set another one."""
-        self._loop.on_advanced()
+        self._loop.clear_submitted_job()
         tracked = self._get_job((alias, job.id))
         if tracked is None or tracked.last_submitted is None:
             # While it ran, it was removed, and perhaps added again.
@@ -96,22 +96,22 @@ class JobEvents:
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would be a call after every run.
         if tracked.intervals_until is not None and tracked.needs_intervals:
-            self.jobs.compute_intervals(tracked, job)
-        if tracked.triggered_at is not None:
-            self._links.on_advanced(tracked)
+            self.jobs.update_intervals(tracked, job)
+        if tracked.trigger_origin is not None:
+            self._links.drop_trigger_origin(tracked)
 
     def on_job_removed(self, job_id: str, alias: str) -> None:
         """Note that a job was removed from its store, and find out why."""
         tracked = self._get_job((alias, job_id))
         removal = Removal.CANCELLED
-        if self._loop.is_advancing(job_id):
-            self._loop.on_advanced()
+        if self._loop.is_setting_next_run(job_id):
+            self._loop.clear_submitted_job()
             removal = Removal.FINISHED
-        elif self._loop.is_acting:
+        elif self._loop.is_running_own_code:
             # Before it is submitted, the loop removes a job only if its executor does not exist.
-            self._recorder.scheduler_error(ErrorKind.EXECUTOR_LOOKUP)
+            self._recorder.count_scheduler_error(ErrorKind.EXECUTOR_LOOKUP)
             removal = Removal.FAILED
-            job = self._loop.due_job(job_id)
+            job = self._loop.find_due_job(job_id)
             if tracked is not None and job is not None:
                 self._unsubmitted.record_lost(tracked, job)
         if tracked is not None:
@@ -157,7 +157,7 @@ class JobEvents:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
         info = info or self.describe(job, alias)
-        self._unsubmitted.note_trigger(job.trigger)
+        self._unsubmitted.register_trigger(job.trigger)
         tracked = self.jobs.upsert(info, job, is_preexisting=True)
         if has_changed:
             self._links.load(tracked)
@@ -182,7 +182,7 @@ class JobEvents:
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
-        self._unsubmitted.note_trigger(job.trigger)
+        self._unsubmitted.register_trigger(job.trigger)
         return self.jobs.upsert(info, job)
 
     def _remove(self, tracked: TrackedJob, removal: Removal) -> None:

@@ -109,7 +109,7 @@ class JobStorePoller:
         # Each store has its own, as a server that does not answer blocks it.
         self._worker = BackgroundWorker(errors, suppress_tracing)
         self._reader: JobStoreReader | None = None
-        self._generation = object()
+        self._poll_token = object()
         self._is_failing = False
         self._undeserializable: dict[str, float | None] = {}
         self.is_waiting_for_pass = False
@@ -119,7 +119,7 @@ class JobStorePoller:
         if self._is_local:
             # This is quick, and the lists of a memory store must not change meanwhile.
             with self._scheduler._jobstores_lock:  # noqa: SLF001
-                self._read_once()
+                self._record_events_lazily()
             return
         self.cancel()
         self._undeserializable = {}
@@ -137,7 +137,7 @@ class JobStorePoller:
 
     def cancel(self) -> None:
         """Cancel the reading that is scheduled."""
-        self._generation = object()
+        self._poll_token = object()
 
     def stop(self) -> None:
         """Read no more; this cannot be undone."""
@@ -150,9 +150,9 @@ class JobStorePoller:
         The store has just ended a transaction of its own there, so that ours disturbs none.
         """
         self.is_waiting_for_pass = False
-        self._read_once()
+        self._record_events_lazily()
 
-    def _read_once(self) -> None:
+    def _record_events_lazily(self) -> None:
         try:
             self._read_store()
         except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
@@ -161,12 +161,12 @@ class JobStorePoller:
     # In the background
 
     def _schedule_reading(self, seconds: float) -> None:
-        get_poller, generation = weakref.ref(self), self._generation
+        get_poller, generation = weakref.ref(self), self._poll_token
 
         def read() -> None:
             # Weakly: this may wait for long, and must not keep the scheduler alive.
             poller = get_poller()
-            if poller is not None and poller._generation is generation:  # noqa: SLF001  # ours
+            if poller is not None and poller._poll_token is generation:  # noqa: SLF001  # ours
                 poller._poll()  # noqa: SLF001
 
         self._worker.submit(COMPONENT, read, after=seconds)
@@ -262,8 +262,8 @@ class JobStorePoller:
         vanished = [tracked for job_id, tracked in known.items() if job_id not in next_runs]
         # Another process removes one job or another. If none is left of several, the store has
         # lost them: removing all jobs at once is no usual way to cancel runs.
-        is_lost = not next_runs and len(vanished) > 1
-        removal = Removal.FAILED if is_lost else Removal.CANCELLED
+        is_lock_file_deleted = not next_runs and len(vanished) > 1
+        removal = Removal.FAILED if is_lock_file_deleted else Removal.CANCELLED
         self._apply_removals(vanished, reading, removal)
         for job_id in self._undeserializable.keys() - next_runs:
             del self._undeserializable[job_id]

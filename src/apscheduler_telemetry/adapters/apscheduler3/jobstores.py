@@ -138,7 +138,7 @@ class JobStoreHooks:
         update_counting_errors = self._count_errors(original)
 
         def update_job(job: Any) -> None:
-            if not self._loop.is_advancing(job.id):
+            if not self._loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
             with self._changes.track_job(job.id):
                 update_counting_errors(job)
@@ -152,7 +152,7 @@ class JobStoreHooks:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
         patches, loop, changes = self._patches, self._loop, self._changes
-        on_job_advanced = self._events.on_job_advanced
+        on_job_rescheduled_by_loop = self._events.on_job_rescheduled_by_loop
 
         def update_job(job: Any) -> None:
             if job is not loop.submitted_job or not patches.is_active:
@@ -165,7 +165,7 @@ class JobStoreHooks:
                 raise
             try:
                 if changes.alias is not None:
-                    on_job_advanced(job, changes.alias)
+                    on_job_rescheduled_by_loop(job, changes.alias)
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
 
@@ -175,7 +175,7 @@ class JobStoreHooks:
         remove_counting_errors = self._count_errors(original)
 
         def remove_job(job_id: str) -> None:
-            if not self._loop.is_acting:
+            if not self._loop.is_running_own_code:
                 self._track_before_change(job_id)
             with self._changes.track_job(job_id):
                 remove_counting_errors(job_id)
@@ -206,8 +206,8 @@ class JobStoreHooks:
             if not patches.is_active:
                 return original(now)
             try:
-                if loop.pass_thread is None or loop.is_bypassed:
-                    loop.on_unhooked_pass_start()
+                if loop.pass_thread is None or loop.is_pass_unpatched:
+                    loop.on_unpatched_pass_start()
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
             try:
@@ -220,7 +220,7 @@ class JobStoreHooks:
             try:
                 set_due_jobs(jobs)
                 on_due_jobs(jobs)
-                if self._poller.is_waiting_for_pass and loop.is_acting:
+                if self._poller.is_waiting_for_pass and loop.is_running_own_code:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
@@ -265,8 +265,8 @@ class JobStoreHooks:
 
     def _count_error(self) -> None:
         # The user's code gets the exception; the loop only logs it, or ends with it.
-        if self._patches.is_active and self._loop.is_acting:
-            self._recorder.scheduler_error(ErrorKind.JOBSTORE)
+        if self._patches.is_active and self._loop.is_running_own_code:
+            self._recorder.count_scheduler_error(ErrorKind.JOBSTORE)
 
     def _notify(self, notify: Callable[..., object], *args: Any) -> None:
         """Call `notify` with `args` and the store's alias, if it is in the scheduler."""

@@ -1,5 +1,5 @@
 """
-Replaces attributes of single objects, and puts them back in mirrored order.
+Replaces attributes of single objects, and puts them back in reverse order.
 
 APScheduler calls its own methods through ``self``, so that an attribute of the instance is found
 before the method of its class. The class, and every other instance, stays as it is.

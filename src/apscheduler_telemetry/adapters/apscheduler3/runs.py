@@ -3,7 +3,7 @@ Follows runs: one submission of a job to an executor, its measurement and its re
 
 Whatever an executor does with a job, it passes the run times on to ``run_job``, which iterates over
 them. So the executor gets a `Submission`, a list of run times that measures while it is iterated
-over: between two of its steps lies one run. The job stays APScheduler's own, and so do its
+over: one run takes place between two of its steps. The job stays APScheduler's own, and so do its
 callable and the call stack. How run number k ended is known from event number k.
 """
 
@@ -74,7 +74,7 @@ class RunFollower:
         capture: which of a job's own data may be exported.
 
     Attributes:
-        observers: see above.
+        observers: who follows single runs.
         captures_arguments: whether the arguments of the callable may be exported.
     """
 
@@ -124,11 +124,11 @@ class RunFollower:
         if run.finish(outcome, error) and self.observers.is_enabled:
             self.observers.on_resolved(run)
 
-    def on_failure(self) -> None:
+    def report_own_exception(self) -> None:
         """Count the exception that is being handled as a failure of telemetry."""
         self._errors.exception("adapter")
 
-    def on_child_failure(self, failure: str) -> None:
+    def report_child_error(self, failure: str) -> None:
         """Count a failure of telemetry in a child process."""
         self._errors.report("spans", failure)
 
@@ -164,20 +164,20 @@ class Submission(list[datetime]):
         run_times: when its runs are due.
         runs: one for each of them.
         follower: records the runs.
-        on_late_end: called when an executor has given up the submission, and its runs are over.
+        on_abandoned_end: called when its executor has given it up, and its runs are over.
 
     Attributes:
-        key: see above.
-        runs: see above.
+        key: identifies it among the open submissions of its executor.
+        runs: one for each run time.
         pool: the `concurrent.futures` pool that runs it; None until that is known.
     """
 
     __slots__ = (
-        *("__weakref__", "_address", "_carriers", "_follower", "_is_given_up", "_is_iterating"),
-        *("_job", "_on_late_end", "_steps", "key", "pool", "runs"),
+        *("__weakref__", "_sink_id", "_carriers", "_follower", "_is_abandoned", "_is_iterating"),
+        *("_job", "_on_abandoned_end", "_steps", "key", "pool", "runs"),
     )
     pool: Any
-    _address: int | None
+    _sink_id: int | None
     _carriers: Sequence[Mapping[str, str]]
     _steps: Callable[[], Generator[datetime, None, None] | None] | None
 
@@ -188,23 +188,23 @@ class Submission(list[datetime]):
         run_times: Sequence[datetime],
         runs: Sequence[Run],
         follower: RunFollower,
-        on_late_end: Callable[[Submission], None],
+        on_abandoned_end: Callable[[Submission], None],
     ) -> None:
         self.extend(run_times)  # what super().__init__() does, which takes as long as all the rest
         self.key = key
         self.runs = runs
         self._job = job
         self._follower = follower
-        self._on_late_end = on_late_end
-        self.pool = self._address = self._steps = None
-        self._is_iterating = self._is_given_up = False
+        self._on_abandoned_end = on_abandoned_end
+        self.pool = self._sink_id = self._steps = None
+        self._is_iterating = self._is_abandoned = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
 
     def __iter__(self) -> Iterator[datetime]:
         caller = sys._getframe(1)  # noqa: SLF001  # public, as documented
         code = caller.f_code
-        if code is _RUN_JOB or code is _RUN_COROUTINE_JOB or child_process.runs_jobs(caller):
+        if code is _RUN_JOB or code is _RUN_COROUTINE_JOB or child_process.is_job_runner(caller):
             steps = self._measure()
             # Weakly, as the iteration ends when run_job lets go of it, whatever it raises.
             self._steps = weakref.ref(steps)
@@ -241,8 +241,8 @@ class Submission(list[datetime]):
                         observers.on_end(run)
         finally:
             self._is_iterating = False
-            if self._is_given_up:
-                self._on_late_end(self)
+            if self._is_abandoned:
+                self._on_abandoned_end(self)
 
     def is_late(self, run: Run, now: float) -> bool:
         """Tell whether APScheduler drops a run that starts at `now`, in Unix seconds."""
@@ -255,29 +255,29 @@ class Submission(list[datetime]):
         return any(run.started is not None for run in self.runs)
 
     @property
-    def is_given_up(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether the executor expects no result any more."""
-        return self._is_given_up
+        return self._is_abandoned
 
     def assign_pool(self, pool: Any) -> None:
         """Set which pool runs it."""
         self.pool = pool
 
-    def give_up(self) -> bool:
+    def abandon(self) -> bool:
         """
         Note that the executor expects no result any more.
 
         Returns:
             Whether no thread works on it. One may, as where asyncio has given it up, or where the
-            submission was interrupted by Ctrl-C; then `on_late_end` is called at its end.
+            submission was interrupted by Ctrl-C; then `on_abandoned_end` is called at its end.
         """
         # In this order, as the thread that iterates does it in the opposite order.
-        self._is_given_up = True
+        self._is_abandoned = True
         is_iterating = self._is_iterating
         # Ctrl-C may have ended the iteration before it could say so.
         return not is_iterating or _has_ended(self._steps)
 
-    def on_measured(self, measurement: Measurement) -> datetime:
+    def receive_measurement(self, measurement: Measurement) -> datetime:
         """Take what a child process has measured, just before the event of the run comes."""
         run = self.runs[measurement.position]
         try:
@@ -285,9 +285,9 @@ class Submission(list[datetime]):
                 run.start(measurement.started)
                 run.stop(measurement.duration)
             if measurement.failure:
-                self._follower.on_child_failure(measurement.failure)
+                self._follower.report_child_error(measurement.failure)
         except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
-            self._follower.on_failure()
+            self._follower.report_own_exception()
         return run.due
 
     def __copy__(self) -> list[datetime]:
@@ -300,10 +300,10 @@ class Submission(list[datetime]):
         try:
             if any(run.due is not due for run, due in zip(self.runs, self[:], strict=True)):
                 return list, (self[:],)  # a list that the user has changed is not measured
-            if self._address is None:  # the second attempt, in a fresh pool, sends the same
+            if self._sink_id is None:  # the second attempt, in a fresh pool, sends the same
                 self._carriers = self._follower.inject(self.runs)
-                self._address = child_process.address_of(self)
+                self._sink_id = child_process.register_sink(self)
         except Exception:  # noqa: BLE001  # or the run would be lost; it is not measured then
-            self._follower.on_failure()
+            self._follower.report_own_exception()
             return list, (self[:],)
-        return child_process.ChildRunTimes, (self[:], self._carriers, self._address)
+        return child_process.ChildRunTimes, (self[:], self._carriers, self._sink_id)

@@ -52,7 +52,7 @@ class SchedulerLoop:
         started_at: when it was started, in Unix seconds; None before it.
         last_wakeup: when the latest pass ended, in Unix seconds; None before it.
         pass_thread: the thread that is in the middle of a pass; None between passes.
-        is_bypassed: whether that pass is not one that was patched.
+        is_pass_unpatched: whether that pass is not one that was patched.
         submitted_job: the job that the pass has submitted, and has yet to give its next run.
     """
 
@@ -82,24 +82,24 @@ class SchedulerLoop:
         self.started_at: float | None = None
         self.last_wakeup: float | None = None
         self.pass_thread: int | None = None
-        self.is_bypassed = False
+        self.is_pass_unpatched = False
         self.submitted_job: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
         self._has_ended = False
-        self._pass_since: float | None = None
+        self._pass_started_at: float | None = None
         # When the next pass was last planned, and in how many seconds it is to come.
-        self._next_pass: tuple[float, Any] | None = None
+        self._planned_pass: tuple[float, Any] | None = None
         self._failure: str | None = None
         self._due_jobs: Sequence[Any] = ()
-        self._user_code = {_DISPATCH}
+        self._user_code_boundaries = {_DISPATCH_EVENT_CODE}
 
     def install(self) -> None:
         """Patch the scheduler."""
         scheduler, patches = self._scheduler, self._patches
         patches.patch(scheduler, "_process_jobs", self._patch_process_jobs)
         patches.patch(scheduler, "wakeup", self._patch_wakeup)
-        # A thread or a greenlet has the one, an event loop the other.
+        # Threads and greenlets have the one, event loops the other.
         for name, replace in (
             ("_main_loop", self._patch_main_loop),
             ("_start_timer", self._patch_start_timer),
@@ -116,32 +116,32 @@ class SchedulerLoop:
     # For the patches of executors and job stores
 
     @property
-    def is_acting(self) -> bool:
+    def is_running_own_code(self) -> bool:
         """
         Whether the loop itself acts now, in the middle of APScheduler's pass over due jobs.
 
         Not so while it calls a listener, or a job that an executor runs inline: what these do to
-        the scheduler is the user's doing, and the user hears of what fails there. This looks at
+        the scheduler is the user's doing, and the user gets the exceptions. This looks at
         the stack, as it is hardly ever asked, and every run would pay for keeping track.
         """
         if self.pass_thread != get_ident():
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, as documented
-        while frame is not None and frame.f_code not in self._user_code:
-            if frame.f_code is _PASS:
+        while frame is not None and frame.f_code not in self._user_code_boundaries:
+            if frame.f_code is _PROCESS_JOBS_CODE:
                 return True
             frame = frame.f_back
         return False
 
-    def add_user_code(self, code: CodeType) -> None:
+    def add_user_code_boundary(self, code: CodeType) -> None:
         """Note the code of a patch that the loop calls and that calls the user's code."""
-        self._user_code.add(code)
+        self._user_code_boundaries.add(code)
 
     def set_due_jobs(self, jobs: Sequence[Any]) -> None:
         """Note which jobs a job store has just called due."""
         self._due_jobs = jobs
 
-    def due_job(self, job_id: str) -> Any:
+    def find_due_job(self, job_id: str) -> Any:
         """Return the job of this id among those, or None."""
         return next((job for job in self._due_jobs if job.id == job_id), None)
 
@@ -150,33 +150,33 @@ class SchedulerLoop:
         if self.pass_thread == get_ident():
             self.submitted_job = job
 
-    def is_advancing(self, job_id: str) -> bool:
+    def is_setting_next_run(self, job_id: str) -> bool:
         """
         Tell whether the loop, and not the user, changes this job now.
 
-        It does so right after it has submitted the job, until `on_advanced`.
+        It does so right after it has submitted the job, until `clear_submitted_job`.
         """
         job = self.submitted_job
         return job is not None and job.id == job_id and self.pass_thread == get_ident()
 
-    def on_advanced(self) -> None:
+    def clear_submitted_job(self) -> None:
         """Note that the loop has given the submitted job its next run, or has removed it."""
         self.submitted_job = None
 
-    def on_unhooked_pass_start(self) -> None:
+    def on_unpatched_pass_start(self) -> None:
         """
         Note that a job store is asked for due jobs, which only a pass does, and not one of ours.
 
         Such a pass is that of the user's own scheduler class, which calls what it inherits from
         APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        self.is_bypassed = True
+        self.is_pass_unpatched = True
         logger = self._scheduler._logger  # noqa: SLF001
         if isinstance(logger, _WatchedLogger):
             logger.watch_passes()
         self._on_pass_start()
 
-    def on_unhooked_pass_end(self) -> None:
+    def on_unpatched_pass_end(self) -> None:
         """Note that a pass has written to the log, as it does at its start and at its end."""
         if self.pass_thread is not None:
             self._on_pass_end()
@@ -184,16 +184,16 @@ class SchedulerLoop:
 
     def on_listener_failed(self) -> None:
         """Note that a listener has raised an exception, which APScheduler only logs."""
-        self._recorder.scheduler_error(ErrorKind.LISTENER)
+        self._recorder.count_scheduler_error(ErrorKind.LISTENER)
 
     def on_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._clock()
-        self._thread = self._thread_id = self._next_pass = self._failure = None
+        self._thread = self._thread_id = self._planned_pass = self._failure = None
         self._has_ended = False
 
-    def attach_running(self) -> None:
+    def on_found_running(self) -> None:
         """Note that the scheduler was started before it was instrumented; when is not known."""
         self.on_started()
         self._thread = getattr(self._scheduler, "_thread", None)
@@ -208,9 +208,9 @@ class SchedulerLoop:
         def process_jobs() -> Any:
             context = None
             try:
-                self.is_bypassed = False
+                self.is_pass_unpatched = False
                 on_pass_start()
-                self._pass_since = self._monotonic()
+                self._pass_started_at = self._monotonic()
                 context = clear_context()
             except Exception:  # noqa: BLE001  # it would end the scheduler's thread
                 self._errors.exception("adapter")
@@ -219,7 +219,7 @@ class SchedulerLoop:
             except BaseException as exception:
                 self._failure = qualified_name(type(exception))
                 if self._patches.is_active:
-                    self._recorder.scheduler_error(ErrorKind.LOOP)
+                    self._recorder.count_scheduler_error(ErrorKind.LOOP)
                 raise
             finally:
                 on_pass_end()
@@ -227,8 +227,8 @@ class SchedulerLoop:
                     restore_context(context)
             self._failure = None
             self.last_wakeup = self._clock()
-            if self._next_pass is None:
-                self._next_pass = self._monotonic(), wait_seconds
+            if self._planned_pass is None:
+                self._planned_pass = self._monotonic(), wait_seconds
             return wait_seconds
 
         return process_jobs
@@ -237,26 +237,26 @@ class SchedulerLoop:
         self.pass_thread = thread_id = get_ident()
         if thread_id != self._thread_id:  # else each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
-        self._next_pass = None
-        if not self._observers.is_settled:
-            self._observers.refresh()
+        self._planned_pass = None
+        if not self._observers.is_enabled_final:
+            self._observers.update_is_enabled()
         self._recorder.add_up_if_many()
 
     def _on_pass_end(self) -> None:
-        self.pass_thread = self._pass_since = self.submitted_job = None
+        self.pass_thread = self._pass_started_at = self.submitted_job = None
         self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
     def _patch_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
-            if self._next_pass is None:  # where the pass does not return it, as in Qt
-                self._next_pass = self._monotonic(), wait_seconds
+            if self._planned_pass is None:  # where the pass does not return it, as in Qt
+                self._planned_pass = self._monotonic(), wait_seconds
 
         return start_timer
 
     def _patch_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._next_pass = self._monotonic(), 0
+            self._planned_pass = self._monotonic(), 0
             original()
 
         return wakeup
@@ -284,10 +284,10 @@ class SchedulerLoop:
             reason = ("stopped", "The scheduler has not been started, or was shut down.")
             return Liveness(state="stopped", up=False, reasons=[reason])
         state = "paused" if scheduler.state == STATE_PAUSED else "running"
-        reasons = list(self._faults(state))
+        reasons = list(self._unhealthy_reasons(state))
         return Liveness(state=state, up=not reasons, reasons=reasons)
 
-    def _faults(self, state: str) -> Iterator[tuple[str, str]]:
+    def _unhealthy_reasons(self, state: str) -> Iterator[tuple[str, str]]:
         if self.pid is not None and self.pid != os.getpid():
             message = (
                 f"The scheduler was started in process {self.pid}, and a fork took no thread "
@@ -317,7 +317,7 @@ class SchedulerLoop:
         elif event_loop is not None and not event_loop.is_running():
             yield "event_loop_stopped", "The scheduler's event loop does not run."
         now = self._monotonic()
-        since, late = self._pass_since, self._lateness(now)
+        since, late = self._pass_started_at, self._lateness(now)
         if since is not None and now - since > OVERDUE_SECONDS:
             message = (
                 f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
@@ -333,7 +333,7 @@ class SchedulerLoop:
 
     def _lateness(self, now: float) -> float:
         """Return for how many seconds the next pass has been overdue; negative before it is due."""
-        since, wait_seconds = self._next_pass or (now, None)
+        since, wait_seconds = self._planned_pass or (now, None)
         if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
             return -math.inf
         return now - since - wait_seconds
@@ -384,7 +384,7 @@ class _WatchedLogger:
 
     @property
     def exception(self) -> Any:
-        if sys._getframe(1).f_code is _DISPATCH:  # noqa: SLF001  # as above
+        if sys._getframe(1).f_code is _DISPATCH_EVENT_CODE:  # noqa: SLF001  # as above
             self._loop.on_listener_failed()
         return self._logger.exception
 
@@ -404,11 +404,11 @@ class _PassWatchingLogger(_WatchedLogger):
 
     @property
     def debug(self) -> Any:
-        if self._loop.is_bypassed and sys._getframe(1).f_code is _PASS:  # noqa: SLF001
-            self._loop.on_unhooked_pass_end()
+        if self._loop.is_pass_unpatched and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
+            self._loop.on_unpatched_pass_end()
         return self._logger.debug
 
 
 # APScheduler's own code, also if another tool has wrapped it.
-_DISPATCH = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
-_PASS = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001
+_DISPATCH_EVENT_CODE = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
+_PROCESS_JOBS_CODE = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001

@@ -70,22 +70,22 @@ class TraceLinks:
         """Note the origin of a job that has entered its store, or replaced another one there."""
         job_id = tracked.key[1]
         if job_id in self._pending_jobs:
-            added_at = self._pending_jobs.pop(job_id)
+            add_origin = self._pending_jobs.pop(job_id)
         else:
-            added_at = self._current_origin("added")
-        tracked.set_links(added_at, None)
+            add_origin = self._current_origin("added")
+        tracked.set_links(add_origin, None)
         self._persist(tracked)
 
     def on_triggered(self, tracked: TrackedJob) -> None:
         """Note where the user has set the next run of a job; only that run links to it."""
         is_paused = tracked.next_run is None
-        triggered_at = None if is_paused else self._current_origin("triggered")
-        tracked.set_links(tracked.added_at, triggered_at)
+        trigger_origin = None if is_paused else self._current_origin("triggered")
+        tracked.set_links(tracked.add_origin, trigger_origin)
         self._persist(tracked)
 
-    def on_advanced(self, tracked: TrackedJob) -> None:
+    def drop_trigger_origin(self, tracked: TrackedJob) -> None:
         """Note that the run whose time was set by the user is submitted."""
-        tracked.set_links(tracked.added_at, None)
+        tracked.set_links(tracked.add_origin, None)
         self._persist(tracked)
 
     def on_removed(self, tracked: TrackedJob) -> None:
@@ -102,12 +102,12 @@ class TraceLinks:
             if stored is None:
                 return
             origins = json.loads(stored)
-            added_at, triggered_at = tracked.added_at, None
+            add_origin, trigger_origin = tracked.add_origin, None
             if "added" in origins:
-                added_at = self._origins.load("added", origins["added"]) or added_at
+                add_origin = self._origins.load("added", origins["added"]) or add_origin
             if "triggered" in origins and origins["due"] == tracked.next_run:
-                triggered_at = self._origins.load("triggered", origins["triggered"])
-            tracked.set_links(added_at, triggered_at)
+                trigger_origin = self._origins.load("triggered", origins["triggered"])
+            tracked.set_links(add_origin, trigger_origin)
         except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
             self._errors.exception(COMPONENT)
 
@@ -133,10 +133,10 @@ class TraceLinks:
             return
         origins: dict[str, Any] = {}
         try:
-            if tracked.added_at is not None:
-                origins["added"] = self._origins.dump(tracked.added_at)
-            if tracked.triggered_at is not None:
-                origins["triggered"] = self._origins.dump(tracked.triggered_at)
+            if tracked.add_origin is not None:
+                origins["added"] = self._origins.dump(tracked.add_origin)
+            if tracked.trigger_origin is not None:
+                origins["triggered"] = self._origins.dump(tracked.trigger_origin)
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
             self._errors.exception(COMPONENT)

@@ -37,14 +37,14 @@ class TrackedJob:
             job, and this one has not changed it yet.
         intervals_until: Unix seconds of the next run after which its intervals have to be computed
             again; None if never.
-        added_at: the OpenTelemetry origin where the job was added, if known.
-        triggered_at: the same where its next run was triggered by hand; None if it was not.
+        add_origin: the OpenTelemetry origin where the job was added, if known.
+        trigger_origin: the same where its next run was triggered by hand; None if it was not.
         links: those of both that are known; its runs link to them.
     """
 
     __slots__ = (
-        *("added_at", "coalesce", "intervals_until", "is_preexisting", "last_submitted"),
-        *("links", "record", "trigger", "triggered_at"),
+        *("add_origin", "coalesce", "intervals_until", "is_preexisting", "last_submitted"),
+        *("links", "record", "trigger", "trigger_origin"),
     )
 
     def __init__(self, record: JobRecord, *, is_preexisting: bool) -> None:
@@ -54,8 +54,8 @@ class TrackedJob:
         self.last_submitted: datetime | None = None
         self.is_preexisting = is_preexisting
         self.intervals_until: float | None = None
-        self.added_at: Any = None
-        self.triggered_at: Any = None
+        self.add_origin: Any = None
+        self.trigger_origin: Any = None
         self.links: tuple[Any, ...] = ()
 
     @property
@@ -79,28 +79,28 @@ class TrackedJob:
         self.record = record
         self.coalesce = coalesce
 
-    def adopt(self) -> None:
+    def mark_changed_here(self) -> None:
         """Note that this process has changed the job."""
         self.is_preexisting = False
 
-    def submitted(self, due: datetime) -> None:
+    def set_last_submitted(self, due: datetime) -> None:
         """Note the latest fire time that was submitted."""
         self.last_submitted = due
 
-    def watch_trigger(self, trigger: Any) -> None:
+    def set_trigger(self, trigger: Any) -> None:
         """Note from which trigger the intervals are computed."""
         self.trigger = trigger
         self.intervals_until = None
 
-    def set_intervals_until(self, trigger: Any, until: float | None) -> None:
+    def set_intervals_expiry(self, trigger: Any, until: float | None) -> None:
         """Note when the intervals of a trigger have to be computed again, None if never."""
         if self.trigger is trigger:
             self.intervals_until = until
 
-    def set_links(self, added_at: Any, triggered_at: Any) -> None:
+    def set_links(self, add_origin: Any, trigger_origin: Any) -> None:
         """Set where the job was added, and where its next run was triggered by hand."""
-        self.added_at, self.triggered_at = added_at, triggered_at
-        self.links = tuple(origin for origin in (added_at, triggered_at) if origin is not None)
+        self.add_origin, self.trigger_origin = add_origin, trigger_origin
+        self.links = tuple(origin for origin in (add_origin, trigger_origin) if origin is not None)
 
 
 class TrackedJobs:
@@ -141,7 +141,7 @@ class TrackedJobs:
             tracked = self._jobs[record.key] = TrackedJob(record, is_preexisting=is_preexisting)
         tracked.update(record, coalesce=job.coalesce)
         if tracked.trigger is not job.trigger:
-            self.compute_intervals(tracked, job)
+            self.update_intervals(tracked, job)
         return tracked
 
     def remove(self, tracked: TrackedJob, removal: Removal) -> None:
@@ -156,12 +156,12 @@ class TrackedJobs:
         for tracked in self.in_jobstore(alias):
             self._jobs.pop(tracked.key, None)
 
-    def compute_intervals(self, tracked: TrackedJob, job: Any) -> None:
+    def update_intervals(self, tracked: TrackedJob, job: Any) -> None:
         """Compute the shortest and the longest interval between coming runs, if not paused."""
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
         if next_run is None:
             return  # paused: when it is resumed
-        tracked.watch_trigger(trigger)
+        tracked.set_trigger(trigger)
         if triggers.has_constant_interval(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
             recorder.job_intervals_changed(tracked.record, triggers.constant_interval(trigger))
@@ -171,6 +171,6 @@ class TrackedJobs:
             intervals, until = triggers.intervals(trigger, next_run)
             recorder.job_intervals_changed(tracked.record, intervals)
             valid_until = max(until, next_run.timestamp() + INTERVALS_VALID_SECONDS)
-            tracked.set_intervals_until(trigger, None if until == math.inf else valid_until)
+            tracked.set_intervals_expiry(trigger, None if until == math.inf else valid_until)
 
         self._worker.submit("schedule", compute)

@@ -77,7 +77,7 @@ class UnsubmittedRuns:
         except Exception:  # noqa: BLE001  # a trigger may be the user's code
             self._errors.exception("schedule")
 
-    def note_trigger(self, trigger: Any) -> None:
+    def register_trigger(self, trigger: Any) -> None:
         """Note which trigger a job has: some remember how often they were asked."""
         if type(trigger) not in triggers.STATELESS:
             self._has_stateful_triggers = True
@@ -111,7 +111,7 @@ class UnsubmittedRuns:
             following: its next run from now on; what is due from then on is not dropped.
 
         Returns:
-            Whether there are any.
+            Whether any run was dropped.
         """
         next_run, done = tracked.next_run, tracked.last_submitted
         now = datetime.now(self._scheduler.timezone)
@@ -120,12 +120,12 @@ class UnsubmittedRuns:
         if done is not None and next_run <= done.timestamp():
             return False
         if following is not None and following.timestamp() <= next_run:
-            return True  # the loop will come to it by way of an earlier one
+            return True  # the loop will reach it after earlier runs
         record = copy.copy(tracked.record)  # as it is before the change
         trigger, coalesce, links = tracked.trigger, tracked.coalesce, tracked.links
         first = datetime.fromtimestamp(next_run, now.tzinfo)
 
-        def record_them() -> None:
+        def record_dropped_runs() -> None:
             try:
                 times = triggers.due_times(first, trigger, now, following)
             except Exception:  # noqa: BLE001  # the user's trigger; one run is known all the same
@@ -137,5 +137,7 @@ class UnsubmittedRuns:
                 times = FireTimes(1, times.latest[-1:])
             self.record(record, links, Outcome.MISSED, times)
 
-        self._worker.submit("schedule", record_them)  # many runs must not hold up the user's start
+        self._worker.submit(
+            "schedule", record_dropped_runs
+        )  # many runs must not hold up the user's start
         return True

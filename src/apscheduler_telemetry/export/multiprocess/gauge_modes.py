@@ -12,7 +12,7 @@ from apscheduler_telemetry.export import metric_families as families
 from apscheduler_telemetry.export.metric_families import MetricFamily
 
 MOST_RECENT = "livemostrecent"
-"""The mode that shows the value with the greatest timestamp; see `timestamp_of`."""
+"""The mode that shows the value with the greatest timestamp; see `priority_of`."""
 
 GAUGE_MODES: Mapping[MetricFamily, str] = {
     # The earliest of the next runs; 0 only if no process has one.
@@ -24,7 +24,7 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     families.LAST_RUN: "livemax",
     families.LAST_SUCCESS: "livemax",
     families.LAST_FAILURE: "livemax",
-    families.CANCELLED_RUN: "livemax",
+    families.WITHDRAWN_RUN: "livemax",
     # The worst value, so that a healthy process does not hide a broken one.
     families.CONSECUTIVE_FAILURES: "livemax",
     families.UP: "livemin",
@@ -34,8 +34,8 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     # alert rules do with several instances.
     families.GRACE: "livemax",
     families.MAX_DURATION: "livemax",
-    families.SHORTEST: "livemin",
-    families.LONGEST: "livemax",
+    families.SHORTEST_INTERVAL: "livemin",
+    families.LONGEST_INTERVAL: "livemax",
     families.JOBS: "livemax",
     # Always 1: one series for each set of labels.
     families.ALERT_INFO: "livemax",
@@ -61,7 +61,7 @@ _FAR_FUTURE = 1e12
 """Unix seconds, later than any run: a `datetime` ends with the year 9999."""
 
 
-def timestamp_of(family: MetricFamily, value: float, ended_at: float) -> float:
+def priority_of(family: MetricFamily, value: float, ended_at: float) -> float:
     """
     Return the timestamp of a value in the mode `MOST_RECENT`.
 

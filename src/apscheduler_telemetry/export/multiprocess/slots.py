@@ -136,7 +136,7 @@ class ProcessSlot:
         # type, the second the mode, and the third, without its last three characters, the pid.
         self._replace(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
 
-    def is_lost(self) -> bool:
+    def is_lock_file_deleted(self) -> bool:
         """Return whether the lock file was deleted, so that others would find the slot free."""
         return os.fstat(self._lock).st_nlink == 0
 

@@ -14,7 +14,7 @@ from apscheduler_telemetry.export.multiprocess.file_format import sample_keys
 from apscheduler_telemetry.export.multiprocess.gauge_modes import (
     GAUGE_MODES,
     MOST_RECENT,
-    timestamp_of,
+    priority_of,
 )
 
 COMPONENT = "multiprocess"
@@ -46,7 +46,7 @@ class Snapshot:
     jobs: set[str] = field(default_factory=set)
 
 
-class SnapshotReader:
+class SnapshotBuilder:
     """
     Takes snapshots of one scheduler.
 
@@ -85,7 +85,7 @@ class SnapshotReader:
             mode, shown = GAUGE_MODES[family], value
             if mode == MOST_RECENT:
                 # The families that fill `ended_at` come before the one that needs it.
-                snapshot.timestamps[key] = timestamp_of(family, value, ended_at.get(labels, 0.0))
+                snapshot.timestamps[key] = priority_of(family, value, ended_at.get(labels, 0.0))
             elif family in (families.LAST_SUCCESS, families.LAST_FAILURE):
                 ended_at[labels] = max(value, ended_at.get(labels, 0.0))
             elif family is families.STARTED_AT and record_start is not None:

@@ -18,7 +18,7 @@ from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, Process
 from apscheduler_telemetry.export.multiprocess.snapshot import (
     COMPONENT,
     COUNTED_KINDS,
-    SnapshotReader,
+    SnapshotBuilder,
 )
 
 WRITE_INTERVAL = 1.0
@@ -51,7 +51,7 @@ class SnapshotWriter:
         self._is_inherited = False
         self._slot: ProcessSlot | None = None
         self._pruned_at = 0.0
-        self._reader = SnapshotReader(source)
+        self._reader = SnapshotBuilder(source)
         self._offsets = CounterOffsets()
         _writers.add(self)
         remove_stale(directory)
@@ -135,7 +135,7 @@ class SnapshotWriter:
 
     def _ensure_slot(self) -> ProcessSlot | None:
         """Return the slot of this process, and take one if there is none."""
-        if self._slot is not None and self._slot.is_lost():
+        if self._slot is not None and self._slot.is_lock_file_deleted():
             # Delete its values. The next holder would take them for counts of another process,
             # and they would be counted twice.
             self._slot.delete()
