@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
 
 import apscheduler_telemetry
 
@@ -54,6 +55,15 @@ class TestExports:
         helpers = {"Any", "TYPE_CHECKING", "annotations"}
         public = {name for name in vars(apscheduler_telemetry) if not name.startswith("_")}
         assert public - modules - helpers <= set(apscheduler_telemetry.__all__)
+
+    def test_handle(self) -> None:
+        """What is public in what `instrument` returns is what the README and the docs describe."""
+        scheduler = BackgroundScheduler()
+        telemetry = apscheduler_telemetry.instrument(scheduler, registry=None)
+        public = {name for name in dir(telemetry) if not name.startswith("_")}
+        telemetry.uninstrument()
+        expected = {"asgi_app", "health", "name", "start_http_server", "uninstrument", "wsgi_app"}
+        assert public == expected
 
     def test_unknown_name(self) -> None:
         """A name that does not exist is an AttributeError as in any module."""
