@@ -237,7 +237,7 @@ class Recorder:
             outcome: how they have ended.
             count: how many.
             due_times: when those were due that observers are to hear of.
-            links: as for `runs_submitted`.
+            links: where the job was added and where its runs were triggered by hand, if known.
 
         Returns:
             Those, as runs that have ended.

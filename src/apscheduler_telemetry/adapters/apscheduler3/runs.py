@@ -114,10 +114,9 @@ class RunFollower:
             if self.observers.is_enabled:
                 stack = self._stack(exception, getattr(event, "traceback", None))
                 error = RunError.from_exception(exception, stack)
-            else:  # nobody reads more than its type
+            else:  # metrics need its type only
                 error = RunError(type=exception_type(exception), message="")
-        if run.finish(outcome, error) and self.observers.is_enabled:
-            self.observers.on_resolved(run)
+        self.finish(run, outcome, error)
 
     def finish(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
@@ -212,7 +211,7 @@ class Submission(list[datetime]):
         return super().__iter__()
 
     def _measure(self) -> Generator[datetime, None, None]:
-        observers, grace = self._follower.observers, self._job.misfire_grace_time
+        observers = self._follower.observers
         try:
             self._is_iterating = True
             runs = iter(self.runs)
@@ -224,7 +223,7 @@ class Submission(list[datetime]):
                     or run.due is not due  # a list that the user has changed
                     or run.started is not None
                     or run.outcome is not None
-                    or (grace is not None and self.is_late(run, now))
+                    or self.is_late(run, now)
                 ):
                     yield due  # a second attempt, a run that has ended, or one to be dropped
                     continue
