@@ -311,8 +311,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         context_store: where it is kept, for jobs in persistent stores, in which span they were
             added, so that runs link to it after a restart: a `FileContextStore`, or any mapping of
             str to str that answers fast. By default it is lost when the process ends.
-        capture_arguments: whether a span tells what the job was called with. Of values that are not
-            of a plain type only the type is told; no more than 1,024 characters in all.
+        capture_arguments: whether a span tells what the job was called with. Values that are not of
+            a plain type appear as their type only; no more than 1,024 characters in all.
         capture_result: whether a span tells what the job returned, in the same way.
         capture_stacktrace: whether an exception is told with its stack trace, of which the last
             16,384 characters. It has no values of variables, but lines of source.

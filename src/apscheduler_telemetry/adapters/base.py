@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import Capture, Liveness
+from apscheduler_telemetry.core.model import Capture, SchedulerState
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -72,7 +72,7 @@ class AdapterServices:
     on_stop: Callable[[], None]
 
 
-class SchedulerAdapter(Protocol):
+class SchedulerAdapter(SchedulerState, Protocol):
     """Watches one scheduler."""
 
     def __init__(self, scheduler: Any, services: AdapterServices) -> None:
@@ -91,20 +91,6 @@ class SchedulerAdapter(Protocol):
 
     def uninstall(self) -> None:
         """Put everything back; runs in flight are no longer recorded."""
-
-    @property
-    def started_at(self) -> float | None:
-        """When the scheduler was started, in Unix seconds; None before it."""
-
-    @property
-    def last_wakeup(self) -> float | None:
-        """When the scheduler last looked for due jobs, in Unix seconds; None before it."""
-
-    def liveness(self) -> Liveness:
-        """Tell whether the scheduler's loop is alive, and why not."""
-
-    def scheduler_info(self) -> Mapping[str, str]:
-        """Return what the scheduler is: ``type``, ``version`` and ``timezone``."""
 
 
 class AutomaticInstrumentation(Protocol):

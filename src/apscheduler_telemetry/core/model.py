@@ -6,7 +6,7 @@ Nothing here knows APScheduler, Prometheus or OpenTelemetry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -181,6 +181,24 @@ class SpanIds(Protocol):
 
     @property
     def span_id(self) -> int: ...
+
+
+class SchedulerState(Protocol):
+    """What is known of a scheduler as a whole: its adapter tells, and exporters read."""
+
+    @property
+    def started_at(self) -> float | None:
+        """Unix seconds of its start; None before it."""
+
+    @property
+    def last_wakeup(self) -> float | None:
+        """Unix seconds of the end of the latest pass over due jobs; None before it."""
+
+    def liveness(self) -> Liveness:
+        """Tell whether the scheduler's loop is alive, and why not."""
+
+    def scheduler_info(self) -> Mapping[str, str]:
+        """Return what the scheduler is: ``type``, ``version`` and ``timezone``."""
 
 
 def exception_type(exception: BaseException) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from operator import attrgetter
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
-from apscheduler_telemetry.core.model import Liveness
+from apscheduler_telemetry.core.model import SchedulerState
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 STATES = ("running", "paused", "stopped")
 
 
-class InstrumentedScheduler(Protocol):
+class InstrumentedScheduler(SchedulerState, Protocol):
     """
     One instrumented scheduler, as exporters see it.
 
@@ -42,20 +42,6 @@ class InstrumentedScheduler(Protocol):
     name: str
     recorder: Recorder
     errors: ErrorReporter
-
-    @property
-    def started_at(self) -> float | None:
-        """Unix seconds of its start; None before it."""
-
-    @property
-    def last_wakeup(self) -> float | None:
-        """Unix seconds of the end of the latest pass over due jobs; None before it."""
-
-    def liveness(self) -> Liveness:
-        """Return whether the scheduler's loop is alive."""
-
-    def scheduler_info(self) -> Mapping[str, str]:
-        """Return the labels of ``apscheduler_scheduler_info``, without ``scheduler``."""
 
 
 class Kind(Enum):
