@@ -71,7 +71,7 @@ class Roads:
             recorder: Any = handle._source.recorder
             recorder._lock = lock
             recorder._clock = self._clock
-            for name in ("runs_submitted", "job_advanced"):  # without a lock
+            for name in ("run_submitted", "job_advanced"):  # without a lock
                 setattr(recorder, name, locked(lock, getattr(recorder, name)))
         self.mark("after")
 

@@ -113,7 +113,7 @@ class QueueSchedulerAdapter:
     def _call(self, job_id: UUID, due: datetime, func: Callable[[], Any]) -> None:
         recorder, observers = self._services.recorder, self._services.observers
         run = Run(self._record(job_id), due, "workers")
-        recorder.runs_submitted([run])
+        recorder.run_submitted(run)
         outcome, error = Outcome.SUCCESS, None
         run.start(time.time())
         observers.on_start(run)

@@ -59,7 +59,7 @@ class FakeScheduler:
     def submit(self, record: JobRecord, due: float, executor: str = "elsewhere") -> Run:
         """Submit a run that is due then, in Unix seconds."""
         run = Run(record, datetime.fromtimestamp(due, timezone.utc), executor)
-        self.recorder.runs_submitted([run])
+        self.recorder.run_submitted(run)
         return run
 
     def finish(self, run: Run, outcome: Outcome) -> None:

@@ -64,7 +64,8 @@ class RecorderRig:
         """Submit runs that are due so many seconds after `DUE`; one at `DUE` by default."""
         due_times = [DUE + timedelta(seconds=each) for each in seconds or (0,)]
         runs = [Run(record or self.record, due, "default") for due in due_times]
-        self.recorder.runs_submitted(runs)
+        for run in runs:
+            self.recorder.run_submitted(run)
         return runs
 
     def finish(

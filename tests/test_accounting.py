@@ -1957,7 +1957,6 @@ class TestOurOwnFailures:
         ("kind", "place"),
         [
             ("threads", "core.records.Run.__init__"),
-            ("threads", "core.recorder.Recorder.runs_submitted"),
             ("threads", "core.recorder.Recorder.runs_unsubmitted"),
             ("threads", "core.records.Run.finish"),
             ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_rescheduled_by_loop"),
@@ -1968,9 +1967,7 @@ class TestOurOwnFailures:
             ("threads", "adapters.apscheduler3.tracked_jobs.TrackedJobs.upsert"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._create_submission"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._on_events"),
-            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._find_by_events"),
             ("processes", "core.records.Run.__init__"),
-            ("processes", "core.recorder.Recorder.runs_submitted"),
             ("processes", "core.records.Run.finish"),
             ("processes", "core.records.Run.start"),
             ("processes", "core.records.Run.estimate_start"),

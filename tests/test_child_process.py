@@ -71,7 +71,7 @@ class Asked(list[datetime]):
 
     def __iter__(self) -> Iterator[datetime]:
         self.answers = [child_process.is_job_runner(sys._getframe(1))]
-        return super().__iter__()
+        yield from self[:]
 
 
 class TestRunsJobs:
@@ -108,6 +108,16 @@ class TestRunsJobs:
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in copy(run_times):
+                job.func(*job.args, **job.kwargs)
+
+        run_mine(job(), times := Asked(TIMES))
+        assert times.answers == [False]
+
+    def test_a_comprehension_that_copies_the_run_times_runs_none(self) -> None:
+        """Since Python 3.12 it is part of the function that calls the job later."""
+
+        def run_mine(job: Any, run_times: Any) -> None:
+            for _ in [each for each in run_times]:  # noqa: C416  # not the same to is_job_runner
                 job.func(*job.args, **job.kwargs)
 
         run_mine(job(), times := Asked(TIMES))

@@ -39,7 +39,7 @@ class Rig:
     def submit(self, record: JobRecord) -> Run:
         due = datetime.fromtimestamp(self.clock(), timezone.utc)
         run = Run(record, due, "default")
-        self.recorder.runs_submitted([run])
+        self.recorder.run_submitted(run)
         return run
 
     def run(self, record: JobRecord, outcome: Outcome) -> None:

@@ -120,7 +120,7 @@ class Process:
         assert record is not None
         moment = datetime.fromtimestamp(due, timezone.utc)
         run = Run(record, moment, "default")
-        self.recorder.runs_submitted([run])
+        self.recorder.run_submitted(run)
         run.start(due)
         return run
 
@@ -443,7 +443,8 @@ class TestModes:
             process = Process(by_hand)
             process.recorder.executor_added("default", lambda: 10)
             record, due = process.job(NOW), datetime.fromtimestamp(NOW, timezone.utc)
-            process.recorder.runs_submitted([Run(record, due, "default") for _ in range(3)])
+            for _ in range(3):
+                process.recorder.run_submitted(Run(record, due, "default"))
             process.write()
         shown = scrape(by_hand)
         assert value(shown, "executor_workers", executor="default") == 20

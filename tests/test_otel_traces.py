@@ -62,7 +62,7 @@ def new_run(
     recorder = Recorder(scheduler)
     record = recorder.job_upserted(info or job(), None)
     run = Run(record, DUE, "default", links)
-    recorder.runs_submitted([run])
+    recorder.run_submitted(run)
     return run
 
 

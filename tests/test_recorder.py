@@ -123,7 +123,7 @@ class TestRuns:
     def test_an_unknown_executor(self, rig: RecorderRig) -> None:
         """A run of an executor that is not known counts all the same."""
         run = Run(rig.record, DUE, "other")
-        rig.recorder.runs_submitted([run])
+        rig.recorder.run_submitted(run)
         run.start(AT)
         assert rig.job().in_flight.running == 1
         assert rig.recorder.executors() == {"default": (4, 0, 0)}
@@ -772,13 +772,30 @@ class TestRun:
         """An estimate never replaces a start, and a measured start replaces the estimate."""
         (run,) = rig.submit()
         run.estimate_start(AT + 1)
-        assert run.start_is_estimated
         run.estimate_start(AT + 2)
-        assert run.started == AT + 1
+        assert (run.started, run.running_since) == (None, AT + 1)
         run.start(AT + 3)
-        assert (run.started, run.start_is_estimated) == (AT + 3, False)
         run.estimate_start(AT + 4)
-        assert run.started == AT + 3
+        assert (run.started, run.running_since) == (AT + 3, AT + 3)
+
+    @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
+    def test_an_estimate_that_comes_too_late(self, rig: RecorderRig, outcome: Outcome) -> None:
+        """An estimate that a thread makes while another one ends the run changes no number."""
+        early, late = rig.submit(0, 1)
+        for run in (early, late):
+            rig.finish(run, outcome, started=AT + 2, duration=3)
+        late.estimate_start(AT + 9)
+        stats = rig.job().stats
+        assert (stats.last_run is None) == (outcome is Outcome.MISSED)
+        assert sum(stats.delays.counts) == stats.outcomes[Outcome.SUCCESS]
+        assert late.start_delay == (None if outcome is Outcome.MISSED else 1)
+
+    def test_starts_once(self, rig: RecorderRig) -> None:
+        """A second start, or one after the end, changes nothing, and says so."""
+        running, ended = rig.submit(0, 1)
+        rig.finish(ended)
+        assert (running.start(AT), running.start(AT + 1), ended.start(AT)) == (True, False, False)
+        assert (running.started, ended.started) == (AT, None)
 
 
 def readings(recorder: Recorder, alias: str) -> tuple[float | None, int]:

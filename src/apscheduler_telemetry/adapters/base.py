@@ -6,7 +6,7 @@ an `ObserverGroup` where they start, end and are resolved; it knows nothing of P
 OpenTelemetry or HTTP, and nothing outside of it knows the scheduler's library.
 
 A run may be due in one process and run in another. Then each process records what happens in it:
-`Recorder.runs_submitted` where the run waits for its executor, and its end in that same process.
+`Recorder.run_submitted` where the run waits for its executor, and its end in that same process.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """
 The metrics state of one scheduler: the only writer, with the only lock.
 
-Adapters write through the ``job_*``, ``runs_*``, ``executor_*`` and ``jobstore_*`` methods, and
+Adapters write through the ``job_*``, ``run_*``, ``executor_*`` and ``jobstore_*`` methods, and
 measure and end each `Run` by its own methods; readers get snapshots. The accounting invariant:
 every due run ends in exactly one outcome, and at any moment
 ``due = sum(outcomes) + running + queued``.
 
-A run costs little where it runs. `runs_submitted` registers it, and `Run.finish` ends it by setting
+A run costs little where it runs. `run_submitted` registers it, and `Run.finish` ends it by setting
 its outcome, without a lock. Finished runs are added up when somebody reads, or when there are
 `MAX_REGISTERED` more than after the last time. Taking them out of the register is the last step:
 an exception from outside, at whatever line, loses none and counts none twice.
@@ -92,6 +92,11 @@ class Recorder:
         delay_buckets: likewise.
         max_labels: values of the ``job_id`` label before further jobs share ``__overflow__``.
         clock: returns Unix seconds.
+
+    Attributes:
+        run_submitted: records that a due run is being submitted to an executor, in which it is
+            queued. Its end has to be recorded by `Run.finish` from then on, whatever happens. It
+            takes no lock, and to record a run twice is the same as once.
     """
 
     def __init__(
@@ -116,6 +121,8 @@ class Recorder:
         # With their series and the time of removal; their next run is still expected.
         self._jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
+        # The dictionary's own method, as each run takes this way.
+        self.run_submitted: Callable[[Run], None] = self._runs.setdefault
         self._add_up_at = MAX_REGISTERED
         self._made_room_at = -math.inf
         self._series_with_runs: set[JobSeries] = set()  # those that have runs in flight, or more
@@ -207,14 +214,6 @@ class Recorder:
         record.series.set_intervals(intervals)
 
     # Runs
-
-    def runs_submitted(self, runs: Iterable[Run]) -> None:
-        """
-        Record that due runs of a job are being submitted to an executor, in which they are queued.
-
-        Their end has to be recorded by `Run.finish` from now on, whatever happens.
-        """
-        self._runs.update(dict.fromkeys(runs))  # in one step: all or none of them
 
     def add_up_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_REGISTERED` may wait for that."""
@@ -328,7 +327,7 @@ class Recorder:
         queued: Counter[str] = Counter()
         for run in list(self._runs):
             if run.outcome is None:
-                (queued if run.started is None else running)[run.executor] += 1
+                (queued if run.running_since is None else running)[run.executor] += 1
         return {
             alias: ExecutorState(workers(), running[alias], queued[alias])
             for alias, workers in self._executors.copy().items()

@@ -222,12 +222,12 @@ class JobSeries:
         while not is_done:
             before = self._runs
             stats, added, _, _ = before
-            known = frozenset(added)  # empty, unless the last call was interrupted
-            finished: list[Run] = []
-            in_flight: list[Run] = []
-            for run in runs:
-                if run in registered and run not in known:
-                    (in_flight if run.outcome is None else finished).append(run)
+            finished = list(filter(registered.__contains__, runs))
+            if added:  # as the last call was interrupted
+                finished = _without(finished, added)
+            in_flight = [run for run in finished if run.outcome is None]
+            if in_flight:  # not to be looked at again, as one may end at any moment
+                finished = _without(finished, in_flight)
             if finished:
                 finished.sort(key=_FINISH_NUMBER)
                 if self.removed_at is not None and not all(map(_was_unsubmitted, finished)):
@@ -347,8 +347,8 @@ class Run:
         links: where the job was added and where the run was triggered by hand, as far as known.
         arguments: what the callable is called with, in brief; None unless it may be exported.
         result: what it returned, likewise.
-        started: Unix seconds of the start; None before it, and of runs that never started.
-        start_is_estimated: whether `started` is only an estimate, as for a process pool.
+        started: Unix seconds of the measured start; None before it, and of runs that never started.
+        estimated_start: Unix seconds of when it must have started, in a process pool; else None.
         duration: seconds from the start to the end; None before it, and if it is not known.
         outcome: how it ended; None before that.
         error: why it failed; None if it did not, or if that is not known.
@@ -361,11 +361,12 @@ class Run:
     count = 1
 
     __slots__ = (
-        *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error", "executor"),
-        *("exemplar", "finish_number", "finished_at", "job", "links", "outcome", "result"),
-        *("series", "start_is_estimated", "started"),
+        *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error"),
+        *("estimated_start", "executor", "exemplar", "finish_number", "finished_at", "job"),
+        *("links", "outcome", "result", "series", "started"),
     )
     started: float | None
+    estimated_start: float | None
     duration: float | None
     outcome: Outcome | None
     error: RunError | None
@@ -385,9 +386,8 @@ class Run:
         self.due_timestamp = due.timestamp()
         self.links = links
         # In one statement, as every run pays for it.
-        self.started = self.duration = self.outcome = self.error = None
+        self.started = self.estimated_start = self.duration = self.outcome = self.error = None
         self.arguments = self.result = self.exemplar = None
-        self.start_is_estimated = False
 
     @property
     def ended(self) -> float | None:
@@ -402,6 +402,12 @@ class Run:
         return None if started is None else delay(self.due_timestamp, started)
 
     @property
+    def running_since(self) -> float | None:
+        """Unix seconds of the start, be it measured or estimated; None before it."""
+        started = self.started
+        return self.estimated_start if started is None else started
+
+    @property
     def label(self) -> str:
         """The value of the ``job_id`` label."""
         return self.series.label
@@ -411,16 +417,22 @@ class Run:
         """The value of the ``scheduler`` label."""
         return self.series.scheduler
 
-    def start(self, at: float) -> None:
-        """Set the measured start, in Unix seconds."""
+    def start(self, at: float) -> bool:
+        """
+        Set the measured start, in Unix seconds.
+
+        Returns:
+            False if it has started or ended before, which does not change then.
+        """
+        if self.started is not None or self.outcome is not None:
+            return False
         self.started = at
-        self.start_is_estimated = False
+        return True
 
     def estimate_start(self, at: float) -> None:
-        """Set the start, in Unix seconds, until a measured one is known."""
-        if self.started is None and self.outcome is None:
-            self.start_is_estimated = True
-            self.started = at
+        """Set when it has started, in Unix seconds, until that is measured."""
+        if self.estimated_start is None:
+            self.estimated_start = at
 
     def stop(self, duration: float) -> None:
         """Set the measured duration, in seconds."""
@@ -466,9 +478,8 @@ class Run:
 
     def add_start_to(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""
-        started = self.started  # read once, as `finish` may reset it in another thread
-        if started is not None:
-            stats.add_start(self.due_timestamp, None if self.start_is_estimated else started)
+        if self.running_since is not None:
+            stats.add_start(self.due_timestamp, self.started)
 
 
 class UnsubmittedRuns(Run):
@@ -489,6 +500,11 @@ class UnsubmittedRuns(Run):
         self.finish(outcome)
 
 
+def _without(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
+    excluded = frozenset(others)
+    return [run for run in runs if run not in excluded]
+
+
 def _was_unsubmitted(run: Run) -> bool:
     return isinstance(run, UnsubmittedRuns)
 
@@ -497,9 +513,9 @@ def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
-    started = tuple(run for run in runs if run.started is not None)
+    started = tuple(run for run in runs if run.running_since is not None)
     # Not of those of a burst that are over already, whose outcomes come at its end.
-    active = (run.started for run in started if run.duration is None)
+    active = (run.running_since for run in started if run.duration is None)
     since = min((at for at in active if at is not None), default=0.0)
     return started, InFlight(len(runs) - len(started), len(started), since)
 

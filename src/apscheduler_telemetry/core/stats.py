@@ -10,7 +10,15 @@ from itertools import accumulate
 from math import inf
 from typing import NamedTuple, Protocol
 
-from apscheduler_telemetry.core.model import ERROR, FAILURES, SUCCESS, Outcome, RunError, SpanIds
+from apscheduler_telemetry.core.model import (
+    ERROR,
+    FAILURES,
+    MISSED,
+    SUCCESS,
+    Outcome,
+    RunError,
+    SpanIds,
+)
 
 DURATION_BUCKETS = (
     *(0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
@@ -44,7 +52,7 @@ class FinishedRun(Protocol):
 
     due_timestamp: float
     started: float | None
-    start_is_estimated: bool
+    estimated_start: float | None
     duration: float | None
     outcome: Outcome | None
     error: RunError | None
@@ -167,18 +175,18 @@ class JobStats:
         last_run = -inf if self.last_run is None else self.last_run
         for run in runs:
             outcome, started = run.outcome, run.started
+            due = run.due_timestamp
             if started is not None:
-                due = run.due_timestamp
+                delays.append(started - due if started > due else 0.0)
                 if due > last_run:  # noqa: PLR1730  # max() is a call
                     last_run = due
-                if not run.start_is_estimated:
-                    delays.append(started - due if started > due else 0.0)
-            if outcome is SUCCESS or outcome is ERROR:
-                duration = run.duration
-                if duration is not None:
-                    durations.append(duration)
-                    if run.exemplar is not None:
-                        self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
+            elif run.estimated_start is not None and outcome is not MISSED:
+                last_run = max(due, last_run)
+            duration = run.duration
+            if duration is not None and (outcome is SUCCESS or outcome is ERROR):
+                durations.append(duration)
+                if run.exemplar is not None:
+                    self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
             if outcome is SUCCESS:  # as most are
                 successes += 1
                 self.last_success = run.finished_at

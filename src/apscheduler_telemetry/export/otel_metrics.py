@@ -207,7 +207,7 @@ class HistogramObserver:
     def on_resolved(self, run: Run) -> None:
         """Record the duration of `run`, and its start delay unless that was recorded before."""
         context = None
-        delay = None if run.start_is_estimated else run.start_delay
+        delay = run.start_delay
         was_recorded = self._with_delay.pop(run, False)
         if delay is not None and not was_recorded:
             context = _context(run.exemplar)

@@ -12,32 +12,34 @@ from __future__ import annotations
 
 import itertools
 import opcode
-import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from sys import _getframe  # public, as documented
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 
 def is_job_runner(caller: FrameType) -> bool:
     """
-    Tell whether a function that asks for an iterator over run times runs the job in its steps.
+    Tell whether a function that takes the first of the run times runs the job in its steps.
 
     ``run_job`` and ``run_coroutine_job`` do, and so does a replacement of the user's: they iterate
     in a ``for`` statement, and mention the job's attributes ``func``, ``args`` and ``kwargs``.
     Others only look at the times or copy them; the steps of ``list(run_times)`` are no runs.
     """
-    code, at = caller.f_code, caller.f_lasti
-    operations = code.co_code[at::2]  # each takes two bytes
-    following = next((each for each in operations[1:] if each != _EXTENDED_ARG), None)
-    is_for_statement = operations[0] == _GET_ITER and following == _FOR_ITER
-    return is_for_statement and _JOB_CALL.issubset(code.co_names)
+    code = caller.f_code
+    if not _JOB_CALL.issubset(code.co_names):
+        return False
+    # Each operation takes two bytes. A comprehension, which may only copy the times, has more
+    # between the two.
+    operations = code.co_code[: caller.f_lasti + 2 : 2].translate(None, _WITHOUT_EFFECT)
+    return operations.endswith(_FOR_STATEMENT)
 
 
-_GET_ITER, _FOR_ITER = opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]
-_EXTENDED_ARG = opcode.EXTENDED_ARG
+_FOR_STATEMENT = bytes([opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]])
+_WITHOUT_EFFECT = bytes([opcode.EXTENDED_ARG, opcode.opmap.get("CACHE", opcode.EXTENDED_ARG)])
 _JOB_CALL = frozenset({"func", "args", "kwargs"})
 
 
@@ -129,11 +131,9 @@ class ChildRunTimes(list[datetime]):
         self._sink_id = sink_id
 
     def __iter__(self) -> Iterator[datetime]:
-        if is_job_runner(sys._getframe(1)):  # noqa: SLF001  # public, says its documentation
-            return self._measure()
-        return super().__iter__()
-
-    def _measure(self) -> Iterator[datetime]:
+        if not is_job_runner(_getframe(1)):
+            yield from self[:]
+            return
         for position, due in enumerate(super().__iter__()):
             carrier = self._carriers[position] if self._carriers else None
             measured = MeasuredTime.copy_of(due, self._sink_id)

@@ -167,18 +167,18 @@ class ExecutorHooks:
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
             key = job_id, id(latest)
-        record, executor, links = tracked.record, self._alias, tracked.links
+        alias = self._alias
         runs = []
         for due in run_times:
-            runs.append(Run(record, due, executor, links))  # noqa: PERF401  # quicker, for one
+            runs.append(tracked.create_run(due, alias))  # noqa: PERF401  # quicker, for one
         if self._follower.captures_arguments:
             self._follower.capture_arguments(job, runs)
-        tracked.set_last_submitted(latest)
         submission = self._open[key] = Submission(
             key, job, run_times, runs, self._follower, self._on_abandoned_end
         )
         # Last, when their end is sure to be recorded, as Ctrl-C may come at any line.
-        self._recorder.runs_submitted(runs)
+        for run in runs:
+            self._recorder.run_submitted(run)
         return submission
 
     def _assign_pool(self, submission: Submission) -> None:
@@ -195,6 +195,8 @@ class ExecutorHooks:
             self._recorder.count_scheduler_error(ErrorKind.SUBMIT)
         if submission is None:
             return
+        for run in submission.runs:  # those that Ctrl-C has come before
+            self._recorder.run_submitted(run)
         if is_refusal:
             self._finish_all(submission, Outcome.SKIPPED)
         else:
@@ -203,9 +205,14 @@ class ExecutorHooks:
     # Results
 
     def _on_events(self, job_id: str, events: Sequence[Any]) -> None:
-        submission = self._find_by_events(job_id, events)
+        try:
+            submission = self._open.get((job_id, id(events[-1].scheduled_run_time)))
+        except (AttributeError, LookupError):  # no events, or objects of the user's
+            submission = None
         if submission is None:
-            return
+            submission = self._find_by_events(job_id, events)
+            if submission is None:
+                return
         runs, on_event = submission.runs, self._on_event
         try:
             if len(events) == len(runs):
@@ -217,15 +224,14 @@ class ExecutorHooks:
                     matching = _find_run_of_event(event, runs)
                     if matching is not None:
                         on_event(matching, event)
+                self._finish_all(submission, Outcome.LOST)  # those that no event is about
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
             for run, event in zip(runs, events, strict=False):
                 run.finish(outcome_of(event))
+            self._finish_all(submission, Outcome.LOST)
             raise
         finally:
-            for run in runs:
-                if run.outcome is None:  # no event is about it
-                    self._follower.finish(run, Outcome.LOST)
             self._close(submission)
 
     def _read_events(self, job_id: str, events: Any) -> Any:
@@ -291,10 +297,12 @@ class ExecutorHooks:
 
     def _find_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
         """Return the open submission that events are about, None if there is none."""
-        due = getattr(events[-1], "scheduled_run_time", None) if events else None
+        if not events:
+            return next(self._submissions_of(job_id), None)
+        due = getattr(events[-1], "scheduled_run_time", None)
         submission = self._open.get((job_id, id(due)))
-        if submission is not None or not events:
-            return submission or next(self._submissions_of(job_id), None)
+        if submission is not None:
+            return submission
         for submission in self._submissions_of(job_id):
             if due is None or _find_run_of_event(events[-1], submission.runs) is not None:
                 return submission

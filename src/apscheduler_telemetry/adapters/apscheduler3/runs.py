@@ -9,12 +9,11 @@ callable and the call stack. How run number k ended is known from event number k
 
 from __future__ import annotations
 
-import inspect
-import sys
 import traceback
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from sys import _getframe  # public, as documented
+from threading import get_ident
 from time import perf_counter, time
 from typing import Any
 
@@ -49,11 +48,6 @@ _OUTCOMES: Mapping[Any, Outcome] = {
 # APScheduler's own functions that run jobs, recognised by their code at once.
 _RUN_JOB = getattr(base.run_job, "__code__", None)
 _RUN_COROUTINE_JOB = getattr(run_coroutine_job, "__code__", None)
-
-
-def _has_ended(get_steps: Callable[[], Generator[Any, None, None] | None] | None) -> bool:
-    steps = None if get_steps is None else get_steps()
-    return steps is None or inspect.getgeneratorstate(steps) == inspect.GEN_CLOSED
 
 
 def outcome_of(event: Any) -> Outcome:
@@ -106,7 +100,11 @@ class RunFollower:
 
     def on_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
-        outcome, error = outcome_of(event), None
+        error = None
+        try:
+            outcome = _OUTCOMES[event.code]
+        except (AttributeError, LookupError, TypeError):
+            outcome = LOST
         if outcome is SUCCESS:
             if self._captures_result:
                 run.capture_result(self._describe(safe_repr, getattr(event, "retval", None)))
@@ -116,7 +114,8 @@ class RunFollower:
                 error = RunError.from_exception(exception, stack)
             else:  # metrics need its type only
                 error = RunError(type=exception_type(exception), message="")
-        self.finish(run, outcome, error)
+        if run.finish(outcome, error) and self.observers.is_enabled:
+            self.observers.on_resolved(run)
 
     def finish(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
@@ -172,13 +171,13 @@ class Submission(list[datetime]):
     """
 
     __slots__ = (
-        *("__weakref__", "_sink_id", "_carriers", "_follower", "_is_abandoned", "_is_iterating"),
-        *("_job", "_on_abandoned_end", "_steps", "key", "pool", "runs"),
+        *("__weakref__", "_carriers", "_follower", "_is_abandoned", "_iterating_thread"),
+        *("_job", "_on_abandoned_end", "_sink_id", "key", "pool", "runs"),
     )
     pool: Any
     _sink_id: int | None
     _carriers: Sequence[Mapping[str, str]]
-    _steps: Callable[[], Generator[datetime, None, None] | None] | None
+    _iterating_thread: int | None
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
@@ -195,25 +194,23 @@ class Submission(list[datetime]):
         self._job = job
         self._follower = follower
         self._on_abandoned_end = on_abandoned_end
-        self.pool = self._sink_id = self._steps = None
-        self._is_iterating = self._is_abandoned = False
+        self.pool = self._sink_id = self._iterating_thread = None
+        self._is_abandoned = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
 
     def __iter__(self) -> Iterator[datetime]:
-        caller = sys._getframe(1)  # noqa: SLF001  # public, as documented
-        code = caller.f_code
-        if code is _RUN_JOB or code is _RUN_COROUTINE_JOB or child_process.is_job_runner(caller):
-            steps = self._measure()
-            # Weakly, as the iteration ends when run_job lets go of it, whatever it raises.
-            self._steps = weakref.ref(steps)
-            return steps
-        return super().__iter__()
-
-    def _measure(self) -> Generator[datetime, None, None]:
+        code = _getframe(1).f_code  # of the function that iterates
+        if (
+            code is not _RUN_JOB
+            and code is not _RUN_COROUTINE_JOB
+            and not child_process.is_job_runner(_getframe(1))
+        ):
+            yield from self[:]
+            return
         observers = self._follower.observers
         try:
-            self._is_iterating = True
+            self._iterating_thread = get_ident()
             runs = iter(self.runs)
             for due in list.__iter__(self):
                 run = next(runs, None)
@@ -221,13 +218,11 @@ class Submission(list[datetime]):
                 if (
                     run is None
                     or run.due is not due  # a list that the user has changed
-                    or run.started is not None
-                    or run.outcome is not None
                     or self.is_late(run, now)
+                    or not run.start(now)  # a second attempt, or a run that has ended
                 ):
-                    yield due  # a second attempt, a run that has ended, or one to be dropped
+                    yield due
                     continue
-                run.start(now)
                 is_observed = observers.is_enabled
                 if is_observed:
                     observers.on_start(run)
@@ -239,7 +234,7 @@ class Submission(list[datetime]):
                     if is_observed:
                         observers.on_end(run)
         finally:
-            self._is_iterating = False
+            self._iterating_thread = None
             if self._is_abandoned:
                 self._on_abandoned_end(self)
 
@@ -251,7 +246,7 @@ class Submission(list[datetime]):
     @property
     def has_started(self) -> bool:
         """Whether any of its runs has started."""
-        return any(run.started is not None for run in self.runs)
+        return any(run.running_since is not None for run in self.runs)
 
     @property
     def is_abandoned(self) -> bool:
@@ -267,14 +262,13 @@ class Submission(list[datetime]):
         Note that the executor expects no result any more.
 
         Returns:
-            Whether no thread works on it. One may, as where asyncio has given it up, or where the
-            submission was interrupted by Ctrl-C; then `on_abandoned_end` is called at its end.
+            Whether no thread works on it. One may, as where asyncio has given it up; then
+            `on_abandoned_end` is called at its end.
         """
         # In this order, as the thread that iterates does it in the opposite order.
         self._is_abandoned = True
-        is_iterating = self._is_iterating
-        # Ctrl-C may have ended the iteration before it could say so.
-        return not is_iterating or _has_ended(self._steps)
+        # This very thread has ended its iteration, even if Ctrl-C kept it from noting that.
+        return self._iterating_thread in {None, get_ident()}
 
     def receive_measurement(self, measurement: Measurement) -> datetime:
         """Take what a child process has measured, just before the event of the run comes."""

@@ -13,7 +13,7 @@ from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.core.model import JobInfo, Removal
 from apscheduler_telemetry.core.recorder import Recorder
-from apscheduler_telemetry.core.records import JobKey, JobRecord
+from apscheduler_telemetry.core.records import JobKey, JobRecord, Run
 
 INTERVALS_VALID_SECONDS = 60.0
 """
@@ -83,9 +83,10 @@ class TrackedJob:
         """Note that this process has changed the job."""
         self.is_preexisting = False
 
-    def set_last_submitted(self, due: datetime) -> None:
-        """Note the latest fire time that was submitted."""
+    def create_run(self, due: datetime, executor: str) -> Run:
+        """Return a run that is due at a fire time and is being submitted to an executor."""
         self.last_submitted = due
+        return Run(self.record, due, executor, self.links)
 
     def set_trigger(self, trigger: Any) -> None:
         """Note from which trigger the intervals are computed."""
