@@ -1977,7 +1977,6 @@ class TestOurOwnFailures:
             ("processes", "core.records.Run.stop"),
             ("processes", "adapters.apscheduler3.runs.Submission.is_late"),
             ("processes", "adapters.apscheduler3.runs.Submission.abandon"),
-            ("processes", "adapters.apscheduler3.child_process.register_sink"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_events"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_rejected"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_error"),

@@ -20,7 +20,6 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
     },
     "adapters.apscheduler3.child_process": {
         "copy._due": COPY,
-        "copy._sink_id": COPY,
         "copy._measurement": COPY,
     },
     "adapters.apscheduler3.patching": {

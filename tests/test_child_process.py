@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -24,12 +24,25 @@ from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.child_process import (
     ChildRunTimes,
     MeasuredTime,
-    Measurement,
 )
 
 NOW = datetime.now(timezone.utc)
 TIMES = [NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=2)]
-MEASUREMENT = Measurement(position=0, started=1.0, duration=2.0, failure=None)
+KEY = ("job", 7)
+
+
+class Measurement(NamedTuple):
+    """What a sink gets of one run."""
+
+    key: tuple[str, int]
+    due: datetime
+    position: int
+    started: float
+    duration: float
+    telemetry_error: str | None
+
+
+MEASUREMENT = Measurement(KEY, NOW, position=0, started=1.0, duration=2.0, telemetry_error=None)
 
 
 class Sink:
@@ -39,9 +52,9 @@ class Sink:
         self.times = times
         self.measurements: list[Measurement] = []
 
-    def receive_measurement(self, measurement: Measurement) -> datetime:
-        self.measurements.append(measurement)
-        return self.times[measurement.position]
+    def receive_measurement(self, *measurement: Any) -> datetime:
+        self.measurements.append(Measurement(*measurement))
+        return self.times[self.measurements[-1].position]
 
 
 def job(
@@ -60,7 +73,7 @@ def run_in_child(job: Any, sink: Sink, carriers: Any = ()) -> list[Any]:
 
 def sent_by_child(job: Any, sink: Sink, carriers: Any = ()) -> bytes:
     """Run a job as a child does, and return its events as the child sends them."""
-    times = ChildRunTimes(sink.times, carriers, child_process.register_sink(sink))
+    times = ChildRunTimes(sink.times, carriers, child_process.register_sink(sink), KEY)
     return pickle.dumps(run_job(job, "default", times, "apscheduler.executors.default"))
 
 
@@ -148,7 +161,7 @@ class TestChildRunTimes:
         end = time.time()
         assert [(e.job_id, type(e.job_id)) for e in events] == [("job", str)] * 3
         assert [m.position for m in sink.measurements] == [0, 1, 2]
-        assert all(m.failure is None for m in sink.measurements)
+        assert all(m.telemetry_error is None for m in sink.measurements)
         assert all(0 <= m.duration <= end - begin + 1 for m in sink.measurements)
         assert all(begin - 1 <= m.started <= end + 1 for m in sink.measurements)
 
@@ -176,7 +189,7 @@ class TestChildRunTimes:
     def test_an_iteration_that_breaks_off_is_measured_up_to_there(self) -> None:
         """As where the job raises what ``run_job`` does not catch."""
         sink = Sink(TIMES)
-        times = ChildRunTimes(TIMES, (), child_process.register_sink(sink))
+        times = ChildRunTimes(TIMES, (), child_process.register_sink(sink), KEY)
 
         def run_mine(func: Any) -> Any:
             for at in times:
@@ -193,7 +206,7 @@ class TestChildRunTimes:
 
     def test_it_is_a_list(self) -> None:
         """For all that does not run the job, it is the list that it was made from."""
-        times = ChildRunTimes(TIMES, (), 0)
+        times = ChildRunTimes(TIMES, (), 0, KEY)
         assert times == TIMES
         assert (times[-1], times[1:], len(times)) == (TIMES[2], TIMES[1:], 3)
         assert [type(at) for at in times] == [datetime] * 3
@@ -210,7 +223,7 @@ class TestChildRunTimes:
         monkeypatch.setattr(child_process, "_attach", broken)
         sink = Sink(TIMES[:1])
         (event,) = run_in_child(job(jobs.give_back, 5), sink, [{"traceparent": "x"}])
-        assert (event.retval, sink.measurements[0].failure) == (5, "OSError()")
+        assert (event.retval, sink.measurements[0].telemetry_error) == (5, "OSError()")
 
     def test_a_context_that_cannot_be_detached_is_reported(
         self, monkeypatch: pytest.MonkeyPatch
@@ -224,7 +237,7 @@ class TestChildRunTimes:
         monkeypatch.setattr(child_process, "_detach", broken)
         sink = Sink(TIMES[:1])
         (event,) = run_in_child(job(jobs.give_back, 5), sink, [{"traceparent": "x"}])
-        assert (event.retval, sink.measurements[0].failure) == (5, "OSError()")
+        assert (event.retval, sink.measurements[0].telemetry_error) == (5, "OSError()")
 
     def test_a_context_is_attached_for_its_own_run_only(
         self, monkeypatch: pytest.MonkeyPatch
@@ -252,7 +265,7 @@ class TestMeasuredTime:
     )
     def test_it_is_the_run_time_for_the_job_s_log_and_comparisons(self, due: datetime) -> None:
         """APScheduler logs it, and subtracts it from now."""
-        measured = MeasuredTime.copy_of(due, 0)
+        measured = MeasuredTime.copy_of(due)
         assert (measured, measured.fold, measured.tzinfo) == (due, due.fold, due.tzinfo)
         assert (str(measured), measured.timestamp()) == (str(due), due.timestamp())
         moment = due + timedelta(seconds=1)
@@ -260,14 +273,14 @@ class TestMeasuredTime:
 
     def test_without_a_measurement_it_is_pickled_as_the_plain_run_time(self) -> None:
         """As where a job sends it somewhere while it runs."""
-        copy = pickle.loads(pickle.dumps(MeasuredTime.copy_of(NOW, 0)))
+        copy = pickle.loads(pickle.dumps(MeasuredTime.copy_of(NOW)))
         assert (copy, type(copy)) == (NOW, datetime)
 
     def test_with_a_measurement_it_is_pickled_with_it(self) -> None:
         """On the way out, that goes to its sink."""
         sink = Sink(TIMES)
-        measured = MeasuredTime.copy_of(NOW, child_process.register_sink(sink))
-        measured.set_measurement(MEASUREMENT)
+        measured = MeasuredTime.copy_of(NOW)
+        measured.set_measurement(child_process.register_sink(sink), *MEASUREMENT)
         assert pickle.loads(pickle.dumps(measured)) is NOW
         assert sink.measurements == [MEASUREMENT]
 
@@ -301,7 +314,7 @@ class TestDeliver:
         sinks = [Sink([at]) for at in TIMES]
         addresses = [child_process.register_sink(sink) for sink in sinks]
         for address, sink in reversed(list(zip(addresses, sinks, strict=True))):
-            assert child_process.unpickle_measured_time(NOW, address, MEASUREMENT) is sink.times[0]
+            assert child_process.deliver_measurement(address, *MEASUREMENT) is sink.times[0]
         assert [sink.measurements for sink in sinks] == [[MEASUREMENT]] * 3
 
 

@@ -167,7 +167,7 @@ class JobStats:
         if started is not None:
             self.delays.observe(delay(due, started))
 
-    def add_runs(self, runs: Sequence[FinishedRun]) -> None:  # noqa: C901  # calls cost more
+    def add_runs(self, runs: Sequence[FinishedRun]) -> None:  # calls cost more
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from sys import _getframe  # public, as documented
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 
 def is_job_runner(caller: FrameType) -> bool:
@@ -30,7 +30,8 @@ def is_job_runner(caller: FrameType) -> bool:
     Others only look at the times or copy them; the steps of ``list(run_times)`` are no runs.
     """
     code = caller.f_code
-    if not _JOB_CALL.issubset(code.co_names):
+    names = code.co_names
+    if not ("func" in names and "args" in names and "kwargs" in names):
         return False
     # Each operation takes two bytes. A comprehension, which may only copy the times, has more
     # between the two.
@@ -40,46 +41,50 @@ def is_job_runner(caller: FrameType) -> bool:
 
 _FOR_STATEMENT = bytes([opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]])
 _WITHOUT_EFFECT = bytes([opcode.EXTENDED_ARG, opcode.opmap.get("CACHE", opcode.EXTENDED_ARG)])
-_JOB_CALL = frozenset({"func", "args", "kwargs"})
-
-
-class Measurement(NamedTuple):
-    """
-    What a child has measured of one run.
-
-    Attributes:
-        position: which run time of the submission it was.
-        started: Unix seconds of the start.
-        duration: seconds from the start to the end.
-        failure: what went wrong in telemetry itself, if anything did.
-    """
-
-    position: int
-    started: float
-    duration: float
-    failure: str | None
 
 
 class MeasurementSink(Protocol):
-    """Waits in the parent for what its child measures."""
+    """Takes in the parent what the children of a process pool measure."""
 
-    def receive_measurement(self, measurement: Measurement) -> datetime:
-        """Take a measurement, and return the run time that it belongs to."""
+    def receive_measurement(  # noqa: PLR0913, PLR0917  # by position, which is shorter when pickled
+        self,
+        key: _Key,
+        due: datetime,
+        position: int,
+        started: float,
+        duration: float,
+        telemetry_error: str | None,
+    ) -> datetime:
+        """
+        Take the measurement of a run, just before its event comes.
+
+        Args:
+            key: identifies the submission.
+            due: a copy of the run time.
+            position: which run time of the submission it is.
+            started: Unix seconds of the start.
+            duration: seconds from the start to the end.
+            telemetry_error: what went wrong in telemetry itself, if anything did.
+
+        Returns:
+            The run time itself, or the copy if it is not known any more.
+        """
 
 
 def register_sink(sink: MeasurementSink) -> int:
-    """Return the id by which `unpickle_measured_time` finds a sink, as long as it exists."""
+    """Return the id by which `deliver_measurement` finds a sink, as long as it exists."""
     sink_id = next(_sink_ids)
     _sinks[sink_id] = sink
     return sink_id
 
 
-def unpickle_measured_time(due: datetime, sink_id: int, measurement: Measurement) -> datetime:
-    """Hand over a measurement, if its sink still exists, and return the plain run time."""
+def deliver_measurement(sink_id: int, key: _Key, due: datetime, *measurement: Any) -> datetime:
+    """Pass a measurement on to its sink, if that exists, and return the plain run time."""
     sink = _sinks.get(sink_id)
-    return due if sink is None else sink.receive_measurement(measurement)
+    return due if sink is None else sink.receive_measurement(key, due, *measurement)
 
 
+_Key = tuple[str, int]
 _sink_ids = itertools.count()
 _sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
@@ -88,20 +93,18 @@ class MeasuredTime(datetime):
     """A run time that carries the measurement of its run back to the parent."""
 
     _due: datetime
-    _sink_id: int
-    _measurement: Measurement | None
+    _measurement: tuple[Any, ...] | None
 
     @classmethod
-    def copy_of(cls, due: datetime, sink_id: int) -> MeasuredTime:
-        """Return a copy of a run time that will carry a measurement to a sink."""
+    def copy_of(cls, due: datetime) -> MeasuredTime:
+        """Return a copy of a run time that will carry a measurement."""
         copy = cls(*datetime.__reduce_ex__(due, 4)[1])  # as unpickling does
         copy._due = due
-        copy._sink_id = sink_id
         copy._measurement = None
         return copy
 
-    def set_measurement(self, measurement: Measurement) -> None:
-        """Let it carry this measurement."""
+    def set_measurement(self, *measurement: Any) -> None:
+        """Let it carry these arguments of `deliver_measurement`."""
         self._measurement = measurement
 
     def __str__(self) -> str:
@@ -110,7 +113,7 @@ class MeasuredTime(datetime):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._measurement is None:
             return self._due.__reduce_ex__(protocol)
-        return unpickle_measured_time, (self._due, self._sink_id, self._measurement)
+        return deliver_measurement, self._measurement
 
 
 class ChildRunTimes(list[datetime]):
@@ -120,15 +123,20 @@ class ChildRunTimes(list[datetime]):
     Args:
         times: the run times.
         carriers: the W3C carrier of each run, empty if there is nothing to carry.
-        sink_id: of the sink in the parent that waits for the measurements.
+        sink_id: of the sink in the parent that takes the measurements.
+        key: identifies the submission to the sink.
     """
 
     def __init__(
-        self, times: Sequence[datetime], carriers: Sequence[Mapping[str, str]], sink_id: int
+        self,
+        times: Sequence[datetime],
+        carriers: Sequence[Mapping[str, str]],
+        sink_id: int,
+        key: _Key,
     ) -> None:
         super().__init__(times)
         self._carriers = carriers
-        self._sink_id = sink_id
+        self._address = sink_id, key
 
     def __iter__(self) -> Iterator[datetime]:
         if not is_job_runner(_getframe(1)):
@@ -136,13 +144,13 @@ class ChildRunTimes(list[datetime]):
             return
         for position, due in enumerate(super().__iter__()):
             carrier = self._carriers[position] if self._carriers else None
-            measured = MeasuredTime.copy_of(due, self._sink_id)
-            token, failure = None, None
+            measured = MeasuredTime.copy_of(due)
+            token, error = None, None
             if carrier:
                 try:
                     token = _attach(carrier)
-                except Exception as error:  # noqa: BLE001  # telemetry never changes the job
-                    failure = repr(error)
+                except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
+                    error = repr(exception)
             started, since = time.time(), time.perf_counter()
             try:
                 yield measured
@@ -151,9 +159,9 @@ class ChildRunTimes(list[datetime]):
                 if token is not None:
                     try:
                         _detach(token)
-                    except Exception as error:  # noqa: BLE001
-                        failure = repr(error)
-                measured.set_measurement(Measurement(position, started, duration, failure))
+                    except Exception as exception:  # noqa: BLE001
+                        error = repr(exception)
+                measured.set_measurement(*self._address, due, position, started, duration, error)
 
 
 def _attach(carrier: Mapping[str, str]) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from apscheduler.executors.base import MaxInstancesReachedError
 from apscheduler.executors.debug import DebugExecutor
 
+from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower, Submission, outcome_of
@@ -69,7 +70,7 @@ class ExecutorHooks:
         self._events = events
         self._loop = loop
         self._unsubmitted = unsubmitted
-        self._follower = follower
+        self.follower = follower
         # Bound once, as every run passes them.
         self._get_job, self._on_event = events.jobs.get, follower.on_event
         self._recorder = recorder
@@ -87,7 +88,8 @@ class ExecutorHooks:
     def open(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
         self._alias = alias
-        self._has_process_pool = isinstance(pool_of(self._executor), ProcessPool)
+        is_process_pool = isinstance(pool_of(self._executor), ProcessPool)
+        self.sink_id = child_process.register_sink(self) if is_process_pool else None
         self._recorder.executor_added(alias, lambda: capacity(self._executor))
 
     # The patches
@@ -119,7 +121,7 @@ class ExecutorHooks:
                 raise
             finally:
                 on_submitted(job)
-            if self._has_process_pool and submission is not None:
+            if self.sink_id is not None and submission is not None:
                 self._assign_pool(submission)
 
         self._loop.add_user_code_boundary(submit_job.__code__)
@@ -171,11 +173,9 @@ class ExecutorHooks:
         runs = []
         for due in run_times:
             runs.append(tracked.create_run(due, alias))  # noqa: PERF401  # quicker, for one
-        if self._follower.captures_arguments:
-            self._follower.capture_arguments(job, runs)
-        submission = self._open[key] = Submission(
-            key, job, run_times, runs, self._follower, self._on_abandoned_end
-        )
+        if self.follower.captures_arguments:
+            self.follower.capture_arguments(job, runs)
+        submission = self._open[key] = Submission(key, job, run_times, runs, self)
         # Last, when their end is sure to be recorded, as Ctrl-C may come at any line.
         for run in runs:
             self._recorder.run_submitted(run)
@@ -249,7 +249,7 @@ class ExecutorHooks:
                 submission = submission or self._find_by_events(job_id, [event])
                 run = None if submission is None else _find_run_of_event(event, submission.runs)
                 if run is not None:
-                    self._follower.on_event(run, event)
+                    self.follower.on_event(run, event)
                 yield event
         finally:
             submission = submission or self._find_by_events(job_id, ())
@@ -273,7 +273,7 @@ class ExecutorHooks:
         if submission.abandon() and self._open.pop(submission.key, None) is not None:
             self._finish_all(submission, Outcome.LOST, error)
 
-    def _on_abandoned_end(self, submission: Submission) -> None:
+    def on_abandoned_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
         if self._open.pop(submission.key, None) is not None:  # else `_abandon` was quicker
             self._finish_all(submission, Outcome.LOST)
@@ -284,7 +284,7 @@ class ExecutorHooks:
         """End the runs of a submission that have not ended."""
         reason = None if error is None else RunError.from_exception(error)
         for run in submission.runs:
-            self._follower.finish(run, outcome, reason)
+            self.follower.finish(run, outcome, reason)
         self._close(submission)
 
     def _close(self, submission: Submission) -> None:
@@ -292,6 +292,29 @@ class ExecutorHooks:
         self._open.pop(submission.key, None)
         if submission.pool is not None:
             self._estimate_starts(submission.pool)
+
+    def receive_measurement(  # noqa: PLR0913, PLR0917  # as of `MeasurementSink`
+        self,
+        key: _Key,
+        due: datetime,
+        position: int,
+        started: float,
+        duration: float,
+        telemetry_error: str | None,
+    ) -> datetime:
+        """Take the measurement of a run from a child process; see `MeasurementSink`."""
+        submission = self._open.get(key)
+        if submission is None or submission[position : position + 1] != [due]:
+            return due  # given up meanwhile
+        run = submission.runs[position]
+        try:
+            if run.start(started):
+                run.stop(duration)
+            if telemetry_error:
+                self.follower.report_child_error(telemetry_error)
+        except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
+            self.follower.report_own_exception()
+        return run.due
 
     # Open submissions
 
@@ -328,10 +351,10 @@ class ExecutorHooks:
         if getattr(pool, "_broken", False):
             return  # nothing starts in it any more
         now = self._clock()
-        oldest = (each for each in list(self._open.values()) if each.pool is pool)
-        for submission in islice(oldest, int(capacity(self._executor))):
+        # At once, as other threads change it.
+        for submission in list(islice(self._open.values(), _workers_of(pool))):
             run = submission.runs[0]
-            if not submission.is_late(run, now):
+            if submission.pool is pool and not submission.is_late(run, now):
                 run.estimate_start(now)
 
 
@@ -363,16 +386,20 @@ def _find_run_of_event(event: Any, runs: Sequence[Run]) -> Run | None:
 def pool_of(executor: Any) -> Any:
     """Return the `concurrent.futures` pool of an APScheduler executor; None if it has none."""
     # Tornado's has a pool for functions, and runs coroutine functions beside it.
-    pools = getattr(executor, "_pool", None), getattr(executor, "executor", None)
-    return next((pool for pool in pools if pool is not None), None)
+    pool = getattr(executor, "_pool", None)
+    return getattr(executor, "executor", None) if pool is None else pool
+
+
+def _workers_of(pool: Any) -> int | None:
+    # Neither APScheduler nor concurrent.futures has a public name for it.
+    return getattr(pool, "_max_workers", None)
 
 
 def capacity(executor: Any) -> float:
     """Return how many runs an executor can work on at once; infinity if nothing limits it."""
     if isinstance(executor, DebugExecutor):
         return 1
-    # Neither APScheduler nor concurrent.futures has a public name for the number of workers.
-    limit = getattr(pool_of(executor), "_max_workers", None)
+    limit = _workers_of(pool_of(executor))
     if limit is None:
         # Twisted's reactor makes its pool when it is first asked for; that must not be by us.
         pool = getattr(getattr(executor, "_reactor", None), "threadpool", None)

@@ -15,7 +15,7 @@ from datetime import datetime
 from sys import _getframe  # public, as documented
 from threading import get_ident
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
 from apscheduler.executors import base
@@ -26,7 +26,6 @@ except ImportError:  # before APScheduler 3.11
     from apscheduler.executors.base_py3 import run_coroutine_job
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
-from apscheduler_telemetry.adapters.apscheduler3.child_process import Measurement
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
@@ -152,6 +151,22 @@ class RunFollower:
             return ""
 
 
+class SubmissionOwner(Protocol):
+    """
+    The executor to which jobs are submitted.
+
+    Attributes:
+        follower: records their runs.
+        sink_id: of the sink of a process pool, which takes what its children measure; else None.
+    """
+
+    follower: RunFollower
+    sink_id: int | None
+
+    def on_abandoned_end(self, submission: Submission) -> None:
+        """Called when it has given up a submission, and its runs are over."""
+
+
 class Submission(list[datetime]):
     """
     The run times of one submission of a job; iterating over them measures the runs.
@@ -161,8 +176,7 @@ class Submission(list[datetime]):
         job: APScheduler's job.
         run_times: when its runs are due.
         runs: one for each of them.
-        follower: records the runs.
-        on_abandoned_end: called when its executor has given it up, and its runs are over.
+        owner: the executor that it is submitted to.
 
     Attributes:
         key: identifies it among the open submissions of its executor.
@@ -171,30 +185,27 @@ class Submission(list[datetime]):
     """
 
     __slots__ = (
-        *("__weakref__", "_carriers", "_follower", "_is_abandoned", "_iterating_thread"),
-        *("_job", "_on_abandoned_end", "_sink_id", "key", "pool", "runs"),
+        *("_carriers", "_is_abandoned", "_iterating_thread", "_job", "_owner"),
+        *("key", "pool", "runs"),
     )
     pool: Any
-    _sink_id: int | None
-    _carriers: Sequence[Mapping[str, str]]
+    _carriers: Sequence[Mapping[str, str]] | None
     _iterating_thread: int | None
 
-    def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
+    def __init__(  # made for every run, and by position that is quicker
         self,
         key: tuple[str, int],
         job: Any,
         run_times: Sequence[datetime],
         runs: Sequence[Run],
-        follower: RunFollower,
-        on_abandoned_end: Callable[[Submission], None],
+        owner: SubmissionOwner,
     ) -> None:
         self.extend(run_times)  # what super().__init__() does, which takes as long as all the rest
         self.key = key
         self.runs = runs
         self._job = job
-        self._follower = follower
-        self._on_abandoned_end = on_abandoned_end
-        self.pool = self._sink_id = self._iterating_thread = None
+        self._owner = owner
+        self.pool = self._carriers = self._iterating_thread = None
         self._is_abandoned = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
@@ -208,7 +219,7 @@ class Submission(list[datetime]):
         ):
             yield from self[:]
             return
-        observers = self._follower.observers
+        observers = self._owner.follower.observers
         try:
             self._iterating_thread = get_ident()
             runs = iter(self.runs)
@@ -236,7 +247,7 @@ class Submission(list[datetime]):
         finally:
             self._iterating_thread = None
             if self._is_abandoned:
-                self._on_abandoned_end(self)
+                self._owner.on_abandoned_end(self)
 
     def is_late(self, run: Run, now: float) -> bool:
         """Tell whether APScheduler drops a run that starts at `now`, in Unix seconds."""
@@ -270,19 +281,6 @@ class Submission(list[datetime]):
         # This very thread has ended its iteration, even if Ctrl-C kept it from noting that.
         return self._iterating_thread in {None, get_ident()}
 
-    def receive_measurement(self, measurement: Measurement) -> datetime:
-        """Take what a child process has measured, just before the event of the run comes."""
-        run = self.runs[measurement.position]
-        try:
-            if run.outcome is None:
-                run.start(measurement.started)
-                run.stop(measurement.duration)
-            if measurement.failure:
-                self._follower.report_child_error(measurement.failure)
-        except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
-            self._follower.report_own_exception()
-        return run.due
-
     def __copy__(self) -> list[datetime]:
         return self[:]
 
@@ -290,13 +288,14 @@ class Submission(list[datetime]):
         return self[:]
 
     def __reduce__(self) -> tuple[Any, ...]:
+        times, owner = self[:], self._owner
+        if owner.sink_id is None or times != [run.due for run in self.runs]:
+            # Who reads it may not have this package; or the user has changed it.
+            return list, (times,)
         try:
-            if any(run.due is not due for run, due in zip(self.runs, self[:], strict=True)):
-                return list, (self[:],)  # a list that the user has changed is not measured
-            if self._sink_id is None:  # the second attempt, in a fresh pool, sends the same
-                self._carriers = self._follower.inject(self.runs)
-                self._sink_id = child_process.register_sink(self)
+            if self._carriers is None:  # the second attempt, in a fresh pool, sends the same
+                self._carriers = owner.follower.inject(self.runs)
         except Exception:  # noqa: BLE001  # or the run would be lost; it is not measured then
-            self._follower.report_own_exception()
-            return list, (self[:],)
-        return child_process.ChildRunTimes, (self[:], self._carriers, self._sink_id)
+            owner.follower.report_own_exception()
+            return list, (times,)
+        return child_process.ChildRunTimes, (times, self._carriers, owner.sink_id, self.key)
