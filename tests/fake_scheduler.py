@@ -80,6 +80,7 @@ class QueueSchedulerAdapter:
     def uninstall(self) -> None:
         for name in self._originals:
             delattr(self._scheduler, name)
+        self._services.observers.stop(lambda: None)  # a run that is under way ends in `_call`
 
     @property
     def started_at(self) -> float | None:

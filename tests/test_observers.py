@@ -59,6 +59,12 @@ class Observer:
     def on_resolved(self, run: Run) -> None:
         self.calls.append((self.name, "on_resolved", run))
 
+    def stop(self) -> None:
+        self.calls.append((self.name, "stop", None))
+
+    def has_open_runs(self) -> bool:
+        return False
+
 
 class Failing:
     """Raises in each call."""
@@ -73,7 +79,7 @@ class Failing:
     def _fail(self, *args: Any) -> Any:
         raise self.exception
 
-    on_start = on_end = inject = on_resolved = _fail
+    on_start = on_end = inject = on_resolved = stop = has_open_runs = _fail
 
 
 class TestErrorReporter:
@@ -176,6 +182,21 @@ class Undecided(Observer):
         return self.answer
 
 
+class Following(Observer):
+    """Has begun with a run."""
+
+    def __init__(self) -> None:
+        super().__init__("following", [])
+        self.is_stopped = False
+        self.is_following = True
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def has_open_runs(self) -> bool:
+        return self.is_following
+
+
 class TestObserverGroup:
     @pytest.mark.parametrize(
         ("answers", "enabled", "settled"),
@@ -247,6 +268,26 @@ class TestObserverGroup:
         assert group.inject(RUN) == {"x": "1"}
         assert [call[1] for call in calls] == ["on_start", "on_end", "on_resolved", "inject"]
         assert {part: n for part, n in errors.counts().items() if n} == {"spans": 4, "meter": 4}
+
+    def test_stop_waits_for_runs_that_observers_have_begun_with(self) -> None:
+        """It is done when the last of them is resolved, and says so once."""
+        observer, done = Following(), list[str]()
+        group = ObserverGroup(ErrorReporter(), [Observer("a", []), observer])
+        group.stop(lambda: done.append("done"))
+        for _ in range(2):
+            group.on_resolved(RUN)
+        assert (observer.is_stopped, group.is_enabled, done) == (True, True, [])
+        observer.is_following = False
+        for _ in range(2):
+            group.on_resolved(RUN)
+        assert done == ["done"]
+
+    def test_stop_is_done_at_once_if_no_observer_has_open_runs(self) -> None:
+        """An observer that fails has none, as far as can be known."""
+        errors, done = ErrorReporter(), list[str]()
+        ObserverGroup(errors, [Failing(), Observer("a", [])]).stop(lambda: done.append("done"))
+        assert done == ["done"]
+        assert errors.counts()["spans"] == 2
 
     @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
     def test_does_not_swallow_what_ends_the_program(self, exception: type[BaseException]) -> None:

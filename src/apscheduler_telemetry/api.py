@@ -225,8 +225,11 @@ class Telemetry:
         A meter provider keeps its instruments, as OpenTelemetry has no way to remove them; they
         observe nothing any more.
 
-        Runs in flight end as if they had never been followed. Calling it again does nothing; the
-        scheduler can be instrumented again.
+        Runs in flight end as if they had never been followed, except that their spans are ended
+        when they end. Until then their executor keeps two methods of ours. No further span is
+        started, not even for a run that an executor has already and starts later.
+
+        Calling it again does nothing; the scheduler can be instrumented again.
         """
         with _lock:
             if get_handle(self._scheduler) is not self:

@@ -90,7 +90,12 @@ class SchedulerAdapter(SchedulerState, Protocol):
         """Begin to watch; if that fails, everything is put back before the exception is raised."""
 
     def uninstall(self) -> None:
-        """Put everything back; runs in flight are no longer recorded."""
+        """
+        Put everything back, and call `ObserverGroup.stop`.
+
+        Runs in flight are no longer recorded. But observers have to hear of the end of those that
+        they have begun with, or spans would stay open: what is needed for that may stay until then.
+        """
 
 
 class AutomaticInstrumentation(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
@@ -123,6 +123,12 @@ class RunObserver(Protocol):
         another process (its ``ended`` is set), or never (missed, skipped, coalesced, lost).
         """
 
+    def stop(self) -> None:
+        """Observe no further run from now on; `has_open_runs` tells of the others."""
+
+    def has_open_runs(self) -> bool:
+        """Tell whether any run that is observed already has still to be resolved."""
+
 
 class UnresolvedRuns(dict[Run, _T]):
     """
@@ -167,6 +173,7 @@ class ObserverGroup:
         self._errors = errors
         self._observers = tuple(observers)
         self._ending = self._observers[::-1]
+        self._when_done: Callable[[], None] | None = None
         self.is_enabled = self.is_enabled_final = False
         self.update_is_enabled()
 
@@ -209,6 +216,37 @@ class ObserverGroup:
                 observer.on_resolved(run)
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
+        if self._when_done is not None:
+            self._finish_stop()
+
+    def stop(self, when_done: Callable[[], None]) -> None:
+        """
+        Let observers observe no further run, but those that they have begun with to their end.
+
+        `is_enabled` stays, as they have to be told of that end.
+
+        Args:
+            when_done: called when there is none left, which may be now, and otherwise happens in
+                the `on_resolved` of the last one.
+        """
+        for observer in self._observers:
+            try:
+                observer.stop()
+            except Exception:  # noqa: BLE001, PERF203
+                self._errors.exception(observer.component)
+        self._when_done = when_done
+        self._finish_stop()
+
+    def _finish_stop(self) -> None:
+        for observer in self._observers:
+            try:
+                if observer.has_open_runs():
+                    return
+            except Exception:  # noqa: BLE001, PERF203
+                self._errors.exception(observer.component)
+        when_done, self._when_done = self._when_done, None
+        if when_done is not None:  # else another thread was quicker
+            when_done()
 
     def inject(self, run: Run) -> Mapping[str, str]:
         """Return the W3C carrier of a run that is sent to another process; it may be empty."""

@@ -185,6 +185,7 @@ class HistogramObserver:
         self._durations = exporter.durations
         self._delays = exporter.delays
         self._with_delay: UnresolvedRuns[bool] = UnresolvedRuns()
+        self._is_stopped = False
 
     def is_enabled(self) -> bool:
         """Tell that there is always something to record."""
@@ -192,7 +193,7 @@ class HistogramObserver:
 
     def on_start(self, run: Run) -> None:
         """Record the start delay of `run`."""
-        if run.start_delay is not None:
+        if run.start_delay is not None and not self._is_stopped:
             if len(self._with_delay) >= self._with_delay.limit:
                 self._with_delay.drop_stale()
             self._with_delay[run] = True
@@ -206,6 +207,8 @@ class HistogramObserver:
 
     def on_resolved(self, run: Run) -> None:
         """Record the duration of `run`, and its start delay unless that was recorded before."""
+        if self._is_stopped:
+            return
         context = None
         delay = run.start_delay
         was_recorded = self._with_delay.pop(run, False)
@@ -215,6 +218,15 @@ class HistogramObserver:
         if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
             context = _context(run.exemplar) if context is None else context
             self._durations.record(run.duration, _attributes(run), context=context)
+
+    def stop(self) -> None:
+        """Record nothing from now on, as all other metrics end now, too."""
+        self._is_stopped = True
+        self._with_delay.clear()
+
+    def has_open_runs(self) -> bool:
+        """Tell that no run has to be recorded any more."""
+        return False
 
 
 def get_or_create_exporter(

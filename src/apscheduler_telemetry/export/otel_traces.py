@@ -175,6 +175,7 @@ class SpanObserver:
         self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
         self._job_cache: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
         self._spans: UnresolvedRuns[_RunSpan] = UnresolvedRuns()
+        self._is_stopped = False
 
     def is_enabled(self) -> bool | None:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
@@ -184,7 +185,7 @@ class SpanObserver:
 
     def on_start(self, run: Run) -> None:
         """Start the span of `run` and make it current."""
-        run_span = self._start_span(run, run.started)
+        run_span = None if self._is_stopped else self._start_span(run, run.started)
         if run_span is None:
             return
         # Only the span of the current context changes, but not its baggage, for example.
@@ -206,7 +207,7 @@ class SpanObserver:
 
     def inject(self, run: Run) -> Mapping[str, str] | None:
         """Start the span of `run`, and return its ``traceparent`` and the baggage."""
-        run_span = self._start_span(run, None)
+        run_span = None if self._is_stopped else self._start_span(run, None)
         if run_span is None:
             return None
         carrier: dict[str, str] = {}
@@ -218,6 +219,8 @@ class SpanObserver:
     def on_resolved(self, run: Run) -> None:
         """End the span of `run`, or make one if it has none: it never started in this process."""
         run_span = self._spans.get(run)
+        if run_span is None and self._is_stopped:
+            return  # an exception without a span becomes no log record either
         if run_span is None:
             # An estimated start has no measured end.
             run_span = self._start_span(run, None if run.ended is None else run.started)
@@ -236,6 +239,15 @@ class SpanObserver:
         if run.error is not None and self._as_log:
             at = self._clock() if ended is None else ended
             self._log_exception(run, run.error, run_span, at)
+
+    def stop(self) -> None:
+        """Start no further span from now on; those that are open end when their runs do."""
+        self._is_stopped = True
+
+    def has_open_runs(self) -> bool:
+        """Tell whether any span still has to be ended."""
+        # A run that was ended by an exception from outside is never resolved.
+        return any(run.outcome is None for run in list(self._spans))
 
     def _start_span(self, run: Run, started: float | None) -> _RunSpan | None:
         tracer = self._tracer()
@@ -258,6 +270,12 @@ class SpanObserver:
         if len(spans) >= spans.limit:
             spans.drop_stale()
         run_span = spans[run] = _RunSpan(span, since, is_recording, started is not None)
+        if self._is_stopped:
+            # By another thread, right now. If it has not seen this span in `has_open_runs`, nobody
+            # will tell how the run ends. Nothing has seen the span yet.
+            del spans[run]
+            span.end(since)
+            return None
         return run_span
 
     def _start_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:

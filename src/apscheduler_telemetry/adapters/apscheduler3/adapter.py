@@ -51,6 +51,8 @@ class APScheduler3Adapter:
         self._scheduler = scheduler
         self._services = services
         self._patches = PatchSet()
+        # Those of the methods by which executors report results. They stay longer than the others.
+        self._result_patches = PatchSet()
         # By the identity of what they patch, which keeps them; weakly, as it may be removed from
         # the scheduler and forgotten.
         self._executors: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
@@ -119,13 +121,19 @@ class APScheduler3Adapter:
             raise
 
     def uninstall(self) -> None:
-        """Put everything back, in mirrored order."""
+        """
+        Put everything back, in mirrored order.
+
+        Executors report the results of runs in flight to methods of ours until the last span of
+        these has ended, as nothing else tells that, and how.
+        """
         self._patches.deactivate()
         exit_warning.unwatch(self._scheduler)
         self._links.flush(FLUSH_SECONDS)
         self._worker.stop()
         for hooks in list(self._jobstores.values()):
             hooks.stop()
+        self._services.observers.stop(self._result_patches.restore)
         self._patches.restore()
         self._scheduler.remove_listener(self._on_event)
 
@@ -236,6 +244,7 @@ class APScheduler3Adapter:
             executor=executor,
             alias=alias,
             patches=self._patches,
+            result_patches=self._result_patches,
             events=self._events,
             loop=self._loop,
             unsubmitted=self._unsubmitted,

@@ -40,6 +40,7 @@ class ExecutorHooks:
         executor: the executor.
         alias: under which the scheduler has it.
         patches: what was patched for the scheduler.
+        result_patches: likewise, the methods that take results; put back when no span is open.
         events: knows the jobs.
         loop: the scheduler's loop.
         unsubmitted: records runs that are coalesced into a submitted one.
@@ -56,6 +57,7 @@ class ExecutorHooks:
         executor: Any,
         alias: str,
         patches: PatchSet,
+        result_patches: PatchSet,
         events: JobEvents,
         loop: SchedulerLoop,
         unsubmitted: UnsubmittedRuns,
@@ -82,8 +84,8 @@ class ExecutorHooks:
         self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
         self.open(alias)
         patches.patch(executor, "submit_job", self._patch_submit_job)
-        patches.patch(executor, "_run_job_success", self._patch_run_job_success)
-        patches.patch(executor, "_run_job_error", self._patch_run_job_error)
+        result_patches.patch(executor, "_run_job_success", self._patch_run_job_success)
+        result_patches.patch(executor, "_run_job_error", self._patch_run_job_error)
 
     def open(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
@@ -332,6 +334,8 @@ class ExecutorHooks:
         if self._runs_before_patching[job_id]:
             self._runs_before_patching[job_id] -= 1
             return None
+        if not self._patches.is_active:
+            return None  # it was submitted since, and is not ours
         # `_on_error` has chosen the wrong one: it was another that got no result.
         return next(self._submissions_of(job_id), None)
 

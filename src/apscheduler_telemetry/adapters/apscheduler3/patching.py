@@ -11,7 +11,9 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
 
@@ -37,7 +39,7 @@ class PatchSet:
 
     def __init__(self) -> None:
         self.is_active = True
-        self._patches: list[tuple[_Reference, str, _Reference, _Reference]] = []
+        self._patches: list[_Patch] = []
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
@@ -70,19 +72,26 @@ class PatchSet:
         does nothing.
         """
         self.deactivate()
-        while self._patches:
-            get_owner, name, get_replacement, get_previous = self._patches.pop()
+        while (patch := self._take_latest()) is not None:
+            get_owner, name, get_replacement, get_previous = patch
             owner, replacement, previous = get_owner(), get_replacement(), get_previous()
-            if (
-                owner is None
-                or replacement is None
-                or getattr(owner, name, None) is not replacement
-            ):
+            if owner is None or replacement is None:
                 continue
+            if getattr(owner, name, None) is not replacement:
+                if isinstance(replacement, FunctionType):
+                    _outlived[replacement] = get_previous
+                continue
+            while isinstance(previous, FunctionType) and previous in _outlived:
+                previous = _outlived[previous]()
             if previous is _INHERITED:
                 delattr(owner, name)
             else:
                 setattr(owner, name, previous)
+
+    def _take_latest(self) -> _Patch | None:
+        # Two runs in two threads may both end as the last one.
+        with self._lock:
+            return self._patches.pop() if self._patches else None
 
 
 def _is_own(owner: Any, name: str, attribute: Any) -> bool:
@@ -101,6 +110,16 @@ def _is_own(owner: Any, name: str, attribute: Any) -> bool:
 
 
 _Reference = Callable[[], Any]
+_Patch = tuple[_Reference, str, _Reference, _Reference]
+"""The owner, the name of its attribute, the replacement, and what was there before."""
+
+_outlived: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
+"""
+Replacements that could not be taken out, with what was there before them.
+
+What has wrapped one may be a replacement of another `PatchSet`, if a scheduler was instrumented
+again while it had runs in flight; then that one puts back what was there before both.
+"""
 
 
 def _reference(thing: Any) -> _Reference:
