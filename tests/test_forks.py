@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
+import support_jobs as jobs
 from apscheduler_telemetry import instrument
-from support import HandDriven, told_by
+from support import (
+    Gate,
+    HandDriven,
+    by_hand,
+    errors_of,
+    job_state,
+    recorder_of,
+    registry_of,
+    told_by,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -59,6 +76,135 @@ class TestSchedulerThatStartsInTheChild:
         )
         assert errors == ""
         assert written == "child"
+
+
+def told_by_child(ask: Callable[[], Any]) -> Any:
+    """Return what `ask` returns in a forked child, as JSON."""
+    end_of_parent, end_of_child = os.pipe()
+    child = os.fork()
+    if not child:
+        answer_and_exit(ask, end_of_child)
+    return answer_of(child, end_of_parent, end_of_child)
+
+
+def answer_and_exit(ask: Callable[[], Any], end_of_child: int) -> None:
+    """In a child: write what `ask` returns, or why it fails, and end."""
+    try:
+        answer = json.dumps(ask())
+    except BaseException:  # noqa: BLE001  # nothing of pytest's may go on in the child
+        answer = json.dumps(traceback.format_exc())
+    os.write(end_of_child, answer.encode())
+    os._exit(0)
+
+
+def answer_of(child: int, end_of_parent: int, end_of_child: int) -> Any:
+    """Return what a child has written."""
+    os.close(end_of_child)
+    with open(end_of_parent, "rb") as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return json.loads(answer)
+
+
+class Holding(BaseExecutor):
+    """Takes jobs and does nothing with them."""
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        pass
+
+
+class TestRunsInFlight:
+    """Runs that are under way, or wait for their start, when their process forks."""
+
+    def test_child_shows_no_runs_in_flight_of_its_parent(self) -> None:
+        """They are the parent's, which goes on with them; what has ended counts in both."""
+        gates = [Gate(), Gate(), Gate()]
+        first, second, third = gates
+        with by_hand({"default": ThreadPoolExecutor(1)}) as rig:
+
+            def show() -> Any:
+                job = job_state(rig.telemetry)
+                executor = recorder_of(rig.telemetry).executors()["default"]
+                on_page = rig.telemetry.health()["jobs"][0]["running_since"]
+                return [*job.in_flight, executor.running, executor.queued, on_page, job.due]
+
+            rig.add(lambda: gates.pop(0).hold(), "interval", seconds=10, max_instances=3)
+            first.open()
+            rig.after(10)
+            rig.settle()
+            rig.after(10)
+            second.wait_for_run()
+            rig.after(10)
+            before = show()
+            assert before[:2] == [1, 1]
+            in_child = told_by_child(show)
+            assert in_child == [0, 0, 0, 0, 0, None, 1]
+            assert show() == before
+            second.open()
+            third.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 3}
+
+    def test_child_whose_parent_is_being_read_shows_none_either(self) -> None:
+        """It forgets those, too, that a scrape of the parent has seen."""
+        gate = Gate()
+        with by_hand() as rig:
+            rig.add(gate.hold)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            registry = registry_of(rig.telemetry)
+            name = "apscheduler_job_running", {"scheduler": "default", "job_id": "job"}
+            assert registry.get_sample_value(*name) == 1
+            assert told_by_child(lambda: registry.get_sample_value(*name)) == 0
+            gate.open()
+
+    def test_run_that_forks_ends_in_its_parent(self) -> None:
+        """A child that comes back from the job neither counts the run nor ends its span."""
+        pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        ends = os.pipe()
+        forked: list[int] = []
+        options = {"tracer_provider": provider}
+        with by_hand({"default": DebugExecutor()}, telemetry=options) as rig:
+
+            def show() -> Any:
+                job = job_state(rig.telemetry)
+                spans = len(exporter.get_finished_spans())
+                is_current = trace.get_current_span().get_span_context().is_valid
+                return [job.due, sum(job.outcomes.values()), spans, is_current]
+
+            rig.add(lambda: forked.append(os.fork()))
+            try:
+                rig.scheduler.turn()
+            finally:
+                if forked == [0]:
+                    answer_and_exit(show, ends[1])
+            in_child = answer_of(forked[0], *ends)
+            assert in_child == [0, 0, 0, False]
+            assert show() == [1, 1, 1, False]
+
+    def test_error_in_the_child_is_about_the_run_of_the_child(self) -> None:
+        """An executor names only the job; the run of the parent is not meant."""
+        with by_hand({"default": Holding()}) as rig:
+            executor = rig.scheduler._executors["default"]
+            rig.add(jobs.nothing, "interval", seconds=10, max_instances=2)
+            rig.after(10)
+
+            def fail() -> Any:
+                rig.after(10)
+                executor._run_job_error("job", OSError("in the child"))
+                return [rig.outcomes(), recorder_of(rig.telemetry).executors()["default"].queued]
+
+            assert told_by_child(fail) == [{"lost": 1}, 0]
+            assert not any(errors_of(rig.telemetry).counts().values())
+            executor._run_job_error("job", OSError("in the parent"))
+            assert rig.outcomes() == {"lost": 1}
 
 
 class TestMultiprocessDirectory:

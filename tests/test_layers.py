@@ -20,7 +20,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_version", "context_store", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.locks", "core.model"}),
+    frozenset({"core.forks", "core.locks", "core.model"}),
     frozenset({"core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),
     frozenset({"core.observers"}),
@@ -77,7 +77,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"export.multiprocess.counter_offsets", "export.multiprocess.registry"}),
     frozenset({"export.multiprocess.writer"}),
     # What serves it.
-    frozenset({"http.fork", "http.limits", "http.messages", "http.negotiation"}),
+    frozenset({"http.limits", "http.messages", "http.negotiation"}),
     frozenset({"http.connections", "http.pages", "http.thread_pool", "http.tls"}),
     frozenset({"http.app", "http.wsgi_server"}),
     frozenset({"http.asgi", "http.server", "http.wsgi"}),

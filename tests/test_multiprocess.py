@@ -925,6 +925,50 @@ class TestConfigured:
         assert configured_directory() is None
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+class TestForkDuringRun:
+    """A process that is forked while a run is in flight, and whose child has a scheduler, too."""
+
+    def test_run_in_flight_counts_once(self, by_hand: Path) -> None:
+        """It is the parent's, in the gauges and in the counters, whoever is asked."""
+        parent = Process(by_hand)
+        parent.job(NOW)
+        parent.run(1)
+        in_flight = parent.begin()
+        parent.write()
+
+        def show() -> list[float | None]:
+            shown = scrape(by_hand)
+            return [
+                value(shown, "job_running"),
+                value(shown, "job_runs_total", outcome="success"),
+                value(shown, "job_start_delay_seconds_count"),
+            ]
+
+        assert show() == [1, 1, 2]
+        if not (child := os.fork()):
+            code = 1
+            try:
+                parent.writer.start()
+                parent.writer.write()
+                assert show() == [1, 1, 2]
+                own = parent.begin()
+                parent.write()
+                assert show() == [2, 1, 3]
+                parent.finish(own, 1)
+                parent.write()
+                assert show() == [1, 2, 3]
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        parent.write()
+        assert show() == [1, 2, 3]
+        parent.finish(in_flight, 1)
+        parent.write()
+        assert show() == [0, 3, 3]
+
+
 @pytest.mark.slow
 class TestFork:
     """Processes that are forked from a process with a scheduler."""

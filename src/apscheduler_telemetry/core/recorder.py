@@ -23,6 +23,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, Removal
@@ -128,6 +129,14 @@ class Recorder:
         self._series_with_runs: set[JobSeries] = set()  # those that have runs in flight, or more
         self._version_numbers = itertools.count(1)
         renew_lock_after_fork(self)
+        reset_in_forked_children(self)
+
+    def reset_after_fork(self) -> None:
+        """Forget the runs in flight: they are those of the parent, which counts them."""
+        for run in list(self._runs):
+            if run.outcome is None:
+                del self._runs[run]
+                run.finish(Outcome.LOST)  # so that nobody waits for their end in this process
 
     # Jobs
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.fork import reset_in_forked_children
 
 T = TypeVar("T")
 

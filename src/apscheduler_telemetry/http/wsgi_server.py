@@ -15,9 +15,9 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.connections import ConnectionTracker, shutdown_socket
-from apscheduler_telemetry.http.fork import reset_in_forked_children
 
 logger = logging.getLogger("apscheduler_telemetry")
 

@@ -22,6 +22,7 @@ from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
+from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.model import Clock, ErrorKind, Outcome, RunError
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
@@ -86,6 +87,11 @@ class ExecutorHooks:
         patches.patch(executor, "submit_job", self._patch_submit_job)
         result_patches.patch(executor, "_run_job_success", self._patch_run_job_success)
         result_patches.patch(executor, "_run_job_error", self._patch_run_job_error)
+        reset_in_forked_children(self)
+
+    def reset_after_fork(self) -> None:
+        """Forget the submissions of the parent, for which errors of the child could be taken."""
+        self._open.clear()
 
     def open(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
