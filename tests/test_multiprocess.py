@@ -7,6 +7,7 @@ the test. `test_process_models` has real ones.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,14 +37,16 @@ from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS, Recorder
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export import multiprocess as package
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
-from apscheduler_telemetry.export.multiprocess import writer
+from apscheduler_telemetry.export.multiprocess import slots, writer
 from apscheduler_telemetry.export.multiprocess.directory import (
     DIRECTORY_VARIABLE,
     configured_directory,
 )
+from apscheduler_telemetry.export.multiprocess.file_format import read_values
 from apscheduler_telemetry.export.multiprocess.gauge_modes import GAUGE_MODES
 from apscheduler_telemetry.export.multiprocess.locks import directory_lock
 from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale
+from apscheduler_telemetry.export.multiprocess.snapshot import COUNTED_KINDS
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.multiprocess import child_exit
 from support import HandDriven, frozen, recorder_of, registry_of, until
@@ -82,6 +85,26 @@ def value(shown: Shown, name: str, **labels: str) -> float | None:
     ]
     assert len(found) <= 1, found
     return found[0] if found else None
+
+
+def counts(directory: Path) -> tuple[float | None, float | None]:
+    """Return the successful runs of all processes, by a counter and by a histogram."""
+    shown = scrape(directory)
+    return (
+        value(shown, "job_runs_total", outcome="success"),
+        value(shown, "job_run_duration_seconds_count"),
+    )
+
+
+def failing(read: Callable[[Path], Any], prefix: str) -> Callable[[Path], Any]:
+    """Return a function that reads files, but fails with those whose name has this in it."""
+
+    def read_or_fail(path: Path) -> Any:
+        if prefix in path.name:
+            raise OSError(errno.EIO, "for a moment", str(path))
+        return read(path)
+
+    return read_or_fail
 
 
 class Process:
@@ -676,6 +699,30 @@ class TestRemovedJobs:
         first.write()
         assert self.jobs(by_hand) == {"third"}
 
+    def test_in_a_free_slot_that_cannot_be_read(
+        self, by_hand: Path, now: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the search for removed jobs nor that for stale gauges loses its counts."""
+        old, new = Process(by_hand), Process(by_hand)
+        for process in (old, new):
+            process.job(NOW)
+            process.run(1)
+            process.write()
+        old.die()
+        long_ago = time.time() - REMOVED_JOB_SECONDS - 1
+        for path in by_hand.glob("[ch]*.0.db"):
+            os.utime(path, (long_ago, long_ago))
+        now.now += 3600
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "read_values", failing(read_values, "_"))
+            new.writer.write()
+            assert new.errors.counts()["multiprocess"] == 1
+        assert counts(by_hand) == (2, 2)
+        now.now += 3600
+        new.writer.write()
+        assert new.errors.counts()["multiprocess"] == 1
+        assert counts(by_hand) == (2, 2)
+
 
 class TestTrouble:
     """Problems with the directory and with the other processes that use it."""
@@ -768,6 +815,72 @@ class TestTrouble:
             path.rename(path.with_suffix(".partial"))
         Process(by_hand).write()
         assert list(by_hand.glob("*.partial")) == []
+
+    @pytest.mark.parametrize("kind", COUNTED_KINDS)
+    def test_slot_that_cannot_be_read_at_first_keeps_its_counts(
+        self, by_hand: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        """The process that takes it tries again, and until then its files stay as they are."""
+        dead = Process(by_hand)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        before = counts(by_hand)
+        heir = Process(by_hand)
+        heir.job(NOW)
+        heir.run(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "read_values", failing(read_values, f"{kind}_"))
+            for failures in (1, 2):
+                heir.writer.write()
+                assert heir.errors.counts()["multiprocess"] == failures
+                assert counts(by_hand) == before == (1, 1)
+        heir.writer.write()
+        assert counts(by_hand) == (2, 2)
+        heir.writer.write()
+        assert counts(by_hand) == (2, 2)
+
+    def test_slot_that_cannot_be_read_is_left_to_whoever_can(
+        self, by_hand: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process that can read it continues its counts, and nothing counts twice."""
+        dead = Process(by_hand)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        first, second = Process(by_hand), Process(by_hand)
+        for process in (first, second):
+            process.job(NOW)
+            process.run(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "read_values", failing(read_values, "histogram_"))
+            first.writer.write()
+        second.write()
+        first.writer.write()
+        assert counts(by_hand) == (3, 3)
+        assert len(list(by_hand.glob("counter_*.db"))) == 2
+
+    @pytest.mark.parametrize(("kind", "expected"), [("counter", (1, 2)), ("histogram", (2, 1))])
+    def test_slot_with_a_broken_file_is_taken_all_the_same(
+        self, by_hand: Path, kind: str, expected: tuple[int, int]
+    ) -> None:
+        """What can never be read is written anew, as no scrape could succeed otherwise."""
+        dead = Process(by_hand)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        (path,) = by_hand.glob(f"{kind}_*.db")
+        path.write_bytes(path.read_bytes()[:100])
+        heir = Process(by_hand)
+        heir.job(NOW)
+        heir.run(1)
+        for _ in range(2):
+            heir.writer.write()
+            assert heir.errors.counts()["multiprocess"] == 1
+            assert counts(by_hand) == expected
 
     def test_many_jobs(self, by_hand: Path) -> None:
         """Files grow with the number of jobs, and all series are read."""

@@ -141,11 +141,31 @@ class SnapshotWriter:
             self._slot.delete()
             self._slot = None
         if self._slot is None:
-            self._slot = ProcessSlot.take(self._directory, self._source.name)
-            if self._slot is not None:
-                for kind in COUNTED_KINDS:
-                    self._offsets.add(kind, self._slot.read(kind))
+            slot = ProcessSlot.take(self._directory, self._source.name)
+            if slot is not None:
+                self._continue_counts_of(slot)
+                self._slot = slot
         return self._slot
+
+    def _continue_counts_of(self, slot: ProcessSlot) -> None:
+        """
+        Add to the offsets what previous holders of a slot counted.
+
+        Raises:
+            OSError: it cannot be read now. The slot is released as it is, so that no write replaces
+                what was not read; the next write tries again, or another process does.
+        """
+        counted = {}
+        for kind in COUNTED_KINDS:
+            try:
+                counted[kind] = slot.read(kind)
+            except OSError:  # noqa: PERF203  # each file on its own
+                slot.release()
+                raise
+            except Exception:  # noqa: BLE001  # a broken file stays so, and breaks each scrape
+                self._source.errors.exception(COMPONENT)
+        for kind, values in counted.items():
+            self._offsets.add(kind, values)
 
 
 def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threading.Event) -> None:
