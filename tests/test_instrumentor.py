@@ -24,10 +24,11 @@ pytest.importorskip(
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import BaseScheduler
 from packaging.requirements import Requirement
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 
 from apscheduler_telemetry import environment_variables, instrument
 from apscheduler_telemetry.api import get_handle
+from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from servers import get
@@ -318,6 +319,75 @@ class TestServer:
         assert [(r["scheduler"], r["code"]) for r in health["reasons"]] == [
             ("default-2", "stopped")
         ]
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no multiprocess mode")
+    def test_port_shows_the_schedulers_of_all_processes_in_multiprocess_mode(
+        self, instrumentor: Any, schedulers: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """So do the pages of a handle; one process alone has the port."""
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        instrumentor.instrument(http_port=0)
+        elsewhere = schedulers()  # on a registry of its own, as in another process
+        handle = instrument(elsewhere, name="elsewhere", registry=CollectorRegistry())
+        elsewhere.start()
+        schedulers().start()
+        page = get(f"http://127.0.0.1:{instrumentor._process._server.port}/metrics")[1]
+
+        name = "apscheduler_scheduler_state"
+        for scheduler in ("default", "elsewhere"):
+            assert f'{name}{{scheduler="{scheduler}",state="running"}} 1.0' in page
+        handle.uninstrument()
+
+    def test_port_renders_only_jobs_that_have_changed(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: Any
+    ) -> None:
+        """The lines of others are kept from one scrape to the next, as on the pages of a handle."""
+        rendered: list[str] = []
+        snapshots_since = Recorder.snapshots_since
+
+        def snapshots(recorder: Recorder, known: Any) -> Iterator[Any]:
+            for label, snapshot in snapshots_since(recorder, known):
+                if snapshot is not None:
+                    rendered.append(label)
+                yield label, snapshot
+
+        monkeypatch.setattr(Recorder, "snapshots_since", snapshots)
+        instrumentor.instrument(http_port=0)
+        scheduler = schedulers()
+        scheduler.start()
+        for job_id in ("a", "b"):
+            scheduler.add_job(print, "interval", hours=1, id=job_id)
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        until(lambda: get(url)[1].count("apscheduler_job_shortest_interval_seconds{") == 2)
+        first = get(url)[1]
+        rendered.clear()
+        scheduler.reschedule_job("b", trigger="interval", hours=2)
+        second = get(url)[1]
+
+        assert set(rendered) == {"b"}
+        assert [line for line in first.splitlines() if 'job_id="a"' in line] == [
+            line for line in second.splitlines() if 'job_id="a"' in line
+        ]
+
+    def test_port_of_a_process_without_instrumented_schedulers(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """It shows what else is in the registry, and adds nothing to it."""
+        registry = CollectorRegistry()
+        Gauge("mine", "stays", registry=registry)
+        before = generate_latest(registry).decode()
+        instrumentor.instrument(http_port=0, registry=registry)
+        scheduler = schedulers()
+        scheduler.start()
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        assert "apscheduler_scheduler_up" in get(url)[1]
+        handle = get_handle(scheduler)
+        assert handle is not None
+        handle.uninstrument()
+
+        assert get(url)[1] == before
+        assert get(f"{url}?name%5B%5D=mine")[1] == before
+        assert generate_latest(registry).decode() == before
 
     def test_taken_port(
         self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture

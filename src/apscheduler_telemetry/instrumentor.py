@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,7 +37,12 @@ from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
+from apscheduler_telemetry.export.multiprocess.directory import configured_directory
+from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
+from apscheduler_telemetry.export.multiprocess.writer import write_all
+from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
 from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.http.pages import ExposeMetrics
 
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
@@ -179,13 +184,34 @@ class _ProcessInstrumentation:
                 handles = sorted(self._handles, key=lambda handle: handle.name)
             return health.combine([handle.health() for handle in handles])
 
+        registry, expose = _served_metrics(self._options["registry"])
         endpoints = Endpoints(
-            registry=self._options["registry"], health=report, on_error=ErrorReporter().exception
+            registry=registry, health=report, on_error=ErrorReporter().exception, expose=expose
         )
         try:
             self._server = endpoints.serve(port, self._host)
         except Exception as error:  # noqa: BLE001  # mostly a port that is taken
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
+
+
+def _served_metrics(
+    registry: CollectorRegistry | None,
+) -> tuple[CollectorRegistry | None, ExposeMetrics | None]:
+    """Return what the pages of a handle on this registry serve, and the faster way to encode it."""
+    if registry is None:
+        return None, None
+    directory = configured_directory()
+    if directory is not None:
+        return MultiprocessRegistry(directory, refresh=write_all), None
+
+    def expose(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
+        # Looked up each time, as there is none while no scheduler is instrumented on the registry.
+        exporter = find_exporter(registry)
+        if exporter is None:
+            return [encode(registry.restricted_registry(names) if names else registry)]
+        return exporter.expose(encode, names)
+
+    return registry, expose
 
 
 def _configured() -> dict[str, Any]:

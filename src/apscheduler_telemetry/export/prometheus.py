@@ -175,6 +175,12 @@ def get_or_create_exporter(registry: CollectorRegistry) -> PrometheusExporter:
         return exporter
 
 
+def find_exporter(registry: CollectorRegistry) -> PrometheusExporter | None:
+    """Return the exporter of `registry`; None if no scheduler is instrumented on it."""
+    with _lock:
+        return _exporters.get(registry)
+
+
 class _Collection:
     """
     One collection of the samples of all schedulers of an exporter.

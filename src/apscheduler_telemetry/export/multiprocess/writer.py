@@ -181,6 +181,12 @@ def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threadi
         del writer  # or this thread would keep the scheduler alive while it waits
 
 
+def write_all() -> None:
+    """Write the current metrics of all schedulers that this process runs."""
+    for writer in list(_writers):
+        writer.write()
+
+
 def _final_writes() -> None:
     for writer in list(_writers):
         writer.final_write()
