@@ -1959,7 +1959,7 @@ class TestOurOwnFailures:
             ("threads", "core.records.Run.__init__"),
             ("threads", "core.recorder.Recorder.runs_unsubmitted"),
             ("threads", "core.records.Run.finish"),
-            ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_rescheduled_by_loop"),
+            ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_advanced"),
             ("threads", "adapters.apscheduler3.runs.Submission.__init__"),
             ("threads", "adapters.apscheduler3.runs.RunFollower.on_event"),
             ("threads", "adapters.apscheduler3.runs.RunFollower.finish"),

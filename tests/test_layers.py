@@ -45,12 +45,12 @@ LAYERS: Sequence[frozenset[str]] = (
         {
             "adapters.apscheduler3.job_description",
             "adapters.apscheduler3.job_deserializer",
-            "adapters.apscheduler3.runs",
             "adapters.apscheduler3.tracked_jobs",
         }
     ),
     frozenset(
         {
+            "adapters.apscheduler3.runs",
             "adapters.apscheduler3.scheduler_loop",
             "adapters.apscheduler3.trace_links",
             "adapters.apscheduler3.unsubmitted_runs",

@@ -107,28 +107,28 @@ class ExecutorHooks:
         executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            submission = None
             # After its removal from our scheduler, the executor may serve another one.
             owner = executor._scheduler  # noqa: SLF001
-            is_ours = patches.is_active and (owner is scheduler or owner is None)
+            if not patches.is_active or (owner is not scheduler and owner is not None):
+                original(job, run_times)
+                return
+            submission = None
             try:
-                if is_ours:
-                    try:
-                        submission = create_submission(job, run_times)
-                    except Exception:  # noqa: BLE001  # telemetry never changes the job
-                        self._errors.exception("adapter")
+                try:
+                    submission = create_submission(job, run_times)
+                except Exception:  # noqa: BLE001  # telemetry never changes the job
+                    self._errors.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
-                    if is_ours:
-                        # Not in the variable yet if Ctrl-C has come in between.
-                        key = job.id, id(run_times[-1])
-                        self._on_rejected(submission or self._open.get(key), error)
+                    if submission is None:  # not yet if Ctrl-C has come in between
+                        submission = self._open.get((job.id, id(run_times[-1])))
+                    self._on_rejected(submission, error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._errors.exception("adapter")
                 raise
             finally:
-                on_submitted(job)
+                on_submitted(job, submission)
             if self.sink_id is not None and submission is not None:
                 self._assign_pool(submission)
 
@@ -177,16 +177,16 @@ class ExecutorHooks:
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
             key = job_id, id(latest)
+        runs: list[Run] = []
+        submission = self._open[key] = Submission(key, job, tracked, run_times, runs, self)
         alias = self._alias
-        runs = []
         for due in run_times:
-            runs.append(tracked.create_run(due, alias))  # noqa: PERF401  # quicker, for one
+            run = tracked.create_run(due, alias)
+            # Its end is sure to be recorded before it is recorded, as Ctrl-C may come at any line.
+            runs.append(run)
+            self._recorder.run_submitted(run)
         if self.follower.captures_arguments:
             self.follower.capture_arguments(job, runs)
-        submission = self._open[key] = Submission(key, job, run_times, runs, self)
-        # Last, when their end is sure to be recorded, as Ctrl-C may come at any line.
-        for run in runs:
-            self._recorder.run_submitted(run)
         return submission
 
     def _assign_pool(self, submission: Submission) -> None:
@@ -203,8 +203,9 @@ class ExecutorHooks:
             self._recorder.count_scheduler_error(ErrorKind.SUBMIT)
         if submission is None:
             return
-        for run in submission.runs:  # those that Ctrl-C has come before
-            self._recorder.run_submitted(run)
+        for run in submission.runs:
+            if run.outcome is None:  # nor is it recorded, if Ctrl-C has come before that
+                self._recorder.run_submitted(run)
         if is_refusal:
             self._finish_all(submission, Outcome.SKIPPED)
         else:
@@ -228,11 +229,7 @@ class ExecutorHooks:
                 for run in runs:
                     on_event(run, next(remaining))
             else:
-                for event in events:
-                    matching = _find_run_of_event(event, runs)
-                    if matching is not None:
-                        on_event(matching, event)
-                self._finish_all(submission, Outcome.LOST)  # those that no event is about
+                self._match_events(submission, events)
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
             for run, event in zip(runs, events, strict=False):
@@ -240,7 +237,17 @@ class ExecutorHooks:
             self._finish_all(submission, Outcome.LOST)
             raise
         finally:
-            self._close(submission)
+            self._open.pop(submission.key, None)
+            if submission.pool is not None:
+                self._estimate_starts(submission.pool)
+
+    def _match_events(self, submission: Submission, events: Iterable[Any]) -> None:
+        """Record the events of a user's executor, which has more or fewer of them than runs."""
+        for event in events:
+            run = _find_run_of_event(event, submission.runs)
+            if run is not None:
+                self.follower.on_event(run, event)
+        self._finish_all(submission, Outcome.LOST)  # those that no event is about
 
     def _read_events(self, job_id: str, events: Any) -> Any:
         """Read a result of a user's executor that is no list, and return what to pass on."""
@@ -293,10 +300,6 @@ class ExecutorHooks:
         reason = None if error is None else RunError.from_exception(error)
         for run in submission.runs:
             self.follower.finish(run, outcome, reason)
-        self._close(submission)
-
-    def _close(self, submission: Submission) -> None:
-        """Forget a submission, all of whose runs have ended."""
         self._open.pop(submission.key, None)
         if submission.pool is not None:
             self._estimate_starts(submission.pool)

@@ -93,6 +93,21 @@ class JobEvents:
             # While it ran, it was removed, and perhaps added again.
             self._upsert(job, alias)
             return
+        self.on_job_advanced(tracked, job, alias)
+
+    def on_job_advanced(self, tracked: TrackedJob, job: Any, alias: str | None) -> None:
+        """
+        Note the next run of a job whose run was submitted.
+
+        Args:
+            tracked: what was known of the job when it was submitted.
+            job: APScheduler's job.
+            alias: of its store; None if that was removed from the scheduler.
+        """
+        if tracked.is_removed:  # while it ran, and perhaps added again
+            if alias is not None:
+                self._upsert(job, alias)
+            return
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would be a call after every run.
         if tracked.intervals_until is not None and tracked.needs_intervals:

@@ -151,11 +151,12 @@ class JobStoreHooks:
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
-        patches, loop, changes = self._patches, self._loop, self._changes
-        on_job_rescheduled_by_loop = self._events.on_job_rescheduled_by_loop
+        patches, changes = self._patches, self._changes
+        take_submission, on_job_advanced = self._loop.take_submission, self._events.on_job_advanced
 
         def update_job(job: Any) -> None:
-            if job is not loop.submitted_job or not patches.is_active:
+            submission = take_submission(job)
+            if submission is None or not patches.is_active:
                 update_otherwise(job)
                 return
             try:
@@ -164,8 +165,7 @@ class JobStoreHooks:
                 self._count_error()
                 raise
             try:
-                if changes.alias is not None:
-                    on_job_rescheduled_by_loop(job, changes.alias)
+                on_job_advanced(submission.tracked, job, changes.alias)
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
 

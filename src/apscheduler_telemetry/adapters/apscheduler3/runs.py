@@ -26,6 +26,7 @@ except ImportError:  # before APScheduler 3.11
     from apscheduler.executors.base_py3 import run_coroutine_job
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
@@ -174,28 +175,31 @@ class Submission(list[datetime]):
     Args:
         key: identifies it among the open submissions of its executor.
         job: APScheduler's job.
+        tracked: what the adapter keeps of it.
         run_times: when its runs are due.
         runs: one for each of them.
         owner: the executor that it is submitted to.
 
     Attributes:
         key: identifies it among the open submissions of its executor.
+        tracked: what the adapter keeps of the job.
         runs: one for each run time.
         pool: the `concurrent.futures` pool that runs it; None until that is known.
     """
 
     __slots__ = (
         *("_carriers", "_is_abandoned", "_iterating_thread", "_job", "_owner"),
-        *("key", "pool", "runs"),
+        *("key", "pool", "runs", "tracked"),
     )
     pool: Any
     _carriers: Sequence[Mapping[str, str]] | None
     _iterating_thread: int | None
 
-    def __init__(  # made for every run, and by position that is quicker
+    def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
         key: tuple[str, int],
         job: Any,
+        tracked: TrackedJob,
         run_times: Sequence[datetime],
         runs: Sequence[Run],
         owner: SubmissionOwner,
@@ -204,6 +208,7 @@ class Submission(list[datetime]):
         self.key = key
         self.runs = runs
         self._job = job
+        self.tracked = tracked
         self._owner = owner
         self.pool = self._carriers = self._iterating_thread = None
         self._is_abandoned = False

@@ -54,6 +54,7 @@ class SchedulerLoop:
         pass_thread: the thread that is in the middle of a pass; None between passes.
         is_pass_unpatched: whether that pass is not one that was patched.
         submitted_job: the job that the pass has submitted, and has yet to give its next run.
+        submission: the submission of that job, if it is followed.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -84,6 +85,7 @@ class SchedulerLoop:
         self.pass_thread: int | None = None
         self.is_pass_unpatched = False
         self.submitted_job: Any = None
+        self.submission: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
         self._has_ended = False
@@ -145,10 +147,10 @@ class SchedulerLoop:
         """Return the job of this id among those, or None."""
         return next((job for job in self._due_jobs if job.id == job_id), None)
 
-    def on_submitted(self, job: Any) -> None:
+    def on_submitted(self, job: Any, submission: Any) -> None:
         """Note that a job was submitted to its executor, if it was the loop that did so."""
         if self.pass_thread == get_ident():
-            self.submitted_job = job
+            self.submitted_job, self.submission = job, submission
 
     def is_setting_next_run(self, job_id: str) -> bool:
         """
@@ -159,9 +161,22 @@ class SchedulerLoop:
         job = self.submitted_job
         return job is not None and job.id == job_id and self.pass_thread == get_ident()
 
+    def take_submission(self, job: Any) -> Any:
+        """
+        Return the submission of this job, once, if the loop is setting its next run now.
+
+        Returns:
+            None otherwise, and if the submission is not followed.
+        """
+        if job is not self.submitted_job:
+            return None
+        submission = self.submission
+        self.submitted_job = self.submission = None
+        return submission
+
     def clear_submitted_job(self) -> None:
         """Note that the loop has given the submitted job its next run, or has removed it."""
-        self.submitted_job = None
+        self.submitted_job = self.submission = None
 
     def on_unpatched_pass_start(self) -> None:
         """
@@ -243,7 +258,7 @@ class SchedulerLoop:
         self._recorder.add_up_if_many()
 
     def _on_pass_end(self) -> None:
-        self.pass_thread = self._pass_started_at = self.submitted_job = None
+        self.pass_thread = self._pass_started_at = self.submitted_job = self.submission = None
         self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
     def _patch_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -40,11 +40,12 @@ class TrackedJob:
         add_origin: the OpenTelemetry origin where the job was added, if known.
         trigger_origin: the same where its next run was triggered by hand; None if it was not.
         links: those of both that are known; its runs link to them.
+        is_removed: whether it is not tracked any more.
     """
 
     __slots__ = (
-        *("add_origin", "coalesce", "intervals_until", "is_preexisting", "last_submitted"),
-        *("links", "record", "trigger", "trigger_origin"),
+        *("add_origin", "coalesce", "intervals_until", "is_preexisting", "is_removed"),
+        *("last_submitted", "links", "record", "trigger", "trigger_origin"),
     )
 
     def __init__(self, record: JobRecord, *, is_preexisting: bool) -> None:
@@ -53,6 +54,7 @@ class TrackedJob:
         self.coalesce = False
         self.last_submitted: datetime | None = None
         self.is_preexisting = is_preexisting
+        self.is_removed = False
         self.intervals_until: float | None = None
         self.add_origin: Any = None
         self.trigger_origin: Any = None
@@ -78,6 +80,10 @@ class TrackedJob:
         """Note what the job is now."""
         self.record = record
         self.coalesce = coalesce
+
+    def mark_removed(self) -> None:
+        """Note that it is not tracked any more."""
+        self.is_removed = True
 
     def mark_changed_here(self) -> None:
         """Note that this process has changed the job."""
@@ -148,6 +154,7 @@ class TrackedJobs:
     def remove(self, tracked: TrackedJob, removal: Removal) -> None:
         """Note that a job is gone, and why."""
         self._recorder.job_removed(tracked.record, removal)
+        tracked.mark_removed()
         if self._jobs.get(tracked.key) is tracked:
             del self._jobs[tracked.key]
 
@@ -155,6 +162,7 @@ class TrackedJobs:
         """Note that a job store was removed from the scheduler."""
         self._recorder.jobstore_removed(alias)
         for tracked in self.in_jobstore(alias):
+            tracked.mark_removed()
             self._jobs.pop(tracked.key, None)
 
     def update_intervals(self, tracked: TrackedJob, job: Any) -> None:
