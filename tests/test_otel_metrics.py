@@ -9,7 +9,6 @@ import re
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -763,7 +762,7 @@ def test_a_thousand_jobs() -> None:
     info = next(recorder.jobs()).info
     for number in range(1, 1_000):
         other = f"job {number}"
-        recorder.job_upserted(replace(info, id=other, label=other), None)
+        recorder.job_upserted(info._replace(id=other, label=other), None)
 
     found = by_name(raised.get_metrics_data())
     assert len(found["apscheduler.job.runs"].data.data_points) == 6_000

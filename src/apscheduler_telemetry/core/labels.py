@@ -34,7 +34,9 @@ def label_value(value: object) -> str:
     Lone surrogates, which UTF-8 cannot encode, become escapes. A text that is too long is
     truncated, and a hash of the whole text keeps it distinct from similar ones.
     """
-    valid = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    valid = str(value)
+    if not valid.isascii():
+        valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(valid) <= MAX_TEXT:
         return valid
     digest = hashlib.sha256(valid.encode()).hexdigest()[:8]

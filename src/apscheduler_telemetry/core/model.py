@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 GENERATED_ID_LENGTH = 32
 """APScheduler names a job that has no id of its own with this many hex digits."""
@@ -76,8 +76,7 @@ class Removal(Enum):
     """By APScheduler because of an error: the next run stays expected, and will be missed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobInfo:
+class JobInfo(NamedTuple):
     """
     What telemetry keeps of a job: texts and numbers, never the job or its arguments.
 

@@ -174,8 +174,7 @@ class Recorder:
         if record is None:
             record = JobRecord(key, info, self._series_for(info))
             self._jobs.setdefault(info.jobstore, {})[info.id] = record
-            store = self._jobstores.get(info.jobstore, _NEW_JOBSTORE)
-            self._jobstores[info.jobstore] = store._replace(jobs=store.jobs + 1)
+            self._jobstores.setdefault(info.jobstore, _NEW_JOBSTORE)
             record.series.attach(record)
         record.update_info(info)
         if key in self._jobs_removed_by_error:
@@ -352,7 +351,10 @@ class Recorder:
         """Return what is known of each job store by alias."""
         now = self._clock()
         return {
-            alias: store._replace(last_read=now) if store.is_local else store
+            alias: store._replace(
+                jobs=len(self._jobs.get(alias, ())),
+                last_read=now if store.is_local else store.last_read,
+            )
             for alias, store in self._jobstores.items()
         }
 
@@ -385,24 +387,25 @@ class Recorder:
 
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series.get(info.label)
-        if series is None and self._is_full():
-            self._make_room()
-            if self._is_full():
-                series = self._series.get(OVERFLOW)
+        if series is None and self._is_full() and not self._make_room():
+            series = self._series.get(OVERFLOW)
+            if series is None:
                 info = _overflow_info(info)
         if series is None:
             series = JobSeries(self.scheduler, info, JobStats(*self._buckets), self._clock)
             self._series[info.label] = series
         return series
 
-    def _make_room(self) -> None:
-        """Forget what was removed some time ago, as no label is left."""
+    def _make_room(self) -> bool:
+        """Forget what was removed some time ago, as no label is left; tell whether one is now."""
         # Not for every further job, as this looks at all labels; in a second, little has changed.
         now = self._clock()
-        if not 0 <= now - self._made_room_at < 1:
-            self._made_room_at = now
-            self._add_up_runs()
-            self._purge()
+        if 0 <= now - self._made_room_at < 1:
+            return False
+        self._made_room_at = now
+        self._add_up_runs()
+        self._purge()
+        return not self._is_full()
 
     def _is_full(self) -> bool:
         return len(self._series) - (OVERFLOW in self._series) >= self._max_labels
@@ -412,8 +415,6 @@ class Recorder:
         now = self._clock()
         record.series.detach(record, now, keep_next_run=keep_next_run)
         del self._jobs[jobstore][job_id]
-        store = self._jobstores[jobstore]
-        self._jobstores[jobstore] = store._replace(jobs=store.jobs - 1)
         if keep_next_run:
             self._jobs_removed_by_error[record.key] = record.series, now
 

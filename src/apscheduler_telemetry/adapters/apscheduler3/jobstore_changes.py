@@ -5,9 +5,8 @@ Tracks which jobs of a store this process is changing, while another thread read
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 
@@ -54,7 +53,7 @@ class JobStoreChanges:
     def __init__(self) -> None:
         self.alias: str | None = None
         self._lock = threading.RLock()
-        self._in_progress: Counter[object] = Counter()
+        self._in_progress: dict[object, int] = {}
         self._readings: set[Reading] = set()
         renew_lock_after_fork(self)
 
@@ -72,29 +71,29 @@ class JobStoreChanges:
 
     def track_job(self, job_id: Hashable) -> AbstractContextManager[None]:
         """Note that one job is being changed in this context."""
-        return self._track(job_id)
+        return _InProgress(self, job_id)
 
     def track_all_jobs(self) -> AbstractContextManager[None]:
         """Note that all jobs are being changed in this context."""
-        return self._track(_ALL_JOBS)
+        return _InProgress(self, _ALL_JOBS)
 
     def track_listing(self) -> AbstractContextManager[None]:
         """Note that jobs are being listed in this context, which may delete some of them."""
-        return self._track(_LISTING)
+        return _InProgress(self, _LISTING)
 
-    @contextmanager
-    def _track(self, change: object) -> Iterator[None]:
-        with self._lock:
-            self._in_progress[change] += 1
-            for reading in self._readings:
-                reading.add_change(change)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_progress[change] -= 1
-                if not self._in_progress[change]:
-                    del self._in_progress[change]
+    @synchronized
+    def begin(self, change: object) -> None:
+        """Note that a change begins: the id of a job, or a `_Change`."""
+        self._in_progress[change] = self._in_progress.get(change, 0) + 1
+        for reading in self._readings:
+            reading.add_change(change)
+
+    @synchronized
+    def end(self, change: object) -> None:
+        """Note that a change is over."""
+        self._in_progress[change] -= 1
+        if not self._in_progress[change]:
+            del self._in_progress[change]
 
     # By a reading
 
@@ -123,5 +122,19 @@ class JobStoreChanges:
     def apply_removal(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
         """Call `apply` for a job that a reading did not find, unless the job has changed since."""
         # A listing may be deleting a row that it cannot deserialize. It will report that itself.
-        if not self._in_progress[_LISTING]:
+        if _LISTING not in self._in_progress:
             self.apply_job(reading, job_id, apply)
+
+
+class _InProgress(AbstractContextManager[None]):
+    """The context in which a change is in progress."""
+
+    def __init__(self, changes: JobStoreChanges, change: object) -> None:
+        self._changes = changes
+        self._change = change
+
+    def __enter__(self) -> None:
+        self._changes.begin(self._change)
+
+    def __exit__(self, *_: object) -> None:
+        self._changes.end(self._change)

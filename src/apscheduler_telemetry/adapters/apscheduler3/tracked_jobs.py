@@ -107,7 +107,7 @@ class TrackedJob:
     def set_links(self, add_origin: Any, trigger_origin: Any) -> None:
         """Set where the job was added, and where its next run was triggered by hand."""
         self.add_origin, self.trigger_origin = add_origin, trigger_origin
-        self.links = tuple(origin for origin in (add_origin, trigger_origin) if origin is not None)
+        self.links = tuple(filter(None, (add_origin, trigger_origin)))
 
 
 class TrackedJobs:
