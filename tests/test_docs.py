@@ -159,7 +159,7 @@ class TestOpenTelemetryPage:
                 kinds[family.kind],
                 family.unit,
                 tuple(label for label in family.labels if label != "scheduler"),
-                family.prometheus_name + ("_total" if family.kind is Kind.COUNTER else ""),
+                family.prometheus_family_name + ("_total" if family.kind is Kind.COUNTER else ""),
             )
             for family in FAMILIES
         }

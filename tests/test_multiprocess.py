@@ -356,7 +356,7 @@ class TestModes:
             r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE
         )
         assert {name: mode for name, mode, _ in documented} == {
-            family.prometheus_name: mode for family, mode in GAUGE_MODES.items()
+            family.prometheus_family_name: mode for family, mode in GAUGE_MODES.items()
         }
 
     def test_all_modes_are_live(self) -> None:

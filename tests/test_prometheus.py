@@ -380,7 +380,7 @@ class TestConcurrency:
         """A forked child gets new locks for the exporter, its cache, and all that it reads."""
         held: list[Any] = [
             scene.exporter,
-            scene.exporter._text,
+            scene.exporter._text_renderer,
             scene.main.recorder,
             scene.main.errors,
         ]

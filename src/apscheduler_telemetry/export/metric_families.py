@@ -62,7 +62,7 @@ class MetricFamily:
     The series of one metric.
 
     Attributes:
-        name: the name in OpenTelemetry; see `prometheus_name`.
+        name: the name in OpenTelemetry; see `prometheus_family_name`.
         kind: how its values behave.
         unit: by UCUM: ``s``, or in braces what is counted, which is no unit.
         description: one sentence, the HELP text in Prometheus.
@@ -76,7 +76,7 @@ class MetricFamily:
     labels: tuple[str, ...]
 
     @property
-    def prometheus_name(self) -> str:
+    def prometheus_family_name(self) -> str:
         """
         The name into which Prometheus translates `name`, without ``_total`` for counters.
 
@@ -86,199 +86,214 @@ class MetricFamily:
         return self.name.replace(".", "_") + ("_seconds" if self.unit == "s" else "")
 
 
-_JOB = ("scheduler", "job_id")
-_SCHEDULER = ("scheduler",)
-_EXECUTOR = ("scheduler", "executor")
-_JOB_INFO = ("name", "func", "trigger", "executor", "jobstore", "persistent")
-_SCHEDULER_INFO = ("type", "version", "hostname", "pid", "timezone", "singleton")
+_JOB_LABELS = ("scheduler", "job_id")
+_SCHEDULER_LABELS = ("scheduler",)
+_EXECUTOR_LABELS = ("scheduler", "executor")
+_JOB_INFO_LABELS = ("name", "func", "trigger", "executor", "jobstore", "persistent")
+_SCHEDULER_INFO_LABELS = ("type", "version", "hostname", "pid", "timezone", "singleton")
 
 _families: list[MetricFamily] = []
 
 
-def _family(
+def _add_family(
     name: str, kind: Kind, unit: str, labels: tuple[str, ...], description: str
 ) -> MetricFamily:
+    """Create a family, and append it to those that are exposed."""
     family = MetricFamily(f"apscheduler.{name}", kind, unit, description, labels)
     _families.append(family)
     return family
 
 
-RUNS = _family("job.runs", Kind.COUNTER, "{run}", (*_JOB, "outcome"), "Due runs by how they ended.")
-EXCEPTIONS = _family(
-    "job.exceptions", Kind.COUNTER, "{run}", (*_JOB, "exception"), "Runs that raised, by type."
+RUNS = _add_family(
+    "job.runs", Kind.COUNTER, "{run}", (*_JOB_LABELS, "outcome"), "Due runs by how they ended."
 )
-DURATIONS = _family(
+EXCEPTIONS = _add_family(
+    "job.exceptions",
+    Kind.COUNTER,
+    "{run}",
+    (*_JOB_LABELS, "exception"),
+    "Runs that raised, by type.",
+)
+DURATIONS = _add_family(
     "job.run.duration",
     Kind.HISTOGRAM,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Time inside the callable, of runs that succeeded and of runs that failed.",
 )
-DELAYS = _family("job.start_delay", Kind.HISTOGRAM, "s", _JOB, "Actual start minus scheduled time.")
-NEXT_RUN = _family(
+DELAYS = _add_family(
+    "job.start_delay", Kind.HISTOGRAM, "s", _JOB_LABELS, "Actual start minus scheduled time."
+)
+NEXT_RUN = _add_family(
     "job.next_run.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "When the next run is promised; 0 when nothing is.",
 )
-LAST_RUN = _family(
+LAST_RUN_DUE = _add_family(
     "job.last_run.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Scheduled time of the latest run that started.",
 )
-LAST_SUCCESS = _family(
+LAST_SUCCESS = _add_family(
     "job.last_success.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "When the latest successful run ended.",
 )
-LAST_FAILURE = _family(
+LAST_FAILURE = _add_family(
     "job.last_failure.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "When the latest failed or lost run ended.",
 )
-LAST_DURATION = _family(
+LAST_DURATION = _add_family(
     "job.last_run.duration",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Time inside the callable of the run that ended last.",
 )
-CONSECUTIVE_FAILURES = _family(
+CONSECUTIVE_FAILURES = _add_family(
     "job.consecutive_failures",
     Kind.GAUGE,
     "{run}",
-    _JOB,
+    _JOB_LABELS,
     "Errors and losses since the last success.",
 )
-RUNNING = _family("job.running", Kind.LOAD, "{run}", _JOB, "Runs inside the callable now.")
-RUNNING_SINCE = _family(
+RUNNING = _add_family(
+    "job.running", Kind.LOAD, "{run}", _JOB_LABELS, "Runs inside the callable now."
+)
+RUNNING_SINCE = _add_family(
     "job.running_since.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Start of the oldest run that is inside the callable; 0 when none is.",
 )
-WITHDRAWN_RUN = _family(
+CANCELLED_RUN = _add_family(
     "job.withdrawn_run.timestamp",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "The latest promised run that was taken back on purpose.",
 )
-SHORTEST_INTERVAL = _family(
+SHORTEST_UPCOMING_INTERVAL = _add_family(
     "job.shortest_interval",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Shortest gap between the next ten fire times.",
 )
-LONGEST_INTERVAL = _family(
+LONGEST_UPCOMING_INTERVAL = _add_family(
     "job.longest_interval",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Longest gap between the next ten fire times.",
 )
-GRACE = _family("job.grace", Kind.GAUGE, "s", _JOB, "Lateness that is tolerated before an alert.")
-MAX_DURATION = _family(
+GRACE = _add_family(
+    "job.grace", Kind.GAUGE, "s", _JOB_LABELS, "Lateness that is tolerated before an alert."
+)
+MAX_DURATION = _add_family(
     "job.max_duration",
     Kind.GAUGE,
     "s",
-    _JOB,
+    _JOB_LABELS,
     "Time that a run may take before it counts as stuck.",
 )
-ALERT_INFO = _family(
+ALERT_INFO = _add_family(
     "job.alert_info",
     Kind.GAUGE,
     "{job}",
-    (*_JOB, "severity", "owner"),
+    (*_JOB_LABELS, "severity", "owner"),
     "Severity and owner of alerts on the job; always 1.",
 )
-JOB_INFO = _family(
-    "job.info", Kind.GAUGE, "{job}", (*_JOB, *_JOB_INFO), "What the job is; always 1."
+JOB_INFO = _add_family(
+    "job.info", Kind.GAUGE, "{job}", (*_JOB_LABELS, *_JOB_INFO_LABELS), "What the job is; always 1."
 )
-UP = _family(
+UP = _add_family(
     "scheduler.up",
     Kind.GAUGE,
     "{scheduler}",
-    _SCHEDULER,
+    _SCHEDULER_LABELS,
     "1 if the loop lives in this process and is not overdue.",
 )
-STATE = _family(
+STATE = _add_family(
     "scheduler.state",
     Kind.GAUGE,
     "{scheduler}",
-    (*_SCHEDULER, "state"),
+    (*_SCHEDULER_LABELS, "state"),
     "1 for the state that APScheduler believes itself in.",
 )
-STARTED_AT = _family(
+STARTED_AT = _add_family(
     "scheduler.start.timestamp",
     Kind.GAUGE,
     "s",
-    _SCHEDULER,
+    _SCHEDULER_LABELS,
     "When the scheduler was started, or instrumented if that was later.",
 )
-LAST_WAKEUP = _family(
+LAST_PASS_END = _add_family(
     "scheduler.last_wakeup.timestamp",
     Kind.GAUGE,
     "s",
-    _SCHEDULER,
+    _SCHEDULER_LABELS,
     "End of the latest pass over due jobs.",
 )
-JOBS = _family("scheduler.jobs", Kind.LOAD, "{job}", (*_SCHEDULER, "jobstore"), "Known jobs.")
-LAST_READ = _family(
+JOBS = _add_family(
+    "scheduler.jobs", Kind.LOAD, "{job}", (*_SCHEDULER_LABELS, "jobstore"), "Known jobs."
+)
+LAST_READ = _add_family(
     "jobstore.last_read.timestamp",
     Kind.GAUGE,
     "s",
-    (*_SCHEDULER, "jobstore"),
+    (*_SCHEDULER_LABELS, "jobstore"),
     "As of when the jobs in the store are known.",
 )
-READ_FAILURES = _family(
+READ_FAILURES = _add_family(
     "jobstore.read_failures",
     Kind.COUNTER,
     "{reading}",
-    (*_SCHEDULER, "jobstore"),
+    (*_SCHEDULER_LABELS, "jobstore"),
     "Readings of the store for telemetry that failed.",
 )
-ERRORS = _family(
+ERRORS = _add_family(
     "scheduler.errors",
     Kind.COUNTER,
     "{error}",
-    (*_SCHEDULER, "kind"),
+    (*_SCHEDULER_LABELS, "kind"),
     "What APScheduler only logs, by kind.",
 )
-WORKERS = _family(
+WORKERS = _add_family(
     "executor.workers",
     Kind.GAUGE,
     "{worker}",
-    _EXECUTOR,
+    _EXECUTOR_LABELS,
     "Runs that the executor can work on at once; +Inf where nothing limits it.",
 )
-EXECUTOR_RUNNING = _family(
-    "executor.running", Kind.LOAD, "{run}", _EXECUTOR, "Runs inside their callables."
+EXECUTOR_RUNNING = _add_family(
+    "executor.running", Kind.LOAD, "{run}", _EXECUTOR_LABELS, "Runs inside their callables."
 )
-EXECUTOR_QUEUED = _family(
-    "executor.queued", Kind.LOAD, "{run}", _EXECUTOR, "Runs that wait for a worker."
+EXECUTOR_QUEUED = _add_family(
+    "executor.queued", Kind.LOAD, "{run}", _EXECUTOR_LABELS, "Runs that wait for a worker."
 )
-SCHEDULER_INFO = _family(
+SCHEDULER_INFO = _add_family(
     "scheduler.info",
     Kind.GAUGE,
     "{scheduler}",
-    (*_SCHEDULER, *_SCHEDULER_INFO),
+    (*_SCHEDULER_LABELS, *_SCHEDULER_INFO_LABELS),
     "What the scheduler is; always 1.",
 )
-TELEMETRY_ERRORS = _family(
+TELEMETRY_ERRORS = _add_family(
     "telemetry.errors",
     Kind.COUNTER,
     "{error}",
-    (*_SCHEDULER, "component"),
+    (*_SCHEDULER_LABELS, "component"),
     "Failures of the telemetry itself, by component.",
 )
 
@@ -327,19 +342,19 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
     yield DURATIONS, labels, stats.durations
     yield DELAYS, labels, stats.delays
     shortest, longest = job.intervals or (None, None)
-    yield from _known(
+    yield from _known_samples(
         labels,
         (NEXT_RUN, job.next_run),
-        (LAST_RUN, stats.last_run),
+        (LAST_RUN_DUE, stats.last_run),
         (LAST_SUCCESS, stats.last_success),
         (LAST_FAILURE, stats.last_failure),
         (LAST_DURATION, stats.last_duration),
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight.running),
         (RUNNING_SINCE, job.in_flight.running_since),
-        (WITHDRAWN_RUN, job.cancelled_run),
-        (SHORTEST_INTERVAL, shortest),
-        (LONGEST_INTERVAL, longest),
+        (CANCELLED_RUN, job.cancelled_run),
+        (SHORTEST_UPCOMING_INTERVAL, shortest),
+        (LONGEST_UPCOMING_INTERVAL, longest),
         (GRACE, info.grace),
         (MAX_DURATION, info.max_duration),
     )
@@ -375,11 +390,11 @@ def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
     for state in STATES:
         yield STATE, (name, state), int(state == liveness.state)
     started_at, last_wakeup = scheduler.started_at, scheduler.last_wakeup
-    yield from _known((name,), (STARTED_AT, started_at), (LAST_WAKEUP, last_wakeup))
+    yield from _known_samples((name,), (STARTED_AT, started_at), (LAST_PASS_END, last_wakeup))
     for alias, jobstore in recorder.jobstores().items():
         labels = (name, label_value(alias))
         yield JOBS, labels, jobstore.jobs
-        yield from _known(labels, (LAST_READ, jobstore.last_read))
+        yield from _known_samples(labels, (LAST_READ, jobstore.last_read))
         yield READ_FAILURES, labels, jobstore.failures
     for kind, count in recorder.errors().items():
         yield ERRORS, (name, kind.value), count
@@ -389,10 +404,12 @@ def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
         yield EXECUTOR_RUNNING, labels, executor.running
         yield EXECUTOR_QUEUED, labels, executor.queued
     info = scheduler.scheduler_info()
-    yield SCHEDULER_INFO, (name, *(label_value(info[label]) for label in _SCHEDULER_INFO)), 1
+    yield SCHEDULER_INFO, (name, *(label_value(info[label]) for label in _SCHEDULER_INFO_LABELS)), 1
 
 
-def _known(labels: tuple[str, ...], *values: tuple[MetricFamily, float | None]) -> Iterator[Sample]:
+def _known_samples(
+    labels: tuple[str, ...], *values: tuple[MetricFamily, float | None]
+) -> Iterator[Sample]:
     """Yield the values that are known; an unknown one is absent rather than 0."""
     for family, value in values:
         if value is not None:
@@ -406,11 +423,11 @@ class Exporter:
     It holds them weakly, so that a scheduler which is dropped without `uninstrument` is freed.
 
     Args:
-        target: what they share, for messages: ``registry``, for example.
+        target_noun: what to call what they share in messages: ``registry``, for example.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target_noun: str) -> None:
+        self._target_noun = target_noun
         self._schedulers: weakref.WeakValueDictionary[str, InstrumentedScheduler] = (
             weakref.WeakValueDictionary()
         )
@@ -429,10 +446,10 @@ class Exporter:
         other = self._schedulers.get(name)
         if other is not None and not other.liveness().is_forked_copy:
             msg = (
-                f"a scheduler named {name!r} is instrumented on this {self._target} already, and "
-                "their series could not be told apart: pass instrument(..., name=...) with a name "
-                f"of its own for each scheduler, or another {self._target}, or uninstrument() the "
-                "first"
+                f"a scheduler named {name!r} is instrumented on this {self._target_noun} already, "
+                "and their series could not be told apart: pass instrument(..., name=...) with a "
+                f"name of its own for each scheduler, or another {self._target_noun}, or "
+                "uninstrument() the first"
             )
             raise DuplicateNameError(msg)
 

@@ -39,10 +39,10 @@ from apscheduler_telemetry.export.metric_families import (
     telemetry_samples,
 )
 from apscheduler_telemetry.export.text_format import (
-    Selector,
+    HistogramLineFilter,
     TextFormatCache,
     bucket_bounds,
-    histogram_selector,
+    histogram_line_filter,
     render_sample,
 )
 
@@ -82,8 +82,8 @@ class PrometheusExporter(Exporter, Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("registry")
-        self._text = _TextFormat()
-        self._registry = weakref.ref(registry)  # weakly, so that it can be freed
+        self._text_renderer = _TextRenderer()
+        self._get_registry = weakref.ref(registry)  # weakly, so that it can be freed
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, by which the registry finds duplicates."""
@@ -108,21 +108,25 @@ class PrometheusExporter(Exporter, Collector):
             Chunks of some hundred kilobytes, as no other thread can run while Python copies memory,
             and 10,000 jobs have 50 MB.
         """
-        registry = self._registry()
+        registry = self._get_registry()
         if registry is None:
-            return [encode(_Metrics([]))]
-        probed = _probe(encode)
+            return [encode(_StaticCollector([]))]
+        probed = _probe_encoder(encode)
         if probed is None:
             return [encode(registry.restricted_registry(names) if names else registry)]
         heads, with_exemplars = probed
-        others = _other_metrics(registry, names) if names else self._with_placeholder(registry)
-        whole = encode(_Metrics(others))
+        others = (
+            _select_foreign_metrics(registry, names)
+            if names
+            else self._replace_own_metrics(registry)
+        )
+        whole = encode(_StaticCollector(others))
         before, placeholder, after = whole.partition(_PLACEHOLDER_TEXT)
         if not placeholder:
             return [whole]  # the last scheduler was uninstrumented meanwhile
         parts = [before]
-        wanted = _families_with(names) if names else dict.fromkeys(FAMILIES)
-        texts = self._text.render(self.schedulers(), wanted, with_exemplars=with_exemplars)
+        wanted = _select_families(names) if names else dict.fromkeys(FAMILIES)
+        texts = self._text_renderer.render(self.schedulers(), wanted, with_exemplars=with_exemplars)
         for family, blocks in texts.items():
             if not names or any(blocks):  # a restricted registry has no family without samples
                 parts.append(heads[family])
@@ -130,14 +134,14 @@ class PrometheusExporter(Exporter, Collector):
         parts.append(after)
         return list(_chunks(parts))
 
-    def _with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
+    def _replace_own_metrics(self, registry: CollectorRegistry) -> Iterator[Metric]:
         """Yield the metrics of a registry, but one placeholder instead of all of ours."""
         has_placeholder = False
         for metric in registry.collect():
             if not (isinstance(metric, _CollectedMetric) and metric.collection.exporter is self):
                 yield metric
             elif not has_placeholder:
-                metric.collection.discard()
+                metric.collection.skip_reading()
                 has_placeholder = True
                 yield _placeholder()
 
@@ -145,7 +149,7 @@ class PrometheusExporter(Exporter, Collector):
         """Stop exporting a scheduler; the last one takes the collector out of the registry."""
         with _lock:
             super().remove(scheduler)
-            registry = self._registry()
+            registry = self._get_registry()
             is_empty = not self._schedulers
             if registry is not None and is_empty and _exporters.get(registry) is self:
                 del _exporters[registry]
@@ -193,7 +197,7 @@ class _Collection:
         self.exporter = exporter
         self._metrics: dict[MetricFamily, Any] | None = None
 
-    def discard(self) -> None:
+    def skip_reading(self) -> None:
         """Read nothing, as the metrics are not needed."""
         self._metrics = {}
 
@@ -218,7 +222,7 @@ class _CollectedMetric(Metric):
         self.collection = collection
         self._family = family
         kind = "gauge" if family.kind is Kind.LOAD else family.kind.name.lower()
-        super().__init__(family.prometheus_name, family.description, kind)
+        super().__init__(family.prometheus_family_name, family.description, kind)
 
     @property
     def samples(self) -> list[Any]:
@@ -231,8 +235,8 @@ class _CollectedMetric(Metric):
         """Ignore the list that the constructor of the base class sets."""
 
 
-class _TextFormat:
-    """The text of all families; that of jobs is cached for each format and scheduler."""
+class _TextRenderer:
+    """Renders all families as text; that of jobs is cached for each format and scheduler."""
 
     def __init__(self) -> None:
         self._caches: dict[bool, WeakKeyDictionary[InstrumentedScheduler, TextFormatCache]] = {
@@ -246,14 +250,16 @@ class _TextFormat:
     def render(
         self,
         schedulers: Sequence[InstrumentedScheduler],
-        families: Mapping[MetricFamily, Selector | None],
+        families: Mapping[MetricFamily, HistogramLineFilter | None],
         *,
         with_exemplars: bool,
     ) -> Mapping[MetricFamily, Sequence[bytes]]:
         """Return the text of `families` in blocks; see `TextFormatCache.render_jobs`."""
         texts: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
         job_families = {
-            family: select for family, select in families.items() if family in JOB_FAMILIES
+            family: filter_lines
+            for family, filter_lines in families.items()
+            if family in JOB_FAMILIES
         }
 
         def add(samples: Iterable[Sample]) -> None:
@@ -283,8 +289,8 @@ class _TextFormat:
         return cache
 
 
-class _Metrics(Collector):
-    """Some metrics, for an encoder."""
+class _StaticCollector(Collector):
+    """Metrics that are given, where an encoder expects a registry."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -297,7 +303,7 @@ class _Metrics(Collector):
 def _empty_metrics() -> dict[MetricFamily, Any]:
     return {
         family: _METRIC_TYPES[family.kind](
-            family.prometheus_name, family.description, labels=family.labels
+            family.prometheus_family_name, family.description, labels=family.labels
         )
         for family in FAMILIES
     }
@@ -314,7 +320,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float,
     ]
 
 
-def _probe(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool] | None:
+def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool] | None:
     """
     Find out what an encoder writes.
 
@@ -322,36 +328,40 @@ def _probe(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool] | None:
         The HELP and TYPE lines of each family, and whether the format has exemplars; None if it
         escapes names in a way that changes ours.
     """
-    probe = GaugeMetricFamily(_PLACEHOLDER, "", labels=["job_id"])
+    probe = GaugeMetricFamily(_PLACEHOLDER_NAME, "", labels=["job_id"])
     probe.add_metric(["a"], 1)
-    text = encode(_Metrics([*_empty_metrics().values(), probe])).decode()
-    *heads, probed = _HELP.split(text)[1:]
-    if f'\n{_PLACEHOLDER}{{job_id="a"}} 1.0\n' not in probed:
+    text = encode(_StaticCollector([*_empty_metrics().values(), probe])).decode()
+    *heads, probed = _HELP_LINE_START.split(text)[1:]
+    if f'\n{_PLACEHOLDER_NAME}{{job_id="a"}} 1.0\n' not in probed:
         return None
     encoded = [f"# HELP {head}".encode() for head in heads]
     return dict(zip(FAMILIES, encoded, strict=True)), probed.endswith("# EOF\n")
 
 
-def _other_metrics(registry: CollectorRegistry, names: Collection[str]) -> Iterator[Metric]:
+def _select_foreign_metrics(
+    registry: CollectorRegistry, sample_names: Collection[str]
+) -> Iterator[Metric]:
     """Yield the samples of a registry with these names that are not ours, and a placeholder."""
-    others = [name for name in names if name not in _REGISTERED_NAMES]
+    others = [name for name in sample_names if name not in _RESERVED_NAMES]
     yield from registry.restricted_registry(others).collect()
     yield _placeholder()
 
 
 def _placeholder() -> Metric:
-    return Metric(_PLACEHOLDER, "", "gauge")
+    return Metric(_PLACEHOLDER_NAME, "", "gauge")
 
 
-def _families_with(names: Collection[str]) -> dict[MetricFamily, Selector | None]:
+def _select_families(
+    sample_names: Collection[str],
+) -> dict[MetricFamily, HistogramLineFilter | None]:
     """Return the families that have samples of these names; None selects all samples."""
-    wanted: dict[MetricFamily, Selector | None] = {}
+    wanted: dict[MetricFamily, HistogramLineFilter | None] = {}
     for family in FAMILIES:
-        name, suffixes = family.prometheus_name, _SUFFIXES[family.kind]
-        chosen = [suffix for suffix in suffixes if f"{name}{suffix}" in names]
+        name, suffixes = family.prometheus_family_name, _SUFFIXES[family.kind]
+        chosen = [suffix for suffix in suffixes if f"{name}{suffix}" in sample_names]
         if chosen:
             is_whole = len(chosen) == len(suffixes)
-            wanted[family] = None if is_whole else histogram_selector(name, chosen)
+            wanted[family] = None if is_whole else histogram_line_filter(name, chosen)
     return wanted
 
 
@@ -371,11 +381,11 @@ def _chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 _MIN_CHUNK = 1 << 18
 """Bytes at which a chunk ends."""
-_PLACEHOLDER = "apscheduler_telemetry_placeholder"
-_PLACEHOLDER_TEXT = f"# HELP {_PLACEHOLDER} \n# TYPE {_PLACEHOLDER} gauge\n".encode()
-_HELP = re.compile("^# HELP ", re.MULTILINE)
-_REGISTERED_NAMES = frozenset(
-    f"{family.prometheus_name}{suffix}"
+_PLACEHOLDER_NAME = "apscheduler_telemetry_placeholder"
+_PLACEHOLDER_TEXT = f"# HELP {_PLACEHOLDER_NAME} \n# TYPE {_PLACEHOLDER_NAME} gauge\n".encode()
+_HELP_LINE_START = re.compile("^# HELP ", re.MULTILINE)
+_RESERVED_NAMES = frozenset(
+    f"{family.prometheus_family_name}{suffix}"
     for family in FAMILIES
     for suffix in {"", *_SUFFIXES[family.kind], *_UNUSED_SUFFIXES[family.kind]}
 )

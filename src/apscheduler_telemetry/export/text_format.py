@@ -37,9 +37,11 @@ threads for longer than that.
 """
 
 
-Selector = Callable[[bytes], bytes]
-"""Returns some of the lines of one histogram."""
-_ALL_JOB_FAMILIES: Mapping[MetricFamily, Selector | None] = dict.fromkeys(JOB_FAMILIES)
+HistogramLineFilter = Callable[[bytes], bytes]
+"""Takes the text of one histogram, and returns some of its lines."""
+_UNFILTERED_JOB_FAMILIES: Mapping[MetricFamily, HistogramLineFilter | None] = dict.fromkeys(
+    JOB_FAMILIES
+)
 
 
 class _CachedJob(NamedTuple):
@@ -63,20 +65,20 @@ class TextFormatCache:
     are stored by one assignment.
 
     Args:
-        component: of which failures are reported.
+        error_component: the component under which failures are reported.
         with_exemplars: whether the format has exemplars.
     """
 
-    def __init__(self, component: str, *, with_exemplars: bool) -> None:
-        self._component = component
+    def __init__(self, error_component: str, *, with_exemplars: bool) -> None:
+        self._error_component = error_component
         self._with_exemplars = with_exemplars
         self._cache: dict[str, _CachedJob] = {}
-        self._sorted_labels: Sequence[str] = ()
+        self._sorted_job_labels: Sequence[str] = ()
 
     def render_jobs(
         self,
         scheduler: InstrumentedScheduler,
-        families: Mapping[MetricFamily, Selector | None] = _ALL_JOB_FAMILIES,
+        families: Mapping[MetricFamily, HistogramLineFilter | None] = _UNFILTERED_JOB_FAMILIES,
     ) -> Mapping[MetricFamily, Sequence[bytes]]:
         """
         Return the text of the jobs in blocks, ordered by label.
@@ -85,8 +87,8 @@ class TextFormatCache:
 
         Args:
             scheduler: the scheduler.
-            families: those to return, of `JOB_FAMILIES`, each with what selects samples of it, or
-                None for all of them.
+            families: those to return, of `JOB_FAMILIES`, each with a filter of its lines, or None
+                for all of them.
         """
         cache = self._cache
         versions = {
@@ -94,15 +96,15 @@ class TextFormatCache:
         }
         changes = scheduler.recorder.snapshots_since(versions)
         labels = set()
-        for label, job in yield_until_error(scheduler.errors, self._component, changes):
+        for label, job in yield_until_error(scheduler.errors, self._error_component, changes):
             labels.add(label)
             if job is not None:
                 cache[label] = self._render(scheduler, job)
         for label in cache.keys() - labels:
             cache.pop(label, None)
-        order = self._sorted_labels
+        order = self._sorted_job_labels
         if len(order) != len(labels) or not labels.issuperset(order):
-            self._sorted_labels = order = sorted(labels)
+            self._sorted_job_labels = order = sorted(labels)
         # A reading by a signal's handler may have removed some meanwhile.
         texts = [cached.texts for label in order if (cached := cache.get(label)) is not None]
         blocks: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
@@ -110,8 +112,10 @@ class TextFormatCache:
             columns = zip(*texts[start : start + BLOCK_SIZE], strict=True)
             for family, column in zip(JOB_FAMILIES, columns, strict=True):
                 if family in blocks:
-                    select = families[family]
-                    blocks[family].append(b"".join(map(select, column) if select else column))
+                    filter_lines = families[family]
+                    blocks[family].append(
+                        b"".join(map(filter_lines, column) if filter_lines else column)
+                    )
         return blocks
 
     def _render(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJob:
@@ -121,14 +125,14 @@ class TextFormatCache:
             for sample in job_samples(scheduler.name, job):
                 lines[sample[0]].append(render_sample(sample, with_exemplars=self._with_exemplars))
         except Exception:  # noqa: BLE001  # the rest is shown
-            scheduler.errors.exception(self._component)
+            scheduler.errors.exception(self._error_component)
             version = None
         return _CachedJob(version, tuple("".join(each).encode() for each in lines.values()))
 
 
-def histogram_selector(name: str, suffixes: Collection[str]) -> Selector:
+def histogram_line_filter(name: str, suffixes: Collection[str]) -> HistogramLineFilter:
     """
-    Return what selects samples of a histogram.
+    Return a filter that keeps some of the samples of a histogram.
 
     Args:
         name: the name of the histogram in Prometheus.
@@ -140,7 +144,7 @@ def histogram_selector(name: str, suffixes: Collection[str]) -> Selector:
         suffix in suffixes for suffix in ("_bucket", "_count", "_sum")
     )
 
-    def select(text: bytes) -> bytes:
+    def filter_lines(text: bytes) -> bytes:
         count_at = text.rfind(count_line) + 1
         sum_at = text.rfind(sum_line) + 1
         return (
@@ -149,7 +153,7 @@ def histogram_selector(name: str, suffixes: Collection[str]) -> Selector:
             + (text[sum_at:] if has_sum else b"")
         )
 
-    return select
+    return filter_lines
 
 
 def render_sample(sample: Sample, *, with_exemplars: bool) -> str:
@@ -158,45 +162,46 @@ def render_sample(sample: Sample, *, with_exemplars: bool) -> str:
     escaped = [_escape(text) for text in values]
     if isinstance(value, Histogram):
         return "".join(_render_histogram(family, escaped, value, with_exemplars=with_exemplars))
-    return f"{_TEMPLATES[family].sample(*escaped)}{_format_number(value)}\n"
+    return f"{_TEMPLATES[family].format_sample_start(*escaped)}{_format_number(value)}\n"
 
 
 def _render_histogram(
     family: MetricFamily, labels: list[str], histogram: Histogram, *, with_exemplars: bool
 ) -> Iterator[str]:
     template = _TEMPLATES[family]
-    start, end = template.bucket(*labels), template.bucket_end(*labels)
+    start, end = template.format_bucket_start(*labels), template.format_bucket_end(*labels)
     total = 0
     for le, (total, exemplar) in zip(bucket_bounds(histogram), histogram.cumulative(), strict=True):
         tail = _format_exemplar(exemplar) if with_exemplars and exemplar is not None else ""
         yield f"{start}{le}{end}{_format_number(total)}{tail}\n"
-    yield f"{template.count(*labels)}{_format_number(total)}\n"
-    yield f"{template.sum(*labels)}{_format_number(histogram.sum)}\n"
+    yield f"{template.format_count_start(*labels)}{_format_number(total)}\n"
+    yield f"{template.format_sum_start(*labels)}{_format_number(histogram.sum)}\n"
 
 
 class _Template:
-    """The lines of a family up to the value, as functions of the values of its labels."""
+    """Format the lines of a family up to the value, from the values of its labels."""
 
     def __init__(self, family: MetricFamily) -> None:
-        name, labels = family.prometheus_name, family.labels
-        all_labels = _label_fields(labels, sorted(labels))
+        name, labels = family.prometheus_family_name, family.labels
+        all_labels = _label_template(labels, sorted(labels))
         sample = f"{name}_total" if family.kind is Kind.COUNTER else name
-        self.sample = f"{sample}{{{{{all_labels}}}}} ".format
-        self.count = f"{name}_count{{{{{all_labels}}}}} ".format
-        self.sum = f"{name}_sum{{{{{all_labels}}}}} ".format
+        self.format_sample_start = f"{sample}{{{{{all_labels}}}}} ".format
+        self.format_count_start = f"{name}_count{{{{{all_labels}}}}} ".format
+        self.format_sum_start = f"{name}_sum{{{{{all_labels}}}}} ".format
         # Labels are sorted, and `le` is one of them.
-        before = _label_fields(labels, [label for label in sorted(labels) if label < "le"])
-        after = _label_fields(labels, [label for label in sorted(labels) if label > "le"])
-        self.bucket = f'{name}_bucket{{{{{before},le="'.format
-        self.bucket_end = f'",{after}}}}} '.format
+        before = _label_template(labels, [label for label in sorted(labels) if label < "le"])
+        after = _label_template(labels, [label for label in sorted(labels) if label > "le"])
+        self.format_bucket_start = f'{name}_bucket{{{{{before},le="'.format
+        self.format_bucket_end = f'",{after}}}}} '.format
 
 
-def _label_fields(labels: Sequence[str], shown: Iterable[str]) -> str:
+def _label_template(labels: Sequence[str], shown: Iterable[str]) -> str:
+    """Return the labels that are shown, as a format string for the values of all labels."""
     return ",".join(f'{label}="{{{labels.index(label)}}}"' for label in shown)
 
 
 def _format_number(value: float) -> str:
-    if type(value) is int and 0 <= value < _MIN_EXPONENT:  # as most values are
+    if type(value) is int and 0 <= value < _EXPONENT_THRESHOLD:  # as most values are
         return f"{value}.0"
     number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
     return number
@@ -223,5 +228,5 @@ def _format_bounds(bounds: tuple[float, ...]) -> Sequence[str]:
     return [_format_number(bound) for bound in (*bounds, float("inf"))]
 
 
-_MIN_EXPONENT = 1_000_000  # from which on Go, and floatToGoString, write an exponent
+_EXPONENT_THRESHOLD = 1_000_000  # from which on Go, and floatToGoString, write an exponent
 _TEMPLATES = {family: _Template(family) for family in FAMILIES}

@@ -36,7 +36,7 @@ def sample_keys(
     Returns:
         One key; for a histogram a key for each bucket, and then the key of the sum.
     """
-    name, description = family.prometheus_name, family.description
+    name, description = family.prometheus_family_name, family.description
     names = list(family.labels)
     if not isinstance(value, Histogram):
         suffix = "_total" if family.kind is Kind.COUNTER else ""

@@ -21,21 +21,21 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     # That of the run that ended last.
     families.LAST_DURATION: MOST_RECENT,
     # The latest of all processes.
-    families.LAST_RUN: "livemax",
+    families.LAST_RUN_DUE: "livemax",
     families.LAST_SUCCESS: "livemax",
     families.LAST_FAILURE: "livemax",
-    families.WITHDRAWN_RUN: "livemax",
+    families.CANCELLED_RUN: "livemax",
     # The worst value, so that a healthy process does not hide a broken one.
     families.CONSECUTIVE_FAILURES: "livemax",
     families.UP: "livemin",
-    families.LAST_WAKEUP: "livemin",
+    families.LAST_PASS_END: "livemin",
     families.LAST_READ: "livemin",
     # Usually the same in all processes. If not, the value that makes an alert fire last, as the
     # alert rules do with several instances.
     families.GRACE: "livemax",
     families.MAX_DURATION: "livemax",
-    families.SHORTEST_INTERVAL: "livemin",
-    families.LONGEST_INTERVAL: "livemax",
+    families.SHORTEST_UPCOMING_INTERVAL: "livemin",
+    families.LONGEST_UPCOMING_INTERVAL: "livemax",
     families.JOBS: "livemax",
     # Always 1: one series for each set of labels.
     families.ALERT_INFO: "livemax",
