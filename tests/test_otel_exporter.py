@@ -147,7 +147,7 @@ class TestHistogramObserver:
         for outcome in (Outcome.SUCCESS, Outcome.LOST):
             (run,) = rig.submit()
             go(otel, rig, run, outcome)
-        assert len(otel.observer._with_delay) == 0
+        assert len(otel.observer._runs_with_recorded_delay) == 0
 
 
 class TestObservations:
@@ -190,7 +190,7 @@ class TestMonotonicTotals:
         totals = otel_metrics.MonotonicTotals()
         for series in "abcab":
             totals.update(series, 5)
-        totals.trim()
+        totals.evict_idle_series()
 
         assert [totals.update(series, 1) for series in "abc"] == [6, 6, 1]
 

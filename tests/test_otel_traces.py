@@ -442,7 +442,7 @@ class TestWithoutSdk:
             "on_resolved",
             "_start_span",
             "_tracer",
-            "_is_unset",
+            "_is_global_provider_unset",
         }
         ours |= {"resolve", "finish", "ended"}
         # "time" is the clock, where a test before this one has had it stand still.
@@ -552,7 +552,7 @@ class TestWithoutSdk:
             trace.set_tracer_provider(TracerProvider())
             print(observer.is_enabled(), len(asked) > 0)
             del asked[:], trace._TRACER_PROVIDER
-            print(otel._is_unset())
+            print(otel._is_global_provider_unset())
         """
         from support import told_by
 

@@ -31,7 +31,7 @@ from apscheduler_telemetry.export.multiprocess.directory import configured_direc
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.export.otel_traces import (
-    OriginTracker,
+    OriginPropagator,
     SpanObserver,
     clear_context,
     restore_context,
@@ -147,7 +147,7 @@ class Telemetry:
                 severity=config.severity,
                 owner=config.owner,
             ),
-            origins=OriginTracker(baggage=config.propagate_baggage),
+            origins=OriginPropagator(propagate_baggage=config.propagate_baggage),
             context_store=config.context_store,
             capture=config.capture,
             clear_context=clear_context,

@@ -23,7 +23,7 @@ from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
 
-class OriginTracker(Protocol):
+class OriginPropagator(Protocol):
     """Knows in which span a job is added, or a run triggered, for its runs to link to."""
 
     def current(self, reason: str) -> Any:
@@ -62,7 +62,7 @@ class AdapterServices:
     errors: ErrorReporter
     labeller: JobLabeller
     policy: AlertPolicy
-    origins: OriginTracker
+    origins: OriginPropagator
     context_store: MutableMapping[str, str] | None
     capture: Capture
     clear_context: Callable[[], Any]

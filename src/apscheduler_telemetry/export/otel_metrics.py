@@ -100,8 +100,8 @@ class OpenTelemetryExporter(Exporter):
                 unit=family.unit,
                 description=family.description,
             )
-        self.durations = _histogram(meter, DURATIONS, duration_buckets)
-        self.delays = _histogram(meter, DELAYS, delay_buckets)
+        self.durations = _create_histogram(meter, DURATIONS, duration_buckets)
+        self.delays = _create_histogram(meter, DELAYS, delay_buckets)
 
     def _observe(self, family: MetricFamily, _: CallbackOptions) -> Iterable[Observation]:
         """
@@ -135,7 +135,7 @@ class OpenTelemetryExporter(Exporter):
                     value = self._totals.update((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
                 reading[family].append(Observation(value, attributes))
-        self._totals.trim()
+        self._totals.evict_idle_series()
         return reading
 
 
@@ -148,26 +148,26 @@ class MonotonicTotals:
     """
 
     def __init__(self) -> None:
-        # For each series what it counted before it last began at 0, and its latest value.
-        self._totals: OrderedDict[object, tuple[float, float]] = OrderedDict()
+        # Of each series: what it counted before it last began at 0, and its latest value.
+        self._bases_and_latest: OrderedDict[object, tuple[float, float]] = OrderedDict()
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
     @synchronized
     def update(self, series: object, value: float) -> float:
         """Return the total of a series whose value is `value` now."""
-        before, latest = self._totals.get(series, (0, 0))
+        base, latest = self._bases_and_latest.get(series, (0, 0))
         if value < latest:
-            before += latest
-        self._totals[series] = before, value
-        self._totals.move_to_end(series)  # so that idle series come first
-        return before + value
+            base += latest
+        self._bases_and_latest[series] = base, value
+        self._bases_and_latest.move_to_end(series)  # so that idle series come first
+        return base + value
 
     @synchronized
-    def trim(self) -> None:
+    def evict_idle_series(self) -> None:
         """Drop the series that were idle for longest, if there are too many."""
-        while len(self._totals) > MAX_TOTALS:
-            self._totals.popitem(last=False)
+        while len(self._bases_and_latest) > MAX_TOTALS:
+            self._bases_and_latest.popitem(last=False)
 
 
 class HistogramObserver:
@@ -184,7 +184,7 @@ class HistogramObserver:
     def __init__(self, exporter: OpenTelemetryExporter) -> None:
         self._durations = exporter.durations
         self._delays = exporter.delays
-        self._with_delay: UnresolvedRuns[bool] = UnresolvedRuns()
+        self._runs_with_recorded_delay: UnresolvedRuns[bool] = UnresolvedRuns()
         self._is_stopped = False
 
     def is_enabled(self) -> bool:
@@ -194,10 +194,10 @@ class HistogramObserver:
     def on_start(self, run: Run) -> None:
         """Record the start delay of `run`."""
         if run.start_delay is not None and not self._is_stopped:
-            if len(self._with_delay) >= self._with_delay.limit:
-                self._with_delay.drop_stale()
-            self._with_delay[run] = True
-            self._delays.record(run.start_delay, _attributes(run))
+            if len(self._runs_with_recorded_delay) >= self._runs_with_recorded_delay.limit:
+                self._runs_with_recorded_delay.drop_stale()
+            self._runs_with_recorded_delay[run] = True
+            self._delays.record(run.start_delay, _histogram_attributes(run))
 
     def on_end(self, run: Run) -> None:
         """Do nothing, as the outcome is not known yet."""
@@ -211,18 +211,18 @@ class HistogramObserver:
             return
         context = None
         delay = run.start_delay
-        was_recorded = self._with_delay.pop(run, False)
+        was_recorded = self._runs_with_recorded_delay.pop(run, False)
         if delay is not None and not was_recorded:
-            context = _context(run.exemplar)
-            self._delays.record(delay, _attributes(run), context=context)
+            context = _exemplar_context(run.exemplar)
+            self._delays.record(delay, _histogram_attributes(run), context=context)
         if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
-            context = _context(run.exemplar) if context is None else context
-            self._durations.record(run.duration, _attributes(run), context=context)
+            context = _exemplar_context(run.exemplar) if context is None else context
+            self._durations.record(run.duration, _histogram_attributes(run), context=context)
 
     def stop(self) -> None:
         """Record nothing from now on, as all other metrics end now, too."""
         self._is_stopped = True
-        self._with_delay.clear()
+        self._runs_with_recorded_delay.clear()
 
     def has_open_runs(self) -> bool:
         """Tell that no run has to be recorded any more."""
@@ -250,7 +250,7 @@ def get_or_create_exporter(
         return exporter
 
 
-def _histogram(
+def _create_histogram(
     meter: metrics.Meter, family: MetricFamily, buckets: Sequence[float]
 ) -> metrics.Histogram:
     advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": list(buckets)}
@@ -266,14 +266,14 @@ def _histogram(
     return meter.create_histogram(family.name, family.unit, family.description, **advice)
 
 
-def _attributes(run: Run) -> dict[str, str]:
+def _histogram_attributes(run: Run) -> dict[str, str]:
     return dict(zip(DURATIONS.labels, (run.scheduler, run.label), strict=True))
 
 
-def _context(exemplar: SpanIds | None) -> Context:
+def _exemplar_context(exemplar: SpanIds | None) -> Context:
     """Return a context in which the span of an exemplar is current, as a sampled one."""
     if exemplar is None:
-        return _NO_SPAN
+        return _CONTEXT_WITHOUT_SPAN
     span = (
         exemplar
         if isinstance(exemplar, trace.SpanContext)
@@ -288,7 +288,7 @@ def _context(exemplar: SpanIds | None) -> Context:
 
 
 # Not an empty context, for which the SDK takes the current one.
-_NO_SPAN = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+_CONTEXT_WITHOUT_SPAN = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 _lock = threading.Lock()
 _exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, OpenTelemetryExporter] = (
     weakref.WeakKeyDictionary()

@@ -66,7 +66,7 @@ Selects where exceptions go: ``logs`` for log records, ``logs/dup`` for both, el
 
 The environment variable of ``docs/exceptions/exceptions-logs.md`` of the conventions.
 """
-EXCEPTION_LOG = "apscheduler.job.run.exception"
+EXCEPTION_LOG_EVENT_NAME = "apscheduler.job.run.exception"
 """The event name of those log records: the operation and ``.exception``, as recommended there."""
 
 MAX_CACHED_JOBS = 1_000
@@ -75,7 +75,7 @@ MAX_CACHED_JOBS = 1_000
 MAX_STACKTRACE = 16_384
 """Characters of a stack trace: the last ones, as the cause is at its end."""
 
-_FAILURES = {
+_STATUS_DESCRIPTIONS = {
     ERROR: "failed with an exception that is not known",
     Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
     Outcome.SKIPPED: "refused, as max_instances runs of the job were under way",
@@ -83,15 +83,16 @@ _FAILURES = {
 }
 """The outcomes that are failures, with the status description if there is no exception."""
 
-_PROPAGATOR = TraceContextTextMapPropagator()
+_TRACE_CONTEXT_PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one, as the child process must read this format however it is set up."""
 
-_BAGGAGE = W3CBaggagePropagator()
+_BAGGAGE_PROPAGATOR = W3CBaggagePropagator()
 
 _ROOT = Context()
 """A context without a span; shared, as contexts are immutable."""
 
-_inside: ContextVar[None] = ContextVar("apscheduler_telemetry_inside")
+_context_marker: ContextVar[None] = ContextVar("apscheduler_telemetry_context_marker")
+"""Always None: its token tells whether a call is made in the context of an earlier one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,45 +102,45 @@ class _RunSpan:
 
     Attributes:
         span: the span.
-        started: Unix nanoseconds of its start.
+        start_ns: Unix nanoseconds of its start.
         is_recording: whether it is exported.
         has_delay: whether it has the start delay, as the run had started by then.
         tokens: remove the span from the context; None if it is not current.
-        ended: Unix seconds of the end of the callable; None before it.
-        is_resolved: whether it was ended, as the run was resolved before its callable was over.
+        ended_at: Unix seconds of the end of the callable; None before it.
+        is_ended_early: whether it was ended, as the run was resolved before its callable was over.
     """
 
     span: trace.Span
-    started: int
+    start_ns: int
     is_recording: bool
     has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
-    ended: float | None = None
-    is_resolved: bool = False
+    ended_at: float | None = None
+    is_ended_early: bool = False
 
     def make_current(self, base: Context | None) -> None:
         """Put the span into the current context, and all of `base` unless it is None."""
-        attached = otel_context.attach(trace.set_span_in_context(self.span, base))
-        self.tokens = _inside.set(None), attached
+        context_token = otel_context.attach(trace.set_span_in_context(self.span, base))
+        self.tokens = _context_marker.set(None), context_token
 
     def remove_from_context(self) -> None:
         """Undo `make_current`, if it was called."""
         if self.tokens is not None:
-            _detach(*self.tokens)
+            _detach_if_same_context(*self.tokens)
             self.tokens = None
 
     def set_end(self, at: float) -> None:
         """Set the end of the callable, in Unix seconds."""
-        self.ended = at
+        self.ended_at = at
 
-    def move_start(self, since: int) -> None:
+    def move_start(self, start_ns: int) -> None:
         """Correct the start to the one in another process, in Unix nanoseconds."""
-        self.started = since
-        _move_start(self.span, since)
+        self.start_ns = start_ns
+        _move_start(self.span, start_ns)
 
-    def resolve(self) -> None:
+    def mark_ended_early(self) -> None:
         """Note that the span was ended before its callable was over."""
-        self.is_resolved = True
+        self.is_ended_early = True
 
 
 class SpanObserver:
@@ -168,18 +169,20 @@ class SpanObserver:
         self._tracer_provider = None if proxy else tracer_provider
         self._logger_provider = logger_provider
         self._clock = clock
-        self._as_event, self._as_log = _exception_signals()
+        self._exceptions_as_span_events, self._exceptions_as_logs = _exception_signals()
         # A provider that the environment names is created when it is first asked for.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
         self._may_be_unset = self._tracer_provider is None and not named
-        self._cached: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
+        self._cached_provider_and_tracer: tuple[
+            trace.TracerProvider | None, trace.Tracer | None
+        ] = (None, None)
         self._job_cache: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
         self._spans: UnresolvedRuns[_RunSpan] = UnresolvedRuns()
         self._is_stopped = False
 
     def is_enabled(self) -> bool | None:
         """Tell whether there is an SDK by now, or exceptions may be logged."""
-        if self._as_log or self._tracer() is not None:
+        if self._exceptions_as_logs or self._tracer() is not None:
             return True
         return False if self._tracer_provider is None else None
 
@@ -198,7 +201,7 @@ class SpanObserver:
         if run_span is None:
             return  # nothing is traced
         run_span.remove_from_context()
-        if run_span.is_resolved:
+        if run_span.is_ended_early:
             self._spans.pop(run, None)
             return
         # The time now, so that the job's own spans lie within; yet not before the measured end, if
@@ -211,7 +214,7 @@ class SpanObserver:
         if run_span is None:
             return None
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
+        _TRACE_CONTEXT_PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
         if baggage := _baggage_of(run):
             carrier["baggage"] = baggage
         return carrier
@@ -224,20 +227,22 @@ class SpanObserver:
         if run_span is None:
             # An estimated start has no measured end.
             run_span = self._start_span(run, None if run.ended is None else run.started)
-        elif run_span.ended is None and run.ended is not None and run.started is not None:
+        elif run_span.ended_at is None and run.ended is not None and run.started is not None:
             # It was measured in another process.
             run_span.move_start(_nanoseconds(run.started))
         if run_span is not None and run_span.tokens is not None:
-            run_span.resolve()  # and is current until `on_end`
+            run_span.mark_ended_early()  # and is current until `on_end`
         else:
             self._spans.pop(run, None)
-        ended = None
+        ended_at = None
         if run.outcome is SUCCESS or run.outcome is ERROR:
-            ended = run.ended if run_span is None or run_span.ended is None else run_span.ended
+            ended_at = (
+                run.ended if run_span is None or run_span.ended_at is None else run_span.ended_at
+            )
         if run_span is not None:
-            self._end_span(run_span, run, ended)
-        if run.error is not None and self._as_log:
-            at = self._clock() if ended is None else ended
+            self._end_span(run_span, run, ended_at)
+        if run.error is not None and self._exceptions_as_logs:
+            at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
 
     def stop(self) -> None:
@@ -249,19 +254,19 @@ class SpanObserver:
         # A run that was ended by an exception from outside is never resolved.
         return any(run.outcome is None for run in list(self._spans))
 
-    def _start_span(self, run: Run, started: float | None) -> _RunSpan | None:
+    def _start_span(self, run: Run, started_at: float | None) -> _RunSpan | None:
         tracer = self._tracer()
         if tracer is None:
             return None
-        since = _nanoseconds(self._clock() if started is None else started)
+        start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
         root, links = _ROOT, None
         if run.links:
             root, links = _with_baggage(run, root), _links(run)
-        name, attributes = self._start_attributes(run)
-        if started is not None and (delay := run.start_delay) is not None:
+        name, attributes = self._span_name_and_attributes(run)
+        if started_at is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
         span = tracer.start_span(
-            name, context=root, attributes=attributes, links=links, start_time=since
+            name, context=root, attributes=attributes, links=links, start_time=start_ns
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
@@ -269,16 +274,16 @@ class SpanObserver:
         spans = self._spans
         if len(spans) >= spans.limit:
             spans.drop_stale()
-        run_span = spans[run] = _RunSpan(span, since, is_recording, started is not None)
+        run_span = spans[run] = _RunSpan(span, start_ns, is_recording, started_at is not None)
         if self._is_stopped:
             # By another thread, right now. If it has not seen this span in `has_open_runs`, nobody
             # will tell how the run ends. Nothing has seen the span yet.
             del spans[run]
-            span.end(since)
+            span.end(start_ns)
             return None
         return run_span
 
-    def _start_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:
+    def _span_name_and_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:
         """Return the name of the span of a run, and the attributes that are known at its start."""
         job = run.job
         cached = self._job_cache.get(id(job))
@@ -297,30 +302,32 @@ class SpanObserver:
             attributes["apscheduler.job.arguments"] = _utf8(run.arguments)
         return name, attributes
 
-    def _end_span(self, run_span: _RunSpan, run: Run, ended: float | None) -> None:
+    def _end_span(self, run_span: _RunSpan, run: Run, ended_at: float | None) -> None:
         span = run_span.span
-        until = run_span.started if ended is None else _nanoseconds(ended)
+        end_ns = run_span.start_ns if ended_at is None else _nanoseconds(ended_at)
         if run_span.is_recording:
             if run.result is not None:
                 span.set_attribute("apscheduler.result", _utf8(run.result))
-            if not run_span.has_delay and ended is not None and run.start_delay is not None:
+            if not run_span.has_delay and ended_at is not None and run.start_delay is not None:
                 span.set_attribute("apscheduler.start_delay", run.start_delay)
             if run.outcome is SUCCESS:
                 span.set_attribute("apscheduler.outcome", "success")
             elif run.outcome is not None:
-                self._set_failure(span, run.outcome, run.error, until)
-        span.end(until)
+                self._set_unsuccessful_outcome(span, run.outcome, run.error, end_ns)
+        span.end(end_ns)
 
-    def _set_failure(
-        self, span: trace.Span, outcome: Outcome, error: RunError | None, until: int
+    def _set_unsuccessful_outcome(
+        self, span: trace.Span, outcome: Outcome, error: RunError | None, event_time_ns: int
     ) -> None:
         span.set_attribute("apscheduler.outcome", outcome.value)
-        description = _FAILURES.get(outcome)
+        description = _STATUS_DESCRIPTIONS.get(outcome)
         if description is not None:
             span.set_attribute("error.type", _utf8(error.type) if error else outcome.value)
-            span.set_status(trace.StatusCode.ERROR, _message(error) if error else description)
-        if error is not None and self._as_event:
-            span.add_event("exception", _exception_attributes(error), until)
+            span.set_status(
+                trace.StatusCode.ERROR, _exception_message(error) if error else description
+            )
+        if error is not None and self._exceptions_as_span_events:
+            span.add_event("exception", _exception_attributes(error), event_time_ns)
 
     def _log_exception(
         self, run: Run, error: RunError, run_span: _RunSpan | None, at: float
@@ -331,7 +338,7 @@ class SpanObserver:
             context=context,
             # ERROR, not FATAL nor WARN: nothing handles it any more, but the application lives on.
             severity_number=SeverityNumber.ERROR,
-            event_name=EXCEPTION_LOG,
+            event_name=EXCEPTION_LOG_EVENT_NAME,
             attributes={
                 **_exception_attributes(error),
                 "apscheduler.job.id": _utf8(run.job.id),
@@ -341,17 +348,17 @@ class SpanObserver:
 
     def _tracer(self) -> trace.Tracer | None:
         """Return the provider's tracer, or None if its spans would go nowhere."""
-        known, tracer = self._cached
+        known, tracer = self._cached_provider_and_tracer
         if tracer is not None:
             return tracer  # final, as the global provider can be set only once
         provider = self._tracer_provider
         if provider is None:
-            if self._may_be_unset and _is_unset():
+            if self._may_be_unset and _is_global_provider_unset():
                 return None
             provider = trace.get_tracer_provider()
         if provider is not known:
             tracer = _tracer_of(provider)
-            self._cached = provider, tracer
+            self._cached_provider_and_tracer = provider, tracer
         return tracer
 
 
@@ -377,22 +384,22 @@ class Origin:
     baggage: str = ""
 
 
-class OriginTracker:
+class OriginPropagator:
     """
-    Determines where jobs are added and runs triggered.
+    Determines where jobs are added and runs triggered, and converts that to W3C headers.
 
     Args:
-        baggage: whether to propagate baggage as well.
+        propagate_baggage: whether to propagate baggage as well.
     """
 
-    def __init__(self, *, baggage: bool = False) -> None:
-        self._baggage = baggage
+    def __init__(self, *, propagate_baggage: bool = False) -> None:
+        self._propagates_baggage = propagate_baggage
 
     def current(self, reason: str) -> Origin | None:
         """Return the current origin; None if nothing is traced."""
         carrier: dict[str, str] = {}
-        if self._baggage:
-            _BAGGAGE.inject(carrier)  # which limits its size as W3C demands
+        if self._propagates_baggage:
+            _BAGGAGE_PROPAGATOR.inject(carrier)  # which limits its size as W3C demands
         span, baggage = current_span_context(), carrier.get("baggage", "")
         if span is None and not baggage:
             return None
@@ -403,19 +410,19 @@ class OriginTracker:
         carrier: dict[str, str] = {}
         if origin.span is not None:
             span = trace.NonRecordingSpan(origin.span)
-            _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
+            _TRACE_CONTEXT_PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
         if origin.baggage:
             carrier["baggage"] = origin.baggage
         return carrier
 
     def load(self, reason: str, headers: Mapping[str, str]) -> Origin:
         """Return the origin that was dumped as `headers`."""
-        context = _PROPAGATOR.extract(headers, Context())
+        context = _TRACE_CONTEXT_PROPAGATOR.extract(headers, Context())
         span = trace.get_current_span(context).get_span_context()
         return Origin(
             reason=reason,
             span=span if span.is_valid else None,
-            baggage=str(headers.get("baggage", "")) if self._baggage else "",
+            baggage=str(headers.get("baggage", "")) if self._propagates_baggage else "",
         )
 
 
@@ -449,14 +456,16 @@ def suppress_tracing() -> Iterator[None]:
 
     The application does not trace what telemetry asks a database every few seconds.
     """
-    token = otel_context.attach(otel_context.set_value(_SUPPRESSED, value=True, context=Context()))
+    token = otel_context.attach(
+        otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True, context=Context())
+    )
     try:
         yield
     finally:
         otel_context.detach(token)
 
 
-def _is_unset() -> bool:
+def _is_global_provider_unset() -> bool:
     """
     Tell whether it is certain that there is no global provider yet.
 
@@ -518,7 +527,7 @@ def _with_baggage(run: Run, context: Context | None = None) -> Context:
     """Return `context`, by default the current one, with the baggage of the run."""
     context = otel_context.get_current() if context is None else context
     baggage = _baggage_of(run)
-    return _BAGGAGE.extract({"baggage": baggage}, context) if baggage else context
+    return _BAGGAGE_PROPAGATOR.extract({"baggage": baggage}, context) if baggage else context
 
 
 def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
@@ -537,14 +546,14 @@ def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
 def _exception_attributes(error: RunError) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
         "exception.type": _utf8(error.type),
-        "exception.message": _message(error),
+        "exception.message": _exception_message(error),
     }
     if error.traceback:
         attributes["exception.stacktrace"] = _utf8(error.traceback[-MAX_STACKTRACE:])
     return attributes
 
 
-def _message(error: RunError) -> str:
+def _exception_message(error: RunError) -> str:
     return _utf8(error.message)
 
 
@@ -557,17 +566,17 @@ def _utf8(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _detach(mark: Token[None], attached: Token[Context]) -> None:
+def _detach_if_same_context(marker_token: Token[None], context_token: Token[Context]) -> None:
     try:
-        _inside.reset(mark)
+        _context_marker.reset(marker_token)
     except ValueError:
         # This is not the context of `on_start`, as a coroutine that was given up is closed from
         # outside of its task. Detaching would change nothing and log an error.
         return
-    otel_context.detach(attached)
+    otel_context.detach(context_token)
 
 
-def _move_start(span: trace.Span, since: int) -> None:
+def _move_start(span: trace.Span, start_ns: int) -> None:
     """
     Correct the start of a span to the start of its run in the other process.
 
@@ -576,8 +585,8 @@ def _move_start(span: trace.Span, since: int) -> None:
     process.
     """
     if isinstance(getattr(span, "_start_time", None), int):
-        span._start_time = since  # type: ignore[attr-defined]  # noqa: SLF001
+        span._start_time = start_ns  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-_SUPPRESSED = "suppress_instrumentation"
+_SUPPRESS_INSTRUMENTATION_KEY = "suppress_instrumentation"
 """The key in a context by which instrumentations know that they must make no span."""

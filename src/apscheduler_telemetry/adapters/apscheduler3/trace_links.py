@@ -18,7 +18,7 @@ from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.adapters.base import OriginTracker
+from apscheduler_telemetry.adapters.base import OriginPropagator
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
 
@@ -41,7 +41,7 @@ class TraceLinks:
 
     def __init__(
         self,
-        origins: OriginTracker,
+        origins: OriginPropagator,
         store: MutableMapping[str, str] | None,
         worker: BackgroundWorker,
         errors: ErrorReporter,
