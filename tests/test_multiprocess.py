@@ -44,9 +44,9 @@ from apscheduler_telemetry.export.multiprocess.directory import (
 )
 from apscheduler_telemetry.export.multiprocess.file_format import read_values
 from apscheduler_telemetry.export.multiprocess.gauge_modes import GAUGE_MODES
-from apscheduler_telemetry.export.multiprocess.locks import directory_lock
-from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale
-from apscheduler_telemetry.export.multiprocess.snapshot import COUNTED_KINDS
+from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
+from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale_gauges
+from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.multiprocess import child_exit
 from support import HandDriven, frozen, recorder_of, registry_of, until
@@ -506,13 +506,13 @@ class TestDeath:
     """The files of processes that have ended."""
 
     def test_gauges_go(self, by_hand: Path) -> None:
-        """`remove_stale` removes the gauges and keeps the counters."""
+        """`remove_stale_gauges` removes the gauges and keeps the counters."""
         process = Process(by_hand)
         process.job(NOW)
         process.run(1)
         process.write()
         process.die()
-        remove_stale(by_hand)
+        remove_stale_gauges(by_hand)
         shown = scrape(by_hand)
         assert {name for name, _ in shown if "_timestamp_" in name or name.endswith("_up")} == set()
         assert value(shown, "job_runs_total", outcome="success") == 1
@@ -537,7 +537,7 @@ class TestDeath:
         process.write()
         (by_hand / "gauge_liveall_4711.db").touch()
         before = sorted(path.name for path in by_hand.iterdir())
-        remove_stale(by_hand)
+        remove_stale_gauges(by_hand)
         assert sorted(path.name for path in by_hand.iterdir()) == before
 
     def test_hanging(self, by_hand: Path) -> None:
@@ -547,7 +547,7 @@ class TestDeath:
         long_ago = time.time() - STALE_AFTER - 1
         for path in by_hand.glob("gauge_*"):
             os.utime(path, (long_ago, long_ago))
-        remove_stale(by_hand)
+        remove_stale_gauges(by_hand)
         assert value(scrape(by_hand), "scheduler_up") is None
         process.write()
         assert value(scrape(by_hand), "scheduler_up") == 1
@@ -816,7 +816,7 @@ class TestTrouble:
         Process(by_hand).write()
         assert list(by_hand.glob("*.partial")) == []
 
-    @pytest.mark.parametrize("kind", COUNTED_KINDS)
+    @pytest.mark.parametrize("kind", CUMULATIVE_KINDS)
     def test_slot_that_cannot_be_read_at_first_keeps_its_counts(
         self, by_hand: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
@@ -898,10 +898,10 @@ class TestTrouble:
         dead.write()
         dead.die()
         before = scrape(by_hand)
-        with directory_lock(by_hand) as is_acquired:
+        with try_lock_directory(by_hand) as is_acquired:
             assert is_acquired
             process.write()
-            remove_stale(by_hand)
+            remove_stale_gauges(by_hand)
             assert scrape(by_hand) == before
         process.write()
         assert value(scrape(by_hand), "scheduler_up", scheduler="main") == 1

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import multiprocess
 
 from apscheduler_telemetry.export.multiprocess.directory import directory_from_environment
-from apscheduler_telemetry.export.multiprocess.slots import remove_stale
+from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 
 __all__ = ["child_exit", "mark_process_dead"]
 
@@ -32,7 +32,7 @@ def mark_process_dead(pid: int, path: str | None = None) -> None:
     if path:
         with contextlib.suppress(OSError):  # an exception in a hook would end gunicorn
             multiprocess.mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
-            remove_stale(Path(path))
+            remove_stale_gauges(Path(path))
 
 
 def child_exit(_server: Any, worker: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import job_label, keep_jobs
-from apscheduler_telemetry.export.multiprocess.snapshot import COUNTED_KINDS
+from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
 
 
 class CounterOffsets:
@@ -21,29 +21,29 @@ class CounterOffsets:
     """
 
     def __init__(self) -> None:
-        self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in COUNTED_KINDS}
-        self._added_at = 0.0
-        self._jobs: set[str] = set()
+        self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in CUMULATIVE_KINDS}
+        self._last_added_at = 0.0
+        self._previous_job_labels: set[str] = set()
 
-    def subtract_all(self, counted: Mapping[str, Mapping[str, float]]) -> None:
+    def exclude_parent_counts(self, cumulative_values: Mapping[str, Mapping[str, float]]) -> None:
         """Start again from the negative of these values, which another process exposes."""
-        for kind, values in counted.items():
+        for kind, values in cumulative_values.items():
             self._offsets[kind] = {key: -value for key, value in values.items()}
 
     def add(self, kind: str, values: Mapping[str, float]) -> None:
         """Add what previous holders of the slot counted."""
-        self._added_at = time.monotonic()
+        self._last_added_at = time.monotonic()
         offsets = self._offsets[kind]
         for key, value in values.items():
             offsets[key] = offsets.get(key, 0.0) + value
 
-    def apply_to(self, counted: Mapping[str, dict[str, float]]) -> None:
+    def apply_to(self, cumulative_values: Mapping[str, dict[str, float]]) -> None:
         """Add the offsets to the values of a snapshot, in place."""
-        for kind, values in counted.items():
+        for kind, values in cumulative_values.items():
             for key, offset in self._offsets[kind].items():
                 values[key] = values.get(key, 0.0) + offset
 
-    def forget_removed_jobs(self, jobs: set[str]) -> None:
+    def forget_removed_jobs(self, job_labels: set[str]) -> None:
         """
         Drop the offsets of jobs that no longer exist.
 
@@ -52,14 +52,14 @@ class CounterOffsets:
         keeps its offsets for the same time, counted from when they were added.
 
         Args:
-            jobs: the labels of all jobs in the metrics state.
+            job_labels: the labels of all jobs in the metrics state.
         """
-        gone = self._jobs - jobs
-        self._jobs = jobs
-        is_expired = time.monotonic() - self._added_at > REMOVED_JOB_SECONDS
+        gone = self._previous_job_labels - job_labels
+        self._previous_job_labels = job_labels
+        is_expired = time.monotonic() - self._last_added_at > REMOVED_JOB_SECONDS
         for kind, offsets in self._offsets.items():
             if is_expired:
-                self._offsets[kind] = keep_jobs(offsets, jobs)
+                self._offsets[kind] = keep_jobs(offsets, job_labels)
             elif gone:
                 self._offsets[kind] = {
                     key: offset for key, offset in offsets.items() if job_label(key) not in gone

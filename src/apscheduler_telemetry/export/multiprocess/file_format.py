@@ -88,7 +88,7 @@ def job_label(key: str) -> str | None:
     return labels.get("job_id")
 
 
-def keep_jobs(values: Mapping[str, float], jobs: set[str]) -> dict[str, float]:
+def keep_jobs(values: Mapping[str, float], job_labels: set[str]) -> dict[str, float]:
     """Return the values of these jobs, and those that belong to no single job."""
-    wanted = {None, *jobs}
+    wanted = {None, *job_labels}
     return {key: value for key, value in values.items() if job_label(key) in wanted}

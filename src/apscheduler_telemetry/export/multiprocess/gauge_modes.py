@@ -57,7 +57,7 @@ All modes are ``live``: the gauges of a dead process are not shown. Its last kno
 in Prometheus, and the alert rules look there.
 """
 
-_FAR_FUTURE = 1e12
+_MAX_TIMESTAMP = 1e12
 """Unix seconds, later than any run: a `datetime` ends with the year 9999."""
 
 
@@ -78,4 +78,4 @@ def priority_of(family: MetricFamily, value: float, ended_at: float) -> float:
     """
     if family is families.LAST_DURATION:
         return ended_at or 1.0
-    return _FAR_FUTURE - value if value else 1.0
+    return _MAX_TIMESTAMP - value if value else 1.0

@@ -30,7 +30,7 @@ def is_locked(path: Path) -> bool:
     """
     Return whether a process holds the lock on a file; a missing file is not locked.
 
-    Call it inside `directory_lock`, because it takes the lock for a moment.
+    Call it inside `try_lock_directory`, because it takes the lock for a moment.
     """
     try:
         with path.open("rb") as file:
@@ -43,7 +43,7 @@ def is_locked(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def directory_lock(directory: Path) -> Iterator[bool]:
+def try_lock_directory(directory: Path) -> Iterator[bool]:
     """
     Try to lock the whole directory, for a process that takes a slot or removes files of others.
 

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.metrics_core import Metric
 
-from apscheduler_telemetry.export.multiprocess.slots import remove_stale
+from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 
 
 class MultiprocessRegistry(CollectorRegistry):
@@ -42,7 +42,7 @@ class MultiprocessRegistry(CollectorRegistry):
 
     def _prepare(self) -> None:
         self._refresh()
-        remove_stale(self._directory)
+        remove_stale_gauges(self._directory)
 
     def _new_collector(
         self, registry: CollectorRegistry | None

@@ -27,15 +27,15 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
     read_values,
     write_values,
 )
-from apscheduler_telemetry.export.multiprocess.locks import directory_lock, is_locked, try_lock
+from apscheduler_telemetry.export.multiprocess.locks import is_locked, try_lock, try_lock_directory
 
 STALE_AFTER = 30.0
 """Seconds without a write after which gauges are removed: their process hangs or is stopped."""
 
 
-def remove_stale(directory: Path) -> None:
+def remove_stale_gauges(directory: Path) -> None:
     """Remove the gauges of processes that are dead or no longer update them."""
-    with directory_lock(directory) as is_acquired:
+    with try_lock_directory(directory) as is_acquired:
         if not is_acquired:
             return  # another process is taking a slot or removing files
         for path in directory.glob("gauge_live*_apscheduler-*.db"):
@@ -82,7 +82,7 @@ class ProcessSlot:
         """
         readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
         digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-        with directory_lock(directory) as is_acquired:
+        with try_lock_directory(directory) as is_acquired:
             for number in itertools.count():
                 if not is_acquired:
                     break
@@ -96,9 +96,9 @@ class ProcessSlot:
                 os.close(lock)
         return None
 
-    def record_start(self, started_at: float) -> float:
+    def keep_earliest_start(self, started_at: float) -> float:
         """
-        Record that the scheduler was started, and return the earliest start of this slot.
+        Record that the scheduler was started, and return the earliest start in this slot.
 
         Args:
             started_at: when it was started, in Unix seconds.
@@ -112,14 +112,14 @@ class ProcessSlot:
             os.pwrite(self._lock, f"{started_at!r:<40}".encode(), 0)
         return self._counting_since
 
-    def read(self, kind: str) -> dict[str, float]:
+    def read_cumulative(self, kind: str) -> dict[str, float]:
         """Return the values in the file of ``counter`` or ``histogram``."""
         path = self._path(kind)
         return read_values(path) if path.exists() else {}
 
-    def write(self, kind: str, values: Mapping[str, float]) -> None:
+    def write_cumulative(self, kind: str, values: Mapping[str, float]) -> None:
         """Replace the values in the file of ``counter`` or ``histogram``."""
-        self._replace(kind, values, {})
+        self._replace_file(kind, values, {})
 
     def write_gauges(
         self, mode: str, values: Mapping[str, float], timestamps: Mapping[str, float]
@@ -134,7 +134,7 @@ class ProcessSlot:
         """
         # prometheus_client splits the name of a file at each underscore. The first word is the
         # type, the second the mode, and the third, without its last three characters, the pid.
-        self._replace(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
+        self._replace_file(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
 
     def is_lock_file_deleted(self) -> bool:
         """Return whether the lock file was deleted, so that others would find the slot free."""
@@ -144,10 +144,10 @@ class ProcessSlot:
         """Return whether another slot has gauges of a scheduler of the same name."""
         return any(
             _stem_of(path) != self._stem
-            for path in self._directory.glob(f"gauge_livesum_*_{self._prefix}.*.db")
+            for path in self._directory.glob(f"gauge_livesum_*_{self._scheduler_stem}.*.db")
         )
 
-    def prune_free_slots(self, jobs: set[str]) -> None:
+    def prune_free_slots(self, job_labels: set[str]) -> None:
         """
         Remove the counters of removed jobs from slots that no process holds.
 
@@ -156,10 +156,10 @@ class ProcessSlot:
         may know more jobs.
 
         Args:
-            jobs: the labels of all jobs that this process knows.
+            job_labels: the labels of all jobs that this process knows.
         """
-        with directory_lock(self._directory) as is_acquired:
-            locks = self._directory.glob(f"{self._prefix}.*.lock")
+        with try_lock_directory(self._directory) as is_acquired:
+            locks = self._directory.glob(f"{self._scheduler_stem}.*.lock")
             others = [lock for lock in locks if lock.stem != self._stem]
             if not is_acquired or any(is_locked(lock) for lock in others):
                 return
@@ -167,7 +167,7 @@ class ProcessSlot:
                 for path in self._directory.glob(f"[ch]*_{lock.stem}.db"):
                     if time.time() - path.stat().st_mtime > REMOVED_JOB_SECONDS:
                         values = read_values(path)
-                        kept = keep_jobs(values, jobs)
+                        kept = keep_jobs(values, job_labels)
                         if len(kept) < len(values):
                             write_values(path, kept)
 
@@ -177,7 +177,7 @@ class ProcessSlot:
             path.unlink(missing_ok=True)
         self._written.clear()
 
-    def delete(self) -> None:
+    def delete_values_and_release(self) -> None:
         """Delete all values of the slot, and release it."""
         for path in self._directory.glob(f"*_{self._stem}.db"):
             path.unlink(missing_ok=True)
@@ -188,22 +188,22 @@ class ProcessSlot:
         self._close_lock()
 
     @property
-    def _prefix(self) -> str:
+    def _scheduler_stem(self) -> str:
         """The part of the stem that all slots of the scheduler share."""
         return self._stem.rpartition(".")[0]
 
-    def _path(self, prefix: str) -> Path:
-        return self._directory / f"{prefix}_{self._stem}.db"
+    def _path(self, file_prefix: str) -> Path:
+        return self._directory / f"{file_prefix}_{self._stem}.db"
 
-    def _replace(
-        self, prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
+    def _replace_file(
+        self, file_prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
-        path = self._path(prefix)
-        if self._written.get(prefix) == (values, timestamps) and path.exists():
+        path = self._path(file_prefix)
+        if self._written.get(file_prefix) == (values, timestamps) and path.exists():
             os.utime(path)  # nothing has changed, but the file must not become stale
         else:
             write_values(path, values, timestamps)
-            self._written[prefix] = values, timestamps
+            self._written[file_prefix] = values, timestamps
 
 
 def _stem_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from apscheduler_telemetry.export.multiprocess.gauge_modes import (
 COMPONENT = "multiprocess"
 """The component under which failures of this mode are counted."""
 
-COUNTED_KINDS = ("counter", "histogram")
+CUMULATIVE_KINDS = ("counter", "histogram")
 """The types of files whose values only grow; the next holder of a slot continues from them."""
 
 
@@ -30,20 +30,20 @@ class Snapshot:
     The metrics of one scheduler at one moment, by the keys of the files.
 
     Attributes:
-        counted: counters and histograms, by `COUNTED_KINDS`.
+        cumulative_values: counters and histograms, by `CUMULATIVE_KINDS`.
         gauges: gauges by their mode.
-        timestamps: the timestamps of the gauges in the mode `MOST_RECENT`.
-        jobs: the labels of all jobs.
+        gauge_priorities: those of the gauges in the mode `MOST_RECENT`; see `priority_of`.
+        job_labels: the labels of all jobs.
     """
 
-    counted: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {kind: {} for kind in COUNTED_KINDS}
+    cumulative_values: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {kind: {} for kind in CUMULATIVE_KINDS}
     )
     gauges: dict[str, dict[str, float]] = field(
         default_factory=lambda: {mode: {} for mode in GAUGE_MODES.values()}
     )
-    timestamps: dict[str, float] = field(default_factory=dict)
-    jobs: set[str] = field(default_factory=set)
+    gauge_priorities: dict[str, float] = field(default_factory=dict)
+    job_labels: set[str] = field(default_factory=set)
 
 
 class SnapshotBuilder:
@@ -51,32 +51,34 @@ class SnapshotBuilder:
     Takes snapshots of one scheduler.
 
     Args:
-        source: the scheduler.
+        scheduler: the scheduler.
     """
 
-    def __init__(self, source: InstrumentedScheduler) -> None:
-        self._source = source
+    def __init__(self, scheduler: InstrumentedScheduler) -> None:
+        self._scheduler = scheduler
         # A key is JSON text, which is slow to make; those of the latest snapshot are used again.
         self._keys: dict[tuple[MetricFamily, tuple[str, ...]], list[str]] = {}
 
-    def take_snapshot(self, record_start: Callable[[float], float] | None = None) -> Snapshot:
+    def take_snapshot(
+        self, keep_earliest_start: Callable[[float], float] | None = None
+    ) -> Snapshot:
         """
         Return the current metrics.
 
         Args:
-            record_start: called with the start of the scheduler in Unix seconds; the snapshot gets
-                the start that it returns.
+            keep_earliest_start: called with the start of the scheduler in Unix seconds; the
+                snapshot gets the start that it returns.
         """
         previous_keys, self._keys = self._keys, {}
         snapshot = Snapshot()
-        counters, histograms = (snapshot.counted[kind] for kind in COUNTED_KINDS)
+        counters, histograms = (snapshot.cumulative_values[kind] for kind in CUMULATIVE_KINDS)
         ended_at: dict[tuple[str, ...], float] = {}
-        for family, labels, value in families.samples(self._source, COMPONENT):
+        for family, labels, value in families.samples(self._scheduler, COMPONENT):
             keys = previous_keys.get((family, labels)) or sample_keys(family, labels, value)
             self._keys[family, labels] = keys
             if isinstance(value, Histogram):
                 histograms.update(zip(keys, (*value.counts, value.sum), strict=True))
-                snapshot.jobs.add(labels[1])
+                snapshot.job_labels.add(labels[1])
                 continue
             (key,) = keys
             if family.kind is Kind.COUNTER:
@@ -85,10 +87,12 @@ class SnapshotBuilder:
             mode, shown = GAUGE_MODES[family], value
             if mode == MOST_RECENT:
                 # The families that fill `ended_at` come before the one that needs it.
-                snapshot.timestamps[key] = priority_of(family, value, ended_at.get(labels, 0.0))
+                snapshot.gauge_priorities[key] = priority_of(
+                    family, value, ended_at.get(labels, 0.0)
+                )
             elif family in (families.LAST_SUCCESS, families.LAST_FAILURE):
                 ended_at[labels] = max(value, ended_at.get(labels, 0.0))
-            elif family is families.STARTED_AT and record_start is not None:
-                shown = record_start(value)
+            elif family is families.STARTED_AT and keep_earliest_start is not None:
+                shown = keep_earliest_start(value)
             snapshot.gauges[mode][key] = shown
         return snapshot

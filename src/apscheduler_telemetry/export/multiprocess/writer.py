@@ -14,10 +14,14 @@ from pathlib import Path
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOffsets
 from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
-from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, ProcessSlot, remove_stale
+from apscheduler_telemetry.export.multiprocess.slots import (
+    STALE_AFTER,
+    ProcessSlot,
+    remove_stale_gauges,
+)
 from apscheduler_telemetry.export.multiprocess.snapshot import (
     COMPONENT,
-    COUNTED_KINDS,
+    CUMULATIVE_KINDS,
     SnapshotBuilder,
 )
 
@@ -27,7 +31,7 @@ WRITE_INTERVAL = 1.0
 MAX_DUTY_CYCLE = 0.05
 """Largest share of one CPU for the writes. With very many jobs, the interval becomes longer."""
 
-PRUNE_INTERVAL = 60.0
+FREE_SLOT_PRUNE_INTERVAL = 60.0
 """Seconds between two searches for counters of removed jobs in slots that no process holds."""
 
 
@@ -38,12 +42,12 @@ class SnapshotWriter:
     In a forked child, the copy of a scheduler that the parent runs writes nothing.
 
     Args:
-        source: the scheduler.
+        scheduler: the scheduler.
         directory: the directory of multiprocess mode.
     """
 
-    def __init__(self, source: InstrumentedScheduler, directory: Path) -> None:
-        self._source = source
+    def __init__(self, scheduler: InstrumentedScheduler, directory: Path) -> None:
+        self._scheduler = scheduler
         self._directory = directory
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
         self._stopped = threading.Event()
@@ -51,10 +55,10 @@ class SnapshotWriter:
         self._is_inherited = False
         self._slot: ProcessSlot | None = None
         self._pruned_at = 0.0
-        self._reader = SnapshotBuilder(source)
+        self._snapshot_builder = SnapshotBuilder(scheduler)
         self._offsets = CounterOffsets()
         _writers.add(self)
-        remove_stale(directory)
+        remove_stale_gauges(directory)
 
     def start(self) -> None:
         """Begin to write the metrics of the scheduler, which is being started in this process."""
@@ -63,7 +67,9 @@ class SnapshotWriter:
                 return
             try:
                 if self._is_inherited:
-                    self._offsets.subtract_all(self._reader.take_snapshot().counted)
+                    self._offsets.exclude_parent_counts(
+                        self._snapshot_builder.take_snapshot().cumulative_values
+                    )
                 self._pid = os.getpid()
                 self._stopped = threading.Event()
                 # In a thread, because a file system may be slow. The thread has only a weak
@@ -75,7 +81,7 @@ class SnapshotWriter:
                     daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must start all the same
-                self._source.errors.exception(COMPONENT)
+                self._scheduler.errors.exception(COMPONENT)
 
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
@@ -85,7 +91,7 @@ class SnapshotWriter:
             try:
                 self._write_snapshot()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
-                self._source.errors.exception(COMPONENT)
+                self._scheduler.errors.exception(COMPONENT)
 
     def final_write(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""
@@ -99,15 +105,15 @@ class SnapshotWriter:
         self.final_write()
         self._stopped.set()
         with self._lock:
-            self._detach()
+            self._release_slot()
 
-    def handle_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Leave the slot to the parent process, in the child."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._is_inherited = self._is_inherited or self._pid is not None
-        self._detach()
+        self._release_slot()
 
-    def _detach(self) -> None:
+    def _release_slot(self) -> None:
         self._pid = None
         if self._slot is not None:
             self._slot.release()
@@ -117,31 +123,31 @@ class SnapshotWriter:
         slot = self._ensure_slot()
         if slot is None:
             return  # another process has locked the directory; the next write tries again
-        snapshot = self._reader.take_snapshot(slot.record_start)
-        self._offsets.forget_removed_jobs(snapshot.jobs)
-        self._offsets.apply_to(snapshot.counted)
-        for kind, values in snapshot.counted.items():
-            slot.write(kind, values)
-        if self._source.liveness().state == "stopped" and slot.has_gauges_elsewhere():
+        snapshot = self._snapshot_builder.take_snapshot(slot.keep_earliest_start)
+        self._offsets.forget_removed_jobs(snapshot.job_labels)
+        self._offsets.apply_to(snapshot.cumulative_values)
+        for kind, values in snapshot.cumulative_values.items():
+            slot.write_cumulative(kind, values)
+        if self._scheduler.liveness().state == "stopped" and slot.has_gauges_elsewhere():
             slot.remove_gauges()  # the scheduler has moved to another process
         else:
             for mode, values in snapshot.gauges.items():
-                timestamps = snapshot.timestamps if mode == MOST_RECENT else {}
+                timestamps = snapshot.gauge_priorities if mode == MOST_RECENT else {}
                 slot.write_gauges(mode, values, timestamps)
-        remove_stale(self._directory)
-        if time.monotonic() - self._pruned_at > PRUNE_INTERVAL:
+        remove_stale_gauges(self._directory)
+        if time.monotonic() - self._pruned_at > FREE_SLOT_PRUNE_INTERVAL:
             self._pruned_at = time.monotonic()
-            slot.prune_free_slots(snapshot.jobs)
+            slot.prune_free_slots(snapshot.job_labels)
 
     def _ensure_slot(self) -> ProcessSlot | None:
         """Return the slot of this process, and take one if there is none."""
         if self._slot is not None and self._slot.is_lock_file_deleted():
             # Delete its values. The next holder would take them for counts of another process,
             # and they would be counted twice.
-            self._slot.delete()
+            self._slot.delete_values_and_release()
             self._slot = None
         if self._slot is None:
-            slot = ProcessSlot.take(self._directory, self._source.name)
+            slot = ProcessSlot.take(self._directory, self._scheduler.name)
             if slot is not None:
                 self._continue_counts_of(slot)
                 self._slot = slot
@@ -156,14 +162,14 @@ class SnapshotWriter:
                 what was not read; the next write tries again, or another process does.
         """
         counted = {}
-        for kind in COUNTED_KINDS:
+        for kind in CUMULATIVE_KINDS:
             try:
-                counted[kind] = slot.read(kind)
+                counted[kind] = slot.read_cumulative(kind)
             except OSError:  # noqa: PERF203  # each file on its own
                 slot.release()
                 raise
             except Exception:  # noqa: BLE001  # a broken file stays so, and breaks each scrape
-                self._source.errors.exception(COMPONENT)
+                self._scheduler.errors.exception(COMPONENT)
         for kind, values in counted.items():
             self._offsets.add(kind, values)
 
@@ -192,12 +198,12 @@ def _final_writes() -> None:
         writer.final_write()
 
 
-def _handle_fork() -> None:
+def _reset_writers_after_fork() -> None:
     for writer in list(_writers):
-        writer.handle_fork()
+        writer.reset_after_fork()
 
 
 _writers: weakref.WeakSet[SnapshotWriter] = weakref.WeakSet()
 atexit.register(_final_writes)
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_handle_fork)
+    os.register_at_fork(after_in_child=_reset_writers_after_fork)
