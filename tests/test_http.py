@@ -32,7 +32,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generat
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry import Telemetry, errors, instrument
-from apscheduler_telemetry.http import Endpoints, HTTPServer, limits
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from support import HandDriven, frozen
 from support_http import (
     PATIENCE,
@@ -103,16 +103,18 @@ def failures() -> ReportedErrors:
 
 
 @pytest.fixture
-def endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> Endpoints:
-    return Endpoints(registry=registry, health=lambda: HEALTHY, on_error=failures)
+def endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> HTTPEndpoints:
+    return HTTPEndpoints(
+        registry=registry, get_health_report=lambda: HEALTHY, report_exception=failures
+    )
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
-def ask(request: pytest.FixtureRequest, endpoints: Endpoints) -> Callable[..., Reply]:
+def ask(request: pytest.FixtureRequest, endpoints: HTTPEndpoints) -> Callable[..., Reply]:
     """Send requests to the WSGI application and, in a second run, to the ASGI application."""
     if request.param == "wsgi":
-        return lambda path, **kw: ask_wsgi(endpoints.wsgi, path, **kw)
-    return lambda path, **kw: ask_asgi_sync(endpoints.asgi, path, **kw)
+        return lambda path, **kw: ask_wsgi(endpoints.wsgi_app, path, **kw)
+    return lambda path, **kw: ask_asgi_sync(endpoints.asgi_app, path, **kw)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def hanging(registry: CollectorRegistry) -> Iterator[HangingCollector]:
 
 
 @pytest.fixture
-def server(endpoints: Endpoints) -> Iterator[HTTPServer]:
+def server(endpoints: HTTPEndpoints) -> Iterator[HTTPServer]:
     with endpoints.serve(0) as server:
         yield server
 
@@ -205,16 +207,16 @@ class TestMetrics:
         """Chunks arrive as one body, compressed or not."""
         pieces = [random.randbytes(size) for size in (1 << 20, 1, 1 << 19)]
         whole = b"".join(pieces)
-        endpoints = Endpoints(
+        endpoints = HTTPEndpoints(
             registry=registry,
-            health=lambda: HEALTHY,
-            on_error=failures,
+            get_health_report=lambda: HEALTHY,
+            report_exception=failures,
             expose=lambda _encode, _names: pieces,
         )
         with endpoints.serve(0) as server:
             for ask in (
-                partial(ask_wsgi, endpoints.wsgi, "/metrics"),
-                partial(ask_asgi_sync, endpoints.asgi, "/metrics"),
+                partial(ask_wsgi, endpoints.wsgi_app, "/metrics"),
+                partial(ask_asgi_sync, endpoints.asgi_app, "/metrics"),
                 partial(fetch, server),
             ):
                 reply = ask()
@@ -401,9 +403,11 @@ class TestHealth:
     @pytest.mark.parametrize(("report", "status"), [(HEALTHY, 200), (UNHEALTHY, 503)])
     def test_status(self, registry: CollectorRegistry, report: Any, status: int) -> None:
         """The report is JSON, and the status code alone tells whether it is healthy."""
-        endpoints = Endpoints(registry=registry, health=lambda: report, on_error=ReportedErrors())
+        endpoints = HTTPEndpoints(
+            registry=registry, get_health_report=lambda: report, report_exception=ReportedErrors()
+        )
 
-        reply = ask_wsgi(endpoints.wsgi, "/health")
+        reply = ask_wsgi(endpoints.wsgi_app, "/health")
 
         assert (reply.status, reply.json) == (status, report)
         assert reply.headers["content-type"] == "application/json"
@@ -418,9 +422,11 @@ class TestHealth:
         self, registry: CollectorRegistry, failures: ReportedErrors, health: Any
     ) -> None:
         """A report that cannot be produced counts as unhealthy, without a traceback."""
-        endpoints = Endpoints(registry=registry, health=health, on_error=failures)
+        endpoints = HTTPEndpoints(
+            registry=registry, get_health_report=health, report_exception=failures
+        )
 
-        reply = ask_wsgi(endpoints.wsgi, "/health")
+        reply = ask_wsgi(endpoints.wsgi_app, "/health")
 
         assert (reply.status, reply.json["status"]) == (503, "unhealthy")
         assert reply.json["reasons"][0]["code"] == "health_failed"
@@ -486,11 +492,11 @@ class TestMounting:
         assert ask(path, mount=mount).status == 404
 
     @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/ops/metrics", "/ops/metrics/"])
-    def test_werkzeug(self, endpoints: Endpoints, path: str) -> None:
+    def test_werkzeug(self, endpoints: HTTPEndpoints, path: str) -> None:
         """It works below Werkzeug's dispatcher, mounted at the path of a page or elsewhere."""
         dispatcher = pytest.importorskip("werkzeug.middleware.dispatcher")
         flask = pytest.importorskip("flask")
-        mounts = {"/metrics": endpoints.wsgi, "/ops": endpoints.wsgi}
+        mounts = {"/metrics": endpoints.wsgi_app, "/ops": endpoints.wsgi_app}
         app = dispatcher.DispatcherMiddleware(flask.Flask(__name__), mounts)
 
         assert "runs_total" in ask_wsgi(app, path).text
@@ -499,14 +505,14 @@ class TestMounting:
     @pytest.mark.parametrize(
         "path", ["/metrics", "/bare/metrics/", "/ops/metrics", "/ops/metrics/"]
     )
-    def test_starlette(self, endpoints: Endpoints, path: str, root_path: str) -> None:
+    def test_starlette(self, endpoints: HTTPEndpoints, path: str, root_path: str) -> None:
         """It works below Starlette's routes, also behind proxies that strip a prefix or not."""
         routing = pytest.importorskip("starlette.routing")
         app = routing.Router(
             [
-                routing.Route("/metrics", endpoints.asgi),
-                routing.Mount("/bare/metrics", endpoints.asgi),
-                routing.Mount("/ops", endpoints.asgi),
+                routing.Route("/metrics", endpoints.asgi_app),
+                routing.Mount("/bare/metrics", endpoints.asgi_app),
+                routing.Mount("/ops", endpoints.asgi_app),
             ]
         )
 
@@ -525,7 +531,9 @@ class TestAsgi:
                 return []
 
         registry.register(ThreadNameCollector(RuntimeError()))
-        endpoints = Endpoints(registry=registry, health=dict, on_error=ReportedErrors())
+        endpoints = HTTPEndpoints(
+            registry=registry, get_health_report=dict, report_exception=ReportedErrors()
+        )
         busy = threading.Event()
 
         async def main() -> Reply:
@@ -533,7 +541,7 @@ class TestAsgi:
             loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
             job = loop.run_in_executor(None, busy.wait, PATIENCE)
             try:
-                return await ask_asgi(endpoints.asgi, "/metrics")
+                return await ask_asgi(endpoints.asgi_app, "/metrics")
             finally:
                 busy.set()
                 await job
@@ -542,33 +550,37 @@ class TestAsgi:
         assert names == ["apscheduler-telemetry-collect"]
 
     def test_hanging_collector_leaves_health(
-        self, endpoints: Endpoints, hanging: HangingCollector
+        self, endpoints: HTTPEndpoints, hanging: HangingCollector
     ) -> None:
         """While all threads for scrapes hang, the loop runs and ``/health`` responds."""
 
         async def main() -> Reply:
             ask = [
-                asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
-                for _ in range(limits.MAX_THREADS + 5)
+                asyncio.create_task(ask_asgi(endpoints.asgi_app, "/metrics"))
+                for _ in range(limits.MAX_THREADS_PER_PAGE + 5)
             ]
-            for _ in range(limits.MAX_THREADS):
+            for _ in range(limits.MAX_THREADS_PER_PAGE):
                 assert await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
-            reply = await asyncio.wait_for(ask_asgi(endpoints.asgi, "/health"), PATIENCE / 2)
+            reply = await asyncio.wait_for(ask_asgi(endpoints.asgi_app, "/health"), PATIENCE / 2)
             hanging.release.set()
             assert {(await task).status for task in ask} == {200}
             return reply
 
         assert asyncio.run(main()).json == HEALTHY
 
-    def test_concurrent_requests(self, endpoints: Endpoints) -> None:
+    def test_concurrent_requests(self, endpoints: HTTPEndpoints) -> None:
         """Hundreds of concurrent scrapes all succeed."""
 
         async def main() -> list[Reply]:
-            return await asyncio.gather(*(ask_asgi(endpoints.asgi, "/metrics") for _ in range(300)))
+            return await asyncio.gather(
+                *(ask_asgi(endpoints.asgi_app, "/metrics") for _ in range(300))
+            )
 
         assert {reply.status for reply in asyncio.run(main())} == {200}
 
-    def test_client_that_disconnects(self, endpoints: Endpoints, failures: ReportedErrors) -> None:
+    def test_client_that_disconnects(
+        self, endpoints: HTTPEndpoints, failures: ReportedErrors
+    ) -> None:
         """A client that has disconnected before the response is not reported as an error."""
 
         async def send(_message: Any) -> None:
@@ -576,18 +588,18 @@ class TestAsgi:
 
         async def main() -> None:
             scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
-            await endpoints.asgi(scope, send, send)  # type: ignore[arg-type]
+            await endpoints.asgi_app(scope, send, send)  # type: ignore[arg-type]
 
         asyncio.run(main())
         assert failures == []
 
     def test_loop_that_closes_during_a_scrape(
-        self, endpoints: Endpoints, hanging: HangingCollector, capfd: pytest.CaptureFixture[str]
+        self, endpoints: HTTPEndpoints, hanging: HangingCollector, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """A loop that closes during a scrape leads to no output."""
 
         async def main() -> None:
-            task = asyncio.create_task(ask_asgi(endpoints.asgi, "/metrics"))
+            task = asyncio.create_task(ask_asgi(endpoints.asgi_app, "/metrics"))
             await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
             task.cancel()
 
@@ -598,7 +610,7 @@ class TestAsgi:
         )
         assert capfd.readouterr().err == ""
 
-    def test_lifespan(self, endpoints: Endpoints) -> None:
+    def test_lifespan(self, endpoints: HTTPEndpoints) -> None:
         """It completes the lifespan protocol."""
         incoming = iter(["lifespan.startup", "lifespan.shutdown"])
         sent: list[Any] = []
@@ -609,13 +621,13 @@ class TestAsgi:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(endpoints.asgi({"type": "lifespan"}, receive, send))
+        asyncio.run(endpoints.asgi_app({"type": "lifespan"}, receive, send))
         assert sent == [
             {"type": "lifespan.startup.complete"},
             {"type": "lifespan.shutdown.complete"},
         ]
 
-    def test_websocket(self, endpoints: Endpoints) -> None:
+    def test_websocket(self, endpoints: HTTPEndpoints) -> None:
         """Websockets are rejected."""
         sent: list[Any] = []
 
@@ -625,18 +637,18 @@ class TestAsgi:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        asyncio.run(endpoints.asgi({"type": "websocket"}, receive, send))
+        asyncio.run(endpoints.asgi_app({"type": "websocket"}, receive, send))
         assert sent == [{"type": "websocket.close"}]
 
-    def test_unknown_scope(self, endpoints: Endpoints) -> None:
+    def test_unknown_scope(self, endpoints: HTTPEndpoints) -> None:
         """An unknown scope type raises, as the ASGI specification requires."""
         with pytest.raises(ValueError, match="'smoke'"):
-            asyncio.run(endpoints.asgi({"type": "smoke"}, None, None))  # type: ignore[arg-type]
+            asyncio.run(endpoints.asgi_app({"type": "smoke"}, None, None))  # type: ignore[arg-type]
 
-    def test_uvicorn(self, endpoints: Endpoints) -> None:
+    def test_uvicorn(self, endpoints: HTTPEndpoints) -> None:
         """It works with a real ASGI server, also for HEAD on a kept-alive connection."""
         uvicorn = pytest.importorskip("uvicorn")
-        config = uvicorn.Config(endpoints.asgi, port=0, log_level="critical")
+        config = uvicorn.Config(endpoints.asgi_app, port=0, log_level="critical")
         uvicorn_server = uvicorn.Server(config)
         thread = threading.Thread(target=uvicorn_server.run)
         thread.start()
@@ -659,9 +671,9 @@ def threads() -> set[str]:
 
 
 class TestThreads:
-    def test_threads_end_when_idle(self, endpoints: Endpoints) -> None:
+    def test_threads_end_when_idle(self, endpoints: HTTPEndpoints) -> None:
         """Threads end when no request is waiting."""
-        assert ask_wsgi(endpoints.wsgi, "/metrics").status == 200
+        assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
 
         wait_until(
             lambda: "apscheduler-telemetry-collect" not in threads(), "the end of the thread"
@@ -675,35 +687,35 @@ class TestThreads:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A scrape that takes too long fails, and the next one works."""
-        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.05)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.05)
         assert ask("/metrics").status == 500
         assert len(failures) == 1
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
         assert ask("/metrics").status == 200
 
     def test_hanging_scrapes_are_bounded(
         self,
-        endpoints: Endpoints,
+        endpoints: HTTPEndpoints,
         hanging: HangingCollector,
         failures: ReportedErrors,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """If a collector hangs, the numbers of threads and waiting requests stay bounded."""
-        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", 0.01)
-        monkeypatch.setattr(limits, "MAX_PENDING", 5)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.01)
+        monkeypatch.setattr(limits, "MAX_PENDING_REQUESTS", 5)
 
-        for _ in range(limits.MAX_THREADS + 10):
-            assert ask_wsgi(endpoints.wsgi, "/metrics").status == 500
+        for _ in range(limits.MAX_THREADS_PER_PAGE + 10):
+            assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 500
 
         running = [t for t in threading.enumerate() if t.name == "apscheduler-telemetry-collect"]
-        assert len(running) == limits.MAX_THREADS
+        assert len(running) == limits.MAX_THREADS_PER_PAGE
         assert "does a collector hang?" in str(failures[-1][1])
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RESPONSE_TIMEOUT", PATIENCE)
-        wait_until(lambda: ask_wsgi(endpoints.wsgi, "/metrics").status == 200, "a scrape")
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
+        wait_until(lambda: ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200, "a scrape")
 
     def test_interpreter_exits(self, tmp_path: Path) -> None:
         """The interpreter exits while a collector hangs."""
@@ -712,7 +724,7 @@ class TestThreads:
             textwrap.dedent("""
             import threading
             from prometheus_client import CollectorRegistry
-            from apscheduler_telemetry.http import Endpoints, limits
+            from apscheduler_telemetry.http import HTTPEndpoints, limits
 
             class HangingCollector:
                 def describe(self): return []
@@ -720,11 +732,13 @@ class TestThreads:
 
             registry = CollectorRegistry()
             registry.register(HangingCollector())
-            limits.RESPONSE_TIMEOUT = 0.1
-            endpoints = Endpoints(registry=registry, health=dict, on_error=lambda _: None)
+            limits.RENDER_TIMEOUT = 0.1
+            endpoints = HTTPEndpoints(
+                registry=registry, get_health_report=dict, report_exception=lambda _: None
+            )
             endpoints.serve(0)
             environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
-            print(endpoints.wsgi(environ, lambda status, headers: print(status)))
+            print(endpoints.wsgi_app(environ, lambda status, headers: print(status)))
             """)
         )
         done = subprocess.run(
@@ -740,17 +754,17 @@ class TestThreads:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     def test_forked_child(
-        self, endpoints: Endpoints, hanging: HangingCollector, monkeypatch: pytest.MonkeyPatch
+        self, endpoints: HTTPEndpoints, hanging: HangingCollector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A child that is forked while all threads are busy can serve requests."""
-        monkeypatch.setattr(limits, "MAX_THREADS", 1)
-        scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi, "/metrics"))
+        monkeypatch.setattr(limits, "MAX_THREADS_PER_PAGE", 1)
+        scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi_app, "/metrics"))
         scrape.start()
         assert hanging.entered.acquire(timeout=PATIENCE)
 
         def child() -> bool:
             hanging.release.set()
-            return all(ask_wsgi(endpoints.wsgi, "/metrics").status == 200 for _ in range(9))
+            return all(ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200 for _ in range(9))
 
         assert in_fork(child)
         hanging.release.set()
@@ -791,7 +805,7 @@ class TestServe:
 
         assert {reply.status for reply in replies} == {200}
 
-    def test_ipv6(self, endpoints: Endpoints) -> None:
+    def test_ipv6(self, endpoints: HTTPEndpoints) -> None:
         """An IPv6 address works, and stands in brackets in the URL."""
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -801,7 +815,7 @@ class TestServe:
             assert server.url == f"http://[::1]:{server.port}"
             assert fetch(server).status == 200
 
-    def test_close_frees_the_port(self, endpoints: Endpoints) -> None:
+    def test_close_frees_the_port(self, endpoints: HTTPEndpoints) -> None:
         """A closed port can be served again immediately."""
         with endpoints.serve(0) as server:
             port = server.port
@@ -813,7 +827,7 @@ class TestServe:
             with pytest.raises(ConnectionRefusedError):
                 send_raw(address(server))
 
-    def test_close_ends_connections(self, endpoints: Endpoints) -> None:
+    def test_close_ends_connections(self, endpoints: HTTPEndpoints) -> None:
         """Closing waits neither for a silent client nor for one in the middle of a request."""
         server = endpoints.serve(0)
         silent = socket.create_connection(address(server), timeout=PATIENCE)
@@ -829,7 +843,7 @@ class TestServe:
             assert read_all(connection) == b""
             connection.close()
 
-    def test_close_by_several_threads(self, endpoints: Endpoints) -> None:
+    def test_close_by_several_threads(self, endpoints: HTTPEndpoints) -> None:
         """Several threads may close concurrently; all return when the port is free."""
         server = endpoints.serve(0)
         closing = [threading.Thread(target=server.close) for _ in range(5)]
@@ -841,7 +855,7 @@ class TestServe:
         endpoints.serve(server.port).close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_forked_child_that_closes(self, endpoints: Endpoints) -> None:
+    def test_forked_child_that_closes(self, endpoints: HTTPEndpoints) -> None:
         """A forked child that closes its copy of the server affects neither port nor parent."""
         read_end, write_end = os.pipe()
         with endpoints.serve(0) as server:
@@ -861,7 +875,7 @@ class TestServe:
                 os.close(write_end)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_forked_child_that_outlives_its_parent(self, endpoints: Endpoints) -> None:
+    def test_forked_child_that_outlives_its_parent(self, endpoints: HTTPEndpoints) -> None:
         """A forked child that outlives its parent does not hold the port."""
         port_read, port_write = os.pipe()
         end_read, end_write = os.pipe()
@@ -881,7 +895,7 @@ class TestServe:
             for end in (port_read, port_write, end_read, end_write):
                 os.close(end)
 
-    def test_taken_port(self, endpoints: Endpoints, server: HTTPServer) -> None:
+    def test_taken_port(self, endpoints: HTTPEndpoints, server: HTTPServer) -> None:
         """A taken port raises an error that names it and says what to do."""
         with pytest.raises(
             OSError, match=rf"127\.0\.0\.1:{server.port}.*pass another port"
@@ -891,30 +905,30 @@ class TestServe:
         assert info.value.errno == errno.EADDRINUSE
 
     @pytest.mark.parametrize("addr", ["192.0.2.1", "no such host", "x" * 70, "a\0b"])
-    def test_address_of_another_machine(self, endpoints: Endpoints, addr: str) -> None:
+    def test_address_of_another_machine(self, endpoints: HTTPEndpoints, addr: str) -> None:
         """An address of another machine raises an error that says what to pass."""
         with pytest.raises(OSError, match="pass an addr of this machine"):
             endpoints.serve(0, addr)
 
     @pytest.mark.parametrize("port", ["9476", 9476.0, None, True])
-    def test_port_of_a_wrong_type(self, endpoints: Endpoints, port: Any) -> None:
+    def test_port_of_a_wrong_type(self, endpoints: HTTPEndpoints, port: Any) -> None:
         """A port that is not an int raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match="pass one of 0 to 65535"):
             endpoints.serve(port)
 
     @pytest.mark.parametrize("port", [-1, 65536])
-    def test_port_out_of_range(self, endpoints: Endpoints, port: int) -> None:
+    def test_port_out_of_range(self, endpoints: HTTPEndpoints, port: int) -> None:
         """A port out of range raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentValueError, match="pass one of 0 to 65535"):
             endpoints.serve(port)
 
     @pytest.mark.parametrize("addr", [None, 127, b"127.0.0.1"])
-    def test_addr_of_a_wrong_type(self, endpoints: Endpoints, addr: Any) -> None:
+    def test_addr_of_a_wrong_type(self, endpoints: HTTPEndpoints, addr: Any) -> None:
         """An address that is not a str raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match=r"'127\.0\.0\.1'"):
             endpoints.serve(0, addr)
 
-    def test_empty_addr(self, endpoints: Endpoints) -> None:
+    def test_empty_addr(self, endpoints: HTTPEndpoints) -> None:
         """An empty address raises: listening on all addresses must be explicit."""
         with pytest.raises(errors.ArgumentValueError, match=r"'0\.0\.0\.0'"):
             endpoints.serve(0, "")
@@ -1013,7 +1027,7 @@ class TestHostileClients:
 
     def test_slow_client(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client that sends single bytes is disconnected after a timeout."""
-        monkeypatch.setattr(limits, "CONNECTION_TIMEOUT", 0.1)
+        monkeypatch.setattr(limits, "MAX_CONNECTION_AGE", 0.1)
         with socket.create_connection(address(server), timeout=PATIENCE) as slow:
 
             def is_disconnected() -> bool:
@@ -1094,7 +1108,7 @@ class TestTls:
     )
     def test_serves(
         self,
-        endpoints: Endpoints,
+        endpoints: HTTPEndpoints,
         certificates: Path,
         trusting_context: ssl.SSLContext,
         files: dict[str, str],
@@ -1107,7 +1121,7 @@ class TestTls:
 
     def test_client_certificates(
         self,
-        endpoints: Endpoints,
+        endpoints: HTTPEndpoints,
         certificate_authority: Any,
         certificates: Path,
         trusting_context: ssl.SSLContext,
@@ -1126,7 +1140,7 @@ class TestTls:
 
     def test_incomplete_handshakes(
         self,
-        endpoints: Endpoints,
+        endpoints: HTTPEndpoints,
         certificates: Path,
         trusting_context: ssl.SSLContext,
         monkeypatch: pytest.MonkeyPatch,
@@ -1166,7 +1180,11 @@ class TestTls:
         ],
     )
     def test_files_that_do_not_load(
-        self, endpoints: Endpoints, certificates: Path, files: dict[str, str], error: type[OSError]
+        self,
+        endpoints: HTTPEndpoints,
+        certificates: Path,
+        files: dict[str, str],
+        error: type[OSError],
     ) -> None:
         """A missing or invalid file raises an error that names it, and nothing listens."""
         port = unused_port()
@@ -1184,12 +1202,12 @@ class TestTls:
             {"certfile": "both.pem", "client_cafile": "ca.pem"},
         ],
     )
-    def test_incomplete_options(self, endpoints: Endpoints, options: dict[str, Any]) -> None:
+    def test_incomplete_options(self, endpoints: HTTPEndpoints, options: dict[str, Any]) -> None:
         """Options that would protect less than they seem to raise an error."""
         with pytest.raises(errors.ArgumentValueError, match="pass"):
             endpoints.serve(0, **options)
 
-    def test_encrypted_key(self, endpoints: Endpoints, certificates: Path) -> None:
+    def test_encrypted_key(self, endpoints: HTTPEndpoints, certificates: Path) -> None:
         """An encrypted key raises an error instead of prompting for a password."""
         serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
         key = serialization.load_pem_private_key((certificates / "key.pem").read_bytes(), None)

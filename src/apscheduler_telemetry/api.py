@@ -37,7 +37,7 @@ from apscheduler_telemetry.export.otel_traces import (
     restore_context,
     suppress_tracing,
 )
-from apscheduler_telemetry.http import Endpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 
 _HANDLE_ATTRIBUTE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
@@ -178,11 +178,14 @@ class Telemetry:
             exporter.add(self._source)  # not before, as a scrape may come at once
         if self._source.started_at is not None:
             self._on_start()
-        self._endpoints = Endpoints(
-            registry=registry, health=self.health, on_error=errors.exception, expose=expose
+        self._endpoints = HTTPEndpoints(
+            registry=registry,
+            get_health_report=self.health,
+            report_exception=errors.exception,
+            expose=expose,
         )
-        self.wsgi_app = self._endpoints.wsgi
-        self.asgi_app = self._endpoints.asgi
+        self.wsgi_app = self._endpoints.wsgi_app
+        self.asgi_app = self._endpoints.asgi_app
 
     def start_http_server(
         self, port: int = 9476, addr: str = "127.0.0.1", **tls: Any

@@ -41,8 +41,8 @@ from apscheduler_telemetry.export.multiprocess.directory import configured_direc
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import write_all
 from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
-from apscheduler_telemetry.http import Endpoints, HTTPServer
-from apscheduler_telemetry.http.pages import ExposeMetrics
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http.pages import MetricsExposer
 
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
@@ -185,8 +185,11 @@ class _ProcessInstrumentation:
             return health.combine([handle.health() for handle in handles])
 
         registry, expose = _served_metrics(self._options["registry"])
-        endpoints = Endpoints(
-            registry=registry, health=report, on_error=ErrorReporter().exception, expose=expose
+        endpoints = HTTPEndpoints(
+            registry=registry,
+            get_health_report=report,
+            report_exception=ErrorReporter().exception,
+            expose=expose,
         )
         try:
             self._server = endpoints.serve(port, self._host)
@@ -196,7 +199,7 @@ class _ProcessInstrumentation:
 
 def _served_metrics(
     registry: CollectorRegistry | None,
-) -> tuple[CollectorRegistry | None, ExposeMetrics | None]:
+) -> tuple[CollectorRegistry | None, MetricsExposer | None]:
     """Return what the pages of a handle on this registry serve, and the faster way to encode it."""
     if registry is None:
         return None, None

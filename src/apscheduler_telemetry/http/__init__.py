@@ -3,7 +3,7 @@ Serve ``/metrics`` and ``/health``: as a WSGI app, as an ASGI app, or from a bui
 
 From the bottom up:
 
-- `limits`, `fork`: constants, and what a forked child has to reset
+- `limits`: time limits and size limits
 - `messages`, `negotiation`, `thread_pool`: requests and responses, headers, threads
 - `pages`, `app`: the pages, and the routing to them
 - `wsgi`, `asgi`: the same for either kind of server
@@ -13,7 +13,7 @@ From the bottom up:
 
 from __future__ import annotations
 
-from apscheduler_telemetry.http.endpoints import Endpoints
+from apscheduler_telemetry.http.endpoints import HTTPEndpoints
 from apscheduler_telemetry.http.server import HTTPServer
 
-__all__ = ["Endpoints", "HTTPServer"]
+__all__ = ["HTTPEndpoints", "HTTPServer"]

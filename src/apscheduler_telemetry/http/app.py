@@ -27,14 +27,16 @@ class TelemetryApp:
 
     Args:
         pages: the pages by name; the landing page links to them in this order.
-        on_error: called with ``"http"`` while the exception of a page is being handled.
+        report_exception: called with ``"http"`` while the exception of a page is being handled.
     """
 
-    def __init__(self, pages: Mapping[str, Page], *, on_error: Callable[[str], None]) -> None:
+    def __init__(
+        self, pages: Mapping[str, Page], *, report_exception: Callable[[str], None]
+    ) -> None:
         self._pages = pages
-        self._on_error = on_error
+        self._report_exception = report_exception
         # One pool each, so that /health responds even if every scrape hangs.
-        self._thread_pools = {name: DaemonThreadPool() for name in pages}
+        self._pools_by_page = {name: DaemonThreadPool() for name in pages}
 
     def submit_request(self, request: Request) -> Future[Response]:
         """
@@ -45,7 +47,7 @@ class TelemetryApp:
         """
         name = request.page_name
         if name in self._pages and request.method in ("GET", "HEAD"):
-            return self._thread_pools[name].submit(partial(self._pages[name].render, request))
+            return self._pools_by_page[name].submit(partial(self._pages[name].render, request))
         response: Future[Response] = Future()
         response.set_result(self._static_response(request))
         return response
@@ -56,7 +58,7 @@ class TelemetryApp:
 
         The response contains nothing of the exception, which may hold secrets.
         """
-        self._on_error("http")
+        self._report_exception("http")
         page = self._pages.get(request.page_name)
         return INTERNAL_ERROR_RESPONSE if page is None else page.render_error()
 

@@ -53,7 +53,7 @@ class ASGIApp:
         request = _to_request(scope)
         try:
             future = asyncio.wrap_future(self._app.submit_request(request))
-            response = await asyncio.wait_for(future, limits.RESPONSE_TIMEOUT)
+            response = await asyncio.wait_for(future, limits.RENDER_TIMEOUT)
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
             response = self._app.handle_exception(request)
         await _send_response(response, send, with_body=request.method != "HEAD")

@@ -38,7 +38,7 @@ class ConnectionTracker:
         # A copy, which is atomic: other threads add and remove connections meanwhile.
         opened_at = self._opened_at.copy()
         excess = len(opened_at) - limits.MAX_CONNECTIONS
-        earliest = time.monotonic() - limits.CONNECTION_TIMEOUT
+        earliest = time.monotonic() - limits.MAX_CONNECTION_AGE
         for index, (connection, since) in enumerate(opened_at.items()):
             if index < excess or since < earliest:
                 shutdown_socket(connection)

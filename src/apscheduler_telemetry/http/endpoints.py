@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.asgi import ASGIApp
-from apscheduler_telemetry.http.pages import ExposeMetrics, HealthPage, MetricsPage, Page
+from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
 from apscheduler_telemetry.http.server import HTTPServer, start_http_server
 from apscheduler_telemetry.http.tls import TLSOptions
 from apscheduler_telemetry.http.wsgi import WSGIApp
 
 
-class Endpoints:
+class HTTPEndpoints:
     """
     ``/metrics`` and ``/health``, as a WSGI application, an ASGI application or a server.
 
@@ -25,30 +25,31 @@ class Endpoints:
 
     Args:
         registry: the metrics to serve; None to serve ``/health`` only.
-        health: returns the health report; its ``status`` is ``healthy`` or ``unhealthy``.
-        on_error: called with ``"http"`` while an exception of `registry` or `health` is being
-            handled.
+        get_health_report: returns the health report; its ``status`` is ``healthy`` or
+            ``unhealthy``.
+        report_exception: called with ``"http"`` while an exception of `registry` or
+            `get_health_report` is being handled.
         expose: a faster way to encode `registry`, if there is one.
 
     Attributes:
-        wsgi: the WSGI application.
-        asgi: the ASGI application.
+        wsgi_app: the WSGI application.
+        asgi_app: the ASGI application.
     """
 
     def __init__(
         self,
         *,
         registry: CollectorRegistry | None,
-        health: Callable[[], Mapping[str, object]],
-        on_error: Callable[[str], None],
-        expose: ExposeMetrics | None = None,
+        get_health_report: Callable[[], Mapping[str, object]],
+        report_exception: Callable[[str], None],
+        expose: MetricsExposer | None = None,
     ) -> None:
-        pages: dict[str, Page] = {"health": HealthPage(health)}
+        pages: dict[str, Page] = {"health": HealthPage(get_health_report)}
         if registry is not None:
             pages = {"metrics": MetricsPage(registry, expose), **pages}
-        app = TelemetryApp(pages, on_error=on_error)
-        self.wsgi = WSGIApp(app)
-        self.asgi = ASGIApp(app)
+        app = TelemetryApp(pages, report_exception=report_exception)
+        self.wsgi_app = WSGIApp(app)
+        self.asgi_app = ASGIApp(app)
 
     def serve(  # noqa: PLR0913  # the arguments of prometheus_client.start_http_server
         self,
@@ -69,4 +70,4 @@ class Endpoints:
             client_capath=client_capath,
             client_auth_required=client_auth_required,
         )
-        return start_http_server(self.wsgi, port, addr, tls)
+        return start_http_server(self.wsgi_app, port, addr, tls)

@@ -6,7 +6,7 @@ Other modules read them as ``limits.NAME`` at the time of use, so that tests can
 
 from __future__ import annotations
 
-RESPONSE_TIMEOUT = 60.0
+RENDER_TIMEOUT = 60.0
 """
 Seconds to produce a response; a scrape that takes longer fails.
 
@@ -16,7 +16,7 @@ Prometheus itself gives up after 10 s unless configured otherwise.
 IDLE_TIMEOUT = 30.0
 """Seconds that the built-in server waits for a client that neither sends nor reads."""
 
-CONNECTION_TIMEOUT = 2 * IDLE_TIMEOUT + RESPONSE_TIMEOUT
+MAX_CONNECTION_AGE = 2 * IDLE_TIMEOUT + RENDER_TIMEOUT
 """
 Seconds that the built-in server keeps any connection open.
 
@@ -26,8 +26,8 @@ Seconds that the built-in server keeps any connection open.
 MAX_CONNECTIONS = 256
 """Open connections of the built-in server; beyond it, the oldest is closed for a new client."""
 
-MAX_THREADS = 8
+MAX_THREADS_PER_PAGE = 8
 """Threads per page. Collecting is CPU-bound, so more of them would not make it faster."""
 
-MAX_PENDING = 1000
+MAX_PENDING_REQUESTS = 1000
 """Requests per page that may wait for a thread; so many wait only if collecting hangs."""

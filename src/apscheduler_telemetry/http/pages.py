@@ -25,7 +25,7 @@ from apscheduler_telemetry.http.negotiation import (
     gzip_chunks,
 )
 
-ExposeMetrics = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
+MetricsExposer = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
 """
 Returns what an encoder makes of a registry, in chunks.
 
@@ -53,7 +53,7 @@ class MetricsPage:
         expose: a faster way to encode `registry`, if there is one.
     """
 
-    def __init__(self, registry: CollectorRegistry, expose: ExposeMetrics | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, expose: MetricsExposer | None = None) -> None:
         self._registry = registry
         self._expose = expose
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class DaemonThreadPool:
     """
-    Runs callables in at most `limits.MAX_THREADS` daemon threads, which end when idle.
+    Runs callables in at most `limits.MAX_THREADS_PER_PAGE` daemon threads, which end when idle.
 
     This is not a `concurrent.futures.ThreadPoolExecutor` because the interpreter joins the threads
     of that one at exit, which would block forever if a collector hangs.
@@ -42,14 +42,18 @@ class DaemonThreadPool:
             Its result. A `BaseException` that is no `Exception` becomes a `RuntimeError`.
 
         Raises:
-            RuntimeError: `limits.MAX_PENDING` calls are waiting, or no thread can be started.
+            RuntimeError: `limits.MAX_PENDING_REQUESTS` calls are waiting, or no thread can be
+                started.
         """
         future: Future[T] = Future()
         with self._lock:
-            if len(self._pending) >= limits.MAX_PENDING:
-                msg = f"{limits.MAX_PENDING} requests are already waiting; does a collector hang?"
+            if len(self._pending) >= limits.MAX_PENDING_REQUESTS:
+                msg = (
+                    f"{limits.MAX_PENDING_REQUESTS} requests are already waiting; "
+                    "does a collector hang?"
+                )
                 raise RuntimeError(msg)
-            if self._thread_count < limits.MAX_THREADS:
+            if self._thread_count < limits.MAX_THREADS_PER_PAGE:
                 name = "apscheduler-telemetry-collect"
                 threading.Thread(target=self._run_pending, name=name, daemon=True).start()
                 self._thread_count += 1

@@ -26,7 +26,7 @@ class WSGIApp:
     def __call__(
         self, environ: Mapping[str, Any], start_response: Callable[..., object]
     ) -> Iterable[bytes]:
-        """Respond to one request, within `limits.RESPONSE_TIMEOUT`."""
+        """Respond to one request, within `limits.RENDER_TIMEOUT`."""
         request = Request(
             method=environ["REQUEST_METHOD"],
             root_path=environ.get("SCRIPT_NAME", ""),
@@ -36,7 +36,7 @@ class WSGIApp:
             accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
         )
         try:
-            response = self._app.submit_request(request).result(limits.RESPONSE_TIMEOUT)
+            response = self._app.submit_request(request).result(limits.RENDER_TIMEOUT)
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
             response = self._app.handle_exception(request)
         start_response(f"{response.status:d} {response.status.phrase}", response.headers)
