@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 if the sub-command failed. An invalid command line exits with 2.
     """
     options = _create_parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
+    run_command: Callable[[argparse.Namespace], None] = options.run_command
     try:
-        run(options)
+        run_command(options)
     except CommandError as error:
         print(f"apscheduler-telemetry: {error}", file=sys.stderr)  # noqa: T201  # its output
         return 1

@@ -45,10 +45,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "directory", metavar="DIR", type=Path, help="where to write them; created if missing"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run_command=run_export_command)
 
 
-def run(options: argparse.Namespace) -> None:
+def run_export_command(options: argparse.Namespace) -> None:
     """Export the files and print a line for each."""
     result = export_files(options.directory, force=options.force)
     for path in result.written:
