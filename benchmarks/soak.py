@@ -81,7 +81,7 @@ class Soak:
 
     def jobs(self) -> list[JobSnapshot]:
         """Return the metrics state of each label."""
-        return list(self.telemetry._source.recorder.jobs())  # noqa: SLF001  # ours
+        return list(self.telemetry._exported_scheduler.recorder.jobs())  # noqa: SLF001  # ours
 
     def turn(self, seconds: float) -> None:
         """Let time pass, and all that is due run."""

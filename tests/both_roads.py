@@ -68,7 +68,7 @@ class Roads:
         """
         self._locks = [threading.RLock() for _ in telemetry]
         for lock, handle in zip(self._locks, telemetry, strict=True):
-            recorder: Any = handle._source.recorder
+            recorder: Any = handle._exported_scheduler.recorder
             recorder._lock = lock
             recorder._clock = self._clock
             for name in ("run_submitted", "job_advanced"):  # without a lock

@@ -59,7 +59,7 @@ def main() -> None:
         "promised": states["good"].next_run > 0,
         "rows": sorted(DjangoJobExecution.objects.values_list("status", flat=True)),
         "stored": sorted(DjangoJob.objects.values_list("id", flat=True)),
-        "up": telemetry._source.liveness().up,
+        "up": telemetry._exported_scheduler.liveness().up,
         "own failures": {k: n for k, n in errors_of(telemetry).counts().items() if n},
     }
     scheduler.shutdown()

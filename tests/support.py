@@ -346,17 +346,17 @@ def sample(telemetry: Telemetry, name: str, **labels: str) -> float:
 
 def recorder_of(telemetry: Telemetry) -> Recorder:
     """Return the metrics state of an instrumented scheduler."""
-    return telemetry._source.recorder
+    return telemetry._exported_scheduler.recorder
 
 
 def adapter_of(telemetry: Telemetry) -> Any:
     """Return the adapter of a scheduler, for tests that reach for its private parts."""
-    return telemetry._source.adapter
+    return telemetry._exported_scheduler.adapter
 
 
 def errors_of(telemetry: Telemetry) -> ErrorReporter:
     """Return what counts the failures of telemetry itself."""
-    return telemetry._source.errors
+    return telemetry._exported_scheduler.errors
 
 
 def registry_of(telemetry: Telemetry) -> CollectorRegistry:

@@ -498,7 +498,7 @@ class Stage:
         self.until(self.rig.is_quiet, "runs to end")
         check_counts(self.rig.telemetry)
         assert not any(errors_of(self.rig.telemetry).counts().values())
-        self.until(lambda: self.rig.telemetry._source.liveness().up, "life")
+        self.until(lambda: self.rig.telemetry._exported_scheduler.liveness().up, "life")
         assert self.rig.telemetry.health()["status"] == "healthy"
         self.until(self._is_told, "listeners to be told")
 
@@ -512,7 +512,7 @@ class Stage:
         if self.scheduler.running:
             self.world.call(self.scheduler.shutdown)
             self.until(lambda: not self.scheduler.running, "the shutdown")
-        (reason,) = self.rig.telemetry._source.liveness().reasons
+        (reason,) = self.rig.telemetry._exported_scheduler.liveness().reasons
         assert reason[0] == "stopped"
         self.rig.telemetry.uninstrument()
 
@@ -739,7 +739,7 @@ class Patient:
 
     def start(self) -> None:
         self.world.start(self.scheduler)
-        self.world.until(lambda: self.telemetry._source.last_wakeup, "the first pass")
+        self.world.until(lambda: self.telemetry._exported_scheduler.last_wakeup, "the first pass")
 
     def add_due(self, seconds: float, func: Callable[[], Any] = nothing) -> None:
         """Add a job that is due in so many seconds."""
@@ -753,7 +753,7 @@ class Patient:
         return any(sum(a.outcomes.values()) for a in job_states(self.telemetry))
 
     def reasons(self) -> list[str]:
-        return [code for code, _ in self.telemetry._source.liveness().reasons]
+        return [code for code, _ in self.telemetry._exported_scheduler.liveness().reasons]
 
     def is_told(self, *reasons: str) -> None:
         """Check what is served: 200 and up, or 503 and down for these reasons."""
@@ -854,7 +854,7 @@ def killed_early(world: World) -> None:
     patient.is_told("thread_dead")
     patient.telemetry.uninstrument()
     again = instrument(patient.scheduler, registry=CollectorRegistry())
-    assert [code for code, _ in again._source.liveness().reasons] == ["thread_dead"]
+    assert [code for code, _ in again._exported_scheduler.liveness().reasons] == ["thread_dead"]
     again.uninstrument()
     patient.scheduler.shutdown()
 

@@ -54,11 +54,11 @@ class TestFlaskAPScheduler:
             until(lambda: [e.retval for e in told] == [1], "the listener")
             body = b"".join(telemetry.wsgi_app(_environ("/metrics"), lambda *_: None))
             assert b'apscheduler_job_runs_total{job_id="good",outcome="success"' in body
-            assert telemetry._source.liveness().up
+            assert telemetry._exported_scheduler.liveness().up
             assert not any(errors_of(telemetry).counts().values())
         finally:
             extension.shutdown()
-        assert telemetry._source.liveness().state == "stopped"
+        assert telemetry._exported_scheduler.liveness().state == "stopped"
 
 
 @pytest.mark.slow

@@ -130,11 +130,11 @@ class TestLiveness:
     def test_a_loop_is_not_late(self, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whether the loop is overdue is a matter of time passed, and not of the clock."""
         with live(BackgroundScheduler(timezone="UTC")) as rig:
-            adapter: Any = rig.telemetry._source.adapter
+            adapter: Any = rig.telemetry._exported_scheduler.adapter
             rig.add(nothing, "interval", hours=1)
             until(lambda: adapter._loop._planned_pass is not None)
             now = adapter._loop._clock()
             monkeypatch.setattr(adapter._loop, "_clock", lambda: now + jump)
             with frozen() as clock:
                 clock.advance(jump)
-                assert rig.telemetry._source.liveness().up
+                assert rig.telemetry._exported_scheduler.liveness().up

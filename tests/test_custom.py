@@ -279,9 +279,12 @@ class TestPassesThatBypassTheHook:
         """It is up while it turns, and the end of the pass is told."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
-            before = seen.telemetry._source.last_wakeup
+            before = seen.telemetry._exported_scheduler.last_wakeup
             seen.scheduler.turn()
-            assert (before is None, seen.telemetry._source.last_wakeup is None) == (True, False)
+            assert (before is None, seen.telemetry._exported_scheduler.last_wakeup is None) == (
+                True,
+                False,
+            )
             moved(seen, 10 * OVERDUE_SECONDS)
             assert (seen.up(), seen.reasons()) == (1, [])
             seen.scheduler.wakeup()

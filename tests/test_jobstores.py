@@ -351,7 +351,7 @@ def successes(rig: Rig) -> int:
 
 def last_wakeup(seen: Watched) -> float | None:
     """Return when the latest pass over due jobs ended."""
-    ended: float | None = seen.telemetry._source.last_wakeup
+    ended: float | None = seen.telemetry._exported_scheduler.last_wakeup
     return ended
 
 

@@ -54,12 +54,12 @@ def raise_boom(*_: Any, **__: Any) -> Any:
 
 def recorder_of(rig: Any) -> Any:
     """Return the metrics state of a rig's scheduler."""
-    return rig.telemetry._source.recorder
+    return rig.telemetry._exported_scheduler.recorder
 
 
 def errors_of(rig: Any) -> Any:
     """Return how often each component of telemetry failed."""
-    return rig.telemetry._source.errors.counts()
+    return rig.telemetry._exported_scheduler.errors.counts()
 
 
 def job_of(rig: Any, label: str = "job") -> JobSnapshot:
@@ -758,7 +758,7 @@ def test_a_thousand_jobs() -> None:
     telemetry = instrument(scheduler, registry=CollectorRegistry(), meter_provider=otel.provider)
     scheduler.add_job(jobs.nothing, "interval", hours=1, id="job 0")
     scheduler.start()
-    recorder = telemetry._source.recorder
+    recorder = telemetry._exported_scheduler.recorder
     info = next(recorder.jobs()).info
     for number in range(1, 1_000):
         other = f"job {number}"

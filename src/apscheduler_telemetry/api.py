@@ -52,7 +52,8 @@ class _ExportedScheduler:
         recorder: the metrics state.
         errors: counts failures of telemetry itself.
         adapter: watches the scheduler.
-        is_singleton: whether one live scheduler of this name is meant per application.
+        is_declared_singleton: whether the application means to have one live scheduler of this
+            name; only exported, not enforced.
     """
 
     def __init__(
@@ -62,13 +63,13 @@ class _ExportedScheduler:
         recorder: Recorder,
         errors: ErrorReporter,
         adapter: SchedulerAdapter,
-        is_singleton: bool,
+        is_declared_singleton: bool,
     ) -> None:
         self.name = name
         self.recorder = recorder
         self.errors = errors
         self.adapter = adapter
-        self._is_singleton = is_singleton
+        self._is_declared_singleton = is_declared_singleton
 
     @property
     def started_at(self) -> float | None:
@@ -90,7 +91,7 @@ class _ExportedScheduler:
             **self.adapter.scheduler_info(),
             "hostname": socket.gethostname(),
             "pid": str(os.getpid()),
-            "singleton": "true" if self._is_singleton else "false",
+            "singleton": "true" if self._is_declared_singleton else "false",
         }
 
 
@@ -130,11 +131,11 @@ class Telemetry:
             self._exporters.append(prometheus_exporter)
             expose = prometheus_exporter.expose
         if config.meter_provider is not None:
-            meter = otel_metrics.get_or_create_exporter(
+            otel_exporter = otel_metrics.get_or_create_exporter(
                 config.meter_provider, config.duration_buckets, config.delay_buckets
             )
-            self._exporters.append(meter)
-            observers.append(otel_metrics.HistogramObserver(meter))
+            self._exporters.append(otel_exporter)
+            observers.append(otel_metrics.HistogramObserver(otel_exporter))
         services = AdapterServices(
             recorder=recorder,
             observers=ObserverGroup(errors, observers),
@@ -153,31 +154,31 @@ class Telemetry:
             clear_context=clear_context,
             restore_context=restore_context,
             suppress_tracing=suppress_tracing,
-            on_start=self._on_start,
-            on_stop=self._on_stop,
+            on_start=self._on_scheduler_started,
+            on_stop=self._on_scheduler_stopped,
         )
-        self._source = _ExportedScheduler(
+        self._exported_scheduler = _ExportedScheduler(
             config.name,
             recorder=recorder,
             errors=errors,
             adapter=adapter_class(scheduler, services),
-            is_singleton=config.singleton,
+            is_declared_singleton=config.singleton,
         )
         try:
             for exporter in self._exporters:
                 exporter.ensure_unique_name(self.name)
             if directory is not None:
-                self._snapshot_writer = SnapshotWriter(self._source, directory)
+                self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
                 registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
                 expose = None
-            self._source.adapter.install()
+            self._exported_scheduler.adapter.install()
         except BaseException:
             self._stop_exporting()
             raise
         for exporter in self._exporters:
-            exporter.add(self._source)  # not before, as a scrape may come at once
-        if self._source.started_at is not None:
-            self._on_start()
+            exporter.add(self._exported_scheduler)  # not before, as a scrape may come at once
+        if self._exported_scheduler.started_at is not None:
+            self._on_scheduler_started()
         self._endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=self.health,
@@ -219,7 +220,7 @@ class Telemetry:
             ``status`` (``healthy`` or ``unhealthy``), ``reasons`` (each a ``code`` and a
             ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC.
         """
-        return health.report(self._source)
+        return health.report(self._exported_scheduler)
 
     def uninstrument(self) -> None:
         """
@@ -238,22 +239,22 @@ class Telemetry:
             if get_handle(self._scheduler) is not self:
                 return
             delattr(self._scheduler, _HANDLE_ATTRIBUTE)
-            self._source.adapter.uninstall()
+            self._exported_scheduler.adapter.uninstall()
             self._stop_exporting()
         while self._servers:
             self._servers.pop().close()
 
-    def _on_start(self) -> None:
+    def _on_scheduler_started(self) -> None:
         if self._snapshot_writer is not None:
             self._snapshot_writer.start()
 
-    def _on_stop(self) -> None:
+    def _on_scheduler_stopped(self) -> None:
         if self._snapshot_writer is not None:
             self._snapshot_writer.write()
 
     def _stop_exporting(self) -> None:
         for exporter in self._exporters:
-            exporter.remove(self._source)
+            exporter.remove(self._exported_scheduler)
         if self._snapshot_writer is not None:
             self._snapshot_writer.stop()
 
@@ -359,7 +360,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     )
     with _lock:
         existing = get_handle(scheduler)
-        if existing is not None and existing in _automatic:
+        if existing is not None and existing in _provisional_handles:
             existing.uninstrument()
             existing = None
         if existing is None:
@@ -376,14 +377,14 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     return existing
 
 
-def instrument_automatically(scheduler: Any, **options: Any) -> Telemetry:
+def instrument_provisionally(scheduler: Any, **options: Any) -> Telemetry:
     """
     Call `instrument` because of the environment, and not because the user's code asks for it.
 
     A later call of `instrument` by the user's code replaces the handle.
     """
     telemetry = instrument(scheduler, **options)
-    _automatic.add(telemetry)
+    _provisional_handles.add(telemetry)
     return telemetry
 
 
@@ -393,6 +394,6 @@ def get_handle(scheduler: Any) -> Telemetry | None:
     return handle
 
 
-_automatic: weakref.WeakSet[Telemetry] = weakref.WeakSet()
-"""Handles made by `instrument_automatically`."""
+_provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+"""Handles made by `instrument_provisionally`."""
 _lock = threading.RLock()

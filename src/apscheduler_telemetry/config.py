@@ -79,7 +79,7 @@ class Config:
             validate(option, getattr(self, option))
         for option in ("duration_buckets", "delay_buckets"):
             # The dataclass is frozen for everybody else.
-            object.__setattr__(self, option, _normalize_buckets(option, getattr(self, option)))
+            object.__setattr__(self, option, _validate_buckets(option, getattr(self, option)))
         _check_max_labels(self.max_labels)
 
     @property
@@ -122,7 +122,7 @@ def _check_provider(option: str, provider: object, kind: str, method: str) -> No
     _check_type(option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
 
 
-def _normalize_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
+def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
     bounds: tuple[float, ...] = ()
     is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
     try:

@@ -101,17 +101,17 @@ class FileContextStore(MutableMapping[str, str]):
             lambda connection: connection.execute(query, parameters).fetchall()
         )
 
-    def _run_transaction(self, statements: Callable[[sqlite3.Connection], T]) -> T:
-        """Call `statements` in a transaction, and once more if the file was damaged."""
+    def _run_transaction(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `operation` in a transaction, and once more if the file was damaged."""
         try:
-            return self._try_transaction(statements)
+            return self._run_transaction_once(operation)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise  # a subclass: the file is locked, full or read-only, but not damaged
             self._rename_damaged_file(error)
-            return self._try_transaction(statements)
+            return self._run_transaction_once(operation)
 
-    def _try_transaction(self, statements: Callable[[sqlite3.Connection], T]) -> T:
+    def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         # SQLite itself would create a file that others may read.
         os.close(os.open(self._path, os.O_CREAT, 0o600))
         # A new connection each time, as one cannot be used after a fork or in another thread.
@@ -119,7 +119,7 @@ class FileContextStore(MutableMapping[str, str]):
             # A crash of the machine may lose the latest entries; one of the process does not.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute(_CREATE_TABLE)
-            return statements(connection)
+            return operation(connection)
 
     def _rename_damaged_file(self, error: Exception) -> None:
         new_path = self._path.with_name(f"{self._path.name}.broken")

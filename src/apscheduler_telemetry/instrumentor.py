@@ -30,7 +30,7 @@ from apscheduler_telemetry.api import (
     Telemetry,
     get_handle,
     instrument,
-    instrument_automatically,
+    instrument_provisionally,
 )
 from apscheduler_telemetry.context_store import FileContextStore
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
@@ -113,7 +113,8 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         Raises:
             ArgumentTypeError: there is no such option.
         """
-        self._process = _ProcessInstrumentation({**_configured(), **_checked(options)})
+        _reject_unknown_options(options)
+        self._process = _ProcessInstrumentation({**_options_from_environment(), **options})
         self._process.install()
 
     def _uninstrument(self, **_: Any) -> None:
@@ -131,7 +132,7 @@ class _ProcessInstrumentation:
         self._name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
-        self._instrumentations = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
+        self._start_hooks = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
         self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
         self._server: HTTPServer | None = None
@@ -139,13 +140,13 @@ class _ProcessInstrumentation:
 
     def install(self) -> None:
         """Instrument the schedulers that run, and those that are started from now on."""
-        for instrumentation in self._instrumentations:
-            instrumentation.install(self._on_start)
+        for start_hook in self._start_hooks:
+            start_hook.install(self._on_scheduler_started)
 
     def uninstall(self) -> None:
         """Put everything back."""
-        for instrumentation in self._instrumentations:
-            instrumentation.uninstall()
+        for start_hook in self._start_hooks:
+            start_hook.uninstall()
         with self._lock:
             handles, server = list(self._handles), self._server
         for handle in handles:
@@ -153,7 +154,7 @@ class _ProcessInstrumentation:
         if server is not None:
             server.close()
 
-    def _on_start(self, scheduler: Any) -> None:
+    def _on_scheduler_started(self, scheduler: Any) -> None:
         """Instrument one scheduler; whatever goes wrong, the application goes on without it."""
         try:
             with self._lock:
@@ -170,7 +171,7 @@ class _ProcessInstrumentation:
         more = (f"{self._name}-{number}" for number in itertools.count(2))
         for name in itertools.chain((self._name,), more):
             with suppress(DuplicateNameError):
-                self._handles.add(instrument_automatically(scheduler, name=name, **self._options))
+                self._handles.add(instrument_provisionally(scheduler, name=name, **self._options))
                 return
 
     def _serve(self) -> None:
@@ -179,7 +180,7 @@ class _ProcessInstrumentation:
         if port is None:
             return
 
-        def report() -> Mapping[str, Any]:
+        def get_health_report() -> Mapping[str, Any]:
             with self._lock:
                 handles = sorted(self._handles, key=lambda handle: handle.name)
             return health.combine([handle.health() for handle in handles])
@@ -187,7 +188,7 @@ class _ProcessInstrumentation:
         registry, expose = _served_metrics(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
-            get_health_report=report,
+            get_health_report=get_health_report,
             report_exception=ErrorReporter().exception,
             expose=expose,
         )
@@ -217,7 +218,7 @@ def _served_metrics(
     return registry, expose
 
 
-def _configured() -> dict[str, Any]:
+def _options_from_environment() -> dict[str, Any]:
     """Return the options that environment variables set; a bad one is logged and left out."""
     options = {}
     for name, (option, read, kind) in _VARIABLES.items():
@@ -230,9 +231,8 @@ def _configured() -> dict[str, Any]:
     return options
 
 
-def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
+def _reject_unknown_options(options: Mapping[str, Any]) -> None:
     known = {*inspect.signature(instrument).parameters, "http_port", "http_host"} - {"scheduler"}
     if unknown := sorted(options.keys() - known):
         msg = f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         raise ArgumentTypeError(msg)
-    return options
