@@ -124,21 +124,27 @@ class TestIsGenerated:
 class TestJobLabeller:
     def test_id_of_the_user_s(self) -> None:
         """A job is labelled by its id."""
-        assert JobLabeller(None, ErrorReporter()).label(job_of(nothing, id="backup")) == "backup"
+        assert (
+            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing, id="backup"))
+            == "backup"
+        )
 
     def test_generated_id(self) -> None:
         """A job with a generated id is labelled by its function, so that one-off jobs share it."""
-        assert JobLabeller(None, ErrorReporter()).label(job_of(nothing)) == "support_jobs:nothing"
+        assert (
+            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing))
+            == "support_jobs:nothing"
+        )
 
     def test_callback(self) -> None:
         """The user's callback is given the job and has the last word."""
         labeller = JobLabeller(lambda job: f"team-a/{job.id}", ErrorReporter())
-        assert labeller.label(job_of(nothing, id="backup")) == "team-a/backup"
+        assert labeller.choose_label(job_of(nothing, id="backup")) == "team-a/backup"
 
     def test_callback_s_text_is_made_legal(self) -> None:
         """What a callback returns is bounded and legal like an id."""
         labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
-        label = labeller.label(job_of(nothing, id="backup"))
+        label = labeller.choose_label(job_of(nothing, id="backup"))
         assert label.startswith("\\ud800x")
         assert len(label) == MAX_TEXT
 
@@ -147,7 +153,7 @@ class TestJobLabeller:
         """Anything but a non-empty string is a failure of the callback, and the id is used."""
         errors = ErrorReporter()
         labeller = JobLabeller(lambda job: returned, errors)
-        assert labeller.label(job_of(nothing, id="backup")) == "backup"
+        assert labeller.choose_label(job_of(nothing, id="backup")) == "backup"
         assert errors.counts()["job_label"] == 1
 
     def test_callback_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,7 +166,7 @@ class TestJobLabeller:
         labeller = JobLabeller(job_label, errors)
         job = job_of(nothing, id="backup")
         with caplog.at_level(logging.ERROR, "apscheduler_telemetry"):
-            assert [labeller.label(job) for _ in range(3)] == ["backup"] * 3
+            assert [labeller.choose_label(job) for _ in range(3)] == ["backup"] * 3
         assert errors.counts()["job_label"] == 3
         assert len(caplog.records) == 1
         assert "on purpose" in caplog.text

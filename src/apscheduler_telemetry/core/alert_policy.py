@@ -34,14 +34,14 @@ class _Option:
     The valid values of one option.
 
     Attributes:
-        type: the type in words.
-        range: the valid values in words.
+        type_text: the type in words.
+        range_text: the valid values in words.
         has_type: returns whether a value has that type.
         is_in_range: returns whether a value of that type is valid.
     """
 
-    type: str
-    range: str
+    type_text: str
+    range_text: str
     has_type: Callable[[Any], bool]
     is_in_range: Callable[[Any], bool]
 
@@ -77,14 +77,14 @@ def validate(option: str, value: Any) -> Any:
     if value is None or callable(value):
         return value
     if not known.has_type(value):
-        them = "them" if known.type == "seconds" else "one"
+        them = "them" if known.type_text == "seconds" else "one"
         msg = (
-            f"{option} must be {known.type}, a callable that returns {them} for a job, or None, "
-            f"got {value!r}"
+            f"{option} must be {known.type_text}, a callable that returns {them} for a job, or "
+            f"None, got {value!r}"
         )
         raise ArgumentTypeError(msg)
     if not known.is_in_range(value):
-        msg = f"{option} must be {known.range}, got {value!r}; omit it for the default"
+        msg = f"{option} must be {known.range_text}, got {value!r}; omit it for the default"
         raise ArgumentValueError(msg)
     return value
 
@@ -131,8 +131,8 @@ class AlertPolicy:
                 return default
             if not known.has_type(returned) or not known.is_in_range(returned):
                 msg = (
-                    f"{option} must return {known.range}, got {returned!r} for job {job.id!r}; "
-                    f"using {default!r}"
+                    f"{option} must return {known.range_text}, got {returned!r} for job "
+                    f"{job.id!r}; using {default!r}"
                 )
                 raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
         except Exception:  # noqa: BLE001  # user code

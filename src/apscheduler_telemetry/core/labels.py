@@ -75,7 +75,7 @@ class JobLabeller:
         self._job_label = job_label
         self._errors = errors
 
-    def label(self, job: Any) -> str:
+    def choose_label(self, job: Any) -> str:
         """
         Return the label of `job`: the result of ``job_label``, else its id.
 

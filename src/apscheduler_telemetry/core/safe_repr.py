@@ -39,17 +39,19 @@ _TIMEZONES = (type(None), dt.timezone, ZoneInfo)
 
 def safe_repr(value: object) -> str:
     """Return `value` as Python writes it, truncated to `MAX_CHARACTERS`."""
-    return _truncate(_write(value, MAX_DEPTH))
+    return _truncate(_format_value(value, MAX_DEPTH))
 
 
 def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Return the arguments of a call as Python writes them, truncated to `MAX_CHARACTERS`."""
-    positional = (_write(value, MAX_DEPTH) for value in args)
-    named = (f"{_truncate(name)}={_write(value, MAX_DEPTH)}" for name, value in kwargs.items())
+    positional = (_format_value(value, MAX_DEPTH) for value in args)
+    named = (
+        f"{_truncate(name)}={_format_value(value, MAX_DEPTH)}" for name, value in kwargs.items()
+    )
     return _truncate(", ".join([*_limit(positional), *_limit(named)]))
 
 
-def _write(value: Any, depth: int) -> str:
+def _format_value(value: Any, depth: int) -> str:
     kind = type(value)  # exactly this type, as a subclass may do anything
     if kind is str or kind is bytes:
         return repr(value[:MAX_CHARACTERS]) + ("..." if len(value) > MAX_CHARACTERS else "")
@@ -59,31 +61,33 @@ def _write(value: Any, depth: int) -> str:
     is_moment = (kind is dt.datetime or kind is dt.time) and type(value.tzinfo) in _TIMEZONES
     if is_moment or kind in _PLAIN_TYPES:
         return repr(value)
-    write = _COLLECTIONS.get(kind)
-    if write is None:
+    format_collection = _COLLECTION_FORMATTERS.get(kind)
+    if format_collection is None:
         return f"<{qualified_name(kind)}>"
-    return write(value, depth - 1) if depth else "..."
+    return format_collection(value, depth - 1) if depth else "..."
 
 
-def _items(value: Iterable[object], depth: int) -> str:
-    return ", ".join(_limit(_write(item, depth) for item in value))
+def _format_items(value: Iterable[object], depth: int) -> str:
+    return ", ".join(_limit(_format_value(item, depth) for item in value))
 
 
-def _dict(value: Mapping[object, object], depth: int) -> str:
-    items = (f"{_write(key, depth)}: {_write(item, depth)}" for key, item in value.items())
+def _format_dict(value: Mapping[object, object], depth: int) -> str:
+    items = (
+        f"{_format_value(key, depth)}: {_format_value(item, depth)}" for key, item in value.items()
+    )
     return "{" + ", ".join(_limit(items)) + "}"
 
 
-def _tuple(value: tuple[object, ...], depth: int) -> str:
-    return f"({_items(value, depth)}{',' if len(value) == 1 else ''})"
+def _format_tuple(value: tuple[object, ...], depth: int) -> str:
+    return f"({_format_items(value, depth)}{',' if len(value) == 1 else ''})"
 
 
-_COLLECTIONS: Mapping[type, Callable[[Any, int], str]] = {
-    dict: _dict,
-    frozenset: lambda value, depth: f"frozenset({{{_items(value, depth)}}})",
-    list: lambda value, depth: f"[{_items(value, depth)}]",
-    set: lambda value, depth: f"{{{_items(value, depth)}}}" if value else "set()",
-    tuple: _tuple,
+_COLLECTION_FORMATTERS: Mapping[type, Callable[[Any, int], str]] = {
+    dict: _format_dict,
+    frozenset: lambda value, depth: f"frozenset({{{_format_items(value, depth)}}})",
+    list: lambda value, depth: f"[{_format_items(value, depth)}]",
+    set: lambda value, depth: f"{{{_format_items(value, depth)}}}" if value else "set()",
+    tuple: _format_tuple,
 }
 
 

@@ -35,7 +35,7 @@ class JobDescriber:
         """Describe a job in the store of this alias; this calls the user's callbacks."""
         return JobInfo(
             id=job.id,
-            label=self._labeller.label(job),
+            label=self._labeller.choose_label(job),
             name=labels.label_value(job.name),
             func=labels.function_name(job),
             trigger=labels.label_value(triggers.describe(job.trigger)),
