@@ -207,6 +207,17 @@ class TestIntervals:
         """It cannot be used for triggers whose intervals differ or end."""
         assert not triggers.has_constant_interval(trigger)
 
+    def test_cron_triggers_that_differ_have_intervals_of_their_own(self) -> None:
+        """They are computed once for all with the same fields, limits, zone and next run."""
+        alike = [triggers.intervals(cron(hour=1, minute="0,20"), at(3600)) for _ in range(2)]
+        assert alike[0] is alike[1]
+        assert triggers.intervals(cron(hour=1, minute="0,30"), at(3600)) != alike[0]
+        assert triggers.intervals(cron(hour=1, minute="0,20"), at(4800)) != alike[0]
+        assert triggers.intervals(cron(hour=1, minute="0,20", end_date=at(5000)), at(3600)) == (
+            (1200, 1200),
+            at(4800).timestamp(),
+        )
+
     def test_until_when(self) -> None:
         """The intervals are valid up to the tenth fire time."""
         assert triggers.intervals(interval(10), START)[1] == at(90).timestamp()

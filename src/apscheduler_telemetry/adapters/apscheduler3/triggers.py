@@ -5,6 +5,7 @@ Fire times of triggers, computed on a copy of the trigger, with jitter disabled.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -124,6 +125,12 @@ def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | N
     """
     if isinstance(trigger, DateTrigger):
         return None, math.inf
+    if type(trigger) is CronTrigger:
+        return _cron_intervals(_CronSchedule(trigger, next_run))
+    return _intervals(trigger, next_run)
+
+
+def _intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
     trigger, _ = _copy_without_jitter(trigger)
     times = [next_run]
     while len(times) < LOOK_AHEAD and (at := _next_fire_time(trigger, times[-1], times[-1])):
@@ -131,6 +138,31 @@ def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | N
     stamps = [at.timestamp() for at in times]
     gaps = [round(b - a, 6) for a, b in pairwise(stamps)]
     return (min(gaps), max(gaps)) if gaps else None, stamps[-1]
+
+
+class _CronSchedule:
+    """A cron trigger and a next run; it equals all with the same fire times, but for jitter."""
+
+    def __init__(self, trigger: CronTrigger, next_run: datetime) -> None:
+        self.trigger = trigger
+        self.next_run = next_run
+        fields = tuple(map(str, trigger.fields))
+        limits = trigger.start_date, trigger.end_date
+        # A timestamp, as the two datetimes of an hour that comes twice are equal.
+        self._key = fields, trigger.timezone, limits, next_run.timestamp()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _CronSchedule) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=256)
+def _cron_intervals(schedule: _CronSchedule) -> tuple[tuple[float, float] | None, float]:
+    # Each question to a cron trigger takes as long as a fourth of `add_job`, and an application
+    # that adds jobs for each of its customers adds thousands with the same schedule.
+    return _intervals(schedule.trigger, schedule.next_run)
 
 
 def has_constant_interval(trigger: Any) -> bool:
