@@ -74,6 +74,22 @@ class TestEvents:
             assert rig.outcomes() == {"success": 2}
             assert told == [1, 2]
 
+    def test_that_are_never_read(self) -> None:
+        """What an executor does not read of a generator is lost, and does not stay running."""
+
+        class Ignoring(Executing):
+            def _run_job_success(self, job_id: str, events: Any) -> None:
+                super()._run_job_success(job_id, [])
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            executor._run_job_success(job.id, iter(run(job, run_times)))
+
+        with by_hand({"default": Ignoring(execute)}) as rig:
+            rig.is_told = False  # the events are not passed on
+            run_twice(rig)
+            assert rig.outcomes() == {"lost": 2}
+            assert (rig.job().running, rig.job().queued) == (0, 0)
+
     def test_a_generator_that_fails(self) -> None:
         """Its failure comes through; what it did not tell of is as it was seen to be, or lost."""
 

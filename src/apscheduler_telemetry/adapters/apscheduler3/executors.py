@@ -139,11 +139,15 @@ class ExecutorHooks:
         on_events = self._on_events
 
         def run_job_success(job_id: str, events: Any) -> None:
+            if isinstance(events, list):
+                result = events
+            elif isinstance(events, Iterator):
+                self._pass_on_iterator(original, job_id, events)
+                return
+            else:  # of a user's executor
+                result = list(events) if isinstance(events, Iterable) else []
             try:
-                if type(events) is list:
-                    on_events(job_id, events)
-                else:
-                    events = self._read_events(job_id, events)
+                on_events(job_id, result)
             except Exception:  # noqa: BLE001
                 self._errors.exception("adapter")
             finally:  # also if Ctrl-C has come in between
@@ -193,7 +197,8 @@ class ExecutorHooks:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
             submission.assign_pool(pool)
-            self._estimate_starts(pool)
+            if len(self._open) <= (_workers_of(pool) or 0):  # else it has to wait
+                self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._errors.exception("adapter")
 
@@ -249,25 +254,29 @@ class ExecutorHooks:
                 self.follower.on_event(run, event)
         self._finish_all(submission, Outcome.LOST)  # those that no event is about
 
-    def _read_events(self, job_id: str, events: Any) -> Any:
-        """Read a result of a user's executor that is no list, and return what to pass on."""
-        if isinstance(events, Iterator):
-            return self._record_events_lazily(job_id, events)
-        self._on_events(job_id, list(events) if isinstance(events, Iterable) else [])
-        return events
-
-    def _record_events_lazily(self, job_id: str, events: Iterator[Any]) -> Iterator[Any]:
+    def _pass_on_iterator(
+        self, original: Callable[..., None], job_id: str, events: Iterator[Any]
+    ) -> None:
         """Pass on events that can be read only once, each after it was recorded."""
-        submission = None
-        try:
+        found: list[Submission | None] = []  # the submission, once the first event is read
+
+        def record_and_yield() -> Iterator[Any]:
             for event in events:
-                submission = submission or self._find_by_events(job_id, [event])
-                run = None if submission is None else _find_run_of_event(event, submission.runs)
-                if run is not None:
-                    self.follower.on_event(run, event)
+                try:
+                    if not found:
+                        found.append(self._find_by_events(job_id, [event]))
+                    if found[0] is not None:
+                        run = _find_run_of_event(event, found[0].runs)
+                        if run is not None:
+                            self.follower.on_event(run, event)
+                except Exception:  # noqa: BLE001
+                    self._errors.exception("adapter")
                 yield event
-        finally:
-            submission = submission or self._find_by_events(job_id, ())
+
+        try:
+            original(job_id, record_and_yield())
+        finally:  # however many of them were read
+            submission = found[0] if found else self._find_by_events(job_id, ())
             if submission is not None:
                 self._finish_all(submission, Outcome.LOST)
 
