@@ -40,12 +40,13 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
         port = free_port(9476)
+        # Before the application, whose trouble would be over on a busy machine until they are up.
+        alertmanager = stack.enter_context(start_alertmanager(directory))
+        prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
         app = stack.enter_context(application(directory, port))
         metrics, health = f"http://127.0.0.1:{port}/metrics", f"http://127.0.0.1:{port}/health"
         wait_for(metrics, app)
         console.print(f"/metrics      {metrics}\n/health       {health}")
-        alertmanager = stack.enter_context(start_alertmanager(directory))
-        prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
         absent = "is not installed (Debian package {}): no {}"
         console.print(
             f"Prometheus    {prometheus or absent.format('prometheus', 'quantiles, no alerts')}\n"
