@@ -324,7 +324,7 @@ class TestEvery:
             pauses: list[float] = []
             monkeypatch.setattr(poller, "_schedule_reading", pauses.append)
             monkeypatch.setattr(poller, "_read_changed_jobs", lambda *_: time.sleep(seconds))
-            poller._poll()
+            poller._poll_and_reschedule()
             assert least <= pauses[0] <= most
 
     def test_memory(self) -> None:
@@ -828,7 +828,7 @@ class TestThread:
                 try:
                     poller = poller_of(seen)
                     time.sleep(3 * SOON)
-                    poller._poll()
+                    poller._poll_and_reschedule()
                     poller._worker.submit("adapter", lambda: None)  # which starts a thread again
                     time.sleep(3 * SOON)
                     read = recorder_of(seen.telemetry).jobstores()["default"].last_read

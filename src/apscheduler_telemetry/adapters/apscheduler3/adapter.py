@@ -135,7 +135,7 @@ class APScheduler3Adapter:
             hooks.stop()
         self._services.observers.stop(self._result_patches.restore)
         self._patches.restore()
-        self._scheduler.remove_listener(self._on_event)
+        self._scheduler.remove_listener(self._on_scheduler_event)
 
     @property
     def started_at(self) -> float | None:
@@ -165,10 +165,10 @@ class APScheduler3Adapter:
         scheduler = self._scheduler
         exit_warning.watch(scheduler, self._services.recorder, self._services.errors)
         self._loop.install()
-        self._patches.patch(scheduler, "add_job", self._patch_add_job)
-        self._patches.patch(scheduler, "_configure", self._patch_configure)
+        self._patches.patch(scheduler, "add_job", self._wrap_add_job)
+        self._patches.patch(scheduler, "_configure", self._wrap_configure)
         scheduler.add_listener(
-            self._on_event,
+            self._on_scheduler_event,
             EVENT_EXECUTOR_ADDED
             | EVENT_EXECUTOR_REMOVED
             | EVENT_JOBSTORE_ADDED
@@ -184,7 +184,7 @@ class APScheduler3Adapter:
             self._loop.on_found_running()
             self._read_jobstores()
 
-    def _patch_add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def add_job(*args: Any, **kwargs: Any) -> Any:
             job = original(*args, **kwargs)
             if self._patches.is_active and job.pending:
@@ -194,13 +194,13 @@ class APScheduler3Adapter:
 
         return add_job
 
-    def _patch_configure(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _wrap_configure(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def configure(config: Any) -> None:
             original(config)
             if not self._patches.is_active:
                 return
             # It drops executors and job stores without an event, and takes another logger.
-            self._loop.watch_logger()
+            self._loop.patch_logger()
             recorder = self._services.recorder
             for alias in recorder.executors().keys() - self._scheduler._executors:  # noqa: SLF001
                 recorder.executor_removed(alias)
@@ -211,7 +211,7 @@ class APScheduler3Adapter:
 
     # Events of the scheduler
 
-    def _on_event(self, event: Any) -> None:
+    def _on_scheduler_event(self, event: Any) -> None:
         try:
             if event.code == EVENT_EXECUTOR_ADDED:
                 self._hook_executor(event.alias)

@@ -48,7 +48,7 @@ class MeasurementSink(Protocol):
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # by position, which is shorter when pickled
         self,
-        key: _Key,
+        key: _SubmissionKey,
         due: datetime,
         position: int,
         started: float,
@@ -78,13 +78,15 @@ def register_sink(sink: MeasurementSink) -> int:
     return sink_id
 
 
-def deliver_measurement(sink_id: int, key: _Key, due: datetime, *measurement: Any) -> datetime:
+def deliver_measurement(
+    sink_id: int, key: _SubmissionKey, due: datetime, *measurement: Any
+) -> datetime:
     """Pass a measurement on to its sink, if that exists, and return the plain run time."""
     sink = _sinks.get(sink_id)
     return due if sink is None else sink.receive_measurement(key, due, *measurement)
 
 
-_Key = tuple[str, int]
+_SubmissionKey = tuple[str, int]
 _sink_ids = itertools.count()
 _sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
@@ -132,7 +134,7 @@ class ChildRunTimes(list[datetime]):
         times: Sequence[datetime],
         carriers: Sequence[Mapping[str, str]],
         sink_id: int,
-        key: _Key,
+        key: _SubmissionKey,
     ) -> None:
         super().__init__(times)
         self._carriers = carriers

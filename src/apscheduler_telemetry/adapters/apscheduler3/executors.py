@@ -28,7 +28,7 @@ from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
 
-_Key = tuple[str, int]
+_SubmissionKey = tuple[str, int]
 """Identifies an open submission: the job's id, and the identity of the latest run time's object."""
 
 
@@ -75,18 +75,18 @@ class ExecutorHooks:
         self._unsubmitted = unsubmitted
         self.follower = follower
         # Bound once, as every run passes them.
-        self._get_job, self._on_event = events.jobs.get, follower.on_event
+        self._get_job, self._on_run_event = events.jobs.get, follower.on_run_event
         self._recorder = recorder
         self._errors = errors
         self._clock = clock
         # In the order of submission, which is the order in which a process pool starts them.
-        self._open: dict[_Key, Submission] = {}
+        self._open: dict[_SubmissionKey, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
         self.open(alias)
-        patches.patch(executor, "submit_job", self._patch_submit_job)
-        result_patches.patch(executor, "_run_job_success", self._patch_run_job_success)
-        result_patches.patch(executor, "_run_job_error", self._patch_run_job_error)
+        patches.patch(executor, "submit_job", self._wrap_submit_job)
+        result_patches.patch(executor, "_run_job_success", self._wrap_run_job_success)
+        result_patches.patch(executor, "_run_job_error", self._wrap_run_job_error)
         reset_in_forked_children(self)
 
     def reset_after_fork(self) -> None:
@@ -102,7 +102,7 @@ class ExecutorHooks:
 
     # The patches
 
-    def _patch_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
         create_submission, on_submitted = self._create_submission, self._loop.on_submitted
         executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
@@ -135,19 +135,19 @@ class ExecutorHooks:
         self._loop.add_user_code_boundary(submit_job.__code__)
         return submit_job
 
-    def _patch_run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
-        on_events = self._on_events
+    def _wrap_run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
+        on_result = self._on_result
 
         def run_job_success(job_id: str, events: Any) -> None:
             if isinstance(events, list):
                 result = events
             elif isinstance(events, Iterator):
-                self._pass_on_iterator(original, job_id, events)
+                self._pass_on_event_iterator(original, job_id, events)
                 return
             else:  # of a user's executor
                 result = list(events) if isinstance(events, Iterable) else []
             try:
-                on_events(job_id, result)
+                on_result(job_id, result)
             except Exception:  # noqa: BLE001
                 self._errors.exception("adapter")
             finally:  # also if Ctrl-C has come in between
@@ -155,10 +155,10 @@ class ExecutorHooks:
 
         return run_job_success
 
-    def _patch_run_job_error(self, original: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_run_job_error(self, original: Callable[..., None]) -> Callable[..., None]:
         def run_job_error(job_id: str, exc: BaseException, traceback: Any = None) -> None:
             try:
-                self._on_error(job_id, exc)
+                self._on_result_lost(job_id, exc)
             except Exception:  # noqa: BLE001
                 self._errors.exception("adapter")
             original(job_id, exc, traceback)
@@ -197,7 +197,7 @@ class ExecutorHooks:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
             submission.assign_pool(pool)
-            if len(self._open) <= (_workers_of(pool) or 0):  # else it has to wait
+            if len(self._open) <= (_max_workers_of(pool) or 0):  # else it has to wait
                 self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._errors.exception("adapter")
@@ -212,34 +212,34 @@ class ExecutorHooks:
             if run.outcome is None:  # nor is it recorded, if Ctrl-C has come before that
                 self._recorder.run_submitted(run)
         if is_refusal:
-            self._finish_all(submission, Outcome.SKIPPED)
+            self._finish_runs(submission, Outcome.SKIPPED)
         else:
             self._abandon(submission, error)
 
     # Results
 
-    def _on_events(self, job_id: str, events: Sequence[Any]) -> None:
+    def _on_result(self, job_id: str, events: Sequence[Any]) -> None:
         try:
             submission = self._open.get((job_id, id(events[-1].scheduled_run_time)))
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
         if submission is None:
-            submission = self._find_by_events(job_id, events)
+            submission = self._find_submission_by_events(job_id, events)
             if submission is None:
                 return
-        runs, on_event = submission.runs, self._on_event
+        runs, on_run_event = submission.runs, self._on_run_event
         try:
             if len(events) == len(runs):
                 remaining = iter(events)  # for a single run, zip() takes three times as long
                 for run in runs:
-                    on_event(run, next(remaining))
+                    on_run_event(run, next(remaining))
             else:
                 self._match_events(submission, events)
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
             for run, event in zip(runs, events, strict=False):
                 run.finish(outcome_of(event))
-            self._finish_all(submission, Outcome.LOST)
+            self._finish_runs(submission, Outcome.LOST)
             raise
         finally:
             self._open.pop(submission.key, None)
@@ -251,10 +251,10 @@ class ExecutorHooks:
         for event in events:
             run = _find_run_of_event(event, submission.runs)
             if run is not None:
-                self.follower.on_event(run, event)
-        self._finish_all(submission, Outcome.LOST)  # those that no event is about
+                self.follower.on_run_event(run, event)
+        self._finish_runs(submission, Outcome.LOST)  # those that no event is about
 
-    def _pass_on_iterator(
+    def _pass_on_event_iterator(
         self, original: Callable[..., None], job_id: str, events: Iterator[Any]
     ) -> None:
         """Pass on events that can be read only once, each after it was recorded."""
@@ -264,11 +264,11 @@ class ExecutorHooks:
             for event in events:
                 try:
                     if not found:
-                        found.append(self._find_by_events(job_id, [event]))
+                        found.append(self._find_submission_by_events(job_id, [event]))
                     if found[0] is not None:
                         run = _find_run_of_event(event, found[0].runs)
                         if run is not None:
-                            self.follower.on_event(run, event)
+                            self.follower.on_run_event(run, event)
                 except Exception:  # noqa: BLE001
                     self._errors.exception("adapter")
                 yield event
@@ -276,13 +276,13 @@ class ExecutorHooks:
         try:
             original(job_id, record_and_yield())
         finally:  # however many of them were read
-            submission = found[0] if found else self._find_by_events(job_id, ())
+            submission = found[0] if found else self._find_submission_by_events(job_id, ())
             if submission is not None:
-                self._finish_all(submission, Outcome.LOST)
+                self._finish_runs(submission, Outcome.LOST)
 
-    def _on_error(self, job_id: str, error: BaseException) -> None:
+    def _on_result_lost(self, job_id: str, error: BaseException) -> None:
         """Record that an executor got no result for one of the submissions of a job."""
-        waiting = [each for each in self._submissions_of(job_id) if not each.is_abandoned]
+        waiting = [each for each in self._iter_open_submissions(job_id) if not each.is_abandoned]
         submission = _find_submission_in_traceback(error, waiting)
         if submission is None and self._runs_before_patching[job_id]:  # the oldest, most likely
             self._runs_before_patching[job_id] -= 1
@@ -295,14 +295,14 @@ class ExecutorHooks:
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
         if submission.abandon() and self._open.pop(submission.key, None) is not None:
-            self._finish_all(submission, Outcome.LOST, error)
+            self._finish_runs(submission, Outcome.LOST, error)
 
     def on_abandoned_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
         if self._open.pop(submission.key, None) is not None:  # else `_abandon` was quicker
-            self._finish_all(submission, Outcome.LOST)
+            self._finish_runs(submission, Outcome.LOST)
 
-    def _finish_all(
+    def _finish_runs(
         self, submission: Submission, outcome: Outcome, error: BaseException | None = None
     ) -> None:
         """End the runs of a submission that have not ended."""
@@ -315,7 +315,7 @@ class ExecutorHooks:
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # as of `MeasurementSink`
         self,
-        key: _Key,
+        key: _SubmissionKey,
         due: datetime,
         position: int,
         started: float,
@@ -338,15 +338,15 @@ class ExecutorHooks:
 
     # Open submissions
 
-    def _find_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+    def _find_submission_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
         """Return the open submission that events are about, None if there is none."""
         if not events:
-            return next(self._submissions_of(job_id), None)
+            return next(self._iter_open_submissions(job_id), None)
         due = getattr(events[-1], "scheduled_run_time", None)
         submission = self._open.get((job_id, id(due)))
         if submission is not None:
             return submission
-        for submission in self._submissions_of(job_id):
+        for submission in self._iter_open_submissions(job_id):
             if due is None or _find_run_of_event(events[-1], submission.runs) is not None:
                 return submission
         if self._runs_before_patching[job_id]:
@@ -354,10 +354,10 @@ class ExecutorHooks:
             return None
         if not self._patches.is_active:
             return None  # it was submitted since, and is not ours
-        # `_on_error` has chosen the wrong one: it was another that got no result.
-        return next(self._submissions_of(job_id), None)
+        # `_on_result_lost` has chosen the wrong one: it was another that got no result.
+        return next(self._iter_open_submissions(job_id), None)
 
-    def _submissions_of(self, job_id: str) -> Iterator[Submission]:
+    def _iter_open_submissions(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""
         for key in list(self._open):  # a copy, as other threads change it
             if key[0] == job_id and (submission := self._open.get(key)) is not None:
@@ -374,7 +374,7 @@ class ExecutorHooks:
             return  # nothing starts in it any more
         now = self._clock()
         # At once, as other threads change it.
-        for submission in list(islice(self._open.values(), _workers_of(pool))):
+        for submission in list(islice(self._open.values(), _max_workers_of(pool))):
             run = submission.runs[0]
             if submission.pool is pool and not submission.is_late(run, now):
                 run.estimate_start(now)
@@ -412,7 +412,7 @@ def pool_of(executor: Any) -> Any:
     return getattr(executor, "executor", None) if pool is None else pool
 
 
-def _workers_of(pool: Any) -> int | None:
+def _max_workers_of(pool: Any) -> int | None:
     # Neither APScheduler nor concurrent.futures has a public name for it.
     return getattr(pool, "_max_workers", None)
 
@@ -421,7 +421,7 @@ def capacity(executor: Any) -> float:
     """Return how many runs an executor can work on at once; infinity if nothing limits it."""
     if isinstance(executor, DebugExecutor):
         return 1
-    limit = _workers_of(pool_of(executor))
+    limit = _max_workers_of(pool_of(executor))
     if limit is None:
         # Twisted's reactor makes its pool when it is first asked for; that must not be by us.
         pool = getattr(getattr(executor, "_reactor", None), "threadpool", None)

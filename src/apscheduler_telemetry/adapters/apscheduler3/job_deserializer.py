@@ -15,7 +15,7 @@ from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.model import ErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
 
-_METHOD = "_reconstitute_job"
+_DESERIALIZE_METHOD = "_reconstitute_job"
 """The method of all persistent stores of APScheduler 3, and of django-apscheduler's."""
 
 
@@ -60,20 +60,20 @@ class JobDeserializer:
         self._store = store
         self._patches = patches
         self._recorder = recorder
-        self._thread = _ThreadState()
-        self.is_supported = hasattr(store, _METHOD)
+        self._thread_state = _DeserializationState()
+        self.is_supported = hasattr(store, _DESERIALIZE_METHOD)
         if self.is_supported:
-            patches.patch(store, _METHOD, self._catch_failures)
+            patches.patch(store, _DESERIALIZE_METHOD, self._wrap_reconstitute_job)
 
-    def deserialize(self, state: bytes) -> Any:
+    def deserialize_job(self, state: bytes) -> Any:
         """Return the job with this pickled state, or an `UndeserializableJob`."""
         with self.preserve_rows():
-            return getattr(self._store, _METHOD)(state)
+            return getattr(self._store, _DESERIALIZE_METHOD)(state)
 
     @property
     def is_preserving_rows(self) -> bool:
         """Whether this thread is in the context of `preserve_rows`."""
-        return self._thread.is_preserving
+        return self._thread_state.is_preserving
 
     def preserve_rows(self) -> AbstractContextManager[None]:
         """
@@ -81,7 +81,7 @@ class JobDeserializer:
 
         This holds for the current thread, in which telemetry reads the store.
         """
-        return self._thread.preserve_rows()
+        return self._thread_state.preserve_rows()
 
     def count_failures(self) -> AbstractContextManager[FailureCount]:
         """
@@ -89,26 +89,26 @@ class JobDeserializer:
 
         A lookup of a single job is no listing: it raises, and deletes nothing.
         """
-        return self._thread.count_failures()
+        return self._thread_state.count_failures()
 
-    def _catch_failures(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        thread, patches, recorder = self._thread, self._patches, self._recorder
+    def _wrap_reconstitute_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        thread_state, patches, recorder = self._thread_state, self._patches, self._recorder
 
         def reconstitute_job(*args: Any, **kwargs: Any) -> Any:
             try:
                 return original(*args, **kwargs)
             except BaseException:  # as the store does, before it deletes the row
-                if thread.is_preserving:
+                if thread_state.is_preserving:
                     return UndeserializableJob()
-                if thread.failures is not None and patches.is_active:
-                    thread.failures.increment()
+                if thread_state.failures is not None and patches.is_active:
+                    thread_state.failures.increment()
                     recorder.count_scheduler_error(ErrorKind.RESTORE)
                 raise
 
         return reconstitute_job
 
 
-class _ThreadState(threading.local):
+class _DeserializationState(threading.local):
     is_preserving = False
     failures: FailureCount | None = None
 

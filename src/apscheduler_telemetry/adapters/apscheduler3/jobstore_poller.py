@@ -111,7 +111,7 @@ class JobStorePoller:
         self._reader: JobStoreReader | None = None
         self._poll_token = object()
         self._is_failing = False
-        self._undeserializable: dict[str, float | None] = {}
+        self._undeserializable_next_runs: dict[str, float | None] = {}
         self.is_waiting_for_pass = False
 
     def start(self) -> None:
@@ -119,10 +119,10 @@ class JobStorePoller:
         if self._is_local:
             # This is quick, and the lists of a memory store must not change meanwhile.
             with self._scheduler._jobstores_lock:  # noqa: SLF001
-                self._record_events_lazily()
+                self._read_store_reporting_errors()
             return
-        self.cancel()
-        self._undeserializable = {}
+        self.cancel_reading()
+        self._undeserializable_next_runs = {}
         self._is_failing = False
         self._reader = None
         try:
@@ -135,7 +135,7 @@ class JobStorePoller:
             # In another thread: a slow server must not hold up start() or make a due job late.
             self._schedule_reading(0)
 
-    def cancel(self) -> None:
+    def cancel_reading(self) -> None:
         """Cancel the reading that is scheduled."""
         self._poll_token = object()
 
@@ -150,9 +150,9 @@ class JobStorePoller:
         The store has just ended a transaction of its own there, so that ours disturbs none.
         """
         self.is_waiting_for_pass = False
-        self._record_events_lazily()
+        self._read_store_reporting_errors()
 
-    def _record_events_lazily(self) -> None:
+    def _read_store_reporting_errors(self) -> None:
         try:
             self._read_store()
         except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
@@ -161,21 +161,21 @@ class JobStorePoller:
     # In the background
 
     def _schedule_reading(self, seconds: float) -> None:
-        get_poller, generation = weakref.ref(self), self._poll_token
+        get_poller, token = weakref.ref(self), self._poll_token
 
         def read() -> None:
             # Weakly: this may wait for long, and must not keep the scheduler alive.
             poller = get_poller()
-            if poller is not None and poller._poll_token is generation:  # noqa: SLF001  # ours
-                poller._poll()  # noqa: SLF001
+            if poller is not None and poller._poll_token is token:  # noqa: SLF001  # ours
+                poller._poll_and_reschedule()  # noqa: SLF001
 
         self._worker.submit(COMPONENT, read, after=seconds)
 
-    def _poll(self) -> None:
+    def _poll_and_reschedule(self) -> None:
         """Read the store, and schedule the next reading if there is to be one."""
-        if not self._is_readable:
+        if not self._is_reading_allowed:
             return
-        start = time.perf_counter()
+        started_at = time.perf_counter()
         is_finished = False
         try:
             self._read_store()
@@ -185,11 +185,11 @@ class JobStorePoller:
         except Exception:  # noqa: BLE001  # the next reading may succeed
             self._errors.exception(COMPONENT)
         if not is_finished:
-            spent = time.perf_counter() - start
+            spent = time.perf_counter() - started_at
             self._schedule_reading(max(self.POLL_INTERVAL, spent / self.MAX_DUTY_CYCLE))
 
     @property
-    def _is_readable(self) -> bool:
+    def _is_reading_allowed(self) -> bool:
         """Whether the scheduler runs, in this process: a fork must not use its connections."""
         is_running = self._scheduler.state != STATE_STOPPED and self._loop.pid == os.getpid()
         return is_running and self._patches.is_active and self._changes.alias is not None
@@ -214,8 +214,8 @@ class JobStorePoller:
 
     def _read_store(self) -> None:
         """Read the store once, if it may be read."""
-        start = self._clock()
-        reading = self._changes.start_reading() if self._is_readable else None
+        read_at = self._clock()
+        reading = self._changes.start_reading() if self._is_reading_allowed else None
         if reading is None:
             return
         try:
@@ -225,13 +225,13 @@ class JobStorePoller:
                 self._read_changed_jobs(reading, self._reader)
         finally:
             self._changes.end_reading(reading)
-        self._recorder.jobstore_read(reading.alias, start)
+        self._recorder.jobstore_read(reading.alias, read_at)
         self._is_failing = False
 
     def _read_all_jobs(self, reading: Reading) -> None:
         """Read all jobs through the store itself, which deserializes each of them."""
         known = self._known_jobs(reading)
-        with _store_errors(), self._deserializer.preserve_rows():
+        with _convert_store_errors(), self._deserializer.preserve_rows():
             jobs = list(self._store.get_all_jobs())
         found = [job for job in jobs if not isinstance(job, UndeserializableJob)]
         for job in found:
@@ -245,7 +245,7 @@ class JobStorePoller:
         """Ask the store for the next run of each job, and for the jobs whose next run changed."""
         known = self._known_jobs(reading)
         try:
-            with _store_errors():
+            with _convert_store_errors():
                 next_runs = reader.fetch_next_runs()
             changed = [
                 job_id
@@ -253,7 +253,7 @@ class JobStorePoller:
                 if self._has_changed(known.get(job_id), job_id, next_run)
             ]
             for start in range(0, len(changed), BATCH_SIZE):
-                with _store_errors():
+                with _convert_store_errors():
                     states = reader.fetch_states(changed[start : start + BATCH_SIZE])
                 for job_id, state in states:
                     self._apply_state(job_id, state, next_runs[job_id], reading)
@@ -262,17 +262,20 @@ class JobStorePoller:
         vanished = [tracked for job_id, tracked in known.items() if job_id not in next_runs]
         # Another process removes one job or another. If none is left of several, the store has
         # lost them: removing all jobs at once is no usual way to cancel runs.
-        is_lock_file_deleted = not next_runs and len(vanished) > 1
-        removal = Removal.FAILED if is_lock_file_deleted else Removal.CANCELLED
+        is_store_emptied = not next_runs and len(vanished) > 1
+        removal = Removal.FAILED if is_store_emptied else Removal.CANCELLED
         self._apply_removals(vanished, reading, removal)
-        for job_id in self._undeserializable.keys() - next_runs:
-            del self._undeserializable[job_id]
+        for job_id in self._undeserializable_next_runs.keys() - next_runs:
+            del self._undeserializable_next_runs[job_id]
 
     def _known_jobs(self, reading: Reading) -> dict[Hashable, TrackedJob]:
         return {tracked.key[1]: tracked for tracked in self._events.jobs.in_jobstore(reading.alias)}
 
     def _has_changed(self, tracked: TrackedJob | None, job_id: str, next_run: float | None) -> bool:
-        if job_id in self._undeserializable and self._undeserializable[job_id] == next_run:
+        if (
+            job_id in self._undeserializable_next_runs
+            and self._undeserializable_next_runs[job_id] == next_run
+        ):
             return False  # it could not be deserialized this time either
         if tracked is None:
             return True
@@ -283,9 +286,9 @@ class JobStorePoller:
     def _apply_state(
         self, job_id: str, state: bytes, next_run: float | None, reading: Reading
     ) -> None:
-        job = self._deserializer.deserialize(state)
+        job = self._deserializer.deserialize_job(state)
         if isinstance(job, UndeserializableJob):
-            self._undeserializable[job_id] = next_run
+            self._undeserializable_next_runs[job_id] = next_run
         else:
             self._apply_job(job, reading)
 
@@ -311,7 +314,7 @@ class _JobStoreError(Exception):
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def _convert_store_errors() -> Iterator[None]:
     """Tell failures of the store from failures of telemetry."""
     try:
         yield

@@ -70,7 +70,7 @@ class JobStoreHooks:
         self._loop = loop
         self._recorder = recorder
         self._errors = errors
-        self._get_due_jobs = store.get_due_jobs
+        self._original_get_due_jobs = store.get_due_jobs
         self._changes = JobStoreChanges()
         self.open(alias)
         self._deserializer = JobDeserializer(store, patches=patches, recorder=recorder)
@@ -103,7 +103,7 @@ class JobStoreHooks:
     def close(self) -> None:
         """Note that the store was removed from the scheduler."""
         self._changes.close()
-        self._poller.cancel()
+        self._poller.cancel_reading()
 
     def read(self) -> None:
         """Read the jobs that are in the store, as the scheduler has started."""
@@ -117,37 +117,37 @@ class JobStoreHooks:
 
     def _patch_store(self) -> None:
         patch, store = self._patches.patch, self._store
-        patch(store, "add_job", self._record_added_job)
-        patch(store, "update_job", self._record_updated_job)
-        patch(store, "remove_job", self._record_removed_job)
-        patch(store, "remove_all_jobs", self._record_removed_jobs)
-        patch(store, "get_due_jobs", self._record_due_jobs)
-        patch(store, "get_all_jobs", self._record_deleted_rows)
+        patch(store, "add_job", self._wrap_add_job)
+        patch(store, "update_job", self._wrap_update_job)
+        patch(store, "remove_job", self._wrap_remove_job)
+        patch(store, "remove_all_jobs", self._wrap_remove_all_jobs)
+        patch(store, "get_due_jobs", self._wrap_get_due_jobs)
+        patch(store, "get_all_jobs", self._wrap_get_all_jobs)
         if type(store) is not MemoryJobStore:  # which cannot fail, and is called in every pass
-            patch(store, "get_next_run_time", self._count_errors)
+            patch(store, "get_next_run_time", self._wrap_counting_errors)
 
-    def _record_added_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _wrap_add_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def add_job(job: Any) -> None:
             with self._changes.track_job(job.id):
                 original(job)
-                self._notify(self._events.on_job_added, job)
+                self._call_with_alias(self._events.on_job_added, job)
 
         return add_job
 
-    def _record_updated_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
-        update_counting_errors = self._count_errors(original)
+    def _wrap_update_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+        update_counting_errors = self._wrap_counting_errors(original)
 
         def update_job(job: Any) -> None:
             if not self._loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
             with self._changes.track_job(job.id):
                 update_counting_errors(job)
-                self._notify(self._events.on_job_updated, job)
+                self._call_with_alias(self._events.on_job_updated, job)
 
-        return update_job if self.persistent else self._record_advanced_job(original, update_job)
+        return update_job if self.persistent else self._wrap_memory_update_job(original, update_job)
 
-    def _record_advanced_job(
-        self, original: Callable[[Any], None], update_otherwise: Callable[[Any], None]
+    def _wrap_memory_update_job(
+        self, original: Callable[[Any], None], fallback: Callable[[Any], None]
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
@@ -157,12 +157,12 @@ class JobStoreHooks:
         def update_job(job: Any) -> None:
             submission = take_submission(job)
             if submission is None or not patches.is_active:
-                update_otherwise(job)
+                fallback(job)
                 return
             try:
                 original(job)
             except BaseException:
-                self._count_error()
+                self._count_jobstore_error()
                 raise
             try:
                 on_job_advanced(submission.tracked, job, changes.alias)
@@ -171,36 +171,36 @@ class JobStoreHooks:
 
         return update_job
 
-    def _record_removed_job(self, original: Callable[[str], None]) -> Callable[[str], None]:
-        remove_counting_errors = self._count_errors(original)
+    def _wrap_remove_job(self, original: Callable[[str], None]) -> Callable[[str], None]:
+        remove_counting_errors = self._wrap_counting_errors(original)
 
         def remove_job(job_id: str) -> None:
             if not self._loop.is_running_own_code:
                 self._track_before_change(job_id)
             with self._changes.track_job(job_id):
                 remove_counting_errors(job_id)
-                self._notify(self._events.on_job_removed, job_id)
+                self._call_with_alias(self._events.on_job_removed, job_id)
 
         return remove_job
 
-    def _record_removed_jobs(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _wrap_remove_all_jobs(self, original: Callable[[], None]) -> Callable[[], None]:
         def remove_all_jobs() -> None:
             if self._scheduler.state == STATE_STOPPED:
                 # A memory store empties itself when the scheduler is shut down. That cancels no
                 # run: a process that ends and never comes back must be noticed.
                 original()
                 return
-            self._track_due_before_removal()
+            self._track_due_jobs_before_removal()
             with self._changes.track_all_jobs():
                 original()
-                self._notify(self._events.on_all_jobs_removed)
+                self._call_with_alias(self._events.on_all_jobs_removed)
 
         return remove_all_jobs
 
-    def _record_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
+    def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         patches, loop = self._patches, self._loop
         set_due_jobs, on_due_jobs = loop.set_due_jobs, self._events.on_due_jobs
-        list_due_jobs = self._sync_due_jobs(original) if self.persistent else original
+        list_due_jobs = self._wrap_get_due_jobs_with_sync(original) if self.persistent else original
 
         def get_due_jobs(now: datetime) -> Any:
             if not patches.is_active:
@@ -215,7 +215,7 @@ class JobStoreHooks:
                 if type(jobs) is not list:
                     jobs = _to_sequence(jobs)
             except BaseException:
-                self._count_error()
+                self._count_jobstore_error()
                 raise
             try:
                 set_due_jobs(jobs)
@@ -228,19 +228,21 @@ class JobStoreHooks:
 
         return get_due_jobs
 
-    def _sync_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
+    def _wrap_get_due_jobs_with_sync(
+        self, original: Callable[[datetime], Any]
+    ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
             with self._changes.track_listing():
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original(now))
-                self._notify(self._events.sync_due_jobs, jobs)
+                self._call_with_alias(self._events.sync_due_jobs, jobs)
                 if failures.total:
-                    self._notify(self._remove_deleted_jobs, jobs, now)
+                    self._call_with_alias(self._record_undeserializable_jobs, jobs, now)
             return jobs
 
         return list_due_jobs
 
-    def _record_deleted_rows(self, original: Callable[[], Any]) -> Callable[[], Any]:
+    def _wrap_get_all_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
@@ -248,33 +250,33 @@ class JobStoreHooks:
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:
-                    self._notify(self._remove_deleted_jobs, jobs, None)
+                    self._call_with_alias(self._record_undeserializable_jobs, jobs, None)
             return jobs
 
         return get_all_jobs
 
-    def _count_errors(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_counting_errors(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             try:
                 return original(*args)
             except BaseException:
-                self._count_error()
+                self._count_jobstore_error()
                 raise
 
         return call
 
-    def _count_error(self) -> None:
+    def _count_jobstore_error(self) -> None:
         # The user's code gets the exception; the loop only logs it, or ends with it.
         if self._patches.is_active and self._loop.is_running_own_code:
             self._recorder.count_scheduler_error(ErrorKind.JOBSTORE)
 
-    def _notify(self, notify: Callable[..., object], *args: Any) -> None:
-        """Call `notify` with `args` and the store's alias, if it is in the scheduler."""
+    def _call_with_alias(self, handler: Callable[..., object], *args: Any) -> None:
+        """Call `handler` with `args` and the store's alias, if it is in the scheduler."""
         alias = self.alias
         if alias is None or not self._patches.is_active:
             return
         try:
-            notify(*args, alias)
+            handler(*args, alias)
         except Exception:  # noqa: BLE001
             self._errors.exception(COMPONENT)
 
@@ -296,25 +298,25 @@ class JobStoreHooks:
         except Exception:  # noqa: BLE001  # the change itself will raise it, if it concerns the user
             return
         if job is not None:
-            self._notify(self._events.on_job_discovered, job)
+            self._call_with_alias(self._events.on_job_discovered, job)
 
-    def _track_due_before_removal(self) -> None:
+    def _track_due_jobs_before_removal(self) -> None:
         """Do the same for all jobs that are due, before all jobs are removed."""
         alias = self.alias
         if alias is None or not self._deserializer.is_supported or not self._patches.is_active:
             return
         try:
             with self._deserializer.preserve_rows():  # so that nothing is deleted or logged
-                jobs = list(self._get_due_jobs(datetime.now(self._scheduler.timezone)))
+                jobs = list(self._original_get_due_jobs(datetime.now(self._scheduler.timezone)))
         except Exception:  # noqa: BLE001  # as above
             return
         for job in jobs:
             if isinstance(job, UndeserializableJob):
                 continue
             if self._events.jobs.get((alias, job.id)) is None:
-                self._notify(self._events.on_job_discovered, job)
+                self._call_with_alias(self._events.on_job_discovered, job)
 
-    def _remove_deleted_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
+    def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
         """
         Note which jobs the store has just deleted, as it could not deserialize them.
 

@@ -43,18 +43,18 @@ class PatchSet:
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def patch(self, owner: Any, name: str, replace: Callable[[Any], Any]) -> None:
+    def patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         """
         Replace an attribute of an object.
 
         Args:
             owner: the object.
             name: of the attribute, which must exist.
-            replace: takes the attribute as it is now, and returns its replacement.
+            wrap: takes the attribute as it is now, and returns its replacement.
         """
         original = getattr(owner, name)
-        replacement = replace(original)
-        previous = original if _is_own(owner, name, original) else _INHERITED
+        replacement = wrap(original)
+        previous = original if _is_own_attribute(owner, name, original) else _INHERITED
         setattr(owner, name, replacement)
         patch = _reference(owner), name, _reference(replacement), _reference(previous)
         with self._lock:
@@ -79,10 +79,10 @@ class PatchSet:
                 continue
             if getattr(owner, name, None) is not replacement:
                 if isinstance(replacement, FunctionType):
-                    _outlived[replacement] = get_previous
+                    _irremovable_replacements[replacement] = get_previous
                 continue
-            while isinstance(previous, FunctionType) and previous in _outlived:
-                previous = _outlived[previous]()
+            while isinstance(previous, FunctionType) and previous in _irremovable_replacements:
+                previous = _irremovable_replacements[previous]()
             if previous is _INHERITED:
                 delattr(owner, name)
             else:
@@ -94,7 +94,7 @@ class PatchSet:
             return self._patches.pop() if self._patches else None
 
 
-def _is_own(owner: Any, name: str, attribute: Any) -> bool:
+def _is_own_attribute(owner: Any, name: str, attribute: Any) -> bool:
     """
     Tell whether an object has an attribute of its own, and not from its class.
 
@@ -113,7 +113,7 @@ _Reference = Callable[[], Any]
 _Patch = tuple[_Reference, str, _Reference, _Reference]
 """The owner, the name of its attribute, the replacement, and what was there before."""
 
-_outlived: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
+_irremovable_replacements: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
 """
 Replacements that could not be taken out, with what was there before them.
 

@@ -98,7 +98,7 @@ class RunFollower:
         carriers = [self.observers.inject(run) for run in runs]
         return carriers if any(carriers) else ()
 
-    def on_event(self, run: Run, event: Any) -> None:
+    def on_run_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
         error = None
         try:

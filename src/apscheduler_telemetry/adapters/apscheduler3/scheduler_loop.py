@@ -99,21 +99,21 @@ class SchedulerLoop:
     def install(self) -> None:
         """Patch the scheduler."""
         scheduler, patches = self._scheduler, self._patches
-        patches.patch(scheduler, "_process_jobs", self._patch_process_jobs)
-        patches.patch(scheduler, "wakeup", self._patch_wakeup)
+        patches.patch(scheduler, "_process_jobs", self._wrap_process_jobs)
+        patches.patch(scheduler, "wakeup", self._wrap_wakeup)
         # Threads and greenlets have the one, event loops the other.
-        for name, replace in (
-            ("_main_loop", self._patch_main_loop),
-            ("_start_timer", self._patch_start_timer),
+        for name, wrap in (
+            ("_main_loop", self._wrap_main_loop),
+            ("_start_timer", self._wrap_start_timer),
         ):
             if hasattr(scheduler, name):
-                patches.patch(scheduler, name, replace)
-        self.watch_logger()
+                patches.patch(scheduler, name, wrap)
+        self.patch_logger()
 
-    def watch_logger(self) -> None:
+    def patch_logger(self) -> None:
         """Watch the scheduler's logger, if it is not watched; a new configuration brings one."""
-        if not isinstance(self._scheduler._logger, _WatchedLogger):  # noqa: SLF001
-            self._patches.patch(self._scheduler, "_logger", self._patch_logger)
+        if not isinstance(self._scheduler._logger, _ListenerErrorLogger):  # noqa: SLF001
+            self._patches.patch(self._scheduler, "_logger", self._wrap_logger)
 
     # For the patches of executors and job stores
 
@@ -187,8 +187,8 @@ class SchedulerLoop:
         """
         self.is_pass_unpatched = True
         logger = self._scheduler._logger  # noqa: SLF001
-        if isinstance(logger, _WatchedLogger):
-            logger.watch_passes()
+        if isinstance(logger, _ListenerErrorLogger):
+            logger.detect_pass_ends()
         self._on_pass_start()
 
     def on_unpatched_pass_end(self) -> None:
@@ -215,7 +215,7 @@ class SchedulerLoop:
 
     # The patches
 
-    def _patch_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
+    def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
         clear_context, restore_context = self._clear_context, self._restore_context
         on_pass_start, on_pass_end = self._on_pass_start, self._on_pass_end
@@ -261,7 +261,7 @@ class SchedulerLoop:
         self.pass_thread = self._pass_started_at = self.submitted_job = self.submission = None
         self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
-    def _patch_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
             if self._planned_pass is None:  # where the pass does not return it, as in Qt
@@ -269,14 +269,14 @@ class SchedulerLoop:
 
         return start_timer
 
-    def _patch_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _wrap_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
             self._planned_pass = self._monotonic(), 0
             original()
 
         return wakeup
 
-    def _patch_main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _wrap_main_loop(self, original: Callable[[], None]) -> Callable[[], None]:
         def main_loop() -> None:
             try:
                 original()
@@ -287,8 +287,8 @@ class SchedulerLoop:
 
         return main_loop
 
-    def _patch_logger(self, original: Any) -> Any:
-        return _WatchedLogger(original, self)
+    def _wrap_logger(self, original: Any) -> Any:
+        return _ListenerErrorLogger(original, self)
 
     # Liveness
 
@@ -378,7 +378,7 @@ def _event_loop_of(scheduler: Any) -> Any:
     return getattr(scheduler, "_eventloop", None)
 
 
-class _WatchedLogger:
+class _ListenerErrorLogger:
     """
     The scheduler's logger, which notices when a listener has failed.
 
@@ -393,9 +393,9 @@ class _WatchedLogger:
     def __init__(self, logger: Any, loop: SchedulerLoop) -> None:
         vars(self).update(_logger=logger, _loop=loop)
 
-    def watch_passes(self) -> None:
+    def detect_pass_ends(self) -> None:
         """Notice from now on also when a pass writes to the log."""
-        object.__setattr__(self, "__class__", _PassWatchingLogger)
+        object.__setattr__(self, "__class__", _PassEndLogger)
 
     @property
     def exception(self) -> Any:
@@ -414,7 +414,7 @@ class _WatchedLogger:
         return getattr(self._logger, name)
 
 
-class _PassWatchingLogger(_WatchedLogger):
+class _PassEndLogger(_ListenerErrorLogger):
     """Notices also when a pass writes to it, for schedulers whose passes bypass the patch."""
 
     @property
