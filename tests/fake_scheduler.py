@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
-from apscheduler_telemetry.adapters.base import AdapterServices
+from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome, RunError
 from apscheduler_telemetry.core.records import JobRecord, Run
 
@@ -55,9 +55,9 @@ class QueueScheduler:
 class QueueSchedulerAdapter:
     """Watches a `QueueScheduler`."""
 
-    def __init__(self, scheduler: Any, services: AdapterServices) -> None:
+    def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:
         self._scheduler: QueueScheduler = scheduler
-        self._services = services
+        self._dependencies = dependencies
         self._originals: dict[str, Any] = {}
         self._started_at: float | None = None
         self._last_wakeup: float | None = None
@@ -74,13 +74,13 @@ class QueueSchedulerAdapter:
         for name in ("start", "enqueue_due", "call"):
             self._originals[name] = getattr(self._scheduler, name)
             setattr(self._scheduler, name, getattr(self, f"_{name}"))
-        self._services.recorder.jobstore_added("queue", is_local=True)
-        self._services.recorder.executor_added("workers", lambda: 1)
+        self._dependencies.recorder.jobstore_added("queue", is_local=True)
+        self._dependencies.recorder.executor_added("workers", lambda: 1)
 
     def uninstall(self) -> None:
         for name in self._originals:
             delattr(self._scheduler, name)
-        self._services.observers.stop(lambda: None)  # a run that is under way ends in `_call`
+        self._dependencies.observers.stop(lambda: None)  # a run that is under way ends in `_call`
 
     @property
     def started_at(self) -> float | None:
@@ -101,7 +101,7 @@ class QueueSchedulerAdapter:
     def _start(self) -> None:
         self._originals["start"]()
         self._started_at = time.time()
-        self._services.on_start()
+        self._dependencies.on_scheduler_started()
         for job_id in self._scheduler.jobs:
             self._record(job_id)
 
@@ -109,10 +109,10 @@ class QueueSchedulerAdapter:
         self._originals["enqueue_due"](now)
         self._last_wakeup = time.time()
         for job_id, (_, next_run, _) in self._scheduler.jobs.items():
-            self._services.recorder.job_advanced(self._record(job_id), next_run)
+            self._dependencies.recorder.job_advanced(self._record(job_id), next_run)
 
     def _call(self, job_id: UUID, due: datetime, func: Callable[[], Any]) -> None:
-        recorder, observers = self._services.recorder, self._services.observers
+        recorder, observers = self._dependencies.recorder, self._dependencies.observers
         run = Run(self._record(job_id), due, "workers")
         recorder.run_submitted(run)
         outcome, error = Outcome.SUCCESS, None
@@ -132,7 +132,7 @@ class QueueSchedulerAdapter:
         observers.on_resolved(run)
 
     def _record(self, job_id: UUID) -> JobRecord:
-        known = self._services.recorder.job("queue", str(job_id))
+        known = self._dependencies.recorder.job("queue", str(job_id))
         if known is not None:
             return known
         func, next_run, _ = self._scheduler.jobs[job_id]
@@ -147,7 +147,7 @@ class QueueSchedulerAdapter:
             persistent=True,
             grace=60.0,
         )
-        return self._services.recorder.job_upserted(info, next_run)
+        return self._dependencies.recorder.job_upserted(info, next_run)
 
 
 def utc(seconds: float) -> datetime:

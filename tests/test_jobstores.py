@@ -356,7 +356,7 @@ def last_wakeup(seen: Watched) -> float | None:
 
 
 def poller_of(seen: Watched) -> JobStorePoller:
-    (hooks,) = adapter_of(seen.telemetry)._jobstores.values()
+    (hooks,) = adapter_of(seen.telemetry)._jobstore_hooks.values()
     poller: JobStorePoller = hooks._poller
     return poller
 

@@ -1014,12 +1014,12 @@ class TestContextOfScheduler:
 
     def test_clear_and_restore(self, spans: Spans) -> None:
         """Nothing is current in between; without anything current there is nothing to restore."""
-        assert otel.clear_context() is None
+        assert otel.attach_empty_context() is None
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
-            token = otel.clear_context()
+            token = otel.attach_empty_context()
             assert token is not None
             assert trace.get_current_span() is trace.INVALID_SPAN
-            otel.restore_context(token)
+            otel.detach_context(token)
             assert trace.get_current_span() is request
 
     def test_suppress_tracing(self, spans: Spans) -> None:

@@ -16,7 +16,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from apscheduler_telemetry.adapters.base import AdapterServices, SchedulerAdapter
+from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerAdapter
 from apscheduler_telemetry.adapters.registry import find_adapter_class
 from apscheduler_telemetry.config import Config
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
@@ -33,8 +33,8 @@ from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.export.otel_traces import (
     OriginPropagator,
     SpanObserver,
-    clear_context,
-    restore_context,
+    attach_empty_context,
+    detach_context,
     suppress_tracing,
 )
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
@@ -136,7 +136,7 @@ class Telemetry:
             )
             self._exporters.append(otel_exporter)
             observers.append(otel_metrics.HistogramObserver(otel_exporter))
-        services = AdapterServices(
+        dependencies = AdapterDependencies(
             recorder=recorder,
             observers=ObserverGroup(errors, observers),
             errors=errors,
@@ -151,17 +151,17 @@ class Telemetry:
             origins=OriginPropagator(propagate_baggage=config.propagate_baggage),
             context_store=config.context_store,
             capture=config.capture,
-            clear_context=clear_context,
-            restore_context=restore_context,
+            attach_empty_context=attach_empty_context,
+            detach_context=detach_context,
             suppress_tracing=suppress_tracing,
-            on_start=self._on_scheduler_started,
-            on_stop=self._on_scheduler_stopped,
+            on_scheduler_started=self._on_scheduler_started,
+            on_scheduler_stopped=self._on_scheduler_stopped,
         )
         self._exported_scheduler = _ExportedScheduler(
             config.name,
             recorder=recorder,
             errors=errors,
-            adapter=adapter_class(scheduler, services),
+            adapter=adapter_class(scheduler, dependencies),
             is_declared_singleton=config.singleton,
         )
         try:

@@ -37,7 +37,7 @@ class OriginPropagator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterServices:
+class AdapterDependencies:
     """
     What an adapter may call.
 
@@ -50,11 +50,11 @@ class AdapterServices:
         origins: knows where a job is added, for its runs to link to.
         context_store: keeps that across restarts; None if it is not to be kept.
         capture: which of a job's own data may be exported.
-        clear_context: makes no OpenTelemetry context current, and returns what was, or None.
-        restore_context: takes that, unless it is None, and makes it current again.
+        attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
+        detach_context: takes that, unless it is None, and makes it current again.
         suppress_tracing: a context manager under which nothing is current and no span is made.
-        on_start: to be called when the scheduler is started.
-        on_stop: to be called when the scheduler was shut down.
+        on_scheduler_started: to be called when the scheduler is started.
+        on_scheduler_stopped: to be called when the scheduler was shut down.
     """
 
     recorder: Recorder
@@ -65,17 +65,17 @@ class AdapterServices:
     origins: OriginPropagator
     context_store: MutableMapping[str, str] | None
     capture: Capture
-    clear_context: Callable[[], Any]
-    restore_context: Callable[[Any], None]
+    attach_empty_context: Callable[[], Any]
+    detach_context: Callable[[Any], None]
     suppress_tracing: Callable[[], AbstractContextManager[None]]
-    on_start: Callable[[], None]
-    on_stop: Callable[[], None]
+    on_scheduler_started: Callable[[], None]
+    on_scheduler_stopped: Callable[[], None]
 
 
 class SchedulerAdapter(SchedulerState, Protocol):
     """Watches one scheduler."""
 
-    def __init__(self, scheduler: Any, services: AdapterServices) -> None:
+    def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:
         """Prepare to watch a scheduler; nothing of it is touched before `install`."""
 
     @staticmethod
@@ -101,8 +101,8 @@ class SchedulerAdapter(SchedulerState, Protocol):
 class AutomaticInstrumentation(Protocol):
     """Calls back whenever a scheduler is started in this process, for zero code."""
 
-    def install(self, on_start: Callable[[Any], None]) -> None:
-        """Call `on_start` with each scheduler that runs already, and that is started later."""
+    def install(self, on_scheduler_start: Callable[[Any], None]) -> None:
+        """Call back with each scheduler that runs already, and that is started later."""
 
     def uninstall(self) -> None:
         """Stop calling back."""

@@ -34,7 +34,7 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
-from apscheduler_telemetry.adapters.base import AdapterServices
+from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import Liveness
 
 
@@ -44,35 +44,37 @@ class APScheduler3Adapter:
 
     Args:
         scheduler: the scheduler, started or not.
-        services: what the adapter may call.
+        dependencies: what the adapter may call.
     """
 
-    def __init__(self, scheduler: Any, services: AdapterServices) -> None:
+    def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:
         self._scheduler = scheduler
-        self._services = services
+        self._dependencies = dependencies
         self._patches = PatchSet()
         # Those of the methods by which executors report results. They stay longer than the others.
         self._result_patches = PatchSet()
         # By the identity of what they patch, which keeps them; weakly, as it may be removed from
         # the scheduler and forgotten.
-        self._executors: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
-        self._jobstores: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
-        recorder, errors = services.recorder, services.errors
-        self._worker = BackgroundWorker(errors, services.suppress_tracing)
-        self._links = TraceLinks(services.origins, services.context_store, self._worker, errors)
+        self._executor_hooks: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
+        self._jobstore_hooks: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
+        recorder, errors = dependencies.recorder, dependencies.errors
+        self._worker = BackgroundWorker(errors, dependencies.suppress_tracing)
+        self._links = TraceLinks(
+            dependencies.origins, dependencies.context_store, self._worker, errors
+        )
         self._loop = SchedulerLoop(
             scheduler,
             patches=self._patches,
             recorder=recorder,
-            observers=services.observers,
+            observers=dependencies.observers,
             errors=errors,
-            clear_context=services.clear_context,
-            restore_context=services.restore_context,
+            attach_empty_context=dependencies.attach_empty_context,
+            detach_context=dependencies.detach_context,
         )
         self._unsubmitted = UnsubmittedRuns(
             scheduler,
             recorder=recorder,
-            observers=services.observers,
+            observers=dependencies.observers,
             errors=errors,
             worker=self._worker,
         )
@@ -81,15 +83,15 @@ class APScheduler3Adapter:
             jobs=self._jobs,
             recorder=recorder,
             loop=self._loop,
-            describer=JobDescriber(services.labeller, services.policy, self._is_persistent),
+            describer=JobDescriber(dependencies.labeller, dependencies.policy, self._is_persistent),
             links=self._links,
             unsubmitted=self._unsubmitted,
             clock=time.time,
         )
         self._follower = RunFollower(
-            observers=services.observers,
+            observers=dependencies.observers,
             errors=errors,
-            capture=services.capture,
+            capture=dependencies.capture,
         )
 
     @staticmethod
@@ -128,12 +130,12 @@ class APScheduler3Adapter:
         these has ended, as nothing else tells that, and how.
         """
         self._patches.deactivate()
-        exit_warning.unwatch(self._scheduler)
+        exit_warning.unregister_exit_check(self._scheduler)
         self._links.flush(FLUSH_SECONDS)
-        self._worker.stop()
-        for hooks in list(self._jobstores.values()):
-            hooks.stop()
-        self._services.observers.stop(self._result_patches.restore)
+        self._worker.discard_tasks_and_stop()
+        for hooks in list(self._jobstore_hooks.values()):
+            hooks.stop_polling()
+        self._dependencies.observers.stop(self._result_patches.restore)
         self._patches.restore()
         self._scheduler.remove_listener(self._on_scheduler_event)
 
@@ -163,7 +165,9 @@ class APScheduler3Adapter:
 
     def _patch_scheduler(self) -> None:
         scheduler = self._scheduler
-        exit_warning.watch(scheduler, self._services.recorder, self._services.errors)
+        exit_warning.register_exit_check(
+            scheduler, self._dependencies.recorder, self._dependencies.errors
+        )
         self._loop.install()
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)
         self._patches.patch(scheduler, "_configure", self._wrap_configure)
@@ -181,8 +185,8 @@ class APScheduler3Adapter:
         for alias in list(scheduler._jobstores):  # noqa: SLF001
             self._hook_jobstore(alias)
         if scheduler.state != STATE_STOPPED:
-            self._loop.on_found_running()
-            self._read_jobstores()
+            self._loop.on_scheduler_found_running()
+            self._start_polling_jobstores()
 
     def _wrap_add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def add_job(*args: Any, **kwargs: Any) -> Any:
@@ -201,11 +205,11 @@ class APScheduler3Adapter:
                 return
             # It drops executors and job stores without an event, and takes another logger.
             self._loop.patch_logger()
-            recorder = self._services.recorder
+            recorder = self._dependencies.recorder
             for alias in recorder.executors().keys() - self._scheduler._executors:  # noqa: SLF001
                 recorder.executor_removed(alias)
             for alias in recorder.jobstores().keys() - self._scheduler._jobstores:  # noqa: SLF001
-                self._close_jobstore(alias)
+                self._on_jobstore_removed(alias)
 
         return configure
 
@@ -216,30 +220,30 @@ class APScheduler3Adapter:
             if event.code == EVENT_EXECUTOR_ADDED:
                 self._hook_executor(event.alias)
             elif event.code == EVENT_EXECUTOR_REMOVED:
-                self._services.recorder.executor_removed(event.alias)
+                self._dependencies.recorder.executor_removed(event.alias)
             elif event.code == EVENT_JOBSTORE_ADDED:
                 hooks = self._hook_jobstore(event.alias)
                 if self._scheduler.state != STATE_STOPPED:
-                    hooks.read()
+                    hooks.start_polling()
             elif event.code == EVENT_JOBSTORE_REMOVED:
-                self._close_jobstore(event.alias)
+                self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
-                self._loop.on_started()
+                self._loop.on_scheduler_started()
                 self._links.on_scheduler_started()
-                self._read_jobstores()
-                self._services.on_start()
+                self._start_polling_jobstores()
+                self._dependencies.on_scheduler_started()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
-                self._services.on_stop()
+                self._dependencies.on_scheduler_stopped()
         except Exception:  # noqa: BLE001  # a listener's error would count as the user's
-            self._services.errors.exception("adapter")
+            self._dependencies.errors.exception("adapter")
 
     def _hook_executor(self, alias: str) -> None:
         executor = self._scheduler._executors[alias]  # noqa: SLF001
-        hooks = self._executors.get(id(executor))
+        hooks = self._executor_hooks.get(id(executor))
         if hooks is not None:  # removed and added again
-            hooks.open(alias)
+            hooks.on_executor_added(alias)
             return
-        self._executors[id(executor)] = ExecutorHooks(
+        self._executor_hooks[id(executor)] = ExecutorHooks(
             scheduler=self._scheduler,
             executor=executor,
             alias=alias,
@@ -249,44 +253,44 @@ class APScheduler3Adapter:
             loop=self._loop,
             unsubmitted=self._unsubmitted,
             follower=self._follower,
-            recorder=self._services.recorder,
-            errors=self._services.errors,
+            recorder=self._dependencies.recorder,
+            errors=self._dependencies.errors,
             clock=time.time,
         )
 
     def _hook_jobstore(self, alias: str) -> JobStoreHooks:
         store = self._scheduler._jobstores[alias]  # noqa: SLF001
-        hooks = self._jobstores.get(id(store))
+        hooks = self._jobstore_hooks.get(id(store))
         if hooks is not None:  # removed and added again
-            hooks.open(alias)
+            hooks.on_jobstore_added(alias)
             return hooks
-        hooks = self._jobstores[id(store)] = JobStoreHooks(
+        hooks = self._jobstore_hooks[id(store)] = JobStoreHooks(
             scheduler=self._scheduler,
             store=store,
             alias=alias,
             patches=self._patches,
             events=self._events,
             loop=self._loop,
-            recorder=self._services.recorder,
-            errors=self._services.errors,
-            suppress_tracing=self._services.suppress_tracing,
+            recorder=self._dependencies.recorder,
+            errors=self._dependencies.errors,
+            suppress_tracing=self._dependencies.suppress_tracing,
             clock=time.time,
         )
         return hooks
 
-    def _close_jobstore(self, alias: str) -> None:
-        for hooks in list(self._jobstores.values()):
+    def _on_jobstore_removed(self, alias: str) -> None:
+        for hooks in list(self._jobstore_hooks.values()):
             if hooks.alias == alias:
-                hooks.close()
+                hooks.on_jobstore_removed()
         self._jobs.remove_jobstore(alias)
 
-    def _read_jobstores(self) -> None:
+    def _start_polling_jobstores(self) -> None:
         for store in list(self._scheduler._jobstores.values()):  # noqa: SLF001
-            self._jobstores[id(store)].read()
+            self._jobstore_hooks[id(store)].start_polling()
 
     def _is_persistent(self, alias: str) -> bool:
         store = self._scheduler._jobstores.get(alias)  # noqa: SLF001
-        hooks = self._jobstores.get(id(store))
+        hooks = self._jobstore_hooks.get(id(store))
         return hooks is not None and hooks.persistent
 
 

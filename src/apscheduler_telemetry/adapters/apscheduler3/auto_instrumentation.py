@@ -16,19 +16,21 @@ class StartPatch:
     """Patches the start of all schedulers; see `AutomaticInstrumentation` in `adapters.base`."""
 
     def __init__(self) -> None:
-        self._on_start: Callable[[Any], None] | None = None
+        self._on_scheduler_start: Callable[[Any], None] | None = None
         self._original: Any = None
         self._replacement: Any = None
 
-    def install(self, on_start: Callable[[Any], None]) -> None:
-        """Call `on_start` with each scheduler that runs already, and that is started later."""
-        self._on_start = on_start
+    def install(self, on_scheduler_start: Callable[[Any], None]) -> None:
+        """Call back with each scheduler that runs already, and that is started later."""
+        self._on_scheduler_start = on_scheduler_start
         self._original = original = BaseScheduler.start
 
         @functools.wraps(original)
         def start(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._on_start is not None:  # else another tool has wrapped this, so that it stays
-                self._on_start(scheduler)
+            if (
+                self._on_scheduler_start is not None
+            ):  # else another tool has wrapped this, so that it stays
+                self._on_scheduler_start(scheduler)
             return original(scheduler, *args, **kwargs)
 
         # Every scheduler of APScheduler 3 calls this, whatever its own start() does.
@@ -36,10 +38,10 @@ class StartPatch:
         # By type(), as isinstance() would wake lazy objects that only pretend to be something.
         for scheduler in [o for o in gc.get_objects() if issubclass(type(o), BaseScheduler)]:
             if getattr(scheduler, "state", STATE_STOPPED) != STATE_STOPPED:
-                on_start(scheduler)
+                on_scheduler_start(scheduler)
 
     def uninstall(self) -> None:
         """Stop calling back."""
-        self._on_start = None
+        self._on_scheduler_start = None
         if vars(BaseScheduler).get("start") is self._replacement:
             BaseScheduler.start = self._original

@@ -25,7 +25,7 @@ class BackgroundWorker:
 
     Args:
         errors: counts tasks that fail.
-        context: makes the context manager in which each task runs.
+        create_task_context: makes the context manager in which each task runs.
     """
 
     IDLE_SECONDS = 1.0
@@ -33,13 +33,13 @@ class BackgroundWorker:
     def __init__(
         self,
         errors: ErrorReporter,
-        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        create_task_context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._errors = errors
-        self._context = context
+        self._create_task_context = create_task_context
         self._lock = threading.RLock()
         self._tasks: list[_Task] = []
-        self._numbers = itertools.count()
+        self._task_numbers = itertools.count()
         self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_stopped = False
@@ -57,8 +57,8 @@ class BackgroundWorker:
         with self._lock:
             if self._is_stopped:
                 return
-            at = time.perf_counter() + after
-            heapq.heappush(self._tasks, _Task(at, next(self._numbers), component, task))
+            run_at = time.perf_counter() + after
+            heapq.heappush(self._tasks, _Task(run_at, next(self._task_numbers), component, task))
             if self._thread is None or not self._thread.is_alive():  # not alive: after a fork
                 self._wakeup = threading.Event()
                 self._thread = threading.Thread(
@@ -67,7 +67,7 @@ class BackgroundWorker:
                 self._thread.start()
             self._wakeup.set()
 
-    def stop(self) -> None:
+    def discard_tasks_and_stop(self) -> None:
         """Drop the tasks that have not begun; the thread ends after the one that runs."""
         with self._lock:
             self._is_stopped = True
@@ -86,13 +86,13 @@ class BackgroundWorker:
                         return
                     timeout = self.IDLE_SECONDS
                     continue
-                timeout = self._tasks[0].at - time.perf_counter()
+                timeout = self._tasks[0].run_at - time.perf_counter()
                 if timeout > 0:
                     continue
                 task = heapq.heappop(self._tasks)
                 timeout = 0.0
             try:
-                with self._context():
+                with self._create_task_context():
                     task.run()
             except Exception:  # noqa: BLE001
                 self._errors.exception(task.component)
@@ -100,7 +100,7 @@ class BackgroundWorker:
 
 
 class _Task(NamedTuple):
-    at: float
+    run_at: float
     number: int
     component: str
     run: Callable[[], None]

@@ -83,7 +83,7 @@ class ExecutorHooks:
         self._open: dict[_SubmissionKey, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
-        self.open(alias)
+        self.on_executor_added(alias)
         patches.patch(executor, "submit_job", self._wrap_submit_job)
         result_patches.patch(executor, "_run_job_success", self._wrap_run_job_success)
         result_patches.patch(executor, "_run_job_error", self._wrap_run_job_error)
@@ -93,7 +93,7 @@ class ExecutorHooks:
         """Forget the submissions of the parent, for which errors of the child could be taken."""
         self._open.clear()
 
-    def open(self, alias: str) -> None:
+    def on_executor_added(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
         self._alias = alias
         is_process_pool = isinstance(pool_of(self._executor), ProcessPool)

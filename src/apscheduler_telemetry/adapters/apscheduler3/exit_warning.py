@@ -20,7 +20,7 @@ from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
 
-def watch(scheduler: Any, recorder: Recorder, errors: ErrorReporter) -> None:
+def register_exit_check(scheduler: Any, recorder: Recorder, errors: ErrorReporter) -> None:
     """
     Check at the end of the process whether a scheduler has jobs to run.
 
@@ -33,17 +33,17 @@ def watch(scheduler: Any, recorder: Recorder, errors: ErrorReporter) -> None:
     """
     # By its identity, as a scheduler of the user's may not be hashable.
     key = id(scheduler)
-    _watched[key] = _Watched(
-        ref(scheduler, lambda _: _watched.pop(key, None)), ref(recorder), ref(errors)
+    _exit_checks[key] = _ExitCheck(
+        ref(scheduler, lambda _: _exit_checks.pop(key, None)), ref(recorder), ref(errors)
     )
 
 
-def unwatch(scheduler: Any) -> None:
+def unregister_exit_check(scheduler: Any) -> None:
     """Do not check a scheduler any more."""
-    _watched.pop(id(scheduler), None)
+    _exit_checks.pop(id(scheduler), None)
 
 
-def pending_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
+def scheduled_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
     """Return the warning to log if the process ended now, or None if there is no reason for one."""
     thread = getattr(scheduler, "_thread", None)
     if (
@@ -66,14 +66,14 @@ def pending_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
     )
 
 
-def _log_warnings() -> None:
-    for watched in list(_watched.values()):
-        scheduler, recorder = watched.get_scheduler(), watched.get_recorder()
-        errors = watched.get_errors()
+def _warn_of_scheduled_jobs() -> None:
+    for check in list(_exit_checks.values()):
+        scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
+        errors = check.error_reporter_ref()
         if scheduler is None or recorder is None or errors is None:
             continue
         try:
-            message = pending_jobs_warning(scheduler, recorder)
+            message = scheduled_jobs_warning(scheduler, recorder)
         except Exception:  # noqa: BLE001  # the end of the process must go on
             errors.exception("adapter")
             continue
@@ -81,13 +81,13 @@ def _log_warnings() -> None:
             logger.warning("%s", message)
 
 
-class _Watched(NamedTuple):
-    get_scheduler: ref[Any]
-    get_recorder: ref[Recorder]
-    get_errors: ref[ErrorReporter]
+class _ExitCheck(NamedTuple):
+    scheduler_ref: ref[Any]
+    recorder_ref: ref[Recorder]
+    error_reporter_ref: ref[ErrorReporter]
 
 
-_watched: dict[int, _Watched] = {}
+_exit_checks: dict[int, _ExitCheck] = {}
 # On import, so that functions which the application registers later run before: they may shut the
 # scheduler down. Python has joined all threads by then that are no daemons.
-atexit.register(_log_warnings)
+atexit.register(_warn_of_scheduled_jobs)

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 
 
-class _Change:
+class _StoreWideChange:
     """A change that concerns no single job."""
 
 
-_ALL_JOBS, _LISTING = _Change(), _Change()
+_ALL_JOBS, _LISTING = _StoreWideChange(), _StoreWideChange()
 
 
 class Reading:
@@ -31,7 +31,7 @@ class Reading:
         self._changed = set(changed)
 
     def add_change(self, changed: object) -> None:
-        """Note what is being changed: the id of a job, or a `_Change`."""
+        """Note what is being changed: the id of a job, or a `_StoreWideChange`."""
         self._changed.add(changed)
 
     def is_outdated(self, job_id: Hashable) -> bool:
@@ -58,38 +58,38 @@ class JobStoreChanges:
         renew_lock_after_fork(self)
 
     @synchronized
-    def open(self, alias: str) -> None:
+    def on_jobstore_added(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
         self.alias = alias
 
     @synchronized
-    def close(self) -> None:
+    def on_jobstore_removed(self) -> None:
         """Note that the scheduler does not have the store any more."""
         self.alias = None
 
     # By the hooks
 
-    def track_job(self, job_id: Hashable) -> AbstractContextManager[None]:
+    def mark_job_changing(self, job_id: Hashable) -> AbstractContextManager[None]:
         """Note that one job is being changed in this context."""
-        return _InProgress(self, job_id)
+        return _ChangeInProgress(self, job_id)
 
-    def track_all_jobs(self) -> AbstractContextManager[None]:
+    def mark_all_jobs_changing(self) -> AbstractContextManager[None]:
         """Note that all jobs are being changed in this context."""
-        return _InProgress(self, _ALL_JOBS)
+        return _ChangeInProgress(self, _ALL_JOBS)
 
-    def track_listing(self) -> AbstractContextManager[None]:
+    def mark_listing_in_progress(self) -> AbstractContextManager[None]:
         """Note that jobs are being listed in this context, which may delete some of them."""
-        return _InProgress(self, _LISTING)
+        return _ChangeInProgress(self, _LISTING)
 
     @synchronized
-    def begin(self, change: object) -> None:
-        """Note that a change begins: the id of a job, or a `_Change`."""
+    def begin_change(self, change: object) -> None:
+        """Note that a change begins: the id of a job, or a `_StoreWideChange`."""
         self._in_progress[change] = self._in_progress.get(change, 0) + 1
         for reading in self._readings:
             reading.add_change(change)
 
     @synchronized
-    def end(self, change: object) -> None:
+    def end_change(self, change: object) -> None:
         """Note that a change is over."""
         self._in_progress[change] -= 1
         if not self._in_progress[change]:
@@ -126,7 +126,7 @@ class JobStoreChanges:
             self.apply_job(reading, job_id, apply)
 
 
-class _InProgress(AbstractContextManager[None]):
+class _ChangeInProgress(AbstractContextManager[None]):
     """The context in which a change is in progress."""
 
     def __init__(self, changes: JobStoreChanges, change: object) -> None:
@@ -134,7 +134,7 @@ class _InProgress(AbstractContextManager[None]):
         self._change = change
 
     def __enter__(self) -> None:
-        self._changes.begin(self._change)
+        self._changes.begin_change(self._change)
 
     def __exit__(self, *_: object) -> None:
-        self._changes.end(self._change)
+        self._changes.end_change(self._change)

@@ -25,8 +25,8 @@ from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges, Reading
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
     BATCH_SIZE,
-    ConnectionNotShareableError,
     JobStoreReader,
+    SeparateConnectionUnsafeError,
     create_reader,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
@@ -127,7 +127,7 @@ class JobStorePoller:
         self._reader = None
         try:
             self._reader = create_reader(self._store)
-        except ConnectionNotShareableError:
+        except SeparateConnectionUnsafeError:
             self.is_waiting_for_pass = True
             return
         # Otherwise reading the store may delete rows that it cannot deserialize.
@@ -141,7 +141,7 @@ class JobStorePoller:
 
     def stop(self) -> None:
         """Read no more; this cannot be undone."""
-        self._worker.stop()
+        self._worker.discard_tasks_and_stop()
 
     def read_in_pass(self) -> None:
         """

@@ -28,7 +28,7 @@ class JobStoreReader(Protocol):
         """Close the connection; the next query opens another one."""
 
 
-class ConnectionNotShareableError(Exception):
+class SeparateConnectionUnsafeError(Exception):
     """
     The store can only be read over the scheduler's own connection.
 
@@ -45,7 +45,7 @@ def create_reader(store: Any) -> JobStoreReader | None:
     Return a reader of a job store, or None if its rows cannot be read.
 
     Raises:
-        ConnectionNotShareableError: the store must not be read over another connection.
+        SeparateConnectionUnsafeError: the store must not be read over another connection.
     """
     if _lists_like_base(store, "sqlalchemy", "SQLAlchemyJobStore", "_get_jobs"):
         return SQLAlchemyReader(store)
@@ -85,14 +85,14 @@ class SQLAlchemyReader:
 
         self._table = store.jobs_t
         self._store_engine = store.engine
-        self._engine: Any = None
-        self._connection: Any = None
+        self._own_engine: Any = None
+        self._own_connection: Any = None
         if isinstance(self._store_engine.pool, (StaticPool, SingletonThreadPool)):
             # One connection for all threads, on which our rollback would be the scheduler's too;
             # or a database in memory, where another connection has another database.
-            raise ConnectionNotShareableError
+            raise SeparateConnectionUnsafeError
         if self._store_engine.dialect.name == "sqlite":
-            self._check_sqlite()
+            self._reject_unsafe_sqlite()
 
     def fetch_next_runs(self) -> Mapping[str, float | None]:
         from sqlalchemy import select  # noqa: PLC0415
@@ -108,10 +108,10 @@ class SQLAlchemyReader:
         return map(tuple, self._fetch(query))
 
     def disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-            self._engine.dispose()
+        if self._own_connection is not None:
+            self._own_connection.close()
+            self._own_connection = None
+            self._own_engine.dispose()
 
     def _fetch(self, query: Any) -> Sequence[Any]:
         # All rows at once, to end the transaction: readers of SQLite lock out its writers.
@@ -124,17 +124,17 @@ class SQLAlchemyReader:
         """Return the open connection, or open one."""
         from sqlalchemy import create_engine  # noqa: PLC0415
 
-        if self._engine is None:
-            self._engine = create_engine(
+        if self._own_engine is None:
+            self._own_engine = create_engine(
                 self._store_engine.url,
                 pool=self._store_engine.pool.recreate(),  # with its arguments and its listeners
                 execution_options=self._store_engine.get_execution_options(),
             )
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        return self._connection
+        if self._own_connection is None:
+            self._own_connection = self._own_engine.connect()
+        return self._own_connection
 
-    def _check_sqlite(self) -> None:
+    def _reject_unsafe_sqlite(self) -> None:
         """
         Raise if another connection sees another database, or if reading may make writers fail.
 
@@ -142,7 +142,7 @@ class SQLAlchemyReader:
         """
         try:
             with self._connect().begin():
-                execute = self._connection.exec_driver_sql
+                execute = self._own_connection.exec_driver_sql
                 databases = execute("PRAGMA database_list")
                 files = [file for _, name, file in databases if name == "main"]
                 (busy_timeout,) = execute("PRAGMA busy_timeout").fetchone()
@@ -151,7 +151,7 @@ class SQLAlchemyReader:
         finally:
             self.disconnect()
         if not any(files) or busy_timeout < self.MIN_BUSY_TIMEOUT:
-            raise ConnectionNotShareableError
+            raise SeparateConnectionUnsafeError
 
 
 class RedisReader:

@@ -72,7 +72,7 @@ class JobStoreHooks:
         self._errors = errors
         self._original_get_due_jobs = store.get_due_jobs
         self._changes = JobStoreChanges()
-        self.open(alias)
+        self.on_jobstore_added(alias)
         self._deserializer = JobDeserializer(store, patches=patches, recorder=recorder)
         self._poller = JobStorePoller(
             scheduler,
@@ -95,21 +95,21 @@ class JobStoreHooks:
         """The alias of the store; None while the scheduler does not have it."""
         return self._changes.alias
 
-    def open(self, alias: str) -> None:
+    def on_jobstore_added(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
-        self._changes.open(alias)
+        self._changes.on_jobstore_added(alias)
         self._recorder.jobstore_added(alias, is_local=not self.persistent)
 
-    def close(self) -> None:
+    def on_jobstore_removed(self) -> None:
         """Note that the store was removed from the scheduler."""
-        self._changes.close()
+        self._changes.on_jobstore_removed()
         self._poller.cancel_reading()
 
-    def read(self) -> None:
+    def start_polling(self) -> None:
         """Read the jobs that are in the store, as the scheduler has started."""
         self._poller.start()
 
-    def stop(self) -> None:
+    def stop_polling(self) -> None:
         """Read no more."""
         self._poller.stop()
 
@@ -128,7 +128,7 @@ class JobStoreHooks:
 
     def _wrap_add_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def add_job(job: Any) -> None:
-            with self._changes.track_job(job.id):
+            with self._changes.mark_job_changing(job.id):
                 original(job)
                 self._call_with_alias(self._events.on_job_added, job)
 
@@ -140,7 +140,7 @@ class JobStoreHooks:
         def update_job(job: Any) -> None:
             if not self._loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
-            with self._changes.track_job(job.id):
+            with self._changes.mark_job_changing(job.id):
                 update_counting_errors(job)
                 self._call_with_alias(self._events.on_job_updated, job)
 
@@ -177,7 +177,7 @@ class JobStoreHooks:
         def remove_job(job_id: str) -> None:
             if not self._loop.is_running_own_code:
                 self._track_before_change(job_id)
-            with self._changes.track_job(job_id):
+            with self._changes.mark_job_changing(job_id):
                 remove_counting_errors(job_id)
                 self._call_with_alias(self._events.on_job_removed, job_id)
 
@@ -191,7 +191,7 @@ class JobStoreHooks:
                 original()
                 return
             self._track_due_jobs_before_removal()
-            with self._changes.track_all_jobs():
+            with self._changes.mark_all_jobs_changing():
                 original()
                 self._call_with_alias(self._events.on_all_jobs_removed)
 
@@ -232,7 +232,7 @@ class JobStoreHooks:
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
-            with self._changes.track_listing():
+            with self._changes.mark_listing_in_progress():
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original(now))
                 self._call_with_alias(self._events.sync_due_jobs, jobs)
@@ -246,7 +246,7 @@ class JobStoreHooks:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
-            with self._changes.track_listing():
+            with self._changes.mark_listing_in_progress():
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:

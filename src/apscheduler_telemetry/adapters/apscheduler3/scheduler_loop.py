@@ -42,8 +42,8 @@ class SchedulerLoop:
         recorder: counts what APScheduler only logs.
         observers: looked at before each pass.
         errors: counts failures of telemetry itself.
-        clear_context: makes no OpenTelemetry context current, and returns what was, or None.
-        restore_context: takes that unless it is None, and makes it current again.
+        attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
+        detach_context: takes that unless it is None, and makes it current again.
         clock: returns Unix seconds.
         monotonic: returns seconds that never go back.
 
@@ -65,8 +65,8 @@ class SchedulerLoop:
         recorder: Recorder,
         observers: ObserverGroup,
         errors: ErrorReporter,
-        clear_context: Callable[[], Any],
-        restore_context: Callable[[Any], None],
+        attach_empty_context: Callable[[], Any],
+        detach_context: Callable[[Any], None],
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -75,8 +75,8 @@ class SchedulerLoop:
         self._recorder = recorder
         self._observers = observers
         self._errors = errors
-        self._clear_context = clear_context
-        self._restore_context = restore_context
+        self._attach_empty_context = attach_empty_context
+        self._detach_context = detach_context
         self._clock = clock
         self._monotonic = monotonic
         self.pid: int | None = None
@@ -201,23 +201,23 @@ class SchedulerLoop:
         """Note that a listener has raised an exception, which APScheduler only logs."""
         self._recorder.count_scheduler_error(ErrorKind.LISTENER)
 
-    def on_started(self) -> None:
+    def on_scheduler_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._clock()
         self._thread = self._thread_id = self._planned_pass = self._failure = None
         self._has_ended = False
 
-    def on_found_running(self) -> None:
+    def on_scheduler_found_running(self) -> None:
         """Note that the scheduler was started before it was instrumented; when is not known."""
-        self.on_started()
+        self.on_scheduler_started()
         self._thread = getattr(self._scheduler, "_thread", None)
 
     # The patches
 
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
-        clear_context, restore_context = self._clear_context, self._restore_context
+        attach_empty_context, detach_context = self._attach_empty_context, self._detach_context
         on_pass_start, on_pass_end = self._on_pass_start, self._on_pass_end
 
         def process_jobs() -> Any:
@@ -226,7 +226,7 @@ class SchedulerLoop:
                 self.is_pass_unpatched = False
                 on_pass_start()
                 self._pass_started_at = self._monotonic()
-                context = clear_context()
+                context = attach_empty_context()
             except Exception:  # noqa: BLE001  # it would end the scheduler's thread
                 self._errors.exception("adapter")
             try:
@@ -239,7 +239,7 @@ class SchedulerLoop:
             finally:
                 on_pass_end()
                 if context is not None:
-                    restore_context(context)
+                    detach_context(context)
             self._failure = None
             self.last_wakeup = self._clock()
             if self._planned_pass is None:
