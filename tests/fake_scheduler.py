@@ -117,7 +117,7 @@ class QueueSchedulerAdapter:
         recorder.run_submitted(run)
         outcome, error = Outcome.SUCCESS, None
         run.start(time.time())
-        observers.on_start(run)
+        observers.on_callable_start(run)
         since = time.perf_counter()
         try:
             self._originals["call"](job_id, due, func)
@@ -127,9 +127,9 @@ class QueueSchedulerAdapter:
             outcome, error = Outcome.ERROR, RunError.from_exception(exception)
         finally:
             run.stop(time.perf_counter() - since)
-            observers.on_end(run)
+            observers.on_callable_end(run)
         run.finish(outcome, error)
-        observers.on_resolved(run)
+        observers.on_run_finished(run)
 
     def _record(self, job_id: UUID) -> JobRecord:
         known = self._dependencies.recorder.job("queue", str(job_id))

@@ -22,8 +22,8 @@ from apscheduler.executors.base import run_job
 import support_jobs as jobs
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.child_process import (
-    ChildRunTimes,
-    MeasuredTime,
+    MeasuringRunTimes,
+    RunTimeWithMeasurement,
 )
 
 NOW = datetime.now(timezone.utc)
@@ -73,7 +73,7 @@ def run_in_child(job: Any, sink: Sink, carriers: Any = ()) -> list[Any]:
 
 def sent_by_child(job: Any, sink: Sink, carriers: Any = ()) -> bytes:
     """Run a job as a child does, and return its events as the child sends them."""
-    times = ChildRunTimes(sink.times, carriers, child_process.register_sink(sink), KEY)
+    times = MeasuringRunTimes(sink.times, carriers, child_process.register_sink(sink), KEY)
     return pickle.dumps(run_job(job, "default", times, "apscheduler.executors.default"))
 
 
@@ -144,7 +144,7 @@ class TestRunsJobs:
         assert times.answers == [False]
 
 
-class TestChildRunTimes:
+class TestMeasuringRunTimes:
     """The list of run times that a child gets."""
 
     def test_each_run_has_a_measurement_of_its_own(self) -> None:
@@ -189,7 +189,7 @@ class TestChildRunTimes:
     def test_an_iteration_that_breaks_off_is_measured_up_to_there(self) -> None:
         """As where the job raises what ``run_job`` does not catch."""
         sink = Sink(TIMES)
-        times = ChildRunTimes(TIMES, (), child_process.register_sink(sink), KEY)
+        times = MeasuringRunTimes(TIMES, (), child_process.register_sink(sink), KEY)
 
         def run_mine(func: Any) -> Any:
             for at in times:
@@ -206,7 +206,7 @@ class TestChildRunTimes:
 
     def test_it_is_a_list(self) -> None:
         """For all that does not run the job, it is the list that it was made from."""
-        times = ChildRunTimes(TIMES, (), 0, KEY)
+        times = MeasuringRunTimes(TIMES, (), 0, KEY)
         assert times == TIMES
         assert (times[-1], times[1:], len(times)) == (TIMES[2], TIMES[1:], 3)
         assert [type(at) for at in times] == [datetime] * 3
@@ -220,7 +220,7 @@ class TestChildRunTimes:
         def broken(*_: Any) -> Any:
             raise OSError
 
-        monkeypatch.setattr(child_process, "_attach", broken)
+        monkeypatch.setattr(child_process, "_attach_context", broken)
         sink = Sink(TIMES[:1])
         (event,) = run_in_child(job(jobs.give_back, 5), sink, [{"traceparent": "x"}])
         assert (event.retval, sink.measurements[0].telemetry_error) == (5, "OSError()")
@@ -233,8 +233,8 @@ class TestChildRunTimes:
         def broken(*_: Any) -> Any:
             raise OSError
 
-        monkeypatch.setattr(child_process, "_attach", lambda carrier: carrier)
-        monkeypatch.setattr(child_process, "_detach", broken)
+        monkeypatch.setattr(child_process, "_attach_context", lambda carrier: carrier)
+        monkeypatch.setattr(child_process, "_detach_context", broken)
         sink = Sink(TIMES[:1])
         (event,) = run_in_child(job(jobs.give_back, 5), sink, [{"traceparent": "x"}])
         assert (event.retval, sink.measurements[0].telemetry_error) == (5, "OSError()")
@@ -244,14 +244,16 @@ class TestChildRunTimes:
     ) -> None:
         """Each run has its own carrier; one without a carrier has no context."""
         steps: list[Any] = []
-        monkeypatch.setattr(child_process, "_attach", lambda carrier: carrier["id"])
-        monkeypatch.setattr(child_process, "_detach", lambda token: steps.append(("end", token)))
+        monkeypatch.setattr(child_process, "_attach_context", lambda carrier: carrier["id"])
+        monkeypatch.setattr(
+            child_process, "_detach_context", lambda token: steps.append(("end", token))
+        )
         sink = Sink(TIMES)
         run_in_child(job(steps.append, "run"), sink, [{"id": "a"}, {}, {"id": "b"}])
         assert steps == ["run", ("end", "a"), "run", "run", ("end", "b")]
 
 
-class TestMeasuredTime:
+class TestRunTimeWithMeasurement:
     """A run time that carries a measurement."""
 
     @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ class TestMeasuredTime:
     )
     def test_it_is_the_run_time_for_the_job_s_log_and_comparisons(self, due: datetime) -> None:
         """APScheduler logs it, and subtracts it from now."""
-        measured = MeasuredTime.copy_of(due)
+        measured = RunTimeWithMeasurement.copy_of(due)
         assert (measured, measured.fold, measured.tzinfo) == (due, due.fold, due.tzinfo)
         assert (str(measured), measured.timestamp()) == (str(due), due.timestamp())
         moment = due + timedelta(seconds=1)
@@ -273,13 +275,13 @@ class TestMeasuredTime:
 
     def test_without_a_measurement_it_is_pickled_as_the_plain_run_time(self) -> None:
         """As where a job sends it somewhere while it runs."""
-        copy = pickle.loads(pickle.dumps(MeasuredTime.copy_of(NOW)))
+        copy = pickle.loads(pickle.dumps(RunTimeWithMeasurement.copy_of(NOW)))
         assert (copy, type(copy)) == (NOW, datetime)
 
     def test_with_a_measurement_it_is_pickled_with_it(self) -> None:
         """On the way out, that goes to its sink."""
         sink = Sink(TIMES)
-        measured = MeasuredTime.copy_of(NOW)
+        measured = RunTimeWithMeasurement.copy_of(NOW)
         measured.set_measurement(child_process.register_sink(sink), *MEASUREMENT)
         assert pickle.loads(pickle.dumps(measured)) is NOW
         assert sink.measurements == [MEASUREMENT]

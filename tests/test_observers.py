@@ -17,10 +17,10 @@ from apscheduler_telemetry.core import observers as observers_module
 from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import (
     COMPONENTS,
-    STALE_SECONDS,
+    STALE_SECONDS_AFTER_END,
     ErrorReporter,
+    ObservedRuns,
     ObserverGroup,
-    UnresolvedRuns,
 )
 from apscheduler_telemetry.core.records import Run
 from support_recorder import Boom, RecorderRig, in_thread, interrupt, raise_timeout
@@ -46,18 +46,18 @@ class Observer:
     def is_enabled(self) -> bool | None:
         return True
 
-    def on_start(self, run: Run) -> None:
-        self.calls.append((self.name, "on_start", run))
+    def on_callable_start(self, run: Run) -> None:
+        self.calls.append((self.name, "on_callable_start", run))
 
-    def on_end(self, run: Run) -> None:
-        self.calls.append((self.name, "on_end", run))
+    def on_callable_end(self, run: Run) -> None:
+        self.calls.append((self.name, "on_callable_end", run))
 
-    def inject(self, run: Run) -> Mapping[str, str] | None:
-        self.calls.append((self.name, "inject", run))
+    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
+        self.calls.append((self.name, "create_carrier", run))
         return self.carrier
 
-    def on_resolved(self, run: Run) -> None:
-        self.calls.append((self.name, "on_resolved", run))
+    def on_run_finished(self, run: Run) -> None:
+        self.calls.append((self.name, "on_run_finished", run))
 
     def stop(self) -> None:
         self.calls.append((self.name, "stop", None))
@@ -79,7 +79,8 @@ class Failing:
     def _fail(self, *args: Any) -> Any:
         raise self.exception
 
-    on_start = on_end = inject = on_resolved = stop = has_open_runs = _fail
+    on_callable_start = on_callable_end = on_run_finished = _fail
+    create_carrier = stop = has_open_runs = _fail
 
 
 class TestErrorReporter:
@@ -232,28 +233,28 @@ class TestObserverGroup:
         """Observers are around each other like context managers."""
         calls: list[Any] = []
         group = ObserverGroup(ErrorReporter(), [Observer("a", calls), Observer("b", calls)])
-        group.on_start(RUN)
-        group.on_end(RUN)
-        group.on_resolved(RUN)
+        group.on_callable_start(RUN)
+        group.on_callable_end(RUN)
+        group.on_run_finished(RUN)
         assert calls == [
-            ("a", "on_start", RUN),
-            ("b", "on_start", RUN),
-            ("b", "on_end", RUN),
-            ("a", "on_end", RUN),
-            ("b", "on_resolved", RUN),
-            ("a", "on_resolved", RUN),
+            ("a", "on_callable_start", RUN),
+            ("b", "on_callable_start", RUN),
+            ("b", "on_callable_end", RUN),
+            ("a", "on_callable_end", RUN),
+            ("b", "on_run_finished", RUN),
+            ("a", "on_run_finished", RUN),
         ]
 
     def test_joins_carriers(self) -> None:
         """What several observers inject is one carrier."""
         carriers = {"a": {"x": "1"}, "b": None, "c": {"y": "2"}}
         observers = [Observer(name, [], carrier) for name, carrier in carriers.items()]
-        assert ObserverGroup(ErrorReporter(), observers).inject(RUN) == {"x": "1", "y": "2"}
+        assert ObserverGroup(ErrorReporter(), observers).create_carrier(RUN) == {"x": "1", "y": "2"}
 
     def test_injects_nothing(self) -> None:
         """Without anything to inject the carrier is empty."""
-        assert ObserverGroup(ErrorReporter(), [Observer("a", [])]).inject(RUN) == {}
-        assert ObserverGroup(ErrorReporter()).inject(RUN) == {}
+        assert ObserverGroup(ErrorReporter(), [Observer("a", [])]).create_carrier(RUN) == {}
+        assert ObserverGroup(ErrorReporter()).create_carrier(RUN) == {}
 
     def test_an_observer_that_fails_harms_no_other(self) -> None:
         """An observer that raises is counted, and the others are called all the same."""
@@ -262,24 +263,29 @@ class TestObserverGroup:
         failing = Failing(), Failing(component="meter")
         observers: list[Any] = [failing[0], Observer("a", calls, {"x": "1"}), failing[1]]
         group = ObserverGroup(errors, observers)
-        group.on_start(RUN)
-        group.on_end(RUN)
-        group.on_resolved(RUN)
-        assert group.inject(RUN) == {"x": "1"}
-        assert [call[1] for call in calls] == ["on_start", "on_end", "on_resolved", "inject"]
+        group.on_callable_start(RUN)
+        group.on_callable_end(RUN)
+        group.on_run_finished(RUN)
+        assert group.create_carrier(RUN) == {"x": "1"}
+        assert [call[1] for call in calls] == [
+            "on_callable_start",
+            "on_callable_end",
+            "on_run_finished",
+            "create_carrier",
+        ]
         assert {part: n for part, n in errors.counts().items() if n} == {"spans": 4, "meter": 4}
 
     def test_stop_waits_for_runs_that_observers_have_begun_with(self) -> None:
-        """It is done when the last of them is resolved, and says so once."""
+        """It is done when the last of them is finished, and says so once."""
         observer, done = Following(), list[str]()
         group = ObserverGroup(ErrorReporter(), [Observer("a", []), observer])
         group.stop(lambda: done.append("done"))
         for _ in range(2):
-            group.on_resolved(RUN)
+            group.on_run_finished(RUN)
         assert (observer.is_stopped, group.is_enabled, done) == (True, True, [])
         observer.is_following = False
         for _ in range(2):
-            group.on_resolved(RUN)
+            group.on_run_finished(RUN)
         assert done == ["done"]
 
     def test_stop_is_done_at_once_if_no_observer_has_open_runs(self) -> None:
@@ -293,23 +299,23 @@ class TestObserverGroup:
     def test_does_not_swallow_what_ends_the_program(self, exception: type[BaseException]) -> None:
         """Ctrl-C in an observer is still Ctrl-C."""
         with pytest.raises(exception):
-            ObserverGroup(ErrorReporter(), [Failing(exception)]).on_start(RUN)
+            ObserverGroup(ErrorReporter(), [Failing(exception)]).on_callable_start(RUN)
 
 
-class TestUnresolvedRuns:
+class TestObservedRuns:
     def test_drops_runs_that_ended_some_time_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Runs in flight and runs that have just ended stay, whatever their number."""
         monkeypatch.setattr(observers_module, "MAX_STALE_RUNS", 3)
         rig = RecorderRig()
         monkeypatch.setattr(time, "time", rig.clock)
-        kept: UnresolvedRuns[int] = UnresolvedRuns()
-        assert kept.limit == 3
+        kept: ObservedRuns[int] = ObservedRuns()
+        assert kept.cleanup_threshold == 3
         stale, recent, in_flight = rig.submit(0, 10, 20)
         for run in (stale, recent, in_flight):
             kept[run] = 1
         rig.finish(stale, Outcome.LOST)
-        rig.clock.now += STALE_SECONDS + 1
+        rig.clock.now += STALE_SECONDS_AFTER_END + 1
         rig.finish(recent, Outcome.LOST)
-        kept.drop_stale()
+        kept.drop_stale_runs()
         assert list(kept) == [recent, in_flight]
-        assert kept.limit == 5
+        assert kept.cleanup_threshold == 5

@@ -59,11 +59,11 @@ def rig() -> RecorderRig:
 def go(otel: Sdk, rig: RecorderRig, run: Run, outcome: Outcome = Outcome.SUCCESS) -> None:
     """Call the observer as for a run in a thread."""
     run.start(AT + 0.5)
-    otel.observer.on_start(run)
+    otel.observer.on_callable_start(run)
     run.stop(1.5)
-    otel.observer.on_end(run)
+    otel.observer.on_callable_end(run)
     rig.finish(run, outcome)
-    otel.observer.on_resolved(run)
+    otel.observer.on_run_finished(run)
 
 
 class TestHistogramObserver:
@@ -82,18 +82,18 @@ class TestHistogramObserver:
         """The delay of a run is there while the run goes on."""
         (run,) = rig.submit()
         run.start(AT + 0.5)
-        otel.observer.on_start(run)
+        otel.observer.on_callable_start(run)
 
         [delay] = otel.points("job.start_delay")
         assert (delay.count, otel.points("job.run.duration")) == (1, [])
 
     def test_a_run_in_another_process(self, otel: Sdk, rig: RecorderRig) -> None:
-        """A run that was measured elsewhere is recorded when it is resolved."""
+        """A run that was measured elsewhere is recorded when it is finished."""
         (run,) = rig.submit()
-        assert otel.observer.inject(run) is None
+        assert otel.observer.create_carrier(run) is None
         run.estimate_start(AT + 9)
         rig.finish(run, started=AT + 0.5, duration=1.5)
-        otel.observer.on_resolved(run)
+        otel.observer.on_run_finished(run)
 
         [delay], [duration] = otel.points("job.start_delay"), otel.points("job.run.duration")
         assert (delay.count, delay.sum, duration.count, duration.sum) == (1, 0.5, 1, 1.5)
@@ -109,7 +109,7 @@ class TestHistogramObserver:
         for run in (estimated, unknown):
             rig.finish(run, outcome)
         for run in (elsewhere, estimated, unknown):
-            otel.observer.on_resolved(run)
+            otel.observer.on_run_finished(run)
 
         stats = rig.job().stats
         for name, histogram in (("start_delay", stats.delays), ("run.duration", stats.durations)):
@@ -120,13 +120,13 @@ class TestHistogramObserver:
     @pytest.mark.parametrize("is_current", [False, True])
     @pytest.mark.parametrize("name", ["job.start_delay", "job.run.duration"])
     def test_exemplars(self, otel: Sdk, rig: RecorderRig, name: str, is_current: bool) -> None:
-        """The exemplars are of the run's span, whatever is current when it is resolved."""
+        """The exemplars are of the run's span, whatever is current when it is finished."""
         (run,) = rig.submit()
         run.set_exemplar(CONTEXT)
         other = trace.SpanContext(5, 6, is_remote=False, trace_flags=trace.TraceFlags(1))
         rig.finish(run, started=AT + 0.5, duration=1.5)
         with trace.use_span(trace.NonRecordingSpan(other) if is_current else trace.INVALID_SPAN):
-            otel.observer.on_resolved(run)
+            otel.observer.on_run_finished(run)
 
         [point] = otel.points(name)
         [exemplar] = point.exemplars
@@ -137,13 +137,13 @@ class TestHistogramObserver:
         (run,) = rig.submit()
         rig.finish(run, started=AT + 0.5, duration=1.5)
         with trace.use_span(trace.NonRecordingSpan(CONTEXT)):
-            otel.observer.on_resolved(run)
+            otel.observer.on_run_finished(run)
 
         [point] = otel.points("job.run.duration")
         assert (point.count, list(point.exemplars)) == (1, [])
 
     def test_keeps_no_run(self, otel: Sdk, rig: RecorderRig) -> None:
-        """Nothing of a resolved run stays in the observer."""
+        """Nothing of a finished run stays in the observer."""
         for outcome in (Outcome.SUCCESS, Outcome.LOST):
             (run,) = rig.submit()
             go(otel, rig, run, outcome)

@@ -122,11 +122,11 @@ def go(
     """Call an observer as for a run of two seconds in a thread."""
     run = run or new_run()
     run.start(NOW)
-    observer.on_start(run)
+    observer.on_callable_start(run)
     body()
     run.stop(2.0)
-    observer.on_end(run)
-    return resolve(observer, run, outcome, error)
+    observer.on_callable_end(run)
+    return finish_run(observer, run, outcome, error)
 
 
 def measured(run: Run, started: float = NOW, duration: float = 2.0) -> Run:
@@ -136,12 +136,12 @@ def measured(run: Run, started: float = NOW, duration: float = 2.0) -> Run:
     return run
 
 
-def resolve(
+def finish_run(
     observer: SpanObserver, run: Run, outcome: Outcome, error: RunError | None = None
 ) -> Run:
     """End a run and let the observer know."""
     assert run.finish(outcome, error)
-    observer.on_resolved(run)
+    observer.on_run_finished(run)
     return run
 
 
@@ -316,13 +316,13 @@ class TestContext:
         async def one(label: str, barrier: asyncio.Event, other: asyncio.Event) -> None:
             run = new_run(job(label=label))
             run.start(NOW)
-            observer.on_start(run)
+            observer.on_callable_start(run)
             barrier.set()
             await other.wait()
             tracer.start_span(f"query of {label}").end()
             run.stop(2.0)
-            observer.on_end(run)
-            resolve(observer, run, Outcome.SUCCESS)
+            observer.on_callable_end(run)
+            finish_run(observer, run, Outcome.SUCCESS)
             assert trace.get_current_span() is trace.INVALID_SPAN
 
         async def both() -> None:
@@ -367,13 +367,13 @@ class TestContext:
 
         async def call() -> None:
             run.start(NOW)
-            observer.on_start(run)
+            observer.on_callable_start(run)
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 run.stop(2.0)
-                observer.on_end(run)
-                resolve(observer, run, Outcome.LOST)
+                observer.on_callable_end(run)
+                finish_run(observer, run, Outcome.LOST)
 
         coroutine = call()
 
@@ -426,25 +426,25 @@ class TestWithoutSdk:
         gc.disable()  # else finalizers of what other tests left behind are seen as well
         sys.setprofile(lambda frame, *_: called.add(frame.f_code.co_name))
         try:
-            observer.on_start(run)
-            observer.on_end(run)
-            resolve(observer, run, Outcome.ERROR, BOOM)
-            carrier = observer.inject(injected)
-            resolve(observer, injected, Outcome.LOST)
+            observer.on_callable_start(run)
+            observer.on_callable_end(run)
+            finish_run(observer, run, Outcome.ERROR, BOOM)
+            carrier = observer.create_carrier(injected)
+            finish_run(observer, injected, Outcome.LOST)
         finally:
             sys.setprofile(None)
             gc.enable()
 
         ours = {
-            "on_start",
-            "on_end",
-            "inject",
-            "on_resolved",
+            "on_callable_start",
+            "on_callable_end",
+            "create_carrier",
+            "on_run_finished",
             "_start_span",
             "_tracer",
             "_is_global_provider_unset",
         }
-        ours |= {"resolve", "finish", "ended"}
+        ours |= {"finish_run", "finish", "ended"}
         # "time" is the clock, where a test before this one has had it stand still.
         assert called - ours <= {"<lambda>", "test_does_nothing", "time"}
         assert carrier is None
@@ -559,12 +559,12 @@ class TestWithoutSdk:
         assert told_by(script) == ("None False 0\nTrue True\nFalse\n", "")
 
     def test_end_without_start(self, spans: Spans) -> None:
-        """A run whose start failed gets its span when it is resolved, and no error."""
+        """A run whose start failed gets its span when it is finished, and no error."""
         observer = spans.observer()
         run = measured(new_run())
-        observer.on_end(run)
+        observer.on_callable_end(run)
         assert spans.ended == []
-        resolve(observer, run, Outcome.SUCCESS)
+        finish_run(observer, run, Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == (NOW * 1e9, (NOW + 2) * 1e9)
@@ -664,7 +664,7 @@ class TestExceptions:
         )
 
         go(observer, outcome=Outcome.ERROR, error=BOOM)
-        resolve(observer, new_run(), Outcome.LOST, BOOM)
+        finish_run(observer, new_run(), Outcome.LOST, BOOM)
         go(observer)
 
         assert [record["attributes"]["exception.type"] for record in logs.emitted] == [
@@ -725,7 +725,7 @@ class TestNeverRan:
     @pytest.mark.parametrize("outcome", [Outcome.MISSED, Outcome.SKIPPED, Outcome.LOST])
     def test_failures(self, spans: Spans, outcome: Outcome) -> None:
         """A run that was missed, skipped or lost is a failed span without extent."""
-        resolve(spans.observer(), new_run(links=[ADDED]), outcome)
+        finish_run(spans.observer(), new_run(links=[ADDED]), outcome)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
@@ -739,7 +739,7 @@ class TestNeverRan:
 
     def test_coalesced(self, spans: Spans) -> None:
         """A run that was folded into a later one has not failed."""
-        resolve(spans.observer(), new_run(), Outcome.COALESCED)
+        finish_run(spans.observer(), new_run(), Outcome.COALESCED)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
@@ -750,7 +750,7 @@ class TestNeverRan:
     def test_lost_with_a_reason(self, spans: Spans) -> None:
         """The exception that tells of a loss is the reason of the failure."""
         error = RunError(type="concurrent.futures.process.BrokenProcessPool", message="died")
-        resolve(spans.observer(), new_run(), Outcome.LOST, error)
+        finish_run(spans.observer(), new_run(), Outcome.LOST, error)
 
         span = spans.one()
         assert span.status.description == "died"
@@ -764,7 +764,7 @@ class TestOtherProcess:
         observer = spans.observer()
         run = new_run()
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
-            carrier = observer.inject(run)
+            carrier = observer.create_carrier(run)
             assert trace.get_current_span() is request
         assert carrier is not None
         assert list(carrier) == ["traceparent"]
@@ -772,7 +772,7 @@ class TestOtherProcess:
 
         there = TraceContextTextMapPropagator().extract(carrier)
         spans.provider.get_tracer("child").start_span("query", there).end()
-        resolve(observer, measured(run), Outcome.SUCCESS)
+        finish_run(observer, measured(run), Outcome.SUCCESS)
 
         _, query, span = spans.ended
         assert span.parent is None
@@ -784,8 +784,8 @@ class TestOtherProcess:
         """The span begins and ends when the callable did, not when it was handed over."""
         observer = spans.observer()
         run = new_run()
-        observer.inject(run)
-        resolve(observer, measured(run, NOW + 7, 3), Outcome.SUCCESS)
+        observer.create_carrier(run)
+        finish_run(observer, measured(run, NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == ((NOW + 7) * 1e9, (NOW + 10) * 1e9)
@@ -794,7 +794,7 @@ class TestOtherProcess:
 
     def test_provider_that_came_later(self, spans: Spans) -> None:
         """A run that was handed over without a span has one all the same when it ends."""
-        resolve(spans.observer(), measured(new_run(), NOW + 7, 3), Outcome.SUCCESS)
+        finish_run(spans.observer(), measured(new_run(), NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == ((NOW + 7) * 1e9, (NOW + 10) * 1e9)
@@ -804,9 +804,9 @@ class TestOtherProcess:
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         run = new_run()
-        observer.inject(run)
+        observer.create_carrier(run)
         now += 600
-        resolve(observer, run, Outcome.LOST)
+        finish_run(observer, run, Outcome.LOST)
 
         span = spans.one()
         assert span.start_time == span.end_time == NOW * 1e9
@@ -817,12 +817,12 @@ class TestOtherProcess:
         """An estimated start is not exported as one that was measured."""
         observer = spans.observer()
         run = new_run()
-        observer.inject(run)
+        observer.create_carrier(run)
         run.estimate_start(NOW + 2)
-        resolve(observer, run, Outcome.LOST)
+        finish_run(observer, run, Outcome.LOST)
         run = new_run()
         run.estimate_start(NOW + 2)
-        resolve(observer, run, Outcome.LOST)
+        finish_run(observer, run, Outcome.LOST)
 
         assert len(spans.ended) == 2
         for span in spans.ended:
@@ -833,8 +833,8 @@ class TestOtherProcess:
         """An exception in the other process is exported like one in this."""
         observer = spans.observer()
         run = new_run()
-        observer.inject(run)
-        resolve(observer, measured(run), Outcome.ERROR, BOOM)
+        observer.create_carrier(run)
+        finish_run(observer, measured(run), Outcome.ERROR, BOOM)
 
         span = spans.one()
         assert span.attributes["error.type"] == "shop.Broken"
@@ -845,8 +845,8 @@ class TestOtherProcess:
         spans = Spans(sampling.ALWAYS_OFF)
         observer = spans.observer()
         run = new_run()
-        carrier = observer.inject(run)
-        resolve(observer, measured(run), Outcome.SUCCESS)
+        carrier = observer.create_carrier(run)
+        finish_run(observer, measured(run), Outcome.SUCCESS)
 
         there = TraceContextTextMapPropagator().extract(carrier or {})
         span_context = trace.get_current_span(there).get_span_context()
@@ -927,12 +927,12 @@ class TestConventions:
 class TestLifetime:
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED, Outcome.LOST])
     def test_keeps_no_run(self, spans: Spans, outcome: Outcome) -> None:
-        """Nothing of a resolved run stays in the observer, however it came to its end."""
+        """Nothing of a finished run stays in the observer, however it came to its end."""
         observer = spans.observer()
         runs = [go(observer, outcome=outcome)]
         injected = new_run()
-        observer.inject(injected)
-        runs += [resolve(observer, injected, outcome), resolve(observer, new_run(), outcome)]
+        observer.create_carrier(injected)
+        runs += [finish_run(observer, injected, outcome), finish_run(observer, new_run(), outcome)]
         assert len(observer._spans) == 0
         kept = [weakref.ref(run) for run in runs]
         del runs, injected
@@ -940,23 +940,23 @@ class TestLifetime:
 
         assert [ref() for ref in kept] == [None] * 3
 
-    def test_unresolved_runs_are_bounded(
+    def test_unfinished_runs_are_bounded(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of runs that end and are never resolved, the observer keeps no more than a number."""
+        """Of runs whose end is never reported, the observer keeps no more than a number."""
         monkeypatch.setattr(observers, "MAX_STALE_RUNS", 5)
         observer = spans.observer()
         for _ in range(20):
             run = new_run()
             run.start(NOW)
-            observer.on_start(run)
+            observer.on_callable_start(run)
             run.stop(2.0)
-            observer.on_end(run)
+            observer.on_callable_end(run)
             run.finish(Outcome.SUCCESS)
             run.finished_at = 0  # long ago by the clock of this process
         assert len(observer._spans) <= 5
 
-    def test_resolved_before_its_end(self, spans: Spans) -> None:
+    def test_finished_before_its_end(self, spans: Spans) -> None:
         """
         A run that was given up while its callable runs has its span ended once, and at once.
 
@@ -965,12 +965,12 @@ class TestLifetime:
         observer = spans.observer()
         run = new_run()
         run.start(NOW)
-        observer.on_start(run)
-        resolve(observer, run, Outcome.LOST)
+        observer.on_callable_start(run)
+        finish_run(observer, run, Outcome.LOST)
         span = spans.one()
         assert trace.get_current_span().get_span_context() == span.context
         run.stop(5.0)
-        observer.on_end(run)
+        observer.on_callable_end(run)
 
         assert trace.get_current_span() is trace.INVALID_SPAN
         assert spans.one().attributes["apscheduler.outcome"] == "lost"
@@ -986,22 +986,22 @@ class TestLifetime:
         assert span.attributes["error.type"] == "missed"
 
     def test_runs_of_a_burst(self, spans: Spans) -> None:
-        """Runs that are resolved together, after all have ended, keep their own times."""
+        """Runs that are finished together, after all have ended, keep their own times."""
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         runs = [new_run() for _ in range(3)]
         for run in runs:
             run.start(now)
-            observer.on_start(run)
+            observer.on_callable_start(run)
             now += 2
             run.stop(2.0)
-            observer.on_end(run)
+            observer.on_callable_end(run)
             now += 1
         assert spans.ended == []
         for run, outcome in zip(
             runs, (Outcome.SUCCESS, Outcome.ERROR, Outcome.SUCCESS), strict=True
         ):
-            resolve(observer, run, outcome)
+            finish_run(observer, run, outcome)
 
         times = [(span.start_time / 1e9 - NOW, span.end_time / 1e9 - NOW) for span in spans.ended]
         assert times == [(0, 2), (3, 5), (6, 8)]

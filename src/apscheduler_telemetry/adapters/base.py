@@ -2,8 +2,8 @@
 What an adapter has to do, and what it may call. There is one for each kind of scheduler.
 
 An adapter watches one scheduler. It records jobs and runs with a `Recorder`, and passes runs on to
-an `ObserverGroup` where they start, end and are resolved; it knows nothing of Prometheus,
-OpenTelemetry or HTTP, and nothing outside of it knows the scheduler's library.
+an `ObserverGroup` where their callables start and end, and when they are finished; it knows nothing
+of Prometheus, OpenTelemetry or HTTP, and nothing outside of it knows the scheduler's library.
 
 A run may be due in one process and run in another. Then each process records what happens in it:
 `Recorder.run_submitted` where the run waits for its executor, and its end in that same process.

@@ -34,8 +34,8 @@ COMPONENTS = (
 
 MAX_STALE_RUNS = 1_000
 """Runs that an observer keeps although they have ended: at most half a megabyte of spans."""
-STALE_SECONDS = 60.0
-"""Seconds after its end in which a run is resolved for certain: usually that takes microseconds."""
+STALE_SECONDS_AFTER_END = 60.0
+"""Seconds after which a run that has ended is stale, if `on_run_finished` was not called."""
 
 _T = TypeVar("_T")
 
@@ -82,7 +82,7 @@ class RunObserver(Protocol):
     """
     Follows single runs, as spans do.
 
-    Each run gets one call of `on_resolved`. An error in an observer is counted, logged once and
+    Each run gets one call of `on_run_finished`. An error in an observer is counted, logged once and
     goes no further.
 
     Attributes:
@@ -101,13 +101,13 @@ class RunObserver(Protocol):
             None if there never will be.
         """
 
-    def on_start(self, run: Run) -> None:
+    def on_callable_start(self, run: Run) -> None:
         """Called before the callable runs, in the same thread and context."""
 
-    def on_end(self, run: Run) -> None:
-        """Called after `on_start`, in the same thread and context, when the callable is over."""
+    def on_callable_end(self, run: Run) -> None:
+        """Called when the callable is over, in the thread and context of `on_callable_start`."""
 
-    def inject(self, run: Run) -> Mapping[str, str] | None:
+    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
         """
         Called when the run is about to be sent to another process.
 
@@ -115,46 +115,47 @@ class RunObserver(Protocol):
             A W3C carrier for the other process, or None if there is nothing to carry.
         """
 
-    def on_resolved(self, run: Run) -> None:
+    def on_run_finished(self, run: Run) -> None:
         """
         Called when it is known how a run ended: its ``outcome`` is set.
 
-        `on_start` and `on_end` were called before if it ran in this process. Otherwise it ran in
-        another process (its ``ended`` is set), or never (missed, skipped, coalesced, lost).
+        `on_callable_start` and `on_callable_end` were called before if it ran in this process.
+        Otherwise it ran in another process (its ``ended`` is set), or never (missed, skipped,
+        coalesced, lost).
         """
 
     def stop(self) -> None:
         """Observe no further run from now on; `has_open_runs` tells of the others."""
 
     def has_open_runs(self) -> bool:
-        """Tell whether any run that is observed already has still to be resolved."""
+        """Tell whether any run that is observed already has still to be finished."""
 
 
-class UnresolvedRuns(dict[Run, _T]):
+class ObservedRuns(dict[Run, _T]):
     """
-    What an observer keeps of each run until it is resolved.
+    What an observer keeps of each run until `on_run_finished`.
 
-    A dictionary, as weak references would cost a span 7 percent of its time. Each run should be
-    resolved, but an exception from outside may prevent that: call `drop_stale` if there are more
-    runs than `limit`.
+    A dictionary, as weak references would cost a span 7 percent of its time. That should be
+    called for each run, but an exception from outside may prevent it: call `drop_stale_runs` if
+    there are more runs than `cleanup_threshold`.
 
     Attributes:
-        limit: how many runs may be in it before the next `drop_stale`.
+        cleanup_threshold: how many runs may be in it before the next `drop_stale_runs`.
     """
 
-    __slots__ = ("limit",)
+    __slots__ = ("cleanup_threshold",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.limit = MAX_STALE_RUNS
+        self.cleanup_threshold = MAX_STALE_RUNS
 
-    def drop_stale(self) -> None:
-        """Drop runs that ended some time ago and were not resolved."""
+    def drop_stale_runs(self) -> None:
+        """Drop runs that ended some time ago, and of which `on_run_finished` was not called."""
         now = time.time()
         for run in list(self):
-            if run.outcome is not None and run.finished_at < now - STALE_SECONDS:
+            if run.outcome is not None and run.finished_at < now - STALE_SECONDS_AFTER_END:
                 self.pop(run, None)
-        self.limit = len(self) + MAX_STALE_RUNS
+        self.cleanup_threshold = len(self) + MAX_STALE_RUNS
 
 
 class ObserverGroup:
@@ -172,8 +173,8 @@ class ObserverGroup:
     def __init__(self, errors: ErrorReporter, observers: Iterable[RunObserver] = ()) -> None:
         self._errors = errors
         self._observers = tuple(observers)
-        self._ending = self._observers[::-1]
-        self._when_done: Callable[[], None] | None = None
+        self._reversed_observers = self._observers[::-1]
+        self._on_all_finished: Callable[[], None] | None = None
         self.is_enabled = self.is_enabled_final = False
         self.update_is_enabled()
 
@@ -193,67 +194,67 @@ class ObserverGroup:
                 is_enabled_final = False
         self.is_enabled, self.is_enabled_final = is_enabled, is_enabled_final
 
-    def on_start(self, run: Run) -> None:
+    def on_callable_start(self, run: Run) -> None:
         """Tell all observers that a run starts."""
         for observer in self._observers:
             try:
-                observer.on_start(run)
+                observer.on_callable_start(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
                 self._errors.exception(observer.component)
 
-    def on_end(self, run: Run) -> None:
+    def on_callable_end(self, run: Run) -> None:
         """Tell all observers that a run is over."""
-        for observer in self._ending:
+        for observer in self._reversed_observers:
             try:
-                observer.on_end(run)
+                observer.on_callable_end(run)
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
 
-    def on_resolved(self, run: Run) -> None:
+    def on_run_finished(self, run: Run) -> None:
         """Tell all observers how a run has ended."""
-        for observer in self._ending:
+        for observer in self._reversed_observers:
             try:
-                observer.on_resolved(run)
+                observer.on_run_finished(run)
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
-        if self._when_done is not None:
-            self._finish_stop()
+        if self._on_all_finished is not None:
+            self._call_back_if_all_finished()
 
-    def stop(self, when_done: Callable[[], None]) -> None:
+    def stop(self, on_all_finished: Callable[[], None]) -> None:
         """
         Let observers observe no further run, but those that they have begun with to their end.
 
         `is_enabled` stays, as they have to be told of that end.
 
         Args:
-            when_done: called when there is none left, which may be now, and otherwise happens in
-                the `on_resolved` of the last one.
+            on_all_finished: called when there is none left, which may be now, and otherwise
+                happens in the `on_run_finished` of the last one.
         """
         for observer in self._observers:
             try:
                 observer.stop()
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
-        self._when_done = when_done
-        self._finish_stop()
+        self._on_all_finished = on_all_finished
+        self._call_back_if_all_finished()
 
-    def _finish_stop(self) -> None:
+    def _call_back_if_all_finished(self) -> None:
         for observer in self._observers:
             try:
                 if observer.has_open_runs():
                     return
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
-        when_done, self._when_done = self._when_done, None
-        if when_done is not None:  # else another thread was quicker
-            when_done()
+        on_all_finished, self._on_all_finished = self._on_all_finished, None
+        if on_all_finished is not None:  # else another thread was quicker
+            on_all_finished()
 
-    def inject(self, run: Run) -> Mapping[str, str]:
+    def create_carrier(self, run: Run) -> Mapping[str, str]:
         """Return the W3C carrier of a run that is sent to another process; it may be empty."""
         carrier: dict[str, str] = {}
         for observer in self._observers:
             try:
-                carrier.update(observer.inject(run) or {})
+                carrier.update(observer.create_carrier(run) or {})
             except Exception:  # noqa: BLE001, PERF203
                 self._errors.exception(observer.component)
         return carrier

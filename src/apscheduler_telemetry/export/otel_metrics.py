@@ -28,7 +28,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from apscheduler_telemetry._version import __version__
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 from apscheduler_telemetry.core.model import ERROR, SUCCESS, SpanIds
-from apscheduler_telemetry.core.observers import UnresolvedRuns
+from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.export.metric_families import (
@@ -175,7 +175,7 @@ class HistogramObserver:
     Records the durations and start delays of runs; a `RunObserver`.
 
     A delay is recorded at the start, while the span of the run is current, if the observer of
-    spans comes first; all else when the run is resolved, under its exemplar: only then it is known
+    spans comes first; all else when the run is finished, under its exemplar: only then it is known
     whether its duration counts, and a run in another process is measured only then.
     """
 
@@ -184,28 +184,29 @@ class HistogramObserver:
     def __init__(self, exporter: OpenTelemetryExporter) -> None:
         self._durations = exporter.durations
         self._delays = exporter.delays
-        self._runs_with_recorded_delay: UnresolvedRuns[bool] = UnresolvedRuns()
+        self._runs_with_recorded_delay: ObservedRuns[bool] = ObservedRuns()
         self._is_stopped = False
 
     def is_enabled(self) -> bool:
         """Tell that there is always something to record."""
         return True
 
-    def on_start(self, run: Run) -> None:
+    def on_callable_start(self, run: Run) -> None:
         """Record the start delay of `run`."""
         if run.start_delay is not None and not self._is_stopped:
-            if len(self._runs_with_recorded_delay) >= self._runs_with_recorded_delay.limit:
-                self._runs_with_recorded_delay.drop_stale()
-            self._runs_with_recorded_delay[run] = True
+            runs = self._runs_with_recorded_delay
+            if len(runs) >= runs.cleanup_threshold:
+                runs.drop_stale_runs()
+            runs[run] = True
             self._delays.record(run.start_delay, _histogram_attributes(run))
 
-    def on_end(self, run: Run) -> None:
+    def on_callable_end(self, run: Run) -> None:
         """Do nothing, as the outcome is not known yet."""
 
-    def inject(self, run: Run) -> Mapping[str, str] | None:
+    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Return None, as the other process sends its measurements back."""
 
-    def on_resolved(self, run: Run) -> None:
+    def on_run_finished(self, run: Run) -> None:
         """Record the duration of `run`, and its start delay unless that was recorded before."""
         if self._is_stopped:
             return

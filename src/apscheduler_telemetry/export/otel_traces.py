@@ -46,7 +46,7 @@ from opentelemetry.util.types import AttributeValue
 
 from apscheduler_telemetry._version import __version__
 from apscheduler_telemetry.core.model import ERROR, SUCCESS, Clock, JobInfo, Outcome, RunError
-from apscheduler_telemetry.core.observers import UnresolvedRuns
+from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ _context_marker: ContextVar[None] = ContextVar("apscheduler_telemetry_context_ma
 @dataclass(slots=True, eq=False)
 class _RunSpan:
     """
-    The span of a run that is not resolved yet.
+    The span of a run that is not finished yet.
 
     Attributes:
         span: the span.
@@ -107,7 +107,7 @@ class _RunSpan:
         has_delay: whether it has the start delay, as the run had started by then.
         tokens: remove the span from the context; None if it is not current.
         ended_at: Unix seconds of the end of the callable; None before it.
-        is_ended_early: whether it was ended, as the run was resolved before its callable was over.
+        is_ended_early: whether it was ended, as the run was finished before its callable was over.
     """
 
     span: trace.Span
@@ -177,7 +177,7 @@ class SpanObserver:
             trace.TracerProvider | None, trace.Tracer | None
         ] = (None, None)
         self._job_cache: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
-        self._spans: UnresolvedRuns[_RunSpan] = UnresolvedRuns()
+        self._spans: ObservedRuns[_RunSpan] = ObservedRuns()
         self._is_stopped = False
 
     def is_enabled(self) -> bool | None:
@@ -186,7 +186,7 @@ class SpanObserver:
             return True
         return False if self._tracer_provider is None else None
 
-    def on_start(self, run: Run) -> None:
+    def on_callable_start(self, run: Run) -> None:
         """Start the span of `run` and make it current."""
         run_span = None if self._is_stopped else self._start_span(run, run.started)
         if run_span is None:
@@ -195,7 +195,7 @@ class SpanObserver:
         base = _with_baggage(run) if run.links else None
         run_span.make_current(base)
 
-    def on_end(self, run: Run) -> None:
+    def on_callable_end(self, run: Run) -> None:
         """Remove the span of `run` from the context, and note the end of the callable."""
         run_span = self._spans.get(run)
         if run_span is None:
@@ -208,7 +208,7 @@ class SpanObserver:
         # the clock was set back meanwhile.
         run_span.set_end(max(run.ended or 0.0, self._clock()))
 
-    def inject(self, run: Run) -> Mapping[str, str] | None:
+    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Start the span of `run`, and return its ``traceparent`` and the baggage."""
         run_span = None if self._is_stopped else self._start_span(run, None)
         if run_span is None:
@@ -219,7 +219,7 @@ class SpanObserver:
             carrier["baggage"] = baggage
         return carrier
 
-    def on_resolved(self, run: Run) -> None:
+    def on_run_finished(self, run: Run) -> None:
         """End the span of `run`, or make one if it has none: it never started in this process."""
         run_span = self._spans.get(run)
         if run_span is None and self._is_stopped:
@@ -231,7 +231,7 @@ class SpanObserver:
             # It was measured in another process.
             run_span.move_start(_nanoseconds(run.started))
         if run_span is not None and run_span.tokens is not None:
-            run_span.mark_ended_early()  # and is current until `on_end`
+            run_span.mark_ended_early()  # and is current until `on_callable_end`
         else:
             self._spans.pop(run, None)
         ended_at = None
@@ -251,7 +251,7 @@ class SpanObserver:
 
     def has_open_runs(self) -> bool:
         """Tell whether any span still has to be ended."""
-        # A run that was ended by an exception from outside is never resolved.
+        # An exception from outside may keep `on_run_finished` from being called.
         return any(run.outcome is None for run in list(self._spans))
 
     def _start_span(self, run: Run, started_at: float | None) -> _RunSpan | None:
@@ -272,8 +272,8 @@ class SpanObserver:
         if is_recording and context.trace_flags.sampled:
             run.set_exemplar(context)
         spans = self._spans
-        if len(spans) >= spans.limit:
-            spans.drop_stale()
+        if len(spans) >= spans.cleanup_threshold:
+            spans.drop_stale_runs()
         run_span = spans[run] = _RunSpan(span, start_ns, is_recording, started_at is not None)
         if self._is_stopped:
             # By another thread, right now. If it has not seen this span in `has_open_runs`, nobody
@@ -570,8 +570,8 @@ def _detach_if_same_context(marker_token: Token[None], context_token: Token[Cont
     try:
         _context_marker.reset(marker_token)
     except ValueError:
-        # This is not the context of `on_start`, as a coroutine that was given up is closed from
-        # outside of its task. Detaching would change nothing and log an error.
+        # This is not the context of `on_callable_start`, as a coroutine that was given up is closed
+        # from outside of its task. Detaching would change nothing and log an error.
         return
     otel_context.detach(context_token)
 

@@ -29,7 +29,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescr
 from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower
+from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
@@ -88,7 +88,7 @@ class APScheduler3Adapter:
             unsubmitted=self._unsubmitted,
             clock=time.time,
         )
-        self._follower = RunFollower(
+        self._run_tracker = RunTracker(
             observers=dependencies.observers,
             errors=errors,
             capture=dependencies.capture,
@@ -252,7 +252,7 @@ class APScheduler3Adapter:
             events=self._events,
             loop=self._loop,
             unsubmitted=self._unsubmitted,
-            follower=self._follower,
+            run_tracker=self._run_tracker,
             recorder=self._dependencies.recorder,
             errors=self._dependencies.errors,
             clock=time.time,

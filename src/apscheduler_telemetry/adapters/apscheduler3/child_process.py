@@ -2,10 +2,10 @@
 Measures runs in the child of a process pool.
 
 A spawned child imports this module, so it uses the standard library only. The parent sends run
-times, which arrive here as `ChildRunTimes`. While APScheduler's ``run_job`` iterates over them,
-they are measured, and each comes as a `MeasuredTime`, which ``run_job`` puts into the run's event.
-Pickled on its way back, that becomes the plain run time again, and leaves the measurement with the
-`MeasurementSink` in the parent.
+times, which arrive here as `MeasuringRunTimes`. While APScheduler's ``run_job`` iterates over them,
+they are measured, and each comes as a `RunTimeWithMeasurement`, which ``run_job`` puts into the
+run's event. Pickled on its way back, that becomes the plain run time again, and leaves the
+measurement with the `MeasurementSink` in the parent.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ _sink_ids = itertools.count()
 _sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
 
-class MeasuredTime(datetime):
+class RunTimeWithMeasurement(datetime):
     """A run time that carries the measurement of its run back to the parent."""
 
     _due: datetime
     _measurement: tuple[Any, ...] | None
 
     @classmethod
-    def copy_of(cls, due: datetime) -> MeasuredTime:
+    def copy_of(cls, due: datetime) -> RunTimeWithMeasurement:
         """Return a copy of a run time that will carry a measurement."""
         copy = cls(*datetime.__reduce_ex__(due, 4)[1])  # as unpickling does
         copy._due = due
@@ -118,7 +118,7 @@ class MeasuredTime(datetime):
         return deliver_measurement, self._measurement
 
 
-class ChildRunTimes(list[datetime]):
+class MeasuringRunTimes(list[datetime]):
     """
     The run times of one submission, as its child gets them.
 
@@ -146,11 +146,11 @@ class ChildRunTimes(list[datetime]):
             return
         for position, due in enumerate(super().__iter__()):
             carrier = self._carriers[position] if self._carriers else None
-            measured = MeasuredTime.copy_of(due)
+            measured = RunTimeWithMeasurement.copy_of(due)
             token, error = None, None
             if carrier:
                 try:
-                    token = _attach(carrier)
+                    token = _attach_context(carrier)
                 except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
                     error = repr(exception)
             started, since = time.time(), time.perf_counter()
@@ -160,13 +160,13 @@ class ChildRunTimes(list[datetime]):
                 duration = time.perf_counter() - since
                 if token is not None:
                     try:
-                        _detach(token)
+                        _detach_context(token)
                     except Exception as exception:  # noqa: BLE001
                         error = repr(exception)
                 measured.set_measurement(*self._address, due, position, started, duration, error)
 
 
-def _attach(carrier: Mapping[str, str]) -> Any:
+def _attach_context(carrier: Mapping[str, str]) -> Any:
     # Imported only if a trace is to be continued: a child without one pays nothing.
     from opentelemetry import context  # noqa: PLC0415
     from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
@@ -179,7 +179,7 @@ def _attach(carrier: Mapping[str, str]) -> Any:
     return context.attach(remote)
 
 
-def _detach(token: Any) -> None:
+def _detach_context(token: Any) -> None:
     from opentelemetry import context  # noqa: PLC0415
 
     context.detach(token)

@@ -19,7 +19,7 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.adapters.apscheduler3.runs import RunFollower, Submission, outcome_of
+from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
 from apscheduler_telemetry.core.forks import reset_in_forked_children
@@ -45,7 +45,7 @@ class ExecutorHooks:
         events: knows the jobs.
         loop: the scheduler's loop.
         unsubmitted: records runs that are coalesced into a submitted one.
-        follower: measures and records runs.
+        run_tracker: measures and records runs.
         recorder: the metrics state.
         errors: counts failures of telemetry itself.
         clock: returns Unix seconds.
@@ -62,7 +62,7 @@ class ExecutorHooks:
         events: JobEvents,
         loop: SchedulerLoop,
         unsubmitted: UnsubmittedRuns,
-        follower: RunFollower,
+        run_tracker: RunTracker,
         recorder: Recorder,
         errors: ErrorReporter,
         clock: Clock,
@@ -73,14 +73,14 @@ class ExecutorHooks:
         self._events = events
         self._loop = loop
         self._unsubmitted = unsubmitted
-        self.follower = follower
+        self.run_tracker = run_tracker
         # Bound once, as every run passes them.
-        self._get_job, self._on_run_event = events.jobs.get, follower.on_run_event
+        self._get_job, self._on_run_event = events.jobs.get, run_tracker.on_run_event
         self._recorder = recorder
         self._errors = errors
         self._clock = clock
         # In the order of submission, which is the order in which a process pool starts them.
-        self._open: dict[_SubmissionKey, Submission] = {}
+        self._open_submissions: dict[_SubmissionKey, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
         self.on_executor_added(alias)
@@ -91,7 +91,7 @@ class ExecutorHooks:
 
     def reset_after_fork(self) -> None:
         """Forget the submissions of the parent, for which errors of the child could be taken."""
-        self._open.clear()
+        self._open_submissions.clear()
 
     def on_executor_added(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
@@ -122,7 +122,7 @@ class ExecutorHooks:
             except BaseException as error:
                 try:
                     if submission is None:  # not yet if Ctrl-C has come in between
-                        submission = self._open.get((job.id, id(run_times[-1])))
+                        submission = self._open_submissions.get((job.id, id(run_times[-1])))
                     self._on_rejected(submission, error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._errors.exception("adapter")
@@ -175,29 +175,31 @@ class ExecutorHooks:
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted.record_coalesced(tracked, job, run_times[0])
-        if key in self._open:
+        if key in self._open_submissions:
             # The object of a run that is in flight, as where the user has set the next run to one
             # time twice. Events are told apart by their objects.
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
             key = job_id, id(latest)
         runs: list[Run] = []
-        submission = self._open[key] = Submission(key, job, tracked, run_times, runs, self)
+        submission = self._open_submissions[key] = Submission(
+            key, job, tracked, run_times, runs, self
+        )
         alias = self._alias
         for due in run_times:
             run = tracked.create_run(due, alias)
             # Its end is sure to be recorded before it is recorded, as Ctrl-C may come at any line.
             runs.append(run)
             self._recorder.run_submitted(run)
-        if self.follower.captures_arguments:
-            self.follower.capture_arguments(job, runs)
+        if self.run_tracker.captures_arguments:
+            self.run_tracker.capture_arguments(job, runs)
         return submission
 
     def _assign_pool(self, submission: Submission) -> None:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
             submission.assign_pool(pool)
-            if len(self._open) <= (_max_workers_of(pool) or 0):  # else it has to wait
+            if len(self._open_submissions) <= (_max_workers_of(pool) or 0):  # else it has to wait
                 self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._errors.exception("adapter")
@@ -220,7 +222,7 @@ class ExecutorHooks:
 
     def _on_result(self, job_id: str, events: Sequence[Any]) -> None:
         try:
-            submission = self._open.get((job_id, id(events[-1].scheduled_run_time)))
+            submission = self._open_submissions.get((job_id, id(events[-1].scheduled_run_time)))
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
         if submission is None:
@@ -242,7 +244,7 @@ class ExecutorHooks:
             self._finish_runs(submission, Outcome.LOST)
             raise
         finally:
-            self._open.pop(submission.key, None)
+            self._open_submissions.pop(submission.key, None)
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
@@ -251,7 +253,7 @@ class ExecutorHooks:
         for event in events:
             run = _find_run_of_event(event, submission.runs)
             if run is not None:
-                self.follower.on_run_event(run, event)
+                self.run_tracker.on_run_event(run, event)
         self._finish_runs(submission, Outcome.LOST)  # those that no event is about
 
     def _pass_on_event_iterator(
@@ -268,7 +270,7 @@ class ExecutorHooks:
                     if found[0] is not None:
                         run = _find_run_of_event(event, found[0].runs)
                         if run is not None:
-                            self.follower.on_run_event(run, event)
+                            self.run_tracker.on_run_event(run, event)
                 except Exception:  # noqa: BLE001
                     self._errors.exception("adapter")
                 yield event
@@ -294,12 +296,17 @@ class ExecutorHooks:
 
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if submission.abandon() and self._open.pop(submission.key, None) is not None:
+        if (
+            submission.mark_abandoned()
+            and self._open_submissions.pop(submission.key, None) is not None
+        ):
             self._finish_runs(submission, Outcome.LOST, error)
 
-    def on_abandoned_end(self, submission: Submission) -> None:
+    def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if self._open.pop(submission.key, None) is not None:  # else `_abandon` was quicker
+        if (
+            self._open_submissions.pop(submission.key, None) is not None
+        ):  # else `_abandon` was quicker
             self._finish_runs(submission, Outcome.LOST)
 
     def _finish_runs(
@@ -308,8 +315,8 @@ class ExecutorHooks:
         """End the runs of a submission that have not ended."""
         reason = None if error is None else RunError.from_exception(error)
         for run in submission.runs:
-            self.follower.finish(run, outcome, reason)
-        self._open.pop(submission.key, None)
+            self.run_tracker.finish_run(run, outcome, reason)
+        self._open_submissions.pop(submission.key, None)
         if submission.pool is not None:
             self._estimate_starts(submission.pool)
 
@@ -323,7 +330,7 @@ class ExecutorHooks:
         telemetry_error: str | None,
     ) -> datetime:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
-        submission = self._open.get(key)
+        submission = self._open_submissions.get(key)
         if submission is None or submission[position : position + 1] != [due]:
             return due  # given up meanwhile
         run = submission.runs[position]
@@ -331,9 +338,9 @@ class ExecutorHooks:
             if run.start(started):
                 run.stop(duration)
             if telemetry_error:
-                self.follower.report_child_error(telemetry_error)
+                self.run_tracker.report_child_error(telemetry_error)
         except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
-            self.follower.report_own_exception()
+            self.run_tracker.report_own_exception()
         return run.due
 
     # Open submissions
@@ -343,7 +350,7 @@ class ExecutorHooks:
         if not events:
             return next(self._iter_open_submissions(job_id), None)
         due = getattr(events[-1], "scheduled_run_time", None)
-        submission = self._open.get((job_id, id(due)))
+        submission = self._open_submissions.get((job_id, id(due)))
         if submission is not None:
             return submission
         for submission in self._iter_open_submissions(job_id):
@@ -359,8 +366,8 @@ class ExecutorHooks:
 
     def _iter_open_submissions(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""
-        for key in list(self._open):  # a copy, as other threads change it
-            if key[0] == job_id and (submission := self._open.get(key)) is not None:
+        for key in list(self._open_submissions):  # a copy, as other threads change it
+            if key[0] == job_id and (submission := self._open_submissions.get(key)) is not None:
                 yield submission
 
     def _estimate_starts(self, pool: Any) -> None:
@@ -374,7 +381,7 @@ class ExecutorHooks:
             return  # nothing starts in it any more
         now = self._clock()
         # At once, as other threads change it.
-        for submission in list(islice(self._open.values(), _max_workers_of(pool))):
+        for submission in list(islice(self._open_submissions.values(), _max_workers_of(pool))):
             run = submission.runs[0]
             if submission.pool is pool and not submission.is_late(run, now):
                 run.estimate_start(now)

@@ -46,8 +46,8 @@ _OUTCOMES: Mapping[Any, Outcome] = {
 }
 
 # APScheduler's own functions that run jobs, recognised by their code at once.
-_RUN_JOB = getattr(base.run_job, "__code__", None)
-_RUN_COROUTINE_JOB = getattr(run_coroutine_job, "__code__", None)
+_RUN_JOB_CODE = getattr(base.run_job, "__code__", None)
+_RUN_COROUTINE_JOB_CODE = getattr(run_coroutine_job, "__code__", None)
 
 
 def outcome_of(event: Any) -> Outcome:
@@ -58,7 +58,7 @@ def outcome_of(event: Any) -> Outcome:
         return LOST
 
 
-class RunFollower:
+class RunTracker:
     """
     Measures the runs of one scheduler, and records how they end.
 
@@ -87,15 +87,15 @@ class RunFollower:
 
     def capture_arguments(self, job: Any, runs: Sequence[Run]) -> None:
         """Let the runs keep what their callable is called with."""
-        arguments = self._describe(safe_repr_call, job.args, job.kwargs)
+        arguments = self._try_describe(safe_repr_call, job.args, job.kwargs)
         for run in runs:
             run.capture_arguments(arguments)
 
-    def inject(self, runs: Sequence[Run]) -> Sequence[Mapping[str, str]]:
+    def create_carriers(self, runs: Sequence[Run]) -> Sequence[Mapping[str, str]]:
         """Return the W3C carriers of runs that are sent to another process; none if all empty."""
         if not self.observers.is_enabled:
             return ()
-        carriers = [self.observers.inject(run) for run in runs]
+        carriers = [self.observers.create_carrier(run) for run in runs]
         return carriers if any(carriers) else ()
 
     def on_run_event(self, run: Run, event: Any) -> None:
@@ -107,20 +107,20 @@ class RunFollower:
             outcome = LOST
         if outcome is SUCCESS:
             if self._captures_result:
-                run.capture_result(self._describe(safe_repr, getattr(event, "retval", None)))
+                run.capture_result(self._try_describe(safe_repr, getattr(event, "retval", None)))
         elif (exception := getattr(event, "exception", None)) is not None:
             if self.observers.is_enabled:
-                stack = self._stack(exception, getattr(event, "traceback", None))
+                stack = self._format_stack(exception, getattr(event, "traceback", None))
                 error = RunError.from_exception(exception, stack)
             else:  # metrics need its type only
                 error = RunError(type=exception_type(exception), message="")
         if run.finish(outcome, error) and self.observers.is_enabled:
-            self.observers.on_resolved(run)
+            self.observers.on_run_finished(run)
 
-    def finish(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
+    def finish_run(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
         if run.finish(outcome, error) and self.observers.is_enabled:
-            self.observers.on_resolved(run)
+            self.observers.on_run_finished(run)
 
     def report_own_exception(self) -> None:
         """Count the exception that is being handled as a failure of telemetry."""
@@ -130,14 +130,14 @@ class RunFollower:
         """Count a failure of telemetry in a child process."""
         self._errors.report("spans", failure)
 
-    def _describe(self, describe: Callable[..., str], *values: Any) -> str | None:
+    def _try_describe(self, describe: Callable[..., str], *values: Any) -> str | None:
         try:
             return describe(*values)
         except Exception:  # noqa: BLE001  # a collection may change while it is looked at
             self._errors.exception("spans")
             return None
 
-    def _stack(self, exception: BaseException, entries: str | None) -> str:
+    def _format_stack(self, exception: BaseException, entries: str | None) -> str:
         """Return the stack trace of `exception`; a child process sends only the `entries` of it."""
         if not self._captures_stacktrace:
             return ""
@@ -157,14 +157,14 @@ class SubmissionOwner(Protocol):
     The executor to which jobs are submitted.
 
     Attributes:
-        follower: records their runs.
+        run_tracker: records their runs.
         sink_id: of the sink of a process pool, which takes what its children measure; else None.
     """
 
-    follower: RunFollower
+    run_tracker: RunTracker
     sink_id: int | None
 
-    def on_abandoned_end(self, submission: Submission) -> None:
+    def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Called when it has given up a submission, and its runs are over."""
 
 
@@ -218,13 +218,13 @@ class Submission(list[datetime]):
     def __iter__(self) -> Iterator[datetime]:
         code = _getframe(1).f_code  # of the function that iterates
         if (
-            code is not _RUN_JOB
-            and code is not _RUN_COROUTINE_JOB
+            code is not _RUN_JOB_CODE
+            and code is not _RUN_COROUTINE_JOB_CODE
             and not child_process.is_job_runner(_getframe(1))
         ):
             yield from self[:]
             return
-        observers = self._owner.follower.observers
+        observers = self._owner.run_tracker.observers
         try:
             self._iterating_thread = get_ident()
             runs = iter(self.runs)
@@ -241,18 +241,18 @@ class Submission(list[datetime]):
                     continue
                 is_observed = observers.is_enabled
                 if is_observed:
-                    observers.on_start(run)
+                    observers.on_callable_start(run)
                 since = perf_counter()
                 try:
                     yield due
                 finally:
                     run.stop(perf_counter() - since)
                     if is_observed:
-                        observers.on_end(run)
+                        observers.on_callable_end(run)
         finally:
             self._iterating_thread = None
             if self._is_abandoned:
-                self._owner.on_abandoned_end(self)
+                self._owner.on_abandoned_submission_end(self)
 
     def is_late(self, run: Run, now: float) -> bool:
         """Tell whether APScheduler drops a run that starts at `now`, in Unix seconds."""
@@ -273,13 +273,13 @@ class Submission(list[datetime]):
         """Set which pool runs it."""
         self.pool = pool
 
-    def abandon(self) -> bool:
+    def mark_abandoned(self) -> bool:
         """
         Note that the executor expects no result any more.
 
         Returns:
             Whether no thread works on it. One may, as where asyncio has given it up; then
-            `on_abandoned_end` is called at its end.
+            `on_abandoned_submission_end` is called at its end.
         """
         # In this order, as the thread that iterates does it in the opposite order.
         self._is_abandoned = True
@@ -299,8 +299,8 @@ class Submission(list[datetime]):
             return list, (times,)
         try:
             if self._carriers is None:  # the second attempt, in a fresh pool, sends the same
-                self._carriers = owner.follower.inject(self.runs)
+                self._carriers = owner.run_tracker.create_carriers(self.runs)
         except Exception:  # noqa: BLE001  # or the run would be lost; it is not measured then
-            owner.follower.report_own_exception()
+            owner.run_tracker.report_own_exception()
             return list, (times,)
-        return child_process.ChildRunTimes, (times, self._carriers, owner.sink_id, self.key)
+        return child_process.MeasuringRunTimes, (times, self._carriers, owner.sink_id, self.key)

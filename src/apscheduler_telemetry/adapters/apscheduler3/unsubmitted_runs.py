@@ -56,7 +56,7 @@ class UnsubmittedRuns:
             return
         latest: Sequence[datetime] = times.latest if self._observers.is_enabled else ()
         for run in self._recorder.runs_unsubmitted(record, outcome, times.total, latest, links):
-            self._observers.on_resolved(run)
+            self._observers.on_run_finished(run)
 
     def record_lost(self, tracked: TrackedJob, job: Any) -> None:
         """Record that all due runs of a job are lost, as its executor does not exist."""
