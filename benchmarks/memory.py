@@ -56,7 +56,7 @@ begin = time.perf_counter()
 scheduler.start()
 started = time.perf_counter() - begin
 stores = telemetry._exported_scheduler.recorder.jobstores if sys.argv[2] == "with" else None
-while stores is not None and stores()["default"].last_read is None:
+while stores is not None and stores()["default"].last_read_at is None:
     time.sleep(0.01)
 print(started, time.process_time())
 """

@@ -81,7 +81,7 @@ class Soak:
 
     def jobs(self) -> list[JobSnapshot]:
         """Return the metrics state of each label."""
-        return list(self.telemetry._exported_scheduler.recorder.jobs())  # noqa: SLF001  # ours
+        return list(self.telemetry._exported_scheduler.recorder.snapshots())  # noqa: SLF001  # ours
 
     def turn(self, seconds: float) -> None:
         """Let time pass, and all that is due run."""
@@ -120,7 +120,7 @@ class Soak:
             yield f"there are {last_series - series} series more"
         if any(job.in_flight.queued or job.in_flight.running for job in jobs):
             yield "runs are in flight that have ended"
-        if expected != (due := sum(job.due for job in jobs)):
+        if expected != (due := sum(job.due_count for job in jobs)):
             yield f"{due} runs of {expected} are counted"
         self.scheduler.shutdown()
         gc.collect()

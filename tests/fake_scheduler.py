@@ -60,7 +60,7 @@ class QueueSchedulerAdapter:
         self._dependencies = dependencies
         self._originals: dict[str, Any] = {}
         self._started_at: float | None = None
-        self._last_wakeup: float | None = None
+        self._last_pass_ended_at: float | None = None
 
     @staticmethod
     def accepts(scheduler: object) -> bool:
@@ -87,13 +87,15 @@ class QueueSchedulerAdapter:
         return self._started_at
 
     @property
-    def last_wakeup(self) -> float | None:
-        return self._last_wakeup
+    def last_pass_ended_at(self) -> float | None:
+        return self._last_pass_ended_at
 
     def liveness(self) -> Liveness:
         if self._scheduler.is_alive:
-            return Liveness(state="running", up=True)
-        return Liveness(state="stopped", up=False, reasons=[("stopped", "It was not started.")])
+            return Liveness(scheduler_state="running", up=True)
+        return Liveness(
+            scheduler_state="stopped", up=False, reasons=[("stopped", "It was not started.")]
+        )
 
     def scheduler_info(self) -> Mapping[str, str]:
         return {"type": "QueueScheduler", "version": "1", "timezone": "UTC"}
@@ -107,7 +109,7 @@ class QueueSchedulerAdapter:
 
     def _enqueue_due(self, now: datetime) -> None:
         self._originals["enqueue_due"](now)
-        self._last_wakeup = time.time()
+        self._last_pass_ended_at = time.time()
         for job_id, (_, next_run, _) in self._scheduler.jobs.items():
             self._dependencies.recorder.job_advanced(self._record(job_id), next_run)
 
@@ -132,7 +134,7 @@ class QueueSchedulerAdapter:
         observers.on_run_finished(run)
 
     def _record(self, job_id: UUID) -> JobRecord:
-        known = self._dependencies.recorder.job("queue", str(job_id))
+        known = self._dependencies.recorder.find_record("queue", str(job_id))
         if known is not None:
             return known
         func, next_run, _ = self._scheduler.jobs[job_id]

@@ -204,7 +204,7 @@ class Rig:
 
     def is_quiet(self) -> bool:
         """Tell whether no run is queued or running, for us and for APScheduler."""
-        in_flight = [job.in_flight for job in recorder_of(self.telemetry).jobs()]
+        in_flight = [job.in_flight for job in recorder_of(self.telemetry).snapshots()]
         executors = list(self.scheduler._executors.values())
         return not any(each.running or each.queued for each in in_flight) and not any(
             any(list(executor._instances.values())) for executor in executors
@@ -221,7 +221,7 @@ class Rig:
         }
 
     def _as_counted(self) -> dict[str, int]:
-        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).jobs()]
+        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).snapshots()]
         return {
             name: sum(n for each in counts for o, n in each.items() if o.value == name)
             for name in ("success", "error", "missed", "skipped")
@@ -383,7 +383,7 @@ class JobState:
 
 def job_states(telemetry: Telemetry) -> list[JobState]:
     """Return the metrics state of all jobs."""
-    return [JobState(snapshot) for snapshot in recorder_of(telemetry).jobs()]
+    return [JobState(snapshot) for snapshot in recorder_of(telemetry).snapshots()]
 
 
 def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
@@ -395,7 +395,7 @@ def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
 def check_counts(telemetry: Telemetry) -> None:
     """Check that no count is negative, and that executors and jobs agree on what is in flight."""
     running = queued = 0
-    for job in recorder_of(telemetry).jobs():
+    for job in recorder_of(telemetry).snapshots():
         assert min(*job.in_flight, *job.stats.outcomes.values()) >= 0, job
         running += job.in_flight.running
         queued += job.in_flight.queued

@@ -41,10 +41,11 @@ class Exporter(SpanExporter):
     def shutdown(self) -> None:
         states = job_states(telemetry)
         told = {
-            "due": sum(job.due for job in states),
+            "due": sum(job.due_count for job in states),
             "success": sum(job.outcomes[Outcome.SUCCESS] for job in states),
             "left": [
-                (job.running, job.queued, job.due - sum(job.outcomes.values())) for job in states
+                (job.running, job.queued, job.due_count - sum(job.outcomes.values()))
+                for job in states
             ],
             "spans": len(spans),
         }

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from apscheduler_telemetry.core.model import ErrorKind, Liveness, Outcome, Removal, RunError
+from apscheduler_telemetry.core.model import ErrorKind, Liveness, Outcome, RemovalReason, RunError
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord, Run
@@ -30,8 +30,8 @@ class FakeScheduler:
         self.recorder = Recorder(name, clock=self.clock, **options)
         self.errors = ErrorReporter()
         self.started_at: float | None = NOW - 3600
-        self.last_wakeup: float | None = NOW - 0.5
-        self.alive = Liveness(state="running", up=True)
+        self.last_pass_ended_at: float | None = NOW - 0.5
+        self.alive = Liveness(scheduler_state="running", up=True)
         self.hostname = "web-1"
 
     def liveness(self) -> Liveness:
@@ -78,7 +78,7 @@ class FakeScheduler:
         run = self.submit(record, due)
         run.start(due + 0.125)
         if exemplar is not None:
-            run.set_exemplar(exemplar)
+            run.set_exemplar_span(exemplar)
         run.stop(duration)
         outcome = Outcome.SUCCESS if error is None else Outcome.ERROR
         run.finish(outcome, error)
@@ -121,7 +121,7 @@ def fill(scheduler: FakeScheduler) -> None:
     paused = scheduler.add_job('a "quoted"\\path\nof 🦉', NOW + 60)
     recorder.job_rescheduled(paused, None, cancels=True)
 
-    recorder.job_removed(scheduler.add_job("gone", NOW + 90), Removal.CANCELLED)
+    recorder.job_removed(scheduler.add_job("gone", NOW + 90), RemovalReason.CANCELLED)
 
     recorder.count_scheduler_error(ErrorKind.JOBSTORE)
     recorder.count_scheduler_error(ErrorKind.LISTENER)
@@ -136,8 +136,10 @@ class Scene:
         self.exporter = get_or_create_exporter(self.registry)
         self.main, self.other = FakeScheduler("main"), FakeScheduler("other")
         fill(self.main)
-        self.other.alive = Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")])
-        self.other.started_at = self.other.last_wakeup = None
+        self.other.alive = Liveness(
+            scheduler_state="stopped", up=False, reasons=[("stopped", "It is.")]
+        )
+        self.other.started_at = self.other.last_pass_ended_at = None
         for scheduler in (self.main, self.other):
             self.exporter.add(scheduler)
 

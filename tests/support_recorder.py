@@ -86,12 +86,12 @@ class RecorderRig:
 
     def job(self, label: str = "job") -> JobSnapshot:
         """Return the snapshot of a label."""
-        (job,) = [job for job in self.recorder.jobs() if job.label == label]
+        (job,) = [job for job in self.recorder.snapshots() if job.label == label]
         return job
 
     def labels(self) -> list[str]:
         """Return all labels."""
-        return [job.label for job in self.recorder.jobs()]
+        return [job.label for job in self.recorder.snapshots()]
 
     def counts(self) -> tuple[int, int, int, dict[str, int]]:
         """Return due, queued and running runs, and the outcomes that there are."""
@@ -99,7 +99,7 @@ class RecorderRig:
         queued, running, _ = job.in_flight
         assert self.recorder.executors() == {"default": (4, running, queued)}
         outcomes = {outcome.value: n for outcome, n in job.stats.outcomes.items() if n}
-        return job.due, queued, running, outcomes
+        return job.due_count, queued, running, outcomes
 
     def numbers(self, label: str = "job") -> dict[str, Any]:
         """Return all that the snapshot of a label says, to be compared."""

@@ -600,7 +600,7 @@ def not_queued_in_the_loop(stage: Stage, cell: Cell) -> None:
         second = stage.add("second", cell, matrix.KINDS[cell.kind].give_back, 2)
     stage.wait_for_run(first)
     assert (stage.workers(cell), *stage.load(cell)) == (1, 1, 0)
-    assert (stage.job(second).queued, stage.job(second).due) == (0, 0)
+    assert (stage.job(second).queued, stage.job(second).due_count) == (0, 0)
     stage.world.sleep(HELD)
     stage.let_go(first)
     stage.ends(second, success=1)
@@ -739,7 +739,9 @@ class Patient:
 
     def start(self) -> None:
         self.world.start(self.scheduler)
-        self.world.until(lambda: self.telemetry._exported_scheduler.last_wakeup, "the first pass")
+        self.world.until(
+            lambda: self.telemetry._exported_scheduler.last_pass_ended_at, "the first pass"
+        )
 
     def add_due(self, seconds: float, func: Callable[[], Any] = nothing) -> None:
         """Add a job that is due in so many seconds."""
@@ -786,7 +788,7 @@ def failed_pass(world: World) -> None:
     # A loop of the user's that does not call its own method is known by its end only.
     patient.is_told("thread_dead" if isinstance(world, Own) else "loop_failed")
     assert patient.scheduler.running
-    assert recorder_of(patient.telemetry).errors()[ErrorKind.JOBSTORE] == 1
+    assert recorder_of(patient.telemetry).scheduler_error_counts()[ErrorKind.JOBSTORE] == 1
     if isinstance(world, (AsyncIO, Twisted, Qt)):
         patient.store.faults.clear()
         world.call(patient.scheduler.wakeup)

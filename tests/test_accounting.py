@@ -219,7 +219,7 @@ class TestCoalescing:
             rig.after(seconds)
             rig.settle()
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
-            assert rig.job().due == 10
+            assert rig.job().due_count == 10
 
     @cases(THROWN)
     def test_jitter_does_not_change_counts(
@@ -246,7 +246,7 @@ class TestCoalescing:
                 random.setstate(dice)
                 rig.after(300)
                 rig.settle()
-                guessed += rig.job().due
+                guessed += rig.job().due_count
         assert actual == pytest.approx(guessed, rel=0.05)
 
     @cases(THROWN)
@@ -300,7 +300,7 @@ class TestCoalescing:
 
         url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
         with by_hand(jobstores={"default": SQLAlchemyJobStore(url)}) as rig:
-            until(lambda: recorder_of(rig.telemetry).jobstores()["default"].last_read)
+            until(lambda: recorder_of(rig.telemetry).jobstores()["default"].last_read_at)
             other = HandDriven(jobstores={"default": SQLAlchemyJobStore(url)}, timezone=UTC)
             other.start()
             trigger = Countdown(10)
@@ -426,7 +426,7 @@ class TestMisfires:
             rig.settle()
             assert rig.outcomes("a") == {"success": 1}
             assert rig.outcomes() == {"missed": 1}
-            assert rig.job().last_run is None, "it never started"
+            assert rig.job().last_run_due is None, "it never started"
 
     def test_each_queued_run_of_one_job_is_missed_by_itself(self) -> None:
         """Of a job that waits more than once, each run is missed when it is too late."""
@@ -520,7 +520,7 @@ class TestMaxInstances:
             until((tmp_path / "second.in").exists)
             (tmp_path / "first.out").touch()
             until(lambda: rig.outcomes() == {"lost": 1})
-            assert (1, START.timestamp() + 10) == (rig.job().running, rig.job().last_run)
+            assert (1, START.timestamp() + 10) == (rig.job().running, rig.job().last_run_due)
             (tmp_path / "second.out").touch()
             rig.settle()
             assert rig.outcomes() == {"lost": 1, "success": 1}
@@ -603,7 +603,7 @@ class TestRunsOfOneJob:
 
             rig.add(turn, "interval", seconds=10)
             rig.after(10)
-            assert rig.job().due == 2
+            assert rig.job().due_count == 2
             assert rig.outcomes() == {"success": 2}
 
     def test_a_scrape_before_the_next_run_is_set_does_not_hide_it(self) -> None:
@@ -612,7 +612,7 @@ class TestRunsOfOneJob:
 
         class Scraping(IntervalTrigger):
             def get_next_fire_time(self, *args: Any) -> Any:
-                if started and rig.job().due == 3:  # not before the run is submitted
+                if started and rig.job().due_count == 3:  # not before the run is submitted
                     gate.wait_for_run()
                     started.clear()
                     for label, job in recorder_of(rig.telemetry).snapshots_since({}):
@@ -685,7 +685,7 @@ class TestRunsOfOneJob:
                     assert rig.outcomes() == {"success": number}
             job = rig.job()
             assert sum(job.delays.counts) == sum(job.durations.counts) == 100
-            assert job.last_run == (START + timedelta(seconds=1000)).timestamp()
+            assert job.last_run_due == (START + timedelta(seconds=1000)).timestamp()
 
     def test_a_run_that_a_scrape_has_seen_counts_once(self) -> None:
         """So it is for a run that a scrape saw while it ran, and for the one after it."""
@@ -874,7 +874,7 @@ class TestRunsOfOneJob:
             rig.telemetry.uninstrument()
             rig.after(10)
             assert rig.codes().count("executed") == 2
-            assert rig.job().due == 1
+            assert rig.job().due_count == 1
             rig.is_told = False
 
     def test_due_jobs_that_can_be_read_only_once_all_run(self) -> None:
@@ -943,7 +943,7 @@ class TestRunsOfOneJob:
             kept = weakref.ref(rig.scheduler.get_job("job").args[0])
             rig.scheduler.turn()
             gate.wait_for_run()
-            assert recorder_of(rig.telemetry).records_in("default") == []
+            assert recorder_of(rig.telemetry).records_in_jobstore("default") == []
             gate.open()
             self.settle(rig)
             until(lambda: gc.collect() >= 0 and kept() is None)
@@ -1007,8 +1007,8 @@ class TestProcesses:
             rig.settle()
             for job_id in ("bystander", "dying", "queued"):
                 assert rig.outcomes(job_id) == {"lost": 1}
-            assert START.timestamp() == rig.job("bystander").last_run
-            assert rig.job("queued").last_run is None, "it never started"
+            assert START.timestamp() == rig.job("bystander").last_run_due
+            assert rig.job("queued").last_run_due is None, "it never started"
             rig.after(5)
             rig.settle()
             assert rig.outcomes() == {"success": 1}
@@ -1212,7 +1212,7 @@ class TestChanges:
             job.resume()
             rig.after(10)
             rig.settle()
-            assert 2 <= rig.job().due <= 3
+            assert 2 <= rig.job().due_count <= 3
             assert START.timestamp() + 10 == rig.job().cancelled_run
 
     def test_runs_fall_due_while_the_scheduler_is_paused(self) -> None:
@@ -1335,7 +1335,7 @@ class TestAsyncio:
                     assert rig.job().queued == 1, "the second run of the burst"
                     second.set()
                     await eventually(lambda: rig.job().running == 3)
-                    assert START.timestamp() + 20 == rig.job().last_run
+                    assert START.timestamp() + 20 == rig.job().last_run_due
                     assert rig.outcomes() == {}, "the events of the burst come at its end"
                     first.set()
                     await eventually(lambda: rig.outcomes() == {"success": 3})
@@ -1585,7 +1585,7 @@ class TestLabels:
             for number in range(1010):
                 rig.add(jobs.nothing, every(10), id=f"job {number}")
             rig.scheduler.turn()
-            due = {a.label: a.due for a in job_states(rig.telemetry)}
+            due = {a.label: a.due_count for a in job_states(rig.telemetry)}
             assert {"__overflow__": 10, **{f"job {n}": 1 for n in range(1000)}} == due
 
     def test_a_removed_job_is_dropped_after_15_minutes(self) -> None:

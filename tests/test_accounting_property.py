@@ -366,7 +366,12 @@ class World:
 
     def _books(self) -> dict[str, tuple[int, int, int, dict[str, int]]]:
         return {
-            a.label: (a.due, a.queued, a.running, {o.value: n for o, n in a.outcomes.items() if n})
+            a.label: (
+                a.due_count,
+                a.queued,
+                a.running,
+                {o.value: n for o, n in a.outcomes.items() if n},
+            )
             for a in job_states(self.rig.telemetry)
         }
 
@@ -492,4 +497,4 @@ def test_each_due_run_of_a_child_is_in_one_place(
             check_counts(rig.telemetry)
             for job_id, counted in model.outcomes.items():
                 assert rig.outcomes(job_id) == {o: n for o, n in counted.items() if n}
-                assert rig.job(job_id).due == model.due[job_id]
+                assert rig.job(job_id).due_count == model.due[job_id]

@@ -58,7 +58,7 @@ class TestFlaskAPScheduler:
             assert not any(errors_of(telemetry).counts().values())
         finally:
             extension.shutdown()
-        assert telemetry._exported_scheduler.liveness().state == "stopped"
+        assert telemetry._exported_scheduler.liveness().scheduler_state == "stopped"
 
 
 @pytest.mark.slow

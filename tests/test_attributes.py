@@ -50,7 +50,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy.exceptions": COPY,
         "copy.consecutive_failures": COPY,
         "copy.last_outcome": COPY,
-        "copy.last_run": COPY,
+        "copy.last_run_due": COPY,
         "copy.last_success": COPY,
         "copy.last_failure": COPY,
         "copy.last_duration": COPY,

@@ -20,7 +20,7 @@ from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from apscheduler_telemetry.core.recorder import MAX_REGISTERED
+from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS
 from support import APSCHEDULER, HandRig, at, by_hand, errors_of, recorder_of, registry_of, until
 from support_jobs import fail, nothing
 
@@ -149,19 +149,19 @@ class TestNobodyReads:
 
     @pytest.mark.parametrize("func", [nothing, fail])
     def test_what_has_ended(self, func: Callable[[], None]) -> None:
-        """However runs end, no more than `MAX_REGISTERED` of them wait, and no run is kept."""
+        """However runs end, no more than `MAX_UNADDED_RUNS` of them wait, and no run is kept."""
         with by_hand({"default": DebugExecutor()}) as rig:
             for number in range(2):
                 rig.add(func, "interval", seconds=10, id=f"job-{number}")
             recorder = recorder_of(rig.telemetry)
             most = 0
-            for _ in range(2 * MAX_REGISTERED):
+            for _ in range(2 * MAX_UNADDED_RUNS):
                 rig.after(10)
                 most = max(most, len(recorder._runs))
-            assert MAX_REGISTERED <= most <= MAX_REGISTERED + 2
+            assert MAX_UNADDED_RUNS <= most <= MAX_UNADDED_RUNS + 2
             outcome = "success" if func is nothing else "error"
             for job_id in ("job-0", "job-1"):
-                assert rig.outcomes(job_id) == {outcome: 2 * MAX_REGISTERED}
+                assert rig.outcomes(job_id) == {outcome: 2 * MAX_UNADDED_RUNS}
             assert not recorder._runs
 
 

@@ -87,8 +87,8 @@ class TestBetweenRuns:
             rig.settle()
             rig.after(jump)
             assert promise(rig) == 20
-            assert rig.job().last_run == at(10).timestamp()
-            assert (rig.job().due, rig.job().cancelled_run) == (1, None)
+            assert rig.job().last_run_due == at(10).timestamp()
+            assert (rig.job().due_count, rig.job().cancelled_run) == (1, None)
             rig.clock.move_to(at(20))
             rig.after(0)
             rig.settle()

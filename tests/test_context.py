@@ -160,8 +160,8 @@ class TestLoop:
             assert exporter.get_finished_spans(), "that is, the scheduler's own"
             exporter.clear()
             recorder = recorder_of(telemetry)
-            read = recorder.jobstores()["default"].last_read or 0
-            until(lambda: (recorder.jobstores()["default"].last_read or 0) > read + 0.1)
+            read = recorder.jobstores()["default"].last_read_at or 0
+            until(lambda: (recorder.jobstores()["default"].last_read_at or 0) > read + 0.1)
             assert exporter.get_finished_spans() == ()
             telemetry.uninstrument()
             scheduler.shutdown()

@@ -172,7 +172,7 @@ class TestEvents:
 
         with executing(execute) as rig:
             run_twice(rig)
-            assert (rig.outcomes(), rig.job().running, rig.job().due) == ({}, 2, 2)
+            assert (rig.outcomes(), rig.job().running, rig.job().due_count) == ({}, 2, 2)
             assert rig.scheduler._executors["default"]._instances == {"job": 1}
             rig.scheduler._executors["default"]._run_job_success("job", [])
             assert (rig.outcomes(), rig.job().running) == ({"lost": 2}, 0)
@@ -295,9 +295,12 @@ class TestPassesThatBypassTheHook:
         """It is up while it turns, and the end of the pass is told."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
-            before = seen.telemetry._exported_scheduler.last_wakeup
+            before = seen.telemetry._exported_scheduler.last_pass_ended_at
             seen.scheduler.turn()
-            assert (before is None, seen.telemetry._exported_scheduler.last_wakeup is None) == (
+            assert (
+                before is None,
+                seen.telemetry._exported_scheduler.last_pass_ended_at is None,
+            ) == (
                 True,
                 False,
             )

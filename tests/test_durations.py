@@ -133,7 +133,7 @@ class TestInPlace:
             rig.after(7)
             rig.settle()
             assert delay(rig) == 7
-            assert rig.job().last_run == START.timestamp()
+            assert rig.job().last_run_due == START.timestamp()
 
     def test_while_it_runs(self) -> None:
         """A run shows since when it is inside the callable, and no duration yet."""

@@ -148,7 +148,7 @@ def recorded(scheduler: Any, instrumented: bool) -> Iterator[Recording]:
         if telemetry is not None:
             telemetry.uninstrument()
     if telemetry is not None:
-        assert sum(job.due for job in job_states(telemetry))
+        assert sum(job.due_count for job in job_states(telemetry))
         assert set(errors_of(telemetry).counts().values()) == {0}
 
 

@@ -126,7 +126,7 @@ class TestRunsInFlight:
                 job = job_state(rig.telemetry)
                 executor = recorder_of(rig.telemetry).executors()["default"]
                 on_page = rig.telemetry.health()["jobs"][0]["running_since"]
-                return [*job.in_flight, executor.running, executor.queued, on_page, job.due]
+                return [*job.in_flight, executor.running, executor.queued, on_page, job.due_count]
 
             rig.add(lambda: gates.pop(0).hold(), "interval", seconds=10, max_instances=3)
             first.open()
@@ -177,7 +177,7 @@ class TestRunsInFlight:
                 job = job_state(rig.telemetry)
                 spans = len(exporter.get_finished_spans())
                 is_current = trace.get_current_span().get_span_context().is_valid
-                return [job.due, sum(job.outcomes.values()), spans, is_current]
+                return [job.due_count, sum(job.outcomes.values()), spans, is_current]
 
             rig.add(lambda: forked.append(os.fork()))
             try:

@@ -14,7 +14,7 @@ from apscheduler_telemetry.export import health
 from support_exposition import NOW, FakeScheduler
 from support_recorder import job_info
 
-ALIVE = Liveness(state="running", up=True)
+ALIVE = Liveness(scheduler_state="running", up=True)
 
 
 class Rig:
@@ -25,9 +25,9 @@ class Rig:
         self.recorder = self.scheduler.recorder
         self.clock = self.scheduler.clock
 
-    def report(self, liveness: Liveness = ALIVE, last_wakeup: float | None = None) -> Any:
+    def report(self, liveness: Liveness = ALIVE, last_pass_ended_at: float | None = None) -> Any:
         self.scheduler.alive = liveness
-        self.scheduler.last_wakeup = last_wakeup
+        self.scheduler.last_pass_ended_at = last_pass_ended_at
         return health.report(self.scheduler, self.clock)
 
     def add_job(
@@ -52,7 +52,7 @@ class Rig:
 class TestStatus:
     def test_healthy(self) -> None:
         """A loop that is alive is healthy, and there are no reasons."""
-        report = Rig().report(last_wakeup=NOW - 1.5)
+        report = Rig().report(last_pass_ended_at=NOW - 1.5)
         assert report == {
             "status": "healthy",
             "reasons": [],
@@ -67,7 +67,9 @@ class TestStatus:
 
     def test_unhealthy(self) -> None:
         """A loop that is not alive is unhealthy, with a code for programs and a sentence."""
-        liveness = Liveness(state="running", up=False, reasons=[("overdue", "It is late.")])
+        liveness = Liveness(
+            scheduler_state="running", up=False, reasons=[("overdue", "It is late.")]
+        )
         report = Rig().report(liveness)
         assert report["status"] == "unhealthy"
         assert report["reasons"] == [{"code": "overdue", "message": "It is late."}]
@@ -84,7 +86,9 @@ class TestStatus:
         """The report is ready for JSON as it is."""
         rig = Rig()
         rig.run(rig.add_job(), Outcome.ERROR)
-        report = rig.report(Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")]))
+        report = rig.report(
+            Liveness(scheduler_state="stopped", up=False, reasons=[("stopped", "It is.")])
+        )
         assert json.loads(json.dumps(report)) == report
 
 
@@ -152,7 +156,7 @@ class TestCombine:
         rigs = Rig(), Rig()
         rigs[1].scheduler.name = "other"
         rigs[0].add_job()
-        stopped = Liveness(state="stopped", up=False, reasons=[("stopped", "It is.")])
+        stopped = Liveness(scheduler_state="stopped", up=False, reasons=[("stopped", "It is.")])
         good, bad = rigs[0].report(), rigs[1].report(stopped)
         assert health.combine([good])["status"] == "healthy"
         combined = health.combine([good, bad])

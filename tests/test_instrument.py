@@ -255,7 +255,7 @@ class TestPutBack:
         assert ran == [1]
         assert (theirs.calls, submit.calls) == (1, 1)
         assert list(job_states(telemetry)) == []
-        assert set(recorder_of(telemetry).errors().values()) == {0}
+        assert set(recorder_of(telemetry).scheduler_error_counts().values()) == {0}
         scheduler.shutdown()
 
     def test_again_over_what_was_laid_over_ours(self) -> None:

@@ -139,7 +139,7 @@ def running(place: Place, **options: Any) -> Iterator[Watched]:
     """Run a scheduler that reads the store, and wait until it has read it once."""
     with watched(background(place.store()), **options) as seen:
         seen.scheduler.start()
-        until(lambda: last_read(seen) and last_wakeup(seen))
+        until(lambda: last_read(seen) and last_pass_ended_at(seen))
         yield seen
         assert (seen.own_errors(), seen.errors()) == ({}, {})
 
@@ -349,9 +349,9 @@ def successes(rig: Rig) -> int:
     return states[0].outcomes[Outcome.SUCCESS] if is_asleep else -1
 
 
-def last_wakeup(seen: Watched) -> float | None:
+def last_pass_ended_at(seen: Watched) -> float | None:
     """Return when the latest pass over due jobs ended."""
-    ended: float | None = seen.telemetry._exported_scheduler.last_wakeup
+    ended: float | None = seen.telemetry._exported_scheduler.last_pass_ended_at
     return ended
 
 
@@ -402,7 +402,7 @@ class TestFaults:
         with live(background(place.store(proxy.port))) as rig:
             rig.add(jobs.nothing, "interval", hours=1, next_run_time=scenes.ago(0))
             until(lambda: successes(rig) == 1)
-            until(lambda: recorder_of(rig.telemetry).jobstores()["default"].last_read)
+            until(lambda: recorder_of(rig.telemetry).jobstores()["default"].last_read_at)
             yield rig
             counts = rig.job().outcomes  # not by a scrape, as it may be uninstrumented
             assert {outcome for outcome, count in counts.items() if count} == {Outcome.SUCCESS}
@@ -419,14 +419,14 @@ class TestFaults:
             until(lambda: failed_readings(rig) >= 3)
             assert scrape(rig) < 1
             assert caplog.text.count("could not read the job store") == 1
-            read = recorder_of(rig.telemetry).jobstores()["default"].last_read
+            read = recorder_of(rig.telemetry).jobstores()["default"].last_read_at
             assert read is not None
             assert read <= before + 1
         finally:
             place.server.start()
         until(
             lambda: (
-                (recorder_of(rig.telemetry).jobstores()["default"].last_read or 0) > before + 0.5
+                (recorder_of(rig.telemetry).jobstores()["default"].last_read_at or 0) > before + 0.5
             )
         )
         errors = settled(lambda: rig.errors_of("jobstore"))
@@ -611,7 +611,7 @@ class TestOneConnectionForAll:
             seen.scheduler.start()
             add(seen.scheduler)
             until(lambda: last_read(seen))
-            settled(lambda: last_wakeup(seen) or 0)  # as its own transactions would disturb
+            settled(lambda: last_pass_ended_at(seen) or 0)  # as its own transactions would disturb
             sqlalchemy.event.listen(engine, "before_cursor_execute", note)
             with engine.connect() as connection:
                 connection.execute(text("create table notes (note text)"))
@@ -807,7 +807,7 @@ class TestThread:
         telemetry = instrument(scheduler, registry=registry)
         scheduler.start()
         wait_for_reading(Watched(scheduler, telemetry, registry))
-        assert recorder_of(telemetry).jobstores()["default"].last_read
+        assert recorder_of(telemetry).jobstores()["default"].last_read_at
         alive = weakref.ref(scheduler)
         del scheduler, telemetry
 
@@ -831,7 +831,7 @@ class TestThread:
                     poller._poll_and_reschedule()
                     poller._worker.submit("adapter", lambda: None)  # which starts a thread again
                     time.sleep(3 * SOON)
-                    read = recorder_of(seen.telemetry).jobstores()["default"].last_read
+                    read = recorder_of(seen.telemetry).jobstores()["default"].last_read_at
                     os._exit(0 if read is not None and read <= (before or 0) + SOON else 1)
                 finally:
                     os._exit(2)

@@ -169,7 +169,7 @@ class TestErrors:
             seen.telemetry.uninstrument()
             add_due(seen, executor="gpu")
             seen.scheduler.turn()
-            assert set(recorder_of(seen.telemetry).errors().values()) == {0}
+            assert set(recorder_of(seen.telemetry).scheduler_error_counts().values()) == {0}
 
 
 class TestWhatTheUserIsTold:
@@ -347,7 +347,7 @@ class TestState:
             seen.scheduler.start(paused=True)
             assert (seen.up(), state(seen)) == (1, "paused")
             seen.scheduler.resume()
-            until(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+            until(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
             assert (seen.up(), state(seen)) == (1, "running")
 
     def test_shut_down_and_started_again(self) -> None:
@@ -460,7 +460,7 @@ class TestDeadThread:
         with watched(scheduler) as seen:
             thread = threading.Thread(target=main)
             thread.start()
-            until(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+            until(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
             assert seen.up() == 1
             interrupt(scheduler, KeyboardInterrupt)
             assert ended.wait(jobs.PATIENCE)
@@ -490,7 +490,7 @@ class TestAsyncio:
             scheduler = AsyncIOScheduler(jobstores={"default": FaultyStore()})
             with watched(scheduler) as seen, quiet_loop():
                 scheduler.start()
-                await eventually(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+                await eventually(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
                 store_of(seen).faults = {"update_job"}
                 add_due(seen)
                 await eventually(lambda: seen.errors() == {"jobstore": 1, "loop": 1})
@@ -510,7 +510,7 @@ class TestAsyncio:
 
         async def start() -> None:
             scheduler.start()
-            await eventually(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+            await eventually(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
             assert (seen.up(), seen.reasons()) == (1, [])
 
         async def look() -> None:
@@ -533,7 +533,7 @@ class TestAsyncio:
 
         async def start() -> None:
             scheduler.start()
-            await eventually(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+            await eventually(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
 
         async def look() -> None:
             assert (seen.up(), seen.reasons()) == (1, [])
@@ -564,7 +564,7 @@ class TestAsyncio:
                     seen.scheduler.wakeup()
 
                 seen.scheduler.start()
-                await eventually(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+                await eventually(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
                 add_due(seen, wake_up)
                 await eventually(lambda: late)
                 assert late == [["overdue"]]
@@ -598,7 +598,7 @@ class TestAsyncio:
             with watched(AsyncIOScheduler()) as seen:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
-                await eventually(lambda: seen.telemetry._exported_scheduler.last_wakeup)
+                await eventually(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
                 seen.scheduler.wakeup()
                 clock.now += OVERDUE_SECONDS + 1  # and no await: the loop is blocked
                 assert seen.reasons() == ["overdue"]

@@ -31,7 +31,7 @@ from prometheus_client.samples import Sample
 
 import support_jobs as jobs
 from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument
-from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, Removal
+from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, RemovalReason
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS, Recorder
 from apscheduler_telemetry.core.records import Run
@@ -118,8 +118,8 @@ class Process:
         self.recorder = Recorder(name, clock=self.clock)
         self.errors = ErrorReporter()
         self.started_at: float | None = started
-        self.last_wakeup: float | None = NOW
-        self.alive = Liveness(state="running", up=True)
+        self.last_pass_ended_at: float | None = NOW
+        self.alive = Liveness(scheduler_state="running", up=True)
         self.writer = SnapshotWriter(self, directory)
         self.writer.start()
         self.living.append(self)
@@ -139,7 +139,7 @@ class Process:
 
     def begin(self, due: float = NOW, job_id: str = "job") -> Run:
         """Start a run of a known job at the time at which it is due."""
-        record = self.recorder.job("default", job_id)
+        record = self.recorder.find_record("default", job_id)
         assert record is not None
         moment = datetime.fromtimestamp(due, timezone.utc)
         run = Run(record, moment, "default")
@@ -334,7 +334,7 @@ class TestOneProcess:
         process = Process(by_hand)
         process.job(None)
         run = process.begin()
-        run.exemplar = SimpleNamespace(trace_id=1, span_id=2)
+        run.exemplar_span = SimpleNamespace(trace_id=1, span_id=2)
         process.finish(run, 1.0)
         process.write()
         assert value(scrape(by_hand), "job_run_duration_seconds_count") == 1
@@ -446,7 +446,7 @@ class TestModes:
     def test_dead_loop_is_not_hidden(self, by_hand: Path) -> None:
         """If the loop is dead in one process, ``scheduler_up`` is 0."""
         first, second = Process(by_hand), Process(by_hand)
-        first.alive = Liveness(state="running", up=False)
+        first.alive = Liveness(scheduler_state="running", up=False)
         first.write()
         second.write()
         assert value(scrape(by_hand), "scheduler_up") == 0
@@ -477,7 +477,7 @@ class TestModes:
         """A stopped scheduler is shown until one of the same name runs in another process."""
         first = Process(by_hand)
         first.job(NOW + 1)
-        first.alive = Liveness(state="stopped", up=False)
+        first.alive = Liveness(scheduler_state="stopped", up=False)
         first.write()
         assert value(scrape(by_hand), "scheduler_state", state="stopped") == 1
         second = Process(by_hand)
@@ -623,7 +623,7 @@ class TestRemovedJobs:
         process = Process(by_hand)
         record = process.job(NOW)
         process.write()
-        process.recorder.job_removed(record, Removal.CANCELLED)
+        process.recorder.job_removed(record, RemovalReason.CANCELLED)
         process.write()
         shown = scrape(by_hand)
         assert value(shown, "job_next_run_timestamp_seconds") == 0
@@ -639,7 +639,7 @@ class TestRemovedJobs:
         record = process.job(NOW)
         process.run(1)
         process.write()
-        process.recorder.job_removed(record, Removal.CANCELLED)
+        process.recorder.job_removed(record, RemovalReason.CANCELLED)
         process.clock.now += REMOVED_JOB_SECONDS + 1
         process.write()
         assert self.jobs(by_hand) == set()

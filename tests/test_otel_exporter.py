@@ -122,7 +122,7 @@ class TestHistogramObserver:
     def test_exemplars(self, otel: Sdk, rig: RecorderRig, name: str, is_current: bool) -> None:
         """The exemplars are of the run's span, whatever is current when it is finished."""
         (run,) = rig.submit()
-        run.set_exemplar(CONTEXT)
+        run.set_exemplar_span(CONTEXT)
         other = trace.SpanContext(5, 6, is_remote=False, trace_flags=trace.TraceFlags(1))
         rig.finish(run, started=AT + 0.5, duration=1.5)
         with trace.use_span(trace.NonRecordingSpan(other) if is_current else trace.INVALID_SPAN):

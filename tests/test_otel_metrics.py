@@ -65,7 +65,7 @@ def errors_of(rig: Any) -> Any:
 def job_of(rig: Any, label: str = "job") -> JobSnapshot:
     """Return the snapshot of a label."""
     job: JobSnapshot
-    (job,) = [job for job in recorder_of(rig).jobs() if job.label == label]
+    (job,) = [job for job in recorder_of(rig).snapshots() if job.label == label]
     return job
 
 
@@ -249,7 +249,7 @@ class TestRuns:
             for _ in range(3):
                 rig.after(10.5)
                 rig.settle()
-            jobs_by_label = {job.label: job for job in recorder_of(rig).jobs()}
+            jobs_by_label = {job.label: job for job in recorder_of(rig).snapshots()}
             durations, delays = otel.points("job.run.duration"), otel.points("job.start_delay")
 
         for found, name in ((durations, "durations"), (delays, "delays")):
@@ -574,7 +574,7 @@ class TestLifecycle:
                 looks.append(1)
                 return jobs_of_recorder()
 
-            monkeypatch.setattr(recorder_of(rig), "jobs", look)
+            monkeypatch.setattr(recorder_of(rig), "snapshots", look)
             for number in range(1, 4):
                 assert len(otel.collect()) > 10
                 assert len(looks) == number
@@ -587,7 +587,7 @@ class TestLifecycle:
         """Jobs that cannot be read are left out, counted and logged once; the rest is there."""
         otel = Sdk()
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
-            monkeypatch.setattr(recorder_of(rig), "jobs", raise_boom)
+            monkeypatch.setattr(recorder_of(rig), "snapshots", raise_boom)
             for number in range(1, 4):
                 assert otel.values("telemetry.errors", "component")["meter"] == number
             assert otel.values("scheduler.up", "state") == {None: 1}
@@ -759,7 +759,7 @@ def test_a_thousand_jobs() -> None:
     scheduler.add_job(jobs.nothing, "interval", hours=1, id="job 0")
     scheduler.start()
     recorder = telemetry._exported_scheduler.recorder
-    info = next(recorder.jobs()).info
+    info = next(recorder.snapshots()).info
     for number in range(1, 1_000):
         other = f"job {number}"
         recorder.job_upserted(info._replace(id=other, label=other), None)

@@ -252,7 +252,7 @@ class TestSpan:
         """The ids of a recorded span are the exemplar of the run's duration."""
         run = go(spans.observer())
 
-        assert run.exemplar == spans.one().context
+        assert run.exemplar_span == spans.one().context
 
     def test_texts_that_are_no_utf8(self, spans: Spans) -> None:
         """Lone surrogates, of which one would cost the exporter a whole batch, are escaped."""
@@ -400,7 +400,7 @@ class TestContext:
         run = go(spans.observer(), outcome=Outcome.ERROR, error=BOOM, body=body)
 
         assert spans.ended == []
-        assert run.exemplar is None
+        assert run.exemplar_span is None
         (span,) = current
         assert span.get_span_context().is_valid
         assert not span.get_span_context().trace_flags.sampled
@@ -444,11 +444,11 @@ class TestWithoutSdk:
             "_tracer",
             "_is_global_provider_unset",
         }
-        ours |= {"finish_run", "finish", "ended"}
+        ours |= {"finish_run", "finish", "ended_at"}
         # "time" is the clock, where a test before this one has had it stand still.
         assert called - ours <= {"<lambda>", "test_does_nothing", "time"}
         assert carrier is None
-        assert (run.exemplar, injected.exemplar, len(observer._spans)) == (None, None, 0)
+        assert (run.exemplar_span, injected.exemplar_span, len(observer._spans)) == (None, None, 0)
 
     def test_sdk_disabled(self, sampling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """An SDK that OTEL_SDK_DISABLED has turned off counts as none."""
@@ -777,8 +777,8 @@ class TestOtherProcess:
         _, query, span = spans.ended
         assert span.parent is None
         assert ids(query.parent) == ids(span.context)
-        assert run.exemplar is not None
-        assert run.exemplar.span_id == span.context.span_id
+        assert run.exemplar_span is not None
+        assert run.exemplar_span.span_id == span.context.span_id
 
     def test_times_are_those_of_the_child(self, spans: Spans) -> None:
         """The span begins and ends when the callable did, not when it was handed over."""

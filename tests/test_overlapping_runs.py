@@ -265,7 +265,7 @@ class TestExecutorThatReportsThePlainJobId:
                 calls.wait_for(number)
             calls.end(failing, ValueError("one of the runs"))
             until(lambda: rig.outcomes() == {"lost": 1})
-            assert rig.job().due == 2
+            assert rig.job().due_count == 2
             calls.end(1 - failing)
             rig.settle()
             assert rig.outcomes() == {"lost": 1, "success": 1}

@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from apscheduler_telemetry import DuplicateNameError
 from apscheduler_telemetry.core import locks
 from apscheduler_telemetry.core.labels import MAX_TEXT
-from apscheduler_telemetry.core.model import Removal, RunError
+from apscheduler_telemetry.core.model import RemovalReason, RunError
 from apscheduler_telemetry.core.observers import COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export import prometheus
@@ -269,7 +269,7 @@ class TestIsolation:
 
     def test_a_recorder_that_fails(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """Jobs that cannot be read are left out and counted."""
-        monkeypatch.setattr(scene.main.recorder, "jobs", raise_boom)
+        monkeypatch.setattr(scene.main.recorder, "snapshots", raise_boom)
         text = scene.text()
         assert 'job_id="backup"' not in text
         assert 'apscheduler_scheduler_up{scheduler="main"} 1.0' in text
@@ -279,9 +279,9 @@ class TestIsolation:
         """A job that cannot be shown does not hide the others."""
         jobs = [
             job._replace(info=None) if job.label == "backup" else job  # type: ignore[arg-type]
-            for job in scene.main.recorder.jobs()
+            for job in scene.main.recorder.snapshots()
         ]
-        monkeypatch.setattr(scene.main.recorder, "jobs", lambda: iter(jobs))
+        monkeypatch.setattr(scene.main.recorder, "snapshots", lambda: iter(jobs))
         text = scene.text()
         assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' not in text
         assert 'apscheduler_job_running{job_id="report",scheduler="main"}' in text
@@ -315,7 +315,7 @@ class TestConcurrency:
                 record = scheduler.add_job(f"{name}-{number % 7}")
                 scheduler.run(record, NOW, 0.01)
                 if number % 11 == 0:
-                    scheduler.recorder.job_removed(record, Removal.FINISHED)
+                    scheduler.recorder.job_removed(record, RemovalReason.FINISHED)
 
         def scrapes() -> None:
             try:
@@ -473,13 +473,13 @@ class TestCollection:
     def readings(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Return a list of readings of the recorder, which grows."""
         readings: list[str] = []
-        jobs = scene.main.recorder.jobs
+        snapshots = scene.main.recorder.snapshots
 
         def read() -> Iterator[Any]:
             readings.append("jobs")
-            return jobs()
+            return snapshots()
 
-        monkeypatch.setattr(scene.main.recorder, "jobs", read)
+        monkeypatch.setattr(scene.main.recorder, "snapshots", read)
         return readings
 
     def test_is_of_its_time(self, scene: Scene, readings: list[str]) -> None:

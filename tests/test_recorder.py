@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry.core.model import ErrorKind, Outcome, Removal, RunError
-from apscheduler_telemetry.core.recorder import MAX_REGISTERED, REMOVED_JOB_SECONDS, Recorder
+from apscheduler_telemetry.core.model import ErrorKind, Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS, REMOVED_JOB_SECONDS, Recorder
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.stats import MAX_EXCEPTIONS, OTHER_EXCEPTIONS, Histogram
 from support_recorder import AT, DUE, RecorderRig, in_thread, interrupt, job_info, raise_timeout
@@ -45,7 +45,7 @@ class TestRuns:
         run.stop(3)
         assert run.finish(Outcome.SUCCESS)
         assert rig.counts() == (1, 0, 0, {"success": 1})
-        assert (run.started, run.ended, run.start_delay) == (AT + 2, AT + 5, 2)
+        assert (run.started_at, run.ended_at, run.start_delay) == (AT + 2, AT + 5, 2)
         job = rig.job()
         assert (job.in_flight.running_since, job.stats.last_success) == (0, AT + 5)
 
@@ -58,7 +58,7 @@ class TestRuns:
             assert not rig.finish(run, Outcome.SUCCESS)
             assert not rig.finish(run, Outcome.LOST)
             run.estimate_start(AT + 9)
-            assert run.started == AT
+            assert run.started_at == AT
             assert rig.numbers() == before
 
     def test_measured_in_another_process(self, rig: RecorderRig) -> None:
@@ -83,7 +83,7 @@ class TestRuns:
         assert rig.counts() == (2, 0, 2, {})
         for run in (estimated, measured):
             rig.finish(run, Outcome.MISSED)
-            assert (run.started, run.duration, run.ended, run.start_delay) == (None,) * 4
+            assert (run.started_at, run.duration, run.ended_at, run.start_delay) == (None,) * 4
         assert rig.counts() == (2, 0, 0, {"missed": 2})
         stats = rig.job().stats
         assert (sum(stats.delays.counts), sum(stats.durations.counts)) == (0, 0)
@@ -106,7 +106,7 @@ class TestRuns:
     def test_exemplars(self, rig: RecorderRig) -> None:
         """The duration of a run has its span as an exemplar, at the time of its end."""
         (run,) = rig.submit()
-        run.set_exemplar(SPAN)
+        run.set_exemplar_span(SPAN)
         rig.finish(run, started=AT, duration=0.5)
         (exemplar,) = rig.job().stats.durations.exemplars.values()
         assert exemplar.labels == {"trace_id": f"{1:032x}", "span_id": f"{2:016x}"}
@@ -116,7 +116,7 @@ class TestRuns:
         """Runs that reach no executor are due and have ended at once."""
         runs = rig.recorder.runs_unsubmitted(rig.record, Outcome.COALESCED, 9, [DUE, DUE], ["x"])
         assert rig.counts() == (9, 0, 0, {"coalesced": 9})
-        assert [(run.outcome, run.due, run.links) for run in runs] == [
+        assert [(run.outcome, run.due, run.link_origins) for run in runs] == [
             (Outcome.COALESCED, DUE, ["x"])
         ] * 2
 
@@ -131,10 +131,10 @@ class TestRuns:
     def test_the_latest_run_is_by_schedule(self, rig: RecorderRig) -> None:
         """The last run is the one that was due last of those that started, in whatever order."""
         late, early, _queued = rig.submit(20, 10, 30)
-        assert rig.job().stats.last_run is None
+        assert rig.job().stats.last_run_due is None
         late.start(AT + 21)
         early.start(AT + 22)
-        assert rig.job().stats.last_run == AT + 20
+        assert rig.job().stats.last_run_due == AT + 20
 
     def test_the_oldest_of_those_running(self, rig: RecorderRig) -> None:
         """A job is running since the oldest start of its runs."""
@@ -229,7 +229,7 @@ class TestJobs:
         for record in (twin, rig.record):
             rig.recorder.runs_unsubmitted(record, Outcome.SKIPPED, 1)
         assert rig.job().stats.outcomes[Outcome.SKIPPED] == 2
-        rig.recorder.job_removed(twin, Removal.FINISHED)
+        rig.recorder.job_removed(twin, RemovalReason.FINISHED)
         assert (rig.job().next_run, rig.job().info.id) == (AT + 10, "job")
 
     def test_advancing_cancels_nothing(self, rig: RecorderRig) -> None:
@@ -251,7 +251,7 @@ class TestJobs:
     def test_planned_again_by_another_job(self, rig: RecorderRig) -> None:
         """Another job of the label may plan again what was cancelled, also as it advances."""
         shared = rig.recorder.job_upserted(job_info("other", label="job"), AT + 20)
-        rig.recorder.job_removed(shared, Removal.CANCELLED)
+        rig.recorder.job_removed(shared, RemovalReason.CANCELLED)
         assert rig.job().cancelled_run == AT + 20
         rig.recorder.job_advanced(rig.record, DUE.replace(second=20))
         assert rig.job().cancelled_run is None
@@ -259,25 +259,25 @@ class TestJobs:
     @pytest.mark.parametrize(
         ("removal", "next_run", "cancelled"),
         [
-            (Removal.CANCELLED, 0, AT),
-            (Removal.FINISHED, 0, None),
-            (Removal.FAILED, AT, None),
+            (RemovalReason.CANCELLED, 0, AT),
+            (RemovalReason.FINISHED, 0, None),
+            (RemovalReason.FAILED, AT, None),
         ],
     )
     def test_removed(
-        self, rig: RecorderRig, removal: Removal, next_run: float, cancelled: float | None
+        self, rig: RecorderRig, removal: RemovalReason, next_run: float, cancelled: float | None
     ) -> None:
         """The user cancels the next run; an error of APScheduler leaves it expected."""
         rig.recorder.job_removed(rig.record, removal)
         assert (rig.job().next_run, rig.job().cancelled_run) == (next_run, cancelled)
         assert jobs_per_store(rig.recorder) == {"default": 0}
-        rig.recorder.job_removed(rig.record, Removal.CANCELLED)
+        rig.recorder.job_removed(rig.record, RemovalReason.CANCELLED)
         assert rig.job().cancelled_run == cancelled, "it was gone already"
 
     def test_a_failed_next_run_is_not_kept_for_ever(self, rig: RecorderRig) -> None:
         """The next run of a job that was removed by an error is forgotten after 15 minutes."""
         failed = rig.recorder.job_upserted(job_info("failed", label="job"), AT - 60)
-        rig.recorder.job_removed(failed, Removal.FAILED)
+        rig.recorder.job_removed(failed, RemovalReason.FAILED)
         rig.clock.now = AT + REMOVED_JOB_SECONDS - 1
         assert rig.job().next_run == AT - 60
         rig.clock.now = AT + REMOVED_JOB_SECONDS
@@ -285,7 +285,7 @@ class TestJobs:
 
     def test_a_failed_job_that_comes_back(self, rig: RecorderRig) -> None:
         """A job that was removed by an error and is added again has the next run of now."""
-        rig.recorder.job_removed(rig.record, Removal.FAILED)
+        rig.recorder.job_removed(rig.record, RemovalReason.FAILED)
         rig.recorder.job_upserted(job_info(), AT + 600)
         assert rig.job().next_run == AT + 600
         rig.clock.now = AT + REMOVED_JOB_SECONDS
@@ -294,7 +294,7 @@ class TestJobs:
     def test_dropped_after_15_minutes(self, rig: RecorderRig) -> None:
         """A removed job stays for 15 minutes, and that long after the end of its last run."""
         (run,) = rig.submit()
-        rig.recorder.job_removed(rig.record, Removal.FINISHED)
+        rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 1_200
         assert rig.job().in_flight.queued == 1
         rig.finish(run, Outcome.LOST)
@@ -307,7 +307,7 @@ class TestJobs:
     def test_a_late_end_is_seen(self, rig: RecorderRig) -> None:
         """If the last run ends between two readings, the next one shows how, however late."""
         (run,) = rig.submit()
-        rig.recorder.job_removed(rig.record, Removal.FINISHED)
+        rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + REMOVED_JOB_SECONDS
         rig.finish(run, started=AT + 1, duration=2)
         rig.clock.now = AT + 10 * REMOVED_JOB_SECONDS
@@ -317,8 +317,8 @@ class TestJobs:
 
     def test_versions_are_never_used_again(self, rig: RecorderRig) -> None:
         """A reader that missed that a label was dropped does not mistake the new one for it."""
-        known = {job.label: job.version for job in rig.recorder.jobs()}
-        rig.recorder.job_removed(rig.record, Removal.FINISHED)
+        known = {job.label: job.version for job in rig.recorder.snapshots()}
+        rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 900
         assert rig.labels() == []
         record = rig.recorder.job_upserted(job_info(), AT + 999)
@@ -330,7 +330,7 @@ class TestJobs:
     def test_back_within_15_minutes(self, rig: RecorderRig) -> None:
         """A job that comes back keeps its numbers, and is not dropped."""
         rig.recorder.runs_unsubmitted(rig.record, Outcome.SKIPPED, 3)
-        rig.recorder.job_removed(rig.record, Removal.CANCELLED)
+        rig.recorder.job_removed(rig.record, RemovalReason.CANCELLED)
         rig.recorder.job_upserted(job_info(), AT + 10)
         rig.clock.now = AT + 10_000
         assert rig.job().stats.outcomes[Outcome.SKIPPED] == 3
@@ -340,7 +340,7 @@ class TestJobs:
         (run,) = rig.submit()
         moved = rig.recorder.job_upserted(job_info(label="new"), AT + 10)
         assert (rig.job("job").next_run, rig.job("new").next_run) == (0, AT + 10)
-        assert rig.recorder.job("default", "job") is moved
+        assert rig.recorder.find_record("default", "job") is moved
         assert (rig.record.is_current, moved.is_current) == (False, True)
         assert jobs_per_store(rig.recorder) == {"default": 1}
         rig.finish(run)
@@ -362,7 +362,9 @@ class TestJobs:
         rig.recorder.jobstore_removed("default")
         assert jobs_per_store(rig.recorder) == {"sql": 1}
         assert rig.job().next_run == AT + 5
-        assert [record.key for record in rig.recorder.records_in("sql")] == [("sql", "job")]
+        assert [record.key for record in rig.recorder.records_in_jobstore("sql")] == [
+            ("sql", "job")
+        ]
 
     def test_readings_of_jobstores(self, rig: RecorderRig) -> None:
         """A shared store is known as of its last reading, a local one as of now."""
@@ -396,7 +398,7 @@ class TestTooManyLabels:
             rig.recorder.runs_unsubmitted(record, Outcome.SKIPPED, 1)
         assert rig.labels() == ["job", "second", "__overflow__"]
         overflow = rig.job("__overflow__")
-        assert (overflow.due, overflow.info.name) == (2, "__overflow__")
+        assert (overflow.due_count, overflow.info.name) == (2, "__overflow__")
         again = rig.recorder.job_upserted(job_info("fourth"), AT)
         assert again.series.label == "__overflow__"
 
@@ -404,7 +406,7 @@ class TestTooManyLabels:
         """When a label is dropped, the next new job has a label of its own."""
         rig = RecorderRig(max_labels=1)
         rig.recorder.job_upserted(job_info("second"), AT)
-        rig.recorder.job_removed(rig.record, Removal.FINISHED)
+        rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + REMOVED_JOB_SECONDS
         rig.recorder.job_upserted(job_info("third"), AT)
         assert rig.labels() == ["__overflow__", "third"]
@@ -445,7 +447,10 @@ class TestErrors:
     def test_counts(self, rig: RecorderRig) -> None:
         """Every kind is there at 0 and counts by itself."""
         rig.recorder.count_scheduler_error(ErrorKind.SUBMIT)
-        assert rig.recorder.errors() == {**dict.fromkeys(ErrorKind, 0), ErrorKind.SUBMIT: 1}
+        assert rig.recorder.scheduler_error_counts() == {
+            **dict.fromkeys(ErrorKind, 0),
+            ErrorKind.SUBMIT: 1,
+        }
 
 
 class TestExecutors:
@@ -482,7 +487,7 @@ class TestChanges:
             lambda rig: rig.recorder.runs_unsubmitted(rig.record, Outcome.SKIPPED, 1),
             lambda rig: rig.recorder.job_advanced(rig.record, DUE.replace(second=10)),
             lambda rig: rig.recorder.job_rescheduled(rig.record, None, cancels=True),
-            lambda rig: rig.recorder.job_removed(rig.record, Removal.FAILED),
+            lambda rig: rig.recorder.job_removed(rig.record, RemovalReason.FAILED),
             lambda rig: rig.recorder.job_upserted(job_info(owner="billing"), AT),
             lambda rig: rig.recorder.job_intervals_changed(rig.record, (1, 2)),
         ],
@@ -507,7 +512,7 @@ class TestChanges:
     def test_a_failed_next_run_that_is_forgotten(self, rig: RecorderRig) -> None:
         """What a reading forgets is a change as well."""
         failed = rig.recorder.job_upserted(job_info("failed", label="job"), AT - 60)
-        rig.recorder.job_removed(failed, Removal.FAILED)
+        rig.recorder.job_removed(failed, RemovalReason.FAILED)
         known = {"job": rig.job().version}
         rig.clock.now = AT + REMOVED_JOB_SECONDS
         ((_, job),) = rig.recorder.snapshots_since(known)
@@ -522,13 +527,18 @@ class TestMemory:
         """Without any reading there are no more runs than those in flight and the limit."""
         in_flight = rig.submit(*range(300))
         most = 0
-        for _ in range(5 * MAX_REGISTERED):
-            rig.recorder.add_up_if_many()
+        for _ in range(5 * MAX_UNADDED_RUNS):
+            rig.recorder.add_up_runs_if_many()
             (run,) = rig.submit()
             rig.finish(run)
             most = max(most, len(rig.recorder._runs))
-        assert most <= len(in_flight) + MAX_REGISTERED
-        assert rig.counts() == (300 + 5 * MAX_REGISTERED, 300, 0, {"success": 5 * MAX_REGISTERED})
+        assert most <= len(in_flight) + MAX_UNADDED_RUNS
+        assert rig.counts() == (
+            300 + 5 * MAX_UNADDED_RUNS,
+            300,
+            0,
+            {"success": 5 * MAX_UNADDED_RUNS},
+        )
 
     def test_a_run_that_was_added_up_is_freed(self, rig: RecorderRig) -> None:
         """Nothing keeps a run that has ended and was read."""
@@ -545,12 +555,16 @@ class TestMemory:
         """Nothing keeps the numbers of a job that was dropped."""
         (run,) = rig.submit()
         rig.finish(run)
-        rig.recorder.job_removed(rig.record, Removal.FINISHED)
+        rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.job()
         rig.clock.now += 2 * REMOVED_JOB_SECONDS
         assert rig.labels() == []
         recorder = rig.recorder
-        assert (recorder._runs, recorder._series_with_runs, recorder._jobs["default"]) == (
+        assert (
+            recorder._runs,
+            recorder._series_with_runs_in_flight,
+            recorder._jobs["default"],
+        ) == (
             {},
             set(),
             {},
@@ -570,8 +584,8 @@ def busy_rig() -> tuple[RecorderRig, dict[str, Any]]:
         lost, _other_queued = rig.submit(0, 10, record=other)
         removed = rig.recorder.job_upserted(job_info("removed"), AT)
         (late,) = rig.submit(0, record=removed)
-        rig.recorder.job_removed(removed, Removal.FAILED)
-        good.set_exemplar(SPAN)
+        rig.recorder.job_removed(removed, RemovalReason.FAILED)
+        good.set_exemplar_span(SPAN)
         rig.finish(bad, Outcome.ERROR, BOOM, started=AT + 11, duration=3)
         rig.finish(good, started=AT + 1, duration=2)
         running.start(AT + 21)
@@ -600,7 +614,7 @@ class TestInterruptions:
         line = 0
         while True:
             rig, right = busy_rig()
-            if not interrupt(lambda: list(rig.recorder.jobs()), FILES, raise_timeout, line):  # noqa: B023
+            if not interrupt(lambda: list(rig.recorder.snapshots()), FILES, raise_timeout, line):  # noqa: B023
                 break
             check_after(rig, right, {})
             line += 1
@@ -611,7 +625,7 @@ class TestInterruptions:
         lines = 0
         for line in range(0, 10_000, 7):
             rig, right = busy_rig()
-            read = lambda: list(rig.recorder.jobs())  # noqa: B023, E731
+            read = lambda: list(rig.recorder.snapshots())  # noqa: B023, E731
             if not interrupt(read, FILES, raise_timeout, line):
                 break
             interrupt(read, FILES, raise_timeout, 13 * line % 211)
@@ -628,7 +642,7 @@ class TestInterruptions:
             outer: list[Any] = []
 
             def read() -> None:
-                outer.extend(rig.recorder.jobs())  # noqa: B023
+                outer.extend(rig.recorder.snapshots())  # noqa: B023
 
             def read_inside() -> None:
                 inner.append({label: rig.numbers(label) for label in right})  # noqa: B023
@@ -636,7 +650,11 @@ class TestInterruptions:
             if not interrupt(read, FILES, read_inside, line):
                 break
             assert inner == [right]
-            assert {job.label: job.due for job in outer} == {"job": 4, "other": 2, "removed": 1}
+            assert {job.label: job.due_count for job in outer} == {
+                "job": 4,
+                "other": 2,
+                "removed": 1,
+            }
             check_after(rig, right, {job.label: job.version for job in outer})
             line += 1
         assert line > 200
@@ -645,7 +663,7 @@ class TestInterruptions:
         """A handler that is itself interrupted, and survives that, harms nothing."""
         for line in range(0, 10_000, 5):
             rig, right = busy_rig()
-            read = lambda: list(rig.recorder.jobs())  # noqa: B023, E731
+            read = lambda: list(rig.recorder.snapshots())  # noqa: B023, E731
 
             def read_inside() -> None:
                 interrupt(read, FILES, raise_timeout, 31 * line % 173)  # noqa: B023
@@ -660,12 +678,12 @@ class TestInterruptions:
         line = 0
         while True:
             rig = RecorderRig()
-            for _ in range(MAX_REGISTERED):
+            for _ in range(MAX_UNADDED_RUNS):
                 (run,) = rig.submit()
                 rig.finish(run)
-            if not interrupt(rig.recorder.add_up_if_many, FILES, raise_timeout, line):
+            if not interrupt(rig.recorder.add_up_runs_if_many, FILES, raise_timeout, line):
                 break
-            assert rig.job().stats.outcomes[Outcome.SUCCESS] == MAX_REGISTERED
+            assert rig.job().stats.outcomes[Outcome.SUCCESS] == MAX_UNADDED_RUNS
             line = line + 1 if line < 40 else line + 997
         assert line > 2_000
 
@@ -746,7 +764,7 @@ class TestThreads:
         for thread in ending:
             thread.start()
         while any(thread.is_alive() for thread in ending):
-            assert rig.job().due == len(runs)
+            assert rig.job().due_count == len(runs)
         for thread in ending:
             thread.join()
         due, *_, outcomes = rig.counts()
@@ -760,7 +778,7 @@ class TestRun:
         """It has the labels under which it counts, and the job as it was when it was submitted."""
         (run,) = rig.submit()
         rig.recorder.job_upserted(job_info(name="Later"), AT)
-        assert (run.scheduler, run.label, run.job.name) == ("main", "job", "Job")
+        assert (run.scheduler_name, run.label, run.job_info.name) == ("main", "job", "Job")
 
     def test_can_be_kept_weakly(self, rig: RecorderRig) -> None:
         """Observers may refer to a run weakly."""
@@ -773,10 +791,10 @@ class TestRun:
         (run,) = rig.submit()
         run.estimate_start(AT + 1)
         run.estimate_start(AT + 2)
-        assert (run.started, run.running_since) == (None, AT + 1)
+        assert (run.started_at, run.running_since) == (None, AT + 1)
         run.start(AT + 3)
         run.estimate_start(AT + 4)
-        assert (run.started, run.running_since) == (AT + 3, AT + 3)
+        assert (run.started_at, run.running_since) == (AT + 3, AT + 3)
 
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
     def test_an_estimate_that_comes_too_late(self, rig: RecorderRig, outcome: Outcome) -> None:
@@ -786,7 +804,7 @@ class TestRun:
             rig.finish(run, outcome, started=AT + 2, duration=3)
         late.estimate_start(AT + 9)
         stats = rig.job().stats
-        assert (stats.last_run is None) == (outcome is Outcome.MISSED)
+        assert (stats.last_run_due is None) == (outcome is Outcome.MISSED)
         assert sum(stats.delays.counts) == stats.outcomes[Outcome.SUCCESS]
         assert late.start_delay == (None if outcome is Outcome.MISSED else 1)
 
@@ -795,16 +813,16 @@ class TestRun:
         running, ended = rig.submit(0, 1)
         rig.finish(ended)
         assert (running.start(AT), running.start(AT + 1), ended.start(AT)) == (True, False, False)
-        assert (running.started, ended.started) == (AT, None)
+        assert (running.started_at, ended.started_at) == (AT, None)
 
 
 def readings(recorder: Recorder, alias: str) -> tuple[float | None, int]:
     jobstore = recorder.jobstores()[alias]
-    return jobstore.last_read, jobstore.failures
+    return jobstore.last_read_at, jobstore.read_failure_count
 
 
 def jobs_per_store(recorder: Recorder) -> dict[str, int]:
-    return {alias: jobstore.jobs for alias, jobstore in recorder.jobstores().items()}
+    return {alias: jobstore.job_count for alias, jobstore in recorder.jobstores().items()}
 
 
 def _random_runs(seed: int, rounds: int) -> list[tuple[bool, Outcome]]:

@@ -542,7 +542,7 @@ class TestUndeserializable:
             wait_for_reading(seen)
             seen.scheduler.turn()
             assert seen.errors() == {"restore": 1}
-            assert list(recorder_of(seen.telemetry).jobs()) == []
+            assert list(recorder_of(seen.telemetry).snapshots()) == []
 
     def test_after_uninstrument(self, rows: Rows, clock: Clock) -> None:
         """A store that is no longer watched is no longer counted."""
@@ -551,7 +551,7 @@ class TestUndeserializable:
             rows.spoil("job")
             seen.telemetry.uninstrument()
             seen.scheduler.turn()
-            assert set(recorder_of(seen.telemetry).errors().values()) == {0}
+            assert set(recorder_of(seen.telemetry).scheduler_error_counts().values()) == {0}
 
 
 class TestInfo:
@@ -790,7 +790,7 @@ def origins_of(seen: Watched) -> Any:
 
 
 def job_record(seen: Watched, alias: str) -> JobRecord:
-    record = recorder_of(seen.telemetry).job(alias, "job")
+    record = recorder_of(seen.telemetry).find_record(alias, "job")
     assert record is not None
     return record
 

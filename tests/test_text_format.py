@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.exposition import choose_encoder
 
-from apscheduler_telemetry.core.model import Outcome, Removal, RunError
+from apscheduler_telemetry.core.model import Outcome, RemovalReason, RunError
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from apscheduler_telemetry.core.stats import DURATION_BUCKETS
@@ -175,7 +175,7 @@ class TestChanges:
             if name not in records:
                 records[name] = scene.main.add_job(name)
             elif (action := dice.randrange(7)) == 0:
-                recorder.job_removed(records.pop(name), dice.choice(list(Removal)))
+                recorder.job_removed(records.pop(name), dice.choice(list(RemovalReason)))
             elif action == 1:
                 scene.main.run(records[name], NOW, dice.choice(DURATION_BUCKETS))
             elif action == 2:
@@ -185,7 +185,7 @@ class TestChanges:
                 recorder.job_advanced(records[name], next_run)
             elif action == 4:
                 in_flight.append(scene.main.submit(records[name], NOW))
-            elif action == 5 and in_flight and in_flight[-1].started is None:
+            elif action == 5 and in_flight and in_flight[-1].started_at is None:
                 in_flight[-1].start(NOW + step)
             elif in_flight:
                 scene.main.finish(in_flight.pop(), dice.choice(list(Outcome)))
@@ -209,7 +209,7 @@ class TestChanges:
         rendered.clear()
         scene.exporter.expose(encode)
         assert rendered == []
-        record = scene.main.recorder.job("sql", "backup")
+        record = scene.main.recorder.find_record("sql", "backup")
         assert record is not None
         scene.main.run(record, NOW, 1.0)
         scene.exporter.expose(encode)
@@ -244,7 +244,7 @@ class SmallScene:
             record = self.main.add_job(name)
             self.main.run(record, NOW, 0.5, exemplar=SpanContext(1, 2, is_remote=False))
             self.main.submit(record, NOW).start(NOW + 1)
-        self.main.recorder.job_removed(record, Removal.FAILED)
+        self.main.recorder.job_removed(record, RemovalReason.FAILED)
         self.exporter.add(self.main)
 
 

@@ -77,9 +77,9 @@ class _ExportedScheduler:
         return self.adapter.started_at
 
     @property
-    def last_wakeup(self) -> float | None:
+    def last_pass_ended_at(self) -> float | None:
         """When it last looked for due jobs, in Unix seconds; None before it."""
-        return self.adapter.last_wakeup
+        return self.adapter.last_pass_ended_at
 
     def liveness(self) -> Liveness:
         """Tell whether the scheduler's loop is alive, and why not."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import Capture, SchedulerState
+from apscheduler_telemetry.core.model import Capture, SchedulerStatus
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -72,7 +72,7 @@ class AdapterDependencies:
     on_scheduler_stopped: Callable[[], None]
 
 
-class SchedulerAdapter(SchedulerState, Protocol):
+class SchedulerAdapter(SchedulerStatus, Protocol):
     """Watches one scheduler."""
 
     def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:

@@ -65,7 +65,7 @@ class ErrorKind(str, Enum):
     LISTENER = "listener"
 
 
-class Removal(Enum):
+class RemovalReason(Enum):
     """Why a job was removed, which decides what becomes of its next run."""
 
     CANCELLED = "cancelled"
@@ -157,12 +157,12 @@ class Liveness:
     Whether a scheduler's loop is alive.
 
     Attributes:
-        state: ``running``, ``paused`` or ``stopped``, as APScheduler believes.
+        scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler believes.
         up: whether the loop is alive and not overdue.
         reasons: why not, as pairs of a code and a sentence; empty if nothing is wrong.
     """
 
-    state: str
+    scheduler_state: str
     up: bool
     reasons: Sequence[tuple[str, str]] = ()
 
@@ -182,7 +182,7 @@ class SpanIds(Protocol):
     def span_id(self) -> int: ...
 
 
-class SchedulerState(Protocol):
+class SchedulerStatus(Protocol):
     """What is known of a scheduler as a whole: its adapter tells, and exporters read."""
 
     @property
@@ -190,7 +190,7 @@ class SchedulerState(Protocol):
         """Unix seconds of its start; None before it."""
 
     @property
-    def last_wakeup(self) -> float | None:
+    def last_pass_ended_at(self) -> float | None:
         """Unix seconds of the end of the latest pass over due jobs; None before it."""
 
     def liveness(self) -> Liveness:

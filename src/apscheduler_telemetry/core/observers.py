@@ -120,7 +120,7 @@ class RunObserver(Protocol):
         Called when it is known how a run ended: its ``outcome`` is set.
 
         `on_callable_start` and `on_callable_end` were called before if it ran in this process.
-        Otherwise it ran in another process (its ``ended`` is set), or never (missed, skipped,
+        Otherwise it ran in another process (its ``ended_at`` is set), or never (missed, skipped,
         coalesced, lost).
         """
 

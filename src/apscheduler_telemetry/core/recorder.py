@@ -8,7 +8,7 @@ every due run ends in exactly one outcome, and at any moment
 
 A run costs little where it runs. `run_submitted` registers it, and `Run.finish` ends it by setting
 its outcome, without a lock. Finished runs are added up when somebody reads, or when there are
-`MAX_REGISTERED` more than after the last time. Taking them out of the register is the last step:
+`MAX_UNADDED_RUNS` more than after the last time. Taking them out of the register is the last step:
 an exception from outside, at whatever line, loses none and counts none twice.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
-from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, Removal
+from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, RemovalReason
 from apscheduler_telemetry.core.records import (
     JobKey,
     JobRecord,
@@ -42,7 +42,7 @@ REMOVED_JOB_SECONDS = 900.0
 Seconds for which a removed job stays visible, so that every scrape sees its last numbers; counted
 from the end of its last run, if that comes later.
 """
-MAX_REGISTERED = 1024
+MAX_UNADDED_RUNS = 1024
 """
 Finished runs that may wait to be added up, in half a megabyte.
 
@@ -56,16 +56,16 @@ class JobStoreState(NamedTuple):
     What is known of one job store.
 
     Attributes:
-        jobs: how many jobs are known.
+        job_count: how many jobs are known.
         is_local: whether only this process changes it, so that all its jobs are always known.
-        last_read: when it was last read without a failure, in Unix seconds; None before that.
-        failures: how often it could not be read.
+        last_read_at: when it was last read without a failure, in Unix seconds; None before that.
+        read_failure_count: how often it could not be read.
     """
 
-    jobs: int = 0
+    job_count: int = 0
     is_local: bool = False
-    last_read: float | None = None
-    failures: int = 0
+    last_read_at: float | None = None
+    read_failure_count: int = 0
 
 
 class ExecutorState(NamedTuple):
@@ -88,7 +88,7 @@ class Recorder:
     The metrics state of one scheduler.
 
     Args:
-        scheduler: the value of the ``scheduler`` label.
+        scheduler_name: the value of the ``scheduler`` label.
         duration_buckets: upper bounds in seconds, ascending, without +Inf.
         delay_buckets: likewise.
         max_labels: values of the ``job_id`` label before further jobs share ``__overflow__``.
@@ -102,14 +102,14 @@ class Recorder:
 
     def __init__(
         self,
-        scheduler: str,
+        scheduler_name: str,
         *,
         duration_buckets: Sequence[float] = DURATION_BUCKETS,
         delay_buckets: Sequence[float] = DELAY_BUCKETS,
         max_labels: int = MAX_LABELS,
         clock: Clock = time.time,
     ) -> None:
-        self.scheduler = scheduler
+        self.scheduler_name = scheduler_name
         self._buckets = tuple(duration_buckets), tuple(delay_buckets)
         self._max_labels = max_labels
         self._clock = clock
@@ -117,16 +117,17 @@ class Recorder:
         self._series: dict[str, JobSeries] = {}
         self._jobs: dict[str, dict[Hashable, JobRecord]] = {}
         self._jobstores: dict[str, JobStoreState] = {}
-        self._executors: dict[str, Callable[[], float]] = {}
-        self._errors = dict.fromkeys(ErrorKind, 0)
-        # With their series and the time of removal; their next run is still expected.
-        self._jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
+        self._worker_getters: dict[str, Callable[[], float]] = {}
+        self._scheduler_error_counts = dict.fromkeys(ErrorKind, 0)
+        # Those that stay expected after an error has removed their job: series, time of removal.
+        self._orphaned_next_runs: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
         # The dictionary's own method, as each run takes this way.
         self.run_submitted: Callable[[Run], None] = self._runs.setdefault
-        self._add_up_at = MAX_REGISTERED
-        self._made_room_at = -math.inf
-        self._series_with_runs: set[JobSeries] = set()  # those that have runs in flight, or more
+        self._add_up_threshold = MAX_UNADDED_RUNS
+        self._labels_freed_at = -math.inf
+        # At the last adding up; those with runs to be added up are put into it then.
+        self._series_with_runs_in_flight: set[JobSeries] = set()
         self._version_numbers = itertools.count(1)
         renew_lock_after_fork(self)
         reset_in_forked_children(self)
@@ -140,13 +141,13 @@ class Recorder:
 
     # Jobs
 
-    def job(self, jobstore: str, job_id: Hashable) -> JobRecord | None:
+    def find_record(self, jobstore: str, job_id: Hashable) -> JobRecord | None:
         """Return what is known of a job, or None."""
         jobs = self._jobs.get(jobstore)
         return None if jobs is None else jobs.get(job_id)
 
     @synchronized
-    def records_in(self, jobstore: str) -> list[JobRecord]:
+    def records_in_jobstore(self, jobstore: str) -> list[JobRecord]:
         """Return all known jobs of a job store."""
         return list(self._jobs.get(jobstore, {}).values())
 
@@ -166,20 +167,20 @@ class Recorder:
             info: the job.
             next_run: its next run, a datetime or Unix seconds, or None.
         """
-        record = self.job(info.jobstore, info.id)
+        record = self.find_record(info.jobstore, info.id)
         if record is not None and record.info.label != info.label:
-            self._detach(record, keep_next_run=False)
+            self._remove_record(record, keep_next_run=False)
             record = None
         key = (info.jobstore, info.id)
         if record is None:
             record = JobRecord(key, info, self._series_for(info))
             self._jobs.setdefault(info.jobstore, {})[info.id] = record
             self._jobstores.setdefault(info.jobstore, _NEW_JOBSTORE)
-            record.series.attach(record)
-        record.update_info(info)
-        if key in self._jobs_removed_by_error:
-            series, _ = self._jobs_removed_by_error.pop(key)
-            series.forget_failed_next_run(key)
+            record.series.add_job(record)
+        record.set_info(info)
+        if key in self._orphaned_next_runs:
+            series, _ = self._orphaned_next_runs.pop(key)
+            series.drop_orphaned_next_run(key)
         record.series.set_next_run(record, next_run)
         return record
 
@@ -198,7 +199,7 @@ class Recorder:
         before = record.next_run
         record.series.set_next_run(record, next_run)
         if cancels and before != record.next_run:
-            record.series.cancel(before)
+            record.series.cancel_next_run(before)
 
     def job_advanced(self, record: JobRecord, next_run: datetime) -> None:
         """Record that the scheduler has submitted the next run of a job, and set another one."""
@@ -206,13 +207,13 @@ class Recorder:
         record.series.set_next_run(record, next_run)
 
     @synchronized
-    def job_removed(self, record: JobRecord, removal: Removal) -> None:
+    def job_removed(self, record: JobRecord, reason: RemovalReason) -> None:
         """Record that a job is gone; its label stays for `REMOVED_JOB_SECONDS`."""
         if not record.is_current:
             return
-        if removal is Removal.CANCELLED:
-            record.series.cancel(record.next_run)
-        self._detach(record, keep_next_run=removal is Removal.FAILED)
+        if reason is RemovalReason.CANCELLED:
+            record.series.cancel_next_run(record.next_run)
+        self._remove_record(record, keep_next_run=reason is RemovalReason.FAILED)
 
     @synchronized
     def job_intervals_changed(
@@ -223,9 +224,9 @@ class Recorder:
 
     # Runs
 
-    def add_up_if_many(self) -> None:
-        """Add up finished runs, if more than `MAX_REGISTERED` may wait for that."""
-        if len(self._runs) >= self._add_up_at:
+    def add_up_runs_if_many(self) -> None:
+        """Add up finished runs, if more than `MAX_UNADDED_RUNS` may wait for that."""
+        if len(self._runs) >= self._add_up_threshold:
             self._add_up_runs()
 
     def runs_unsubmitted(
@@ -234,7 +235,7 @@ class Recorder:
         outcome: Outcome,
         count: int,
         due_times: Iterable[datetime] = (),
-        links: Sequence[Any] = (),
+        link_origins: Sequence[Any] = (),
     ) -> list[Run]:
         """
         Record `count` due runs that have ended and were never submitted to an executor.
@@ -244,13 +245,14 @@ class Recorder:
             outcome: how they have ended.
             count: how many.
             due_times: when those were due that observers are to hear of.
-            links: where the job was added and where its runs were triggered by hand, if known.
+            link_origins: where the job was added and where the user has set the times of its runs,
+                if known.
 
         Returns:
             Those, as runs that have ended.
         """
         self._runs[UnsubmittedRuns(record, outcome, count)] = None  # counted at the next reading
-        runs = [Run(record, due, record.info.executor, links) for due in due_times]
+        runs = [Run(record, due, record.info.executor, link_origins) for due in due_times]
         for run in runs:
             run.finish(outcome)
         return runs
@@ -258,20 +260,21 @@ class Recorder:
     # Executors, job stores, errors
 
     @synchronized
-    def executor_added(self, alias: str, workers: Callable[[], float]) -> None:
+    def executor_added(self, alias: str, get_workers: Callable[[], float]) -> None:
         """
         Record that the scheduler has an executor.
 
         Args:
             alias: its alias.
-            workers: returns how many runs it can work on at once; infinity if nothing limits it.
+            get_workers: returns how many runs it can work on at once; infinity if nothing limits
+                it.
         """
-        self._executors[alias] = workers
+        self._worker_getters[alias] = get_workers
 
     @synchronized
     def executor_removed(self, alias: str) -> None:
         """Record that the scheduler has an executor no more; its runs in flight go on."""
-        self._executors.pop(alias, None)
+        self._worker_getters.pop(alias, None)
 
     @synchronized
     def jobstore_added(self, alias: str, *, is_local: bool) -> None:
@@ -284,30 +287,30 @@ class Recorder:
         """Record that the jobs in a job store are known as of `at`, in Unix seconds."""
         store = self._jobstores.get(alias)
         if store is not None:  # else it was removed meanwhile
-            self._jobstores[alias] = store._replace(last_read=at)
+            self._jobstores[alias] = store._replace(last_read_at=at)
 
     @synchronized
     def jobstore_read_failed(self, alias: str) -> None:
         """Record that a job store could not be read."""
         store = self._jobstores.get(alias)
         if store is not None:
-            self._jobstores[alias] = store._replace(failures=store.failures + 1)
+            self._jobstores[alias] = store._replace(read_failure_count=store.read_failure_count + 1)
 
     @synchronized
     def jobstore_removed(self, alias: str) -> None:
         """Record that a job store, and its jobs, were removed from the scheduler."""
-        for record in self.records_in(alias):
-            self.job_removed(record, Removal.CANCELLED)
+        for record in self.records_in_jobstore(alias):
+            self.job_removed(record, RemovalReason.CANCELLED)
         self._jobstores.pop(alias, None)
 
     @synchronized
     def count_scheduler_error(self, kind: ErrorKind) -> None:
         """Count something that APScheduler only logs."""
-        self._errors[kind] += 1
+        self._scheduler_error_counts[kind] += 1
 
     # Reading
 
-    def jobs(self) -> Iterator[JobSnapshot]:
+    def snapshots(self) -> Iterator[JobSnapshot]:
         """Yield a snapshot of each label."""
         for _, snapshot in self.snapshots_since({}):
             if snapshot is not None:
@@ -324,10 +327,10 @@ class Recorder:
         """
         for series in self._synced_series():
             label = series.label
-            if series.is_known(known.get(label)):
+            if series.is_unchanged_since(known.get(label)):
                 yield label, None
             else:
-                yield label, self._snapshot(series)
+                yield label, self._create_snapshot(series)
 
     def executors(self) -> Mapping[str, ExecutorState]:
         """Return the load of each executor by alias."""
@@ -337,14 +340,14 @@ class Recorder:
             if run.outcome is None:
                 (queued if run.running_since is None else running)[run.executor] += 1
         return {
-            alias: ExecutorState(workers(), running[alias], queued[alias])
-            for alias, workers in self._executors.copy().items()
+            alias: ExecutorState(get_workers(), running[alias], queued[alias])
+            for alias, get_workers in self._worker_getters.copy().items()
         }
 
     @synchronized
-    def errors(self) -> Mapping[ErrorKind, int]:
+    def scheduler_error_counts(self) -> Mapping[ErrorKind, int]:
         """Return how often APScheduler only logged something, by kind."""
-        return dict(self._errors)
+        return dict(self._scheduler_error_counts)
 
     @synchronized
     def jobstores(self) -> Mapping[str, JobStoreState]:
@@ -352,8 +355,8 @@ class Recorder:
         now = self._clock()
         return {
             alias: store._replace(
-                jobs=len(self._jobs.get(alias, ())),
-                last_read=now if store.is_local else store.last_read,
+                job_count=len(self._jobs.get(alias, ())),
+                last_read_at=now if store.is_local else store.last_read_at,
             )
             for alias, store in self._jobstores.items()
         }
@@ -366,13 +369,13 @@ class Recorder:
         runs: dict[JobSeries, list[Run]] = defaultdict(list)
         for run in list(self._runs):
             runs[run.series].append(run)
-        self._series_with_runs.update(runs)
+        self._series_with_runs_in_flight.update(runs)
         now = self._clock()
-        for series in list(self._series_with_runs):
-            series.add_up(runs.get(series, ()), self._runs, now)
-            if not series.has_runs:
-                self._series_with_runs.discard(series)
-        self._add_up_at = len(self._runs) + MAX_REGISTERED
+        for series in list(self._series_with_runs_in_flight):
+            series.add_up_runs(runs.get(series, ()), self._runs, now)
+            if not series.has_runs_in_flight:
+                self._series_with_runs_in_flight.discard(series)
+        self._add_up_threshold = len(self._runs) + MAX_UNADDED_RUNS
 
     @synchronized
     def _synced_series(self) -> list[JobSeries]:
@@ -382,41 +385,41 @@ class Recorder:
         return list(self._series.values())
 
     @synchronized
-    def _snapshot(self, series: JobSeries) -> JobSnapshot:
-        return series.snapshot(self._version_numbers)
+    def _create_snapshot(self, series: JobSeries) -> JobSnapshot:
+        return series.create_snapshot(self._version_numbers)
 
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series.get(info.label)
-        if series is None and self._is_full() and not self._make_room():
+        if series is None and self._is_label_limit_reached() and not self._try_to_free_labels():
             series = self._series.get(OVERFLOW)
             if series is None:
                 info = _overflow_info(info)
         if series is None:
-            series = JobSeries(self.scheduler, info, JobStats(*self._buckets), self._clock)
+            series = JobSeries(self.scheduler_name, info, JobStats(*self._buckets), self._clock)
             self._series[info.label] = series
         return series
 
-    def _make_room(self) -> bool:
+    def _try_to_free_labels(self) -> bool:
         """Forget what was removed some time ago, as no label is left; tell whether one is now."""
         # Not for every further job, as this looks at all labels; in a second, little has changed.
         now = self._clock()
-        if 0 <= now - self._made_room_at < 1:
+        if 0 <= now - self._labels_freed_at < 1:
             return False
-        self._made_room_at = now
+        self._labels_freed_at = now
         self._add_up_runs()
         self._purge()
-        return not self._is_full()
+        return not self._is_label_limit_reached()
 
-    def _is_full(self) -> bool:
+    def _is_label_limit_reached(self) -> bool:
         return len(self._series) - (OVERFLOW in self._series) >= self._max_labels
 
-    def _detach(self, record: JobRecord, *, keep_next_run: bool) -> None:
+    def _remove_record(self, record: JobRecord, *, keep_next_run: bool) -> None:
         jobstore, job_id = record.key
         now = self._clock()
-        record.series.detach(record, now, keep_next_run=keep_next_run)
+        record.series.remove_job(record, now, keep_next_run=keep_next_run)
         del self._jobs[jobstore][job_id]
         if keep_next_run:
-            self._jobs_removed_by_error[record.key] = record.series, now
+            self._orphaned_next_runs[record.key] = record.series, now
 
     def _purge(self) -> None:
         """Forget what was removed some time ago."""
@@ -425,12 +428,12 @@ class Recorder:
         # which holds up all threads.
         for series in list(self._series.values()):
             removed_at = series.removed_at
-            if removed_at is not None and removed_at <= deadline and series.is_abandoned:
+            if removed_at is not None and removed_at <= deadline and series.is_unused:
                 self._series.pop(series.label, None)
-        for key, (series, since) in list(self._jobs_removed_by_error.items()):
+        for key, (series, since) in list(self._orphaned_next_runs.items()):
             if since <= deadline:
-                series.forget_failed_next_run(key)
-                self._jobs_removed_by_error.pop(key, None)
+                series.drop_orphaned_next_run(key)
+                self._orphaned_next_runs.pop(key, None)
 
 
 _NEW_JOBSTORE = JobStoreState()

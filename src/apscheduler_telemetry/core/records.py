@@ -64,13 +64,13 @@ class JobSnapshot(NamedTuple):
     version: int
 
     @property
-    def due(self) -> int:
+    def due_count(self) -> int:
         """How many runs fell due: those that have ended, and those in flight."""
         return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
 
 
 _NO_RUNS_IN_FLIGHT = InFlight()
-_RunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlight]
+_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlight]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
 
@@ -86,7 +86,7 @@ class JobSeries:
 
     Attributes:
         label: the value of the label.
-        scheduler: the value of the ``scheduler`` label.
+        scheduler_name: the value of the ``scheduler`` label.
         info: what the job is; of several that share the label, one of them.
         removed_at: Unix seconds of when its last job was removed, or of when a run that ended after
             that was added up; None while there is a job.
@@ -94,31 +94,32 @@ class JobSeries:
     """
 
     __slots__ = (
-        *("_cancelled_run", "_failed_next_runs", "_has_changed", "_intervals", "_next_runs"),
+        *("_cancelled_run", "_orphaned_next_runs", "_has_changed", "_intervals", "_next_runs"),
         *(
-            "_runs",
-            "_runs_in_snapshot",
+            "_run_state",
+            "_run_state_in_snapshot",
             "_version",
             "clock",
             "info",
             "label",
             "removed_at",
-            "scheduler",
+            "scheduler_name",
         ),
     )
 
-    def __init__(self, scheduler: str, info: JobInfo, stats: JobStats, clock: Clock) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler_name: str, info: JobInfo, stats: JobStats, clock: Clock) -> None:
+        self.scheduler_name = scheduler_name
         self.label = info.label
         self.info = info
         self.removed_at: float | None = None
         self.clock = clock
         self._has_changed = True
-        self._runs: _RunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
-        self._runs_in_snapshot: _RunState | None = None  # by the latest snapshot
+        self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
+        self._run_state_in_snapshot: _SeriesRunState | None = None  # by the latest snapshot
         self._intervals: tuple[float, float] | None = None
         self._cancelled_run: float | None = None
-        self._failed_next_runs: dict[JobKey, float] = {}
+        # Of jobs that an error has removed; they stay expected.
+        self._orphaned_next_runs: dict[JobKey, float] = {}
         # Each job that has the label, with its next run.
         self._next_runs: dict[JobRecord, datetime | float | None] = {}
         self._version = 0
@@ -126,26 +127,26 @@ class JobSeries:
     # Jobs
 
     @property
-    def is_abandoned(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether no job and no run has the label any more."""
-        return not (self._next_runs or self.has_runs)
+        return not (self._next_runs or self.has_runs_in_flight)
 
     @property
-    def has_runs(self) -> bool:
+    def has_runs_in_flight(self) -> bool:
         """Whether any of its runs were in flight when that was last noted."""
-        return self._runs[-1] is not _NO_RUNS_IN_FLIGHT
+        return self._run_state[-1] is not _NO_RUNS_IN_FLIGHT
 
     def __contains__(self, record: JobRecord) -> bool:
         """Tell whether a job has the label."""
         return record in self._next_runs
 
-    def attach(self, record: JobRecord) -> None:
+    def add_job(self, record: JobRecord) -> None:
         """Let another job share the label."""
         self._next_runs[record] = None
         self.removed_at = None
         self._has_changed = True
 
-    def detach(self, record: JobRecord, now: float, *, keep_next_run: bool) -> None:
+    def remove_job(self, record: JobRecord, now: float, *, keep_next_run: bool) -> None:
         """
         Let a job have the label no more.
 
@@ -157,7 +158,7 @@ class JobSeries:
         next_run = self.next_run_of(record)
         del self._next_runs[record]
         if keep_next_run and next_run is not None:
-            self._failed_next_runs[record.key] = next_run
+            self._orphaned_next_runs[record.key] = next_run
         if not self._next_runs:
             self.removed_at = now
         self._has_changed = True
@@ -172,7 +173,7 @@ class JobSeries:
         """Return the next run of a job in Unix seconds; None if it has none."""
         # Converted when it is read, which happens less often than it changes.
         next_run = self._next_runs.get(record)
-        return None if next_run is None else _timestamp(next_run)
+        return None if next_run is None else _to_unix_seconds(next_run)
 
     def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
         """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
@@ -181,20 +182,24 @@ class JobSeries:
         self._next_runs[record] = next_run
         self._has_changed = True
         cancelled = self._cancelled_run
-        if cancelled is not None and next_run is not None and _timestamp(next_run) == cancelled:
+        if (
+            cancelled is not None
+            and next_run is not None
+            and _to_unix_seconds(next_run) == cancelled
+        ):
             self._cancelled_run = None  # it is planned again, so nothing is cancelled
 
-    def cancel(self, next_run: float | None) -> None:
+    def cancel_next_run(self, next_run: float | None) -> None:
         """Note that a next run was cancelled by the user, in Unix seconds."""
         if next_run is not None:
             self._cancelled_run = max(self._cancelled_run or 0.0, next_run)
             self._has_changed = True
 
-    def forget_failed_next_run(self, key: JobKey) -> None:
-        """Expect the next run of a job no more that was removed because of an error."""
-        if key in self._failed_next_runs:
+    def drop_orphaned_next_run(self, key: JobKey) -> None:
+        """Expect the next run no more of a job that was removed because of an error."""
+        if key in self._orphaned_next_runs:
             self._has_changed = True  # first, as an exception from outside may follow
-            self._failed_next_runs.pop(key, None)
+            self._orphaned_next_runs.pop(key, None)
 
     def set_intervals(self, intervals: tuple[float, float] | None) -> None:
         """Set the shortest and the longest gap in seconds between coming runs."""
@@ -203,7 +208,7 @@ class JobSeries:
 
     # Runs
 
-    def add_up(
+    def add_up_runs(
         self, runs: Iterable[Run], registered: MutableMapping[Run, None], now: float
     ) -> None:
         """
@@ -220,7 +225,7 @@ class JobSeries:
         """
         is_done = False
         while not is_done:
-            before = self._runs
+            before = self._run_state
             stats, added, _, _ = before
             finished = list(filter(registered.__contains__, runs))
             if added:  # as the last call was interrupted
@@ -229,28 +234,28 @@ class JobSeries:
             if in_flight:  # not to be looked at again, as one may end at any moment
                 finished = _without(finished, in_flight)
             if finished:
-                finished.sort(key=_FINISH_NUMBER)
-                if self.removed_at is not None and not all(map(_was_unsubmitted, finished)):
+                finished.sort(key=_get_finish_number)
+                if self.removed_at is not None and not all(map(_is_unsubmitted, finished)):
                     self.removed_at = now  # so that scrapes see how the last run ended
                 stats = stats.copy()
-                stats.add_runs(finished)
+                stats.add_finished_runs(finished)
                 added = (*added, *finished)
             after = (stats, added, *_count_in_flight(in_flight))
-            is_done = after == before or self._replace_runs(before, after)
-        for run in self._runs[1]:
+            is_done = after == before or self._compare_and_swap(before, after)
+        for run in self._run_state[1]:
             registered.pop(run, None)
-        self._forget_added(registered)
+        self._prune_added_runs(registered)
 
-    def _forget_added(self, registered: MutableMapping[Run, None]) -> None:
+    def _prune_added_runs(self, registered: MutableMapping[Run, None]) -> None:
         """Keep no run that was added up and is not registered any more."""
-        is_done = not self._runs[1]
+        is_done = not self._run_state[1]
         while not is_done:
-            before = self._runs
-            stats, added, started, in_flight = before
+            before = self._run_state
+            stats, added, started_runs, in_flight = before
             added = tuple(filter(registered.__contains__, added))
-            is_done = self._replace_runs(before, (stats, added, started, in_flight))
+            is_done = self._compare_and_swap(before, (stats, added, started_runs, in_flight))
 
-    def _replace_runs(self, before: _RunState, after: _RunState) -> bool:
+    def _compare_and_swap(self, expected: _SeriesRunState, new: _SeriesRunState) -> bool:
         """
         Replace the state of the runs, unless it has changed meanwhile.
 
@@ -258,33 +263,36 @@ class JobSeries:
         The comparison and the assignment share one line; Python handles no signal in between.
         """
         is_done = False
-        if self._runs is before: self._runs, is_done = after, True  # fmt: skip  # noqa: E701
+        if self._run_state is expected: self._run_state, is_done = new, True  # fmt: skip  # noqa: E701
         return is_done
 
     # Reading
 
-    def is_known(self, version: int | None) -> bool:
+    def is_unchanged_since(self, version: int | None) -> bool:
         """Tell whether nothing has changed since a snapshot of this version."""
-        is_unchanged = not self._has_changed and self._runs is self._runs_in_snapshot
+        is_unchanged = not self._has_changed and self._run_state is self._run_state_in_snapshot
         return is_unchanged and version == self._version
 
-    def snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
+    def create_snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
         """Return the state now, under a new version if it has changed."""
-        version, runs = self._version, self._runs
-        if self._has_changed or runs is not self._runs_in_snapshot:
+        version, run_state = self._version, self._run_state
+        if self._has_changed or run_state is not self._run_state_in_snapshot:
             # In this order, so that an exception in between makes readers look again.
             version = self._version = next(next_version)
-            self._runs_in_snapshot = runs
+            self._run_state_in_snapshot = run_state
             self._has_changed = False
-        stats, _, started, in_flight = runs
-        if started:
+        stats, _, started_runs, in_flight = run_state
+        if started_runs:
             stats = stats.copy()
-            for run in started:
+            for run in started_runs:
                 run.add_start_to(stats)
         # Copied at once, as jobs come and go meanwhile.
         next_runs = [
-            *self._failed_next_runs.copy().values(),
-            *(None if at is None else _timestamp(at) for at in self._next_runs.copy().values()),
+            *self._orphaned_next_runs.copy().values(),
+            *(
+                None if at is None else _to_unix_seconds(at)
+                for at in self._next_runs.copy().values()
+            ),
         ]
         return JobSnapshot(
             label=self.label,
@@ -325,7 +333,7 @@ class JobRecord:
         """Whether the job is still known, and by this record."""
         return self in self.series
 
-    def update_info(self, info: JobInfo) -> None:
+    def set_info(self, info: JobInfo) -> None:
         """Note what the job is now."""
         self.info = info
         self.series.update_info(info)
@@ -340,21 +348,22 @@ class Run:
 
     Attributes:
         series: the state of the label under which it counts.
-        job: the job as it was when the run was submitted.
+        job_info: the job as it was when the run was submitted.
         executor: alias of the executor.
         due: when it was due (timezone aware).
         due_timestamp: the same in Unix seconds.
-        links: where the job was added and where the run was triggered by hand, as far as known.
+        link_origins: where the job was added and where the user has set the time of the run, as far
+            as known.
         arguments: what the callable is called with, in brief; None unless it may be exported.
         result: what it returned, likewise.
-        started: Unix seconds of the measured start; None before it, and of runs that never started.
-        estimated_start: Unix seconds of when it must have started, in a process pool; else None.
+        started_at: Unix seconds of the measured start; None before it, and if it never started.
+        estimated_start_at: Unix seconds of when it must have started, in a process pool; else None.
         duration: seconds from the start to the end; None before it, and if it is not known.
         outcome: how it ended; None before that.
         error: why it failed; None if it did not, or if that is not known.
         finished_at: Unix seconds of the end.
         finish_number: orders runs by their end, also where the clock stands still.
-        exemplar: the ids of its span, if that is sampled.
+        exemplar_span: the ids of its span, if that is sampled.
         count: how many runs it stands for.
     """
 
@@ -362,11 +371,18 @@ class Run:
 
     __slots__ = (
         *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error"),
-        *("estimated_start", "executor", "exemplar", "finish_number", "finished_at", "job"),
-        *("links", "outcome", "result", "series", "started"),
+        *(
+            "estimated_start_at",
+            "executor",
+            "exemplar_span",
+            "finish_number",
+            "finished_at",
+            "job_info",
+        ),
+        *("link_origins", "outcome", "result", "series", "started_at"),
     )
-    started: float | None
-    estimated_start: float | None
+    started_at: float | None
+    estimated_start_at: float | None
     duration: float | None
     outcome: Outcome | None
     error: RunError | None
@@ -374,38 +390,38 @@ class Run:
     finish_number: int
     arguments: str | None
     result: str | None
-    exemplar: SpanIds | None
+    exemplar_span: SpanIds | None
 
     def __init__(
-        self, record: JobRecord, due: datetime, executor: str, links: Sequence[Any] = ()
+        self, record: JobRecord, due: datetime, executor: str, link_origins: Sequence[Any] = ()
     ) -> None:
         self.series = record.series
-        self.job = record.info
+        self.job_info = record.info
         self.executor = executor
         self.due = due
         self.due_timestamp = due.timestamp()
-        self.links = links
+        self.link_origins = link_origins
         # In one statement, as every run pays for it.
-        self.started = self.estimated_start = self.duration = self.outcome = self.error = None
-        self.arguments = self.result = self.exemplar = None
+        self.started_at = self.estimated_start_at = self.duration = self.outcome = self.error = None
+        self.arguments = self.result = self.exemplar_span = None
 
     @property
-    def ended(self) -> float | None:
+    def ended_at(self) -> float | None:
         """Unix seconds of the measured end; None before it, and if it was not measured."""
-        started, duration = self.started, self.duration
-        return None if started is None or duration is None else started + duration
+        started_at, duration = self.started_at, self.duration
+        return None if started_at is None or duration is None else started_at + duration
 
     @property
     def start_delay(self) -> float | None:
         """Seconds from `due` to the start; None before it. Never negative, whatever the clock."""
-        started = self.started  # read once, as `finish` may reset it in another thread
-        return None if started is None else delay(self.due_timestamp, started)
+        started_at = self.started_at  # read once, as `finish` may reset it in another thread
+        return None if started_at is None else delay(self.due_timestamp, started_at)
 
     @property
     def running_since(self) -> float | None:
         """Unix seconds of the start, be it measured or estimated; None before it."""
-        started = self.started
-        return self.estimated_start if started is None else started
+        started_at = self.started_at
+        return self.estimated_start_at if started_at is None else started_at
 
     @property
     def label(self) -> str:
@@ -413,9 +429,9 @@ class Run:
         return self.series.label
 
     @property
-    def scheduler(self) -> str:
+    def scheduler_name(self) -> str:
         """The value of the ``scheduler`` label."""
-        return self.series.scheduler
+        return self.series.scheduler_name
 
     def start(self, at: float) -> bool:
         """
@@ -424,15 +440,15 @@ class Run:
         Returns:
             False if it has started or ended before, which does not change then.
         """
-        if self.started is not None or self.outcome is not None:
+        if self.started_at is not None or self.outcome is not None:
             return False
-        self.started = at
+        self.started_at = at
         return True
 
     def estimate_start(self, at: float) -> None:
         """Set when it has started, in Unix seconds, until that is measured."""
-        if self.estimated_start is None:
-            self.estimated_start = at
+        if self.estimated_start_at is None:
+            self.estimated_start_at = at
 
     def stop(self, duration: float) -> None:
         """Set the measured duration, in seconds."""
@@ -446,9 +462,9 @@ class Run:
         """Keep what the callable returned, in brief."""
         self.result = text
 
-    def set_exemplar(self, span: SpanIds) -> None:
+    def set_exemplar_span(self, span: SpanIds) -> None:
         """Let histograms refer to this span."""
-        self.exemplar = span
+        self.exemplar_span = span
 
     def finish(self, outcome: Outcome, error: RunError | None = None) -> bool:
         """
@@ -464,14 +480,14 @@ class Run:
         if self.outcome is not None:
             return False
         if outcome is MISSED:
-            self.started = self.duration = None
+            self.started_at = self.duration = None
         if error is not None:
             self.error = error
-        started, duration = self.started, self.duration
-        if started is None or duration is None:
+        started_at, duration = self.started_at, self.duration
+        if started_at is None or duration is None:
             self.finished_at = self.series.clock()
         else:  # by a monotonic duration: the wall clock may have jumped meanwhile
-            self.finished_at = started + duration
+            self.finished_at = started_at + duration
         self.finish_number = next(_finish_numbers)
         self.outcome = outcome  # the last step, by which it counts
         return True
@@ -479,7 +495,7 @@ class Run:
     def add_start_to(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""
         if self.running_since is not None:
-            stats.add_start(self.due_timestamp, self.started)
+            stats.add_started_run(self.due_timestamp, self.started_at)
 
 
 class UnsubmittedRuns(Run):
@@ -505,7 +521,7 @@ def _without(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run not in excluded]
 
 
-def _was_unsubmitted(run: Run) -> bool:
+def _is_unsubmitted(run: Run) -> bool:
     return isinstance(run, UnsubmittedRuns)
 
 
@@ -513,17 +529,17 @@ def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
-    started = tuple(run for run in runs if run.running_since is not None)
+    started_runs = tuple(run for run in runs if run.running_since is not None)
     # Not of those of a burst that are over already, whose outcomes come at its end.
-    active = (run.running_since for run in started if run.duration is None)
+    active = (run.running_since for run in started_runs if run.duration is None)
     since = min((at for at in active if at is not None), default=0.0)
-    return started, InFlight(len(runs) - len(started), len(started), since)
+    return started_runs, InFlight(len(runs) - len(started_runs), len(started_runs), since)
 
 
-def _timestamp(at: datetime | float) -> float:
+def _to_unix_seconds(at: datetime | float) -> float:
     return at.timestamp() if isinstance(at, datetime) else at
 
 
 _finish_numbers = itertools.count(1)
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
-_FINISH_NUMBER = attrgetter("finish_number")
+_get_finish_number = attrgetter("finish_number")

@@ -51,13 +51,13 @@ class FinishedRun(Protocol):
     """What a run that has ended adds to the numbers; see `Run`."""
 
     due_timestamp: float
-    started: float | None
-    estimated_start: float | None
+    started_at: float | None
+    estimated_start_at: float | None
     duration: float | None
     outcome: Outcome | None
     error: RunError | None
     finished_at: float
-    exemplar: SpanIds | None
+    exemplar_span: SpanIds | None
     count: int
 
 
@@ -96,7 +96,7 @@ class Histogram:
         exemplar = Exemplar(_exemplar_labels(span), value, at)
         self.exemplars[bisect_left(self.bounds, value)] = exemplar
 
-    def cumulative(self) -> Iterator[tuple[int, Exemplar | None]]:
+    def cumulative_buckets(self) -> Iterator[tuple[int, Exemplar | None]]:
         """Yield, bound by bound and then for +Inf, how many are within, and an exemplar."""
         for bucket, total in enumerate(accumulate(self.counts)):
             yield total, self.exemplars.get(bucket)
@@ -124,7 +124,7 @@ class JobStats:
 
     __slots__ = (
         *("consecutive_failures", "delays", "durations", "exceptions", "last_duration"),
-        *("last_failure", "last_outcome", "last_run", "last_success", "outcomes"),
+        *("last_failure", "last_outcome", "last_run_due", "last_success", "outcomes"),
     )
 
     def __init__(self, duration_buckets: Sequence[float], delay_buckets: Sequence[float]) -> None:
@@ -134,7 +134,7 @@ class JobStats:
         self.exceptions: dict[str, int] = {}
         self.consecutive_failures = 0
         self.last_outcome: Outcome | None = None
-        self.last_run: float | None = None
+        self.last_run_due: float | None = None
         self.last_success: float | None = None
         self.last_failure: float | None = None
         self.last_duration: float | None = None
@@ -148,45 +148,45 @@ class JobStats:
         copy.exceptions = self.exceptions.copy()
         copy.consecutive_failures = self.consecutive_failures
         copy.last_outcome = self.last_outcome
-        copy.last_run = self.last_run
+        copy.last_run_due = self.last_run_due
         copy.last_success = self.last_success
         copy.last_failure = self.last_failure
         copy.last_duration = self.last_duration
         return copy
 
-    def add_start(self, due: float, started: float | None) -> None:
+    def add_started_run(self, due: float, started_at: float | None) -> None:
         """
         Add a run that has started.
 
         Args:
             due: when it was due, in Unix seconds.
-            started: when it started; None if that is only estimated.
+            started_at: when it started; None if that is only estimated.
         """
-        if self.last_run is None or due > self.last_run:
-            self.last_run = due
-        if started is not None:
-            self.delays.observe(delay(due, started))
+        if self.last_run_due is None or due > self.last_run_due:
+            self.last_run_due = due
+        if started_at is not None:
+            self.delays.observe(delay(due, started_at))
 
-    def add_runs(self, runs: Sequence[FinishedRun]) -> None:  # calls cost more
+    def add_finished_runs(self, runs: Sequence[FinishedRun]) -> None:  # calls cost more
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
         successes = 0
-        last_run = -inf if self.last_run is None else self.last_run
+        last_run_due = -inf if self.last_run_due is None else self.last_run_due
         for run in runs:
-            outcome, started = run.outcome, run.started
+            outcome, started_at = run.outcome, run.started_at
             due = run.due_timestamp
-            if started is not None:
-                delays.append(started - due if started > due else 0.0)
-                if due > last_run:  # noqa: PLR1730  # max() is a call
-                    last_run = due
-            elif run.estimated_start is not None and outcome is not MISSED:
-                last_run = max(due, last_run)
+            if started_at is not None:
+                delays.append(started_at - due if started_at > due else 0.0)
+                if due > last_run_due:  # noqa: PLR1730  # max() is a call
+                    last_run_due = due
+            elif run.estimated_start_at is not None and outcome is not MISSED:
+                last_run_due = max(due, last_run_due)
             duration = run.duration
             if duration is not None and (outcome is SUCCESS or outcome is ERROR):
                 durations.append(duration)
-                if run.exemplar is not None:
-                    self.durations.add_exemplar(duration, run.exemplar, run.finished_at)
+                if run.exemplar_span is not None:
+                    self.durations.add_exemplar(duration, run.exemplar_span, run.finished_at)
             if outcome is SUCCESS:  # as most are
                 successes += 1
                 self.last_success = run.finished_at
@@ -196,7 +196,7 @@ class JobStats:
                 self.add_outcome(outcome, run.finished_at, error, run.count)
         self.last_outcome = runs[-1].outcome
         self.outcomes[SUCCESS] += successes
-        self.last_run = None if last_run == -inf else last_run
+        self.last_run_due = None if last_run_due == -inf else last_run_due
         if durations:
             self.last_duration = durations[-1]
         self.delays.observe_all(delays)
@@ -232,9 +232,9 @@ class JobStats:
         known[name] = known.get(name, 0) + 1
 
 
-def delay(due: float, started: float) -> float:
-    """Return the seconds from `due` to `started`; never negative, whatever the clock did."""
-    return started - due if started > due else 0.0
+def delay(due: float, started_at: float) -> float:
+    """Return the seconds from `due` to `started_at`; never negative, whatever the clock did."""
+    return started_at - due if started_at > due else 0.0
 
 
 def _exemplar_labels(span: SpanIds) -> Mapping[str, str]:

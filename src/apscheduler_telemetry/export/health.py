@@ -27,15 +27,15 @@ def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[s
         clock: returns Unix seconds.
     """
     now, liveness = clock(), scheduler.liveness()
-    jobs = sorted(scheduler.recorder.jobs(), key=attrgetter("label"))
+    jobs = sorted(scheduler.recorder.snapshots(), key=attrgetter("label"))
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],
         "scheduler": {
             "name": scheduler.name,
-            "state": liveness.state,
+            "state": liveness.scheduler_state,
             "loop_alive": liveness.up,
-            "last_wakeup": _iso(scheduler.last_wakeup),
+            "last_wakeup": _iso(scheduler.last_pass_ended_at),
         },
         "jobs": [_job(job, now) for job in jobs],
     }

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
-from apscheduler_telemetry.core.model import SchedulerState
+from apscheduler_telemetry.core.model import SchedulerStatus
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 STATES = ("running", "paused", "stopped")
 
 
-class InstrumentedScheduler(SchedulerState, Protocol):
+class InstrumentedScheduler(SchedulerStatus, Protocol):
     """
     One instrumented scheduler, as exporters see it.
 
@@ -345,7 +345,7 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
     yield from _known_samples(
         labels,
         (NEXT_RUN, job.next_run),
-        (LAST_RUN_DUE, stats.last_run),
+        (LAST_RUN_DUE, stats.last_run_due),
         (LAST_SUCCESS, stats.last_success),
         (LAST_FAILURE, stats.last_failure),
         (LAST_DURATION, stats.last_duration),
@@ -380,7 +380,7 @@ def yield_until_error(errors: ErrorReporter, component: str, items: Iterable[_T]
 
 
 def _sorted_jobs(scheduler: InstrumentedScheduler) -> Iterator[JobSnapshot]:
-    yield from sorted(scheduler.recorder.jobs(), key=attrgetter("label"))
+    yield from sorted(scheduler.recorder.snapshots(), key=attrgetter("label"))
 
 
 def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
@@ -388,15 +388,17 @@ def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
     liveness = scheduler.liveness()
     yield UP, (name,), int(liveness.up)
     for state in STATES:
-        yield STATE, (name, state), int(state == liveness.state)
-    started_at, last_wakeup = scheduler.started_at, scheduler.last_wakeup
-    yield from _known_samples((name,), (STARTED_AT, started_at), (LAST_PASS_END, last_wakeup))
+        yield STATE, (name, state), int(state == liveness.scheduler_state)
+    started_at, last_pass_ended_at = scheduler.started_at, scheduler.last_pass_ended_at
+    yield from _known_samples(
+        (name,), (STARTED_AT, started_at), (LAST_PASS_END, last_pass_ended_at)
+    )
     for alias, jobstore in recorder.jobstores().items():
         labels = (name, label_value(alias))
-        yield JOBS, labels, jobstore.jobs
-        yield from _known_samples(labels, (LAST_READ, jobstore.last_read))
-        yield READ_FAILURES, labels, jobstore.failures
-    for kind, count in recorder.errors().items():
+        yield JOBS, labels, jobstore.job_count
+        yield from _known_samples(labels, (LAST_READ, jobstore.last_read_at))
+        yield READ_FAILURES, labels, jobstore.read_failure_count
+    for kind, count in recorder.scheduler_error_counts().items():
         yield ERRORS, (name, kind.value), count
     for alias, executor in recorder.executors().items():
         labels = (name, label_value(alias))

@@ -214,10 +214,10 @@ class HistogramObserver:
         delay = run.start_delay
         was_recorded = self._runs_with_recorded_delay.pop(run, False)
         if delay is not None and not was_recorded:
-            context = _exemplar_context(run.exemplar)
+            context = _exemplar_context(run.exemplar_span)
             self._delays.record(delay, _histogram_attributes(run), context=context)
         if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
-            context = _exemplar_context(run.exemplar) if context is None else context
+            context = _exemplar_context(run.exemplar_span) if context is None else context
             self._durations.record(run.duration, _histogram_attributes(run), context=context)
 
     def stop(self) -> None:
@@ -268,7 +268,7 @@ def _create_histogram(
 
 
 def _histogram_attributes(run: Run) -> dict[str, str]:
-    return dict(zip(DURATIONS.labels, (run.scheduler, run.label), strict=True))
+    return dict(zip(DURATIONS.labels, (run.scheduler_name, run.label), strict=True))
 
 
 def _exemplar_context(exemplar: SpanIds | None) -> Context:

@@ -188,11 +188,11 @@ class SpanObserver:
 
     def on_callable_start(self, run: Run) -> None:
         """Start the span of `run` and make it current."""
-        run_span = None if self._is_stopped else self._start_span(run, run.started)
+        run_span = None if self._is_stopped else self._start_span(run, run.started_at)
         if run_span is None:
             return
         # Only the span of the current context changes, but not its baggage, for example.
-        base = _with_baggage(run) if run.links else None
+        base = _with_baggage(run) if run.link_origins else None
         run_span.make_current(base)
 
     def on_callable_end(self, run: Run) -> None:
@@ -206,7 +206,7 @@ class SpanObserver:
             return
         # The time now, so that the job's own spans lie within; yet not before the measured end, if
         # the clock was set back meanwhile.
-        run_span.set_end(max(run.ended or 0.0, self._clock()))
+        run_span.set_end(max(run.ended_at or 0.0, self._clock()))
 
     def create_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Start the span of `run`, and return its ``traceparent`` and the baggage."""
@@ -226,10 +226,10 @@ class SpanObserver:
             return  # an exception without a span becomes no log record either
         if run_span is None:
             # An estimated start has no measured end.
-            run_span = self._start_span(run, None if run.ended is None else run.started)
-        elif run_span.ended_at is None and run.ended is not None and run.started is not None:
+            run_span = self._start_span(run, None if run.ended_at is None else run.started_at)
+        elif run_span.ended_at is None and run.ended_at is not None and run.started_at is not None:
             # It was measured in another process.
-            run_span.move_start(_nanoseconds(run.started))
+            run_span.move_start(_nanoseconds(run.started_at))
         if run_span is not None and run_span.tokens is not None:
             run_span.mark_ended_early()  # and is current until `on_callable_end`
         else:
@@ -237,7 +237,7 @@ class SpanObserver:
         ended_at = None
         if run.outcome is SUCCESS or run.outcome is ERROR:
             ended_at = (
-                run.ended if run_span is None or run_span.ended_at is None else run_span.ended_at
+                run.ended_at if run_span is None or run_span.ended_at is None else run_span.ended_at
             )
         if run_span is not None:
             self._end_span(run_span, run, ended_at)
@@ -260,7 +260,7 @@ class SpanObserver:
             return None
         start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
         root, links = _ROOT, None
-        if run.links:
+        if run.link_origins:
             root, links = _with_baggage(run, root), _links(run)
         name, attributes = self._span_name_and_attributes(run)
         if started_at is not None and (delay := run.start_delay) is not None:
@@ -270,7 +270,7 @@ class SpanObserver:
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
-            run.set_exemplar(context)
+            run.set_exemplar_span(context)
         spans = self._spans
         if len(spans) >= spans.cleanup_threshold:
             spans.drop_stale_runs()
@@ -285,12 +285,12 @@ class SpanObserver:
 
     def _span_name_and_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:
         """Return the name of the span of a run, and the attributes that are known at its start."""
-        job = run.job
+        job = run.job_info
         cached = self._job_cache.get(id(job))
         if cached is None or cached[0] is not job:
             if len(self._job_cache) >= MAX_CACHED_JOBS:
                 self._job_cache.clear()
-            cached = job, _utf8(job.label), _job_attributes(job, run.scheduler)
+            cached = job, _utf8(job.label), _job_attributes(job, run.scheduler_name)
             self._job_cache[id(job)] = cached
         _, name, attributes = cached
         attributes = attributes.copy()
@@ -341,8 +341,8 @@ class SpanObserver:
             event_name=EXCEPTION_LOG_EVENT_NAME,
             attributes={
                 **_exception_attributes(error),
-                "apscheduler.job.id": _utf8(run.job.id),
-                "apscheduler.scheduler": _utf8(run.scheduler),
+                "apscheduler.job.id": _utf8(run.job_info.id),
+                "apscheduler.scheduler": _utf8(run.scheduler_name),
             },
         )
 
@@ -513,14 +513,14 @@ def _exception_signals() -> tuple[bool, bool]:
 def _links(run: Run) -> list[trace.Link]:
     return [
         trace.Link(origin.span, {"apscheduler.link.reason": origin.reason})
-        for origin in run.links
+        for origin in run.link_origins
         if isinstance(origin, Origin) and origin.span is not None
     ]
 
 
 def _baggage_of(run: Run) -> str:
     # The baggage of the latest link, which is the reason for this run.
-    return str(getattr(run.links[-1], "baggage", "")) if run.links else ""
+    return str(getattr(run.link_origins[-1], "baggage", "")) if run.link_origins else ""
 
 
 def _with_baggage(run: Run, context: Context | None = None) -> Context:

@@ -315,7 +315,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float,
         if exemplar is None
         else (le, total, Exemplar(dict(exemplar.labels), exemplar.value, exemplar.timestamp))
         for le, (total, exemplar) in zip(
-            bucket_bounds(histogram), histogram.cumulative(), strict=True
+            bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
         )
     ]
 

@@ -171,7 +171,9 @@ def _render_histogram(
     template = _TEMPLATES[family]
     start, end = template.format_bucket_start(*labels), template.format_bucket_end(*labels)
     total = 0
-    for le, (total, exemplar) in zip(bucket_bounds(histogram), histogram.cumulative(), strict=True):
+    for le, (total, exemplar) in zip(
+        bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
+    ):
         tail = _format_exemplar(exemplar) if with_exemplars and exemplar is not None else ""
         yield f"{start}{le}{end}{_format_number(total)}{tail}\n"
     yield f"{template.format_count_start(*labels)}{_format_number(total)}\n"

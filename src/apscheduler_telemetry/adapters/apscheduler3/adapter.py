@@ -145,9 +145,9 @@ class APScheduler3Adapter:
         return self._loop.started_at
 
     @property
-    def last_wakeup(self) -> float | None:
+    def last_pass_ended_at(self) -> float | None:
         """When the latest pass over due jobs ended, in Unix seconds; None before it."""
-        return self._loop.last_wakeup
+        return self._loop.last_pass_ended_at
 
     def liveness(self) -> Liveness:
         """Tell whether the scheduler's loop is alive, and why not."""

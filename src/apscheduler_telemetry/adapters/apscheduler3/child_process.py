@@ -51,7 +51,7 @@ class MeasurementSink(Protocol):
         key: _SubmissionKey,
         due: datetime,
         position: int,
-        started: float,
+        started_at: float,
         duration: float,
         telemetry_error: str | None,
     ) -> datetime:
@@ -62,7 +62,7 @@ class MeasurementSink(Protocol):
             key: identifies the submission.
             due: a copy of the run time.
             position: which run time of the submission it is.
-            started: Unix seconds of the start.
+            started_at: Unix seconds of the start.
             duration: seconds from the start to the end.
             telemetry_error: what went wrong in telemetry itself, if anything did.
 
@@ -153,7 +153,7 @@ class MeasuringRunTimes(list[datetime]):
                     token = _attach_context(carrier)
                 except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
                     error = repr(exception)
-            started, since = time.time(), time.perf_counter()
+            started_at, since = time.time(), time.perf_counter()
             try:
                 yield measured
             finally:
@@ -163,7 +163,7 @@ class MeasuringRunTimes(list[datetime]):
                         _detach_context(token)
                     except Exception as exception:  # noqa: BLE001
                         error = repr(exception)
-                measured.set_measurement(*self._address, due, position, started, duration, error)
+                measured.set_measurement(*self._address, due, position, started_at, duration, error)
 
 
 def _attach_context(carrier: Mapping[str, str]) -> Any:

@@ -325,7 +325,7 @@ class ExecutorHooks:
         key: _SubmissionKey,
         due: datetime,
         position: int,
-        started: float,
+        started_at: float,
         duration: float,
         telemetry_error: str | None,
     ) -> datetime:
@@ -335,7 +335,7 @@ class ExecutorHooks:
             return due  # given up meanwhile
         run = submission.runs[position]
         try:
-            if run.start(started):
+            if run.start(started_at):
                 run.stop(duration)
             if telemetry_error:
                 self.run_tracker.report_child_error(telemetry_error)

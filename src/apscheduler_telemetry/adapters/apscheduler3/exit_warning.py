@@ -59,10 +59,10 @@ def scheduled_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
     (_, job_id), next_run = min(next_runs.items(), key=lambda item: item[1])
     at = datetime.fromtimestamp(next_run, scheduler.timezone).isoformat(timespec="seconds")
     return (
-        f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler!r}: it "
-        f"runs in a daemon thread, which ends with the main thread. Next: {label_value(job_id)!r} "
-        f"at {at}. Keep the main thread alive or use BlockingScheduler; if this is intended, call "
-        "the scheduler's shutdown() first."
+        f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler_name!r}: "
+        f"it runs in a daemon thread, which ends with the main thread. Next: "
+        f"{label_value(job_id)!r} at {at}. Keep the main thread alive or use BlockingScheduler; if "
+        "this is intended, call the scheduler's shutdown() first."
     )
 
 

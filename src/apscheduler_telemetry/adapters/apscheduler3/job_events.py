@@ -13,7 +13,7 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob, TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
-from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Removal
+from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
 
 
@@ -118,21 +118,21 @@ class JobEvents:
     def on_job_removed(self, job_id: str, alias: str) -> None:
         """Note that a job was removed from its store, and find out why."""
         tracked = self._get_job((alias, job_id))
-        removal = Removal.CANCELLED
+        reason = RemovalReason.CANCELLED
         if self._loop.is_setting_next_run(job_id):
             self._loop.clear_submitted_job()
-            removal = Removal.FINISHED
+            reason = RemovalReason.FINISHED
         elif self._loop.is_running_own_code:
             # Before it is submitted, the loop removes a job only if its executor does not exist.
             self._recorder.count_scheduler_error(ErrorKind.EXECUTOR_LOOKUP)
-            removal = Removal.FAILED
+            reason = RemovalReason.FAILED
             job = self._loop.find_due_job(job_id)
             if tracked is not None and job is not None:
                 self._unsubmitted.record_lost(tracked, job)
         if tracked is not None:
-            if removal is Removal.CANCELLED:
-                removal = self._removal_reason(tracked)
-            self._remove(tracked, removal)
+            if reason is RemovalReason.CANCELLED:
+                reason = self._removal_reason(tracked)
+            self._remove(tracked, reason)
 
     def on_all_jobs_removed(self, alias: str) -> None:
         """Note that the user has removed all jobs of a store."""
@@ -177,11 +177,11 @@ class JobEvents:
         if has_changed:
             self._links.load(tracked)
 
-    def on_job_vanished(self, tracked: TrackedJob, removal: Removal) -> None:
+    def on_job_vanished(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         """Note that a job is not in its store any more, removed by another process."""
-        if removal is Removal.CANCELLED and self._is_due_unprocessed(tracked):
-            removal = Removal.FAILED
-        self._remove(tracked, removal)
+        if reason is RemovalReason.CANCELLED and self._is_due_unprocessed(tracked):
+            reason = RemovalReason.FAILED
+        self._remove(tracked, reason)
 
     def on_job_undeserializable(self, tracked: TrackedJob, due: datetime | None) -> None:
         """
@@ -193,28 +193,28 @@ class JobEvents:
         """
         if due is not None:
             self._unsubmitted.record_lost_run(tracked, due)
-        self.jobs.remove(tracked, Removal.FAILED)
+        self.jobs.remove(tracked, RemovalReason.FAILED)
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
         self._unsubmitted.register_trigger(job.trigger)
         return self.jobs.upsert(info, job)
 
-    def _remove(self, tracked: TrackedJob, removal: Removal) -> None:
-        self.jobs.remove(tracked, removal)
+    def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
+        self.jobs.remove(tracked, reason)
         self._links.on_removed(tracked)
 
-    def _removal_reason(self, tracked: TrackedJob) -> Removal:
+    def _removal_reason(self, tracked: TrackedJob) -> RemovalReason:
         # What is late already is missed, and cannot be cancelled any more.
         is_dropped = self._unsubmitted.record_dropped(tracked)
-        return Removal.FINISHED if is_dropped else Removal.CANCELLED
+        return RemovalReason.FINISHED if is_dropped else RemovalReason.CANCELLED
 
     def _is_due_unprocessed(self, tracked: TrackedJob) -> bool:
         """Tell whether a job is due, and the loop has not looked for due jobs since."""
-        next_run, last_wakeup = tracked.next_run, self._loop.last_wakeup
+        next_run, last_pass_ended_at = tracked.next_run, self._loop.last_pass_ended_at
         if next_run is None or next_run > self._clock():
             return False
-        return last_wakeup is None or last_wakeup < next_run
+        return last_pass_ended_at is None or last_pass_ended_at < next_run
 
 
 def _timestamp(at: datetime | None) -> float | None:

@@ -32,7 +32,7 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.core.model import Clock, Removal
+from apscheduler_telemetry.core.model import Clock, RemovalReason
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -239,7 +239,7 @@ class JobStorePoller:
         if len(found) < len(jobs):
             return  # any job that was not found may be the one that cannot be deserialized
         vanished = known.keys() - {job.id for job in found}
-        self._apply_removals((known[job_id] for job_id in vanished), reading, Removal.FAILED)
+        self._apply_removals((known[job_id] for job_id in vanished), reading, RemovalReason.FAILED)
 
     def _read_changed_jobs(self, reading: Reading, reader: JobStoreReader) -> None:
         """Ask the store for the next run of each job, and for the jobs whose next run changed."""
@@ -263,8 +263,8 @@ class JobStorePoller:
         # Another process removes one job or another. If none is left of several, the store has
         # lost them: removing all jobs at once is no usual way to cancel runs.
         is_store_emptied = not next_runs and len(vanished) > 1
-        removal = Removal.FAILED if is_store_emptied else Removal.CANCELLED
-        self._apply_removals(vanished, reading, removal)
+        reason = RemovalReason.FAILED if is_store_emptied else RemovalReason.CANCELLED
+        self._apply_removals(vanished, reading, reason)
         for job_id in self._undeserializable_next_runs.keys() - next_runs:
             del self._undeserializable_next_runs[job_id]
 
@@ -302,10 +302,10 @@ class JobStorePoller:
             self._errors.exception(COMPONENT)
 
     def _apply_removals(
-        self, vanished: Iterable[TrackedJob], reading: Reading, removal: Removal
+        self, vanished: Iterable[TrackedJob], reading: Reading, reason: RemovalReason
     ) -> None:
         for tracked in vanished:
-            apply = partial(self._events.on_job_vanished, tracked, removal)
+            apply = partial(self._events.on_job_vanished, tracked, reason)
             self._changes.apply_removal(reading, tracked.key[1], apply)
 
 

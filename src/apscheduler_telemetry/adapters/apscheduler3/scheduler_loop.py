@@ -50,7 +50,7 @@ class SchedulerLoop:
     Attributes:
         pid: the process in which the scheduler was started; None before it.
         started_at: when it was started, in Unix seconds; None before it.
-        last_wakeup: when the latest pass ended, in Unix seconds; None before it.
+        last_pass_ended_at: when the latest pass ended, in Unix seconds; None before it.
         pass_thread: the thread that is in the middle of a pass; None between passes.
         is_pass_unpatched: whether that pass is not one that was patched.
         submitted_job: the job that the pass has submitted, and has yet to give its next run.
@@ -81,7 +81,7 @@ class SchedulerLoop:
         self._monotonic = monotonic
         self.pid: int | None = None
         self.started_at: float | None = None
-        self.last_wakeup: float | None = None
+        self.last_pass_ended_at: float | None = None
         self.pass_thread: int | None = None
         self.is_pass_unpatched = False
         self.submitted_job: Any = None
@@ -195,7 +195,7 @@ class SchedulerLoop:
         """Note that a pass has written to the log, as it does at its start and at its end."""
         if self.pass_thread is not None:
             self._on_pass_end()
-            self.last_wakeup = self._clock()
+            self.last_pass_ended_at = self._clock()
 
     def on_listener_failed(self) -> None:
         """Note that a listener has raised an exception, which APScheduler only logs."""
@@ -241,7 +241,7 @@ class SchedulerLoop:
                 if context is not None:
                     detach_context(context)
             self._failure = None
-            self.last_wakeup = self._clock()
+            self.last_pass_ended_at = self._clock()
             if self._planned_pass is None:
                 self._planned_pass = self._monotonic(), wait_seconds
             return wait_seconds
@@ -255,7 +255,7 @@ class SchedulerLoop:
         self._planned_pass = None
         if not self._observers.is_enabled_final:
             self._observers.update_is_enabled()
-        self._recorder.add_up_if_many()
+        self._recorder.add_up_runs_if_many()
 
     def _on_pass_end(self) -> None:
         self.pass_thread = self._pass_started_at = self.submitted_job = self.submission = None
@@ -297,10 +297,10 @@ class SchedulerLoop:
         scheduler = self._scheduler
         if scheduler.state == STATE_STOPPED:
             reason = ("stopped", "The scheduler has not been started, or was shut down.")
-            return Liveness(state="stopped", up=False, reasons=[reason])
+            return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
         state = "paused" if scheduler.state == STATE_PAUSED else "running"
         reasons = list(self._unhealthy_reasons(state))
-        return Liveness(state=state, up=not reasons, reasons=reasons)
+        return Liveness(scheduler_state=state, up=not reasons, reasons=reasons)
 
     def _unhealthy_reasons(self, state: str) -> Iterator[tuple[str, str]]:
         if self.pid is not None and self.pid != os.getpid():

@@ -11,7 +11,7 @@ from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
-from apscheduler_telemetry.core.model import JobInfo, Removal
+from apscheduler_telemetry.core.model import JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobKey, JobRecord, Run
 
@@ -151,9 +151,9 @@ class TrackedJobs:
             self.update_intervals(tracked, job)
         return tracked
 
-    def remove(self, tracked: TrackedJob, removal: Removal) -> None:
+    def remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         """Note that a job is gone, and why."""
-        self._recorder.job_removed(tracked.record, removal)
+        self._recorder.job_removed(tracked.record, reason)
         tracked.mark_removed()
         if self._jobs.get(tracked.key) is tracked:
             del self._jobs[tracked.key]

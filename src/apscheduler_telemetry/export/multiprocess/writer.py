@@ -128,7 +128,7 @@ class SnapshotWriter:
         self._offsets.apply_to(snapshot.cumulative_values)
         for kind, values in snapshot.cumulative_values.items():
             slot.write_cumulative(kind, values)
-        if self._scheduler.liveness().state == "stopped" and slot.has_gauges_elsewhere():
+        if self._scheduler.liveness().scheduler_state == "stopped" and slot.has_gauges_elsewhere():
             slot.remove_gauges()  # the scheduler has moved to another process
         else:
             for mode, values in snapshot.gauges.items():
