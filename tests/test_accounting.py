@@ -645,7 +645,7 @@ class TestRunsOfOneJob:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """They are, when they do not hold any more, however late they were computed first."""
-        compute, may_compute = triggers.intervals, threading.Event()
+        compute, may_compute = triggers.compute_intervals, threading.Event()
 
         def compute_late(*args: Any) -> Any:
             assert may_compute.wait(jobs.PATIENCE)
@@ -660,7 +660,7 @@ class TestRunsOfOneJob:
                 is_slow = previous >= START + timedelta(minutes=15)
                 return previous + timedelta(hours=1 if is_slow else 1 / 60)
 
-        monkeypatch.setattr(triggers, "intervals", compute_late)
+        monkeypatch.setattr(triggers, "compute_intervals", compute_late)
         with by_hand({"default": DebugExecutor()}) as rig:
             rig.add(jobs.nothing, Slowing())
             rig.scheduler.turn()

@@ -132,7 +132,7 @@ class TestLiveness:
         with live(BackgroundScheduler(timezone="UTC")) as rig:
             adapter: Any = rig.telemetry._exported_scheduler.adapter
             rig.add(nothing, "interval", hours=1)
-            until(lambda: adapter._loop._planned_pass is not None)
+            until(lambda: adapter._loop._planned_wait is not None)
             now = adapter._loop._clock()
             monkeypatch.setattr(adapter._loop, "_clock", lambda: now + jump)
             with frozen() as clock:

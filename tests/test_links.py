@@ -181,9 +181,9 @@ class TestLinks:
             rig.clock.advance(15)
             with trace.use_span(trace.NonRecordingSpan(here)):
                 job.modify(next_run_time=datetime.now(timezone.utc) + timedelta(seconds=1))
-            assert tracked.trigger_origin is not None
+            assert tracked.next_run_origin is not None
             rig.after(1)
-            assert tracked.trigger_origin is None
+            assert tracked.next_run_origin is None
             rig.is_told = False
             rig.settle()
 

@@ -568,11 +568,11 @@ class TestLifecycle:
         with by_hand(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
             looks = []
-            jobs_of_recorder = recorder_of(rig).jobs
+            snapshots_of_recorder = recorder_of(rig).snapshots
 
             def look() -> Any:
                 looks.append(1)
-                return jobs_of_recorder()
+                return snapshots_of_recorder()
 
             monkeypatch.setattr(recorder_of(rig), "snapshots", look)
             for number in range(1, 4):

@@ -17,7 +17,7 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_TIMES
+from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_LISTED_FIRE_TIMES
 
 UTC = timezone.utc
 START = datetime(2030, 1, 1, tzinfo=UTC)  # a Tuesday
@@ -74,7 +74,7 @@ class TestFireTimesBefore:
         """All fire times are returned, except for the last one."""
         times = triggers.fire_times_before(job(trigger), at(50))
         assert times.total == 5
-        assert list(times.latest) == [at(s) for s in (0, 10, 20, 30, 40)]
+        assert list(times.latest_times) == [at(s) for s in (0, 10, 20, 30, 40)]
 
     @pytest.mark.parametrize("next_run", [None, START, at(1)])
     def test_nothing(self, next_run: datetime | None) -> None:
@@ -86,8 +86,8 @@ class TestFireTimesBefore:
     def test_many(self, trigger: BaseTrigger) -> None:
         """Of many fire times all are counted, and the latest are returned."""
         times = triggers.fire_times_before(job(trigger), at(5000))
-        assert (times.total, len(times.latest)) == (5000, MAX_TIMES)
-        assert (times.latest[0], times.latest[-1]) == (at(4000), at(4999))
+        assert (times.total, len(times.latest_times)) == (5000, MAX_LISTED_FIRE_TIMES)
+        assert (times.latest_times[0], times.latest_times[-1]) == (at(4000), at(4999))
 
     def test_a_trigger_that_is_stuck(self) -> None:
         """A trigger that does not move on ends the count, and not the scheduler."""
@@ -103,14 +103,14 @@ class TestFireTimesBefore:
         start = START.astimezone(BERLIN)
         for trigger in (interval(60), CronTrigger(minute="*", timezone=BERLIN)):
             times = triggers.fire_times_before(job(trigger, start), start + timedelta(minutes=2))
-            assert [t.isoformat() for t in times.latest] == [
+            assert [t.isoformat() for t in times.latest_times] == [
                 "2030-01-01T01:00:00+01:00",
                 "2030-01-01T01:01:00+01:00",
             ]
 
 
 def due_times(job: Any, now: datetime) -> Any:
-    return triggers.due_times(job.next_run_time, job.trigger, now)
+    return triggers.list_due_times(job.next_run_time, job.trigger, now)
 
 
 class TestDueTimes:
@@ -121,7 +121,10 @@ class TestDueTimes:
     def test_now_is_included(self, trigger: BaseTrigger, now: float, expected: int) -> None:
         """A run that is due this very moment is due."""
         due = due_times(job(trigger), at(now))
-        assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
+        assert (due.total, list(due.latest_times)) == (
+            expected,
+            [at(10 * n) for n in range(expected)],
+        )
 
     @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
     def test_in_the_hour_that_comes_twice(self, make: Callable[[float], BaseTrigger]) -> None:
@@ -139,8 +142,11 @@ class TestDueTimes:
         self, trigger: BaseTrigger, following: float, expected: int
     ) -> None:
         """Neither fire times from the following run on count, nor those after now."""
-        due = triggers.due_times(at(0), trigger, at(35), at(following))
-        assert (due.total, list(due.latest)) == (expected, [at(10 * n) for n in range(expected)])
+        due = triggers.list_due_times(at(0), trigger, at(35), at(following))
+        assert (due.total, list(due.latest_times)) == (
+            expected,
+            [at(10 * n) for n in range(expected)],
+        )
 
     def test_a_paused_job(self) -> None:
         """A job without a next run time has no due runs."""
@@ -156,12 +162,12 @@ class TestSnapshot:
     )
     def test_triggers_of_apscheduler(self, trigger: BaseTrigger) -> None:
         """APScheduler's triggers, combined ones included, are not copied."""
-        assert triggers.snapshot(trigger) is None
+        assert triggers.copy_if_stateful(trigger) is None
 
     @pytest.mark.parametrize("trigger", [Hourly(), OrTrigger([interval(1), Hourly()])])
     def test_triggers_of_the_user(self, trigger: BaseTrigger) -> None:
         """A trigger of the user's is copied, also as part of a combined one."""
-        copied = triggers.snapshot(trigger)
+        copied = triggers.copy_if_stateful(trigger)
         assert copied is not trigger
         assert type(copied) is type(trigger)
 
@@ -184,49 +190,53 @@ class TestIntervals:
     def test_gaps(self, trigger: BaseTrigger, expected: tuple[float, float]) -> None:
         """They are computed from the next ten fire times, without jitter."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert triggers.intervals(trigger, first)[0] == expected
+        assert triggers.compute_intervals(trigger, first)[0] == expected
 
     @pytest.mark.parametrize("trigger", [DateTrigger(START), interval(10, end_date=at(5)), Stuck()])
     def test_none(self, trigger: BaseTrigger) -> None:
         """A trigger with one fire time left has no intervals."""
-        assert triggers.intervals(trigger, START)[0] is None
+        assert triggers.compute_intervals(trigger, START)[0] is None
 
     @pytest.mark.parametrize(
         "trigger", [interval(90), interval(0.5), interval(60, jitter=30), DateTrigger(START)]
     )
     def test_constant(self, trigger: BaseTrigger) -> None:
-        """`constant_interval` returns the same without calling the trigger."""
+        """`constant_intervals` returns the same without calling the trigger."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert triggers.has_constant_interval(trigger)
-        assert triggers.constant_interval(trigger) == triggers.intervals(trigger, first)[0]
+        assert triggers.has_constant_intervals(trigger)
+        assert triggers.constant_intervals(trigger) == triggers.compute_intervals(trigger, first)[0]
 
     @pytest.mark.parametrize(
         "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]
     )
     def test_not_constant(self, trigger: BaseTrigger) -> None:
         """It cannot be used for triggers whose intervals differ or end."""
-        assert not triggers.has_constant_interval(trigger)
+        assert not triggers.has_constant_intervals(trigger)
 
     def test_cron_triggers_that_differ_have_intervals_of_their_own(self) -> None:
         """They are computed once for all with the same fields, limits, zone and next run."""
-        alike = [triggers.intervals(cron(hour=1, minute="0,20"), at(3600)) for _ in range(2)]
+        alike = [
+            triggers.compute_intervals(cron(hour=1, minute="0,20"), at(3600)) for _ in range(2)
+        ]
         assert alike[0] is alike[1]
-        assert triggers.intervals(cron(hour=1, minute="0,30"), at(3600)) != alike[0]
-        assert triggers.intervals(cron(hour=1, minute="0,20"), at(4800)) != alike[0]
-        assert triggers.intervals(cron(hour=1, minute="0,20", end_date=at(5000)), at(3600)) == (
+        assert triggers.compute_intervals(cron(hour=1, minute="0,30"), at(3600)) != alike[0]
+        assert triggers.compute_intervals(cron(hour=1, minute="0,20"), at(4800)) != alike[0]
+        assert triggers.compute_intervals(
+            cron(hour=1, minute="0,20", end_date=at(5000)), at(3600)
+        ) == (
             (1200, 1200),
             at(4800).timestamp(),
         )
 
     def test_until_when(self) -> None:
         """The intervals are valid up to the tenth fire time."""
-        assert triggers.intervals(interval(10), START)[1] == at(90).timestamp()
+        assert triggers.compute_intervals(interval(10), START)[1] == at(90).timestamp()
 
     def test_a_night_with_another_hour(self) -> None:
         """A daily job has an interval of 25 hours when daylight saving time ends."""
         trigger = CronTrigger(hour=12, timezone=BERLIN)
         first = datetime(2030, 10, 24, 12, tzinfo=BERLIN)
-        assert triggers.intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
+        assert triggers.compute_intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
 
     def test_nothing_changes(self) -> None:
         """Neither the trigger's jitter nor the state of the random numbers changes."""
@@ -234,7 +244,7 @@ class TestIntervals:
         random.seed(1)
         expected = random.random()
         random.seed(1)
-        triggers.intervals(trigger, START)
+        triggers.compute_intervals(trigger, START)
         triggers.fire_times_before(job(trigger), at(100))
         assert random.random() == expected
         assert (trigger.jitter, trigger.triggers[0].jitter) == (3, 5)

@@ -33,7 +33,7 @@ from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
-from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
+from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import Liveness
 
@@ -71,7 +71,7 @@ class APScheduler3Adapter:
             attach_empty_context=dependencies.attach_empty_context,
             detach_context=dependencies.detach_context,
         )
-        self._unsubmitted = UnsubmittedRuns(
+        self._unsubmitted_recorder = UnsubmittedRunRecorder(
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
@@ -85,7 +85,7 @@ class APScheduler3Adapter:
             loop=self._loop,
             describer=JobDescriber(dependencies.labeller, dependencies.policy, self._is_persistent),
             links=self._links,
-            unsubmitted=self._unsubmitted,
+            unsubmitted_recorder=self._unsubmitted_recorder,
             clock=time.time,
         )
         self._run_tracker = RunTracker(
@@ -229,7 +229,7 @@ class APScheduler3Adapter:
                 self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
                 self._loop.on_scheduler_started()
-                self._links.on_scheduler_started()
+                self._links.clear_pending_jobs()
                 self._start_polling_jobstores()
                 self._dependencies.on_scheduler_started()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
@@ -251,7 +251,7 @@ class APScheduler3Adapter:
             result_patches=self._result_patches,
             events=self._events,
             loop=self._loop,
-            unsubmitted=self._unsubmitted,
+            unsubmitted_recorder=self._unsubmitted_recorder,
             run_tracker=self._run_tracker,
             recorder=self._dependencies.recorder,
             errors=self._dependencies.errors,
@@ -291,7 +291,7 @@ class APScheduler3Adapter:
     def _is_persistent(self, alias: str) -> bool:
         store = self._scheduler._jobstores.get(alias)  # noqa: SLF001
         hooks = self._jobstore_hooks.get(id(store))
-        return hooks is not None and hooks.persistent
+        return hooks is not None and hooks.is_persistent
 
 
 @functools.cache

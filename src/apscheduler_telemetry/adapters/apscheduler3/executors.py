@@ -21,7 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
-from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
+from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.model import Clock, ErrorKind, Outcome, RunError
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -44,7 +44,7 @@ class ExecutorHooks:
         result_patches: likewise, the methods that take results; put back when no span is open.
         events: knows the jobs.
         loop: the scheduler's loop.
-        unsubmitted: records runs that are coalesced into a submitted one.
+        unsubmitted_recorder: records runs that are coalesced into a submitted one.
         run_tracker: measures and records runs.
         recorder: the metrics state.
         errors: counts failures of telemetry itself.
@@ -61,7 +61,7 @@ class ExecutorHooks:
         result_patches: PatchSet,
         events: JobEvents,
         loop: SchedulerLoop,
-        unsubmitted: UnsubmittedRuns,
+        unsubmitted_recorder: UnsubmittedRunRecorder,
         run_tracker: RunTracker,
         recorder: Recorder,
         errors: ErrorReporter,
@@ -72,7 +72,7 @@ class ExecutorHooks:
         self._patches = patches
         self._events = events
         self._loop = loop
-        self._unsubmitted = unsubmitted
+        self._unsubmitted_recorder = unsubmitted_recorder
         self.run_tracker = run_tracker
         # Bound once, as every run passes them.
         self._get_job, self._on_run_event = events.jobs.get, run_tracker.on_run_event
@@ -103,7 +103,7 @@ class ExecutorHooks:
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        create_submission, on_submitted = self._create_submission, self._loop.on_submitted
+        create_submission, on_submitted = self._create_submission, self._loop.on_job_submitted
         executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
@@ -174,7 +174,7 @@ class ExecutorHooks:
         tracked = self._get_job((alias, job_id)) or self._events.track(job, alias)
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
-            self._unsubmitted.record_coalesced(tracked, job, run_times[0])
+            self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
         if key in self._open_submissions:
             # The object of a run that is in flight, as where the user has set the next run to one
             # time twice. Events are told apart by their objects.

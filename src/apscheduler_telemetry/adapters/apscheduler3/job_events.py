@@ -12,7 +12,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescr
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob, TrackedJobs
-from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRuns
+from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -27,11 +27,12 @@ class JobEvents:
         loop: knows whether the scheduler's loop is acting.
         describer: describes jobs.
         links: where jobs were added and runs were triggered.
-        unsubmitted: records due runs that never reach an executor.
+        unsubmitted_recorder: records due runs that never reach an executor.
         clock: returns Unix seconds.
 
     Attributes:
-        on_due_jobs: notes which jobs the loop is about to submit, before it asks their triggers.
+        copy_stateful_triggers: see `UnsubmittedRunRecorder`; to be called with due jobs before the
+            loop asks their triggers.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -42,7 +43,7 @@ class JobEvents:
         loop: SchedulerLoop,
         describer: JobDescriber,
         links: TraceLinks,
-        unsubmitted: UnsubmittedRuns,
+        unsubmitted_recorder: UnsubmittedRunRecorder,
         clock: Clock,
     ) -> None:
         self.jobs = jobs
@@ -51,8 +52,9 @@ class JobEvents:
         self._loop = loop
         self._describer = describer
         self._links = links
-        self._unsubmitted = unsubmitted
-        self.on_due_jobs = unsubmitted.snapshot_triggers  # at once, as every pass calls it
+        self._unsubmitted_recorder = unsubmitted_recorder
+        # The method itself, as every pass calls it.
+        self.copy_stateful_triggers = unsubmitted_recorder.copy_stateful_triggers
         self._clock = clock
 
     # What this process does
@@ -71,19 +73,21 @@ class JobEvents:
         before = None if tracked is None else tracked.next_run
         if tracked is not None:
             next_run = job.next_run_time
-            has_moved = _timestamp(next_run) != before
-            is_dropped = has_moved and self._unsubmitted.record_dropped(tracked, next_run)
+            has_moved = _to_unix_seconds_or_none(next_run) != before
+            is_dropped = has_moved and self._unsubmitted_recorder.record_dropped_runs(
+                tracked, next_run
+            )
             # A start that replaces what is stored cancels nothing, though it may postpone it.
-            is_restart = job.pending and tracked.is_preexisting
+            is_restart = job.pending and tracked.is_from_other_process
             self._recorder.job_rescheduled(
                 tracked.record, next_run, cancels=not is_dropped and not is_restart
             )
         tracked = self._upsert(job, alias)
-        tracked.mark_changed_here()
+        tracked.mark_changed_by_this_process()
         if job.pending:  # it was there already, and add_job() has replaced it
             self._links.on_added(tracked)
         elif tracked.next_run != before:
-            self._links.on_triggered(tracked)
+            self._links.on_next_run_changed(tracked)
 
     def on_job_rescheduled_by_loop(self, job: Any, alias: str) -> None:
         """Note that the loop has submitted the next run of a job, and set another one."""
@@ -110,10 +114,10 @@ class JobEvents:
             return
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would be a call after every run.
-        if tracked.intervals_until is not None and tracked.needs_intervals:
+        if tracked.intervals_expiry is not None and tracked.needs_intervals:
             self.jobs.update_intervals(tracked, job)
-        if tracked.trigger_origin is not None:
-            self._links.drop_trigger_origin(tracked)
+        if tracked.next_run_origin is not None:
+            self._links.drop_next_run_origin(tracked)
 
     def on_job_removed(self, job_id: str, alias: str) -> None:
         """Note that a job was removed from its store, and find out why."""
@@ -128,23 +132,25 @@ class JobEvents:
             reason = RemovalReason.FAILED
             job = self._loop.find_due_job(job_id)
             if tracked is not None and job is not None:
-                self._unsubmitted.record_lost(tracked, job)
-        if tracked is not None:
-            if reason is RemovalReason.CANCELLED:
-                reason = self._removal_reason(tracked)
+                self._unsubmitted_recorder.record_all_due_runs_lost(tracked, job)
+        if tracked is None:
+            return
+        if reason is RemovalReason.CANCELLED:
+            self._on_removed_by_user(tracked)
+        else:
             self._remove(tracked, reason)
 
     def on_all_jobs_removed(self, alias: str) -> None:
         """Note that the user has removed all jobs of a store."""
         for tracked in self.jobs.in_jobstore(alias):
-            self._remove(tracked, self._removal_reason(tracked))
+            self._on_removed_by_user(tracked)
 
     def sync_due_jobs(self, jobs: Iterable[Any], alias: str) -> None:
         """Note due jobs that another process has added or changed."""
         for job in jobs:
             tracked = self._get_job((alias, job.id))
-            if tracked is None or tracked.next_run != _timestamp(job.next_run_time):
-                self._links.load(self._upsert(job, alias))
+            if tracked is None or tracked.next_run != _to_unix_seconds_or_none(job.next_run_time):
+                self._links.load_origins(self._upsert(job, alias))
 
     def track(self, job: Any, alias: str) -> TrackedJob:
         """Return what is known of a job, described now if it is not known."""
@@ -156,7 +162,7 @@ class JobEvents:
         """Describe a job; this calls the user's callbacks."""
         return self._describer.describe(job, alias)
 
-    def on_job_discovered(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
+    def on_job_read(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
         """
         Note what another process has made of a job.
 
@@ -167,15 +173,15 @@ class JobEvents:
         """
         tracked = self._get_job((alias, job.id))
         next_run = job.next_run_time
-        has_changed = tracked is None or _timestamp(next_run) != tracked.next_run
+        has_changed = tracked is None or _to_unix_seconds_or_none(next_run) != tracked.next_run
         if tracked is not None and has_changed:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
         info = info or self.describe(job, alias)
-        self._unsubmitted.register_trigger(job.trigger)
-        tracked = self.jobs.upsert(info, job, is_preexisting=True)
+        self._unsubmitted_recorder.detect_stateful_trigger(job.trigger)
+        tracked = self.jobs.upsert(info, job, is_from_other_process=True)
         if has_changed:
-            self._links.load(tracked)
+            self._links.load_origins(tracked)
 
     def on_job_vanished(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         """Note that a job is not in its store any more, removed by another process."""
@@ -183,7 +189,7 @@ class JobEvents:
             reason = RemovalReason.FAILED
         self._remove(tracked, reason)
 
-    def on_job_undeserializable(self, tracked: TrackedJob, due: datetime | None) -> None:
+    def on_undeserializable_job_deleted(self, tracked: TrackedJob, due: datetime | None) -> None:
         """
         Note that the store has deleted a job that it could not deserialize.
 
@@ -192,22 +198,23 @@ class JobEvents:
             due: when the run was due for which the store was asked; None if none was due.
         """
         if due is not None:
-            self._unsubmitted.record_lost_run(tracked, due)
+            self._unsubmitted_recorder.record_run_lost(tracked, due)
         self.jobs.remove(tracked, RemovalReason.FAILED)
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
-        self._unsubmitted.register_trigger(job.trigger)
+        self._unsubmitted_recorder.detect_stateful_trigger(job.trigger)
         return self.jobs.upsert(info, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         self.jobs.remove(tracked, reason)
         self._links.on_removed(tracked)
 
-    def _removal_reason(self, tracked: TrackedJob) -> RemovalReason:
+    def _on_removed_by_user(self, tracked: TrackedJob) -> None:
         # What is late already is missed, and cannot be cancelled any more.
-        is_dropped = self._unsubmitted.record_dropped(tracked)
-        return RemovalReason.FINISHED if is_dropped else RemovalReason.CANCELLED
+        is_dropped = self._unsubmitted_recorder.record_dropped_runs(tracked)
+        reason = RemovalReason.FINISHED if is_dropped else RemovalReason.CANCELLED
+        self._remove(tracked, reason)
 
     def _is_due_unprocessed(self, tracked: TrackedJob) -> bool:
         """Tell whether a job is due, and the loop has not looked for due jobs since."""
@@ -217,5 +224,5 @@ class JobEvents:
         return last_pass_ended_at is None or last_pass_ended_at < next_run
 
 
-def _timestamp(at: datetime | None) -> float | None:
+def _to_unix_seconds_or_none(at: datetime | None) -> float | None:
     return None if at is None else at.timestamp()

@@ -65,8 +65,8 @@ class JobStorePoller:
         clock: returns Unix seconds.
 
     Attributes:
-        is_waiting_for_pass: whether the store is to be read by `read_in_pass`, as it cannot be read
-            over another connection.
+        is_to_be_read_in_pass: whether the store is to be read by `read_in_pass`, as it cannot be
+            read over another connection.
     """
 
     POLL_INTERVAL = 5.0
@@ -112,7 +112,7 @@ class JobStorePoller:
         self._poll_token = object()
         self._is_failing = False
         self._undeserializable_next_runs: dict[str, float | None] = {}
-        self.is_waiting_for_pass = False
+        self.is_to_be_read_in_pass = False
 
     def start(self) -> None:
         """Read the jobs that are in the store already, and go on reading it if others change it."""
@@ -128,7 +128,7 @@ class JobStorePoller:
         try:
             self._reader = create_reader(self._store)
         except SeparateConnectionUnsafeError:
-            self.is_waiting_for_pass = True
+            self.is_to_be_read_in_pass = True
             return
         # Otherwise reading the store may delete rows that it cannot deserialize.
         if self._reader is not None or self._deserializer.is_supported:
@@ -149,7 +149,7 @@ class JobStorePoller:
 
         The store has just ended a transaction of its own there, so that ours disturbs none.
         """
-        self.is_waiting_for_pass = False
+        self.is_to_be_read_in_pass = False
         self._read_store_reporting_errors()
 
     def _read_store_reporting_errors(self) -> None:
@@ -296,7 +296,7 @@ class JobStorePoller:
         events, alias = self._events, reading.alias
         try:
             info = events.describe(job, alias)  # without a lock: this calls the user's code
-            apply = partial(events.on_job_discovered, job, alias, info)
+            apply = partial(events.on_job_read, job, alias, info)
             self._changes.apply_job(reading, job.id, apply)
         except Exception:  # noqa: BLE001  # of one job; the others are to be known all the same
             self._errors.exception(COMPONENT)

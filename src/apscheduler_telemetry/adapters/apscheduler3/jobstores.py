@@ -45,7 +45,7 @@ class JobStoreHooks:
         clock: returns Unix seconds.
 
     Attributes:
-        persistent: whether the store may outlive the process, and others may change it.
+        is_persistent: whether the store may outlive the process, and others may change it.
     """
 
     def __init__(  # noqa: PLR0913  # the parts that it works with, by name
@@ -62,7 +62,7 @@ class JobStoreHooks:
         suppress_tracing: Callable[[], AbstractContextManager[None]],
         clock: Clock,
     ) -> None:
-        self.persistent = not isinstance(store, MemoryJobStore)
+        self.is_persistent = not isinstance(store, MemoryJobStore)
         self._scheduler = scheduler
         self._store = store
         self._patches = patches
@@ -77,7 +77,7 @@ class JobStoreHooks:
         self._poller = JobStorePoller(
             scheduler,
             store,
-            is_local=not self.persistent,
+            is_local=not self.is_persistent,
             changes=self._changes,
             deserializer=self._deserializer,
             patches=patches,
@@ -98,7 +98,7 @@ class JobStoreHooks:
     def on_jobstore_added(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
         self._changes.on_jobstore_added(alias)
-        self._recorder.jobstore_added(alias, is_local=not self.persistent)
+        self._recorder.jobstore_added(alias, is_local=not self.is_persistent)
 
     def on_jobstore_removed(self) -> None:
         """Note that the store was removed from the scheduler."""
@@ -144,7 +144,9 @@ class JobStoreHooks:
                 update_counting_errors(job)
                 self._call_with_alias(self._events.on_job_updated, job)
 
-        return update_job if self.persistent else self._wrap_memory_update_job(original, update_job)
+        if self.is_persistent:
+            return update_job
+        return self._wrap_memory_update_job(original, fallback=update_job)
 
     def _wrap_memory_update_job(
         self, original: Callable[[Any], None], fallback: Callable[[Any], None]
@@ -199,15 +201,18 @@ class JobStoreHooks:
 
     def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         patches, loop = self._patches, self._loop
-        set_due_jobs, on_due_jobs = loop.set_due_jobs, self._events.on_due_jobs
-        list_due_jobs = self._wrap_get_due_jobs_with_sync(original) if self.persistent else original
+        set_due_jobs = loop.set_due_jobs
+        copy_stateful_triggers = self._events.copy_stateful_triggers
+        list_due_jobs = original
+        if self.is_persistent:
+            list_due_jobs = self._wrap_get_due_jobs_with_sync(original)
 
         def get_due_jobs(now: datetime) -> Any:
             if not patches.is_active:
                 return original(now)
             try:
-                if loop.pass_thread is None or loop.is_pass_unpatched:
-                    loop.on_unpatched_pass_start()
+                if loop.pass_thread_id is None or loop.is_patch_bypassed:
+                    loop.on_bypassing_pass_start()
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
             try:
@@ -219,8 +224,8 @@ class JobStoreHooks:
                 raise
             try:
                 set_due_jobs(jobs)
-                on_due_jobs(jobs)
-                if self._poller.is_waiting_for_pass and loop.is_running_own_code:
+                copy_stateful_triggers(jobs)
+                if self._poller.is_to_be_read_in_pass and loop.is_running_own_code:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001
                 self._errors.exception(COMPONENT)
@@ -289,7 +294,7 @@ class JobStoreHooks:
         After a start this is how to learn which runs were due while no process was running.
         """
         alias = self.alias
-        if alias is None or not self.persistent or not self._patches.is_active:
+        if alias is None or not self.is_persistent or not self._patches.is_active:
             return
         if self._events.jobs.get((alias, job_id)) is not None:
             return
@@ -298,7 +303,7 @@ class JobStoreHooks:
         except Exception:  # noqa: BLE001  # the change itself will raise it, if it concerns the user
             return
         if job is not None:
-            self._call_with_alias(self._events.on_job_discovered, job)
+            self._call_with_alias(self._events.on_job_read, job)
 
     def _track_due_jobs_before_removal(self) -> None:
         """Do the same for all jobs that are due, before all jobs are removed."""
@@ -314,7 +319,7 @@ class JobStoreHooks:
             if isinstance(job, UndeserializableJob):
                 continue
             if self._events.jobs.get((alias, job.id)) is None:
-                self._call_with_alias(self._events.on_job_discovered, job)
+                self._call_with_alias(self._events.on_job_read, job)
 
     def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
         """
@@ -337,7 +342,7 @@ class JobStoreHooks:
                 if next_run is None or next_run > now.timestamp():
                     continue
                 due = datetime.fromtimestamp(next_run, now.tzinfo)
-            self._events.on_job_undeserializable(tracked, due)
+            self._events.on_undeserializable_job_deleted(tracked, due)
 
 
 def _to_sequence(jobs: Any) -> Any:

@@ -51,8 +51,9 @@ class SchedulerLoop:
         pid: the process in which the scheduler was started; None before it.
         started_at: when it was started, in Unix seconds; None before it.
         last_pass_ended_at: when the latest pass ended, in Unix seconds; None before it.
-        pass_thread: the thread that is in the middle of a pass; None between passes.
-        is_pass_unpatched: whether that pass is not one that was patched.
+        pass_thread_id: of the thread that is in the middle of a pass; None between passes.
+        is_patch_bypassed: whether that pass bypasses the patch, as one of the user's own scheduler
+            class may.
         submitted_job: the job that the pass has submitted, and has yet to give its next run.
         submission: the submission of that job, if it is followed.
     """
@@ -82,17 +83,17 @@ class SchedulerLoop:
         self.pid: int | None = None
         self.started_at: float | None = None
         self.last_pass_ended_at: float | None = None
-        self.pass_thread: int | None = None
-        self.is_pass_unpatched = False
+        self.pass_thread_id: int | None = None
+        self.is_patch_bypassed = False
         self.submitted_job: Any = None
         self.submission: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
         self._has_ended = False
         self._pass_started_at: float | None = None
-        # When the next pass was last planned, and in how many seconds it is to come.
-        self._planned_pass: tuple[float, Any] | None = None
-        self._failure: str | None = None
+        # When the wait for the next pass was last planned, and for how many seconds.
+        self._planned_wait: tuple[float, Any] | None = None
+        self._pass_error_type: str | None = None
         self._due_jobs: Sequence[Any] = ()
         self._user_code_boundaries = {_DISPATCH_EVENT_CODE}
 
@@ -126,7 +127,7 @@ class SchedulerLoop:
         the scheduler is the user's doing, and the user gets the exceptions. This looks at
         the stack, as it is hardly ever asked, and every run would pay for keeping track.
         """
-        if self.pass_thread != get_ident():
+        if self.pass_thread_id != get_ident():
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, as documented
         while frame is not None and frame.f_code not in self._user_code_boundaries:
@@ -147,9 +148,9 @@ class SchedulerLoop:
         """Return the job of this id among those, or None."""
         return next((job for job in self._due_jobs if job.id == job_id), None)
 
-    def on_submitted(self, job: Any, submission: Any) -> None:
+    def on_job_submitted(self, job: Any, submission: Any) -> None:
         """Note that a job was submitted to its executor, if it was the loop that did so."""
-        if self.pass_thread == get_ident():
+        if self.pass_thread_id == get_ident():
             self.submitted_job, self.submission = job, submission
 
     def is_setting_next_run(self, job_id: str) -> bool:
@@ -159,7 +160,7 @@ class SchedulerLoop:
         It does so right after it has submitted the job, until `clear_submitted_job`.
         """
         job = self.submitted_job
-        return job is not None and job.id == job_id and self.pass_thread == get_ident()
+        return job is not None and job.id == job_id and self.pass_thread_id == get_ident()
 
     def take_submission(self, job: Any) -> Any:
         """
@@ -178,22 +179,22 @@ class SchedulerLoop:
         """Note that the loop has given the submitted job its next run, or has removed it."""
         self.submitted_job = self.submission = None
 
-    def on_unpatched_pass_start(self) -> None:
+    def on_bypassing_pass_start(self) -> None:
         """
-        Note that a job store is asked for due jobs, which only a pass does, and not one of ours.
+        Note that a job store is asked for due jobs by a pass that bypasses the patch.
 
         Such a pass is that of the user's own scheduler class, which calls what it inherits from
         APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        self.is_pass_unpatched = True
+        self.is_patch_bypassed = True
         logger = self._scheduler._logger  # noqa: SLF001
         if isinstance(logger, _ListenerErrorLogger):
             logger.detect_pass_ends()
         self._on_pass_start()
 
-    def on_unpatched_pass_end(self) -> None:
+    def on_bypassing_pass_logged(self) -> None:
         """Note that a pass has written to the log, as it does at its start and at its end."""
-        if self.pass_thread is not None:
+        if self.pass_thread_id is not None:
             self._on_pass_end()
             self.last_pass_ended_at = self._clock()
 
@@ -205,7 +206,7 @@ class SchedulerLoop:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._clock()
-        self._thread = self._thread_id = self._planned_pass = self._failure = None
+        self._thread = self._thread_id = self._planned_wait = self._pass_error_type = None
         self._has_ended = False
 
     def on_scheduler_found_running(self) -> None:
@@ -223,7 +224,7 @@ class SchedulerLoop:
         def process_jobs() -> Any:
             context = None
             try:
-                self.is_pass_unpatched = False
+                self.is_patch_bypassed = False
                 on_pass_start()
                 self._pass_started_at = self._monotonic()
                 context = attach_empty_context()
@@ -232,7 +233,7 @@ class SchedulerLoop:
             try:
                 wait_seconds = original()
             except BaseException as exception:
-                self._failure = qualified_name(type(exception))
+                self._pass_error_type = qualified_name(type(exception))
                 if self._patches.is_active:
                     self._recorder.count_scheduler_error(ErrorKind.LOOP)
                 raise
@@ -240,38 +241,38 @@ class SchedulerLoop:
                 on_pass_end()
                 if context is not None:
                     detach_context(context)
-            self._failure = None
+            self._pass_error_type = None
             self.last_pass_ended_at = self._clock()
-            if self._planned_pass is None:
-                self._planned_pass = self._monotonic(), wait_seconds
+            if self._planned_wait is None:
+                self._planned_wait = self._monotonic(), wait_seconds
             return wait_seconds
 
         return process_jobs
 
     def _on_pass_start(self) -> None:
-        self.pass_thread = thread_id = get_ident()
+        self.pass_thread_id = thread_id = get_ident()
         if thread_id != self._thread_id:  # else each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
-        self._planned_pass = None
+        self._planned_wait = None
         if not self._observers.is_enabled_final:
             self._observers.update_is_enabled()
         self._recorder.add_up_runs_if_many()
 
     def _on_pass_end(self) -> None:
-        self.pass_thread = self._pass_started_at = self.submitted_job = self.submission = None
+        self.pass_thread_id = self._pass_started_at = self.submitted_job = self.submission = None
         self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
-            if self._planned_pass is None:  # where the pass does not return it, as in Qt
-                self._planned_pass = self._monotonic(), wait_seconds
+            if self._planned_wait is None:  # where the pass does not return it, as in Qt
+                self._planned_wait = self._monotonic(), wait_seconds
 
         return start_timer
 
     def _wrap_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._planned_pass = self._monotonic(), 0
+            self._planned_wait = self._monotonic(), 0
             original()
 
         return wakeup
@@ -283,7 +284,7 @@ class SchedulerLoop:
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
                 self._has_ended = True
-                self.pass_thread = None
+                self.pass_thread_id = None
 
         return main_loop
 
@@ -318,9 +319,9 @@ class SchedulerLoop:
         if thread is not None and not thread.is_alive():
             ended = True
             self._thread_id = None  # which the next one may get
-        if self._failure is not None:
+        if self._pass_error_type is not None:
             message = (
-                f"The latest pass over due jobs ended with {self._failure}, which ends the "
+                f"The latest pass over due jobs ended with {self._pass_error_type}, which ends the "
                 "scheduler's thread or loses its timer: no job runs any more."
             )
             yield "loop_failed", message
@@ -348,13 +349,13 @@ class SchedulerLoop:
 
     def _lateness(self, now: float) -> float:
         """Return for how many seconds the next pass has been overdue; negative before it is due."""
-        since, wait_seconds = self._planned_pass or (now, None)
+        since, wait_seconds = self._planned_wait or (now, None)
         if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
             return -math.inf
         return now - since - wait_seconds
 
 
-class _Reactor:
+class _ReactorAsEventLoop:
     """Twisted's reactor with the questions of an asyncio event loop."""
 
     def __init__(self, reactor: Any) -> None:
@@ -371,7 +372,7 @@ def _event_loop_of(scheduler: Any) -> Any:
     """Return the event loop of a scheduler without a thread of its own; None if it has none."""
     reactor = getattr(scheduler, "_reactor", None)
     if reactor is not None:
-        return _Reactor(reactor)
+        return _ReactorAsEventLoop(reactor)
     io_loop = getattr(scheduler, "_ioloop", None)
     if io_loop is not None:
         return getattr(io_loop, "asyncio_loop", None)
@@ -419,8 +420,8 @@ class _PassEndLogger(_ListenerErrorLogger):
 
     @property
     def debug(self) -> Any:
-        if self._loop.is_pass_unpatched and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
-            self._loop.on_unpatched_pass_end()
+        if self._loop.is_patch_bypassed and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
+            self._loop.on_bypassing_pass_logged()
         return self._logger.debug
 
 

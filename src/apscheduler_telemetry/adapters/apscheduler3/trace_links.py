@@ -34,87 +34,87 @@ class TraceLinks:
 
     Args:
         origins: finds the current origin.
-        store: keeps origins across restarts; None if they are not to be kept.
+        context_store: keeps origins across restarts; None if they are not to be kept.
         worker: writes to the store.
-        errors: counts failures of `origins` and `store`.
+        errors: counts failures of `origins` and `context_store`.
     """
 
     def __init__(
         self,
         origins: OriginPropagator,
-        store: MutableMapping[str, str] | None,
+        context_store: MutableMapping[str, str] | None,
         worker: BackgroundWorker,
         errors: ErrorReporter,
     ) -> None:
         self._origins = origins
-        self._store = store
+        self._context_store = context_store
         self._worker = worker
         self._errors = errors
-        self._pending_jobs: dict[str, Any] = {}
-        self._pending_writes = 0
+        self._origins_of_pending_jobs: dict[str, Any] = {}
+        self._pending_write_count = 0
         self._all_written = threading.Event()
         self._lock = threading.RLock()
-        if store is not None:
+        if context_store is not None:
             _instances.add(self)
             renew_lock_after_fork(self)
 
     def on_pending(self, job_id: str) -> None:
         """Note the origin of a job that will enter its store when the scheduler starts."""
-        self._pending_jobs[job_id] = self._current_origin("added")
+        self._origins_of_pending_jobs[job_id] = self._current_origin("added")
 
-    def on_scheduler_started(self) -> None:
+    def clear_pending_jobs(self) -> None:
         """Note that no job is pending any more."""
-        self._pending_jobs.clear()
+        self._origins_of_pending_jobs.clear()
 
     def on_added(self, tracked: TrackedJob) -> None:
         """Note the origin of a job that has entered its store, or replaced another one there."""
         job_id = tracked.key[1]
-        if job_id in self._pending_jobs:
-            add_origin = self._pending_jobs.pop(job_id)
+        if job_id in self._origins_of_pending_jobs:
+            add_origin = self._origins_of_pending_jobs.pop(job_id)
         else:
             add_origin = self._current_origin("added")
-        tracked.set_links(add_origin, None)
+        tracked.set_origins(add_origin, None)
         self._persist(tracked)
 
-    def on_triggered(self, tracked: TrackedJob) -> None:
+    def on_next_run_changed(self, tracked: TrackedJob) -> None:
         """Note where the user has set the next run of a job; only that run links to it."""
         is_paused = tracked.next_run is None
-        trigger_origin = None if is_paused else self._current_origin("triggered")
-        tracked.set_links(tracked.add_origin, trigger_origin)
+        next_run_origin = None if is_paused else self._current_origin("triggered")
+        tracked.set_origins(tracked.add_origin, next_run_origin)
         self._persist(tracked)
 
-    def drop_trigger_origin(self, tracked: TrackedJob) -> None:
+    def drop_next_run_origin(self, tracked: TrackedJob) -> None:
         """Note that the run whose time was set by the user is submitted."""
-        tracked.set_links(tracked.add_origin, None)
+        tracked.set_origins(tracked.add_origin, None)
         self._persist(tracked)
 
     def on_removed(self, tracked: TrackedJob) -> None:
         """Forget the origins of a job that was removed."""
-        tracked.set_links(None, None)
+        tracked.set_origins(None, None)
         self._persist(tracked)
 
-    def load(self, tracked: TrackedJob) -> None:
+    def load_origins(self, tracked: TrackedJob) -> None:
         """Load the origins of a job that this process, or another one, has stored."""
-        if self._store is None or not tracked.record.info.persistent:
+        if self._context_store is None or not tracked.record.info.persistent:
             return
         try:
-            stored = self._store.get(_key(tracked))
+            stored = self._context_store.get(_key(tracked))
             if stored is None:
                 return
             origins = json.loads(stored)
-            add_origin, trigger_origin = tracked.add_origin, None
+            add_origin, next_run_origin = tracked.add_origin, None
             if "added" in origins:
                 add_origin = self._origins.load("added", origins["added"]) or add_origin
             if "triggered" in origins and origins["due"] == tracked.next_run:
-                trigger_origin = self._origins.load("triggered", origins["triggered"])
-            tracked.set_links(add_origin, trigger_origin)
+                next_run_origin = self._origins.load("triggered", origins["triggered"])
+            tracked.set_origins(add_origin, next_run_origin)
         except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
             self._errors.exception(COMPONENT)
 
     def flush(self, timeout: float) -> None:
         """Wait until all origins are stored, for at most `timeout` seconds."""
         with self._lock:
-            if not self._pending_writes:
+            if not self._pending_write_count:
                 return
             self._all_written.clear()
         self._all_written.wait(timeout)
@@ -128,15 +128,15 @@ class TraceLinks:
 
     def _persist(self, tracked: TrackedJob) -> None:
         """Store the origins of a job in the background, if the job outlives the process itself."""
-        store = self._store
+        store = self._context_store
         if store is None or not tracked.record.info.persistent:
             return
         origins: dict[str, Any] = {}
         try:
             if tracked.add_origin is not None:
                 origins["added"] = self._origins.dump(tracked.add_origin)
-            if tracked.trigger_origin is not None:
-                origins["triggered"] = self._origins.dump(tracked.trigger_origin)
+            if tracked.next_run_origin is not None:
+                origins["triggered"] = self._origins.dump(tracked.next_run_origin)
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
             self._errors.exception(COMPONENT)
@@ -150,12 +150,12 @@ class TraceLinks:
                     store[key] = value
             finally:
                 with self._lock:
-                    self._pending_writes -= 1
-                    if not self._pending_writes:
+                    self._pending_write_count -= 1
+                    if not self._pending_write_count:
                         self._all_written.set()
 
         with self._lock:
-            self._pending_writes += 1
+            self._pending_write_count += 1
         self._worker.submit(COMPONENT, write)
 
 

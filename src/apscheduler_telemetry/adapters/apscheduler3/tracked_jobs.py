@@ -29,36 +29,36 @@ class TrackedJob:
 
     Attributes:
         record: what the recorder has of it.
-        trigger: the trigger from which its intervals were computed.
+        intervals_trigger: the trigger from which its intervals were computed.
         coalesce: whether late runs are merged into one.
         last_submitted: the latest fire time that was submitted to an executor or refused by it;
             None before the first.
-        is_preexisting: whether another process, such as this one's predecessor, has stored the
-            job, and this one has not changed it yet.
-        intervals_until: Unix seconds of the next run after which its intervals have to be computed
-            again; None if never.
+        is_from_other_process: whether another process, such as this one's predecessor, has stored
+            the job, and this one has not changed it yet.
+        intervals_expiry: Unix seconds of the next run after which its intervals have to be
+            computed again; None if never.
         add_origin: the OpenTelemetry origin where the job was added, if known.
-        trigger_origin: the same where its next run was triggered by hand; None if it was not.
-        links: those of both that are known; its runs link to them.
+        next_run_origin: the same where the user has set its next run; None if it is the trigger's.
+        link_origins: those of both that are known; its runs link to them.
         is_removed: whether it is not tracked any more.
     """
 
     __slots__ = (
-        *("add_origin", "coalesce", "intervals_until", "is_preexisting", "is_removed"),
-        *("last_submitted", "links", "record", "trigger", "trigger_origin"),
+        *("add_origin", "coalesce", "intervals_expiry", "is_from_other_process", "is_removed"),
+        *("intervals_trigger", "last_submitted", "link_origins", "next_run_origin", "record"),
     )
 
-    def __init__(self, record: JobRecord, *, is_preexisting: bool) -> None:
+    def __init__(self, record: JobRecord, *, is_from_other_process: bool) -> None:
         self.record = record
-        self.trigger: Any = None
+        self.intervals_trigger: Any = None
         self.coalesce = False
         self.last_submitted: datetime | None = None
-        self.is_preexisting = is_preexisting
+        self.is_from_other_process = is_from_other_process
         self.is_removed = False
-        self.intervals_until: float | None = None
+        self.intervals_expiry: float | None = None
         self.add_origin: Any = None
-        self.trigger_origin: Any = None
-        self.links: tuple[Any, ...] = ()
+        self.next_run_origin: Any = None
+        self.link_origins: tuple[Any, ...] = ()
 
     @property
     def key(self) -> JobKey:
@@ -73,10 +73,10 @@ class TrackedJob:
     @property
     def needs_intervals(self) -> bool:
         """Whether its intervals have to be computed again, as the next run is beyond them."""
-        until, next_run = self.intervals_until, self.next_run
-        return until is not None and next_run is not None and next_run > until
+        expiry, next_run = self.intervals_expiry, self.next_run
+        return expiry is not None and next_run is not None and next_run > expiry
 
-    def update(self, record: JobRecord, *, coalesce: bool) -> None:
+    def update_record(self, record: JobRecord, *, coalesce: bool) -> None:
         """Note what the job is now."""
         self.record = record
         self.coalesce = coalesce
@@ -85,29 +85,29 @@ class TrackedJob:
         """Note that it is not tracked any more."""
         self.is_removed = True
 
-    def mark_changed_here(self) -> None:
+    def mark_changed_by_this_process(self) -> None:
         """Note that this process has changed the job."""
-        self.is_preexisting = False
+        self.is_from_other_process = False
 
     def create_run(self, due: datetime, executor: str) -> Run:
         """Return a run that is due at a fire time and is being submitted to an executor."""
         self.last_submitted = due
-        return Run(self.record, due, executor, self.links)
+        return Run(self.record, due, executor, self.link_origins)
 
-    def set_trigger(self, trigger: Any) -> None:
+    def set_intervals_trigger(self, trigger: Any) -> None:
         """Note from which trigger the intervals are computed."""
-        self.trigger = trigger
-        self.intervals_until = None
+        self.intervals_trigger = trigger
+        self.intervals_expiry = None
 
-    def set_intervals_expiry(self, trigger: Any, until: float | None) -> None:
+    def set_intervals_expiry(self, trigger: Any, expiry: float | None) -> None:
         """Note when the intervals of a trigger have to be computed again, None if never."""
-        if self.trigger is trigger:
-            self.intervals_until = until
+        if self.intervals_trigger is trigger:
+            self.intervals_expiry = expiry
 
-    def set_links(self, add_origin: Any, trigger_origin: Any) -> None:
-        """Set where the job was added, and where its next run was triggered by hand."""
-        self.add_origin, self.trigger_origin = add_origin, trigger_origin
-        self.links = tuple(filter(None, (add_origin, trigger_origin)))
+    def set_origins(self, add_origin: Any, next_run_origin: Any) -> None:
+        """Set where the job was added, and where the user has set its next run."""
+        self.add_origin, self.next_run_origin = add_origin, next_run_origin
+        self.link_origins = tuple(filter(None, (add_origin, next_run_origin)))
 
 
 class TrackedJobs:
@@ -133,21 +133,24 @@ class TrackedJobs:
         jobs = self._jobs.copy()  # at once, as other threads change it
         return [tracked for (jobstore, _), tracked in jobs.items() if jobstore == alias]
 
-    def upsert(self, info: JobInfo, job: Any, *, is_preexisting: bool = False) -> TrackedJob:
+    def upsert(self, info: JobInfo, job: Any, *, is_from_other_process: bool = False) -> TrackedJob:
         """
         Note that there is a job, or what it is now. This calls no code of the user's.
 
         Args:
             info: its description.
             job: APScheduler's job.
-            is_preexisting: whether another process has stored it; ignored if it is known already.
+            is_from_other_process: whether another process has stored it; ignored if it is known
+                already.
         """
         record = self._recorder.job_upserted(info, job.next_run_time)
         tracked = self._jobs.get(record.key)
         if tracked is None:
-            tracked = self._jobs[record.key] = TrackedJob(record, is_preexisting=is_preexisting)
-        tracked.update(record, coalesce=job.coalesce)
-        if tracked.trigger is not job.trigger:
+            tracked = self._jobs[record.key] = TrackedJob(
+                record, is_from_other_process=is_from_other_process
+            )
+        tracked.update_record(record, coalesce=job.coalesce)
+        if tracked.intervals_trigger is not job.trigger:
             self.update_intervals(tracked, job)
         return tracked
 
@@ -170,14 +173,14 @@ class TrackedJobs:
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
         if next_run is None:
             return  # paused: when it is resumed
-        tracked.set_trigger(trigger)
-        if triggers.has_constant_interval(trigger):
+        tracked.set_intervals_trigger(trigger)
+        if triggers.has_constant_intervals(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
-            recorder.job_intervals_changed(tracked.record, triggers.constant_interval(trigger))
+            recorder.job_intervals_changed(tracked.record, triggers.constant_intervals(trigger))
             return
 
         def compute() -> None:
-            intervals, until = triggers.intervals(trigger, next_run)
+            intervals, until = triggers.compute_intervals(trigger, next_run)
             recorder.job_intervals_changed(tracked.record, intervals)
             valid_until = max(until, next_run.timestamp() + INTERVALS_VALID_SECONDS)
             tracked.set_intervals_expiry(trigger, None if until == math.inf else valid_until)

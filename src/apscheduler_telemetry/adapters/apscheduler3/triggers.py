@@ -18,9 +18,9 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-LOOK_AHEAD = 10
+MAX_COMING_FIRE_TIMES = 10
 """Coming fire times from which the shortest and the longest interval are computed."""
-MAX_TIMES = 1_000
+MAX_LISTED_FIRE_TIMES = 1_000
 """
 Past fire times that are returned; earlier ones are only counted.
 
@@ -28,35 +28,35 @@ A job that should run every second has 600,000 of them after a week, too many fo
 """
 
 
-class FireTimes(NamedTuple):
+class PastFireTimes(NamedTuple):
     """
     Past fire times of a trigger.
 
     Attributes:
         total: how many there are.
-        latest: the latest of them, at most `MAX_TIMES`, in ascending order.
+        latest_times: the latest of them, at most `MAX_LISTED_FIRE_TIMES`, in ascending order.
     """
 
     total: int
-    latest: Sequence[datetime]
+    latest_times: Sequence[datetime]
 
 
-def fire_times_before(job: Any, until: datetime, trigger: Any = None) -> FireTimes:
+def fire_times_before(job: Any, end: datetime, trigger: Any = None) -> PastFireTimes:
     """
-    Return the fire times of a job from its next run time up to, but not including, `until`.
+    Return the fire times of a job from its next run time up to, but not including, `end`.
 
     Args:
         job: the job, before its next run time is advanced.
-        until: the latest fire time that is due, as the job's trigger returned it.
-        trigger: a snapshot of the job's trigger, if its answers depend on how often it was called;
-            see `snapshot`.
+        end: the latest fire time that is due, as the job's trigger returned it.
+        trigger: a copy of the job's trigger, if its answers depend on how often it was called;
+            see `copy_if_stateful`.
     """
-    return _fire_times_between(job.next_run_time, until.timestamp(), trigger or job.trigger)
+    return _fire_times_between(job.next_run_time, end.timestamp(), trigger or job.trigger)
 
 
-def due_times(
-    first: datetime | None, trigger: Any, now: datetime, following: datetime | None = None
-) -> FireTimes:
+def list_due_times(
+    first: datetime | None, trigger: Any, now: datetime, before: datetime | None = None
+) -> PastFireTimes:
     """
     Return the fire times of a trigger from `first` up to and including `now`.
 
@@ -64,60 +64,63 @@ def due_times(
         first: the earliest of them; None if there is none.
         trigger: the trigger.
         now: the end of the range.
-        following: if it is before `now`, the end of the range instead, and not included.
+        before: if it is before `now`, the end of the range instead, and not included.
     """
-    until = now.timestamp() + _TICK
-    if following is not None:
-        until = min(until, following.timestamp() - _TICK)
-    if type(trigger) is IntervalTrigger and first is not None and first.timestamp() < until:
+    end = now.timestamp() + _TICK
+    if before is not None:
+        end = min(end, before.timestamp() - _TICK)
+    if type(trigger) is IntervalTrigger and first is not None and first.timestamp() < end:
         # The first fire time that is not due, as `_fire_times_between` counts whole steps.
         step = _mean_interval(trigger)
-        until = first.timestamp() + math.ceil((until - first.timestamp()) / step) * step
-    return _fire_times_between(first, until, trigger)
+        end = first.timestamp() + math.ceil((end - first.timestamp()) / step) * step
+    return _fire_times_between(first, end, trigger)
 
 
-def snapshot(trigger: Any) -> Any:
+def copy_if_stateful(trigger: Any) -> Any:
     """
     Return a copy of a trigger whose answers may depend on how often it was called, or None.
 
     Take it before the scheduler's loop calls the trigger: then the copy can be called again for
     the fire times that the loop got.
     """
-    if type(trigger) in STATELESS or _is_stateless(trigger):
+    if type(trigger) in STATELESS_TRIGGER_TYPES or _is_stateless(trigger):
         return None
     return _copy(trigger)
 
 
-def _fire_times_between(at: datetime | None, until: float, trigger: Any) -> FireTimes:
+def _fire_times_between(first: datetime | None, end: float, trigger: Any) -> PastFireTimes:
     # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
     # which is wrong in the hour that is repeated when daylight saving time ends.
-    if at is None or at.timestamp() >= until:
-        return FireTimes(0, ())
-    zone = at.tzinfo
+    if first is None or first.timestamp() >= end:
+        return PastFireTimes(0, ())
+    zone = first.tzinfo
     if type(trigger) is IntervalTrigger:
         # Computed without a loop, as this runs while the scheduler holds its lock.
         step = _mean_interval(trigger)
-        count = max(1, round((until - at.timestamp()) / step))
-        kept = range(min(count, MAX_TIMES), 0, -1)
-        return FireTimes(count, [datetime.fromtimestamp(until - n * step, zone) for n in kept])
+        count = max(1, round((end - first.timestamp()) / step))
+        kept = range(min(count, MAX_LISTED_FIRE_TIMES), 0, -1)
+        return PastFireTimes(count, [datetime.fromtimestamp(end - n * step, zone) for n in kept])
     trigger, jitter = _copy_without_jitter(trigger)
     # The jitter of each fire time is not known any more; its average is one half of the limit.
     mean_jitter = jitter / 2
-    now = datetime.fromtimestamp(until, zone)
-    latest: deque[datetime] = deque(maxlen=MAX_TIMES)
+    now = datetime.fromtimestamp(end, zone)
+    latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
     count = 0
-    while at is not None and (not count or at.timestamp() < until - mean_jitter):
+    at: datetime | None = first
+    while at is not None and (not count or at.timestamp() < end - mean_jitter):
         latest.append(at)
         count += 1
-        at = _next_fire_time(trigger, at, now)
+        at = _get_later_fire_time(trigger, at, now)
         if at is not None and mean_jitter:
             at = datetime.fromtimestamp(at.timestamp() + mean_jitter, zone)
-    return FireTimes(count, list(latest))  # unlike a deque, a list can be sliced
+    return PastFireTimes(count, list(latest))  # unlike a deque, a list can be sliced
 
 
-def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
+def compute_intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
     """
-    Compute the shortest and the longest interval between the next `LOOK_AHEAD` fire times.
+    Compute the shortest and the longest interval between coming fire times.
+
+    These are the next `MAX_COMING_FIRE_TIMES` of them, if there are so many.
 
     Returns:
         Both in seconds, or None if fewer than two fire times are left; and the Unix seconds up to
@@ -126,14 +129,18 @@ def intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | N
     if isinstance(trigger, DateTrigger):
         return None, math.inf
     if type(trigger) is CronTrigger:
-        return _cron_intervals(_CronSchedule(trigger, next_run))
-    return _intervals(trigger, next_run)
+        return _compute_cron_intervals(_CronSchedule(trigger, next_run))
+    return _compute_intervals_from_copy(trigger, next_run)
 
 
-def _intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
+def _compute_intervals_from_copy(
+    trigger: Any, next_run: datetime
+) -> tuple[tuple[float, float] | None, float]:
     trigger, _ = _copy_without_jitter(trigger)
     times = [next_run]
-    while len(times) < LOOK_AHEAD and (at := _next_fire_time(trigger, times[-1], times[-1])):
+    while len(times) < MAX_COMING_FIRE_TIMES and (
+        at := _get_later_fire_time(trigger, times[-1], times[-1])
+    ):
         times.append(at)
     stamps = [at.timestamp() for at in times]
     gaps = [round(b - a, 6) for a, b in pairwise(stamps)]
@@ -159,20 +166,20 @@ class _CronSchedule:
 
 
 @functools.lru_cache(maxsize=256)
-def _cron_intervals(schedule: _CronSchedule) -> tuple[tuple[float, float] | None, float]:
+def _compute_cron_intervals(schedule: _CronSchedule) -> tuple[tuple[float, float] | None, float]:
     # Each question to a cron trigger takes as long as a fourth of `add_job`, and an application
     # that adds jobs for each of its customers adds thousands with the same schedule.
-    return _intervals(schedule.trigger, schedule.next_run)
+    return _compute_intervals_from_copy(schedule.trigger, schedule.next_run)
 
 
-def has_constant_interval(trigger: Any) -> bool:
-    """Tell whether `constant_interval` can be used instead of `intervals`."""
+def has_constant_intervals(trigger: Any) -> bool:
+    """Tell whether `constant_intervals` can be used instead of `compute_intervals`."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
 
-def constant_interval(trigger: Any) -> tuple[float, float] | None:
-    """Return what `intervals` computes, for a trigger with a constant interval or one run."""
+def constant_intervals(trigger: Any) -> tuple[float, float] | None:
+    """Return what `compute_intervals` does, for a trigger with a constant interval or one run."""
     if type(trigger) is DateTrigger:
         return None
     step = round(float(trigger.interval_length), 6)
@@ -189,7 +196,7 @@ def describe(trigger: Any) -> str:
         return type(trigger).__qualname__
 
 
-def _next_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
+def _get_later_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
     """Return the fire time after `previous`; None if there is none, or no later one."""
     at: datetime | None = trigger.get_next_fire_time(previous, now)
     return at if at is not None and at.timestamp() > previous.timestamp() else None
@@ -231,7 +238,7 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     return trigger, max_jitter
 
 
-STATELESS = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
+STATELESS_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
 """The triggers of most jobs, recognised by their type alone."""
 _TICK = 1e-6
 """The resolution of a datetime, in seconds."""

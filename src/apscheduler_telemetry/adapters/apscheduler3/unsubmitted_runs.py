@@ -12,14 +12,14 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimes
+from apscheduler_telemetry.adapters.apscheduler3.triggers import PastFireTimes
 from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord
 
 
-class UnsubmittedRuns:
+class UnsubmittedRunRecorder:
     """
     Records the due runs of one scheduler that never reach an executor.
 
@@ -45,60 +45,70 @@ class UnsubmittedRuns:
         self._observers = observers
         self._errors = errors
         self._worker = worker
-        self._trigger_snapshots: dict[str, Any] = {}
+        self._trigger_copies: dict[str, Any] = {}
         self._has_stateful_triggers = False
 
-    def record(
-        self, record: JobRecord, links: Sequence[Any], outcome: Outcome, times: FireTimes
+    def record_runs(
+        self,
+        record: JobRecord,
+        link_origins: Sequence[Any],
+        outcome: Outcome,
+        fire_times: PastFireTimes,
     ) -> None:
         """Record that due runs of a job have ended without being submitted."""
-        if not times.total:
+        if not fire_times.total:
             return
-        latest: Sequence[datetime] = times.latest if self._observers.is_enabled else ()
-        for run in self._recorder.runs_unsubmitted(record, outcome, times.total, latest, links):
+        latest: Sequence[datetime] = fire_times.latest_times if self._observers.is_enabled else ()
+        for run in self._recorder.runs_unsubmitted(
+            record, outcome, fire_times.total, latest, link_origins
+        ):
             self._observers.on_run_finished(run)
 
-    def record_lost(self, tracked: TrackedJob, job: Any) -> None:
+    def record_all_due_runs_lost(self, tracked: TrackedJob, job: Any) -> None:
         """Record that all due runs of a job are lost, as its executor does not exist."""
         now = datetime.now(self._scheduler.timezone)
-        times = triggers.due_times(job.next_run_time, job.trigger, now)
-        self.record(tracked.record, tracked.links, Outcome.LOST, times)
+        fire_times = triggers.list_due_times(job.next_run_time, job.trigger, now)
+        self.record_runs(tracked.record, tracked.link_origins, Outcome.LOST, fire_times)
 
-    def record_lost_run(self, tracked: TrackedJob, due: datetime) -> None:
+    def record_run_lost(self, tracked: TrackedJob, due: datetime) -> None:
         """Record that one due run of a job is lost, as its store could not deserialize it."""
-        self.record(tracked.record, tracked.links, Outcome.LOST, FireTimes(1, [due]))
+        self.record_runs(
+            tracked.record, tracked.link_origins, Outcome.LOST, PastFireTimes(1, [due])
+        )
 
-    def record_coalesced(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
+    def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
         try:
-            trigger = self._trigger_snapshots.pop(job.id, None)
-            times = triggers.fire_times_before(job, until, trigger)
-            self.record(tracked.record, tracked.links, Outcome.COALESCED, times)
+            trigger = self._trigger_copies.pop(job.id, None)
+            fire_times = triggers.fire_times_before(job, until, trigger)
+            self.record_runs(tracked.record, tracked.link_origins, Outcome.COALESCED, fire_times)
         except Exception:  # noqa: BLE001  # a trigger may be the user's code
             self._errors.exception("schedule")
 
-    def register_trigger(self, trigger: Any) -> None:
-        """Note which trigger a job has: some remember how often they were asked."""
-        if type(trigger) not in triggers.STATELESS:
+    def detect_stateful_trigger(self, trigger: Any) -> None:
+        """Note whether any job has a trigger that may remember how often it was asked."""
+        if type(trigger) not in triggers.STATELESS_TRIGGER_TYPES:
             self._has_stateful_triggers = True
 
-    def snapshot_triggers(self, jobs: Iterable[Any]) -> None:
+    def copy_stateful_triggers(self, jobs: Iterable[Any]) -> None:
         """Copy the triggers of due jobs that change when the loop asks them for the next run."""
         if not self._has_stateful_triggers:
             return
-        self._trigger_snapshots.clear()
+        self._trigger_copies.clear()
         for job in jobs:
-            if type(job.trigger) in triggers.STATELESS or not job.coalesce:
+            if type(job.trigger) in triggers.STATELESS_TRIGGER_TYPES or not job.coalesce:
                 continue
             try:
-                snapshot = triggers.snapshot(job.trigger)
+                trigger_copy = triggers.copy_if_stateful(job.trigger)
             except Exception:  # noqa: BLE001  # the user's trigger may be impossible to copy
                 self._errors.exception("schedule")
                 continue
-            if snapshot is not None:
-                self._trigger_snapshots[job.id] = snapshot
+            if trigger_copy is not None:
+                self._trigger_copies[job.id] = trigger_copy
 
-    def record_dropped(self, tracked: TrackedJob, following: datetime | None = None) -> bool:
+    def record_dropped_runs(
+        self, tracked: TrackedJob, new_next_run: datetime | None = None
+    ) -> bool:
         """
         Record the due runs of a job that are dropped, as the user changes it.
 
@@ -108,36 +118,36 @@ class UnsubmittedRuns:
 
         Args:
             tracked: the job, before it is changed.
-            following: its next run from now on; what is due from then on is not dropped.
+            new_next_run: its next run from now on; what is due from then on is not dropped.
 
         Returns:
             Whether any run was dropped.
         """
-        next_run, done = tracked.next_run, tracked.last_submitted
+        next_run, last_submitted = tracked.next_run, tracked.last_submitted
         now = datetime.now(self._scheduler.timezone)
         if next_run is None or next_run > now.timestamp():
             return False
-        if done is not None and next_run <= done.timestamp():
+        if last_submitted is not None and next_run <= last_submitted.timestamp():
             return False
-        if following is not None and following.timestamp() <= next_run:
+        if new_next_run is not None and new_next_run.timestamp() <= next_run:
             return True  # the loop will reach it after earlier runs
         record = copy.copy(tracked.record)  # as it is before the change
-        trigger, coalesce, links = tracked.trigger, tracked.coalesce, tracked.links
+        trigger, coalesce = tracked.intervals_trigger, tracked.coalesce
+        link_origins = tracked.link_origins
         first = datetime.fromtimestamp(next_run, now.tzinfo)
 
-        def record_dropped_runs() -> None:
+        def compute_and_record() -> None:
             try:
-                times = triggers.due_times(first, trigger, now, following)
+                fire_times = triggers.list_due_times(first, trigger, now, new_next_run)
             except Exception:  # noqa: BLE001  # the user's trigger; one run is known all the same
                 self._errors.exception("schedule")
-                times = FireTimes(1, [first])
-            if coalesce and times.total > 1:
-                merged = FireTimes(times.total - 1, times.latest[:-1])
-                self.record(record, links, Outcome.COALESCED, merged)
-                times = FireTimes(1, times.latest[-1:])
-            self.record(record, links, Outcome.MISSED, times)
+                fire_times = PastFireTimes(1, [first])
+            if coalesce and fire_times.total > 1:
+                merged = PastFireTimes(fire_times.total - 1, fire_times.latest_times[:-1])
+                self.record_runs(record, link_origins, Outcome.COALESCED, merged)
+                fire_times = PastFireTimes(1, fire_times.latest_times[-1:])
+            self.record_runs(record, link_origins, Outcome.MISSED, fire_times)
 
-        self._worker.submit(
-            "schedule", record_dropped_runs
-        )  # many runs must not hold up the user's start
+        # In the background, as many runs must not hold up the user's start.
+        self._worker.submit("schedule", compute_and_record)
         return True
