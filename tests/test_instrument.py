@@ -803,7 +803,7 @@ class TestBadInput:
             scheduler.start()
         registry = CollectorRegistry()
         before = snapshot(scheduler)
-        monkeypatch.setattr(JobStoreHooks, "open", raise_boom)
+        monkeypatch.setattr(JobStoreHooks, "on_jobstore_added", raise_boom)
         with pytest.raises(Boom):
             instrument(scheduler, registry=registry)
         assert_same(snapshot(scheduler), before)

@@ -27,9 +27,8 @@ class StartPatch:
 
         @functools.wraps(original)
         def start(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            if (
-                self._on_scheduler_start is not None
-            ):  # else another tool has wrapped this, so that it stays
+            # Unless this stays after `uninstall`, as another tool has wrapped it.
+            if self._on_scheduler_start is not None:
                 self._on_scheduler_start(scheduler)
             return original(scheduler, *args, **kwargs)
 

@@ -103,7 +103,7 @@ class ExecutorHooks:
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        create_submission, on_submitted = self._create_submission, self._loop.on_job_submitted
+        create_submission, on_job_submitted = self._create_submission, self._loop.on_job_submitted
         executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
@@ -128,7 +128,7 @@ class ExecutorHooks:
                     self._errors.exception("adapter")
                 raise
             finally:
-                on_submitted(job, submission)
+                on_job_submitted(job, submission)
             if self.sink_id is not None and submission is not None:
                 self._assign_pool(submission)
 
@@ -296,17 +296,15 @@ class ExecutorHooks:
 
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if (
-            submission.mark_abandoned()
-            and self._open_submissions.pop(submission.key, None) is not None
-        ):
+        if not submission.mark_abandoned():
+            return
+        if self._open_submissions.pop(submission.key, None) is not None:
             self._finish_runs(submission, Outcome.LOST, error)
 
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if (
-            self._open_submissions.pop(submission.key, None) is not None
-        ):  # else `_abandon` was quicker
+        # Unless `_abandon` was quicker.
+        if self._open_submissions.pop(submission.key, None) is not None:
             self._finish_runs(submission, Outcome.LOST)
 
     def _finish_runs(

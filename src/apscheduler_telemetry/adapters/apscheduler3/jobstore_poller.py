@@ -272,10 +272,8 @@ class JobStorePoller:
         return {tracked.key[1]: tracked for tracked in self._events.jobs.in_jobstore(reading.alias)}
 
     def _has_changed(self, tracked: TrackedJob | None, job_id: str, next_run: float | None) -> bool:
-        if (
-            job_id in self._undeserializable_next_runs
-            and self._undeserializable_next_runs[job_id] == next_run
-        ):
+        undeserializable = self._undeserializable_next_runs
+        if job_id in undeserializable and undeserializable[job_id] == next_run:
             return False  # it could not be deserialized this time either
         if tracked is None:
             return True
