@@ -43,7 +43,7 @@ from prometheus_client import CollectorRegistry
 
 import support_matrix as matrix
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.adapters.apscheduler3 import scheduler_loop as _loop
+from apscheduler_telemetry.adapters.apscheduler3 import loop_liveness as _loop
 from apscheduler_telemetry.core.model import ErrorKind
 from support import (
     JobState,

@@ -21,7 +21,7 @@ from apscheduler.triggers.date import DateTrigger
 
 import support_jobs as jobs
 import support_scenes as scenes
-from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_SECONDS
+from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import OVERDUE_SECONDS
 from support import HandDriven, HandRig, adapter_of, by_hand
 from support_scenes import Boom, FaultyStore, Watched, watched
 

@@ -37,6 +37,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.exit_warning",
             "adapters.apscheduler3.jobstore_changes",
             "adapters.apscheduler3.jobstore_reader",
+            "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
             "adapters.apscheduler3.triggers",
         }

@@ -31,7 +31,7 @@ from prometheus_client import CollectorRegistry
 import support_jobs as jobs
 import support_scenes as scenes
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import OVERDUE_SECONDS
+from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import OVERDUE_SECONDS
 from support import Gate, adapter_of, eventually, recorder_of, registry_of, until
 from support_scenes import Boom, FaultyStore, Watched, watched
 
@@ -581,7 +581,8 @@ class TestAsyncio:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
                 seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
-                await eventually(lambda: adapter_of(seen.telemetry)._loop._lateness(clock.now) < 0)
+                loop = adapter_of(seen.telemetry)._loop
+                await eventually(lambda: loop._planned_wait is not None and loop._planned_wait[1])
                 clock.now += 3600 + OVERDUE_SECONDS - 1
                 assert seen.reasons() == []
                 clock.now += 2

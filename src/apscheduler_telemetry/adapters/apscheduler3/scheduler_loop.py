@@ -1,35 +1,27 @@
 """
-Patches the scheduler's loop, and tells whether it is alive.
+Patches the scheduler's loop, and follows its passes over due jobs.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
-from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
+from apscheduler.schedulers.base import BaseScheduler
 
+from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import LoopState, check_liveness
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.model import Clock, ErrorKind, Liveness, qualified_name
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
-
-OVERDUE_SECONDS = 10.0
-"""
-Seconds that a pass over due jobs may be late, or last, before the loop is called overdue.
-
-Long enough for a slow job store or a garbage collection, short beside the scrapes and the ``for``
-of any alert; also APScheduler's default ``jobstore_retry_interval``.
-"""
 
 
 class SchedulerLoop:
@@ -295,88 +287,18 @@ class SchedulerLoop:
 
     def liveness(self) -> Liveness:
         """Tell whether the loop is alive, and why not."""
-        scheduler = self._scheduler
-        if scheduler.state == STATE_STOPPED:
-            reason = ("stopped", "The scheduler has not been started, or was shut down.")
-            return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
-        state = "paused" if scheduler.state == STATE_PAUSED else "running"
-        reasons = list(self._unhealthy_reasons(state))
-        return Liveness(scheduler_state=state, up=not reasons, reasons=reasons)
-
-    def _unhealthy_reasons(self, state: str) -> Iterator[tuple[str, str]]:
-        if self.pid is not None and self.pid != os.getpid():
-            message = (
-                f"The scheduler was started in process {self.pid}, and a fork took no thread "
-                f"along: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
-                "after the fork."
-            )
-            yield "forked", message
-            return
-        event_loop = _event_loop_of(self._scheduler)
-        greenlet = getattr(self._scheduler, "_greenlet", None)
-        ended = self._has_ended or (greenlet is not None and greenlet.dead)
-        thread = self._thread if event_loop is None else None  # which may change threads
+        thread = self._thread
         if thread is not None and not thread.is_alive():
-            ended = True
             self._thread_id = None  # which the next one may get
-        if self._pass_error_type is not None:
-            message = (
-                f"The latest pass over due jobs ended with {self._pass_error_type}, which ends the "
-                "scheduler's thread or loses its timer: no job runs any more."
-            )
-            yield "loop_failed", message
-        elif ended:
-            kind = "thread" if greenlet is None else "greenlet"
-            yield "thread_dead", f"The scheduler's {kind} has ended: no job runs any more."
-        if event_loop is not None and event_loop.is_closed():
-            yield "event_loop_closed", "The scheduler's event loop was closed."
-        elif event_loop is not None and not event_loop.is_running():
-            yield "event_loop_stopped", "The scheduler's event loop does not run."
-        now = self._monotonic()
-        since, late = self._pass_started_at, self._lateness(now)
-        if since is not None and now - since > OVERDUE_SECONDS:
-            message = (
-                f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
-                "job store, a listener or an inline job holds it up."
-            )
-            yield "overdue", message
-        elif state == "running" and late > OVERDUE_SECONDS:
-            message = (
-                f"The loop should have looked for due jobs {late:.0f} s ago: it is "
-                "blocked, or its timer was lost."
-            )
-            yield "overdue", message
-
-    def _lateness(self, now: float) -> float:
-        """Return for how many seconds the next pass has been overdue; negative before it is due."""
-        since, wait_seconds = self._planned_wait or (now, None)
-        if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
-            return -math.inf
-        return now - since - wait_seconds
-
-
-class _ReactorAsEventLoop:
-    """Twisted's reactor with the questions of an asyncio event loop."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-
-    def is_closed(self) -> bool:
-        return False
-
-    def is_running(self) -> bool:
-        return bool(getattr(self._reactor, "running", True))  # not every fake one has it
-
-
-def _event_loop_of(scheduler: Any) -> Any:
-    """Return the event loop of a scheduler without a thread of its own; None if it has none."""
-    reactor = getattr(scheduler, "_reactor", None)
-    if reactor is not None:
-        return _ReactorAsEventLoop(reactor)
-    io_loop = getattr(scheduler, "_ioloop", None)
-    if io_loop is not None:
-        return getattr(io_loop, "asyncio_loop", None)
-    return getattr(scheduler, "_eventloop", None)
+        state = LoopState(
+            pid=self.pid,
+            thread=thread,
+            has_ended=self._has_ended,
+            pass_error_type=self._pass_error_type,
+            pass_started_at=self._pass_started_at,
+            planned_wait=self._planned_wait,
+        )
+        return check_liveness(self._scheduler, state, self._monotonic())
 
 
 class _ListenerErrorLogger:

@@ -1,0 +1,139 @@
+"""
+Checks whether the loop of a scheduler is alive, and says why not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
+
+from apscheduler_telemetry.core.model import Liveness
+
+OVERDUE_SECONDS = 10.0
+"""
+Seconds that a pass over due jobs may be late, or last, before the loop is called overdue.
+
+Long enough for a slow job store or a garbage collection, short beside the scrapes and the ``for``
+of any alert; also APScheduler's default ``jobstore_retry_interval``.
+"""
+
+
+class LoopState(NamedTuple):
+    """
+    What is known of a loop at one moment; times are of a clock that never goes back.
+
+    Attributes:
+        pid: the process in which the scheduler was started; None before it.
+        thread: the thread of its latest pass; None if that is not known.
+        has_ended: whether the loop itself has returned or failed.
+        pass_error_type: the type of the exception that ended the latest pass; None if none did.
+        pass_started_at: when the pass that goes on has started; None between passes.
+        planned_wait: when the wait for the next pass was planned, and for how many seconds; None if
+            none is planned.
+    """
+
+    pid: int | None
+    thread: threading.Thread | None
+    has_ended: bool
+    pass_error_type: str | None
+    pass_started_at: float | None
+    planned_wait: tuple[float, Any] | None
+
+
+def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
+    """
+    Tell whether the loop of a scheduler is alive, and why not.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        loop: what is known of its loop.
+        now: seconds by the same clock.
+    """
+    if scheduler.state == STATE_STOPPED:
+        reason = ("stopped", "The scheduler has not been started, or was shut down.")
+        return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
+    state = "paused" if scheduler.state == STATE_PAUSED else "running"
+    if loop.pid is not None and loop.pid != os.getpid():
+        message = (
+            f"The scheduler was started in process {loop.pid}, and a fork took no thread "
+            f"along: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
+            "after the fork."
+        )
+        reasons = [("forked", message)]
+    else:
+        reasons = [*_death_reasons(scheduler, loop), *_overdue_reasons(loop, state, now)]
+    return Liveness(scheduler_state=state, up=not reasons, reasons=reasons)
+
+
+def _death_reasons(scheduler: Any, loop: LoopState) -> Iterator[tuple[str, str]]:
+    event_loop = _event_loop_of(scheduler)
+    greenlet = getattr(scheduler, "_greenlet", None)
+    has_ended = loop.has_ended or (greenlet is not None and greenlet.dead)
+    if event_loop is None and loop.thread is not None:  # an event loop may change threads
+        has_ended = has_ended or not loop.thread.is_alive()
+    if loop.pass_error_type is not None:
+        message = (
+            f"The latest pass over due jobs ended with {loop.pass_error_type}, which ends the "
+            "scheduler's thread or loses its timer: no job runs any more."
+        )
+        yield "loop_failed", message
+    elif has_ended:
+        kind = "thread" if greenlet is None else "greenlet"
+        yield "thread_dead", f"The scheduler's {kind} has ended: no job runs any more."
+    if event_loop is not None and event_loop.is_closed():
+        yield "event_loop_closed", "The scheduler's event loop was closed."
+    elif event_loop is not None and not event_loop.is_running():
+        yield "event_loop_stopped", "The scheduler's event loop does not run."
+
+
+def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[str, str]]:
+    since, late = loop.pass_started_at, _lateness(loop, now)
+    if since is not None and now - since > OVERDUE_SECONDS:
+        message = (
+            f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
+            "job store, a listener or an inline job holds it up."
+        )
+        yield "overdue", message
+    elif state == "running" and late > OVERDUE_SECONDS:
+        message = (
+            f"The loop should have looked for due jobs {late:.0f} s ago: it is "
+            "blocked, or its timer was lost."
+        )
+        yield "overdue", message
+
+
+def _lateness(loop: LoopState, now: float) -> float:
+    """Return for how many seconds the next pass has been overdue; negative before it is due."""
+    since, wait_seconds = loop.planned_wait or (now, None)
+    if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
+        return -math.inf
+    return now - since - wait_seconds
+
+
+class _ReactorAsEventLoop:
+    """Twisted's reactor with the questions of an asyncio event loop."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def is_closed(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return bool(getattr(self._reactor, "running", True))  # not every fake one has it
+
+
+def _event_loop_of(scheduler: Any) -> Any:
+    """Return the event loop of a scheduler without a thread of its own; None if it has none."""
+    reactor = getattr(scheduler, "_reactor", None)
+    if reactor is not None:
+        return _ReactorAsEventLoop(reactor)
+    io_loop = getattr(scheduler, "_ioloop", None)
+    if io_loop is not None:
+        return getattr(io_loop, "asyncio_loop", None)
+    return getattr(scheduler, "_eventloop", None)
