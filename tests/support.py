@@ -356,7 +356,7 @@ def adapter_of(telemetry: Telemetry) -> Any:
 
 def errors_of(telemetry: Telemetry) -> ErrorReporter:
     """Return what counts the failures of telemetry itself."""
-    return telemetry._exported_scheduler.errors
+    return telemetry._exported_scheduler.error_reporter
 
 
 def registry_of(telemetry: Telemetry) -> CollectorRegistry:

@@ -28,7 +28,7 @@ class FakeScheduler:
         self.name = name
         self.clock = Clock(NOW)
         self.recorder = Recorder(name, clock=self.clock, **options)
-        self.errors = ErrorReporter()
+        self.error_reporter = ErrorReporter()
         self.started_at: float | None = NOW - 3600
         self.last_pass_ended_at: float | None = NOW - 0.5
         self.alive = Liveness(scheduler_state="running", up=True)
@@ -125,7 +125,7 @@ def fill(scheduler: FakeScheduler) -> None:
 
     recorder.count_scheduler_error(ErrorKind.JOBSTORE)
     recorder.count_scheduler_error(ErrorKind.LISTENER)
-    scheduler.errors.report("job_label", "it returned None")
+    scheduler.error_reporter.report("job_label", "it returned None")
 
 
 class Scene:

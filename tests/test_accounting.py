@@ -1973,7 +1973,7 @@ class TestOurOwnFailures:
             ("processes", "core.records.Run.estimate_start"),
             ("processes", "adapters.apscheduler3.runs.RunTracker.on_run_event"),
             ("processes", "adapters.apscheduler3.runs.Submission.assign_pool"),
-            ("processes", "adapters.apscheduler3.runs.RunTracker.create_carriers"),
+            ("processes", "adapters.apscheduler3.runs.RunTracker.create_trace_carriers"),
             ("processes", "core.records.Run.stop"),
             ("processes", "adapters.apscheduler3.runs.Submission.is_late"),
             ("processes", "adapters.apscheduler3.runs.Submission.mark_abandoned"),

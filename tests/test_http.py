@@ -211,7 +211,7 @@ class TestMetrics:
             registry=registry,
             get_health_report=lambda: HEALTHY,
             report_exception=failures,
-            expose=lambda _encode, _names: pieces,
+            expose_from_cache=lambda _encode, _names: pieces,
         )
         with endpoints.serve(0) as server:
             for ask in (

@@ -116,7 +116,7 @@ class Process:
         self.name = name
         self.clock = Clock(NOW)
         self.recorder = Recorder(name, clock=self.clock)
-        self.errors = ErrorReporter()
+        self.error_reporter = ErrorReporter()
         self.started_at: float | None = started
         self.last_pass_ended_at: float | None = NOW
         self.alive = Liveness(scheduler_state="running", up=True)
@@ -157,7 +157,7 @@ class Process:
 
     def write(self) -> None:
         self.writer.write()
-        assert not any(self.errors.counts().values()), self.errors.counts()
+        assert not any(self.error_reporter.counts().values()), self.error_reporter.counts()
 
     def die(self) -> None:
         """End as after SIGKILL: nothing is written, and the kernel releases the lock."""
@@ -716,11 +716,11 @@ class TestRemovedJobs:
         with monkeypatch.context() as patch:
             patch.setattr(slots, "read_values", failing(read_values, "_"))
             new.writer.write()
-            assert new.errors.counts()["multiprocess"] == 1
+            assert new.error_reporter.counts()["multiprocess"] == 1
         assert counts(by_hand) == (2, 2)
         now.now += 3600
         new.writer.write()
-        assert new.errors.counts()["multiprocess"] == 1
+        assert new.error_reporter.counts()["multiprocess"] == 1
         assert counts(by_hand) == (2, 2)
 
 
@@ -762,7 +762,7 @@ class TestTrouble:
         shutil.rmtree(by_hand)
         for _ in range(3):
             process.writer.write()
-        assert process.errors.counts()["multiprocess"] == 3
+        assert process.error_reporter.counts()["multiprocess"] == 3
         assert len(caplog.records) == 1
         by_hand.mkdir()
         process.writer.write()
@@ -834,7 +834,7 @@ class TestTrouble:
             patch.setattr(slots, "read_values", failing(read_values, f"{kind}_"))
             for failures in (1, 2):
                 heir.writer.write()
-                assert heir.errors.counts()["multiprocess"] == failures
+                assert heir.error_reporter.counts()["multiprocess"] == failures
                 assert counts(by_hand) == before == (1, 1)
         heir.writer.write()
         assert counts(by_hand) == (2, 2)
@@ -879,7 +879,7 @@ class TestTrouble:
         heir.run(1)
         for _ in range(2):
             heir.writer.write()
-            assert heir.errors.counts()["multiprocess"] == 1
+            assert heir.error_reporter.counts()["multiprocess"] == 1
             assert counts(by_hand) == expected
 
     def test_many_jobs(self, by_hand: Path) -> None:

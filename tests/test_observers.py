@@ -52,8 +52,8 @@ class Observer:
     def on_callable_end(self, run: Run) -> None:
         self.calls.append((self.name, "on_callable_end", run))
 
-    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
-        self.calls.append((self.name, "create_carrier", run))
+    def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
+        self.calls.append((self.name, "create_trace_carrier", run))
         return self.carrier
 
     def on_run_finished(self, run: Run) -> None:
@@ -80,7 +80,7 @@ class Failing:
         raise self.exception
 
     on_callable_start = on_callable_end = on_run_finished = _fail
-    create_carrier = stop = has_open_runs = _fail
+    create_trace_carrier = stop = has_open_runs = _fail
 
 
 class TestErrorReporter:
@@ -249,12 +249,15 @@ class TestObserverGroup:
         """What several observers inject is one carrier."""
         carriers = {"a": {"x": "1"}, "b": None, "c": {"y": "2"}}
         observers = [Observer(name, [], carrier) for name, carrier in carriers.items()]
-        assert ObserverGroup(ErrorReporter(), observers).create_carrier(RUN) == {"x": "1", "y": "2"}
+        assert ObserverGroup(ErrorReporter(), observers).create_trace_carrier(RUN) == {
+            "x": "1",
+            "y": "2",
+        }
 
     def test_injects_nothing(self) -> None:
         """Without anything to inject the carrier is empty."""
-        assert ObserverGroup(ErrorReporter(), [Observer("a", [])]).create_carrier(RUN) == {}
-        assert ObserverGroup(ErrorReporter()).create_carrier(RUN) == {}
+        assert ObserverGroup(ErrorReporter(), [Observer("a", [])]).create_trace_carrier(RUN) == {}
+        assert ObserverGroup(ErrorReporter()).create_trace_carrier(RUN) == {}
 
     def test_an_observer_that_fails_harms_no_other(self) -> None:
         """An observer that raises is counted, and the others are called all the same."""
@@ -266,12 +269,12 @@ class TestObserverGroup:
         group.on_callable_start(RUN)
         group.on_callable_end(RUN)
         group.on_run_finished(RUN)
-        assert group.create_carrier(RUN) == {"x": "1"}
+        assert group.create_trace_carrier(RUN) == {"x": "1"}
         assert [call[1] for call in calls] == [
             "on_callable_start",
             "on_callable_end",
             "on_run_finished",
-            "create_carrier",
+            "create_trace_carrier",
         ]
         assert {part: n for part, n in errors.counts().items() if n} == {"spans": 4, "meter": 4}
 

@@ -90,7 +90,7 @@ class TestHistogramObserver:
     def test_a_run_in_another_process(self, otel: Sdk, rig: RecorderRig) -> None:
         """A run that was measured elsewhere is recorded when it is finished."""
         (run,) = rig.submit()
-        assert otel.observer.create_carrier(run) is None
+        assert otel.observer.create_trace_carrier(run) is None
         run.estimate_start(AT + 9)
         rig.finish(run, started=AT + 0.5, duration=1.5)
         otel.observer.on_run_finished(run)

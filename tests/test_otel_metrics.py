@@ -59,7 +59,7 @@ def recorder_of(rig: Any) -> Any:
 
 def errors_of(rig: Any) -> Any:
     """Return how often each component of telemetry failed."""
-    return rig.telemetry._exported_scheduler.errors.counts()
+    return rig.telemetry._exported_scheduler.error_reporter.counts()
 
 
 def job_of(rig: Any, label: str = "job") -> JobSnapshot:

@@ -429,7 +429,7 @@ class TestWithoutSdk:
             observer.on_callable_start(run)
             observer.on_callable_end(run)
             finish_run(observer, run, Outcome.ERROR, BOOM)
-            carrier = observer.create_carrier(injected)
+            carrier = observer.create_trace_carrier(injected)
             finish_run(observer, injected, Outcome.LOST)
         finally:
             sys.setprofile(None)
@@ -438,7 +438,7 @@ class TestWithoutSdk:
         ours = {
             "on_callable_start",
             "on_callable_end",
-            "create_carrier",
+            "create_trace_carrier",
             "on_run_finished",
             "_start_span",
             "_tracer",
@@ -764,7 +764,7 @@ class TestOtherProcess:
         observer = spans.observer()
         run = new_run()
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
-            carrier = observer.create_carrier(run)
+            carrier = observer.create_trace_carrier(run)
             assert trace.get_current_span() is request
         assert carrier is not None
         assert list(carrier) == ["traceparent"]
@@ -784,7 +784,7 @@ class TestOtherProcess:
         """The span begins and ends when the callable did, not when it was handed over."""
         observer = spans.observer()
         run = new_run()
-        observer.create_carrier(run)
+        observer.create_trace_carrier(run)
         finish_run(observer, measured(run, NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
@@ -804,7 +804,7 @@ class TestOtherProcess:
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         run = new_run()
-        observer.create_carrier(run)
+        observer.create_trace_carrier(run)
         now += 600
         finish_run(observer, run, Outcome.LOST)
 
@@ -817,7 +817,7 @@ class TestOtherProcess:
         """An estimated start is not exported as one that was measured."""
         observer = spans.observer()
         run = new_run()
-        observer.create_carrier(run)
+        observer.create_trace_carrier(run)
         run.estimate_start(NOW + 2)
         finish_run(observer, run, Outcome.LOST)
         run = new_run()
@@ -833,7 +833,7 @@ class TestOtherProcess:
         """An exception in the other process is exported like one in this."""
         observer = spans.observer()
         run = new_run()
-        observer.create_carrier(run)
+        observer.create_trace_carrier(run)
         finish_run(observer, measured(run), Outcome.ERROR, BOOM)
 
         span = spans.one()
@@ -845,7 +845,7 @@ class TestOtherProcess:
         spans = Spans(sampling.ALWAYS_OFF)
         observer = spans.observer()
         run = new_run()
-        carrier = observer.create_carrier(run)
+        carrier = observer.create_trace_carrier(run)
         finish_run(observer, measured(run), Outcome.SUCCESS)
 
         there = TraceContextTextMapPropagator().extract(carrier or {})
@@ -931,7 +931,7 @@ class TestLifetime:
         observer = spans.observer()
         runs = [go(observer, outcome=outcome)]
         injected = new_run()
-        observer.create_carrier(injected)
+        observer.create_trace_carrier(injected)
         runs += [finish_run(observer, injected, outcome), finish_run(observer, new_run(), outcome)]
         assert len(observer._spans) == 0
         kept = [weakref.ref(run) for run in runs]

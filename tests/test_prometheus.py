@@ -247,7 +247,7 @@ class TestHostileNames:
         scheduler.hostname = name
         get_or_create_exporter(registry).add(scheduler)
         self.check(registry)
-        assert scheduler.errors.counts()["collector"] == 0
+        assert scheduler.error_reporter.counts()["collector"] == 0
 
     @staticmethod
     def check(registry: CollectorRegistry) -> None:
@@ -295,7 +295,7 @@ class TestIsolation:
         for _ in range(3):
             scene.text()
         assert len(caplog.records) == 1
-        assert scene.main.errors.counts()["collector"] == 3
+        assert scene.main.error_reporter.counts()["collector"] == 3
 
 
 class TestConcurrency:
@@ -346,7 +346,7 @@ class TestConcurrency:
         for thread in workers:
             thread.join()
         assert failures == []
-        assert scheduler.errors.counts()["collector"] == 0
+        assert scheduler.error_reporter.counts()["collector"] == 0
 
     def test_schedulers_that_come_and_go(self) -> None:
         """A scrape while schedulers are added, freed and removed shows those that there are."""
@@ -382,7 +382,7 @@ class TestConcurrency:
             scene.exporter,
             scene.exporter._text_renderer,
             scene.main.recorder,
-            scene.main.errors,
+            scene.main.error_reporter,
         ]
         before = [each._lock for each in held]
         locks._renew_locks()
@@ -593,4 +593,4 @@ class TestNames:
         monkeypatch.undo()
         monkeypatch.setattr(scene.main, "liveness", raise_boom)
         scene.exporter.expose(encode, ["apscheduler_job_runs_total"])
-        assert scene.main.errors.counts()["collector"] == 0
+        assert scene.main.error_reporter.counts()["collector"] == 0

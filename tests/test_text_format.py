@@ -223,7 +223,7 @@ class TestChanges:
             exposed = b"".join(scene.exporter.expose(encode))
         assert b'job_id="backup"' not in exposed
         assert b'errors_total{component="collector",scheduler="main"} ' in exposed
-        assert scene.main.errors.counts()["collector"] > 0
+        assert scene.main.error_reporter.counts()["collector"] > 0
         check(scene)
 
 

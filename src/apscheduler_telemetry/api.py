@@ -50,7 +50,7 @@ class _ExportedScheduler:
     Args:
         name: the value of the ``scheduler`` label.
         recorder: the metrics state.
-        errors: counts failures of telemetry itself.
+        error_reporter: counts failures of telemetry itself.
         adapter: watches the scheduler.
         is_declared_singleton: whether the application means to have one live scheduler of this
             name; only exported, not enforced.
@@ -61,13 +61,13 @@ class _ExportedScheduler:
         name: str,
         *,
         recorder: Recorder,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         adapter: SchedulerAdapter,
         is_declared_singleton: bool,
     ) -> None:
         self.name = name
         self.recorder = recorder
-        self.errors = errors
+        self.error_reporter = error_reporter
         self.adapter = adapter
         self._is_declared_singleton = is_declared_singleton
 
@@ -116,7 +116,7 @@ class Telemetry:
         directory = configured_directory() if config.registry is not None else None
         self._snapshot_writer: SnapshotWriter | None = None
         self._exporters: list[Exporter] = []
-        errors = ErrorReporter()
+        error_reporter = ErrorReporter()
         recorder = Recorder(
             config.name,
             duration_buckets=config.duration_buckets,
@@ -125,11 +125,11 @@ class Telemetry:
         )
         # The spans come first, so that they are current where the histograms are recorded.
         observers: list[RunObserver] = [SpanObserver(tracer_provider=config.tracer_provider)]
-        registry, expose = config.registry, None
+        registry, expose_from_cache = config.registry, None
         if registry is not None:
             prometheus_exporter = prometheus.get_or_create_exporter(registry)
             self._exporters.append(prometheus_exporter)
-            expose = prometheus_exporter.expose
+            expose_from_cache = prometheus_exporter.expose
         if config.meter_provider is not None:
             otel_exporter = otel_metrics.get_or_create_exporter(
                 config.meter_provider, config.duration_buckets, config.delay_buckets
@@ -138,11 +138,11 @@ class Telemetry:
             observers.append(otel_metrics.HistogramObserver(otel_exporter))
         dependencies = AdapterDependencies(
             recorder=recorder,
-            observers=ObserverGroup(errors, observers),
-            errors=errors,
-            labeller=JobLabeller(config.job_label, errors),
+            observers=ObserverGroup(error_reporter, observers),
+            error_reporter=error_reporter,
+            labeller=JobLabeller(config.job_label, error_reporter),
             policy=AlertPolicy(
-                errors,
+                error_reporter,
                 grace=config.grace,
                 max_duration=config.max_duration,
                 severity=config.severity,
@@ -160,7 +160,7 @@ class Telemetry:
         self._exported_scheduler = _ExportedScheduler(
             config.name,
             recorder=recorder,
-            errors=errors,
+            error_reporter=error_reporter,
             adapter=adapter_class(scheduler, dependencies),
             is_declared_singleton=config.singleton,
         )
@@ -170,7 +170,7 @@ class Telemetry:
             if directory is not None:
                 self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
                 registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
-                expose = None
+                expose_from_cache = None
             self._exported_scheduler.adapter.install()
         except BaseException:
             self._stop_exporting()
@@ -182,8 +182,8 @@ class Telemetry:
         self._endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=self.health,
-            report_exception=errors.exception,
-            expose=expose,
+            report_exception=error_reporter.exception,
+            expose_from_cache=expose_from_cache,
         )
         self.wsgi_app = self._endpoints.wsgi_app
         self.asgi_app = self._endpoints.asgi_app

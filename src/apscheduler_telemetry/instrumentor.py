@@ -141,7 +141,7 @@ class _ProcessInstrumentation:
     def install(self) -> None:
         """Instrument the schedulers that run, and those that are started from now on."""
         for start_hook in self._start_hooks:
-            start_hook.install(self._on_scheduler_started)
+            start_hook.install(self._instrument_started_scheduler)
 
     def uninstall(self) -> None:
         """Put everything back."""
@@ -154,7 +154,7 @@ class _ProcessInstrumentation:
         if server is not None:
             server.close()
 
-    def _on_scheduler_started(self, scheduler: Any) -> None:
+    def _instrument_started_scheduler(self, scheduler: Any) -> None:
         """Instrument one scheduler; whatever goes wrong, the application goes on without it."""
         try:
             with self._lock:
@@ -185,12 +185,12 @@ class _ProcessInstrumentation:
                 handles = sorted(self._handles, key=lambda handle: handle.name)
             return health.combine([handle.health() for handle in handles])
 
-        registry, expose = _served_metrics(self._options["registry"])
+        registry, expose_from_cache = _served_metrics(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=get_health_report,
             report_exception=ErrorReporter().exception,
-            expose=expose,
+            expose_from_cache=expose_from_cache,
         )
         try:
             self._server = endpoints.serve(port, self._host)
@@ -208,14 +208,14 @@ def _served_metrics(
     if directory is not None:
         return MultiprocessRegistry(directory, refresh=write_all), None
 
-    def expose(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
+    def expose_from_cache(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
         # Looked up each time, as there is none while no scheduler is instrumented on the registry.
         exporter = find_exporter(registry)
         if exporter is None:
             return [encode(registry.restricted_registry(names) if names else registry)]
         return exporter.expose(encode, names)
 
-    return registry, expose
+    return registry, expose_from_cache
 
 
 def _options_from_environment() -> dict[str, Any]:

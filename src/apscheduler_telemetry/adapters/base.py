@@ -44,7 +44,7 @@ class AdapterDependencies:
     Attributes:
         recorder: the metrics state, the only place to write numbers to.
         observers: who follows single runs.
-        errors: counts failures of telemetry itself; none of them may reach the scheduler.
+        error_reporter: counts failures of telemetry itself; none of them may reach the scheduler.
         labeller: finds the ``job_id`` label of a job.
         policy: what the alerts expect of a job.
         origins: knows where a job is added, for its runs to link to.
@@ -59,7 +59,7 @@ class AdapterDependencies:
 
     recorder: Recorder
     observers: ObserverGroup
-    errors: ErrorReporter
+    error_reporter: ErrorReporter
     labeller: JobLabeller
     policy: AlertPolicy
     origins: OriginPropagator

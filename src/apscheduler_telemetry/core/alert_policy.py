@@ -94,12 +94,12 @@ class AlertPolicy:
     Returns what alert rules expect of each job.
 
     Args:
-        errors: counts callables that fail, each under the name of its option.
+        error_reporter: counts callables that fail, each under the name of its option.
         options: for each name a value, a callable that returns one for a job, or None.
     """
 
-    def __init__(self, errors: ErrorReporter, **options: Any) -> None:
-        self._errors = errors
+    def __init__(self, error_reporter: ErrorReporter, **options: Any) -> None:
+        self._error_reporter = error_reporter
         self._options = options
 
     def grace(self, job: Any) -> float:
@@ -136,6 +136,6 @@ class AlertPolicy:
                 )
                 raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
         except Exception:  # noqa: BLE001  # user code
-            self._errors.exception(option)
+            self._error_reporter.exception(option)
             return default
         return returned

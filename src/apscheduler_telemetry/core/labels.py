@@ -68,12 +68,14 @@ class JobLabeller:
 
     Args:
         job_label: returns the label of a job; None for the default.
-        errors: counts the failures of `job_label`.
+        error_reporter: counts the failures of `job_label`.
     """
 
-    def __init__(self, job_label: Callable[[Any], str] | None, errors: ErrorReporter) -> None:
+    def __init__(
+        self, job_label: Callable[[Any], str] | None, error_reporter: ErrorReporter
+    ) -> None:
         self._job_label = job_label
-        self._errors = errors
+        self._error_reporter = error_reporter
 
     def choose_label(self, job: Any) -> str:
         """
@@ -94,5 +96,5 @@ class JobLabeller:
                     raise TypeError(msg)  # noqa: TRY301  # reported like one that it raises
                 return label_value(label)
             except Exception:  # noqa: BLE001  # user code
-                self._errors.exception("job_label")
+                self._error_reporter.exception("job_label")
         return function_name(job) if is_generated(job.id) else label_value(job.id)

@@ -107,7 +107,7 @@ class RunObserver(Protocol):
     def on_callable_end(self, run: Run) -> None:
         """Called when the callable is over, in the thread and context of `on_callable_start`."""
 
-    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
+    def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
         """
         Called when the run is about to be sent to another process.
 
@@ -170,8 +170,10 @@ class ObserverGroup:
         is_enabled_final: whether that is final, and need not be looked at again.
     """
 
-    def __init__(self, errors: ErrorReporter, observers: Iterable[RunObserver] = ()) -> None:
-        self._errors = errors
+    def __init__(
+        self, error_reporter: ErrorReporter, observers: Iterable[RunObserver] = ()
+    ) -> None:
+        self._error_reporter = error_reporter
         self._observers = tuple(observers)
         self._reversed_observers = self._observers[::-1]
         self._on_all_finished: Callable[[], None] | None = None
@@ -185,7 +187,7 @@ class ObserverGroup:
             try:
                 answer = observer.is_enabled()
             except Exception:  # noqa: BLE001  # its next calls will show
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
                 answer = True
             if answer:
                 is_enabled = is_enabled_final = True
@@ -200,7 +202,7 @@ class ObserverGroup:
             try:
                 observer.on_callable_start(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
 
     def on_callable_end(self, run: Run) -> None:
         """Tell all observers that a run is over."""
@@ -208,7 +210,7 @@ class ObserverGroup:
             try:
                 observer.on_callable_end(run)
             except Exception:  # noqa: BLE001, PERF203
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
 
     def on_run_finished(self, run: Run) -> None:
         """Tell all observers how a run has ended."""
@@ -216,7 +218,7 @@ class ObserverGroup:
             try:
                 observer.on_run_finished(run)
             except Exception:  # noqa: BLE001, PERF203
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
         if self._on_all_finished is not None:
             self._call_back_if_all_finished()
 
@@ -234,7 +236,7 @@ class ObserverGroup:
             try:
                 observer.stop()
             except Exception:  # noqa: BLE001, PERF203
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
         self._on_all_finished = on_all_finished
         self._call_back_if_all_finished()
 
@@ -244,17 +246,17 @@ class ObserverGroup:
                 if observer.has_open_runs():
                     return
             except Exception:  # noqa: BLE001, PERF203
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
         on_all_finished, self._on_all_finished = self._on_all_finished, None
         if on_all_finished is not None:  # else another thread was quicker
             on_all_finished()
 
-    def create_carrier(self, run: Run) -> Mapping[str, str]:
+    def create_trace_carrier(self, run: Run) -> Mapping[str, str]:
         """Return the W3C carrier of a run that is sent to another process; it may be empty."""
         carrier: dict[str, str] = {}
         for observer in self._observers:
             try:
-                carrier.update(observer.create_carrier(run) or {})
+                carrier.update(observer.create_trace_carrier(run) or {})
             except Exception:  # noqa: BLE001, PERF203
-                self._errors.exception(observer.component)
+                self._error_reporter.exception(observer.component)
         return carrier

@@ -98,7 +98,7 @@ class JobSeries:
         *(
             "_run_state",
             "_run_state_in_snapshot",
-            "_version",
+            "_snapshot_version",
             "clock",
             "info",
             "label",
@@ -122,7 +122,7 @@ class JobSeries:
         self._orphaned_next_runs: dict[JobKey, float] = {}
         # Each job that has the label, with its next run.
         self._next_runs: dict[JobRecord, datetime | float | None] = {}
-        self._version = 0
+        self._snapshot_version = 0
 
     # Jobs
 
@@ -271,14 +271,14 @@ class JobSeries:
     def is_unchanged_since(self, version: int | None) -> bool:
         """Tell whether nothing has changed since a snapshot of this version."""
         is_unchanged = not self._has_changed and self._run_state is self._run_state_in_snapshot
-        return is_unchanged and version == self._version
+        return is_unchanged and version == self._snapshot_version
 
     def create_snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
         """Return the state now, under a new version if it has changed."""
-        version, run_state = self._version, self._run_state
+        version, run_state = self._snapshot_version, self._run_state
         if self._has_changed or run_state is not self._run_state_in_snapshot:
             # In this order, so that an exception in between makes readers look again.
-            version = self._version = next(next_version)
+            version = self._snapshot_version = next(next_version)
             self._run_state_in_snapshot = run_state
             self._has_changed = False
         stats, _, started_runs, in_flight = run_state

@@ -36,12 +36,12 @@ class InstrumentedScheduler(SchedulerStatus, Protocol):
     Attributes:
         name: the value of the ``scheduler`` label.
         recorder: its metrics state.
-        errors: counts the failures of telemetry itself.
+        error_reporter: counts the failures of telemetry itself.
     """
 
     name: str
     recorder: Recorder
-    errors: ErrorReporter
+    error_reporter: ErrorReporter
 
 
 class Kind(Enum):
@@ -315,14 +315,16 @@ def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample
         component: of which failures are reported; samples that fail are left out.
     """
     yield from scheduler_samples(scheduler, component)
-    for job in yield_until_error(scheduler.errors, component, _sorted_jobs(scheduler)):
-        yield from yield_until_error(scheduler.errors, component, job_samples(scheduler.name, job))
+    for job in yield_until_error(scheduler.error_reporter, component, _sorted_jobs(scheduler)):
+        yield from yield_until_error(
+            scheduler.error_reporter, component, job_samples(scheduler.name, job)
+        )
     yield from telemetry_samples(scheduler)
 
 
 def scheduler_samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
     """Yield the samples that are not about single jobs; see `samples`."""
-    yield from yield_until_error(scheduler.errors, component, _scheduler_samples(scheduler))
+    yield from yield_until_error(scheduler.error_reporter, component, _scheduler_samples(scheduler))
 
 
 def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
@@ -367,16 +369,18 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
 
 def telemetry_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
     """Yield the failures of telemetry; read these last, as reading the others may fail, too."""
-    for component, count in sorted(scheduler.errors.counts().items()):
+    for component, count in sorted(scheduler.error_reporter.counts().items()):
         yield TELEMETRY_ERRORS, (scheduler.name, component), count
 
 
-def yield_until_error(errors: ErrorReporter, component: str, items: Iterable[_T]) -> Iterator[_T]:
+def yield_until_error(
+    error_reporter: ErrorReporter, component: str, items: Iterable[_T]
+) -> Iterator[_T]:
     """Yield `items` until one raises, which is reported as a failure of `component`."""
     try:
         yield from items
     except Exception:  # noqa: BLE001  # exporters show the rest
-        errors.exception(component)
+        error_reporter.exception(component)
 
 
 def _sorted_jobs(scheduler: InstrumentedScheduler) -> Iterator[JobSnapshot]:

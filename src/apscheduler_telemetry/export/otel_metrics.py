@@ -203,7 +203,7 @@ class HistogramObserver:
     def on_callable_end(self, run: Run) -> None:
         """Do nothing, as the outcome is not known yet."""
 
-    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
+    def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Return None, as the other process sends its measurements back."""
 
     def on_run_finished(self, run: Run) -> None:

@@ -107,7 +107,7 @@ class _RunSpan:
         has_delay: whether it has the start delay, as the run had started by then.
         tokens: remove the span from the context; None if it is not current.
         ended_at: Unix seconds of the end of the callable; None before it.
-        is_ended_early: whether it was ended, as the run was finished before its callable was over.
+        is_ended_before_callable: whether it was ended while its callable still ran.
     """
 
     span: trace.Span
@@ -116,7 +116,7 @@ class _RunSpan:
     has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
     ended_at: float | None = None
-    is_ended_early: bool = False
+    is_ended_before_callable: bool = False
 
     def make_current(self, base: Context | None) -> None:
         """Put the span into the current context, and all of `base` unless it is None."""
@@ -138,9 +138,9 @@ class _RunSpan:
         self.start_ns = start_ns
         _move_start(self.span, start_ns)
 
-    def mark_ended_early(self) -> None:
+    def mark_ended_before_callable(self) -> None:
         """Note that the span was ended before its callable was over."""
-        self.is_ended_early = True
+        self.is_ended_before_callable = True
 
 
 class SpanObserver:
@@ -201,21 +201,21 @@ class SpanObserver:
         if run_span is None:
             return  # nothing is traced
         run_span.remove_from_context()
-        if run_span.is_ended_early:
+        if run_span.is_ended_before_callable:
             self._spans.pop(run, None)
             return
         # The time now, so that the job's own spans lie within; yet not before the measured end, if
         # the clock was set back meanwhile.
         run_span.set_end(max(run.ended_at or 0.0, self._clock()))
 
-    def create_carrier(self, run: Run) -> Mapping[str, str] | None:
+    def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Start the span of `run`, and return its ``traceparent`` and the baggage."""
         run_span = None if self._is_stopped else self._start_span(run, None)
         if run_span is None:
             return None
         carrier: dict[str, str] = {}
         _TRACE_CONTEXT_PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
-        if baggage := _baggage_of(run):
+        if baggage := _baggage_header_of(run):
             carrier["baggage"] = baggage
         return carrier
 
@@ -231,7 +231,7 @@ class SpanObserver:
             # It was measured in another process.
             run_span.move_start(_nanoseconds(run.started_at))
         if run_span is not None and run_span.tokens is not None:
-            run_span.mark_ended_early()  # and is current until `on_callable_end`
+            run_span.mark_ended_before_callable()  # and is current until `on_callable_end`
         else:
             self._spans.pop(run, None)
         ended_at = None
@@ -518,7 +518,7 @@ def _links(run: Run) -> list[trace.Link]:
     ]
 
 
-def _baggage_of(run: Run) -> str:
+def _baggage_header_of(run: Run) -> str:
     # The baggage of the latest link, which is the reason for this run.
     return str(getattr(run.link_origins[-1], "baggage", "")) if run.link_origins else ""
 
@@ -526,7 +526,7 @@ def _baggage_of(run: Run) -> str:
 def _with_baggage(run: Run, context: Context | None = None) -> Context:
     """Return `context`, by default the current one, with the baggage of the run."""
     context = otel_context.get_current() if context is None else context
-    baggage = _baggage_of(run)
+    baggage = _baggage_header_of(run)
     return _BAGGAGE_PROPAGATOR.extract({"baggage": baggage}, context) if baggage else context
 
 

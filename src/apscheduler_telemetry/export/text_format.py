@@ -72,7 +72,7 @@ class TextFormatCache:
     def __init__(self, error_component: str, *, with_exemplars: bool) -> None:
         self._error_component = error_component
         self._with_exemplars = with_exemplars
-        self._cache: dict[str, _CachedJob] = {}
+        self._cached_jobs_by_label: dict[str, _CachedJob] = {}
         self._sorted_job_labels: Sequence[str] = ()
 
     def render_jobs(
@@ -90,13 +90,15 @@ class TextFormatCache:
             families: those to return, of `JOB_FAMILIES`, each with a filter of its lines, or None
                 for all of them.
         """
-        cache = self._cache
+        cache = self._cached_jobs_by_label
         versions = {
             label: cached.version for label, cached in cache.items() if cached.version is not None
         }
         changes = scheduler.recorder.snapshots_since(versions)
         labels = set()
-        for label, job in yield_until_error(scheduler.errors, self._error_component, changes):
+        for label, job in yield_until_error(
+            scheduler.error_reporter, self._error_component, changes
+        ):
             labels.add(label)
             if job is not None:
                 cache[label] = self._render(scheduler, job)
@@ -125,7 +127,7 @@ class TextFormatCache:
             for sample in job_samples(scheduler.name, job):
                 lines[sample[0]].append(render_sample(sample, with_exemplars=self._with_exemplars))
         except Exception:  # noqa: BLE001  # the rest is shown
-            scheduler.errors.exception(self._error_component)
+            scheduler.error_reporter.exception(self._error_component)
             version = None
         return _CachedJob(version, tuple("".join(each).encode() for each in lines.values()))
 

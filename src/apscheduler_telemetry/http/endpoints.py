@@ -29,7 +29,7 @@ class HTTPEndpoints:
             ``unhealthy``.
         report_exception: called with ``"http"`` while an exception of `registry` or
             `get_health_report` is being handled.
-        expose: a faster way to encode `registry`, if there is one.
+        expose_from_cache: a faster way to encode `registry`, if there is one.
 
     Attributes:
         wsgi_app: the WSGI application.
@@ -42,11 +42,11 @@ class HTTPEndpoints:
         registry: CollectorRegistry | None,
         get_health_report: Callable[[], Mapping[str, object]],
         report_exception: Callable[[str], None],
-        expose: MetricsExposer | None = None,
+        expose_from_cache: MetricsExposer | None = None,
     ) -> None:
         pages: dict[str, Page] = {"health": HealthPage(get_health_report)}
         if registry is not None:
-            pages = {"metrics": MetricsPage(registry, expose), **pages}
+            pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
         app = TelemetryApp(pages, report_exception=report_exception)
         self.wsgi_app = WSGIApp(app)
         self.asgi_app = ASGIApp(app)

@@ -50,12 +50,14 @@ class MetricsPage:
 
     Args:
         registry: holds the collectors.
-        expose: a faster way to encode `registry`, if there is one.
+        expose_from_cache: a faster way to encode `registry`, if there is one.
     """
 
-    def __init__(self, registry: CollectorRegistry, expose: MetricsExposer | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, expose_from_cache: MetricsExposer | None = None
+    ) -> None:
         self._registry = registry
-        self._expose = expose
+        self._expose_from_cache = expose_from_cache
 
     def render(self, request: Request) -> Response:
         """Collect and encode the metrics, only those that ``name[]`` names if it is given."""
@@ -67,8 +69,8 @@ class MetricsPage:
         return Response(HTTPStatus.OK, chunks, content_type)
 
     def _encode_metrics(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
-        if self._expose is not None:
-            return self._expose(encode, names)
+        if self._expose_from_cache is not None:
+            return self._expose_from_cache(encode, names)
         registry = self._registry
         return [encode(registry.restricted_registry(names) if names else registry)]
 

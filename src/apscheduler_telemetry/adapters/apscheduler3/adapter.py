@@ -57,17 +57,17 @@ class APScheduler3Adapter:
         # the scheduler and forgotten.
         self._executor_hooks: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
         self._jobstore_hooks: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
-        recorder, errors = dependencies.recorder, dependencies.errors
-        self._worker = BackgroundWorker(errors, dependencies.suppress_tracing)
+        recorder, error_reporter = dependencies.recorder, dependencies.error_reporter
+        self._worker = BackgroundWorker(error_reporter, dependencies.suppress_tracing)
         self._links = TraceLinks(
-            dependencies.origins, dependencies.context_store, self._worker, errors
+            dependencies.origins, dependencies.context_store, self._worker, error_reporter
         )
         self._loop = SchedulerLoop(
             scheduler,
             patches=self._patches,
             recorder=recorder,
             observers=dependencies.observers,
-            errors=errors,
+            error_reporter=error_reporter,
             attach_empty_context=dependencies.attach_empty_context,
             detach_context=dependencies.detach_context,
         )
@@ -75,7 +75,7 @@ class APScheduler3Adapter:
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
-            errors=errors,
+            error_reporter=error_reporter,
             worker=self._worker,
         )
         self._jobs = TrackedJobs(recorder, self._worker)
@@ -90,7 +90,7 @@ class APScheduler3Adapter:
         )
         self._run_tracker = RunTracker(
             observers=dependencies.observers,
-            errors=errors,
+            error_reporter=error_reporter,
             capture=dependencies.capture,
         )
 
@@ -130,7 +130,7 @@ class APScheduler3Adapter:
         these has ended, as nothing else tells that, and how.
         """
         self._patches.deactivate()
-        exit_warning.unregister_exit_check(self._scheduler)
+        exit_warning.stop_warning_at_exit(self._scheduler)
         self._links.flush(FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
         for hooks in list(self._jobstore_hooks.values()):
@@ -165,8 +165,8 @@ class APScheduler3Adapter:
 
     def _patch_scheduler(self) -> None:
         scheduler = self._scheduler
-        exit_warning.register_exit_check(
-            scheduler, self._dependencies.recorder, self._dependencies.errors
+        exit_warning.warn_of_scheduled_jobs_at_exit(
+            scheduler, self._dependencies.recorder, self._dependencies.error_reporter
         )
         self._loop.install()
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)
@@ -235,7 +235,7 @@ class APScheduler3Adapter:
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
                 self._dependencies.on_scheduler_stopped()
         except Exception:  # noqa: BLE001  # a listener's error would count as the user's
-            self._dependencies.errors.exception("adapter")
+            self._dependencies.error_reporter.exception("adapter")
 
     def _hook_executor(self, alias: str) -> None:
         executor = self._scheduler._executors[alias]  # noqa: SLF001
@@ -254,7 +254,7 @@ class APScheduler3Adapter:
             unsubmitted_recorder=self._unsubmitted_recorder,
             run_tracker=self._run_tracker,
             recorder=self._dependencies.recorder,
-            errors=self._dependencies.errors,
+            error_reporter=self._dependencies.error_reporter,
             clock=time.time,
         )
 
@@ -272,7 +272,7 @@ class APScheduler3Adapter:
             events=self._events,
             loop=self._loop,
             recorder=self._dependencies.recorder,
-            errors=self._dependencies.errors,
+            error_reporter=self._dependencies.error_reporter,
             suppress_tracing=self._dependencies.suppress_tracing,
             clock=time.time,
         )

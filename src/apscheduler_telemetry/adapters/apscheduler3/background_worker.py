@@ -24,7 +24,7 @@ class BackgroundWorker:
     keep the process alive.
 
     Args:
-        errors: counts tasks that fail.
+        error_reporter: counts tasks that fail.
         create_task_context: makes the context manager in which each task runs.
     """
 
@@ -32,10 +32,10 @@ class BackgroundWorker:
 
     def __init__(
         self,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         create_task_context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._create_task_context = create_task_context
         self._lock = threading.RLock()
         self._tasks: list[_Task] = []
@@ -95,7 +95,7 @@ class BackgroundWorker:
                 with self._create_task_context():
                     task.run()
             except Exception:  # noqa: BLE001
-                self._errors.exception(task.component)
+                self._error_reporter.exception(task.component)
             del task  # it refers to the scheduler, which must not be kept alive by this
 
 

@@ -137,7 +137,7 @@ class MeasuringRunTimes(list[datetime]):
         key: _SubmissionKey,
     ) -> None:
         super().__init__(times)
-        self._carriers = carriers
+        self._trace_carriers = carriers
         self._address = sink_id, key
 
     def __iter__(self) -> Iterator[datetime]:
@@ -145,7 +145,7 @@ class MeasuringRunTimes(list[datetime]):
             yield from self[:]
             return
         for position, due in enumerate(super().__iter__()):
-            carrier = self._carriers[position] if self._carriers else None
+            carrier = self._trace_carriers[position] if self._trace_carriers else None
             measured = RunTimeWithMeasurement.copy_of(due)
             token, error = None, None
             if carrier:

@@ -47,7 +47,7 @@ class ExecutorHooks:
         unsubmitted_recorder: records runs that are coalesced into a submitted one.
         run_tracker: measures and records runs.
         recorder: the metrics state.
-        errors: counts failures of telemetry itself.
+        error_reporter: counts failures of telemetry itself.
         clock: returns Unix seconds.
     """
 
@@ -64,7 +64,7 @@ class ExecutorHooks:
         unsubmitted_recorder: UnsubmittedRunRecorder,
         run_tracker: RunTracker,
         recorder: Recorder,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         clock: Clock,
     ) -> None:
         self._scheduler = scheduler
@@ -77,7 +77,7 @@ class ExecutorHooks:
         # Bound once, as every run passes them.
         self._get_job, self._on_run_event = events.jobs.get, run_tracker.on_run_event
         self._recorder = recorder
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._clock = clock
         # In the order of submission, which is the order in which a process pool starts them.
         self._open_submissions: dict[_SubmissionKey, Submission] = {}
@@ -117,7 +117,7 @@ class ExecutorHooks:
                 try:
                     submission = create_submission(job, run_times)
                 except Exception:  # noqa: BLE001  # telemetry never changes the job
-                    self._errors.exception("adapter")
+                    self._error_reporter.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
@@ -125,7 +125,7 @@ class ExecutorHooks:
                         submission = self._open_submissions.get((job.id, id(run_times[-1])))
                     self._on_rejected(submission, error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
-                    self._errors.exception("adapter")
+                    self._error_reporter.exception("adapter")
                 raise
             finally:
                 on_job_submitted(job, submission)
@@ -149,7 +149,7 @@ class ExecutorHooks:
             try:
                 on_result(job_id, result)
             except Exception:  # noqa: BLE001
-                self._errors.exception("adapter")
+                self._error_reporter.exception("adapter")
             finally:  # also if Ctrl-C has come in between
                 original(job_id, events)
 
@@ -160,7 +160,7 @@ class ExecutorHooks:
             try:
                 self._on_result_lost(job_id, exc)
             except Exception:  # noqa: BLE001
-                self._errors.exception("adapter")
+                self._error_reporter.exception("adapter")
             original(job_id, exc, traceback)
 
         return run_job_error
@@ -202,7 +202,7 @@ class ExecutorHooks:
             if len(self._open_submissions) <= (_max_workers_of(pool) or 0):  # else it has to wait
                 self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
-            self._errors.exception("adapter")
+            self._error_reporter.exception("adapter")
 
     def _on_rejected(self, submission: Submission | None, error: BaseException) -> None:
         is_refusal = isinstance(error, MaxInstancesReachedError)
@@ -272,7 +272,7 @@ class ExecutorHooks:
                         if run is not None:
                             self.run_tracker.on_run_event(run, event)
                 except Exception:  # noqa: BLE001
-                    self._errors.exception("adapter")
+                    self._error_reporter.exception("adapter")
                 yield event
 
         try:

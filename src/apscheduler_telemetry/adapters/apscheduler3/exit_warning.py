@@ -20,7 +20,9 @@ from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
 
-def register_exit_check(scheduler: Any, recorder: Recorder, errors: ErrorReporter) -> None:
+def warn_of_scheduled_jobs_at_exit(
+    scheduler: Any, recorder: Recorder, error_reporter: ErrorReporter
+) -> None:
     """
     Check at the end of the process whether a scheduler has jobs to run.
 
@@ -29,16 +31,16 @@ def register_exit_check(scheduler: Any, recorder: Recorder, errors: ErrorReporte
     Args:
         scheduler: an APScheduler 3 scheduler.
         recorder: knows the next runs of its jobs.
-        errors: counts a check that fails.
+        error_reporter: counts a check that fails.
     """
     # By its identity, as a scheduler of the user's may not be hashable.
     key = id(scheduler)
     _exit_checks[key] = _ExitCheck(
-        ref(scheduler, lambda _: _exit_checks.pop(key, None)), ref(recorder), ref(errors)
+        ref(scheduler, lambda _: _exit_checks.pop(key, None)), ref(recorder), ref(error_reporter)
     )
 
 
-def unregister_exit_check(scheduler: Any) -> None:
+def stop_warning_at_exit(scheduler: Any) -> None:
     """Do not check a scheduler any more."""
     _exit_checks.pop(id(scheduler), None)
 
@@ -69,13 +71,13 @@ def scheduled_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
 def _warn_of_scheduled_jobs() -> None:
     for check in list(_exit_checks.values()):
         scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
-        errors = check.error_reporter_ref()
-        if scheduler is None or recorder is None or errors is None:
+        error_reporter = check.error_reporter_ref()
+        if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
             message = scheduled_jobs_warning(scheduler, recorder)
         except Exception:  # noqa: BLE001  # the end of the process must go on
-            errors.exception("adapter")
+            error_reporter.exception("adapter")
             continue
         if message is not None:
             logger.warning("%s", message)

@@ -83,7 +83,7 @@ class JobEvents:
                 tracked.record, next_run, cancels=not is_dropped and not is_restart
             )
         tracked = self._upsert(job, alias)
-        tracked.mark_changed_by_this_process()
+        tracked.clear_is_from_other_process()
         if job.pending:  # it was there already, and add_job() has replaced it
             self._links.on_added(tracked)
         elif tracked.next_run != before:
@@ -91,7 +91,7 @@ class JobEvents:
 
     def on_job_rescheduled_by_loop(self, job: Any, alias: str) -> None:
         """Note that the loop has submitted the next run of a job, and set another one."""
-        self._loop.clear_submitted_job()
+        self._loop.clear_job_awaiting_next_run()
         tracked = self._get_job((alias, job.id))
         if tracked is None or tracked.last_submitted is None:
             # While it ran, it was removed, and perhaps added again.
@@ -124,7 +124,7 @@ class JobEvents:
         tracked = self._get_job((alias, job_id))
         reason = RemovalReason.CANCELLED
         if self._loop.is_setting_next_run(job_id):
-            self._loop.clear_submitted_job()
+            self._loop.clear_job_awaiting_next_run()
             reason = RemovalReason.FINISHED
         elif self._loop.is_running_own_code:
             # Before it is submitted, the loop removes a job only if its executor does not exist.

@@ -60,7 +60,7 @@ class JobStorePoller:
         events: takes what was read.
         loop: knows in which process the scheduler was started.
         recorder: records when the store was read, and failures.
-        errors: counts failures of telemetry.
+        error_reporter: counts failures of telemetry.
         suppress_tracing: makes a context manager in which no spans are made.
         clock: returns Unix seconds.
 
@@ -91,7 +91,7 @@ class JobStorePoller:
         events: JobEvents,
         loop: SchedulerLoop,
         recorder: Recorder,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         suppress_tracing: Callable[[], AbstractContextManager[None]],
         clock: Clock,
     ) -> None:
@@ -104,10 +104,10 @@ class JobStorePoller:
         self._events = events
         self._loop = loop
         self._recorder = recorder
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._clock = clock
         # Each store has its own, as a server that does not answer blocks it.
-        self._worker = BackgroundWorker(errors, suppress_tracing)
+        self._worker = BackgroundWorker(error_reporter, suppress_tracing)
         self._reader: JobStoreReader | None = None
         self._poll_token = object()
         self._is_failing = False
@@ -156,7 +156,7 @@ class JobStorePoller:
         try:
             self._read_store()
         except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
 
     # In the background
 
@@ -183,7 +183,7 @@ class JobStorePoller:
         except _JobStoreError as error:
             self._report_failure(error)
         except Exception:  # noqa: BLE001  # the next reading may succeed
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
         if not is_finished:
             spent = time.perf_counter() - started_at
             self._schedule_reading(max(self.POLL_INTERVAL, spent / self.MAX_DUTY_CYCLE))
@@ -297,7 +297,7 @@ class JobStorePoller:
             apply = partial(events.on_job_read, job, alias, info)
             self._changes.apply_job(reading, job.id, apply)
         except Exception:  # noqa: BLE001  # of one job; the others are to be known all the same
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
 
     def _apply_removals(
         self, vanished: Iterable[TrackedJob], reading: Reading, reason: RemovalReason

@@ -40,7 +40,7 @@ class JobStoreHooks:
         events: takes what happens to jobs.
         loop: knows whether the scheduler's loop is acting.
         recorder: counts failures of the store.
-        errors: counts failures of telemetry.
+        error_reporter: counts failures of telemetry.
         suppress_tracing: makes a context manager in which no spans are made.
         clock: returns Unix seconds.
 
@@ -58,7 +58,7 @@ class JobStoreHooks:
         events: JobEvents,
         loop: SchedulerLoop,
         recorder: Recorder,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         suppress_tracing: Callable[[], AbstractContextManager[None]],
         clock: Clock,
     ) -> None:
@@ -69,7 +69,7 @@ class JobStoreHooks:
         self._events = events
         self._loop = loop
         self._recorder = recorder
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._original_get_due_jobs = store.get_due_jobs
         self._changes = JobStoreChanges()
         self.on_jobstore_added(alias)
@@ -84,7 +84,7 @@ class JobStoreHooks:
             events=events,
             loop=loop,
             recorder=recorder,
-            errors=errors,
+            error_reporter=error_reporter,
             suppress_tracing=suppress_tracing,
             clock=clock,
         )
@@ -169,7 +169,7 @@ class JobStoreHooks:
             try:
                 on_job_advanced(submission.tracked, job, changes.alias)
             except Exception:  # noqa: BLE001
-                self._errors.exception(COMPONENT)
+                self._error_reporter.exception(COMPONENT)
 
         return update_job
 
@@ -214,7 +214,7 @@ class JobStoreHooks:
                 if loop.pass_thread_id is None or loop.is_patch_bypassed:
                     loop.on_bypassing_pass_start()
             except Exception:  # noqa: BLE001
-                self._errors.exception(COMPONENT)
+                self._error_reporter.exception(COMPONENT)
             try:
                 jobs = list_due_jobs(now)
                 if type(jobs) is not list:
@@ -228,7 +228,7 @@ class JobStoreHooks:
                 if self._poller.is_to_be_read_in_pass and loop.is_running_own_code:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001
-                self._errors.exception(COMPONENT)
+                self._error_reporter.exception(COMPONENT)
             return jobs
 
         return get_due_jobs
@@ -237,7 +237,7 @@ class JobStoreHooks:
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
-            with self._changes.mark_listing_in_progress():
+            with self._changes.mark_rows_deletable():
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original(now))
                 self._call_with_alias(self._events.sync_due_jobs, jobs)
@@ -251,7 +251,7 @@ class JobStoreHooks:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
-            with self._changes.mark_listing_in_progress():
+            with self._changes.mark_rows_deletable():
                 with self._deserializer.count_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:
@@ -283,7 +283,7 @@ class JobStoreHooks:
         try:
             handler(*args, alias)
         except Exception:  # noqa: BLE001
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
 
     # Reading before a change
 

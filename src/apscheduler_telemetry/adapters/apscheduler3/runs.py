@@ -64,7 +64,7 @@ class RunTracker:
 
     Args:
         observers: who follows single runs.
-        errors: counts failures of telemetry itself.
+        error_reporter: counts failures of telemetry itself.
         capture: which of a job's own data may be exported.
 
     Attributes:
@@ -76,11 +76,11 @@ class RunTracker:
         self,
         *,
         observers: ObserverGroup,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         capture: Capture,
     ) -> None:
         self.observers = observers
-        self._errors = errors
+        self._error_reporter = error_reporter
         self.captures_arguments = capture.arguments
         self._captures_result = capture.result
         self._captures_stacktrace = capture.stacktrace
@@ -91,11 +91,11 @@ class RunTracker:
         for run in runs:
             run.capture_arguments(arguments)
 
-    def create_carriers(self, runs: Sequence[Run]) -> Sequence[Mapping[str, str]]:
+    def create_trace_carriers(self, runs: Sequence[Run]) -> Sequence[Mapping[str, str]]:
         """Return the W3C carriers of runs that are sent to another process; none if all empty."""
         if not self.observers.is_enabled:
             return ()
-        carriers = [self.observers.create_carrier(run) for run in runs]
+        carriers = [self.observers.create_trace_carrier(run) for run in runs]
         return carriers if any(carriers) else ()
 
     def on_run_event(self, run: Run, event: Any) -> None:
@@ -124,17 +124,17 @@ class RunTracker:
 
     def report_own_exception(self) -> None:
         """Count the exception that is being handled as a failure of telemetry."""
-        self._errors.exception("adapter")
+        self._error_reporter.exception("adapter")
 
     def report_child_error(self, failure: str) -> None:
         """Count a failure of telemetry in a child process."""
-        self._errors.report("spans", failure)
+        self._error_reporter.report("spans", failure)
 
     def _try_describe(self, describe: Callable[..., str], *values: Any) -> str | None:
         try:
             return describe(*values)
         except Exception:  # noqa: BLE001  # a collection may change while it is looked at
-            self._errors.exception("spans")
+            self._error_reporter.exception("spans")
             return None
 
     def _format_stack(self, exception: BaseException, entries: str | None) -> str:
@@ -148,7 +148,7 @@ class RunTracker:
                 return f"Traceback (most recent call last):\n{entries}{last}"
             return "".join(whole.format())
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
-            self._errors.exception("spans")
+            self._error_reporter.exception("spans")
             return ""
 
 
@@ -188,11 +188,11 @@ class Submission(list[datetime]):
     """
 
     __slots__ = (
-        *("_carriers", "_is_abandoned", "_iterating_thread", "_job", "_owner"),
+        *("_trace_carriers", "_is_abandoned", "_iterating_thread", "_job", "_owner"),
         *("key", "pool", "runs", "tracked"),
     )
     pool: Any
-    _carriers: Sequence[Mapping[str, str]] | None
+    _trace_carriers: Sequence[Mapping[str, str]] | None
     _iterating_thread: int | None
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
@@ -210,7 +210,7 @@ class Submission(list[datetime]):
         self._job = job
         self.tracked = tracked
         self._owner = owner
-        self.pool = self._carriers = self._iterating_thread = None
+        self.pool = self._trace_carriers = self._iterating_thread = None
         self._is_abandoned = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
@@ -298,9 +298,14 @@ class Submission(list[datetime]):
             # Who reads it may not have this package; or the user has changed it.
             return list, (times,)
         try:
-            if self._carriers is None:  # the second attempt, in a fresh pool, sends the same
-                self._carriers = owner.run_tracker.create_carriers(self.runs)
+            if self._trace_carriers is None:  # the second attempt, in a fresh pool, sends the same
+                self._trace_carriers = owner.run_tracker.create_trace_carriers(self.runs)
         except Exception:  # noqa: BLE001  # or the run would be lost; it is not measured then
             owner.run_tracker.report_own_exception()
             return list, (times,)
-        return child_process.MeasuringRunTimes, (times, self._carriers, owner.sink_id, self.key)
+        return child_process.MeasuringRunTimes, (
+            times,
+            self._trace_carriers,
+            owner.sink_id,
+            self.key,
+        )

@@ -33,7 +33,7 @@ class SchedulerLoop:
         patches: what was patched for the scheduler.
         recorder: counts what APScheduler only logs.
         observers: looked at before each pass.
-        errors: counts failures of telemetry itself.
+        error_reporter: counts failures of telemetry itself.
         attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
         detach_context: takes that unless it is None, and makes it current again.
         clock: returns Unix seconds.
@@ -46,7 +46,7 @@ class SchedulerLoop:
         pass_thread_id: of the thread that is in the middle of a pass; None between passes.
         is_patch_bypassed: whether that pass bypasses the patch, as one of the user's own scheduler
             class may.
-        submitted_job: the job that the pass has submitted, and has yet to give its next run.
+        job_awaiting_next_run: the job that the pass has just submitted, until it has its next run.
         submission: the submission of that job, if it is followed.
     """
 
@@ -57,7 +57,7 @@ class SchedulerLoop:
         patches: PatchSet,
         recorder: Recorder,
         observers: ObserverGroup,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         attach_empty_context: Callable[[], Any],
         detach_context: Callable[[Any], None],
         clock: Clock = time.time,
@@ -67,7 +67,7 @@ class SchedulerLoop:
         self._patches = patches
         self._recorder = recorder
         self._observers = observers
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._attach_empty_context = attach_empty_context
         self._detach_context = detach_context
         self._clock = clock
@@ -77,7 +77,7 @@ class SchedulerLoop:
         self.last_pass_ended_at: float | None = None
         self.pass_thread_id: int | None = None
         self.is_patch_bypassed = False
-        self.submitted_job: Any = None
+        self.job_awaiting_next_run: Any = None
         self.submission: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
@@ -143,15 +143,15 @@ class SchedulerLoop:
     def on_job_submitted(self, job: Any, submission: Any) -> None:
         """Note that a job was submitted to its executor, if it was the loop that did so."""
         if self.pass_thread_id == get_ident():
-            self.submitted_job, self.submission = job, submission
+            self.job_awaiting_next_run, self.submission = job, submission
 
     def is_setting_next_run(self, job_id: str) -> bool:
         """
         Tell whether the loop, and not the user, changes this job now.
 
-        It does so right after it has submitted the job, until `clear_submitted_job`.
+        It does so right after it has submitted the job, until `clear_job_awaiting_next_run`.
         """
-        job = self.submitted_job
+        job = self.job_awaiting_next_run
         return job is not None and job.id == job_id and self.pass_thread_id == get_ident()
 
     def take_submission(self, job: Any) -> Any:
@@ -161,15 +161,15 @@ class SchedulerLoop:
         Returns:
             None otherwise, and if the submission is not followed.
         """
-        if job is not self.submitted_job:
+        if job is not self.job_awaiting_next_run:
             return None
         submission = self.submission
-        self.submitted_job = self.submission = None
+        self.job_awaiting_next_run = self.submission = None
         return submission
 
-    def clear_submitted_job(self) -> None:
+    def clear_job_awaiting_next_run(self) -> None:
         """Note that the loop has given the submitted job its next run, or has removed it."""
-        self.submitted_job = self.submission = None
+        self.job_awaiting_next_run = self.submission = None
 
     def on_bypassing_pass_start(self) -> None:
         """
@@ -182,12 +182,12 @@ class SchedulerLoop:
         logger = self._scheduler._logger  # noqa: SLF001
         if isinstance(logger, _ListenerErrorLogger):
             logger.detect_pass_ends()
-        self._on_pass_start()
+        self._prepare_pass()
 
     def on_bypassing_pass_logged(self) -> None:
         """Note that a pass has written to the log, as it does at its start and at its end."""
         if self.pass_thread_id is not None:
-            self._on_pass_end()
+            self._clear_pass_state()
             self.last_pass_ended_at = self._clock()
 
     def on_listener_failed(self) -> None:
@@ -211,17 +211,17 @@ class SchedulerLoop:
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
         attach_empty_context, detach_context = self._attach_empty_context, self._detach_context
-        on_pass_start, on_pass_end = self._on_pass_start, self._on_pass_end
+        prepare_pass, clear_pass_state = self._prepare_pass, self._clear_pass_state
 
         def process_jobs() -> Any:
             context = None
             try:
                 self.is_patch_bypassed = False
-                on_pass_start()
+                prepare_pass()
                 self._pass_started_at = self._monotonic()
                 context = attach_empty_context()
             except Exception:  # noqa: BLE001  # it would end the scheduler's thread
-                self._errors.exception("adapter")
+                self._error_reporter.exception("adapter")
             try:
                 wait_seconds = original()
             except BaseException as exception:
@@ -230,7 +230,7 @@ class SchedulerLoop:
                     self._recorder.count_scheduler_error(ErrorKind.LOOP)
                 raise
             finally:
-                on_pass_end()
+                clear_pass_state()
                 if context is not None:
                     detach_context(context)
             self._pass_error_type = None
@@ -241,7 +241,7 @@ class SchedulerLoop:
 
         return process_jobs
 
-    def _on_pass_start(self) -> None:
+    def _prepare_pass(self) -> None:
         self.pass_thread_id = thread_id = get_ident()
         if thread_id != self._thread_id:  # else each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
@@ -250,8 +250,10 @@ class SchedulerLoop:
             self._observers.update_is_enabled()
         self._recorder.add_up_runs_if_many()
 
-    def _on_pass_end(self) -> None:
-        self.pass_thread_id = self._pass_started_at = self.submitted_job = self.submission = None
+    def _clear_pass_state(self) -> None:
+        self.pass_thread_id = self._pass_started_at = self.job_awaiting_next_run = (
+            self.submission
+        ) = None
         self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
 
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -36,7 +36,7 @@ class TraceLinks:
         origins: finds the current origin.
         context_store: keeps origins across restarts; None if they are not to be kept.
         worker: writes to the store.
-        errors: counts failures of `origins` and `context_store`.
+        error_reporter: counts failures of `origins` and `context_store`.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class TraceLinks:
         origins: OriginPropagator,
         context_store: MutableMapping[str, str] | None,
         worker: BackgroundWorker,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
     ) -> None:
         self._origins = origins
         self._context_store = context_store
         self._worker = worker
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._origins_of_pending_jobs: dict[str, Any] = {}
         self._pending_write_count = 0
         self._all_written = threading.Event()
         self._lock = threading.RLock()
         if context_store is not None:
-            _instances.add(self)
+            _links_to_flush_at_exit.add(self)
             renew_lock_after_fork(self)
 
     def on_pending(self, job_id: str) -> None:
@@ -109,7 +109,7 @@ class TraceLinks:
                 next_run_origin = self._origins.load("triggered", origins["triggered"])
             tracked.set_origins(add_origin, next_run_origin)
         except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
 
     def flush(self, timeout: float) -> None:
         """Wait until all origins are stored, for at most `timeout` seconds."""
@@ -123,7 +123,7 @@ class TraceLinks:
         try:
             return self._origins.current(reason)
         except Exception:  # noqa: BLE001
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
             return None
 
     def _persist(self, tracked: TrackedJob) -> None:
@@ -139,7 +139,7 @@ class TraceLinks:
                 origins["triggered"] = self._origins.dump(tracked.next_run_origin)
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
-            self._errors.exception(COMPONENT)
+            self._error_reporter.exception(COMPONENT)
         key, value = _key(tracked), json.dumps(origins) if origins else None
 
         def write() -> None:
@@ -165,9 +165,9 @@ def _key(tracked: TrackedJob) -> str:
 
 def _flush_all() -> None:
     deadline = time.monotonic() + FLUSH_SECONDS
-    for links in list(_instances):
+    for links in list(_links_to_flush_at_exit):
         links.flush(max(0.0, deadline - time.monotonic()))
 
 
-_instances: weakref.WeakSet[TraceLinks] = weakref.WeakSet()
+_links_to_flush_at_exit: weakref.WeakSet[TraceLinks] = weakref.WeakSet()
 atexit.register(_flush_all)

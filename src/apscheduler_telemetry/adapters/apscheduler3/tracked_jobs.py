@@ -85,7 +85,7 @@ class TrackedJob:
         """Note that it is not tracked any more."""
         self.is_removed = True
 
-    def mark_changed_by_this_process(self) -> None:
+    def clear_is_from_other_process(self) -> None:
         """Note that this process has changed the job."""
         self.is_from_other_process = False
 

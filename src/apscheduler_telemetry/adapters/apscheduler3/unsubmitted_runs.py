@@ -27,7 +27,7 @@ class UnsubmittedRunRecorder:
         scheduler: an APScheduler 3 scheduler.
         recorder: where they are recorded.
         observers: who follows single runs.
-        errors: counts triggers that fail.
+        error_reporter: counts triggers that fail.
         worker: asks the triggers of jobs that the user changes, which may take long.
     """
 
@@ -37,13 +37,13 @@ class UnsubmittedRunRecorder:
         *,
         recorder: Recorder,
         observers: ObserverGroup,
-        errors: ErrorReporter,
+        error_reporter: ErrorReporter,
         worker: BackgroundWorker,
     ) -> None:
         self._scheduler = scheduler
         self._recorder = recorder
         self._observers = observers
-        self._errors = errors
+        self._error_reporter = error_reporter
         self._worker = worker
         self._trigger_copies: dict[str, Any] = {}
         self._has_stateful_triggers = False
@@ -83,7 +83,7 @@ class UnsubmittedRunRecorder:
             fire_times = triggers.fire_times_before(job, until, trigger)
             self.record_runs(tracked.record, tracked.link_origins, Outcome.COALESCED, fire_times)
         except Exception:  # noqa: BLE001  # a trigger may be the user's code
-            self._errors.exception("schedule")
+            self._error_reporter.exception("schedule")
 
     def detect_stateful_trigger(self, trigger: Any) -> None:
         """Note whether any job has a trigger that may remember how often it was asked."""
@@ -101,7 +101,7 @@ class UnsubmittedRunRecorder:
             try:
                 trigger_copy = triggers.copy_if_stateful(job.trigger)
             except Exception:  # noqa: BLE001  # the user's trigger may be impossible to copy
-                self._errors.exception("schedule")
+                self._error_reporter.exception("schedule")
                 continue
             if trigger_copy is not None:
                 self._trigger_copies[job.id] = trigger_copy
@@ -140,7 +140,7 @@ class UnsubmittedRunRecorder:
             try:
                 fire_times = triggers.list_due_times(first, trigger, now, new_next_run)
             except Exception:  # noqa: BLE001  # the user's trigger; one run is known all the same
-                self._errors.exception("schedule")
+                self._error_reporter.exception("schedule")
                 fire_times = PastFireTimes(1, [first])
             if coalesce and fire_times.total > 1:
                 merged = PastFireTimes(fire_times.total - 1, fire_times.latest_times[:-1])

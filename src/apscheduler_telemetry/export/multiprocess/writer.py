@@ -81,7 +81,7 @@ class SnapshotWriter:
                     daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must start all the same
-                self._scheduler.errors.exception(COMPONENT)
+                self._scheduler.error_reporter.exception(COMPONENT)
 
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
@@ -91,7 +91,7 @@ class SnapshotWriter:
             try:
                 self._write_snapshot()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
-                self._scheduler.errors.exception(COMPONENT)
+                self._scheduler.error_reporter.exception(COMPONENT)
 
     def final_write(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""
@@ -169,7 +169,7 @@ class SnapshotWriter:
                 slot.release()
                 raise
             except Exception:  # noqa: BLE001  # a broken file stays so, and breaks each scrape
-                self._scheduler.errors.exception(COMPONENT)
+                self._scheduler.error_reporter.exception(COMPONENT)
         for kind, values in counted.items():
             self._offsets.add(kind, values)
 
