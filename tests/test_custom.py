@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -210,6 +211,21 @@ class TestCalls:
             job = run_twice(rig)
             expected = job.__getstate__()
         assert {**expected, "next_run_time": None} == {**states[0], "next_run_time": None}
+
+    def test_run_times_are_pickled_as_a_plain_list(self) -> None:
+        """Where a pool that is not known may lack this package; there is no duration then."""
+
+        def execute(executor: Any, job: Any, run_times: Any) -> None:
+            sent = pickle.dumps(run_times)
+            assert b"apscheduler_telemetry" not in sent
+            received = pickle.loads(sent)
+            assert (type(received), received) == (list, run_times[:])
+            executor._run_job_success(job.id, run(job, received))
+
+        with executing(execute) as rig:
+            run_twice(rig)
+            assert rig.outcomes() == {"success": 2}
+            assert sum(rig.job().durations.counts) == 0
 
     def test_again(self) -> None:
         """A run that its executor tries again counts once, and as the executor reports it."""
