@@ -547,6 +547,7 @@ class TestSlow:
             slow = scrape(rig)
             until(lambda: len(late) > 20)
             scheduler.remove_job("job")
+            rig.is_told = False  # of runs that are due by then, as on a busy machine
             proxy.delay = 0  # as APScheduler connects anew when it is shut down
             assert slow < 1
             assert rig.errors_of("jobstore") == 0
