@@ -11,7 +11,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from apscheduler_telemetry.core.model import ErrorKind, Liveness, Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.model import (
+    Liveness,
+    Outcome,
+    RemovalReason,
+    RunError,
+    SchedulerErrorKind,
+)
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord, Run
@@ -123,8 +129,8 @@ def fill(scheduler: FakeScheduler) -> None:
 
     recorder.job_removed(scheduler.add_job("gone", NOW + 90), RemovalReason.CANCELLED)
 
-    recorder.count_scheduler_error(ErrorKind.JOBSTORE)
-    recorder.count_scheduler_error(ErrorKind.LISTENER)
+    recorder.count_scheduler_error(SchedulerErrorKind.JOBSTORE)
+    recorder.count_scheduler_error(SchedulerErrorKind.LISTENER)
     scheduler.error_reporter.report("job_label", "it returned None")
 
 

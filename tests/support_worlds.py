@@ -44,7 +44,7 @@ from prometheus_client import CollectorRegistry
 import support_matrix as matrix
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.adapters.apscheduler3 import loop_liveness as _loop
-from apscheduler_telemetry.core.model import ErrorKind
+from apscheduler_telemetry.core.model import SchedulerErrorKind
 from support import (
     JobState,
     Rig,
@@ -788,7 +788,7 @@ def failed_pass(world: World) -> None:
     # A loop of the user's that does not call its own method is known by its end only.
     patient.is_told("thread_dead" if isinstance(world, Own) else "loop_failed")
     assert patient.scheduler.running
-    assert recorder_of(patient.telemetry).scheduler_error_counts()[ErrorKind.JOBSTORE] == 1
+    assert recorder_of(patient.telemetry).scheduler_error_counts()[SchedulerErrorKind.JOBSTORE] == 1
     if isinstance(world, (AsyncIO, Twisted, Qt)):
         patient.store.faults.clear()
         world.call(patient.scheduler.wakeup)

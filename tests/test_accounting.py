@@ -859,7 +859,7 @@ class TestRunsOfOneJob:
             rig.scheduler._executors["default"].submit_job(job, [job.next_run_time])
             job.modify(next_run_time=START + timedelta(seconds=100))
             job_now = rig.job()
-            assert job_now.cancelled_run == next_run
+            assert job_now.cancelled_run_due_at == next_run
             assert job_now.next_run == next_run + 80
             assert rig.outcomes() == {"success": 2}
 
@@ -1213,7 +1213,7 @@ class TestChanges:
             rig.after(10)
             rig.settle()
             assert 2 <= rig.job().due_count <= 3
-            assert START.timestamp() + 10 == rig.job().cancelled_run
+            assert START.timestamp() + 10 == rig.job().cancelled_run_due_at
 
     def test_runs_fall_due_while_the_scheduler_is_paused(self) -> None:
         """Runs that fall due while the scheduler is paused are due when it is resumed."""
@@ -1237,7 +1237,10 @@ class TestChanges:
             rig.settle()
             rig.after(10)
             assert rig.outcomes() == {"success": 1}
-            assert (0, START.timestamp() + 10) == (rig.job().next_run, rig.job().cancelled_run)
+            assert (0, START.timestamp() + 10) == (
+                rig.job().next_run,
+                rig.job().cancelled_run_due_at,
+            )
 
 
 class TestShutdown:
@@ -1531,7 +1534,7 @@ class TestInline:
                 rig.scheduler.turn()
             assert rig.outcomes() == {"success": 1}
             assert rig.errors_of("loop") == 1
-            assert START.timestamp() == rig.job().cancelled_run
+            assert START.timestamp() == rig.job().cancelled_run_due_at
 
     def test_a_listener_that_removes_the_job(self) -> None:
         """What a listener does in the loop's thread is the user's doing."""
@@ -1543,7 +1546,7 @@ class TestInline:
             rig.scheduler.turn()
             rig.settle()
             assert rig.outcomes() == {"success": 1}
-            assert START.timestamp() + 10 == rig.job().cancelled_run
+            assert START.timestamp() + 10 == rig.job().cancelled_run_due_at
 
 
 class TestLabels:
@@ -1965,12 +1968,12 @@ class TestOurOwnFailures:
             ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run"),
             ("threads", "adapters.apscheduler3.triggers.fire_times_before"),
             ("threads", "adapters.apscheduler3.tracked_jobs.TrackedJobs.upsert"),
-            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._create_submission"),
+            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._open_submission"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._on_result"),
             ("processes", "core.records.Run.__init__"),
             ("processes", "core.records.Run.finish"),
             ("processes", "core.records.Run.start"),
-            ("processes", "core.records.Run.estimate_start"),
+            ("processes", "core.records.Run.set_estimated_start"),
             ("processes", "adapters.apscheduler3.runs.RunTracker.on_run_event"),
             ("processes", "adapters.apscheduler3.runs.Submission.assign_pool"),
             ("processes", "adapters.apscheduler3.runs.RunTracker.create_trace_carriers"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import ArgumentTypeError, ArgumentValueError
-from apscheduler_telemetry.core.alert_policy import MIN_GRACE, AlertPolicy, validate
+from apscheduler_telemetry.core.alert_policy import MIN_DEFAULT_GRACE, AlertPolicy, validate
 from apscheduler_telemetry.core.observers import ErrorReporter
 
 JOB = SimpleNamespace(id="job", misfire_grace_time=1)
@@ -67,9 +67,9 @@ class TestAlertPolicy:
     def test_defaults(self) -> None:
         """Grace follows the job, but is at least a minute; the others are not set."""
         policy = AlertPolicy(ErrorReporter())
-        assert policy.grace(JOB) == MIN_GRACE
+        assert policy.grace(JOB) == MIN_DEFAULT_GRACE
         assert policy.grace(SimpleNamespace(misfire_grace_time=300)) == 300
-        assert policy.grace(SimpleNamespace(misfire_grace_time=None)) == MIN_GRACE
+        assert policy.grace(SimpleNamespace(misfire_grace_time=None)) == MIN_DEFAULT_GRACE
         assert policy.max_duration(JOB) is None
         assert policy.severity(JOB) == policy.owner(JOB) == ""
 

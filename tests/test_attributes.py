@@ -55,7 +55,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy.last_failure": COPY,
         "copy.last_duration": COPY,
     },
-    "export.multiprocess.slots": {"self._close_lock.atexit": NEW},
+    "export.multiprocess.slots": {"self._lock_file_finalizer.atexit": NEW},
     "export.otel_traces": {
         "span._start_time": "the SDK has no public way to correct the start of a span",
     },

@@ -88,7 +88,7 @@ class TestBetweenRuns:
             rig.after(jump)
             assert promise(rig) == 20
             assert rig.job().last_run_due == at(10).timestamp()
-            assert (rig.job().due_count, rig.job().cancelled_run) == (1, None)
+            assert (rig.job().due_count, rig.job().cancelled_run_due_at) == (1, None)
             rig.clock.move_to(at(20))
             rig.after(0)
             rig.settle()
@@ -132,7 +132,7 @@ class TestLiveness:
         with live(BackgroundScheduler(timezone="UTC")) as rig:
             adapter: Any = rig.telemetry._exported_scheduler.adapter
             rig.add(nothing, "interval", hours=1)
-            until(lambda: adapter._loop._planned_wait is not None)
+            until(lambda: adapter._loop._wait_start_and_seconds is not None)
             now = adapter._loop._clock()
             monkeypatch.setattr(adapter._loop, "_clock", lambda: now + jump)
             with frozen() as clock:

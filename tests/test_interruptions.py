@@ -97,7 +97,7 @@ class TestPass:
                 rig.clock.advance(10)
                 was_there = executed_line(line, rig.scheduler.turn, KeyboardInterrupt())
                 job = rig.job()
-                assert (job.running, job.queued, job.cancelled_run) == (0, 0, None), line
+                assert (job.running, job.queued, job.cancelled_run_due_at) == (0, 0, None), line
                 assert sum(job.outcomes.values()) <= 1
                 rig.scheduler._executors["default"]._instances.clear()
             if not was_there:

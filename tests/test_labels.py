@@ -11,7 +11,7 @@ import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from apscheduler_telemetry.core import labels
-from apscheduler_telemetry.core.labels import MAX_TEXT, JobLabeller
+from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH, JobLabeller
 from apscheduler_telemetry.core.observers import ErrorReporter
 from support_jobs import nothing
 from support_recorder import Boom
@@ -32,7 +32,7 @@ class Report:
 
 class TestLabelValue:
     @pytest.mark.parametrize(
-        "value", ["", "backup", "naïve ☃ 🦉", 'a"b\\c\nd', "a\0b", "x" * MAX_TEXT]
+        "value", ["", "backup", "naïve ☃ 🦉", 'a"b\\c\nd', "a\0b", "x" * MAX_LABEL_LENGTH]
     )
     def test_legal_text_is_kept(self, value: str) -> None:
         """What every exposition can carry stays as it is; escaping is the exposition's business."""
@@ -43,9 +43,9 @@ class TestLabelValue:
         assert labels.label_value("caf\udce9") == "caf\\udce9"
 
     def test_long_text_is_cut(self) -> None:
-        """A text of 10 kB becomes one of `MAX_TEXT` characters with the same beginning."""
+        """A text of 10 kB becomes one of `MAX_LABEL_LENGTH` characters with the same beginning."""
         cut = labels.label_value("x" * 10_000)
-        assert len(cut) == MAX_TEXT
+        assert len(cut) == MAX_LABEL_LENGTH
         assert cut.startswith("x" * 100)
 
     def test_long_texts_stay_apart(self) -> None:
@@ -54,7 +54,7 @@ class TestLabelValue:
 
     def test_surrogates_count_as_what_they_become(self) -> None:
         """A text is cut by the length that it has in the exposition."""
-        assert len(labels.label_value("\ud800" * MAX_TEXT)) == MAX_TEXT
+        assert len(labels.label_value("\ud800" * MAX_LABEL_LENGTH)) == MAX_LABEL_LENGTH
 
     def test_other_objects_are_written_out(self) -> None:
         """What is no string is labelled by its own text."""
@@ -107,7 +107,7 @@ class TestFunctionName:
         """The name of a callable is as legal and as short as any label."""
         func: Any = lambda: None  # noqa: E731  # its name is to be changed
         func.__qualname__ = "\ud800" * 10_000
-        assert len(labels.function_name(job_of(func)).encode()) == MAX_TEXT
+        assert len(labels.function_name(job_of(func)).encode()) == MAX_LABEL_LENGTH
 
 
 class TestIsGenerated:
@@ -146,7 +146,7 @@ class TestJobLabeller:
         labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
         label = labeller.choose_label(job_of(nothing, id="backup"))
         assert label.startswith("\\ud800x")
-        assert len(label) == MAX_TEXT
+        assert len(label) == MAX_LABEL_LENGTH
 
     @pytest.mark.parametrize("returned", [None, 7, b"backup", "", ["backup"]])
     def test_callback_that_returns_no_text(self, returned: Any) -> None:

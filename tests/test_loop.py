@@ -582,7 +582,11 @@ class TestAsyncio:
                 seen.scheduler.start()
                 seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
                 loop = adapter_of(seen.telemetry)._loop
-                await eventually(lambda: loop._planned_wait is not None and loop._planned_wait[1])
+                await eventually(
+                    lambda: (
+                        loop._wait_start_and_seconds is not None and loop._wait_start_and_seconds[1]
+                    )
+                )
                 clock.now += 3600 + OVERDUE_SECONDS - 1
                 assert seen.reasons() == []
                 clock.now += 2

@@ -31,7 +31,13 @@ from prometheus_client.samples import Sample
 
 import support_jobs as jobs
 from apscheduler_telemetry import ArgumentValueError, Telemetry, instrument
-from apscheduler_telemetry.core.model import ErrorKind, JobInfo, Liveness, Outcome, RemovalReason
+from apscheduler_telemetry.core.model import (
+    JobInfo,
+    Liveness,
+    Outcome,
+    RemovalReason,
+    SchedulerErrorKind,
+)
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS, Recorder
 from apscheduler_telemetry.core.records import Run
@@ -207,7 +213,7 @@ class TestOneProcess:
         scheduler.add_job(jobs.nothing, "interval", hours=1, id="hourly")
         scheduler.start()
         scheduler.turn()
-        recorder_of(telemetry).count_scheduler_error(ErrorKind.JOBSTORE)
+        recorder_of(telemetry).count_scheduler_error(SchedulerErrorKind.JOBSTORE)
         until(lambda: value(series(registry_of(telemetry)), "job_shortest_interval_seconds"))
         yield telemetry
         scheduler.shutdown()
@@ -418,7 +424,7 @@ class TestModes:
         first.run(seconds=1)
         first.run(seconds=0.2, outcome=Outcome.ERROR)
         second.run(seconds=1)
-        first.recorder.count_scheduler_error(ErrorKind.LISTENER)
+        first.recorder.count_scheduler_error(SchedulerErrorKind.LISTENER)
         first.write()
         second.write()
         shown = scrape(by_hand)
@@ -666,7 +672,7 @@ class TestRemovedJobs:
         for job_id in ("job", "old"):
             old.job(NOW, job_id)
         old.run(1)
-        old.recorder.count_scheduler_error(ErrorKind.LOOP)
+        old.recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
         old.write()
         new = Process(by_hand)
         new.job(NOW)
@@ -931,7 +937,7 @@ class TestTrouble:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         while reader.poll() is None:
-            process.recorder.count_scheduler_error(ErrorKind.LOOP)
+            process.recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
             process.write()
         assert reader.communicate()[0] == f"{{{len(expected)}}}\n"
 

@@ -16,7 +16,7 @@ import pytest
 from apscheduler_telemetry.core import observers as observers_module
 from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import (
-    COMPONENTS,
+    ERROR_COMPONENTS,
     STALE_SECONDS_AFTER_END,
     ErrorReporter,
     ObservedRuns,
@@ -86,14 +86,14 @@ class Failing:
 class TestErrorReporter:
     def test_components_start_at_zero(self) -> None:
         """Every component has a count before it fails, so that an increase can be seen."""
-        assert ErrorReporter().counts() == dict.fromkeys(COMPONENTS, 0)
+        assert ErrorReporter().counts() == dict.fromkeys(ERROR_COMPONENTS, 0)
 
     def test_counts_by_component(self) -> None:
         """Each failure raises the count of its component alone."""
         errors = ErrorReporter()
         for component in ("spans", "spans", "http"):
             errors.exception(component)
-        assert errors.counts() == {**dict.fromkeys(COMPONENTS, 0), "spans": 2, "http": 1}
+        assert errors.counts() == {**dict.fromkeys(ERROR_COMPONENTS, 0), "spans": 2, "http": 1}
 
     def test_counts_unknown_components(self) -> None:
         """A component that is not listed is counted, too."""

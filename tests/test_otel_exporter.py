@@ -91,7 +91,7 @@ class TestHistogramObserver:
         """A run that was measured elsewhere is recorded when it is finished."""
         (run,) = rig.submit()
         assert otel.observer.create_trace_carrier(run) is None
-        run.estimate_start(AT + 9)
+        run.set_estimated_start(AT + 9)
         rig.finish(run, started=AT + 0.5, duration=1.5)
         otel.observer.on_run_finished(run)
 
@@ -105,7 +105,7 @@ class TestHistogramObserver:
         if outcome is not Outcome.MISSED:  # whose start is taken back, but was recorded
             go(otel, rig, here, outcome)
         rig.finish(elsewhere, outcome, started=AT + 0.5, duration=1.5)
-        estimated.estimate_start(AT + 1)
+        estimated.set_estimated_start(AT + 1)
         for run in (estimated, unknown):
             rig.finish(run, outcome)
         for run in (elsewhere, estimated, unknown):

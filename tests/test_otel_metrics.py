@@ -578,8 +578,10 @@ class TestLifecycle:
             for number in range(1, 4):
                 assert len(otel.collect()) > 10
                 assert len(looks) == number
-            [exporter] = [e for e in rig.telemetry._exporters if hasattr(e, "_observations")]
-            assert exporter._observations == {}
+            [exporter] = [
+                e for e in rig.telemetry._exporters if hasattr(e, "_unreported_observations")
+            ]
+            assert exporter._unreported_observations == {}
 
     def test_what_fails_is_counted(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

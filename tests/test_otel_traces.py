@@ -818,10 +818,10 @@ class TestOtherProcess:
         observer = spans.observer()
         run = new_run()
         observer.create_trace_carrier(run)
-        run.estimate_start(NOW + 2)
+        run.set_estimated_start(NOW + 2)
         finish_run(observer, run, Outcome.LOST)
         run = new_run()
-        run.estimate_start(NOW + 2)
+        run.set_estimated_start(NOW + 2)
         finish_run(observer, run, Outcome.LOST)
 
         assert len(spans.ended) == 2

@@ -27,9 +27,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from apscheduler_telemetry import DuplicateNameError
 from apscheduler_telemetry.core import locks
-from apscheduler_telemetry.core.labels import MAX_TEXT
+from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
 from apscheduler_telemetry.core.model import RemovalReason, RunError
-from apscheduler_telemetry.core.observers import COMPONENTS
+from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export import prometheus
 from apscheduler_telemetry.export.prometheus import PrometheusExporter, get_or_create_exporter
@@ -85,7 +85,7 @@ VALUES = {
     "outcome": {"success", "error", "missed", "skipped", "coalesced", "lost"},
     "kind": {"jobstore", "restore", "executor_lookup", "submit", "loop", "listener"},
     "state": {"running", "paused", "stopped"},
-    "component": set(COMPONENTS),
+    "component": set(ERROR_COMPONENTS),
     "persistent": {"true", "false"},
     "singleton": {"true", "false"},
 }
@@ -252,7 +252,7 @@ class TestHostileNames:
     @staticmethod
     def check(registry: CollectorRegistry) -> None:
         for sample in samples(generate_latest(registry).decode()):
-            assert all(len(value) <= MAX_TEXT for value in sample.labels.values())
+            assert all(len(value) <= MAX_LABEL_LENGTH for value in sample.labels.values())
         text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call]
         list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
 
@@ -426,7 +426,7 @@ class TestRegistry:
         first = FakeScheduler("shop")
         exporter.add(first)
         with pytest.raises(DuplicateNameError, match=r"'shop'.*name=.*registry.*uninstrument\(\)"):
-            exporter.ensure_unique_name("shop")
+            exporter.reject_duplicate_name("shop")
         assert 'scheduler="shop"' in generate_latest(registry).decode()
 
     def test_a_name_is_free_again(self) -> None:
@@ -439,7 +439,7 @@ class TestRegistry:
         del forgotten
         gc.collect()
         for name in ("taken off", "forgotten"):
-            exporter.ensure_unique_name(name)
+            exporter.reject_duplicate_name(name)
         assert "scheduler=" not in generate_latest(registry).decode()
 
     @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry.core.model import ErrorKind, Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.model import Outcome, RemovalReason, RunError, SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS, REMOVED_JOB_SECONDS, Recorder
 from apscheduler_telemetry.core.records import Run
-from apscheduler_telemetry.core.stats import MAX_EXCEPTIONS, OTHER_EXCEPTIONS, Histogram
+from apscheduler_telemetry.core.stats import MAX_EXCEPTION_TYPES, OTHER_EXCEPTIONS, Histogram
 from support_recorder import AT, DUE, RecorderRig, in_thread, interrupt, job_info, raise_timeout
 
 SPAN = SpanContext(1, 2, is_remote=False)
@@ -57,14 +57,14 @@ class TestRuns:
             before = rig.numbers()
             assert not rig.finish(run, Outcome.SUCCESS)
             assert not rig.finish(run, Outcome.LOST)
-            run.estimate_start(AT + 9)
+            run.set_estimated_start(AT + 9)
             assert run.started_at == AT
             assert rig.numbers() == before
 
     def test_measured_in_another_process(self, rig: RecorderRig) -> None:
         """A start that comes with the end replaces an estimate, and counts once."""
         queued, estimated = rig.submit(0, 10)
-        estimated.estimate_start(AT + 11)
+        estimated.set_estimated_start(AT + 11)
         assert rig.job().in_flight == (1, 1, AT + 11)
         assert sum(rig.job().stats.delays.counts) == 0
         for run in (queued, estimated):
@@ -77,7 +77,7 @@ class TestRuns:
     def test_a_start_that_was_none(self, rig: RecorderRig) -> None:
         """A run that was missed has no start and no delay, whatever was estimated or measured."""
         estimated, measured = rig.submit(0, 10)
-        estimated.estimate_start(AT + 1)
+        estimated.set_estimated_start(AT + 1)
         measured.start(AT + 11)
         measured.stop(0.001)
         assert rig.counts() == (2, 0, 2, {})
@@ -186,7 +186,7 @@ class TestFailures:
             (run,) = rig.submit()
             rig.finish(run, Outcome.ERROR, RunError(type=f"Error{number}", message=""))
         exceptions = rig.job().stats.exceptions
-        assert len(exceptions) == MAX_EXCEPTIONS + 1 == 21
+        assert len(exceptions) == MAX_EXCEPTION_TYPES + 1 == 21
         assert (exceptions["Error0"], exceptions[OTHER_EXCEPTIONS]) == (2, 10)
 
 
@@ -235,26 +235,26 @@ class TestJobs:
     def test_advancing_cancels_nothing(self, rig: RecorderRig) -> None:
         """The scheduler's step to the next run cancels no run; a change by the user does."""
         rig.recorder.job_advanced(rig.record, DUE.replace(second=10))
-        assert (rig.job().cancelled_run, rig.job().next_run) == (None, AT + 10)
+        assert (rig.job().cancelled_run_due_at, rig.job().next_run) == (None, AT + 10)
         rig.recorder.job_rescheduled(rig.record, AT + 99, cancels=True)
-        assert (rig.job().cancelled_run, rig.job().next_run) == (AT + 10, AT + 99)
+        assert (rig.job().cancelled_run_due_at, rig.job().next_run) == (AT + 10, AT + 99)
         rig.recorder.job_rescheduled(rig.record, None, cancels=True)
-        assert (rig.job().cancelled_run, rig.job().next_run) == (AT + 99, 0)
+        assert (rig.job().cancelled_run_due_at, rig.job().next_run) == (AT + 99, 0)
 
     def test_planned_again(self, rig: RecorderRig) -> None:
         """A run that was cancelled and is planned again is not cancelled."""
         rig.recorder.job_rescheduled(rig.record, None, cancels=True)
-        assert rig.job().cancelled_run == AT
+        assert rig.job().cancelled_run_due_at == AT
         rig.recorder.job_rescheduled(rig.record, AT, cancels=True)
-        assert rig.job().cancelled_run is None
+        assert rig.job().cancelled_run_due_at is None
 
     def test_planned_again_by_another_job(self, rig: RecorderRig) -> None:
         """Another job of the label may plan again what was cancelled, also as it advances."""
         shared = rig.recorder.job_upserted(job_info("other", label="job"), AT + 20)
         rig.recorder.job_removed(shared, RemovalReason.CANCELLED)
-        assert rig.job().cancelled_run == AT + 20
+        assert rig.job().cancelled_run_due_at == AT + 20
         rig.recorder.job_advanced(rig.record, DUE.replace(second=20))
-        assert rig.job().cancelled_run is None
+        assert rig.job().cancelled_run_due_at is None
 
     @pytest.mark.parametrize(
         ("removal", "next_run", "cancelled"),
@@ -269,10 +269,10 @@ class TestJobs:
     ) -> None:
         """The user cancels the next run; an error of APScheduler leaves it expected."""
         rig.recorder.job_removed(rig.record, removal)
-        assert (rig.job().next_run, rig.job().cancelled_run) == (next_run, cancelled)
+        assert (rig.job().next_run, rig.job().cancelled_run_due_at) == (next_run, cancelled)
         assert jobs_per_store(rig.recorder) == {"default": 0}
         rig.recorder.job_removed(rig.record, RemovalReason.CANCELLED)
-        assert rig.job().cancelled_run == cancelled, "it was gone already"
+        assert rig.job().cancelled_run_due_at == cancelled, "it was gone already"
 
     def test_a_failed_next_run_is_not_kept_for_ever(self, rig: RecorderRig) -> None:
         """The next run of a job that was removed by an error is forgotten after 15 minutes."""
@@ -446,10 +446,10 @@ class TestErrors:
 
     def test_counts(self, rig: RecorderRig) -> None:
         """Every kind is there at 0 and counts by itself."""
-        rig.recorder.count_scheduler_error(ErrorKind.SUBMIT)
+        rig.recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         assert rig.recorder.scheduler_error_counts() == {
-            **dict.fromkeys(ErrorKind, 0),
-            ErrorKind.SUBMIT: 1,
+            **dict.fromkeys(SchedulerErrorKind, 0),
+            SchedulerErrorKind.SUBMIT: 1,
         }
 
 
@@ -789,11 +789,11 @@ class TestRun:
     def test_is_estimated_until_it_is_measured(self, rig: RecorderRig) -> None:
         """An estimate never replaces a start, and a measured start replaces the estimate."""
         (run,) = rig.submit()
-        run.estimate_start(AT + 1)
-        run.estimate_start(AT + 2)
+        run.set_estimated_start(AT + 1)
+        run.set_estimated_start(AT + 2)
         assert (run.started_at, run.running_since) == (None, AT + 1)
         run.start(AT + 3)
-        run.estimate_start(AT + 4)
+        run.set_estimated_start(AT + 4)
         assert (run.started_at, run.running_since) == (AT + 3, AT + 3)
 
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
@@ -802,7 +802,7 @@ class TestRun:
         early, late = rig.submit(0, 1)
         for run in (early, late):
             rig.finish(run, outcome, started=AT + 2, duration=3)
-        late.estimate_start(AT + 9)
+        late.set_estimated_start(AT + 9)
         stats = rig.job().stats
         assert (stats.last_run_due is None) == (outcome is Outcome.MISSED)
         assert sum(stats.delays.counts) == stats.outcomes[Outcome.SUCCESS]

@@ -782,7 +782,7 @@ def set_origin(seen: Watched, place: str | None) -> None:
 def link_of(seen: Watched, job_id: str) -> Any:
     tracked = adapter_of(seen.telemetry)._jobs.get(("default", job_id))
     assert tracked is not None
-    return tracked.add_origin
+    return tracked.added_origin
 
 
 def origins_of(seen: Watched) -> Any:

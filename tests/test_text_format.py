@@ -24,7 +24,7 @@ from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from apscheduler_telemetry.core.stats import DURATION_BUCKETS
 from apscheduler_telemetry.export.metric_families import Sample, job_samples
 from apscheduler_telemetry.export.prometheus import get_or_create_exporter
-from apscheduler_telemetry.export.text_format import BLOCK_SIZE
+from apscheduler_telemetry.export.text_format import JOBS_PER_BLOCK
 from support_exposition import NOW, FakeScheduler, Scene, raise_boom
 from support_recorder import Boom, Timeout, in_thread
 
@@ -129,7 +129,7 @@ class TestManyJobs:
 
     @pytest.fixture
     def scene(self, scene: Scene) -> Scene:
-        for number in range(int(3.5 * BLOCK_SIZE)):
+        for number in range(int(3.5 * JOBS_PER_BLOCK)):
             scene.main.run(scene.main.add_job(f"job-{number}"), NOW, 0.5)
         return scene
 

@@ -201,10 +201,13 @@ class TestIntervals:
         "trigger", [interval(90), interval(0.5), interval(60, jitter=30), DateTrigger(START)]
     )
     def test_constant(self, trigger: BaseTrigger) -> None:
-        """`constant_intervals` returns the same without calling the trigger."""
+        """`get_constant_intervals` returns the same without calling the trigger."""
         first = trigger.get_next_fire_time(None, START) or START
         assert triggers.has_constant_intervals(trigger)
-        assert triggers.constant_intervals(trigger) == triggers.compute_intervals(trigger, first)[0]
+        assert (
+            triggers.get_constant_intervals(trigger)
+            == triggers.compute_intervals(trigger, first)[0]
+        )
 
     @pytest.mark.parametrize(
         "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]

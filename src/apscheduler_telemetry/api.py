@@ -166,7 +166,7 @@ class Telemetry:
         )
         try:
             for exporter in self._exporters:
-                exporter.ensure_unique_name(self.name)
+                exporter.reject_duplicate_name(self.name)
             if directory is not None:
                 self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
                 registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)

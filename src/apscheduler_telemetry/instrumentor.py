@@ -39,7 +39,7 @@ from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
 from apscheduler_telemetry.export.multiprocess.directory import configured_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
-from apscheduler_telemetry.export.multiprocess.writer import write_all
+from apscheduler_telemetry.export.multiprocess.writer import write_all_snapshots
 from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 from apscheduler_telemetry.http.pages import MetricsExposer
@@ -185,7 +185,7 @@ class _ProcessInstrumentation:
                 handles = sorted(self._handles, key=lambda handle: handle.name)
             return health.combine([handle.health() for handle in handles])
 
-        registry, expose_from_cache = _served_metrics(self._options["registry"])
+        registry, expose_from_cache = _choose_served_registry(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=get_health_report,
@@ -198,7 +198,7 @@ class _ProcessInstrumentation:
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
 
 
-def _served_metrics(
+def _choose_served_registry(
     registry: CollectorRegistry | None,
 ) -> tuple[CollectorRegistry | None, MetricsExposer | None]:
     """Return what the pages of a handle on this registry serve, and the faster way to encode it."""
@@ -206,7 +206,7 @@ def _served_metrics(
         return None, None
     directory = configured_directory()
     if directory is not None:
-        return MultiprocessRegistry(directory, refresh=write_all), None
+        return MultiprocessRegistry(directory, refresh=write_all_snapshots), None
 
     def expose_from_cache(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
         # Looked up each time, as there is none while no scheduler is instrumented on the registry.

@@ -70,7 +70,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     Raises:
         CommandError: a file exists and differs, or cannot be written.
     """
-    contents = {directory / name: source.read_bytes() for name, source in _find_exported_files()}
+    contents = {directory / name: source.read_bytes() for name, source in _find_files_to_export()}
     try:
         unchanged = [path for path, content in contents.items() if _has_content(path, content)]
         written = [path for path in contents if path not in unchanged]
@@ -90,7 +90,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     return ExportResult(written, unchanged)
 
 
-def _find_exported_files() -> Iterator[tuple[Path, Path]]:
+def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
     """Yield each file to export: its name below the target directory, and its path."""
     package = Path(__file__).parent.parent
     root = package / "_exported"

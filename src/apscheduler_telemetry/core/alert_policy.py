@@ -17,7 +17,7 @@ from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
-MIN_GRACE = 60.0
+MIN_DEFAULT_GRACE = 60.0
 """
 Seconds of lateness that are tolerated by default, however small ``misfire_grace_time`` is.
 
@@ -50,7 +50,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_OPTIONS = {
+_OPTION_RULES = {
     "grace": _Option("seconds", "0 or more seconds", _is_number, lambda v: 0 <= v < math.inf),
     "max_duration": _Option(
         "seconds", "more than 0 seconds", _is_number, lambda v: 0 < v < math.inf
@@ -73,7 +73,7 @@ def validate(option: str, value: Any) -> Any:
         ArgumentTypeError: it is neither None, nor callable, nor of the option's type.
         ArgumentValueError: it has that type, but is out of range.
     """
-    known = _OPTIONS[option]
+    known = _OPTION_RULES[option]
     if value is None or callable(value):
         return value
     if not known.has_type(value):
@@ -104,7 +104,7 @@ class AlertPolicy:
 
     def grace(self, job: Any) -> float:
         """Return the seconds that a run of `job` may be late."""
-        default = max(MIN_GRACE, float(job.misfire_grace_time or 0))
+        default = max(MIN_DEFAULT_GRACE, float(job.misfire_grace_time or 0))
         return float(self._option(job, "grace", default))
 
     def max_duration(self, job: Any) -> float | None:
@@ -124,7 +124,7 @@ class AlertPolicy:
         value = self._options.get(option)
         if not callable(value):
             return default if value is None else value
-        known = _OPTIONS[option]
+        known = _OPTION_RULES[option]
         try:
             returned = value(job)
             if returned is None:

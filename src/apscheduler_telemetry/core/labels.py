@@ -21,7 +21,7 @@ Values of the ``job_id`` label for each scheduler before further jobs share `OVE
 A Prometheus server of default size handles about 10 million series. A thousand jobs have about
 seventy thousand, which is less than one percent of that.
 """
-MAX_TEXT = 200
+MAX_LABEL_LENGTH = 200
 """Characters of a label value. Ids of 10 kB exist, and every sample would repeat them."""
 
 _GENERATED = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
@@ -37,10 +37,10 @@ def label_value(value: object) -> str:
     valid = str(value)
     if not valid.isascii():
         valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(valid) <= MAX_TEXT:
+    if len(valid) <= MAX_LABEL_LENGTH:
         return valid
     digest = hashlib.sha256(valid.encode()).hexdigest()[:8]
-    return f"{valid[: MAX_TEXT - 10]}..{digest}"
+    return f"{valid[: MAX_LABEL_LENGTH - 10]}..{digest}"
 
 
 def function_name(job: Any) -> str:
@@ -74,7 +74,7 @@ class JobLabeller:
     def __init__(
         self, job_label: Callable[[Any], str] | None, error_reporter: ErrorReporter
     ) -> None:
-        self._job_label = job_label
+        self._get_custom_label = job_label
         self._error_reporter = error_reporter
 
     def choose_label(self, job: Any) -> str:
@@ -85,9 +85,9 @@ class JobLabeller:
         jobs share a label. If ``job_label`` raises, or returns anything but a non-empty string,
         that is reported, and the default is used.
         """
-        if self._job_label is not None:
+        if self._get_custom_label is not None:
             try:
-                label: object = self._job_label(job)
+                label: object = self._get_custom_label(job)
                 if not isinstance(label, str) or not label:
                     msg = (
                         f"job_label must return a non-empty str, got {label!r} for job "

@@ -52,7 +52,7 @@ SUCCESS, ERROR, MISSED, LOST = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED, O
 FAILURES = frozenset({ERROR, LOST})
 
 
-class ErrorKind(str, Enum):
+class SchedulerErrorKind(str, Enum):
     """
     What APScheduler only logs: the ``kind`` label of ``apscheduler_scheduler_errors_total``.
     """

@@ -15,7 +15,7 @@ from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-COMPONENTS = (
+ERROR_COMPONENTS = (
     "adapter",
     "collector",
     "grace",
@@ -45,7 +45,7 @@ class ErrorReporter:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(COMPONENTS, 0)
+        self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
         renew_lock_after_fork(self)
 
     def exception(self, component: str) -> None:

@@ -26,7 +26,13 @@ from typing import Any, NamedTuple
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
-from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, Outcome, RemovalReason
+from apscheduler_telemetry.core.model import (
+    Clock,
+    JobInfo,
+    Outcome,
+    RemovalReason,
+    SchedulerErrorKind,
+)
 from apscheduler_telemetry.core.records import (
     JobKey,
     JobRecord,
@@ -118,7 +124,7 @@ class Recorder:
         self._jobs: dict[str, dict[Hashable, JobRecord]] = {}
         self._jobstores: dict[str, JobStoreState] = {}
         self._worker_getters: dict[str, Callable[[], float]] = {}
-        self._scheduler_error_counts = dict.fromkeys(ErrorKind, 0)
+        self._scheduler_error_counts = dict.fromkeys(SchedulerErrorKind, 0)
         # Those that stay expected after an error has removed their job: series, time of removal.
         self._orphaned_next_runs: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
@@ -304,7 +310,7 @@ class Recorder:
         self._jobstores.pop(alias, None)
 
     @synchronized
-    def count_scheduler_error(self, kind: ErrorKind) -> None:
+    def count_scheduler_error(self, kind: SchedulerErrorKind) -> None:
         """Count something that APScheduler only logs."""
         self._scheduler_error_counts[kind] += 1
 
@@ -325,7 +331,7 @@ class Recorder:
         Args:
             known: the version that the reader knows already, by label.
         """
-        for series in self._synced_series():
+        for series in self._update_and_list_series():
             label = series.label
             if series.is_unchanged_since(known.get(label)):
                 yield label, None
@@ -345,7 +351,7 @@ class Recorder:
         }
 
     @synchronized
-    def scheduler_error_counts(self) -> Mapping[ErrorKind, int]:
+    def scheduler_error_counts(self) -> Mapping[SchedulerErrorKind, int]:
         """Return how often APScheduler only logged something, by kind."""
         return dict(self._scheduler_error_counts)
 
@@ -378,10 +384,10 @@ class Recorder:
         self._add_up_threshold = len(self._runs) + MAX_UNADDED_RUNS
 
     @synchronized
-    def _synced_series(self) -> list[JobSeries]:
+    def _update_and_list_series(self) -> list[JobSeries]:
         """Return all series, without those that were removed some time ago."""
         self._add_up_runs()
-        self._purge()
+        self._drop_expired_series()
         return list(self._series.values())
 
     @synchronized
@@ -407,7 +413,7 @@ class Recorder:
             return False
         self._labels_freed_at = now
         self._add_up_runs()
-        self._purge()
+        self._drop_expired_series()
         return not self._is_label_limit_reached()
 
     def _is_label_limit_reached(self) -> bool:
@@ -421,7 +427,7 @@ class Recorder:
         if keep_next_run:
             self._orphaned_next_runs[record.key] = record.series, now
 
-    def _purge(self) -> None:
+    def _drop_expired_series(self) -> None:
         """Forget what was removed some time ago."""
         deadline = self._clock() - REMOVED_JOB_SECONDS
         # Not pairs of label and series: Python collects garbage after some hundred new objects,

@@ -24,7 +24,7 @@ JobKey = tuple[str, Hashable]
 """Identifies a job: the alias of its job store, and its id."""
 
 
-class InFlight(NamedTuple):
+class InFlightCounts(NamedTuple):
     """
     The runs of one ``job_id`` label that are in flight.
 
@@ -49,7 +49,8 @@ class JobSnapshot(NamedTuple):
         stats: its numbers, not to be changed.
         in_flight: its runs that have not ended.
         next_run: Unix seconds of the next run; 0 if there is none.
-        cancelled_run: the latest next run that the user has cancelled; None if there was none.
+        cancelled_run_due_at: Unix seconds of the latest next run that the user has cancelled; None
+            if there was none.
         intervals: the shortest and the longest gap in seconds between coming runs, if known.
         version: changes whenever anything of the above does.
     """
@@ -57,9 +58,9 @@ class JobSnapshot(NamedTuple):
     label: str
     info: JobInfo
     stats: JobStats
-    in_flight: InFlight
+    in_flight: InFlightCounts
     next_run: float
-    cancelled_run: float | None
+    cancelled_run_due_at: float | None
     intervals: tuple[float, float] | None
     version: int
 
@@ -69,8 +70,8 @@ class JobSnapshot(NamedTuple):
         return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
 
 
-_NO_RUNS_IN_FLIGHT = InFlight()
-_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlight]
+_NO_RUNS_IN_FLIGHT = InFlightCounts()
+_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlightCounts]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
 
@@ -94,7 +95,13 @@ class JobSeries:
     """
 
     __slots__ = (
-        *("_cancelled_run", "_orphaned_next_runs", "_has_changed", "_intervals", "_next_runs"),
+        *(
+            "_cancelled_run_due_at",
+            "_orphaned_next_runs",
+            "_has_changed",
+            "_intervals",
+            "_next_runs",
+        ),
         *(
             "_run_state",
             "_run_state_in_snapshot",
@@ -117,7 +124,7 @@ class JobSeries:
         self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
         self._run_state_in_snapshot: _SeriesRunState | None = None  # by the latest snapshot
         self._intervals: tuple[float, float] | None = None
-        self._cancelled_run: float | None = None
+        self._cancelled_run_due_at: float | None = None
         # Of jobs that an error has removed; they stay expected.
         self._orphaned_next_runs: dict[JobKey, float] = {}
         # Each job that has the label, with its next run.
@@ -181,18 +188,18 @@ class JobSeries:
             return
         self._next_runs[record] = next_run
         self._has_changed = True
-        cancelled = self._cancelled_run
+        cancelled = self._cancelled_run_due_at
         if (
             cancelled is not None
             and next_run is not None
             and _to_unix_seconds(next_run) == cancelled
         ):
-            self._cancelled_run = None  # it is planned again, so nothing is cancelled
+            self._cancelled_run_due_at = None  # it is planned again, so nothing is cancelled
 
     def cancel_next_run(self, next_run: float | None) -> None:
         """Note that a next run was cancelled by the user, in Unix seconds."""
         if next_run is not None:
-            self._cancelled_run = max(self._cancelled_run or 0.0, next_run)
+            self._cancelled_run_due_at = max(self._cancelled_run_due_at or 0.0, next_run)
             self._has_changed = True
 
     def drop_orphaned_next_run(self, key: JobKey) -> None:
@@ -234,19 +241,19 @@ class JobSeries:
             if in_flight:  # not to be looked at again, as one may end at any moment
                 finished = _without(finished, in_flight)
             if finished:
-                finished.sort(key=_get_finish_number)
+                finished.sort(key=_finish_number_of)
                 if self.removed_at is not None and not all(map(_is_unsubmitted, finished)):
                     self.removed_at = now  # so that scrapes see how the last run ended
                 stats = stats.copy()
                 stats.add_finished_runs(finished)
                 added = (*added, *finished)
-            after = (stats, added, *_count_in_flight(in_flight))
+            after = (stats, added, *_summarize_in_flight(in_flight))
             is_done = after == before or self._compare_and_swap(before, after)
         for run in self._run_state[1]:
             registered.pop(run, None)
-        self._prune_added_runs(registered)
+        self._forget_unregistered_runs(registered)
 
-    def _prune_added_runs(self, registered: MutableMapping[Run, None]) -> None:
+    def _forget_unregistered_runs(self, registered: MutableMapping[Run, None]) -> None:
         """Keep no run that was added up and is not registered any more."""
         is_done = not self._run_state[1]
         while not is_done:
@@ -300,7 +307,7 @@ class JobSeries:
             stats=stats,
             in_flight=in_flight,
             next_run=min((at for at in next_runs if at is not None), default=0.0),
-            cancelled_run=self._cancelled_run,
+            cancelled_run_due_at=self._cancelled_run_due_at,
             intervals=self._intervals,
             version=version,
         )
@@ -445,7 +452,7 @@ class Run:
         self.started_at = at
         return True
 
-    def estimate_start(self, at: float) -> None:
+    def set_estimated_start(self, at: float) -> None:
         """Set when it has started, in Unix seconds, until that is measured."""
         if self.estimated_start_at is None:
             self.estimated_start_at = at
@@ -525,7 +532,7 @@ def _is_unsubmitted(run: Run) -> bool:
     return isinstance(run, UnsubmittedRuns)
 
 
-def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
+def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCounts]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
@@ -533,7 +540,7 @@ def _count_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlight]:
     # Not of those of a burst that are over already, whose outcomes come at its end.
     active = (run.running_since for run in started_runs if run.duration is None)
     since = min((at for at in active if at is not None), default=0.0)
-    return started_runs, InFlight(len(runs) - len(started_runs), len(started_runs), since)
+    return started_runs, InFlightCounts(len(runs) - len(started_runs), len(started_runs), since)
 
 
 def _to_unix_seconds(at: datetime | float) -> float:
@@ -542,4 +549,4 @@ def _to_unix_seconds(at: datetime | float) -> float:
 
 _finish_numbers = itertools.count(1)
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
-_get_finish_number = attrgetter("finish_number")
+_finish_number_of = attrgetter("finish_number")

@@ -34,7 +34,7 @@ DELAY_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 30
 Seconds. A healthy loop starts a job within 10 ms. 1 s is APScheduler's default
 ``misfire_grace_time``, after which a run is dropped; those who allow more think in minutes.
 """
-MAX_EXCEPTIONS = 20
+MAX_EXCEPTION_TYPES = 20
 """Exception types that are counted separately for each job; the rest share `OTHER_EXCEPTIONS`."""
 OTHER_EXCEPTIONS = "__other__"
 
@@ -227,7 +227,7 @@ class JobStats:
 
     def _add_exception(self, name: str) -> None:
         known = self.exceptions
-        if name not in known and len(known) >= MAX_EXCEPTIONS:
+        if name not in known and len(known) >= MAX_EXCEPTION_TYPES:
             name = OTHER_EXCEPTIONS
         known[name] = known.get(name, 0) + 1
 

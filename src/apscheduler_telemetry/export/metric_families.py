@@ -354,7 +354,7 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight.running),
         (RUNNING_SINCE, job.in_flight.running_since),
-        (CANCELLED_RUN, job.cancelled_run),
+        (CANCELLED_RUN, job.cancelled_run_due_at),
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),
         (GRACE, info.grace),
@@ -440,7 +440,7 @@ class Exporter:
         self._lock = threading.RLock()
         renew_lock_after_fork(self)
 
-    def ensure_unique_name(self, name: str) -> None:
+    def reject_duplicate_name(self, name: str) -> None:
         """
         Check that no scheduler of this name is exported.
 

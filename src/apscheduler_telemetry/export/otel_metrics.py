@@ -85,7 +85,7 @@ class OpenTelemetryExporter(Exporter):
     ) -> None:
         super().__init__("meter provider")
         self.is_global = provider is metrics.get_meter_provider()
-        self._observations: dict[MetricFamily, list[Observation]] = {}
+        self._unreported_observations: dict[MetricFamily, list[Observation]] = {}
         self._totals = MonotonicTotals()
         meter = provider.get_meter(SCOPE, __version__)
         create: dict[Kind, Callable[..., object]] = {
@@ -114,12 +114,12 @@ class OpenTelemetryExporter(Exporter):
         if observations is None:
             reading = self._read()
             observations = reading.pop(family)
-            self._observations = reading
+            self._unreported_observations = reading
         return observations
 
     @synchronized
     def _take_observations(self, family: MetricFamily) -> list[Observation] | None:
-        return self._observations.pop(family, None)
+        return self._unreported_observations.pop(family, None)
 
     def _read(self) -> dict[MetricFamily, list[Observation]]:
         reading: dict[MetricFamily, list[Observation]] = {family: [] for family in _OBSERVED}

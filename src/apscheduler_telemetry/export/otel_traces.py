@@ -107,7 +107,7 @@ class _RunSpan:
         has_delay: whether it has the start delay, as the run had started by then.
         tokens: remove the span from the context; None if it is not current.
         ended_at: Unix seconds of the end of the callable; None before it.
-        is_ended_before_callable: whether it was ended while its callable still ran.
+        is_ended_before_callable_end: whether it was ended while its callable still ran.
     """
 
     span: trace.Span
@@ -116,7 +116,7 @@ class _RunSpan:
     has_delay: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
     ended_at: float | None = None
-    is_ended_before_callable: bool = False
+    is_ended_before_callable_end: bool = False
 
     def make_current(self, base: Context | None) -> None:
         """Put the span into the current context, and all of `base` unless it is None."""
@@ -138,9 +138,9 @@ class _RunSpan:
         self.start_ns = start_ns
         _move_start(self.span, start_ns)
 
-    def mark_ended_before_callable(self) -> None:
+    def mark_ended_before_callable_end(self) -> None:
         """Note that the span was ended before its callable was over."""
-        self.is_ended_before_callable = True
+        self.is_ended_before_callable_end = True
 
 
 class SpanObserver:
@@ -172,7 +172,7 @@ class SpanObserver:
         self._exceptions_as_span_events, self._exceptions_as_logs = _exception_signals()
         # A provider that the environment names is created when it is first asked for.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
-        self._may_be_unset = self._tracer_provider is None and not named
+        self._is_global_provider_pending = self._tracer_provider is None and not named
         self._cached_provider_and_tracer: tuple[
             trace.TracerProvider | None, trace.Tracer | None
         ] = (None, None)
@@ -192,7 +192,7 @@ class SpanObserver:
         if run_span is None:
             return
         # Only the span of the current context changes, but not its baggage, for example.
-        base = _with_baggage(run) if run.link_origins else None
+        base = _add_run_baggage(run) if run.link_origins else None
         run_span.make_current(base)
 
     def on_callable_end(self, run: Run) -> None:
@@ -201,7 +201,7 @@ class SpanObserver:
         if run_span is None:
             return  # nothing is traced
         run_span.remove_from_context()
-        if run_span.is_ended_before_callable:
+        if run_span.is_ended_before_callable_end:
             self._spans.pop(run, None)
             return
         # The time now, so that the job's own spans lie within; yet not before the measured end, if
@@ -231,7 +231,7 @@ class SpanObserver:
             # It was measured in another process.
             run_span.move_start(_nanoseconds(run.started_at))
         if run_span is not None and run_span.tokens is not None:
-            run_span.mark_ended_before_callable()  # and is current until `on_callable_end`
+            run_span.mark_ended_before_callable_end()  # and is current until `on_callable_end`
         else:
             self._spans.pop(run, None)
         ended_at = None
@@ -261,7 +261,7 @@ class SpanObserver:
         start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
         root, links = _ROOT, None
         if run.link_origins:
-            root, links = _with_baggage(run, root), _links(run)
+            root, links = _add_run_baggage(run, root), _links(run)
         name, attributes = self._span_name_and_attributes(run)
         if started_at is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
@@ -353,7 +353,7 @@ class SpanObserver:
             return tracer  # final, as the global provider can be set only once
         provider = self._tracer_provider
         if provider is None:
-            if self._may_be_unset and _is_global_provider_unset():
+            if self._is_global_provider_pending and _is_global_provider_unset():
                 return None
             provider = trace.get_tracer_provider()
         if provider is not known:
@@ -523,7 +523,7 @@ def _baggage_header_of(run: Run) -> str:
     return str(getattr(run.link_origins[-1], "baggage", "")) if run.link_origins else ""
 
 
-def _with_baggage(run: Run, context: Context | None = None) -> Context:
+def _add_run_baggage(run: Run, context: Context | None = None) -> Context:
     """Return `context`, by default the current one, with the baggage of the run."""
     context = otel_context.get_current() if context is None else context
     baggage = _baggage_header_of(run)

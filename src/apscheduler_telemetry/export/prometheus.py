@@ -87,7 +87,7 @@ class PrometheusExporter(Exporter, Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, by which the registry finds duplicates."""
-        return list(_empty_metrics().values())
+        return list(_create_metric_families().values())
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. What fails is left out and reported; a scrape never raises."""
@@ -118,7 +118,7 @@ class PrometheusExporter(Exporter, Collector):
         others = (
             _select_foreign_metrics(registry, names)
             if names
-            else self._replace_own_metrics(registry)
+            else self._collect_with_placeholder(registry)
         )
         whole = encode(_StaticCollector(others))
         before, placeholder, after = whole.partition(_PLACEHOLDER_TEXT)
@@ -134,7 +134,7 @@ class PrometheusExporter(Exporter, Collector):
         parts.append(after)
         return list(_chunks(parts))
 
-    def _replace_own_metrics(self, registry: CollectorRegistry) -> Iterator[Metric]:
+    def _collect_with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
         """Yield the metrics of a registry, but one placeholder instead of all of ours."""
         has_placeholder = False
         for metric in registry.collect():
@@ -204,7 +204,7 @@ class _Collection:
     def read(self) -> Mapping[MetricFamily, Metric]:
         """Return the metrics, which are read now unless they were before."""
         if self._metrics is None:
-            metrics = _empty_metrics()
+            metrics = _create_metric_families()
             for scheduler in self.exporter.schedulers():
                 for family, labels, value in samples(scheduler, COMPONENT):
                     if isinstance(value, Histogram):
@@ -300,7 +300,7 @@ class _StaticCollector(Collector):
         return self._metrics
 
 
-def _empty_metrics() -> dict[MetricFamily, Any]:
+def _create_metric_families() -> dict[MetricFamily, Any]:
     return {
         family: _METRIC_TYPES[family.kind](
             family.prometheus_family_name, family.description, labels=family.labels
@@ -330,7 +330,7 @@ def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool]
     """
     probe = GaugeMetricFamily(_PLACEHOLDER_NAME, "", labels=["job_id"])
     probe.add_metric(["a"], 1)
-    text = encode(_StaticCollector([*_empty_metrics().values(), probe])).decode()
+    text = encode(_StaticCollector([*_create_metric_families().values(), probe])).decode()
     *heads, probed = _HELP_LINE_START.split(text)[1:]
     if f'\n{_PLACEHOLDER_NAME}{{job_id="a"}} 1.0\n' not in probed:
         return None
@@ -342,7 +342,7 @@ def _select_foreign_metrics(
     registry: CollectorRegistry, sample_names: Collection[str]
 ) -> Iterator[Metric]:
     """Yield the samples of a registry with these names that are not ours, and a placeholder."""
-    others = [name for name in sample_names if name not in _RESERVED_NAMES]
+    others = [name for name in sample_names if name not in _OWN_SAMPLE_NAMES]
     yield from registry.restricted_registry(others).collect()
     yield _placeholder()
 
@@ -384,7 +384,7 @@ _MIN_CHUNK = 1 << 18
 _PLACEHOLDER_NAME = "apscheduler_telemetry_placeholder"
 _PLACEHOLDER_TEXT = f"# HELP {_PLACEHOLDER_NAME} \n# TYPE {_PLACEHOLDER_NAME} gauge\n".encode()
 _HELP_LINE_START = re.compile("^# HELP ", re.MULTILINE)
-_RESERVED_NAMES = frozenset(
+_OWN_SAMPLE_NAMES = frozenset(
     f"{family.prometheus_family_name}{suffix}"
     for family in FAMILIES
     for suffix in {"", *_SUFFIXES[family.kind], *_UNUSED_SUFFIXES[family.kind]}

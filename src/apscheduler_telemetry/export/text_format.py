@@ -27,7 +27,7 @@ from apscheduler_telemetry.export.metric_families import (
     yield_until_error,
 )
 
-BLOCK_SIZE = 128
+JOBS_PER_BLOCK = 128
 """
 Jobs whose text is joined at once, while no other thread runs.
 
@@ -39,9 +39,7 @@ threads for longer than that.
 
 HistogramLineFilter = Callable[[bytes], bytes]
 """Takes the text of one histogram, and returns some of its lines."""
-_UNFILTERED_JOB_FAMILIES: Mapping[MetricFamily, HistogramLineFilter | None] = dict.fromkeys(
-    JOB_FAMILIES
-)
+_ALL_JOB_FAMILIES: Mapping[MetricFamily, HistogramLineFilter | None] = dict.fromkeys(JOB_FAMILIES)
 
 
 class _CachedJob(NamedTuple):
@@ -78,7 +76,7 @@ class TextFormatCache:
     def render_jobs(
         self,
         scheduler: InstrumentedScheduler,
-        families: Mapping[MetricFamily, HistogramLineFilter | None] = _UNFILTERED_JOB_FAMILIES,
+        families: Mapping[MetricFamily, HistogramLineFilter | None] = _ALL_JOB_FAMILIES,
     ) -> Mapping[MetricFamily, Sequence[bytes]]:
         """
         Return the text of the jobs in blocks, ordered by label.
@@ -110,8 +108,8 @@ class TextFormatCache:
         # A reading by a signal's handler may have removed some meanwhile.
         texts = [cached.texts for label in order if (cached := cache.get(label)) is not None]
         blocks: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
-        for start in range(0, len(texts), BLOCK_SIZE):
-            columns = zip(*texts[start : start + BLOCK_SIZE], strict=True)
+        for start in range(0, len(texts), JOBS_PER_BLOCK):
+            columns = zip(*texts[start : start + JOBS_PER_BLOCK], strict=True)
             for family, column in zip(JOB_FAMILIES, columns, strict=True):
                 if family in blocks:
                     filter_lines = families[family]

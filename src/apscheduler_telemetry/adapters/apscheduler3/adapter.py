@@ -31,7 +31,7 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
-from apscheduler_telemetry.adapters.apscheduler3.trace_links import FLUSH_SECONDS, TraceLinks
+from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.base import AdapterDependencies
@@ -130,8 +130,8 @@ class APScheduler3Adapter:
         these has ended, as nothing else tells that, and how.
         """
         self._patches.deactivate()
-        exit_warning.stop_warning_at_exit(self._scheduler)
-        self._links.flush(FLUSH_SECONDS)
+        exit_warning.cancel_exit_warning(self._scheduler)
+        self._links.flush(MAX_FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
         for hooks in list(self._jobstore_hooks.values()):
             hooks.stop_polling()
@@ -193,7 +193,7 @@ class APScheduler3Adapter:
             job = original(*args, **kwargs)
             if self._patches.is_active and job.pending:
                 # It enters its store when the scheduler starts, in another context.
-                self._links.on_pending(job.id)
+                self._links.on_pending_job_added(job.id)
             return job
 
         return add_job

@@ -35,12 +35,12 @@ def is_job_runner(caller: FrameType) -> bool:
         return False
     # Each operation takes two bytes. A comprehension, which may only copy the times, has more
     # between the two.
-    operations = code.co_code[: caller.f_lasti + 2 : 2].translate(None, _WITHOUT_EFFECT)
-    return operations.endswith(_FOR_STATEMENT)
+    operations = code.co_code[: caller.f_lasti + 2 : 2].translate(None, _IGNORED_OPCODES)
+    return operations.endswith(_FOR_LOOP_OPCODES)
 
 
-_FOR_STATEMENT = bytes([opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]])
-_WITHOUT_EFFECT = bytes([opcode.EXTENDED_ARG, opcode.opmap.get("CACHE", opcode.EXTENDED_ARG)])
+_FOR_LOOP_OPCODES = bytes([opcode.opmap["GET_ITER"], opcode.opmap["FOR_ITER"]])
+_IGNORED_OPCODES = bytes([opcode.EXTENDED_ARG, opcode.opmap.get("CACHE", opcode.EXTENDED_ARG)])
 
 
 class MeasurementSink(Protocol):
@@ -73,16 +73,16 @@ class MeasurementSink(Protocol):
 
 def register_sink(sink: MeasurementSink) -> int:
     """Return the id by which `deliver_measurement` finds a sink, as long as it exists."""
-    sink_id = next(_sink_ids)
-    _sinks[sink_id] = sink
-    return sink_id
+    measurement_sink_id = next(_sink_ids)
+    _sinks[measurement_sink_id] = sink
+    return measurement_sink_id
 
 
 def deliver_measurement(
-    sink_id: int, key: _SubmissionKey, due: datetime, *measurement: Any
+    measurement_sink_id: int, key: _SubmissionKey, due: datetime, *measurement: Any
 ) -> datetime:
     """Pass a measurement on to its sink, if that exists, and return the plain run time."""
-    sink = _sinks.get(sink_id)
+    sink = _sinks.get(measurement_sink_id)
     return due if sink is None else sink.receive_measurement(key, due, *measurement)
 
 
@@ -125,7 +125,7 @@ class MeasuringRunTimes(list[datetime]):
     Args:
         times: the run times.
         carriers: the W3C carrier of each run, empty if there is nothing to carry.
-        sink_id: of the sink in the parent that takes the measurements.
+        measurement_sink_id: of the sink in the parent that takes the measurements.
         key: identifies the submission to the sink.
     """
 
@@ -133,12 +133,12 @@ class MeasuringRunTimes(list[datetime]):
         self,
         times: Sequence[datetime],
         carriers: Sequence[Mapping[str, str]],
-        sink_id: int,
+        measurement_sink_id: int,
         key: _SubmissionKey,
     ) -> None:
         super().__init__(times)
         self._trace_carriers = carriers
-        self._address = sink_id, key
+        self._address = measurement_sink_id, key
 
     def __iter__(self) -> Iterator[datetime]:
         if not is_job_runner(_getframe(1)):

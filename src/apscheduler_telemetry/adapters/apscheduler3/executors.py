@@ -23,7 +23,7 @@ from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submiss
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.core.forks import reset_in_forked_children
-from apscheduler_telemetry.core.model import Clock, ErrorKind, Outcome, RunError
+from apscheduler_telemetry.core.model import Clock, Outcome, RunError, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
@@ -97,13 +97,13 @@ class ExecutorHooks:
         """Record the load of the executor under this alias."""
         self._alias = alias
         is_process_pool = isinstance(pool_of(self._executor), ProcessPool)
-        self.sink_id = child_process.register_sink(self) if is_process_pool else None
+        self.measurement_sink_id = child_process.register_sink(self) if is_process_pool else None
         self._recorder.executor_added(alias, lambda: capacity(self._executor))
 
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        create_submission, on_job_submitted = self._create_submission, self._loop.on_job_submitted
+        create_submission, on_job_submitted = self._open_submission, self._loop.on_job_submitted
         executor, scheduler, patches = self._executor, self._scheduler, self._patches
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
@@ -129,7 +129,7 @@ class ExecutorHooks:
                 raise
             finally:
                 on_job_submitted(job, submission)
-            if self.sink_id is not None and submission is not None:
+            if self.measurement_sink_id is not None and submission is not None:
                 self._assign_pool(submission)
 
         self._loop.add_user_code_boundary(submit_job.__code__)
@@ -167,7 +167,7 @@ class ExecutorHooks:
 
     # Submissions
 
-    def _create_submission(self, job: Any, run_times: Sequence[datetime]) -> Submission:
+    def _open_submission(self, job: Any, run_times: Sequence[datetime]) -> Submission:
         job_id, latest = job.id, run_times[-1]
         key = job_id, id(latest)
         alias = job._jobstore_alias  # noqa: SLF001
@@ -207,7 +207,7 @@ class ExecutorHooks:
     def _on_rejected(self, submission: Submission | None, error: BaseException) -> None:
         is_refusal = isinstance(error, MaxInstancesReachedError)
         if not is_refusal:
-            self._recorder.count_scheduler_error(ErrorKind.SUBMIT)
+            self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         if submission is None:
             return
         for run in submission.runs:
@@ -236,7 +236,7 @@ class ExecutorHooks:
                 for run in runs:
                     on_run_event(run, next(remaining))
             else:
-                self._match_events(submission, events)
+                self._record_matching_events(submission, events)
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
             for run, event in zip(runs, events, strict=False):
@@ -248,7 +248,7 @@ class ExecutorHooks:
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
-    def _match_events(self, submission: Submission, events: Iterable[Any]) -> None:
+    def _record_matching_events(self, submission: Submission, events: Iterable[Any]) -> None:
         """Record the events of a user's executor, which has more or fewer of them than runs."""
         for event in events:
             run = _find_run_of_event(event, submission.runs)
@@ -382,7 +382,7 @@ class ExecutorHooks:
         for submission in list(islice(self._open_submissions.values(), _max_workers_of(pool))):
             run = submission.runs[0]
             if submission.pool is pool and not submission.is_late(run, now):
-                run.estimate_start(now)
+                run.set_estimated_start(now)
 
 
 def _find_submission_in_traceback(

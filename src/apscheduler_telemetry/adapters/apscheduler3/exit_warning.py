@@ -40,7 +40,7 @@ def warn_of_scheduled_jobs_at_exit(
     )
 
 
-def stop_warning_at_exit(scheduler: Any) -> None:
+def cancel_exit_warning(scheduler: Any) -> None:
     """Do not check a scheduler any more."""
     _exit_checks.pop(id(scheduler), None)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.core.model import ErrorKind
+from apscheduler_telemetry.core.model import SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
 
 _DESERIALIZE_METHOD = "_reconstitute_job"
@@ -83,13 +83,13 @@ class JobDeserializer:
         """
         return self._thread_state.preserve_rows()
 
-    def count_failures(self) -> AbstractContextManager[FailureCount]:
+    def counting_failures(self) -> AbstractContextManager[FailureCount]:
         """
         Count the rows that the store cannot deserialize while it lists jobs in this thread.
 
         A lookup of a single job is no listing: it raises, and deletes nothing.
         """
-        return self._thread_state.count_failures()
+        return self._thread_state.counting_failures()
 
     def _wrap_reconstitute_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
         thread_state, patches, recorder = self._thread_state, self._patches, self._recorder
@@ -102,7 +102,7 @@ class JobDeserializer:
                     return UndeserializableJob()
                 if thread_state.failures is not None and patches.is_active:
                     thread_state.failures.increment()
-                    recorder.count_scheduler_error(ErrorKind.RESTORE)
+                    recorder.count_scheduler_error(SchedulerErrorKind.RESTORE)
                 raise
 
         return reconstitute_job
@@ -122,7 +122,7 @@ class _DeserializationState(threading.local):
             self.is_preserving = before
 
     @contextmanager
-    def count_failures(self) -> Iterator[FailureCount]:
+    def counting_failures(self) -> Iterator[FailureCount]:
         before = self.failures
         failures = self.failures = FailureCount()
         try:

@@ -13,7 +13,7 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob, TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
-from apscheduler_telemetry.core.model import Clock, ErrorKind, JobInfo, RemovalReason
+from apscheduler_telemetry.core.model import Clock, JobInfo, RemovalReason, SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
 
 
@@ -93,7 +93,7 @@ class JobEvents:
         """Note that the loop has submitted the next run of a job, and set another one."""
         self._loop.clear_job_awaiting_next_run()
         tracked = self._get_job((alias, job.id))
-        if tracked is None or tracked.last_submitted is None:
+        if tracked is None or tracked.last_submitted_due is None:
             # While it ran, it was removed, and perhaps added again.
             self._upsert(job, alias)
             return
@@ -128,7 +128,7 @@ class JobEvents:
             reason = RemovalReason.FINISHED
         elif self._loop.is_running_own_code:
             # Before it is submitted, the loop removes a job only if its executor does not exist.
-            self._recorder.count_scheduler_error(ErrorKind.EXECUTOR_LOOKUP)
+            self._recorder.count_scheduler_error(SchedulerErrorKind.EXECUTOR_LOOKUP)
             reason = RemovalReason.FAILED
             job = self._loop.find_due_job(job_id)
             if tracked is not None and job is not None:

@@ -77,7 +77,7 @@ class JobStoreChanges:
         """Note that all jobs are being changed in this context."""
         return _ChangeInProgress(self, _ALL_JOBS)
 
-    def mark_rows_deletable(self) -> AbstractContextManager[None]:
+    def mark_listing_jobs(self) -> AbstractContextManager[None]:
         """Note that jobs are being listed in this context, which may delete some of them."""
         return _ChangeInProgress(self, _LISTING)
 

@@ -121,7 +121,7 @@ class JobStorePoller:
             with self._scheduler._jobstores_lock:  # noqa: SLF001
                 self._read_store_reporting_errors()
             return
-        self.cancel_reading()
+        self.cancel_scheduled_reading()
         self._undeserializable_next_runs = {}
         self._is_failing = False
         self._reader = None
@@ -135,7 +135,7 @@ class JobStorePoller:
             # In another thread: a slow server must not hold up start() or make a due job late.
             self._schedule_reading(0)
 
-    def cancel_reading(self) -> None:
+    def cancel_scheduled_reading(self) -> None:
         """Cancel the reading that is scheduled."""
         self._poll_token = object()
 

@@ -47,14 +47,14 @@ def create_reader(store: Any) -> JobStoreReader | None:
     Raises:
         SeparateConnectionUnsafeError: the store must not be read over another connection.
     """
-    if _lists_like_base(store, "sqlalchemy", "SQLAlchemyJobStore", "_get_jobs"):
+    if _has_base_listing_methods(store, "sqlalchemy", "SQLAlchemyJobStore", "_get_jobs"):
         return SQLAlchemyReader(store)
-    if _lists_like_base(store, "redis", "RedisJobStore", "_reconstitute_jobs"):
+    if _has_base_listing_methods(store, "redis", "RedisJobStore", "_reconstitute_jobs"):
         return RedisReader(store)
     return None
 
 
-def _lists_like_base(store: Any, module: str, name: str, helper: str) -> bool:
+def _has_base_listing_methods(store: Any, module: str, name: str, helper: str) -> bool:
     """
     Tell whether a store lists its jobs as APScheduler's class does.
 

@@ -21,7 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStor
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
-from apscheduler_telemetry.core.model import Clock, ErrorKind
+from apscheduler_telemetry.core.model import Clock, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -103,7 +103,7 @@ class JobStoreHooks:
     def on_jobstore_removed(self) -> None:
         """Note that the store was removed from the scheduler."""
         self._changes.on_jobstore_removed()
-        self._poller.cancel_reading()
+        self._poller.cancel_scheduled_reading()
 
     def start_polling(self) -> None:
         """Read the jobs that are in the store, as the scheduler has started."""
@@ -237,8 +237,8 @@ class JobStoreHooks:
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
-            with self._changes.mark_rows_deletable():
-                with self._deserializer.count_failures() as failures:
+            with self._changes.mark_listing_jobs():
+                with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original(now))
                 self._call_with_alias(self._events.sync_due_jobs, jobs)
                 if failures.total:
@@ -251,8 +251,8 @@ class JobStoreHooks:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
-            with self._changes.mark_rows_deletable():
-                with self._deserializer.count_failures() as failures:
+            with self._changes.mark_listing_jobs():
+                with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:
                     self._call_with_alias(self._record_undeserializable_jobs, jobs, None)
@@ -273,7 +273,7 @@ class JobStoreHooks:
     def _count_jobstore_error(self) -> None:
         # The user's code gets the exception; the loop only logs it, or ends with it.
         if self._patches.is_active and self._loop.is_running_own_code:
-            self._recorder.count_scheduler_error(ErrorKind.JOBSTORE)
+            self._recorder.count_scheduler_error(SchedulerErrorKind.JOBSTORE)
 
     def _call_with_alias(self, handler: Callable[..., object], *args: Any) -> None:
         """Call `handler` with `args` and the store's alias, if it is in the scheduler."""

@@ -33,8 +33,8 @@ class LoopState(NamedTuple):
         has_ended: whether the loop itself has returned or failed.
         pass_error_type: the type of the exception that ended the latest pass; None if none did.
         pass_started_at: when the pass that goes on has started; None between passes.
-        planned_wait: when the wait for the next pass was planned, and for how many seconds; None if
-            none is planned.
+        wait_start_and_seconds: when the wait for the next pass was planned, and for how many
+            seconds; None if none is planned.
     """
 
     pid: int | None
@@ -42,7 +42,7 @@ class LoopState(NamedTuple):
     has_ended: bool
     pass_error_type: str | None
     pass_started_at: float | None
-    planned_wait: tuple[float, Any] | None
+    wait_start_and_seconds: tuple[float, Any] | None
 
 
 def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
@@ -109,7 +109,7 @@ def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[
 
 def _lateness(loop: LoopState, now: float) -> float:
     """Return for how many seconds the next pass has been overdue; negative before it is due."""
-    since, wait_seconds = loop.planned_wait or (now, None)
+    since, wait_seconds = loop.wait_start_and_seconds or (now, None)
     if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known
         return -math.inf
     return now - since - wait_seconds

@@ -158,11 +158,12 @@ class SubmissionOwner(Protocol):
 
     Attributes:
         run_tracker: records their runs.
-        sink_id: of the sink of a process pool, which takes what its children measure; else None.
+        measurement_sink_id: of the sink of a process pool, which takes what its children measure;
+            else None.
     """
 
     run_tracker: RunTracker
-    sink_id: int | None
+    measurement_sink_id: int | None
 
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Called when it has given up a submission, and its runs are over."""
@@ -188,12 +189,12 @@ class Submission(list[datetime]):
     """
 
     __slots__ = (
-        *("_trace_carriers", "_is_abandoned", "_iterating_thread", "_job", "_owner"),
+        *("_trace_carriers", "_is_abandoned", "_iterating_thread_id", "_job", "_owner"),
         *("key", "pool", "runs", "tracked"),
     )
     pool: Any
     _trace_carriers: Sequence[Mapping[str, str]] | None
-    _iterating_thread: int | None
+    _iterating_thread_id: int | None
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
@@ -210,7 +211,7 @@ class Submission(list[datetime]):
         self._job = job
         self.tracked = tracked
         self._owner = owner
-        self.pool = self._trace_carriers = self._iterating_thread = None
+        self.pool = self._trace_carriers = self._iterating_thread_id = None
         self._is_abandoned = False
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # a list has none
@@ -226,7 +227,7 @@ class Submission(list[datetime]):
             return
         observers = self._owner.run_tracker.observers
         try:
-            self._iterating_thread = get_ident()
+            self._iterating_thread_id = get_ident()
             runs = iter(self.runs)
             for due in list.__iter__(self):
                 run = next(runs, None)
@@ -250,7 +251,7 @@ class Submission(list[datetime]):
                     if is_observed:
                         observers.on_callable_end(run)
         finally:
-            self._iterating_thread = None
+            self._iterating_thread_id = None
             if self._is_abandoned:
                 self._owner.on_abandoned_submission_end(self)
 
@@ -284,7 +285,7 @@ class Submission(list[datetime]):
         # In this order, as the thread that iterates does it in the opposite order.
         self._is_abandoned = True
         # This very thread has ended its iteration, even if Ctrl-C kept it from noting that.
-        return self._iterating_thread in {None, get_ident()}
+        return self._iterating_thread_id in {None, get_ident()}
 
     def __copy__(self) -> list[datetime]:
         return self[:]
@@ -294,7 +295,7 @@ class Submission(list[datetime]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         times, owner = self[:], self._owner
-        if owner.sink_id is None or times != [run.due for run in self.runs]:
+        if owner.measurement_sink_id is None or times != [run.due for run in self.runs]:
             # Who reads it may not have this package; or the user has changed it.
             return list, (times,)
         try:
@@ -306,6 +307,6 @@ class Submission(list[datetime]):
         return child_process.MeasuringRunTimes, (
             times,
             self._trace_carriers,
-            owner.sink_id,
+            owner.measurement_sink_id,
             self.key,
         )

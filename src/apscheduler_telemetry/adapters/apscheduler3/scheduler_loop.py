@@ -19,7 +19,7 @@ from apscheduler.schedulers.base import BaseScheduler
 
 from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import LoopState, check_liveness
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.core.model import Clock, ErrorKind, Liveness, qualified_name
+from apscheduler_telemetry.core.model import Clock, Liveness, SchedulerErrorKind, qualified_name
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -84,7 +84,7 @@ class SchedulerLoop:
         self._has_ended = False
         self._pass_started_at: float | None = None
         # When the wait for the next pass was last planned, and for how many seconds.
-        self._planned_wait: tuple[float, Any] | None = None
+        self._wait_start_and_seconds: tuple[float, Any] | None = None
         self._pass_error_type: str | None = None
         self._due_jobs: Sequence[Any] = ()
         self._user_code_boundaries = {_DISPATCH_EVENT_CODE}
@@ -182,7 +182,7 @@ class SchedulerLoop:
         logger = self._scheduler._logger  # noqa: SLF001
         if isinstance(logger, _ListenerErrorLogger):
             logger.detect_pass_ends()
-        self._prepare_pass()
+        self._on_pass_start()
 
     def on_bypassing_pass_logged(self) -> None:
         """Note that a pass has written to the log, as it does at its start and at its end."""
@@ -192,13 +192,13 @@ class SchedulerLoop:
 
     def on_listener_failed(self) -> None:
         """Note that a listener has raised an exception, which APScheduler only logs."""
-        self._recorder.count_scheduler_error(ErrorKind.LISTENER)
+        self._recorder.count_scheduler_error(SchedulerErrorKind.LISTENER)
 
     def on_scheduler_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._clock()
-        self._thread = self._thread_id = self._planned_wait = self._pass_error_type = None
+        self._thread = self._thread_id = self._wait_start_and_seconds = self._pass_error_type = None
         self._has_ended = False
 
     def on_scheduler_found_running(self) -> None:
@@ -211,13 +211,13 @@ class SchedulerLoop:
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
         attach_empty_context, detach_context = self._attach_empty_context, self._detach_context
-        prepare_pass, clear_pass_state = self._prepare_pass, self._clear_pass_state
+        on_pass_start, clear_pass_state = self._on_pass_start, self._clear_pass_state
 
         def process_jobs() -> Any:
             context = None
             try:
                 self.is_patch_bypassed = False
-                prepare_pass()
+                on_pass_start()
                 self._pass_started_at = self._monotonic()
                 context = attach_empty_context()
             except Exception:  # noqa: BLE001  # it would end the scheduler's thread
@@ -227,7 +227,7 @@ class SchedulerLoop:
             except BaseException as exception:
                 self._pass_error_type = qualified_name(type(exception))
                 if self._patches.is_active:
-                    self._recorder.count_scheduler_error(ErrorKind.LOOP)
+                    self._recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
                 raise
             finally:
                 clear_pass_state()
@@ -235,17 +235,17 @@ class SchedulerLoop:
                     detach_context(context)
             self._pass_error_type = None
             self.last_pass_ended_at = self._clock()
-            if self._planned_wait is None:
-                self._planned_wait = self._monotonic(), wait_seconds
+            if self._wait_start_and_seconds is None:
+                self._wait_start_and_seconds = self._monotonic(), wait_seconds
             return wait_seconds
 
         return process_jobs
 
-    def _prepare_pass(self) -> None:
+    def _on_pass_start(self) -> None:
         self.pass_thread_id = thread_id = get_ident()
         if thread_id != self._thread_id:  # else each pass would take two microseconds more
             self._thread, self._thread_id = threading.current_thread(), thread_id
-        self._planned_wait = None
+        self._wait_start_and_seconds = None
         if not self._observers.is_enabled_final:
             self._observers.update_is_enabled()
         self._recorder.add_up_runs_if_many()
@@ -259,14 +259,14 @@ class SchedulerLoop:
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
-            if self._planned_wait is None:  # where the pass does not return it, as in Qt
-                self._planned_wait = self._monotonic(), wait_seconds
+            if self._wait_start_and_seconds is None:  # where the pass does not return it, as in Qt
+                self._wait_start_and_seconds = self._monotonic(), wait_seconds
 
         return start_timer
 
     def _wrap_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._planned_wait = self._monotonic(), 0
+            self._wait_start_and_seconds = self._monotonic(), 0
             original()
 
         return wakeup
@@ -298,7 +298,7 @@ class SchedulerLoop:
             has_ended=self._has_ended,
             pass_error_type=self._pass_error_type,
             pass_started_at=self._pass_started_at,
-            planned_wait=self._planned_wait,
+            wait_start_and_seconds=self._wait_start_and_seconds,
         )
         return check_liveness(self._scheduler, state, self._monotonic())
 

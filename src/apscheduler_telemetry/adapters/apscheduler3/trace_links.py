@@ -24,7 +24,7 @@ from apscheduler_telemetry.core.observers import ErrorReporter
 
 COMPONENT = "spans"
 
-FLUSH_SECONDS = 1.0
+MAX_FLUSH_SECONDS = 1.0
 """Seconds for which the end of the process may wait until links are stored."""
 
 
@@ -58,7 +58,7 @@ class TraceLinks:
             _links_to_flush_at_exit.add(self)
             renew_lock_after_fork(self)
 
-    def on_pending(self, job_id: str) -> None:
+    def on_pending_job_added(self, job_id: str) -> None:
         """Note the origin of a job that will enter its store when the scheduler starts."""
         self._origins_of_pending_jobs[job_id] = self._current_origin("added")
 
@@ -70,22 +70,22 @@ class TraceLinks:
         """Note the origin of a job that has entered its store, or replaced another one there."""
         job_id = tracked.key[1]
         if job_id in self._origins_of_pending_jobs:
-            add_origin = self._origins_of_pending_jobs.pop(job_id)
+            added_origin = self._origins_of_pending_jobs.pop(job_id)
         else:
-            add_origin = self._current_origin("added")
-        tracked.set_origins(add_origin, None)
+            added_origin = self._current_origin("added")
+        tracked.set_origins(added_origin, None)
         self._persist(tracked)
 
     def on_next_run_changed(self, tracked: TrackedJob) -> None:
         """Note where the user has set the next run of a job; only that run links to it."""
         is_paused = tracked.next_run is None
         next_run_origin = None if is_paused else self._current_origin("triggered")
-        tracked.set_origins(tracked.add_origin, next_run_origin)
+        tracked.set_origins(tracked.added_origin, next_run_origin)
         self._persist(tracked)
 
     def drop_next_run_origin(self, tracked: TrackedJob) -> None:
         """Note that the run whose time was set by the user is submitted."""
-        tracked.set_origins(tracked.add_origin, None)
+        tracked.set_origins(tracked.added_origin, None)
         self._persist(tracked)
 
     def on_removed(self, tracked: TrackedJob) -> None:
@@ -102,12 +102,12 @@ class TraceLinks:
             if stored is None:
                 return
             origins = json.loads(stored)
-            add_origin, next_run_origin = tracked.add_origin, None
+            added_origin, next_run_origin = tracked.added_origin, None
             if "added" in origins:
-                add_origin = self._origins.load("added", origins["added"]) or add_origin
+                added_origin = self._origins.load("added", origins["added"]) or added_origin
             if "triggered" in origins and origins["due"] == tracked.next_run:
                 next_run_origin = self._origins.load("triggered", origins["triggered"])
-            tracked.set_origins(add_origin, next_run_origin)
+            tracked.set_origins(added_origin, next_run_origin)
         except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
             self._error_reporter.exception(COMPONENT)
 
@@ -133,8 +133,8 @@ class TraceLinks:
             return
         origins: dict[str, Any] = {}
         try:
-            if tracked.add_origin is not None:
-                origins["added"] = self._origins.dump(tracked.add_origin)
+            if tracked.added_origin is not None:
+                origins["added"] = self._origins.dump(tracked.added_origin)
             if tracked.next_run_origin is not None:
                 origins["triggered"] = self._origins.dump(tracked.next_run_origin)
                 origins["due"] = tracked.next_run
@@ -164,7 +164,7 @@ def _key(tracked: TrackedJob) -> str:
 
 
 def _flush_all() -> None:
-    deadline = time.monotonic() + FLUSH_SECONDS
+    deadline = time.monotonic() + MAX_FLUSH_SECONDS
     for links in list(_links_to_flush_at_exit):
         links.flush(max(0.0, deadline - time.monotonic()))
 

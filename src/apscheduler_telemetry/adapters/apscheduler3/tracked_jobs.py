@@ -31,32 +31,32 @@ class TrackedJob:
         record: what the recorder has of it.
         intervals_trigger: the trigger from which its intervals were computed.
         coalesce: whether late runs are merged into one.
-        last_submitted: the latest fire time that was submitted to an executor or refused by it;
+        last_submitted_due: the latest fire time that was submitted to an executor or refused by it;
             None before the first.
         is_from_other_process: whether another process, such as this one's predecessor, has stored
             the job, and this one has not changed it yet.
         intervals_expiry: Unix seconds of the next run after which its intervals have to be
             computed again; None if never.
-        add_origin: the OpenTelemetry origin where the job was added, if known.
+        added_origin: the OpenTelemetry origin where the job was added, if known.
         next_run_origin: the same where the user has set its next run; None if it is the trigger's.
         link_origins: those of both that are known; its runs link to them.
         is_removed: whether it is not tracked any more.
     """
 
     __slots__ = (
-        *("add_origin", "coalesce", "intervals_expiry", "is_from_other_process", "is_removed"),
-        *("intervals_trigger", "last_submitted", "link_origins", "next_run_origin", "record"),
+        *("added_origin", "coalesce", "intervals_expiry", "is_from_other_process", "is_removed"),
+        *("intervals_trigger", "last_submitted_due", "link_origins", "next_run_origin", "record"),
     )
 
     def __init__(self, record: JobRecord, *, is_from_other_process: bool) -> None:
         self.record = record
         self.intervals_trigger: Any = None
         self.coalesce = False
-        self.last_submitted: datetime | None = None
+        self.last_submitted_due: datetime | None = None
         self.is_from_other_process = is_from_other_process
         self.is_removed = False
         self.intervals_expiry: float | None = None
-        self.add_origin: Any = None
+        self.added_origin: Any = None
         self.next_run_origin: Any = None
         self.link_origins: tuple[Any, ...] = ()
 
@@ -91,7 +91,7 @@ class TrackedJob:
 
     def create_run(self, due: datetime, executor: str) -> Run:
         """Return a run that is due at a fire time and is being submitted to an executor."""
-        self.last_submitted = due
+        self.last_submitted_due = due
         return Run(self.record, due, executor, self.link_origins)
 
     def set_intervals_trigger(self, trigger: Any) -> None:
@@ -104,10 +104,10 @@ class TrackedJob:
         if self.intervals_trigger is trigger:
             self.intervals_expiry = expiry
 
-    def set_origins(self, add_origin: Any, next_run_origin: Any) -> None:
+    def set_origins(self, added_origin: Any, next_run_origin: Any) -> None:
         """Set where the job was added, and where the user has set its next run."""
-        self.add_origin, self.next_run_origin = add_origin, next_run_origin
-        self.link_origins = tuple(filter(None, (add_origin, next_run_origin)))
+        self.added_origin, self.next_run_origin = added_origin, next_run_origin
+        self.link_origins = tuple(filter(None, (added_origin, next_run_origin)))
 
 
 class TrackedJobs:
@@ -176,7 +176,7 @@ class TrackedJobs:
         tracked.set_intervals_trigger(trigger)
         if triggers.has_constant_intervals(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
-            recorder.job_intervals_changed(tracked.record, triggers.constant_intervals(trigger))
+            recorder.job_intervals_changed(tracked.record, triggers.get_constant_intervals(trigger))
             return
 
         def compute() -> None:

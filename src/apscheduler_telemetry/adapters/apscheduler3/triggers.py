@@ -129,7 +129,7 @@ def compute_intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, fl
     if isinstance(trigger, DateTrigger):
         return None, math.inf
     if type(trigger) is CronTrigger:
-        return _compute_cron_intervals(_CronSchedule(trigger, next_run))
+        return _compute_cron_intervals(_CronIntervalsKey(trigger, next_run))
     return _compute_intervals_from_copy(trigger, next_run)
 
 
@@ -147,7 +147,7 @@ def _compute_intervals_from_copy(
     return (min(gaps), max(gaps)) if gaps else None, stamps[-1]
 
 
-class _CronSchedule:
+class _CronIntervalsKey:
     """A cron trigger and a next run; it equals all with the same fire times, but for jitter."""
 
     def __init__(self, trigger: CronTrigger, next_run: datetime) -> None:
@@ -159,26 +159,28 @@ class _CronSchedule:
         self._key = fields, trigger.timezone, limits, next_run.timestamp()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _CronSchedule) and self._key == other._key
+        return isinstance(other, _CronIntervalsKey) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
 
 @functools.lru_cache(maxsize=256)
-def _compute_cron_intervals(schedule: _CronSchedule) -> tuple[tuple[float, float] | None, float]:
+def _compute_cron_intervals(
+    schedule: _CronIntervalsKey,
+) -> tuple[tuple[float, float] | None, float]:
     # Each question to a cron trigger takes as long as a fourth of `add_job`, and an application
     # that adds jobs for each of its customers adds thousands with the same schedule.
     return _compute_intervals_from_copy(schedule.trigger, schedule.next_run)
 
 
 def has_constant_intervals(trigger: Any) -> bool:
-    """Tell whether `constant_intervals` can be used instead of `compute_intervals`."""
+    """Tell whether `get_constant_intervals` can be used instead of `compute_intervals`."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
 
-def constant_intervals(trigger: Any) -> tuple[float, float] | None:
+def get_constant_intervals(trigger: Any) -> tuple[float, float] | None:
     """Return what `compute_intervals` does, for a trigger with a constant interval or one run."""
     if type(trigger) is DateTrigger:
         return None

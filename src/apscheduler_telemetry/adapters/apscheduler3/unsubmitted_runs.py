@@ -123,11 +123,11 @@ class UnsubmittedRunRecorder:
         Returns:
             Whether any run was dropped.
         """
-        next_run, last_submitted = tracked.next_run, tracked.last_submitted
+        next_run, last_submitted_due = tracked.next_run, tracked.last_submitted_due
         now = datetime.now(self._scheduler.timezone)
         if next_run is None or next_run > now.timestamp():
             return False
-        if last_submitted is not None and next_run <= last_submitted.timestamp():
+        if last_submitted_due is not None and next_run <= last_submitted_due.timestamp():
             return False
         if new_next_run is not None and new_next_run.timestamp() <= next_run:
             return True  # the loop will reach it after earlier runs

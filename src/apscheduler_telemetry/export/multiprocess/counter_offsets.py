@@ -23,7 +23,7 @@ class CounterOffsets:
     def __init__(self) -> None:
         self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in CUMULATIVE_KINDS}
         self._last_added_at = 0.0
-        self._previous_job_labels: set[str] = set()
+        self._last_seen_job_labels: set[str] = set()
 
     def exclude_parent_counts(self, cumulative_values: Mapping[str, Mapping[str, float]]) -> None:
         """Start again from the negative of these values, which another process exposes."""
@@ -54,8 +54,8 @@ class CounterOffsets:
         Args:
             job_labels: the labels of all jobs in the metrics state.
         """
-        gone = self._previous_job_labels - job_labels
-        self._previous_job_labels = job_labels
+        gone = self._last_seen_job_labels - job_labels
+        self._last_seen_job_labels = job_labels
         is_expired = time.monotonic() - self._last_added_at > REMOVED_JOB_SECONDS
         for kind, offsets in self._offsets.items():
             if is_expired:

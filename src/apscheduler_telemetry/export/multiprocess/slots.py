@@ -60,8 +60,10 @@ class ProcessSlot:
         self._directory = directory
         self._stem = stem
         self._lock = lock
-        self._close_lock = weakref.finalize(self, os.close, lock)
-        self._close_lock.atexit = False  # the slot is held until the process has really ended
+        self._lock_file_finalizer = weakref.finalize(self, os.close, lock)
+        self._lock_file_finalizer.atexit = (
+            False  # the slot is held until the process has really ended
+        )
         self._written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
         self._counting_since = float(os.pread(lock, 100, 0) or "inf")
         self.remove_gauges()
@@ -185,7 +187,7 @@ class ProcessSlot:
 
     def release(self) -> None:
         """Let other processes take the slot; in a forked child, leave it to the parent."""
-        self._close_lock()
+        self._lock_file_finalizer()
 
     @property
     def _scheduler_stem(self) -> str:

@@ -93,7 +93,7 @@ class SnapshotWriter:
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
                 self._scheduler.error_reporter.exception(COMPONENT)
 
-    def final_write(self) -> None:
+    def write_final_snapshot(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""
         self.write()
         with self._lock:
@@ -102,7 +102,7 @@ class SnapshotWriter:
 
     def stop(self) -> None:
         """Stop writing. The counters stay, as those of a process that has ended do."""
-        self.final_write()
+        self.write_final_snapshot()
         self._stopped.set()
         with self._lock:
             self._release_slot()
@@ -187,15 +187,15 @@ def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threadi
         del writer  # or this thread would keep the scheduler alive while it waits
 
 
-def write_all() -> None:
+def write_all_snapshots() -> None:
     """Write the current metrics of all schedulers that this process runs."""
     for writer in list(_writers):
         writer.write()
 
 
-def _final_writes() -> None:
+def _write_final_snapshots() -> None:
     for writer in list(_writers):
-        writer.final_write()
+        writer.write_final_snapshot()
 
 
 def _reset_writers_after_fork() -> None:
@@ -204,6 +204,6 @@ def _reset_writers_after_fork() -> None:
 
 
 _writers: weakref.WeakSet[SnapshotWriter] = weakref.WeakSet()
-atexit.register(_final_writes)
+atexit.register(_write_final_snapshots)
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_reset_writers_after_fork)
