@@ -1019,7 +1019,7 @@ class TestContextOfScheduler:
             token = otel.attach_empty_context()
             assert token is not None
             assert trace.get_current_span() is trace.INVALID_SPAN
-            otel.detach_context(token)
+            otel.restore_context(token)
             assert trace.get_current_span() is request
 
     def test_suppress_tracing(self, spans: Spans) -> None:

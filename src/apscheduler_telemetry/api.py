@@ -34,7 +34,7 @@ from apscheduler_telemetry.export.otel_traces import (
     OriginPropagator,
     SpanObserver,
     attach_empty_context,
-    detach_context,
+    restore_context,
     suppress_tracing,
 )
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
@@ -152,7 +152,7 @@ class Telemetry:
             context_store=config.context_store,
             capture=config.capture,
             attach_empty_context=attach_empty_context,
-            detach_context=detach_context,
+            restore_context=restore_context,
             suppress_tracing=suppress_tracing,
             on_scheduler_started=self._on_scheduler_started,
             on_scheduler_stopped=self._on_scheduler_stopped,

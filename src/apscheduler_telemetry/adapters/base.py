@@ -51,7 +51,7 @@ class AdapterDependencies:
         context_store: keeps that across restarts; None if it is not to be kept.
         capture: which of a job's own data may be exported.
         attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
-        detach_context: takes that, unless it is None, and makes it current again.
+        restore_context: takes that, unless it is None, and makes it current again.
         suppress_tracing: a context manager under which nothing is current and no span is made.
         on_scheduler_started: to be called when the scheduler is started.
         on_scheduler_stopped: to be called when the scheduler was shut down.
@@ -66,7 +66,7 @@ class AdapterDependencies:
     context_store: MutableMapping[str, str] | None
     capture: Capture
     attach_empty_context: Callable[[], Any]
-    detach_context: Callable[[Any], None]
+    restore_context: Callable[[Any], None]
     suppress_tracing: Callable[[], AbstractContextManager[None]]
     on_scheduler_started: Callable[[], None]
     on_scheduler_stopped: Callable[[], None]

@@ -38,8 +38,8 @@ from apscheduler_telemetry.core.records import (
     JobRecord,
     JobSeries,
     JobSnapshot,
+    NeverSubmittedRuns,
     Run,
-    UnsubmittedRuns,
 )
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, JobStats
 
@@ -120,7 +120,7 @@ class Recorder:
         self._max_labels = max_labels
         self._clock = clock
         self._lock = threading.RLock()
-        self._series: dict[str, JobSeries] = {}
+        self._series_by_label: dict[str, JobSeries] = {}
         self._jobs: dict[str, dict[Hashable, JobRecord]] = {}
         self._jobstores: dict[str, JobStoreState] = {}
         self._worker_getters: dict[str, Callable[[], float]] = {}
@@ -233,7 +233,7 @@ class Recorder:
     def add_up_runs_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_UNADDED_RUNS` may wait for that."""
         if len(self._runs) >= self._add_up_threshold:
-            self._add_up_runs()
+            self._add_up_finished_runs()
 
     def runs_unsubmitted(
         self,
@@ -257,7 +257,7 @@ class Recorder:
         Returns:
             Those, as runs that have ended.
         """
-        self._runs[UnsubmittedRuns(record, outcome, count)] = None  # counted at the next reading
+        self._runs[NeverSubmittedRuns(record, outcome, count)] = None  # counted at the next reading
         runs = [Run(record, due, record.info.executor, link_origins) for due in due_times]
         for run in runs:
             run.finish(outcome)
@@ -370,7 +370,7 @@ class Recorder:
     # Under the lock
 
     @synchronized
-    def _add_up_runs(self) -> None:
+    def _add_up_finished_runs(self) -> None:
         """Add up the runs that have ended, and note which are in flight."""
         runs: dict[JobSeries, list[Run]] = defaultdict(list)
         for run in list(self._runs):
@@ -378,7 +378,7 @@ class Recorder:
         self._series_with_runs_in_flight.update(runs)
         now = self._clock()
         for series in list(self._series_with_runs_in_flight):
-            series.add_up_runs(runs.get(series, ()), self._runs, now)
+            series.add_up_finished_runs(runs.get(series, ()), self._runs, now)
             if not series.has_runs_in_flight:
                 self._series_with_runs_in_flight.discard(series)
         self._add_up_threshold = len(self._runs) + MAX_UNADDED_RUNS
@@ -386,23 +386,23 @@ class Recorder:
     @synchronized
     def _update_and_list_series(self) -> list[JobSeries]:
         """Return all series, without those that were removed some time ago."""
-        self._add_up_runs()
+        self._add_up_finished_runs()
         self._drop_expired_series()
-        return list(self._series.values())
+        return list(self._series_by_label.values())
 
     @synchronized
     def _create_snapshot(self, series: JobSeries) -> JobSnapshot:
         return series.create_snapshot(self._version_numbers)
 
     def _series_for(self, info: JobInfo) -> JobSeries:
-        series = self._series.get(info.label)
+        series = self._series_by_label.get(info.label)
         if series is None and self._is_label_limit_reached() and not self._try_to_free_labels():
-            series = self._series.get(OVERFLOW)
+            series = self._series_by_label.get(OVERFLOW)
             if series is None:
                 info = _overflow_info(info)
         if series is None:
             series = JobSeries(self.scheduler_name, info, JobStats(*self._buckets), self._clock)
-            self._series[info.label] = series
+            self._series_by_label[info.label] = series
         return series
 
     def _try_to_free_labels(self) -> bool:
@@ -412,12 +412,12 @@ class Recorder:
         if 0 <= now - self._labels_freed_at < 1:
             return False
         self._labels_freed_at = now
-        self._add_up_runs()
+        self._add_up_finished_runs()
         self._drop_expired_series()
         return not self._is_label_limit_reached()
 
     def _is_label_limit_reached(self) -> bool:
-        return len(self._series) - (OVERFLOW in self._series) >= self._max_labels
+        return len(self._series_by_label) - (OVERFLOW in self._series_by_label) >= self._max_labels
 
     def _remove_record(self, record: JobRecord, *, keep_next_run: bool) -> None:
         jobstore, job_id = record.key
@@ -432,10 +432,10 @@ class Recorder:
         deadline = self._clock() - REMOVED_JOB_SECONDS
         # Not pairs of label and series: Python collects garbage after some hundred new objects,
         # which holds up all threads.
-        for series in list(self._series.values()):
+        for series in list(self._series_by_label.values()):
             removed_at = series.removed_at
             if removed_at is not None and removed_at <= deadline and series.is_unused:
-                self._series.pop(series.label, None)
+                self._series_by_label.pop(series.label, None)
         for key, (series, since) in list(self._orphaned_next_runs.items()):
             if since <= deadline:
                 series.drop_orphaned_next_run(key)

@@ -215,7 +215,7 @@ class JobSeries:
 
     # Runs
 
-    def add_up_runs(
+    def add_up_finished_runs(
         self, runs: Iterable[Run], registered: MutableMapping[Run, None], now: float
     ) -> None:
         """
@@ -505,7 +505,7 @@ class Run:
             stats.add_started_run(self.due_timestamp, self.started_at)
 
 
-class UnsubmittedRuns(Run):
+class NeverSubmittedRuns(Run):
     """
     Due runs of a job that have ended alike, without being submitted to an executor.
 
@@ -529,7 +529,7 @@ def _without(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
 
 
 def _is_unsubmitted(run: Run) -> bool:
-    return isinstance(run, UnsubmittedRuns)
+    return isinstance(run, NeverSubmittedRuns)
 
 
 def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCounts]:

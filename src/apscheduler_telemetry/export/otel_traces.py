@@ -428,7 +428,7 @@ class OriginPropagator:
 
 def attach_empty_context() -> Token[Context] | None:
     """
-    Make nothing current, neither a span nor baggage, until `detach_context`.
+    Make nothing current, neither a span nor baggage, until `restore_context`.
 
     What wakes a scheduler up is not the cause of what it does then: a thread that
     opentelemetry-instrumentation-threading started keeps the span of its creator for good, and a
@@ -438,13 +438,13 @@ def attach_empty_context() -> Token[Context] | None:
     times as long.
 
     Returns:
-        The argument of `detach_context`; None if nothing was current, as in most threads, and
+        The argument of `restore_context`; None if nothing was current, as in most threads, and
         there is nothing to restore.
     """
     return otel_context.attach(_ROOT) if otel_context.get_current() else None
 
 
-def detach_context(token: Token[Context]) -> None:
+def restore_context(token: Token[Context]) -> None:
     """Make the context current again that was so before `attach_empty_context`."""
     otel_context.detach(token)
 

@@ -69,7 +69,7 @@ class APScheduler3Adapter:
             observers=dependencies.observers,
             error_reporter=error_reporter,
             attach_empty_context=dependencies.attach_empty_context,
-            detach_context=dependencies.detach_context,
+            restore_context=dependencies.restore_context,
         )
         self._unsubmitted_recorder = UnsubmittedRunRecorder(
             scheduler,

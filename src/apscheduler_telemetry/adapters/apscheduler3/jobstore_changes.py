@@ -58,12 +58,12 @@ class JobStoreChanges:
         renew_lock_after_fork(self)
 
     @synchronized
-    def on_jobstore_added(self, alias: str) -> None:
+    def set_alias(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
         self.alias = alias
 
     @synchronized
-    def on_jobstore_removed(self) -> None:
+    def clear_alias(self) -> None:
         """Note that the scheduler does not have the store any more."""
         self.alias = None
 

@@ -235,7 +235,7 @@ class JobStorePoller:
             jobs = list(self._store.get_all_jobs())
         found = [job for job in jobs if not isinstance(job, UndeserializableJob)]
         for job in found:
-            self._apply_job(job, reading)
+            self._apply_read_job(job, reading)
         if len(found) < len(jobs):
             return  # any job that was not found may be the one that cannot be deserialized
         vanished = known.keys() - {job.id for job in found}
@@ -288,9 +288,9 @@ class JobStorePoller:
         if isinstance(job, UndeserializableJob):
             self._undeserializable_next_runs[job_id] = next_run
         else:
-            self._apply_job(job, reading)
+            self._apply_read_job(job, reading)
 
-    def _apply_job(self, job: Any, reading: Reading) -> None:
+    def _apply_read_job(self, job: Any, reading: Reading) -> None:
         events, alias = self._events, reading.alias
         try:
             info = events.describe(job, alias)  # without a lock: this calls the user's code

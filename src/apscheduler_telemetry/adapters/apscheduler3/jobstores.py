@@ -97,12 +97,12 @@ class JobStoreHooks:
 
     def on_jobstore_added(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
-        self._changes.on_jobstore_added(alias)
+        self._changes.set_alias(alias)
         self._recorder.jobstore_added(alias, is_local=not self.is_persistent)
 
     def on_jobstore_removed(self) -> None:
         """Note that the store was removed from the scheduler."""
-        self._changes.on_jobstore_removed()
+        self._changes.clear_alias()
         self._poller.cancel_scheduled_reading()
 
     def start_polling(self) -> None:

@@ -35,7 +35,7 @@ class SchedulerLoop:
         observers: looked at before each pass.
         error_reporter: counts failures of telemetry itself.
         attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
-        detach_context: takes that unless it is None, and makes it current again.
+        restore_context: takes that unless it is None, and makes it current again.
         clock: returns Unix seconds.
         monotonic: returns seconds that never go back.
 
@@ -59,7 +59,7 @@ class SchedulerLoop:
         observers: ObserverGroup,
         error_reporter: ErrorReporter,
         attach_empty_context: Callable[[], Any],
-        detach_context: Callable[[Any], None],
+        restore_context: Callable[[Any], None],
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -69,7 +69,7 @@ class SchedulerLoop:
         self._observers = observers
         self._error_reporter = error_reporter
         self._attach_empty_context = attach_empty_context
-        self._detach_context = detach_context
+        self._restore_context = restore_context
         self._clock = clock
         self._monotonic = monotonic
         self.pid: int | None = None
@@ -210,7 +210,7 @@ class SchedulerLoop:
 
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes one job is due, whose run pays for all that is done here.
-        attach_empty_context, detach_context = self._attach_empty_context, self._detach_context
+        attach_empty_context, restore_context = self._attach_empty_context, self._restore_context
         on_pass_start, clear_pass_state = self._on_pass_start, self._clear_pass_state
 
         def process_jobs() -> Any:
@@ -232,7 +232,7 @@ class SchedulerLoop:
             finally:
                 clear_pass_state()
                 if context is not None:
-                    detach_context(context)
+                    restore_context(context)
             self._pass_error_type = None
             self.last_pass_ended_at = self._clock()
             if self._wait_start_and_seconds is None:

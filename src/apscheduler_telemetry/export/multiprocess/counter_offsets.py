@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
-from apscheduler_telemetry.export.multiprocess.file_format import job_label, keep_jobs
+from apscheduler_telemetry.export.multiprocess.file_format import keep_jobs, parse_job_label
 from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
 
 
@@ -62,5 +62,7 @@ class CounterOffsets:
                 self._offsets[kind] = keep_jobs(offsets, job_labels)
             elif gone:
                 self._offsets[kind] = {
-                    key: offset for key, offset in offsets.items() if job_label(key) not in gone
+                    key: offset
+                    for key, offset in offsets.items()
+                    if parse_job_label(key) not in gone
                 }

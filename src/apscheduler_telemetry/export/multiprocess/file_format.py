@@ -82,7 +82,7 @@ def read_values(path: Path) -> dict[str, float]:
     return {key: value for key, value, *_ in entries}
 
 
-def job_label(key: str) -> str | None:
+def parse_job_label(key: str) -> str | None:
     """Return the value of the label ``job_id`` in a key, None if it has no such label."""
     labels: dict[str, str] = json.loads(key)[2]
     return labels.get("job_id")
@@ -91,4 +91,4 @@ def job_label(key: str) -> str | None:
 def keep_jobs(values: Mapping[str, float], job_labels: set[str]) -> dict[str, float]:
     """Return the values of these jobs, and those that belong to no single job."""
     wanted = {None, *job_labels}
-    return {key: value for key, value in values.items() if job_label(key) in wanted}
+    return {key: value for key, value in values.items() if parse_job_label(key) in wanted}
