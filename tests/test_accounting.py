@@ -1084,6 +1084,20 @@ class TestSubmission:
             assert rig.outcomes() == {"lost": 3}
             assert rig.errors_of("submit") == 1
 
+    def test_last_run_on_an_executor_that_serves_another_scheduler(self) -> None:
+        """The other one gets its result; the job is finished here, and no error has removed it."""
+        executor = DebugExecutor()
+        with by_hand({"default": executor}) as rig:
+            rig.is_told = False
+            other = HandDriven(executors={"default": executor}, timezone=timezone.utc)
+            other.start()
+            rig.add(jobs.nothing, "date", run_date=START)
+            rig.scheduler.turn()
+            assert rig.outcomes() == {}
+            assert rig.errors_of("executor_lookup") == 0
+            assert rig.job().next_run == 0
+            other.shutdown()
+
     def test_runs_are_lost_where_the_executor_is_unknown(self) -> None:
         """All due runs of a job whose executor is unknown are lost, and so is the job."""
         with by_hand() as rig:

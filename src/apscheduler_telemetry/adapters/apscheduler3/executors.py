@@ -110,7 +110,10 @@ class ExecutorHooks:
             # After its removal from our scheduler, the executor may serve another one.
             owner = executor._scheduler  # noqa: SLF001
             if not patches.is_active or (owner is not scheduler and owner is not None):
-                original(job, run_times)
+                try:
+                    original(job, run_times)
+                finally:  # or the loop's next change of the job would be taken for the user's
+                    on_job_submitted(job, None)
                 return
             submission = None
             try:
