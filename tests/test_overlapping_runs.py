@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
-from apscheduler.executors.base import BaseExecutor
+from apscheduler.executors.base import BaseExecutor, run_job
 from apscheduler.executors.pool import ThreadPoolExecutor
 
-from support import HandDriven, HandRig, Rig, at, by_hand, frozen, live, sample, until
+from support import HandDriven, HandRig, Rig, at, by_hand, frozen, live, recorder_of, sample, until
 from support_jobs import PATIENCE
+from support_recorder import interrupt, raise_timeout
 
 JOB = {"job_id": "job"}
 
@@ -109,6 +110,73 @@ class TestRunsThatAreDueAtTheSameTime:
             calls.end(1 - first)
             rig.settle()
             assert rig.outcomes() == {"success": 2}
+
+
+class KeptByHand(BaseExecutor):
+    """An executor whose submissions end when the test says so, and which may raise then."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.submissions: list[tuple[Any, Any]] = []
+        self.error = error
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        self.submissions.append((job, run_times))
+        if self.error is not None:
+            raise self.error
+
+    def end(self, number: int) -> None:
+        """Run and report a submission."""
+        job, run_times = self.submissions[number]
+        self._run_job_success(job.id, run_job(job, "default", run_times, "apscheduler"))
+
+
+class TestSubmissionThatIsInterrupted:
+    """Ctrl-C while, or right after, an executor is given a job."""
+
+    def test_does_not_end_another_run_that_is_due_at_the_same_time(self) -> None:
+        """The one in flight has the very same datetime, and is not lost, whatever the line."""
+        number, was_there = 0, True
+        while was_there:
+            executor = KeptByHand()
+            with by_hand({"default": executor}) as rig:
+                rig.is_told = False
+                job = rig.add(lambda: None, "interval", seconds=10, max_instances=2)
+                due = [job.next_run_time]
+                executor.submit_job(job, due)
+
+                def submit(executor: Any = executor, job: Any = job, due: Any = due) -> None:
+                    executor.submit_job(job, due)
+
+                was_there = interrupt(submit, ("apscheduler3/executors.py",), raise_timeout, number)
+                executor.end(0)
+                assert rig.outcomes()["success"] == 1, number
+                for other in range(1, len(executor.submissions)):
+                    executor.end(other)
+                executor._instances.clear()
+            number += 1
+
+    def test_counts_a_run_once_that_ends_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread ends and adds it up, while the submission is rejected."""
+        executor = KeptByHand(KeyboardInterrupt())
+        with by_hand({"default": executor}) as rig:
+            rig.is_told = False
+            recorder = recorder_of(rig.telemetry)
+            register, registered = recorder.run_submitted, []
+
+            def run_submitted(run: Any) -> None:
+                if registered:
+                    executor.end(0)
+                    list(recorder.snapshots())
+                registered.append(run)
+                register(run)
+
+            monkeypatch.setattr(recorder, "run_submitted", run_submitted)
+            job = rig.add(lambda: None, "interval", seconds=10)
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit_job(job, [job.next_run_time])
+            assert sum(rig.outcomes().values()) == 1
+            executor._instances.clear()
 
 
 class TestExecutorThatIsAddedAgain:

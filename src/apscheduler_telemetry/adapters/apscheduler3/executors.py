@@ -116,16 +116,17 @@ class ExecutorHooks:
                     on_job_submitted(job, None)
                 return
             submission = None
+            runs: list[Run] = []
             try:
                 try:
-                    submission = create_submission(job, run_times)
+                    submission = create_submission(job, run_times, runs)
                 except Exception:  # noqa: BLE001  # telemetry never changes the job
                     self._error_reporter.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
-                    if submission is None:  # not yet if Ctrl-C has come in between
-                        submission = self._open_submissions.get((job.id, id(run_times[-1])))
+                    if submission is None:  # not yet, as Ctrl-C has come in between
+                        submission = self._find_interrupted_submission(runs)
                     self._on_rejected(submission, error)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._error_reporter.exception("adapter")
@@ -170,7 +171,9 @@ class ExecutorHooks:
 
     # Submissions
 
-    def _open_submission(self, job: Any, run_times: Sequence[datetime]) -> Submission:
+    def _open_submission(
+        self, job: Any, run_times: Sequence[datetime], runs: list[Run]
+    ) -> Submission:
         job_id, latest = job.id, run_times[-1]
         key = job_id, id(latest)
         alias = job._jobstore_alias  # noqa: SLF001
@@ -184,7 +187,6 @@ class ExecutorHooks:
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
             key = job_id, id(latest)
-        runs: list[Run] = []
         submission = self._open_submissions[key] = Submission(
             key, job, tracked, run_times, runs, self
         )
@@ -197,6 +199,15 @@ class ExecutorHooks:
         if self.run_tracker.captures_arguments:
             self.run_tracker.capture_arguments(job, runs)
         return submission
+
+    def _find_interrupted_submission(self, runs: list[Run]) -> Submission | None:
+        """Return the submission of these runs, which the executor did not get; record them all."""
+        for submission in list(self._open_submissions.values()):
+            if submission.runs is runs:
+                for run in runs:  # the last one may not be recorded yet
+                    self._recorder.run_submitted(run)
+                return submission
+        return None
 
     def _assign_pool(self, submission: Submission) -> None:
         try:
@@ -213,9 +224,6 @@ class ExecutorHooks:
             self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         if submission is None:
             return
-        for run in submission.runs:
-            if run.outcome is None:  # nor is it recorded, if Ctrl-C has come before that
-                self._recorder.run_submitted(run)
         if is_refusal:
             self._finish_runs(submission, Outcome.SKIPPED)
         else:
