@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -215,6 +215,32 @@ class TestIntervals:
     def test_not_constant(self, trigger: BaseTrigger) -> None:
         """It cannot be used for triggers whose intervals differ or end."""
         assert not triggers.has_constant_intervals(trigger)
+
+    def test_cron_trigger_in_a_zone_without_a_hash(self) -> None:
+        """Those of dateutil have none."""
+
+        class Zone(tzinfo):
+            """An hour east of Greenwich."""
+
+            __hash__ = None  # type: ignore[assignment]
+
+            def utcoffset(self, _: datetime | None) -> timedelta:
+                return timedelta(hours=1)
+
+            def dst(self, _: datetime | None) -> timedelta:
+                return timedelta()
+
+            def tzname(self, _: datetime | None) -> str:
+                return "east"
+
+            def localize(self, at: datetime) -> datetime:  # APScheduler 3.10 asks pytz's zones
+                return at.replace(tzinfo=self)
+
+            def normalize(self, at: datetime) -> datetime:
+                return at
+
+        trigger = CronTrigger(minute="*/5", timezone=Zone())
+        assert triggers.compute_intervals(trigger, START)[0] == (300, 300)
 
     def test_cron_triggers_that_differ_have_intervals_of_their_own(self) -> None:
         """They are computed once for all with the same fields, limits, zone and next run."""

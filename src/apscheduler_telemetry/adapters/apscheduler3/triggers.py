@@ -155,8 +155,9 @@ class _CronIntervalsKey:
         self.next_run = next_run
         fields = tuple(map(str, trigger.fields))
         limits = trigger.start_date, trigger.end_date
+        self._timezone = trigger.timezone  # kept, as it is known by its identity: some have no hash
         # A timestamp, as the two datetimes of an hour that comes twice are equal.
-        self._key = fields, trigger.timezone, limits, next_run.timestamp()
+        self._key = fields, id(self._timezone), limits, next_run.timestamp()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _CronIntervalsKey) and self._key == other._key
