@@ -115,6 +115,15 @@ class TestRunsJobs:
         run_mine(job(), times := Asked(TIMES))
         assert times.answers == [True]
 
+    def test_a_long_replacement_that_calls_the_job_runs_jobs(self) -> None:
+        """Python extends the operation that begins each step of a long loop."""
+        lines = ["def run_mine(job, run_times):", " for _ in run_times:"]
+        lines += ["  job.func(*job.args, **job.kwargs)", *["  _ = _"] * 400]
+        names: dict[str, Any] = {}
+        exec("\n".join(lines), names)
+        names["run_mine"](job(), times := Asked(TIMES))
+        assert times.answers == [True]
+
     @pytest.mark.parametrize("copy", [list, tuple, sorted, set])
     def test_a_copy_of_the_run_times_runs_none(self, copy: Any) -> None:
         """Nor does it where the same function calls the job later."""

@@ -35,7 +35,10 @@ def is_job_runner(caller: FrameType) -> bool:
         return False
     # Each operation takes two bytes. A comprehension, which may only copy the times, has more
     # between the two.
-    operations = code.co_code[: caller.f_lasti + 2 : 2].translate(None, _IGNORED_OPCODES)
+    instructions, at = code.co_code, caller.f_lasti
+    while instructions[at] == opcode.EXTENDED_ARG:  # of a long loop, to which Python 3.10 points
+        at += 2
+    operations = instructions[: at + 2 : 2].translate(None, _IGNORED_OPCODES)
     return operations.endswith(_FOR_LOOP_OPCODES)
 
 
