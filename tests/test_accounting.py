@@ -672,6 +672,37 @@ class TestRunsOfOneJob:
                 rig.after(60)
             until(lambda: rig.job().intervals == (60, 3600))
 
+    def test_intervals_of_a_former_trigger_that_are_computed_late_are_dropped(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of the job's new trigger stay, which are known at once."""
+        compute, may_compute = triggers.compute_intervals, threading.Event()
+
+        def compute_late(*args: Any) -> Any:
+            assert may_compute.wait(jobs.PATIENCE)
+            return compute(*args)
+
+        monkeypatch.setattr(triggers, "compute_intervals", compute_late)
+        with by_hand() as rig:
+            job = rig.add(jobs.nothing, "cron", hour=3)
+            job.reschedule("interval", seconds=10)
+            rig.add(jobs.nothing, "cron", hour=3, id="next")
+            may_compute.set()
+            until(lambda: rig.job("next").intervals is not None)
+            assert rig.job().intervals == (10, 10)
+
+    @pytest.mark.parametrize("is_paused", [False, True])
+    def test_intervals_of_a_job_that_gets_another_label(self, *, is_paused: bool) -> None:
+        """They are known under the new label as well, once the job is not paused."""
+        with by_hand(telemetry={"job_label": lambda job: job.name}) as rig:
+            job = rig.add(jobs.nothing, "interval", seconds=10, name="job")
+            if is_paused:
+                job.pause()
+            job.modify(name="renamed")
+            if is_paused:
+                job.resume()
+            assert rig.job("renamed").intervals == (10, 10)
+
     @pytest.mark.parametrize("kind", ["inline", "threads"])
     def test_each_of_100_runs_counts_once(self, kind: str) -> None:
         """Each is counted, however often the metrics state is read meanwhile."""

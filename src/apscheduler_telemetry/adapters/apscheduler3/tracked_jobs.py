@@ -149,6 +149,8 @@ class TrackedJobs:
             tracked = self._jobs[record.key] = TrackedJob(
                 record, is_from_other_process=is_from_other_process
             )
+        if tracked.record is not record:  # under another label, which has no intervals yet
+            tracked.set_intervals_trigger(None)
         tracked.update_record(record, coalesce=job.coalesce)
         if tracked.intervals_trigger is not job.trigger:
             self.update_intervals(tracked, job)
@@ -181,6 +183,8 @@ class TrackedJobs:
 
         def compute() -> None:
             intervals, until = triggers.compute_intervals(trigger, next_run)
+            if tracked.intervals_trigger is not trigger:
+                return  # the job has got another one meanwhile
             recorder.job_intervals_changed(tracked.record, intervals)
             valid_until = max(until, next_run.timestamp() + INTERVALS_VALID_SECONDS)
             tracked.set_intervals_expiry(trigger, None if until == math.inf else valid_until)
