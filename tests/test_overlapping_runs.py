@@ -179,6 +179,27 @@ class TestSubmissionThatIsInterrupted:
             executor._instances.clear()
 
 
+class TestErrorReportThatIsInterrupted:
+    """Ctrl-C while an executor reports that it got no result."""
+
+    def test_reaches_apscheduler(self) -> None:
+        """Or the job would count as running there, and never run again."""
+        executor = KeptByHand()
+        with by_hand({"default": executor}) as rig:
+            rig.is_told = False
+            job = rig.add(lambda: None, "interval", seconds=10)
+            executor.submit_job(job, [job.next_run_time])
+            interrupt(
+                lambda: executor._run_job_error("job", OSError()),
+                ("apscheduler3/executors.py",),
+                raise_timeout,
+                3,
+            )
+            assert not executor._instances
+            executor._instances["job"] += 1
+            executor.end(0)
+
+
 class TestExecutorThatIsAddedAgain:
     """An executor that is removed from the scheduler and added again."""
 

@@ -165,7 +165,8 @@ class ExecutorHooks:
                 self._on_result_lost(job_id, exc)
             except Exception:  # noqa: BLE001
                 self._error_reporter.exception("adapter")
-            original(job_id, exc, traceback)
+            finally:  # also if Ctrl-C has come in between
+                original(job_id, exc, traceback)
 
         return run_job_error
 
