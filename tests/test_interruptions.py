@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.executors.base import BaseExecutor, run_job
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from prometheus_client import generate_latest
@@ -104,6 +105,51 @@ class TestPass:
                 break
             line += 1
         assert line > 100
+
+
+class Delegating(BaseExecutor):
+    """An executor that reports results later, as asyncio's does from a callback of its loop."""
+
+    submitted: tuple[Any, Any]
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        self.submitted = job, run_times
+
+    def run(self, failure: Exception | None) -> Callable[[], None]:
+        """Run what was submitted, and return what reports its result."""
+        job, run_times = self.submitted
+        if failure is not None:
+            return lambda: self._run_job_error(job.id, failure)
+        events = run_job(job, "default", run_times, "apscheduler")
+        return lambda: self._run_job_success(job.id, events)
+
+
+class TestResult:
+    """The same where the main thread reports a result, and no submission goes on."""
+
+    @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Timeout(), OSError()], ids=repr)
+    @pytest.mark.parametrize("failure", [None, ValueError()], ids=repr)
+    def test_the_run_ends_once(
+        self, failure: Exception | None, interruption: BaseException
+    ) -> None:
+        """It has an outcome, and APScheduler hears of the result."""
+        # At the first line, `try`, nothing of ours has begun that could go on.
+        line, was_there, unheard = 1, True, 0
+        while was_there:
+            executor = Delegating()
+            with by_hand({"default": executor}) as rig:
+                rig.is_told = False  # an exception in the middle keeps listeners from it
+                rig.add(jobs.nothing, "interval", seconds=10)
+                rig.after(10)
+                was_there = executed_line(line, executor.run(failure), interruption)
+                job = rig.job()
+                assert (job.running, job.queued) == (0, 0), line
+                assert sum(job.outcomes.values()) == 1
+                unheard += executor._instances.pop("job", 0)
+                rig.failing = {k for k, n in errors_of(rig.telemetry).counts().items() if n}
+            line += 1
+        assert line > 20
+        assert unheard <= 2  # at the lines that pass the result on
 
 
 def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:

@@ -162,7 +162,8 @@ class TestSubmissionThatIsInterrupted:
         with by_hand({"default": executor}) as rig:
             rig.is_told = False
             recorder = recorder_of(rig.telemetry)
-            register, registered = recorder.run_submitted, []
+            register = recorder.run_submitted
+            registered: list[Any] = []
 
             def run_submitted(run: Any) -> None:
                 if registered:

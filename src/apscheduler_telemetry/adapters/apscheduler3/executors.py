@@ -143,19 +143,21 @@ class ExecutorHooks:
         on_result = self._on_result
 
         def run_job_success(job_id: str, events: Any) -> None:
-            if isinstance(events, list):
-                result = events
-            elif isinstance(events, Iterator):
-                self._pass_on_event_iterator(original, job_id, events)
-                return
-            else:  # of a user's executor
-                result = list(events) if isinstance(events, Iterable) else []
             try:
-                on_result(job_id, result)
-            except Exception:  # noqa: BLE001
+                if isinstance(events, list):
+                    on_result(job_id, events)
+                elif not isinstance(events, Iterator):  # of a user's executor
+                    on_result(job_id, list(events) if isinstance(events, Iterable) else [])
+            except BaseException as error:
+                self._finish_interrupted_result(job_id, events)
+                if not isinstance(error, Exception):
+                    raise
                 self._error_reporter.exception("adapter")
             finally:  # also if Ctrl-C has come in between
-                original(job_id, events)
+                if isinstance(events, list) or not isinstance(events, Iterator):
+                    original(job_id, events)
+                else:
+                    self._pass_on_event_iterator(original, job_id, events)
 
         return run_job_success
 
@@ -163,7 +165,10 @@ class ExecutorHooks:
         def run_job_error(job_id: str, exc: BaseException, traceback: Any = None) -> None:
             try:
                 self._on_result_lost(job_id, exc)
-            except Exception:  # noqa: BLE001
+            except BaseException as error:
+                self._finish_interrupted_loss(job_id, exc)
+                if not isinstance(error, Exception):
+                    raise
                 self._error_reporter.exception("adapter")
             finally:  # also if Ctrl-C has come in between
                 original(job_id, exc, traceback)
@@ -260,6 +265,17 @@ class ExecutorHooks:
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
+    def _finish_interrupted_result(self, job_id: str, events: Any) -> None:
+        """End the runs of a result whose recording an exception from outside has ended early."""
+        try:
+            submission = self._open_submissions.get((job_id, id(events[-1].scheduled_run_time)))
+            if submission is not None:  # else `_on_result` has ended them
+                for run, event in zip(submission.runs, events, strict=False):
+                    run.finish(outcome_of(event))
+                self._finish_runs(submission, Outcome.LOST)
+        except Exception:  # noqa: BLE001  # no events, or objects of the user's
+            self._error_reporter.exception("adapter")
+
     def _record_matching_events(self, submission: Submission, events: Iterable[Any]) -> None:
         """Record the events of a user's executor, which has more or fewer of them than runs."""
         for event in events:
@@ -308,15 +324,23 @@ class ExecutorHooks:
 
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if not submission.mark_abandoned():
-            return
-        if self._open_submissions.pop(submission.key, None) is not None:
+        if submission.mark_abandoned() and submission.key in self._open_submissions:
             self._finish_runs(submission, Outcome.LOST, error)
+
+    def _finish_interrupted_loss(self, job_id: str, error: BaseException) -> None:
+        """Do the same as `_on_result_lost`, which an exception from outside has ended early."""
+        try:
+            abandoned = [each for each in self._iter_open_submissions(job_id) if each.is_abandoned]
+            for submission in abandoned:
+                self._abandon(submission, error)
+            if not abandoned:
+                self._on_result_lost(job_id, error)
+        except Exception:  # noqa: BLE001  # the scheduler must hear of the error
+            self._error_reporter.exception("adapter")
 
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        # Unless `_abandon` was quicker.
-        if self._open_submissions.pop(submission.key, None) is not None:
+        if submission.key in self._open_submissions:  # unless `_abandon` was quicker
             self._finish_runs(submission, Outcome.LOST)
 
     def _finish_runs(
