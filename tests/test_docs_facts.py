@@ -306,7 +306,9 @@ class TestAlerts:
     def test_waits(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
         """For how long a rule waits (`for`) is in its row, or in the sentence below the table."""
         below = re.findall(
-            r"^(.*) fire when that has been true for 1 minute\.$", PAGES["alerts.md"], re.MULTILINE
+            r"^The conditions of (.*) must be true for 1 minute\.$",
+            PAGES["alerts.md"],
+            re.MULTILINE,
         )
         wrong = []
         for name, rules in alerts.items():
