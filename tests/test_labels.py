@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -115,8 +116,10 @@ class TestIsGenerated:
         """The id that APScheduler gives to a job without one is recognised."""
         assert labels.is_generated(job_of(nothing).id)
 
-    @pytest.mark.parametrize("job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, ""])
-    def test_ids_of_the_user_s(self, job_id: str) -> None:
+    @pytest.mark.parametrize(
+        "job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "", 999, uuid.UUID(int=1)]
+    )
+    def test_ids_of_the_user_s(self, job_id: object) -> None:
         """An id that is not 32 lower-case hexadecimal digits is the user's."""
         assert not labels.is_generated(job_id)
 

@@ -24,7 +24,7 @@ seventy thousand, which is less than one percent of that.
 MAX_LABEL_LENGTH = 200
 """Characters of a label value. Ids of 10 kB exist, and every sample would repeat them."""
 
-_GENERATED = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
+_GENERATED_ID = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
 
 
 def label_value(value: object) -> str:
@@ -57,9 +57,9 @@ def function_name(job: Any) -> str:
     return label_value(f"{module or 'builtins'}:{name}")  # methods of builtins have no module
 
 
-def is_generated(job_id: str) -> bool:
+def is_generated(job_id: object) -> bool:
     """Tell whether APScheduler generated this id (``uuid4().hex``), as for one-off jobs."""
-    return _GENERATED.fullmatch(job_id) is not None
+    return isinstance(job_id, str) and _GENERATED_ID.fullmatch(job_id) is not None
 
 
 class JobLabeller:

@@ -7,6 +7,7 @@ before the method of its class. The class, and every other instance, stays as it
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import weakref
@@ -54,6 +55,8 @@ class PatchSet:
         """
         original = getattr(owner, name)
         replacement = wrap(original)
+        if inspect.isroutine(original):  # so that help() shows the user's method
+            functools.update_wrapper(replacement, original, assigned=["__doc__"])
         previous = original if _is_own_attribute(owner, name, original) else _INHERITED
         setattr(owner, name, replacement)
         patch = _reference(owner), name, _reference(replacement), _reference(previous)

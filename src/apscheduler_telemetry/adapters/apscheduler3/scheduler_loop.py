@@ -92,14 +92,16 @@ class SchedulerLoop:
     def install(self) -> None:
         """Patch the scheduler."""
         scheduler, patches = self._scheduler, self._patches
-        patches.patch(scheduler, "_process_jobs", self._wrap_process_jobs)
-        patches.patch(scheduler, "wakeup", self._wrap_wakeup)
-        # Threads and greenlets have the one, event loops the other.
         for name, wrap in (
+            ("_process_jobs", self._wrap_process_jobs),
+            ("wakeup", self._wrap_wakeup),
+            # Threads and greenlets have the one, event loops the other.
             ("_main_loop", self._wrap_main_loop),
             ("_start_timer", self._wrap_start_timer),
         ):
-            if hasattr(scheduler, name):
+            # Not an object of the user's in place of a method, such as a mock, which has more to it
+            # than the call.
+            if inspect.isroutine(getattr(scheduler, name, None)):
                 patches.patch(scheduler, name, wrap)
         self.patch_logger()
 
