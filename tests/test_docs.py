@@ -79,39 +79,6 @@ class TestReliability:
         assert wrong == []
 
 
-class TestReadme:
-    """The README."""
-
-    def test_promises_name_tests(self) -> None:
-        """Each row of what it catches names a test, and that test exists."""
-        section = (ROOT / "README.md").read_text().split("## What it catches")[1].split("\n## ")[0]
-        rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
-        assert len(rows) >= 15
-        missing = []
-        for row in rows:
-            named = re.findall(r"\[`([\w.]+)`\]\((tests/\w+\.py)\)", row)
-            if not named or any(test not in named_tests(ROOT / path) for test, path in named):
-                missing.append(row)
-        assert missing == []
-
-    def test_code_compiles(self) -> None:
-        """Its Python is Python."""
-        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        assert blocks
-        for block in blocks:
-            ast.parse(block)
-
-    def test_metrics(self) -> None:
-        """Its table names every metric, in full or as the end of a name."""
-        section = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
-        words = re.findall(r"`(\w+)", section)
-        for family in PrometheusExporter(CollectorRegistry()).describe():
-            name = family.name + ("_total" if family.type == "counter" else "")
-            assert any(
-                name == word or (word[0] == "_" and word.strip("_") in name) for word in words
-            )
-
-
 class TestMetricsPage:
     """The contract."""
 

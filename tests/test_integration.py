@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Prometheus, eventually, free_port, prometheus, running
-from support_alertmanager import alertmanager
+from servers import Prometheus, eventually, prometheus
 
 pytestmark = pytest.mark.integration
 
@@ -105,60 +104,6 @@ class TestScrape:
         """Promises are comparable with Prometheus' own clock."""
         query = 'apscheduler_job_next_run_timestamp_seconds{job_id="ok"} - time()'
         eventually(lambda: -5 < scraped.value(query) < 5)
-
-
-class TestReadme:
-    """Following the README."""
-
-    def test_leads_to_an_alert(self, tmp_path: Path) -> None:
-        """What it says to write and to run brings an alert on a failing job to Alertmanager."""
-        yaml = pytest.importorskip("yaml")
-        program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
-        if program is None:
-            pytest.skip("Alertmanager is not installed")
-        text = (ROOT / "README.md").read_text()
-        [config] = re.findall(r"```yaml\n(global:.*?)```", text, re.DOTALL)
-        command = Path(sys.executable).parent / "apscheduler-telemetry"
-        subprocess.run(
-            [command, "export", "monitoring"], cwd=tmp_path, check=True, capture_output=True
-        )
-        routes = "monitoring/alerts/alertmanager.yml"
-        assert f"--config.file={routes}" in text
-        with (
-            running([sys.executable, APPLICATION], tmp_path / "application.log"),
-            alertmanager(
-                program,
-                (tmp_path / routes).parent,
-                yaml.safe_load((tmp_path / routes).read_text()),
-            ) as manager,
-        ):
-            [port] = eventually(
-                lambda: re.findall(
-                    r"^(\d+)$", (tmp_path / "application.log").read_text(), re.MULTILINE
-                )
-            )
-            # Only addresses, and how long one waits, are other ones than in the README.
-            for there, here in (
-                ("127.0.0.1:9476", f"127.0.0.1:{port}"),
-                ("127.0.0.1:9093", manager.url.removeprefix("http://")),
-                ("_interval: 30s", "_interval: 1s"),
-            ):
-                assert there in config
-                config = config.replace(there, here)
-            (tmp_path / "prometheus.yml").write_text(config)
-            server = [
-                *("prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"),
-                f"--web.listen-address=127.0.0.1:{free_port()}",
-                # An alert that fires before Alertmanager is discovered is sent again that soon.
-                "--rules.alert.resend-delay=1s",
-            ]
-            assert " ".join(server[:3]) in text
-            with running(server, tmp_path / "prometheus.log", cwd=tmp_path):
-                eventually(
-                    lambda: manager.alerts(
-                        alertname="APSchedulerRunFailed", job="my-application", job_id="fails"
-                    )
-                )
 
 
 class TestDemo:
