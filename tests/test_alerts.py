@@ -29,6 +29,10 @@ RUNBOOK_URL = (
 )
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 
+TEMPLATES = ROOT / "alerts" / "templates" / "apscheduler.tmpl"
+TIME_LAYOUT = "2006-01-02 15:04:05 UTC"
+"""The only layout for times in annotations and messages, as Go's reference time."""
+
 NEVER_SILENT = {"APSchedulerWatchdog"}
 """What has no silent case, as firing is all that it is for."""
 
@@ -91,7 +95,7 @@ def expressions(rule: dict[str, Any]) -> list[str]:
     """Return what a rule asks: its expression, and the queries of its templates."""
     templates = rule.get("annotations", {}).values()
     queries = [
-        query for text in templates for query in re.findall(r'printf "([^"]+)"[^}]*\| query', text)
+        query for text in templates for query in re.findall(r'printf "([^"]*\{[^"]*)"', text)
     ]
     return [rule["expr"], *(re.sub(r"\{[^}]*\}", "", query) for query in queries)]
 
@@ -227,6 +231,42 @@ class TestRules:
         assert re.fullmatch(r"[A-Z][^{}]*\.", annotations["summary"])
         assert annotations["description"].endswith(".")
         assert annotations["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_descriptions_name_the_subject_and_the_first_step(self, rule: dict[str, Any]) -> None:
+        """A description names application, scheduler and job, and says what to do first."""
+        description = rule["annotations"]["description"]
+        if rule["alert"] != "APSchedulerWatchdog":
+            assert "{{ $labels.job }}" in description
+            assert "{{ $labels.scheduler }}" in description
+            assert ". First " in description
+        if "group_left (severity, owner)" in rule["expr"]:
+            assert "{{ $labels.job_id }}" in description
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_annotations_have_the_last_success_and_the_last_process(
+        self, rule: dict[str, Any]
+    ) -> None:
+        """All alerts but the Watchdog have `last_seen`, those on jobs `last_success` as well."""
+        annotations = rule["annotations"]
+        same = ALERTS[0]["annotations"]
+        if rule["alert"] == "APSchedulerWatchdog":
+            assert "last_seen" not in annotations
+        else:
+            assert annotations["last_seen"] == same["last_seen"]
+        if "group_left (severity, owner)" in rule["expr"]:
+            assert annotations["last_success"] == same["last_success"]
+            assert "{{ else }}none seen{{ end }}" in annotations["last_success"]
+        else:
+            assert "last_success" not in annotations
+
+    def test_times_have_one_layout(self) -> None:
+        """Annotations and messages write every time in one layout, which names the time zone."""
+        annotations = [text for rule in ALERTS for text in rule["annotations"].values()]
+        for text in (*annotations, TEMPLATES.read_text("utf-8")):
+            assert "humanizeTimestamp" not in text
+            assert text.count(".Format") == text.count(f'.UTC.Format "{TIME_LAYOUT}"')
+            assert text.count("toTime") <= text.count(".Format")
 
     @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
     def test_severities(self, rule: dict[str, Any]) -> None:
