@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Prometheus, eventually, prometheus
+from servers import Prometheus, eventually, get, prometheus
 
 pytestmark = pytest.mark.integration
 
@@ -110,12 +110,13 @@ class TestDemo:
     """`make demo`, without the set-up."""
 
     def run(self, seconds: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "DEMO_SECONDS": seconds}
+        environment = {**os.environ, "DEMO_SECONDS": seconds, "COLUMNS": "80"}
         if path is not None:
             environment["PATH"] = path
         return subprocess.run(
             [sys.executable, ROOT / "examples" / "demo" / "run.py"],
             env=environment,
+            stdin=subprocess.DEVNULL,  # so that no terminal says how wide the tables may be
             capture_output=True,
             text=True,
             timeout=120,
@@ -123,17 +124,23 @@ class TestDemo:
         )
 
     def test_ends_by_itself(self, binary: str) -> None:
-        """It shows all that it promises, and says so by its exit status."""
+        """It shows everything that it should, in plain lines of 80 characters."""
         done = self.run("30")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "FAILED" not in done.stdout
+        assert "is too short" not in done.stdout
         assert done.stderr == ""
+        assert "\x1b" not in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80
 
     def test_too_short(self, binary: str) -> None:
-        """An exit status of 0 is not given away."""
+        """If it cannot show everything, it says how long it needs and fails."""
         done = self.run("1")
         assert done.returncode == 1
         assert "FAILED" in done.stdout
+        first, *_, last = done.stdout.splitlines()
+        assert first == "DEMO_SECONDS=1 is too short. The demo needs about 30 seconds."
+        assert last == "DEMO_SECONDS=1 was too short. The demo needs about 30 seconds."
 
     def test_without_prometheus(self, tmp_path: Path) -> None:
         """Where there is no Prometheus it says so in a line and reads /metrics."""
@@ -150,7 +157,7 @@ class TestDemo:
         )
 
     def test_interrupt(self, tmp_path: Path) -> None:
-        """Ctrl-C ends everything that it started."""
+        """The addresses that it prints answer, and Ctrl-C stops everything that it started."""
         log = tmp_path / "log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -159,12 +166,16 @@ class TestDemo:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "DEMO_SECONDS": "100"},
             )
-        eventually(lambda: "Ctrl-C ends" in log.read_text())
+        eventually(lambda: "Press Ctrl-C" in log.read_text())
+        addresses = re.findall(r"http://\S+", log.read_text())
+        assert len(addresses) == 4
+        for address in addresses:
+            assert get(address.partition("#")[0])[0] == 200, address
         children = descendants(process.pid)
         assert children
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-        assert "Ended." in log.read_text()
+        assert "Stopped." in log.read_text()
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 

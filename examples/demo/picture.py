@@ -1,8 +1,13 @@
-"""What the demo shows: a table of the jobs, and one of the alerts."""
+"""Draw the demo's tables of jobs and alerts, for terminals of any size and for pipes."""
 
+from __future__ import annotations
+
+import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,82 +18,227 @@ from rich.text import Text
 from sources import Alert, Key, Metrics, Prometheus
 
 OUTCOMES = ("success", "error", "missed", "skipped", "coalesced", "lost")
-PRINT_EVERY = 5.0  # seconds, where there is no terminal to redraw
+PRINT_EVERY = 5.0  # seconds between two pictures in a pipe, where none can be redrawn
+GAP = 2  # spaces between columns
+FEW = 4  # lines with alerts, which are worth more than the header
+SVG_WIDTH = 120
+
+# Which columns a narrow terminal lacks: the highest number goes first, and NEEDED stays.
+NEEDED, FAILURES, RARE, SUCCESS, NEXT_RUN, SCHEDULER, QUANTILE, ZERO = range(8)
+
+Data = dict[str, dict[Any, float]]
 
 
-def draw_jobs(data: dict[str, dict[Any, float]], source: Prometheus | Metrics) -> Table:
-    """Return the table of all jobs."""
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """
+    A column of a table.
+
+    Attributes:
+        title: its header; a line break makes a narrow header of two words.
+        cells: its values, one for each row.
+        rank: how soon it is left out if the terminal is narrow.
+        right: whether it is aligned to the right.
+    """
+
+    title: str
+    cells: Sequence[Text]
+    rank: int = NEEDED
+    right: bool = False
+
+    @property
+    def width(self) -> int:
+        """The number of characters that it needs so that nothing is cut."""
+        title = max(len(word) for word in self.title.split("\n"))
+        return max([title, *(cell.cell_len for cell in self.cells)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """
+    What one picture shows.
+
+    Attributes:
+        header: lines above the tables.
+        data: values by query, as a source reads them.
+        source: where they were read.
+        alerts: the latest first; None if there is no Alertmanager.
+    """
+
+    header: Sequence[str]
+    data: Data
+    source: Prometheus | Metrics
+    alerts: Sequence[Alert] | None
+
+
+def draw(scene: Scene, width: int, height: int | None = None) -> Group:
+    """
+    Return a picture of a scene.
+
+    Args:
+        scene: what to draw.
+        width: characters in a line. Columns that do not fit are left out, whole.
+        height: lines; None if there is no limit. Alerts that do not fit are only counted, and the
+            header is left out if almost no lines are left for alerts.
+    """
+    jobs = fit(job_columns(scene.data), width)
+    above = [Text(line) for line in scene.header]
+    title = "Jobs, as Prometheus sees them" if scene.source.has_quantiles else "Jobs"
+    parts: list[Text | Table] = [Text(title, style="bold"), as_table(jobs)]
+    if scene.alerts is not None:
+        rows = len(scene.alerts)
+        if height is not None:
+            # Below the jobs come a title and a header of one line each.
+            rest = height - 1 - height_of(jobs) - 2
+            if rest - len(above) < min(FEW, rows):
+                above = []
+            rows = max(2, min(rows, rest - len(above)))
+        parts += draw_alerts(scene.alerts, width, rows)
+    return Group(*above, *parts)
+
+
+def draw_alerts(alerts: Sequence[Alert], width: int, rows: int) -> list[Text | Table]:
+    """Return a table of alerts; with fewer rows than alerts, the last row counts the rest."""
+    title = Text("Alerts, as Alertmanager sees them", style="bold")
+    if not alerts:
+        return [title, Text("none yet")]
+    hidden = 0 if len(alerts) <= rows else len(alerts) - rows + 1
+    shown = alerts[: len(alerts) - hidden]
+    more = [Text(f"and {hidden} older alerts")] if hidden else []
+    return [title, as_table(fit(alert_columns(shown), width)), *more]
+
+
+def job_columns(data: Data) -> list[Column]:
+    """Return all columns of the table of jobs."""
     now = time.time()
-    table = Table(title="Jobs, as Prometheus sees them" if source.has_quantiles else "Jobs")
-    table.add_column("job")
-    table.add_column("scheduler")
-    for title in (*OUTCOMES, "p95", "start delay p95", "last success", "next run", "state"):
-        table.add_column(title, justify="right")
-    for key in jobs_in(data):
-        runs = {outcome: data["runs"].get((*key, outcome), 0) for outcome in OUTCOMES}
-        counts = [
-            Text(f"{count:.0f}", style="" if outcome == "success" or not count else "bold red")
-            for outcome, count in runs.items()
-        ]
-        success, due = data["last_success"].get(key), data["next_run"].get(key)
+    keys = jobs_in(data)
+
+    def column(title: str, cells: Iterable[Text | str], rank: int, *, right: bool = True) -> Column:
+        texts = [cell if isinstance(cell, Text) else Text(cell) for cell in cells]
+        return Column(title=title, cells=texts, rank=rank, right=right)
+
+    def outcome(name: str) -> Column:
+        counts = [data["runs"].get((*key, name), 0) for key in keys]
+        style = "" if name == "success" else "bold red"
+        cells = [Text(f"{count:.0f}", style=style if count else "") for count in counts]
+        rank = {"success": SUCCESS, "missed": RARE, "coalesced": RARE}.get(name, FAILURES)
+        return column(name, cells, rank if any(counts) else ZERO)
+
+    def state(key: Key) -> str:
         since = data["running_since"].get(key, 0)
-        table.add_row(
-            key[1],
-            key[0],
-            *counts,
-            seconds(data["p95"].get(key)),
-            seconds(data["delay"].get(key)),
-            f"{span(now - success)} ago" if success else "never",
-            f"in {span(max(0.0, due - now))}" if due else "none",
-            f"running {span(now - since)}" if since else "idle",
+        return f"running {span(now - since)}" if since else "idle"
+
+    def success(key: Key) -> str:
+        ended = data["last_success"].get(key)
+        return f"{span(now - ended)} ago" if ended else "never"
+
+    def next_run(key: Key) -> str:
+        due = data["next_run"].get(key)
+        return f"in {span(max(0.0, due - now))}" if due else "none"
+
+    return [
+        column("job", (key[1] for key in keys), NEEDED, right=False),
+        column("state", map(state, keys), NEEDED, right=False),
+        *map(outcome, OUTCOMES),
+        column("last\nsuccess", map(success, keys), SUCCESS),
+        column("next\nrun", map(next_run, keys), NEXT_RUN),
+        column("p95", (seconds(data["p95"].get(key)) for key in keys), QUANTILE),
+        column("delay\np95", (seconds(data["delay"].get(key)) for key in keys), QUANTILE),
+        column("scheduler", (key[0] for key in keys), SCHEDULER, right=False),
+    ]
+
+
+def alert_columns(alerts: Sequence[Alert]) -> list[Column]:
+    """Return all columns of the table of alerts."""
+    now = time.time()
+    styles = {"resolved": "green", "inhibited": "dim", "firing": "bold red"}
+
+    def state(alert: Alert) -> Text:
+        word = "resolved" if alert.resolved else "inhibited" if alert.inhibited else "firing"
+        return Text(word, style="" if alert.severity == "none" else styles[word])
+
+    return [
+        Column(title="alert", cells=[Text(alert.name) for alert in alerts]),
+        Column(title="about", cells=[Text(alert.about or "-") for alert in alerts]),
+        Column(title="state", cells=[state(alert) for alert in alerts]),
+        Column(title="severity", cells=[Text(alert.severity) for alert in alerts], rank=1),
+        Column(
+            title="first seen",
+            cells=[Text(f"{span(now - alert.seen)} ago") for alert in alerts],
+            rank=2,
+            right=True,
+        ),
+    ]
+
+
+def fit(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns that a line has room for; of equal ranks, the last column goes first."""
+    kept = list(columns)
+    while sum(column.width + GAP for column in kept) - GAP > width:
+        last = max(range(len(kept)), key=lambda i: (kept[i].rank, i))
+        if kept[last].rank == NEEDED:
+            break
+        del kept[last]
+    return kept
+
+
+def height_of(columns: Sequence[Column]) -> int:
+    """Return how many lines a table has, its header included."""
+    header = max(column.title.count("\n") + 1 for column in columns)
+    return header + len(columns[0].cells)
+
+
+def as_table(columns: Sequence[Column]) -> Table:
+    """Return a table without borders; what is too wide even so is wrapped, and never cut."""
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            vertical="bottom",
+            overflow="fold",
         )
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
     return table
 
 
-def jobs_in(data: dict[str, dict[Any, float]]) -> list[Key]:
-    """Return the jobs that were found, in order."""
-    return sorted({key[:2] for key in data["runs"]})
+def jobs_in(data: Data) -> list[Key]:
+    """Return the jobs that were found, sorted by their names."""
+    return sorted({key[:2] for key in data["runs"]}, key=lambda key: key[::-1])
 
 
-def draw_alerts(alerts: list[Alert]) -> Table:
-    """Return the table of the alerts, the latest first."""
-    table = Table(title="Alerts, as Alertmanager sees them")
-    for title in ("alert", "severity", "about"):
-        table.add_column(title)
-    for title in ("first seen", "state"):
-        table.add_column(title, justify="right")
-    for alert in alerts:
-        state = "resolved" if alert.resolved else "inhibited" if alert.inhibited else "firing"
-        style = {"resolved": "green", "inhibited": "dim", "firing": "bold red"}[state]
-        table.add_row(
-            alert.name,
-            alert.severity,
-            alert.about,
-            f"{span(time.time() - alert.seen)} ago",
-            Text(state, style="" if alert.severity == "none" else style),
-        )
-    return table
+def screen(console: Console) -> tuple[Callable[[Scene], None], Callable[[], None]]:
+    """
+    Return a function that shows a scene, and one that ends the show.
 
-
-def screen(console: Console) -> tuple[Callable[[Group], None], Callable[[], None]]:
-    """Return what shows a picture, redrawn or printed now and then, and what ends the show."""
-    if console.is_terminal:
-        live = Live(console=console, auto_refresh=False)
+    A terminal shows each scene on a screen of its own, with the size that it has at that moment. A
+    pipe gets plain lines, from time to time.
+    """
+    if console.is_terminal and not console.is_dumb_terminal:
+        live = Live(console=console, screen=True, auto_refresh=False)
         live.start()
-        return lambda picture: live.update(picture, refresh=True), live.stop
+        return lambda scene: live.update(draw(scene, *console.size), refresh=True), live.stop
     printed = -math.inf
 
-    def show(picture: Group) -> None:
+    def show(scene: Scene) -> None:
         nonlocal printed
         if time.monotonic() - printed >= PRINT_EVERY:
             printed = time.monotonic()
-            console.print(picture)
+            console.print(draw(scene, console.width), "")
 
     return show, lambda: None
 
 
+def save_svg(scene: Scene, file: Path) -> None:
+    """Save a picture of a scene, as a wide terminal shows it."""
+    console = Console(file=io.StringIO(), width=SVG_WIDTH, record=True, force_terminal=True)
+    console.print(draw(scene, SVG_WIDTH))
+    console.save_svg(str(file), title="make demo")
+
+
 def seconds(value: float | None) -> str:
-    """Return a duration with three digits that matter."""
+    """Return a duration with three significant digits."""
     return "-" if value is None or math.isnan(value) else f"{value:.3g} s"
 
 

@@ -114,3 +114,12 @@ def fetch(url: str) -> str:
     """Return what `url` answers."""
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # loopback
         return str(answer.read().decode())
+
+
+def answers(url: str) -> bool:
+    """Return whether `url` answers with success."""
+    try:
+        fetch(url)
+    except OSError:  # an HTTP status of an error as well
+        return False
+    return True
