@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,13 +88,14 @@ def draw(scene: Scene, width: int, height: int | None = None) -> Group:
     parts: list[Text | Table] = [Text(title, style="bold"), as_table(jobs)]
     if scene.alerts is not None:
         rows = len(scene.alerts)
-        if height is not None:
-            # Below the jobs come a title and a header of one line each.
-            rest = height - 1 - height_of(jobs) - 2
-            if rest - len(above) < min(FEW, rows):
-                above = []
-            rows = max(2, min(rows, rest - len(above)))
-        parts += draw_alerts(scene.alerts, width, rows)
+        # Below the jobs come a title and a header of one line each.
+        rest = math.inf if height is None else height - 1 - height_of(jobs) - 2
+        if rest - len(above) < min(FEW, rows):
+            above = []
+        rest -= len(above)
+        if rows < rest:
+            parts.append(Text())
+        parts += draw_alerts(scene.alerts, width, max(2, int(min(rows, rest))))
     return Group(*above, *parts)
 
 
@@ -142,7 +144,7 @@ def job_columns(data: Data) -> list[Column]:
         *map(outcome, OUTCOMES),
         column("last\nsuccess", map(success, keys), SUCCESS),
         column("next\nrun", map(next_run, keys), NEXT_RUN),
-        column("p95", (seconds(data["p95"].get(key)) for key in keys), QUANTILE),
+        column("duration\np95", (seconds(data["p95"].get(key)) for key in keys), QUANTILE),
         column("delay\np95", (seconds(data["delay"].get(key)) for key in keys), QUANTILE),
         column("scheduler", (key[0] for key in keys), SCHEDULER, right=False),
     ]
@@ -234,12 +236,16 @@ def save_svg(scene: Scene, file: Path) -> None:
     """Save a picture of a scene, as a wide terminal shows it."""
     console = Console(file=io.StringIO(), width=SVG_WIDTH, record=True, force_terminal=True)
     console.print(draw(scene, SVG_WIDTH))
-    console.save_svg(str(file), title="make demo")
+    svg = console.export_svg(title="make demo")
+    # Without fonts from another server, which readers would have to ask.
+    file.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 def seconds(value: float | None) -> str:
     """Return a duration with three significant digits."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3g} s"
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
 def span(value: float) -> str:
