@@ -1,7 +1,8 @@
 """
-The jobs of the demo: one of each kind that an on-call engineer meets.
+The jobs of the demo: one for each kind of problem that an on-call engineer meets.
 
-In a module of their own, as a persistent job store and a process pool find functions by name.
+They are in a module of their own because a persistent job store and a process pool find functions
+by name.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ def refresh_cache() -> int:
 
 
 def pull_rates() -> None:
-    """Fail now and then, as whoever talks to somebody else's server does."""
+    """Fail now and then, as a job that depends on another server may."""
     time.sleep(random.uniform(0.01, 0.05))
     if next(_pulls) % 3 == 0:
         msg = "exchange rates: 503 Service Unavailable"
@@ -42,7 +43,7 @@ def import_orders() -> None:
 
 
 def build_report() -> None:
-    """Take longer than the interval, so that every other run is skipped."""
+    """Take longer than the interval, so that runs are skipped."""
     application_ends.wait(2.5)
 
 
@@ -58,12 +59,12 @@ def crunch(directory: str) -> int:
 
 
 def sync_stock() -> None:
-    """Hang: no time-out on a socket, and the other side has gone."""
+    """Hang, like a read from a socket without a timeout."""
     application_ends.wait()
 
 
 def archive() -> None:
-    """Run once a night, far away from now."""
+    """Run once a night, which the demo does not see."""
 
 
 async def poll_queue() -> None:

@@ -1,4 +1,4 @@
-"""What the demo starts: processes in sessions of their own, ended with all that they started."""
+"""Start the demo's processes, each in a session of its own, and end them with their children."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from sources import fetch
 ROOT = Path(__file__).parent.parent.parent
 ALERTS = ROOT / "alerts"
 STACK = ROOT / "compose"
-"""What docker-compose.yml runs, and this runs as well, with other addresses and faster."""
+"""The configuration of docker-compose.yml, which the demo uses with other addresses, and faster."""
 FASTER = 30
-"""How much faster than in production the rules and routes are: 15 minutes are 30 seconds."""
+"""How much faster than in production the rules and routes are: 15 minutes become 30 seconds."""
 
 
 def application(
@@ -35,13 +35,13 @@ def application(
 
 @contextlib.contextmanager
 def start_alertmanager(directory: Path) -> Iterator[str | None]:
-    """Start Alertmanager with the routes of `alerts/`, and yield its URL; None if there is none."""
+    """Start Alertmanager with the routes of `alerts/`, and yield its URL; None if not installed."""
     binary = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     if binary is None:
         yield None
         return
     routes = yaml.safe_load(speed.faster_routes((STACK / "alertmanager.yml").read_text(), FASTER))
-    # Nobody is to be told: the demo shows what Alertmanager has instead.
+    # Without receivers: the demo shows the alerts itself.
     routes["receivers"] = [{"name": receiver["name"]} for receiver in routes["receivers"]]
     del routes["global"], routes["templates"]
     config = directory / "alertmanager.yml"
@@ -63,7 +63,7 @@ def start_alertmanager(directory: Path) -> Iterator[str | None]:
 @contextlib.contextmanager
 def start_prometheus(directory: Path, port: int, alertmanager: str | None) -> Iterator[str | None]:
     """
-    Start Prometheus with the rules of `alerts/`, and yield its URL; None if there is none.
+    Start Prometheus with the rules of `alerts/`, and yield its URL; None if not installed.
 
     It scrapes the application every second, and evaluates the rules as often.
     """
@@ -117,7 +117,7 @@ def running(command: list[str], directory: Path) -> Iterator[subprocess.Popen[by
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
-    """Wait until `url` answers, or end the demo with the log of the process that should."""
+    """Wait until `url` answers; if it does not, end the demo with the log of its process."""
     end = time.monotonic() + patience
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], patience: float = 30.0)
 
 
 def free_port(preferred: int) -> int:
-    """Return `preferred` if nobody listens there, else a port that is free."""
+    """Return `preferred` if it is free, else another port that is free."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -34,7 +34,7 @@ def main() -> int:
     """Run the demo and return its exit status."""
     limit = duration()
     console = output()
-    # SIGINT too: a process that a shell starts in the background is born ignoring it.
+    # SIGINT too: a process that a shell starts in the background ignores it otherwise.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     if limit < NEEDED:
@@ -59,7 +59,7 @@ def demonstrate(stack: contextlib.ExitStack, console: Console, limit: float) -> 
     """Start everything, show it until the time is up, and return the exit status."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
     port = free_port(9476)
-    # Before the application, whose trouble would be over on a busy machine until they are up.
+    # Before the application: on a busy machine, its first failures would be over before they are up.
     alertmanager = stack.enter_context(start_alertmanager(directory))
     prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
     app = stack.enter_context(application(directory, port))

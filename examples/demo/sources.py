@@ -1,4 +1,4 @@
-"""What the demo reads: the jobs from Prometheus or /metrics, the alerts from Alertmanager."""
+"""Read the jobs from Prometheus or /metrics, and the alerts from Alertmanager."""
 
 import json
 import time
@@ -86,7 +86,7 @@ class Alert:
 
 
 class Alertmanager:
-    """Follows the alerts of an Alertmanager, the resolved ones too."""
+    """Follows the alerts of an Alertmanager, and remembers those that have resolved."""
 
     def __init__(self, url: str) -> None:
         self.url = url
