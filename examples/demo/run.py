@@ -59,7 +59,7 @@ def demonstrate(stack: contextlib.ExitStack, console: Console, limit: float) -> 
     """Start everything, show it until the time is up, and return the exit status."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
     port = free_port(9476)
-    # Before the application: on a busy machine, its first failures would be over before they are up.
+    # First, or on a busy machine the first failures of the application are over before they are up.
     alertmanager = stack.enter_context(start_alertmanager(directory))
     prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
     app = stack.enter_context(application(directory, port))
