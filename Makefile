@@ -1,4 +1,4 @@
-# Thin on purpose: what the targets do is written in tools/, in Python.
+# Thin on purpose: what the targets do is written in noxfile.py; tools/start.py installs nox.
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
@@ -8,25 +8,25 @@ help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## An application in trouble, watched by a real Prometheus and Alertmanager (DEMO_SECONDS=30 ends it).
-	@exec $(PYTHON) tools/run.py demo examples/demo/run.py
+	@exec $(PYTHON) tools/start.py run demo examples/demo/run.py
 
 test: ## Everything, on every supported Python: what CI runs.
-	@exec $(PYTHON) tools/run_tests.py all $(ARGS)
+	@exec $(PYTHON) tools/start.py test $(ARGS)
 
 check: ## The fast loop: lint, types and fast tests of the working tree, on one Python.
-	@exec $(PYTHON) tools/run_tests.py fast $(ARGS)
+	@exec $(PYTHON) tools/start.py check $(ARGS)
 
 drill: ## Faults for real, and the alerts that reach a webhook, as a table.
-	@exec $(PYTHON) tools/run.py drill tests/drills/drill.py $(ARGS)
+	@exec $(PYTHON) tools/start.py run drill tests/drills/drill.py $(ARGS)
 
 bench: ## What telemetry costs, as ratios measured in one run; a quarter of an hour.
-	@exec $(PYTHON) tools/run.py bench benchmarks/all.py $(ARGS)
+	@exec $(PYTHON) tools/start.py run bench benchmarks/all.py $(ARGS)
 
 soak: ## What stays in memory after a million runs and 200,000 jobs, as curves; about five minutes.
-	@exec $(PYTHON) tools/run.py bench benchmarks/soak.py $(ARGS)
+	@exec $(PYTHON) tools/start.py run bench benchmarks/soak.py $(ARGS)
 
 format: ## Format the code, and fix what can be fixed by itself.
-	@exec $(PYTHON) tools/run_tests.py format
+	@exec $(PYTHON) tools/start.py format
 
 clean: ## Remove all that the other targets made in this directory.
 	@rm -rf .envs .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from hypothesis import settings
 
 # Real schedulers run inside properties, on machines that are busy: slow is not wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_configure() -> None:
+    # nox ends sessions that run beside each other with SIGTERM. As after Ctrl-C, tests shall stop
+    # the servers that they have started. Forked children of tests die of it, as always.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))

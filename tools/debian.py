@@ -28,6 +28,8 @@ PACKAGES = {
     "callgrind_control": "valgrind",
 }
 """Which package a program is in."""
+PROMETHEUS = frozenset({"prometheus", "promtool", "prometheus-alertmanager", "amtool"})
+"""What the integration tests, the drills and the demo need."""
 SERVERS = frozenset({"postgres", "redis-server", "uwsgi_python3"})
 """Servers that cannot be unpacked, as each consists of many packages."""
 PROFILERS = frozenset({"callgrind_control"})
