@@ -34,6 +34,7 @@ nox.needs_version = ">=2026.10.20"
 nox.options.default_venv_backend = "uv"
 nox.options.envdir = ".envs"
 nox.options.allow_parallel = True
+nox.options.download_python = "never"  # tools/start.py has asked uv, before NEWEST is chosen
 nox.options.error_on_missing_interpreters = False  # CI has those that it can have, too
 
 DEFAULT = f"{sys.version_info[0]}.{sys.version_info[1]}"
