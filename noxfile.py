@@ -35,13 +35,13 @@ nox.options.default_venv_backend = "uv"
 nox.options.envdir = ".envs"
 nox.options.allow_parallel = True
 nox.options.download_python = "never"  # tools/start.py has asked uv, before NEWEST is chosen
-nox.options.error_on_missing_interpreters = False  # CI has those that it can have, too
+nox.options.error_on_missing_interpreters = False  # not in CI either: the table says it
 
 DEFAULT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SUPPORTED = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 OTHERS = [version for version in SUPPORTED if version != DEFAULT]
-HERE = [version for version in SUPPORTED if shutil.which(f"python{version}")]
-NEWEST = max(HERE, key=SUPPORTED.index, default=DEFAULT)
+HERE = [each for each in SUPPORTED if each == DEFAULT or shutil.which(f"python{each}")]
+NEWEST = [DEFAULT, *HERE][-1]
 
 BUILD = ROOT / "build"
 VENV = ROOT / ".venv"

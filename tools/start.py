@@ -1,8 +1,8 @@
 """
 Install nox and uv into `.envs/nox`, and start them: what every target of the Makefile does.
 
-    start.py test  [ARGUMENTS FOR NOX] [-- ARGUMENTS FOR PYTEST]
-    start.py check [the same]
+    start.py test [ARGUMENTS FOR NOX] [-- ARGUMENTS FOR PYTEST]
+    start.py check [-- ARGUMENTS FOR PYTEST]
     start.py format
     start.py run GROUP SCRIPT [ARGUMENTS]
 
@@ -103,7 +103,8 @@ def install_nox() -> None:
 
 def fetch_pythons() -> None:
     """Have uv download the supported Pythons that this machine does not have."""
-    missing = [version for version in SUPPORTED if shutil.which(f"python{version}") is None]
+    default = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    missing = [v for v in SUPPORTED if v != default and not shutil.which(f"python{v}")]
     if not missing:
         return
     say(f"Not on this machine: Python {', '.join(missing)}. Downloading with uv.")
