@@ -172,7 +172,7 @@ def install(session: nox.Session, *groups: str, extras: str = EXTRAS, oldest: bo
 def drills(session: nox.Session) -> None:
     """Break real applications, and see which alert reaches a webhook."""
     if session.posargs:
-        session.skip("arguments for pytest are for tests")
+        session.skip("arguments for pytest are given")
     if not all(map(debian.which, debian.PROMETHEUS)):
         session.skip("no Prometheus")
     install(session, *EVERYTHING)
@@ -214,6 +214,8 @@ def everything(session: nox.Session) -> None:
 @nox.session(python=False, requires=["dev", f"py{NEWEST}"])
 def coverage(session: nox.Session) -> None:
     """Combine what the processes of the tests measured, and hold it against the threshold."""
+    if session.posargs:
+        session.skip("arguments for pytest are given")
     program = str(VENV / "bin" / "coverage")
     session.run(program, "combine", "--quiet", external=True)
     session.run(program, "report", external=True)

@@ -206,4 +206,7 @@ if __name__ == "__main__":
             f"python3 is {sys.version.split()[0]}, and 3.10 or newer is needed;"
             " name one that is, such as `make test PYTHON=python3.12`."
         )
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        stop("Interrupted.")
