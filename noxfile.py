@@ -18,6 +18,7 @@ tagged `check` test the working tree, with one Python.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -85,9 +86,11 @@ def keep(session: nox.Session, directory: Path, checkout: str, *requirements: st
 def pytest(session: nox.Session, *arguments: str, coverage: bool = False) -> None:
     """Run pytest, and leave a report for the table."""
     report = BUILD / "reports" / f"{session.name}.xml"
-    python = "python" if session.python is not False else str(VENV / "bin" / "python")
-    command = [*LIMIT, python, "-m"]
+    command = [*LIMIT, "python", "-m"]
     env = {}
+    if session.python is False:  # so nox has no environment for it, and that of `dev` is used
+        command = [*LIMIT, str(VENV / "bin" / "python"), "-m"]
+        env["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
     if coverage:
         command += ["coverage", "run", "-m"]
         shutil.rmtree(BUILD / "coverage", ignore_errors=True)
@@ -164,8 +167,8 @@ def install(session: nox.Session, *groups: str, extras: str = EXTRAS, oldest: bo
         requirements += ["--constraint", pins]
     session.install(*requirements)
     installed = session.run("uv", "pip", "freeze", silent=True, external=True) or ""
-    told = ("apscheduler=", "opentelemetry-api=", "opentelemetry-sdk=", "prometheus-client=")
-    session.log(" ".join(line for line in installed.splitlines() if line.startswith(told)))
+    shown = ("apscheduler=", "opentelemetry-api=", "opentelemetry-sdk=", "prometheus-client=")
+    session.log(" ".join(line for line in installed.splitlines() if line.startswith(shown)))
 
 
 @nox.session(requires=["build"])
