@@ -27,9 +27,9 @@ from typing import Any
 
 import rules_load
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import support_dashboards as support
-from servers import free_port
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.helpers import grafana_queries
+from tests.helpers.servers import free_port
 
 TARGET = 0.1  # seconds a query, for 500 jobs
 RUNS = 7
@@ -57,16 +57,18 @@ def prepared(elapsed: float) -> list[tuple[str, str, str, dict[str, str]]]:
     """Return each query: its dashboard, its panel, and how to ask it."""
     prepared = []
     for name, seconds in RANGES.items():
-        dashboard = support.load(name)
-        model = support.variables(dashboard)
-        chosen: dict[str, Any] = {key: [support.ALL] for key in model}
+        dashboard = grafana_queries.load(name)
+        model = grafana_queries.variables(dashboard)
+        chosen: dict[str, Any] = {key: [grafana_queries.ALL] for key in model}
         if name == "job":
             chosen = {"application": "load", "scheduler": "default", "job_id": "job-50"}
         span = min(seconds / FASTER, elapsed)
-        for panel, target in support.queries(dashboard):
+        for panel, target in grafana_queries.queries(dashboard):
             points = PIXELS * panel["gridPos"]["w"] // 24
-            asked = support.Range(span, points=points, scrape=rules_load.STEP)
-            query = {"query": support.fill(target["expr"], model, chosen, asked.values(panel))}
+            asked = grafana_queries.Range(span, points=points, scrape=rules_load.STEP)
+            query = {
+                "query": grafana_queries.fill(target["expr"], model, chosen, asked.values(panel))
+            }
             path = "query"
             if not target.get("instant"):
                 path = "query_range"

@@ -27,10 +27,10 @@ from PIL import Image
 
 from scene import ROOT, scene
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-import support_dashboards as support
-from servers import Prometheus
+from tests.helpers import grafana_queries
+from tests.helpers.servers import Prometheus
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "pictures"
@@ -68,12 +68,12 @@ def bundle() -> Path:
 
 def answers(server: Prometheus, dashboard: Any, chosen: Any, seconds: float, end: float) -> Any:
     """Return what each query of each panel answers."""
-    model = support.variables(dashboard)
+    model = grafana_queries.variables(dashboard)
     found: dict[int, dict[str, Any]] = {}
-    for panel, target in support.queries(dashboard):
-        span = support.Range(seconds, points=panel["gridPos"]["w"] * WIDTH // 24 // 4)
-        values = {name: chosen.get(name, [support.ALL]) for name in model}
-        query = support.fill(target["expr"], model, values, span.values(panel))
+    for panel, target in grafana_queries.queries(dashboard):
+        span = grafana_queries.Range(seconds, points=panel["gridPos"]["w"] * WIDTH // 24 // 4)
+        values = {name: chosen.get(name, [grafana_queries.ALL]) for name in model}
+        query = grafana_queries.fill(target["expr"], model, values, span.values(panel))
         if target.get("instant"):
             series = server.api("query", query=query, time=str(end))["result"]
             series = [{"metric": s["metric"], "values": [s["value"]]} for s in series]
@@ -149,8 +149,8 @@ def main() -> int:
         for name, chosen in CHOSEN.items():
             if options.only not in {None, name}:
                 continue
-            dashboard = support.load(name)
-            model = support.variables(dashboard)
+            dashboard = grafana_queries.load(name)
+            model = grafana_queries.variables(dashboard)
             height = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in dashboard["panels"])
             picture = (BUILD if options.light else IMAGES) / f"{name}.png"
             page(

@@ -1,0 +1,331 @@
+"""
+The alert rules: promtool runs their tests, and these tests see to it that nothing is left out.
+
+What each case shows is said in `alerts/tests`. Here it counts that every alert has cases in which
+it fires and in which it does not, a page that says what to do, and nothing but what Prometheus 2.42
+and the exposition offer.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.servers import required_program
+
+yaml = pytest.importorskip("yaml")
+
+pytestmark = pytest.mark.integration
+
+RULES = ROOT / "alerts" / "apscheduler.rules.yml"
+TESTS = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
+RUNBOOK = ROOT / "docs" / "runbook.md"
+RUNBOOK_URL = (
+    "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"
+)
+SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+
+TEMPLATES = ROOT / "alerts" / "templates" / "apscheduler.tmpl"
+TIME_LAYOUT = "2006-01-02 15:04:05 UTC"
+"""The only layout for times in annotations and messages, as Go's reference time."""
+
+NEVER_SILENT = {"APSchedulerWatchdog"}
+"""What has no silent case, as firing is all that it is for."""
+
+FUNCTIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        abs absent absent_over_time acos acosh asin asinh atan atanh avg_over_time ceil changes
+        clamp clamp_max clamp_min cos cosh count_over_time day_of_month day_of_week day_of_year
+        days_in_month deg delta deriv exp floor histogram_count histogram_fraction
+        histogram_quantile histogram_sum holt_winters hour idelta increase irate label_join
+        label_replace last_over_time ln log10 log2 max_over_time min_over_time minute month pi
+        predict_linear present_over_time quantile_over_time rad rate resets round scalar sgn sin
+        sinh sort sort_desc sqrt stddev_over_time stdvar_over_time sum_over_time tan tanh time
+        timestamp vector year
+        """,
+    )
+)
+"""Of Prometheus 2.42. Version 3 has them all but `holt_winters`, under another name."""
+REMOVED = {"holt_winters"}
+AGGREGATIONS = {"avg", "bottomk", "count", "count_values", "group", "max", "min", "quantile"}
+AGGREGATIONS |= {"stddev", "stdvar", "sum", "topk"}
+MODIFIERS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right"}
+
+
+def load(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+GROUPS = load(RULES)["groups"]
+RECORDED = [rule for group in GROUPS for rule in group["rules"] if "record" in rule]
+ALERTS = [rule for group in GROUPS for rule in group["rules"] if "alert" in rule]
+NAMES = sorted({rule["alert"] for rule in ALERTS})
+CASES = [
+    case
+    for path in TESTS
+    for test in load(path)["tests"]
+    for case in test.get("alert_rule_test", ())
+]
+
+
+def names_of(rule: dict[str, Any]) -> str:
+    return str(rule.get("alert") or rule["record"])
+
+
+def bare(expression: str) -> str:
+    """Return an expression without its texts and comments."""
+    return re.sub(r'"(?:\\.|[^"\\])*"|#[^\n]*', "", expression)
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Return the metrics that an expression selects by name."""
+    by_regex = re.findall(r'__name__=~"([^"]*)"', expression)
+    assert by_regex == [], "tests cannot tell which metrics that is, nor can readers"
+    return set(re.findall(r"\bapscheduler_[\w:]+", bare(expression)))
+
+
+def expressions(rule: dict[str, Any]) -> list[str]:
+    """Return what a rule asks: its expression, and the queries of its templates."""
+    templates = rule.get("annotations", {}).values()
+    queries = [
+        query for text in templates for query in re.findall(r'printf "([^"]*\{[^"]*)"', text)
+    ]
+    return [rule["expr"], *(re.sub(r"\{[^}]*\}", "", query) for query in queries)]
+
+
+def runbook() -> dict[str, list[str]]:
+    """Return the headings of the runbook that name alerts, each with the headings below it."""
+    pages: dict[str, list[str]] = {}
+    page: list[str] = []
+    for level, title in re.findall(r"^(##|###) (.+)$", RUNBOOK.read_text("utf-8"), re.MULTILINE):
+        if level == "##":
+            page = []
+            if title.startswith("APScheduler"):
+                pages[title] = page
+        else:
+            page.append(title)
+    return pages
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Return the path of promtool, which comes with Prometheus."""
+    return required_program("promtool")
+
+
+class TestPromtool:
+    """What Prometheus' own tool says."""
+
+    def test_rules_are_valid(self, promtool: str) -> None:
+        """The rules load, and none is there twice."""
+        checked = subprocess.run(
+            [promtool, "check", "rules", "--lint=all", "--lint-fatal", RULES],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+    def test_all_cases_of_a_file_pass(self, promtool: str, path: Path) -> None:
+        """All cases of a file come out as they say."""
+        ran = subprocess.run(
+            [promtool, "test", "rules", path.name],
+            cwd=path.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+class TestCases:
+    """Whether the cases are all that they should be."""
+
+    def test_there_are_cases(self) -> None:
+        """The tests that follow look at something."""
+        assert TESTS
+        assert len(NAMES) > 20
+
+    @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+    def test_each_file_evaluates_the_groups_in_the_order_of_the_rules(self, path: Path) -> None:
+        """Each file evaluates the groups as the rules have them: else promtool shuffles them."""
+        document = load(path)
+        assert document["rule_files"] == ["../apscheduler.rules.yml"]
+        assert document["group_eval_order"] == [group["name"] for group in GROUPS]
+
+    def test_each_case_has_a_name_of_its_own(self) -> None:
+        """Each case has a name of its own, so that a failure says which it is."""
+        names = [test.get("name") for path in TESTS for test in load(path)["tests"]]
+        assert all(names)
+        assert len(set(names)) == len(names)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_alert_has_a_case_in_which_it_fires(self, name: str) -> None:
+        """Each alert has a case in which it fires, with all its labels and annotations."""
+        fired = [
+            alert for case in CASES if case["alertname"] == name for alert in case["exp_alerts"]
+        ]
+        assert fired
+        for rule in ALERTS:
+            if rule["alert"] == name:
+                annotated = set(rule["annotations"])
+                assert any(set(alert["exp_annotations"]) == annotated for alert in fired)
+
+    @pytest.mark.parametrize("name", sorted(set(NAMES) - NEVER_SILENT))
+    def test_each_alert_has_a_case_in_which_it_stays_silent(self, name: str) -> None:
+        """Each alert has a case in which it does not fire."""
+        assert any(case["alertname"] == name and not case["exp_alerts"] for case in CASES)
+
+    def test_no_case_is_about_an_unknown_alert(self) -> None:
+        """No case is about an alert that there is not, which would be silent for ever."""
+        assert {case["alertname"] for case in CASES} <= set(NAMES)
+        mentioned = {
+            name
+            for path in TESTS
+            for name in re.findall(r"\bAPScheduler[A-Z]\w+", path.read_text("utf-8"))
+        }
+        assert mentioned <= set(NAMES)
+
+    def test_no_case_uses_an_unknown_metric(self) -> None:
+        """No case is fed with a metric that the exposition does not have."""
+        fed = {
+            series["series"].split("{")[0]
+            for path in TESTS
+            for test in load(path)["tests"]
+            for series in test["input_series"]
+        }
+        assert fed <= exposed()
+
+
+def exposed() -> set[str]:
+    """Return the names of all series that the page of metrics promises."""
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    names = set()
+    for name, kind in re.findall(r"^\| `(apscheduler_\w+)` \| (\w+) \|", page, re.MULTILINE):
+        names |= (
+            {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+        )
+    return names
+
+
+class TestRules:
+    """Whether the rules are all that they should be."""
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_each_alert_has_severity_summary_description_and_runbook(
+        self, rule: dict[str, Any]
+    ) -> None:
+        """Each alert has a severity, a fixed summary, a description, and a page to go to."""
+        assert rule["labels"]["severity"]
+        annotations = rule["annotations"]
+        assert re.fullmatch(r"[A-Z][^{}]*\.", annotations["summary"])
+        assert annotations["description"].endswith(".")
+        assert annotations["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_descriptions_name_the_subject_and_the_first_step(self, rule: dict[str, Any]) -> None:
+        """A description names application, scheduler and job, and says what to do first."""
+        description = rule["annotations"]["description"]
+        if rule["alert"] != "APSchedulerWatchdog":
+            assert "{{ $labels.job }}" in description
+            assert "{{ $labels.scheduler }}" in description
+            assert ". First " in description
+        if "group_left (severity, owner)" in rule["expr"]:
+            assert "{{ $labels.job_id }}" in description
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_annotations_have_the_last_success_and_the_last_process(
+        self, rule: dict[str, Any]
+    ) -> None:
+        """All alerts but the Watchdog have `last_seen`, those on jobs `last_success` as well."""
+        annotations = rule["annotations"]
+        same = ALERTS[0]["annotations"]
+        if rule["alert"] == "APSchedulerWatchdog":
+            assert "last_seen" not in annotations
+        else:
+            assert annotations["last_seen"] == same["last_seen"]
+        if "group_left (severity, owner)" in rule["expr"]:
+            assert annotations["last_success"] == same["last_success"]
+            assert "{{ else }}none seen{{ end }}" in annotations["last_success"]
+        else:
+            assert "last_success" not in annotations
+
+    def test_times_have_one_layout(self) -> None:
+        """Annotations and messages write every time in one layout, which names the time zone."""
+        annotations = [text for rule in ALERTS for text in rule["annotations"].values()]
+        for text in (*annotations, TEMPLATES.read_text("utf-8")):
+            assert "humanizeTimestamp" not in text
+            assert text.count(".Format") == text.count(f'.UTC.Format "{TIME_LAYOUT}"')
+            assert text.count("toTime") <= text.count(".Format")
+
+    @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+    def test_severities_are_those_of_the_routes(self, rule: dict[str, Any]) -> None:
+        """A severity is one that the routes know; or the application's, or else one of these."""
+        severity = rule["labels"]["severity"]
+        own = re.fullmatch(
+            r"\{\{ with \$labels\.severity \}\}\{\{ \. \}\}\{\{ else \}\}(\w+)\{\{ end \}\}",
+            severity,
+        )
+        known = {"critical", "warning", "info"}
+        assert (own[1] if own else severity) in known | ({"none"} & {severity})
+        assert ("group_left (severity, owner)" in rule["expr"]) == bool(own)
+
+    @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
+    def test_functions_exist_in_prometheus_2_42_and_3(self, rule: dict[str, Any]) -> None:
+        """Every function exists in Prometheus 2.42, and still does in version 3."""
+        for expression in expressions(rule):
+            called = set(re.findall(r"\b([a-z_][a-z0-9_]*)\s*\(", bare(expression)))
+            assert called - AGGREGATIONS - MODIFIERS <= FUNCTIONS - REMOVED
+
+    @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
+    def test_metrics_are_exposed_or_recorded(self, rule: dict[str, Any]) -> None:
+        """Every metric is one of the exposition, or recorded by a rule."""
+        known = exposed() | {recorded["record"] for recorded in RECORDED}
+        for expression in expressions(rule):
+            assert metrics_in(expression) <= known
+
+    def test_recorded_series_are_used(self) -> None:
+        """No rule records what no other rule asks for."""
+        used = {
+            metric
+            for rule in RECORDED + ALERTS
+            for expression in expressions(rule)
+            for metric in metrics_in(expression)
+            if metric != rule.get("record")
+        }
+        assert {rule["record"] for rule in RECORDED} <= used
+
+
+class TestRunbook:
+    """Whether it says what to do about every alert."""
+
+    def test_there_is_a_section_for_each_alert_and_no_other(self) -> None:
+        """There is a page for each alert, and none for another."""
+        assert sorted(runbook()) == NAMES
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_alert_has_meaning_impact_diagnosis_and_mitigation(self, name: str) -> None:
+        """A page says what the alert means, what it costs, how to find out, and what to do."""
+        assert runbook().get(name) == SECTIONS
+
+    def test_queries_ask_for_metrics_that_exist(self) -> None:
+        """Its queries ask for metrics that there are."""
+        known = exposed() | {rule["record"] for rule in RECORDED}
+        queries = re.findall(r"```promql\n(.*?)```", RUNBOOK.read_text("utf-8"), re.DOTALL)
+        assert queries
+        asked = {
+            metric
+            for query in queries
+            for metric in re.findall(r"\bapscheduler_[\w:]+", bare(query))
+        }
+        assert asked <= known

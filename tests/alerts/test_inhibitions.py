@@ -1,0 +1,205 @@
+"""Alerts that are not sent because of another alert or a maintenance window."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.alertmanager_config import alert, destinations, fresh, hasten, resolved, shipped
+from tests.helpers.alertmanager_server import Alertmanager, Receiver, alertmanager
+from tests.helpers.servers import required_program
+from tests.helpers.waiting import wait_for_answer
+
+pytestmark = pytest.mark.integration
+
+
+def hooked(config: dict[str, Any], http: Receiver) -> dict[str, Any]:
+    """Return a configuration in which each receiver is a webhook whose path is its name."""
+    config["receivers"] = [
+        {"name": name, "webhook_configs": [{"url": f"{http.url}/{name}"}]}
+        for name in destinations(config)
+    ]
+    return config
+
+
+@pytest.fixture(scope="module")
+def hooks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Alertmanager, Receiver]]:
+    """Run the shipped routes and inhibitions, with webhooks at their ends."""
+    config = shipped()
+    hasten(config)
+    with Receiver() as http:
+        config = hooked(config, http)
+        directory = tmp_path_factory.mktemp("hooks")
+        with alertmanager(required_program("prometheus-alertmanager"), directory, config) as server:
+            yield server, http
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inhibition:
+    """
+    A cause and a symptom of it.
+
+    Attributes:
+        source: the cause, by name without APScheduler.
+        target: the symptom.
+        same: labels that both have, besides job and scheduler.
+        unlike: labels that make the symptom that of something else.
+        source_labels: labels of the cause alone.
+        target_labels: labels of the symptom alone.
+    """
+
+    source: str
+    target: str
+    unlike: dict[str, str]
+    same: dict[str, str] = field(default_factory=dict)
+    source_labels: dict[str, str] = field(default_factory=dict)
+    target_labels: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        replica = "-of-replica" if "instance" in self.same else ""
+        return f"{self.source}-{self.target}{replica}-{'-'.join(self.unlike)}"
+
+
+NIGHTLY, WEEKLY = {"job_id": "nightly"}, {"job_id": "weekly"}
+HERE, THERE = {"instance": "here"}, {"instance": "there"}
+OTHER_SCHEDULER, OTHER_JOB = {"scheduler": "other"}, {"job": "other"}
+
+INHIBITIONS = [
+    *(
+        Inhibition(source=source, target=target, unlike=unlike, target_labels=NIGHTLY, **labels)
+        for source, target, labels in (
+            ("SchedulerDown", "MissedRun", {}),
+            ("SchedulerDown", "JobStarved", {}),
+            ("LoopDead", "MissedRun", {"source_labels": HERE}),
+        )
+        for unlike in (OTHER_SCHEDULER, OTHER_JOB)
+    ),
+    *(
+        Inhibition(
+            source="LoopDead", target="MissedRun", unlike=unlike, same=HERE, target_labels=NIGHTLY
+        )
+        for unlike in (THERE, OTHER_SCHEDULER, OTHER_JOB)
+    ),
+    *(
+        Inhibition(source=source, target=target, unlike=unlike, same=NIGHTLY)
+        for source, target in (
+            ("JobStuck", "RunsSkipped"),
+            ("JobStuck", "JobOverrunning"),
+            ("JobStuck", "MissedRun"),
+            ("JobFailing", "RunFailed"),
+            ("JobDisappeared", "MissedRun"),
+            ("RunsSkipped", "MissedRun"),
+        )
+        for unlike in (WEEKLY, OTHER_SCHEDULER, OTHER_JOB)
+    ),
+]
+
+UNRELATED = {"critical": "APSchedulerRunsLost", "warning": "APSchedulerRunsMissed"}
+"""Alerts that nothing silences; each is sent in the message in which a symptom would be."""
+
+
+class TestInhibition:
+    """A cause silences its symptoms."""
+
+    def test_tests_know_all_inhibitions_of_the_file(self) -> None:
+        """The causes and symptoms tested here are all that the file has."""
+        pairs = {
+            pair
+            for rule in shipped()["inhibit_rules"]
+            for pair in itertools.product(
+                *(
+                    re.findall(r"APScheduler(\w+)", str(rule[side]))
+                    for side in ("source_matchers", "target_matchers")
+                )
+            )
+        }
+        assert pairs == {(inhibition.source, inhibition.target) for inhibition in INHIBITIONS}
+
+    @pytest.mark.parametrize("inhibition", INHIBITIONS, ids=str)
+    def test_symptom_is_not_sent_while_its_cause_fires(
+        self, hooks: tuple[Alertmanager, Receiver], inhibition: Inhibition
+    ) -> None:
+        """The cause arrives, its symptom does not, and the same symptom of another thing does."""
+        server, http = hooks
+        application = fresh("inhibition")
+        labels = {"job": application, "scheduler": "default", **inhibition.same}
+        source = alert(f"APScheduler{inhibition.source}", **labels, **inhibition.source_labels)
+        name = f"APScheduler{inhibition.target}"
+        labels |= inhibition.target_labels
+        unlike = {**labels, **inhibition.unlike}
+        if unlike["job"] != application:
+            unlike["job"] = f"{application}-other"
+        # The first symptom only tells when Alertmanager knows the cause, which takes it a moment.
+        probe, target, other = (
+            alert(name, probe=number, **own)
+            for number, own in (("0", labels), ("1", labels), ("2", unlike))
+        )
+        server.post(source, probe)
+        cause = wait_for_answer(lambda: server.suppressed(**probe["labels"]))
+        assert [found["fingerprint"] for found in server.alerts(**source["labels"])] == cause
+        beside = alert(UNRELATED[target["labels"]["severity"]], **labels)
+        server.post(target, beside, other)
+        http.wait_for(lambda post: post.has(**source["labels"]))
+        http.wait_for(lambda post: post.has(**beside["labels"]))
+        http.wait_for(lambda post: post.has(**other["labels"]))
+        assert server.suppressed(**target["labels"]) == cause
+        assert not any(post.has(**target["labels"]) for post in http.items)
+
+    def test_symptom_that_outlives_its_cause_is_sent(
+        self, hooks: tuple[Alertmanager, Receiver]
+    ) -> None:
+        """A symptom that outlives its cause is sent then."""
+        server, http = hooks
+        labels = {"job": fresh("follows"), "scheduler": "default"}
+        down = alert("APSchedulerSchedulerDown", **labels)
+        missed = alert("APSchedulerMissedRun", job_id="nightly", **labels)
+        server.post(down, missed)
+        wait_for_answer(lambda: server.suppressed(**missed["labels"]))
+        server.post(resolved(down))
+        http.wait_for(lambda post: post.has(**missed["labels"]))
+
+    def test_alert_without_job_id_inhibits_no_alert_on_jobs(
+        self, hooks: tuple[Alertmanager, Receiver]
+    ) -> None:
+        """When APScheduler has dropped a job and does not say which, all jobs are still heard."""
+        server, http = hooks
+        labels = {"job": fresh("nameless"), "scheduler": "default"}
+        nameless = alert("APSchedulerMissedRun", **labels)  # tells when the cause is known
+        server.post(alert("APSchedulerJobDisappeared", **labels), nameless)
+        wait_for_answer(lambda: [a for a in server.alerts(**labels) if a["status"]["inhibitedBy"]])
+        missed = alert("APSchedulerMissedRun", job_id="nightly", **labels)
+        server.post(missed)
+        http.wait_for(lambda post: post.has(**missed["labels"]))
+
+
+class TestMaintenance:
+    """The window that mutes."""
+
+    def test_nothing_but_the_watchdog_is_sent_in_the_window(self, tmp_path: Path) -> None:
+        """While it is open, neither pages nor messages leave, and the Watchdog pings on."""
+        config = shipped()
+        hasten(config)
+        config["route"]["group_interval"] = "1h"  # so that each group is looked at once
+        config["time_intervals"][0]["time_intervals"] = [{"years": ["1970:2999"]}]  # now
+        labels = {"job": fresh("muted"), "scheduler": "default", "job_id": "nightly"}
+        with Receiver() as http:
+            config = hooked(config, http)
+            binary = required_program("prometheus-alertmanager")
+            with alertmanager(binary, tmp_path, config, "--log.level=debug") as server:
+                server.post(
+                    alert("APSchedulerRunsLost", owner="payments", **labels),
+                    alert("APSchedulerRunsMissed", **labels),
+                )
+                # Payments, critical and warning.
+                wait_for_answer(
+                    lambda: server.log.read_text().count("route is within mute time") >= 3
+                )
+                server.post(alert("APSchedulerWatchdog"))
+                http.wait_for(lambda post: post.path == "/watchdog")
+                assert {post.path for post in http.items} == {"/watchdog"}

@@ -1,0 +1,91 @@
+"""The benchmarks: that they work, and never how fast anything is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+ROWS = re.findall(r' name="([^"]+)"', (BENCHMARKS / "run_cost" / "rows.py").read_text("utf-8"))
+
+
+def measure_row(
+    row: str, *arguments: str, timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """Measure next to nothing of one row."""
+    few = ("--only-rows", row, "--jobs", "3", *arguments)
+    command = [sys.executable, str(BENCHMARKS / "runs.py"), *few]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.slow
+class TestBenchmarks:
+    """Programs that measure; `make bench` runs all of them."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (("stress.py", "--seconds", "0.5", "--repeat", "1"), "a second, "),
+            (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
+            (("interference.py", "--jobs", "10", "--seconds", "0.5"), "asyncio      10"),
+            (("memory.py", "--jobs", "20", "--repeat", "1"), "start with 20 stored jobs, with us"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    )
+    def test_benchmarks_run_to_their_end_and_print_results(
+        self, arguments: tuple[str, ...], told: str
+    ) -> None:
+        """They come to their end, and tell what they say they do."""
+        pytest.importorskip("time_machine")
+        pytest.importorskip("sqlalchemy")
+        script, *rest = arguments
+        command = [sys.executable, str(BENCHMARKS / script), *rest]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, told in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+class TestRuns:
+    """`runs.py`, which has a row for every way of running jobs."""
+
+    @pytest.mark.parametrize("row", ROWS)
+    def test_verdict_and_exit_status_follow_from_the_ratio(self, row: str) -> None:
+        """The verdict and the exit status follow from the ratio that is printed."""
+        pytest.importorskip("opentelemetry.sdk")
+        framework = row.partition("-")[0]
+        if framework in {"gevent", "tornado", "twisted"}:
+            pytest.importorskip(framework)
+        names = ("bare", "listener", "metrics")
+        done = measure_row(row, "--repeat", "1", "--clocks", "--contenders", *names)
+        pattern = rf"^{row} .* - +([\d.]+) +(met|MISSED) +(-?[\d.]+)$"
+        [verdict] = re.findall(pattern, done.stdout, re.MULTILINE) or [pytest.fail(done.stderr)]
+        target, word, ratio = float(verdict[0]), verdict[1], float(verdict[2])
+        if ratio != target:  # or rounding hides which one is larger
+            assert (ratio > target) == (word == "MISSED")
+        assert (word == "MISSED") == (done.returncode == 1)
+
+    @pytest.mark.timeout(320)  # valgrind takes half a minute to start a pool's worker
+    @pytest.mark.skipif(shutil.which("callgrind_control") is None, reason="there is no valgrind")
+    @pytest.mark.parametrize("row", ["debug-100", "process-pool-100"])
+    def test_instructions_of_process_and_pool_worker_are_counted(self, row: str) -> None:
+        """Those of the process itself, and those of a pool's worker."""
+        pytest.importorskip("opentelemetry.sdk")
+        bare = ("--instructions", "--hash-seeds", "0", "--contenders", "bare")
+        done = measure_row(row, *bare, timeout=300)
+        if "valgrind cannot be controlled" in done.stdout:
+            pytest.skip("no process may trace another one here")
+        counts = re.findall(rf"^{row} .* (\d+) instructions", done.stdout, re.MULTILINE)
+        assert (len(counts), all(map(int, counts))) == (1, True), done.stdout + done.stderr
+
+    def test_unknown_row_is_refused(self) -> None:
+        """A misspelt contender ends it before anything is measured."""
+        pytest.importorskip("opentelemetry.sdk")
+        command = [sys.executable, str(BENCHMARKS / "runs.py"), "--contenders", "metric"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, "'metric' is no contender" in done.stderr) == (2, True)

@@ -1,0 +1,161 @@
+"""Scrapes and passes in the main thread that a signal, Ctrl-C or a lack of memory interrupts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.executors.base import BaseExecutor, run_job
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from prometheus_client import generate_latest
+
+import apscheduler_telemetry
+from tests.helpers import jobs
+from tests.helpers.interruptions import Timeout, interrupt
+from tests.helpers.metrics import check_counts, errors_of, recorder_of, registry_of
+from tests.helpers.rigs import HandRig, hand_driven_rig
+from tests.helpers.waiting import run_in_thread
+
+OUR_FILES = tuple(map(str, Path(apscheduler_telemetry.__file__).parent.rglob("*.py")))
+
+
+def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -> bool:
+    """Raise an exception by a signal at the n-th line of ours that `read` executes."""
+
+    def handler(*_: Any) -> None:
+        raise raised
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        return interrupt(read, OUR_FILES, lambda: signal.raise_signal(signal.SIGALRM), number)
+    except type(raised):
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class TestScrape:
+    """An exception from outside at any executed line of ours, with runs in every state."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("raised", [Timeout(), KeyboardInterrupt(), MemoryError()], ids=repr)
+    def test_scrape_after_an_interrupted_scrape_is_right(self, raised: BaseException) -> None:
+        """No run is lost or counted twice, and another thread can scrape."""
+        started, may_end = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            started.set()
+            may_end.wait()
+
+        with hand_driven_rig({"default": DebugExecutor(), "threads": ThreadPoolExecutor(2)}) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10, id="good")
+            rig.add(jobs.fail, "interval", seconds=10, id="bad")
+            rig.add(hold, id="running", executor="threads")
+            registry = registry_of(rig.telemetry)
+            passes = line = 0
+            while True:
+                rig.after(10)
+                passes += 1
+                assert started.wait(jobs.PATIENCE)
+                if not executed_line(line, lambda: generate_latest(registry), raised):
+                    break
+                run_in_thread(lambda: generate_latest(registry))
+                assert counts(rig) == {
+                    "good": ({"success": passes}, 0),
+                    "bad": ({"error": passes}, 0),
+                    "running": ({}, 1),
+                }
+                line += 1 if line < 100 else 7
+            assert line > 300
+            may_end.set()
+            rig.settle()
+            assert rig.outcomes("running") == {"success": 1}
+            rig.failing = {"collector"} if isinstance(raised, Exception) else set()
+            assert set(errors_of(rig.telemetry).counts()) >= rig.failing
+
+
+class TestPass:
+    """The same in a pass over due jobs that runs a job in the main thread."""
+
+    @pytest.mark.parametrize("func", [jobs.nothing, jobs.fail])
+    def test_no_run_stays_in_flight_after_an_interrupted_pass(
+        self, func: Callable[[], None]
+    ) -> None:
+        """What was recorded as due has ended, once, and nothing counts as cancelled."""
+        line = 0
+        while True:
+            with hand_driven_rig({"default": DebugExecutor()}) as rig:
+                rig.is_told = False  # Ctrl-C keeps APScheduler from it
+                rig.add(func, "interval", seconds=10)
+                rig.clock.advance(10)
+                was_there = executed_line(line, rig.scheduler.turn, KeyboardInterrupt())
+                job = rig.job()
+                assert (job.running, job.queued, job.cancelled_run_due_at) == (0, 0, None), line
+                assert sum(job.outcomes.values()) <= 1
+                rig.scheduler._executors["default"]._instances.clear()
+            if not was_there:
+                break
+            line += 1
+        assert line > 100
+
+
+class Delegating(BaseExecutor):
+    """An executor that reports results later, as asyncio's does from a callback of its loop."""
+
+    submitted: tuple[Any, Any]
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        self.submitted = job, run_times
+
+    def run(self, failure: Exception | None) -> Callable[[], None]:
+        """Run what was submitted, and return what reports its result."""
+        job, run_times = self.submitted
+        if failure is not None:
+            return lambda: self._run_job_error(job.id, failure)
+        events = run_job(job, "default", run_times, "apscheduler")
+        return lambda: self._run_job_success(job.id, events)
+
+
+class TestResult:
+    """The same where the main thread reports a result, and no submission goes on."""
+
+    @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Timeout(), OSError()], ids=repr)
+    @pytest.mark.parametrize("failure", [None, ValueError()], ids=repr)
+    def test_the_run_ends_once(
+        self, failure: Exception | None, interruption: BaseException
+    ) -> None:
+        """It has an outcome, and APScheduler hears of the result."""
+        # At the first line, `try`, nothing of ours has begun that could go on.
+        line, was_there, unheard = 1, True, 0
+        while was_there:
+            executor = Delegating()
+            with hand_driven_rig({"default": executor}) as rig:
+                rig.is_told = False  # an exception in the middle keeps listeners from it
+                rig.add(jobs.nothing, "interval", seconds=10)
+                rig.after(10)
+                was_there = executed_line(line, executor.run(failure), interruption)
+                job = rig.job()
+                assert (job.running, job.queued) == (0, 0), line
+                assert sum(job.outcomes.values()) == 1
+                unheard += executor._instances.pop("job", 0)
+                rig.failing = {k for k, n in errors_of(rig.telemetry).counts().items() if n}
+            line += 1
+        assert line > 20
+        assert unheard <= 2  # at the lines that pass the result on
+
+
+def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
+    """Return, of each job, how often it had which outcome, and how many of its runs are running."""
+    check_counts(rig.telemetry)
+    return {
+        job.label: (
+            {outcome.value: n for outcome, n in job.stats.outcomes.items() if n},
+            job.in_flight.running,
+        )
+        for job in recorder_of(rig.telemetry).snapshots()
+    }

@@ -1,0 +1,182 @@
+"""The dashboards' queries, asked of a scene in which every number is known."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.helpers import dashboards_scene as scene
+from tests.helpers import grafana_queries
+from tests.helpers.grafana_queries import ALL, NAMES, Range, each_dashboard, every_query, find
+from tests.helpers.servers import Prometheus, free_port, get, running_process
+from tests.helpers.waiting import wait_for_answer
+
+pytestmark = pytest.mark.once
+
+
+class Stage:
+    """A Prometheus that holds the scene, and nothing else."""
+
+    def __init__(self, prometheus: Prometheus) -> None:
+        self.prometheus = prometheus
+
+    def ask(
+        self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any
+    ) -> list[tuple[dict[str, str], float]]:
+        """Return labels and values of what an expression, filled in, had at the scene's end."""
+        model = grafana_queries.variables(grafana_queries.load(name))
+        values = {key: chosen.get(key, [ALL]) for key in model}
+        window = Range(scene.RANGE, scrape=scene.SCRAPE)
+        filled = grafana_queries.fill(expression, model, values, window.values(panel))
+        found = self.prometheus.api("query", query=filled, time=str(scene.NOW))
+        return [
+            (series["metric"], float((series.get("value") or series["values"][-1])[1]))
+            for series in found["result"]
+        ]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Write the scene into blocks, as if Prometheus had scraped it, and start one upon them."""
+    binary, promtool = shutil.which("prometheus"), shutil.which("promtool")
+    if binary is None or promtool is None:
+        pytest.skip("prometheus is not installed")
+    directory = tmp_path_factory.mktemp("scene")
+    text = directory / "scene.om"
+    text.write_text("".join(scene.openmetrics()), encoding="utf-8")
+    tsdb = directory / "tsdb"
+    subprocess.run(
+        [promtool, "tsdb", "create-blocks-from", "openmetrics", text, tsdb],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    config = directory / "prometheus.yml"
+    config.write_text("{}")
+    port = free_port()
+    server = [
+        binary,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tsdb}",
+        "--storage.tsdb.retention.time=100y",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with running_process(server, directory / "prometheus.log"):
+        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        wait_for_answer(lambda: get(f"{prometheus.url}/-/ready")[0] == 200)
+        yield Stage(prometheus)
+
+
+def by_labels(answer: list[tuple[dict[str, str], float]]) -> dict[str, float]:
+    """Return values by what distinguishes them, which is never the application's name."""
+    assert {metric.get("job", "shop") for metric, _ in answer} <= {"shop"}
+    values = {
+        " ".join(metric[key] for key in sorted(metric) if key not in {"__name__", "job"}): value
+        for metric, value in answer
+    }
+    assert len(values) == len(answer)
+    return values
+
+
+def exactly(answer: dict[str, float]) -> Any:
+    """Return what equals an answer but for the last digits of its numbers, which no state has."""
+    return pytest.approx(answer, rel=1e-13)
+
+
+def position(name: str, title: str, ref: str) -> int:
+    """Return which of its panel's queries one is."""
+    panel, _ = find(name, title, ref)
+    return [target["refId"] for target in panel["targets"]].index(ref)
+
+
+@pytest.mark.integration
+class TestNumbers:
+    """Each query's answer is the one that can be worked out by hand."""
+
+    @pytest.mark.parametrize(("name", "title", "ref"), every_query())
+    def test_every_query_has_exactly_the_known_answer(
+        self, stage: Stage, name: str, title: str, ref: str
+    ) -> None:
+        """All of what is asked for, nothing of an application of the same names, and no other."""
+        panel, target = find(name, title, ref)
+        chosen: dict[str, Any] = {"application": ["shop"]}
+        if name == "job":
+            chosen = {"application": "shop", "scheduler": "main", "job_id": "report"}
+
+        answer = by_labels(stage.ask(name, panel, target["expr"], **chosen))
+
+        assert answer == exactly(scene.ANSWERS[name][title][position(name, title, ref)])
+
+    @pytest.mark.parametrize(("scheduler", "job"), scene.OTHERS)
+    def test_job_dashboard_has_the_known_numbers_of_one_job(
+        self, stage: Stage, scheduler: str, job: str
+    ) -> None:
+        """A job's dashboard tells troubles apart, and has what is remembered of a dead process."""
+        expected = scene.OTHERS[scheduler, job]
+        chosen = {"application": "shop", "scheduler": scheduler, "job_id": job}
+
+        answers: dict[str, list[dict[str, float]]] = {}
+        for panel, target in grafana_queries.queries(grafana_queries.load("job")):
+            if panel["title"] in expected:
+                answer = by_labels(stage.ask("job", panel, target["expr"], **chosen))
+                answers.setdefault(panel["title"], []).append(answer)
+
+        assert answers == {title: [exactly(one) for one in expected[title]] for title in expected}
+
+    @each_dashboard
+    def test_every_selector_finds_something(self, stage: Stage, name: str) -> None:
+        """Each selector has something to select, so that none is a slip of the pen."""
+        idle = []
+        for panel, target in grafana_queries.queries(grafana_queries.load(name)):
+            for metric, matchers in grafana_queries.selectors(target["expr"]):
+                anything = re.sub(r"\$\{\w+:regex\}", ".*", matchers)
+                if not stage.ask(name, panel, f"{metric}{{{anything}}}[{scene.LENGTH}s]"):
+                    idle.append((panel["title"], metric, matchers))
+
+        assert idle == []
+
+    def test_all_applications_together_are_their_sum(self, stage: Stage) -> None:
+        """All applications together are the sum of both; the watchdog is no alert that fires."""
+        answers = {
+            title: stage.ask("overview", panel, target["expr"])
+            for title in ("Jobs in trouble", "Alerts firing", "Running now")
+            for panel, target in [find("overview", title, "A")]
+        }
+
+        assert answers == {
+            "Jobs in trouble": [({}, 18)],
+            "Alerts firing": [({}, 12)],
+            "Running now": [({}, 14)],
+        }
+        panel, target = find("overview", "Alerts that fire", "A")
+        assert len(stage.ask("overview", panel, target["expr"])) == 12
+
+    @pytest.mark.parametrize(
+        ("name", "variable"),
+        [
+            (name, variable)
+            for name in NAMES
+            for variable in grafana_queries.variables(grafana_queries.load(name))
+            if variable != "datasource"
+        ],
+    )
+    def test_selection_that_does_not_exist_has_no_answer(
+        self, stage: Stage, name: str, variable: str
+    ) -> None:
+        """Whoever asks for what does not exist is told nothing, instead of something else."""
+        chosen: dict[str, Any] = {"application": "shop", "scheduler": "main", "job_id": "report"}
+        chosen[variable] = "nobody"
+
+        answered = {
+            panel["title"]
+            for panel, target in grafana_queries.queries(grafana_queries.load(name))
+            if stage.ask(name, panel, target["expr"], **chosen)
+        }
+
+        of_schedulers = {"overview": {"Schedulers", "Alerts firing"}, "job": {"Run history"}}
+        assert answered == (of_schedulers[name] if variable == "job_id" else set())

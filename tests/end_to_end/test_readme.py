@@ -1,0 +1,266 @@
+"""
+The README works: its script runs, its commands lead to an alert, its web snippets are scraped.
+
+Only addresses and waiting times are replaced, so that tests can run beside each other.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.servers import free_port, get, running_process
+from tests.helpers.waiting import wait_for_answer
+
+README = (ROOT / "README.md").read_text("utf-8")
+PEERS = ROOT / "benchmarks" / "peers.py"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def block(language: str, part: str) -> str:
+    """Return the only block of a language that contains `part`."""
+    [found] = [text for text in blocks(language) if part in text]
+    return found
+
+
+def command(start: str) -> list[str]:
+    """Return the words of the only command that starts in this way."""
+    lines = [line for text in blocks("console") for line in text.splitlines()]
+    [found] = [line[2:] for line in lines if line.startswith(f"$ {start}")]
+    return shlex.split(found, comments=True)
+
+
+def peers_table() -> list[list[str]]:
+    """Return the rows of the comparison, without its headings."""
+    text = README.split("<!-- peers.py -->\n")[1].split("<!-- end -->")[0]
+    return [[cell.strip() for cell in line.split(" | ")] for line in rows_of(text)][2:]
+
+
+def rows_of(text: str) -> list[str]:
+    return [line.strip("| ") for line in text.splitlines() if line.startswith("| ")]
+
+
+@contextlib.contextmanager
+def script(directory: Path) -> Iterator[int]:
+    """Run the first Python block as a script, and return the port of its metrics."""
+    port = free_port()
+    text = block("python", "BlockingScheduler()")
+    assert "start_http_server(9476)" in text
+    assert text.count("seconds=10") == 2
+    text = text.replace("9476", str(port)).replace("seconds=10", "seconds=1")
+    (directory / "app.py").write_text(text)
+    with running_process(
+        [sys.executable, "app.py"], directory / "app.log", cwd=directory
+    ) as process:
+        wait_for_answer(lambda: get(f"http://127.0.0.1:{port}/metrics")[0] == 200)
+        yield port
+        assert process.poll() is None, (directory / "app.log").read_text()
+
+
+@pytest.mark.once
+class TestText:
+    """What a look at the page tells."""
+
+    def test_python_compiles(self) -> None:
+        """Each Python block can be parsed."""
+        assert len(blocks("python")) == 3
+        for text in blocks("python"):
+            ast.parse(text)
+
+    def test_developers_need_two_commands(self) -> None:
+        """The README names `make demo` and `make test`, and no other target."""
+        assert set(re.findall(r"make (\w+) ", "".join(blocks("console")))) == {"demo", "test"}
+
+    def test_comparison_has_the_situations_of_its_program(self) -> None:
+        """The first column of the comparison is what `benchmarks/peers.py` runs, in its order."""
+        situations = re.findall(r'    Situation\("([^"]+)"', PEERS.read_text("utf-8"))
+        assert situations == [row[0] for row in peers_table()]
+        assert {len(row) for row in peers_table()} == {7}
+
+
+@pytest.mark.integration
+class TestScript:
+    """The script at the top."""
+
+    def test_keeps_running_and_shows_metrics(self, tmp_path: Path) -> None:
+        """`curl` prints what the README shows, with other counts, while the script runs on."""
+        shown = block("console", "$ curl").splitlines()
+        assert shown[0] == "$ curl -s http://127.0.0.1:9476/metrics | grep 'outcome=\"error\"'"
+        with script(tmp_path) as port:
+
+            def printed() -> list[str]:
+                _, page = get(f"http://127.0.0.1:{port}/metrics")
+                return [line for line in page.splitlines() if 'outcome="error"' in line]
+
+            wait_for_answer(lambda: printed()[:1] == shown[1:2])
+            assert shown[2:] == printed()[1:]
+            assert get(f"http://127.0.0.1:{port}/health")[0] == 200
+
+
+@pytest.mark.integration
+class TestAlert:
+    """From the script to an alert."""
+
+    def test_commands_lead_to_the_alert(self, tmp_path: Path) -> None:
+        """The commands start Prometheus and Alertmanager, and both show the alert."""
+        for program in ("prometheus", "prometheus-alertmanager", "amtool"):
+            if shutil.which(program) is None:
+                pytest.skip(f"{program} is not installed")
+        [config] = blocks("yaml")
+        export = command("apscheduler-telemetry export")
+        subprocess.run(
+            [Path(sys.executable).parent / export[0], *export[1:]],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+        ports = {"9090": free_port(), "9093": free_port()}
+        with script(tmp_path) as port:
+            for there, here in (
+                ("127.0.0.1:9476", f"127.0.0.1:{port}"),
+                ("127.0.0.1:9093", f"127.0.0.1:{ports['9093']}"),
+                ("_interval: 30s", "_interval: 1s"),
+            ):
+                assert there in config
+                config = config.replace(there, here)
+            (tmp_path / "prometheus.yml").write_text(config)
+            with (
+                running_process(
+                    [
+                        *command("prometheus --config"),
+                        f"--web.listen-address=127.0.0.1:{ports['9090']}",
+                        # An alert that fires before Alertmanager is discovered is sent again soon.
+                        "--rules.alert.resend-delay=1s",
+                    ],
+                    tmp_path / "prometheus.log",
+                    cwd=tmp_path,
+                ),
+                running_process(
+                    [
+                        *command("prometheus-alertmanager"),
+                        f"--web.listen-address=127.0.0.1:{ports['9093']}",
+                    ],
+                    tmp_path / "alertmanager.log",
+                    cwd=tmp_path,
+                ),
+            ):
+                ask = [word.replace("9093", str(ports["9093"])) for word in command("amtool alert")]
+
+                def listed() -> bool:
+                    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+                    return "APSchedulerJobFailing" in done.stdout
+
+                wait_for_answer(listed, 60)
+                self.check_page(f"http://127.0.0.1:{ports['9090']}")
+
+    def check_page(self, url: str) -> None:
+        """Debian's Prometheus shows the alert on the page that the README names for it."""
+        assert "<http://127.0.0.1:9090/classic/alerts>" in README
+        version = subprocess.run(
+            ["prometheus", "--version"], capture_output=True, text=True, check=True
+        )
+        if "+ds" in version.stdout + version.stderr:  # Debian's sources, without the newer pages
+            status, page = get(f"{url}/classic/alerts")
+            assert (status, "APSchedulerJobFailing" in page) == (200, True)
+
+
+@pytest.mark.integration
+class TestWebApplications:
+    """The snippets for Flask and FastAPI, in the smallest application around them."""
+
+    APPLICATION = """
+from apscheduler.schedulers.background import BackgroundScheduler
+from {package} import {framework}
+from apscheduler_telemetry import instrument
+
+app = {framework}({arguments})
+scheduler = BackgroundScheduler()
+scheduler.add_job(print, "interval", seconds=1, id="tick")
+{snippet}
+scheduler.start()
+"""
+
+    def scrape(self, directory: Path, framework: str, server: list[str], text: str) -> None:
+        """Run the application, and scrape the path that the README names."""
+        said = re.search(rf"# {framework}, .*: scrape port \d+ with metrics_path: (\S+)", text)
+        assert said is not None
+        (directory / "webapp.py").write_text(text)
+        port = free_port()
+        with running_process(
+            [sys.executable, "-m", *server, "--port", str(port)], directory / "log", cwd=directory
+        ):
+
+            def counted() -> bool:
+                status, page = get(f"http://127.0.0.1:{port}{said[1]}")
+                assert status == 200, page
+                return bool(re.search(r'runs_total\{job_id="tick",.*"success".*\} [1-9]', page))
+
+            wait_for_answer(counted)
+            assert get(f"http://127.0.0.1:{port}{said[1].replace('metrics', 'health')}")[0] == 200
+
+    def test_flask(self, tmp_path: Path) -> None:
+        """`flask run` has the port of the README, and its metrics path answers with the metrics."""
+        cli = pytest.importorskip("flask.cli")
+        [port] = [option.default for option in cli.run_command.params if option.name == "port"]
+        assert f"# Flask, started by `flask run`: scrape port {port} with" in README
+        text = self.APPLICATION.format(
+            package="flask",
+            framework="Flask",
+            arguments="__name__",
+            snippet=block("python", "wsgi_app"),
+        )
+        self.scrape(tmp_path, "Flask", ["flask", "--app", "webapp", "run"], text)
+
+    def test_fastapi(self, tmp_path: Path) -> None:
+        """`uvicorn` has the port of the README, and its metrics path answers with the metrics."""
+        pytest.importorskip("fastapi")
+        uvicorn = pytest.importorskip("uvicorn")
+        port = inspect.signature(uvicorn.Config).parameters["port"].default
+        assert f"# FastAPI, started by `uvicorn`: scrape port {port} with" in README
+        text = self.APPLICATION.format(
+            package="fastapi",
+            framework="FastAPI",
+            arguments="",
+            snippet=block("python", "asgi_app"),
+        )
+        self.scrape(tmp_path, "FastAPI", ["uvicorn", "webapp:app"], text)
+
+
+@pytest.mark.slow
+@pytest.mark.once
+class TestComparison:
+    """The comparison with other packages."""
+
+    def test_counts_are_those_that_the_program_prints(self) -> None:
+        """A new run of `peers.py` prints the README's counts, ours and those of a listener."""
+        done = subprocess.run(
+            [
+                *(sys.executable, PEERS, "--counts-only"),
+                *("--peers", "apscheduler-telemetry", "listener"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed = [row.split(" | ")[:4] for row in rows_of(done.stdout)][2:]
+        assert printed == [
+            [*row[:2], *(cell.partition("→")[0].strip() or "nothing" for cell in row[2:4])]
+            for row in peers_table()
+        ]

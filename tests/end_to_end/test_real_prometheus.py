@@ -1,0 +1,193 @@
+"""An instrumented application, scraped by a real Prometheus and read back through its API."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import APPLICATIONS, ROOT
+from tests.helpers.servers import Prometheus, get, prometheus, required_program
+from tests.helpers.waiting import wait_for_answer
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def binary() -> str:
+    """Return the path of Prometheus; a machine without it cannot run these tests."""
+    return required_program("prometheus")
+
+
+@pytest.fixture(scope="module")
+def scraped(binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Run the application and a Prometheus that scrapes it."""
+    directory = tmp_path_factory.mktemp("scraped")
+    process = subprocess.Popen(
+        [sys.executable, APPLICATIONS / "scraped.py"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    try:
+        with prometheus(binary, directory, [f"127.0.0.1:{port}"]) as server:
+            yield server
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+        process.stdout.close()
+
+
+class TestScrape:
+    """What a real Prometheus makes of `/metrics`."""
+
+    def test_prometheus_accepts_the_exposition(self, scraped: Prometheus) -> None:
+        """Prometheus takes the exposition without complaint."""
+        wait_for_answer(lambda: scraped.value("up") == 1)
+        [target] = scraped.api("targets")["activeTargets"]
+        assert target["lastError"] == ""
+
+    def test_runs_arrive_under_their_outcome(self, scraped: Prometheus) -> None:
+        """Runs arrive under their outcome, with Prometheus' own labels beside ours."""
+        query = 'apscheduler_job_runs_total{job_id="ok",outcome="success"}'
+        wait_for_answer(lambda: scraped.value(query) >= 2)
+        [(labels, _)] = scraped.query(query)
+        assert labels["job"] == "app"
+        assert labels["instance"].startswith("127.0.0.1:")
+        assert labels["scheduler"] == "default"
+        wait_for_answer(
+            lambda: scraped.value(query.replace("ok", "fails").replace("success", "error"))
+        )
+        wait_for_answer(
+            lambda: scraped.value(query.replace("ok", "killed").replace("success", "lost"))
+        )
+
+    def test_due_runs_of_a_regular_job_match_its_lifetime(self, scraped: Prometheus) -> None:
+        """A regular job has had as many due runs as fit into its life, give or take two."""
+        query = 'apscheduler_job_runs_total{job_id="ok"}'
+        born = wait_for_answer(
+            lambda: scraped.value("apscheduler_scheduler_start_timestamp_seconds")
+        )
+        wait_for_answer(lambda: scraped.value(f"sum({query})") >= 10)
+        [(_, counted)] = scraped.query(f"sum({query})")
+        [(_, scraped_at)] = scraped.query(f"max(timestamp({query}))")
+        assert counted == pytest.approx((scraped_at - born) / 0.5, abs=2)
+
+    def test_quantiles_are_near_the_duration_of_the_job(self, scraped: Prometheus) -> None:
+        """Quantiles of durations come out near what the job takes."""
+        query = (
+            "histogram_quantile(0.95, sum by (le)"
+            ' (rate(apscheduler_job_run_duration_seconds_bucket{job_id="ok"}[30s])))'
+        )
+        assert wait_for_answer(lambda: 0.005 <= scraped.value(query) <= 0.25)
+
+    def test_run_with_a_span_leaves_an_exemplar(self, scraped: Prometheus) -> None:
+        """A run with a recording span leaves its trace id at the histogram."""
+
+        def exemplars() -> list[dict[str, str]]:
+            found = scraped.api(
+                "query_exemplars",
+                query="apscheduler_job_run_duration_seconds_bucket",
+                start=str(time.time() - 60),
+                end=str(time.time() + 60),
+            )
+            return [e["labels"] for series in found for e in series["exemplars"]]
+
+        [labels, *_] = wait_for_answer(exemplars)
+        assert re.fullmatch("[0-9a-f]{32}", labels["trace_id"])
+        assert re.fullmatch("[0-9a-f]{16}", labels["span_id"])
+
+    def test_next_runs_are_comparable_with_the_clock_of_prometheus(
+        self, scraped: Prometheus
+    ) -> None:
+        """Promises are comparable with Prometheus' own clock."""
+        query = 'apscheduler_job_next_run_timestamp_seconds{job_id="ok"} - time()'
+        wait_for_answer(lambda: -5 < scraped.value(query) < 5)
+
+
+class TestDemo:
+    """`make demo`, without the set-up."""
+
+    def run(self, seconds: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "DEMO_SECONDS": seconds, "COLUMNS": "80"}
+        if path is not None:
+            environment["PATH"] = path
+        return subprocess.run(
+            [sys.executable, ROOT / "examples" / "demo" / "run.py"],
+            env=environment,
+            stdin=subprocess.DEVNULL,  # so that no terminal says how wide the tables may be
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def test_demo_shows_everything_and_exits_with_0(self, binary: str) -> None:
+        """It shows everything that it should, in plain lines of 80 characters."""
+        done = self.run("30")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "FAILED" not in done.stdout
+        assert "is too short" not in done.stdout
+        assert done.stderr == ""
+        assert "\x1b" not in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80
+
+    def test_demo_that_is_too_short_does_not_exit_with_0(self, binary: str) -> None:
+        """If it cannot show everything, it says how long it needs and fails."""
+        done = self.run("1")
+        assert done.returncode == 1
+        assert "FAILED" in done.stdout
+        first, *_, last = done.stdout.splitlines()
+        assert first == "DEMO_SECONDS=1 is too short. The demo needs about 30 seconds."
+        assert last == "DEMO_SECONDS=1 was too short. The demo needs about 30 seconds."
+
+    def test_demo_without_prometheus_reads_the_metrics_itself(self, tmp_path: Path) -> None:
+        """Where there is no Prometheus it says so in a line and reads /metrics."""
+        done = self.run("20", path=str(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Prometheus    is not installed" in done.stdout
+
+    def test_invalid_length_is_refused(self) -> None:
+        """A length of time that is none is refused in a sentence."""
+        done = self.run("soon")
+        assert done.returncode == 1
+        assert done.stderr.strip() == (
+            "DEMO_SECONDS must be a number of seconds above 0, got 'soon'"
+        )
+
+    def test_ctrl_c_ends_all_processes_of_the_demo(self, tmp_path: Path) -> None:
+        """The addresses that it prints answer, and Ctrl-C stops everything that it started."""
+        log = tmp_path / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, ROOT / "examples" / "demo" / "run.py"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "DEMO_SECONDS": "100"},
+            )
+        wait_for_answer(lambda: "Press Ctrl-C" in log.read_text())
+        addresses = re.findall(r"http://\S+", log.read_text())
+        assert len(addresses) == 4
+        for address in addresses:
+            assert get(address.partition("#")[0])[0] == 200, address
+        children = descendants(process.pid)
+        assert children
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert "Stopped." in log.read_text()
+        wait_for_answer(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that `pid` started, and those that they started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found

@@ -1,0 +1,324 @@
+"""Text that is cached between scrapes, and must be that of the library to the byte."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any
+
+import pytest
+import time_machine
+from opentelemetry.trace import SpanContext
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Counter as CounterMetric
+from prometheus_client.exposition import choose_encoder
+
+from apscheduler_telemetry.core.model import Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
+from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
+from apscheduler_telemetry.core.stats import DURATION_BUCKETS
+from apscheduler_telemetry.export.metric_families import Sample, job_samples
+from apscheduler_telemetry.export.prometheus import get_or_create_exporter
+from apscheduler_telemetry.export.text_format import JOBS_PER_BLOCK
+from tests.helpers.exported_schedulers import NOW, FakeScheduler, Scene
+from tests.helpers.faults import Boom, raise_boom
+from tests.helpers.interruptions import Timeout
+from tests.helpers.waiting import run_in_thread
+
+TEXT_FORMAT = "apscheduler_telemetry.export.text_format"
+FORMATS = (
+    "",
+    "text/plain;version=1.0.0",
+    "text/plain;version=1.0.0;escaping=allow-utf-8",
+    "application/openmetrics-text",
+    "application/openmetrics-text;version=1.0.0",
+    "application/openmetrics-text;version=1.0.0;escaping=dots",
+    "application/openmetrics-text;version=1.0.0;escaping=values",
+)
+"""Values of Accept; what the installed library does not know of them, it takes for the first."""
+
+
+@pytest.fixture(autouse=True)
+def _at_one_moment() -> Iterator[None]:
+    """Stop the clock, as the time of the last look at a memory store is that of the scrape."""
+    with time_machine.travel(NOW, tick=False):
+        yield
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def check(scene: Scene) -> None:
+    """Check that every format is what the library would write."""
+    for accept in FORMATS:
+        encode, _ = choose_encoder(accept)
+        assert encode(scene.registry) == b"".join(scene.exporter.expose(encode)), accept
+
+
+class TestBytes:
+    """What is exposed from cached text is what the standard encoders write, to the byte."""
+
+    def test_text_of_all_kinds_of_metrics_is_that_of_the_library(self, scene: Scene) -> None:
+        """Counters, gauges, histograms, exemplars, quotes and owls; the first time and again."""
+        check(scene)
+        check(scene)
+
+    def test_metrics_of_others_keep_their_place(self, scene: Scene) -> None:
+        """Metrics of others stay where they are, before ours and after."""
+        CounterMetric("after", "After ours.", registry=scene.registry).inc()
+        check(scene)
+        scene.registry.unregister(scene.exporter)
+        Gauge("before", "Now before\nours.", registry=scene.registry).set(1e9)
+        scene.registry.register(scene.exporter)
+        check(scene)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "\0",
+            "a\0b",
+            "{",
+            "}",
+            "{0}",
+            "%s",
+            '"',
+            "\\",
+            "\\n",
+            "\n",
+            "é🦉",
+            "# HELP x",
+            "}\n# EOF",
+        ],
+    )
+    def test_any_label_value_is_written_as_the_library_does(self, scene: Scene, text: str) -> None:
+        """Whatever a label's value looks like: a form, a head, the end, or nothing."""
+        job = scene.main.add_job("odd", label=text or "empty", name=text, owner=text, trigger=text)
+        scene.main.run(job, NOW, 0.5, RunError(type=text, message=""))
+        check(scene)
+
+    @pytest.mark.parametrize(
+        "value",
+        [0.0, 1.0, 0.1, 1e-9, 123456.75, 999_999, 1_000_000, 1e6, 1.5e9, 1e21, float("inf")],
+    )
+    def test_any_number_is_written_as_the_library_does(self, scene: Scene, value: float) -> None:
+        """Whatever a number looks like: Go's way of writing it is not Python's."""
+        job = scene.main.add_job("odd", grace=value)
+        scene.main.run(job, NOW, value, exemplar=SpanContext(1, 2, is_remote=False))
+        scene.main.recorder.runs_unsubmitted(job, Outcome.SKIPPED, int(min(value, 1e9)))
+        check(scene)
+
+    def test_text_without_jobs_is_that_of_the_library(self) -> None:
+        """A scheduler without jobs, and a registry without schedulers."""
+        scene = Scene()
+        for scheduler in (scene.main, scene.other):
+            scene.exporter.remove(scheduler)
+        check(scene)
+        scene.registry.register(scene.exporter)
+        scene.exporter.add(scene.other)
+        check(scene)
+
+
+class TestManyJobs:
+    """A scrape of many jobs holds no other thread up for long."""
+
+    @pytest.fixture
+    def scene(self, scene: Scene) -> Scene:
+        for number in range(int(3.5 * JOBS_PER_BLOCK)):
+            scene.main.run(scene.main.add_job(f"job-{number}"), NOW, 0.5)
+        return scene
+
+    def test_text_of_many_jobs_comes_in_chunks(self, scene: Scene) -> None:
+        """None of them takes long to copy; of few jobs there is one."""
+        encode, _ = choose_encoder("")
+        chunks = scene.exporter.expose(encode)
+        assert b"".join(chunks) == encode(scene.registry)
+        assert 3 < len(chunks) < 12
+        assert max(map(len, chunks)) < 1_000_000
+        assert len(Scene().exporter.expose(encode)) == 1
+
+    def test_rendering_triggers_no_garbage_collection(self, scene: Scene) -> None:
+        """It makes so few objects that Python does not look for garbage among those of all."""
+        encode, _ = choose_encoder("")
+        collections = []
+        scene.exporter.expose(encode)
+
+        def note(phase: str, info: object) -> None:
+            collections.append((phase, info))
+
+        gc.collect()
+        gc.callbacks.append(note)
+        try:
+            scene.exporter.expose(encode)
+        finally:
+            gc.callbacks.remove(note)
+        assert collections == []
+
+
+class TestChanges:
+    """What has changed is written anew, whatever it was."""
+
+    @pytest.mark.slow
+    def test_text_is_right_after_random_changes(self, scene: Scene) -> None:
+        """Jobs come and go, run, wait and are rescheduled, and each scrape is right."""
+        dice = random.Random(7)
+        recorder = scene.main.recorder
+        records: dict[str, JobRecord] = {}
+        in_flight: list[Run] = []
+        for step in range(150):
+            name = f"job-{dice.randrange(8)}"
+            if name not in records:
+                records[name] = scene.main.add_job(name)
+            elif (action := dice.randrange(7)) == 0:
+                recorder.job_removed(records.pop(name), dice.choice(list(RemovalReason)))
+            elif action == 1:
+                scene.main.run(records[name], NOW, dice.choice(DURATION_BUCKETS))
+            elif action == 2:
+                recorder.job_rescheduled(records[name], NOW + step, cancels=True)
+            elif action == 3:
+                next_run = datetime.fromtimestamp(NOW + step, timezone.utc)
+                recorder.job_advanced(records[name], next_run)
+            elif action == 4:
+                in_flight.append(scene.main.submit(records[name], NOW))
+            elif action == 5 and in_flight and in_flight[-1].started_at is None:
+                in_flight[-1].start(NOW + step)
+            elif in_flight:
+                scene.main.finish(in_flight.pop(), dice.choice(list(Outcome)))
+            if step % 40 == 39:
+                scene.main.clock.now += REMOVED_JOB_SECONDS
+            encode, _ = choose_encoder(FORMATS[step % len(FORMATS)])
+            assert encode(scene.registry) == b"".join(scene.exporter.expose(encode)), step
+
+    def test_unchanged_job_is_not_rendered_again(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job to which nothing happened is not rendered again."""
+        encode, _ = choose_encoder("")
+        rendered = []
+
+        def job_samples_and_note(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
+            rendered.append(job.label)
+            return job_samples(scheduler, job)
+
+        monkeypatch.setattr(f"{TEXT_FORMAT}.job_samples", job_samples_and_note)
+        scene.exporter.expose(encode)
+        assert {"backup", "report", "gone"} < set(rendered)
+        rendered.clear()
+        scene.exporter.expose(encode)
+        assert rendered == []
+        record = scene.main.recorder.find_record("sql", "backup")
+        assert record is not None
+        scene.main.run(record, NOW, 1.0)
+        scene.exporter.expose(encode)
+        assert rendered == ["backup"]
+
+    def test_job_that_failed_to_render_is_rendered_again(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that could not be shown once is shown as soon as it can be."""
+        encode, _ = choose_encoder("")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{TEXT_FORMAT}.job_samples", lambda *_: map(raise_boom, "x"))
+            exposed = b"".join(scene.exporter.expose(encode))
+        assert b'job_id="backup"' not in exposed
+        assert b'errors_total{component="collector",scheduler="main"} ' in exposed
+        assert scene.main.error_reporter.counts()["collector"] > 0
+        check(scene)
+
+
+FILES = (
+    *("export/prometheus.py", "export/text_format.py", "export/metric_families.py"),
+    *("core/locks.py", "core/observers.py", "core/recorder.py", "core/records.py", "core/stats.py"),
+)
+
+
+class SmallScene:
+    """A scheduler with two jobs, and histograms with few buckets."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.exporter = get_or_create_exporter(self.registry)
+        self.main = FakeScheduler(duration_buckets=(1,), delay_buckets=(1,))
+        for name in ("report", "gone"):
+            record = self.main.add_job(name)
+            self.main.run(record, NOW, 0.5, exemplar=SpanContext(1, 2, is_remote=False))
+            self.main.submit(record, NOW).start(NOW + 1)
+        self.main.recorder.job_removed(record, RemovalReason.FAILED)
+        self.exporter.add(self.main)
+
+
+class Interrupter:
+    """
+    Raises at one occurrence of one line.
+
+    Args:
+        error: what to raise.
+        seen: lines at which it was raised before, of which it takes the next.
+    """
+
+    def __init__(self, error: type[BaseException], seen: set[tuple[str, int, int]]) -> None:
+        self._error = error
+        self._seen = seen
+        self._counts: Counter[tuple[str, int]] = Counter()
+        self.has_raised = False
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        """Be a trace function."""
+        file = frame.f_code.co_filename
+        if self.has_raised or not file.endswith(FILES):
+            return None
+        if event == "line":
+            self._counts[file, frame.f_lineno] += 1
+            place = (file, frame.f_lineno, self._counts[file, frame.f_lineno])
+            if place[2] <= 2 and place not in self._seen:
+                self._seen.add(place)
+                self.has_raised = True
+                sys.settrace(None)
+                raise self._error
+        return self.trace
+
+
+@pytest.mark.slow
+class TestInterruptions:
+    """A scrape that an exception from outside ends harms no later one."""
+
+    @pytest.mark.parametrize(
+        ("error", "accept"), [(Timeout, ""), (Boom, "application/openmetrics-text")]
+    )
+    def test_exception_at_any_line_leaves_the_next_exposition_right(
+        self, error: type[BaseException], accept: str
+    ) -> None:
+        """
+        The next exposition is right, in this thread and in another.
+
+        At the first and the second execution of each line. What derives from Exception is taken for
+        a failure of ours, and shown as such, but for that nothing differs.
+        """
+        encode, _ = choose_encoder(accept)
+        seen: set[tuple[str, int, int]] = set()
+        while True:
+            scene = SmallScene()
+            interrupter = Interrupter(error, seen)
+            for _ in range(2):  # as the second scrape takes other ways through the cache
+                sys.settrace(interrupter.trace)
+                try:
+                    scene.exporter.expose(encode)
+                except (Timeout, Boom):
+                    pass
+                finally:
+                    sys.settrace(None)
+            if not interrupter.has_raised:
+                break
+            scene.main.run(scene.main.add_job("report", NOW + 0.25), NOW, 1.0)
+            expected = run_in_thread(lambda: encode(scene.registry))  # noqa: B023
+            exposed = run_in_thread(lambda: scene.exporter.expose(encode))  # noqa: B023
+            assert b"".join(exposed) == expected
+            assert b"".join(scene.exporter.expose(encode)) == expected
+        assert len(seen) > 300

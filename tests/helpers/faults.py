@@ -1,0 +1,55 @@
+"""Faults that tests cause: an exception, a job store that fails."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from apscheduler.jobstores.memory import MemoryJobStore
+
+
+class Boom(Exception):  # noqa: N818  # it is what it says
+    """What goes wrong on purpose."""
+
+
+class FaultyStore(MemoryJobStore):
+    """A memory store whose methods fail when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: set[str] = set()
+        self.calls: list[str] = []
+
+    def _pass(self, method: str) -> None:
+        self.calls.append(method)
+        if method in self.faults:
+            raise Boom(method)
+
+    def get_due_jobs(self, now: datetime) -> Any:
+        self._pass("get_due_jobs")
+        return super().get_due_jobs(now)
+
+    def get_next_run_time(self) -> Any:
+        self._pass("get_next_run_time")
+        return super().get_next_run_time()
+
+    def update_job(self, job: Any) -> None:
+        self._pass("update_job")
+        super().update_job(job)
+
+    def remove_job(self, job_id: str) -> None:
+        self._pass("remove_job")
+        super().remove_job(job_id)
+
+    def lookup_job(self, job_id: str) -> Any:
+        self._pass("lookup_job")
+        return super().lookup_job(job_id)
+
+    def get_all_jobs(self) -> Any:
+        self._pass("get_all_jobs")
+        return super().get_all_jobs()
+
+
+def raise_boom(*_: Any, **__: Any) -> Any:
+    """Raise `Boom`."""
+    raise Boom("on purpose")

@@ -1,0 +1,96 @@
+"""A recorder with a clock that is set by hand; needs no scheduler."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
+from tests.helpers.clocks import ManualClock
+
+DUE = datetime(2030, 1, 1, tzinfo=timezone.utc)
+AT = DUE.timestamp()
+
+
+def job_info(job_id: str = "job", **changes: Any) -> JobInfo:
+    """Return the description of a job."""
+    values: dict[str, Any] = {
+        "id": job_id,
+        "label": job_id,
+        "name": "Job",
+        "func": "shop:job",
+        "trigger": "interval[0:00:10]",
+        "executor": "default",
+        "jobstore": "default",
+        "persistent": False,
+        "grace": 60.0,
+    }
+    return JobInfo(**{**values, **changes})
+
+
+class RecorderRig:
+    """A recorder, its clock, an executor and a job whose next run is at `AT`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = ManualClock(AT)
+        self.recorder = Recorder("main", clock=self.clock, **options)
+        self.recorder.executor_added("default", lambda: 4)
+        self.record = self.recorder.job_upserted(job_info(), AT)
+
+    def submit(self, *seconds: float, record: JobRecord | None = None) -> list[Run]:
+        """Submit runs that are due so many seconds after `DUE`; one at `DUE` by default."""
+        due_times = [DUE + timedelta(seconds=each) for each in seconds or (0,)]
+        runs = [Run(record or self.record, due, "default") for due in due_times]
+        for run in runs:
+            self.recorder.run_submitted(run)
+        return runs
+
+    def finish(
+        self,
+        run: Run,
+        outcome: Outcome = Outcome.SUCCESS,
+        error: RunError | None = None,
+        *,
+        started: float | None = None,
+        duration: float | None = None,
+    ) -> bool:
+        """End a run, measured if `started` or `duration` are given."""
+        if started is not None:
+            run.start(started)
+        if duration is not None:
+            run.stop(duration)
+        return run.finish(outcome, error)
+
+    def job(self, label: str = "job") -> JobSnapshot:
+        """Return the snapshot of a label."""
+        (job,) = [job for job in self.recorder.snapshots() if job.label == label]
+        return job
+
+    def labels(self) -> list[str]:
+        """Return all labels."""
+        return [job.label for job in self.recorder.snapshots()]
+
+    def counts(self) -> tuple[int, int, int, dict[str, int]]:
+        """Return due, queued and running runs, and the outcomes that there are."""
+        job = self.job()
+        queued, running, _ = job.in_flight
+        assert self.recorder.executors() == {"default": (4, running, queued)}
+        outcomes = {outcome.value: n for outcome, n in job.stats.outcomes.items() if n}
+        return job.due_count, queued, running, outcomes
+
+    def numbers(self, label: str = "job") -> dict[str, Any]:
+        """Return all that the snapshot of a label says, to be compared."""
+        job = self.job(label)
+        numbers = job._asdict() | {name: getattr(job.stats, name) for name in job.stats.__slots__}
+        del numbers["version"], numbers["stats"]
+        for name in ("durations", "delays"):
+            histogram = numbers[name]
+            numbers[name] = histogram.counts, histogram.sum, histogram.exemplars
+        return numbers
+
+
+def readings(recorder: Recorder, alias: str) -> tuple[float | None, int]:
+    jobstore = recorder.jobstores()[alias]
+    return jobstore.last_read_at, jobstore.read_failure_count

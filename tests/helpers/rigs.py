@@ -1,0 +1,239 @@
+"""
+Schedulers with their telemetry; at the end of each, every run must be accounted for.
+
+Schedulers and executors are real; only the time may be stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+from apscheduler import events as ev
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import instrument
+from tests.helpers.clocks import START, FrozenClock, freeze_time
+from tests.helpers.jobs import PATIENCE
+from tests.helpers.metrics import (
+    JobState,
+    check_counts,
+    errors_of,
+    job_state,
+    outcomes,
+    recorder_of,
+    sample,
+)
+from tests.helpers.schedulers import HandDriven, finish_pass
+from tests.helpers.waiting import wait_until, wait_until_async
+
+
+class Gate:
+    """A job that says when it runs and goes on when it is let go."""
+
+    def __init__(self) -> None:
+        self._inside = threading.Semaphore(0)
+        self._open = threading.Event()
+        self.arguments: list[tuple[Any, ...]] = []
+
+    def hold(self, *arguments: Any) -> None:
+        self.arguments.append(arguments)
+        self._inside.release()
+        assert self._open.wait(PATIENCE), "nobody opened the gate"
+
+    def wait_for_run(self) -> None:
+        assert self._inside.acquire(timeout=PATIENCE), "the job did not start"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Rig:
+    """
+    A scheduler with its telemetry, and everything that listeners were told.
+
+    Attributes:
+        scheduler: the scheduler.
+        telemetry: its handle, on a registry of its own.
+        events: all events, in the order in which a listener got them.
+        failing: components of ours in which the test expects failures.
+        is_told: whether listeners are told of all that is counted.
+        forgotten: how many missed runs they are not told of, as APScheduler forgets them.
+    """
+
+    def __init__(self, scheduler: Any, **options: Any) -> None:
+        self.scheduler = scheduler
+        self.telemetry = instrument(scheduler, registry=CollectorRegistry(), **options)
+        self.events: list[Any] = []
+        self.failing: set[str] = set()
+        self.is_told = True
+        self.forgotten = 0
+        scheduler.add_listener(self.events.append)
+
+    def add(self, func: Callable[..., Any], trigger: Any = None, **options: Any) -> Any:
+        """Add a job, ``job`` by default, that no delay makes miss its time."""
+        options.setdefault("id", "job")
+        options.setdefault("misfire_grace_time", None)
+        return self.scheduler.add_job(func, trigger, **options)
+
+    def outcomes(self, job_id: str = "job") -> dict[str, int]:
+        return outcomes(self.telemetry, job_id)
+
+    def job(self, job_id: str = "job") -> JobState:
+        return job_state(self.telemetry, job_id)
+
+    def errors_of(self, kind: str) -> float:
+        """Return how often APScheduler only logged something of this kind."""
+        return sample(self.telemetry, "apscheduler_scheduler_errors_total", kind=kind)
+
+    def codes(self, job_id: str = "job") -> list[str]:
+        """Return what listeners were told of a job's runs."""
+        return [
+            _NAMES[event.code]
+            for event in list(self.events)
+            if event.code in _NAMES and event.job_id == job_id
+        ]
+
+    def settle(self) -> None:
+        """Wait until no run is queued or running."""
+        wait_until(self.is_quiet, "runs to end")
+
+    def check(self) -> None:
+        """Check what must hold whatever happened: the counts, and what listeners were told."""
+        check_counts(self.telemetry)
+        if self.is_told:
+            wait_until(lambda: self._as_told() == self._as_counted(), "listeners to be told")
+        assert self.failing == {k for k, n in errors_of(self.telemetry).counts().items() if n}
+
+    def is_quiet(self) -> bool:
+        """Tell whether no run is queued or running, for us and for APScheduler."""
+        in_flight = [job.in_flight for job in recorder_of(self.telemetry).snapshots()]
+        executors = list(self.scheduler._executors.values())
+        return not any(each.running or each.queued for each in in_flight) and not any(
+            any(list(executor._instances.values())) for executor in executors
+        )
+
+    def _as_told(self) -> dict[str, int]:
+        told = Counter(_NAMES.get(event.code) for event in list(self.events))
+        skipped = [e for e in list(self.events) if e.code == ev.EVENT_JOB_MAX_INSTANCES]
+        return {
+            "success": told["executed"],
+            "error": told["error"],
+            "missed": told["missed"] + self.forgotten,
+            "skipped": sum(len(e.scheduled_run_times) for e in skipped),
+        }
+
+    def _as_counted(self) -> dict[str, int]:
+        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).snapshots()]
+        return {
+            name: sum(n for each in counts for o, n in each.items() if o.value == name)
+            for name in ("success", "error", "missed", "skipped")
+        }
+
+
+class HandRig(Rig):
+    """
+    A rig whose scheduler is driven by hand on a clock that stands still.
+
+    Attributes:
+        clock: the clock.
+    """
+
+    scheduler: HandDriven
+
+    def __init__(self, clock: FrozenClock, scheduler: HandDriven, **options: Any) -> None:
+        super().__init__(scheduler, **options)
+        self.clock = clock
+
+    def after(self, seconds: float) -> None:
+        """Let time pass and the loop turn once."""
+        self.clock.advance(seconds)
+        self.scheduler.turn()
+
+
+@contextmanager
+def hand_driven_rig(
+    executors: Mapping[str, Any] | None = None,
+    *,
+    at: datetime = START,
+    zone: Any = timezone.utc,
+    telemetry: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[HandRig]:
+    """
+    Start a scheduler that is driven by hand; see in the end that all runs are accounted for.
+
+    Args:
+        executors: by default a thread pool of four.
+        at: where the clock starts.
+        zone: the scheduler's time zone.
+        telemetry: arguments of `instrument`.
+        **options: of the scheduler.
+    """
+    with freeze_time(at) as clock:
+        scheduler = HandDriven(
+            executors=executors or {"default": ThreadPoolExecutor(4)}, timezone=zone, **options
+        )
+        rig = HandRig(clock, scheduler, **(telemetry or {}))
+        scheduler.start()
+        with _closing(rig):
+            yield rig
+
+
+@contextmanager
+def live_rig(scheduler: Any, *, start: bool = True, **telemetry: Any) -> Iterator[Rig]:
+    """Start a scheduler that turns by itself; see in the end that all runs are accounted for."""
+    rig = Rig(scheduler, **telemetry)
+    if start:
+        scheduler.start()
+    with _closing(rig):
+        yield rig
+
+
+@asynccontextmanager
+async def live_rig_async(
+    executors: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Rig]:
+    """Start an asyncio scheduler in the running event loop; see in the end as `live_rig` does."""
+    scheduler = AsyncIOScheduler(executors=executors or {}, timezone=timezone.utc, **options)
+    rig = Rig(scheduler)
+    scheduler.start()
+    try:
+        yield rig
+        await wait_until_async(rig.is_quiet, "runs to end")
+        if scheduler.running:
+            scheduler.shutdown()
+            await wait_until_async(lambda: not scheduler.running)
+        rig.check()
+    finally:
+        rig.telemetry.uninstrument()
+
+
+@contextmanager
+def _closing(rig: Rig) -> Iterator[None]:
+    try:
+        yield
+        if rig.scheduler.running:
+            finish_pass(rig.scheduler)
+            rig.scheduler.shutdown()
+        rig.settle()
+        rig.check()
+    finally:
+        if rig.scheduler.running:
+            rig.scheduler.shutdown(wait=False)
+        rig.telemetry.uninstrument()
+
+
+_NAMES = {
+    ev.EVENT_JOB_SUBMITTED: "submitted",
+    ev.EVENT_JOB_EXECUTED: "executed",
+    ev.EVENT_JOB_ERROR: "error",
+    ev.EVENT_JOB_MISSED: "missed",
+    ev.EVENT_JOB_MAX_INSTANCES: "max_instances",
+}

@@ -1,0 +1,48 @@
+"""A scheduler whose loop turns when the test says so, and a pool whose children are spawned."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+import apscheduler
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ProcessPoolExecutor
+from apscheduler.schedulers.base import BaseScheduler
+
+APSCHEDULER = tuple(int(part) for part in apscheduler.__version__.split(".")[:2])
+
+
+def finish_pass(scheduler: Any) -> None:
+    """
+    Wait until a pass over due jobs is over that is under way in another thread.
+
+    A scheduler that is shut down in the middle of one breaks it off with an exception.
+    """
+    with scheduler._jobstores_lock:
+        pass  # which is held for as long as that takes
+
+
+class HandDriven(BaseScheduler):
+    """A real scheduler whose loop turns when the test says so."""
+
+    def wakeup(self) -> None:
+        """Do nothing: see `turn`."""
+
+    def shutdown(self, wait: bool = True) -> None:
+        super().shutdown(wait)
+
+    def turn(self) -> None:
+        """Look for due jobs once."""
+        self._process_jobs()
+
+
+def spawning_pool(workers: int = 1) -> ProcessPoolExecutor:
+    """Return an executor whose children are spawned, on old versions of APScheduler as well."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, pool_kwargs={"mp_context": spawn})
+
+
+def hand_driven_scheduler(**options: Any) -> HandDriven:
+    """Return a scheduler that is driven by hand and runs its jobs right there."""
+    return HandDriven(**{"executors": {"default": DebugExecutor()}, **options})

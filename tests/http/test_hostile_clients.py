@@ -1,0 +1,162 @@
+"""Clients that send nonsense, are slow or silent, or are too many."""
+
+from __future__ import annotations
+
+import random
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from apscheduler_telemetry.http import HTTPServer, limits
+from tests.helpers.collectors import ReportedErrors
+from tests.helpers.http_clients import GET_METRICS, PATIENCE, address, fetch, read_all, send_raw
+from tests.helpers.waiting import wait_until
+
+
+class TestHostileClients:
+    @pytest.fixture(autouse=True)
+    def server_is_intact(
+        self, server: HTTPServer, failures: ReportedErrors, capfd: pytest.CaptureFixture[str]
+    ) -> Iterator[None]:
+        """After each test the server still works, and nothing was printed or reported."""
+        yield
+        assert fetch(server).status == 200
+        server.close()
+        assert capfd.readouterr().err == ""
+        assert failures == []
+
+    @pytest.mark.parametrize(
+        ("sent_bytes", "status"),
+        [
+            (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+            (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+            (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", 414),
+            (b"GET\r\n\r\n", 400),
+            (b"GET /metrics HTTP/x.y\r\n\r\n", 400),
+            (b"GET /metrics HTTP/9.9\r\n\r\n", 505),
+            (b"GET /metrics is what I want HTTP/1.1\r\n\r\n", 400),
+            (b"BREW /metrics HTTP/1.1\r\n\r\n", 405),
+            (b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 405),
+            (b"GET /nothing HTTP/1.1\r\n\r\n", 404),
+            (b"GET /%zz%ff%00%0d%0aX:%20y HTTP/1.1\r\n\r\n", 404),
+            (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", 404),
+            (b"GET /metrics?%zz&name=\xff&&== HTTP/1.1\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nX: \xfe\xff\r\nAccept: \xff\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nX-\xff: y\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nno colon here\r\nHost: x\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\n: no name\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nX: a fold\r\n of 1999\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nX: a nought\0\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+            (b"GET /metrics HTTP/1.1\r\nContent-Length: 0 \r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nAccept: " + b"a/b;q=x," * 5000 + b"\r\n\r\n", 200),
+            (b"GET /metrics HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" + GET_METRICS, 200),
+            (b"GET http://elsewhere/metrics HTTP/1.1\r\n\r\n", 404),
+        ],
+        ids=lambda value: value[:40] if isinstance(value, bytes) else None,
+    )
+    def test_malformed_request_gets_one_response(
+        self, server: HTTPServer, sent_bytes: bytes, status: int
+    ) -> None:
+        """A malformed request gets exactly one well-formed response."""
+        answer = send_raw(address(server), sent_bytes)
+
+        # A reset may arrive before the response if the server did not read everything.
+        assert not answer or answer.startswith(b"HTTP/1.0 %d " % status)
+        assert answer.count(b"runs_total{") == (status == 200)
+        assert b"Traceback" not in answer
+
+    @pytest.mark.parametrize(
+        "sent_bytes",
+        [
+            b"",
+            b"\r\n\r\n",
+            b"\x00" * 1000,
+            random.Random(7).randbytes(5000),
+            bytes.fromhex("16030100c8010000c40303") + b"\x42" * 200,  # TLS ClientHello
+            b"GE",
+        ],
+        ids=["nothing", "empty lines", "zeros", "noise", "TLS", "half a line"],
+    )
+    def test_bytes_that_are_not_http_get_400_or_are_cut(
+        self, server: HTTPServer, sent_bytes: bytes
+    ) -> None:
+        """Bytes that are not HTTP lead to a 400, or to the end of the connection."""
+        answer = send_raw(address(server), sent_bytes)
+
+        assert not answer or answer.startswith(b"HTTP/1.0 400 ")
+
+    def test_http_09_request_gets_a_response(self, server: HTTPServer) -> None:
+        """A request of HTTP 0.9 gets a response."""
+        assert b"runs_total" in send_raw(address(server), b"GET /metrics\r\n")
+
+    def test_client_may_reset_the_connection(self, server: HTTPServer) -> None:
+        """A client may reset the connection before or during the response."""
+        for sent_bytes in (b"", b"GET /metrics HTTP/1.1\r\nHo", GET_METRICS):
+            connection = socket.create_connection(address(server), timeout=PATIENCE)
+            connection.sendall(sent_bytes)
+            # Closing with a linger time of 0 sends a reset.
+            linger = (1).to_bytes(4, sys.byteorder) + (0).to_bytes(4, sys.byteorder)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+
+    def test_silent_client_is_disconnected_and_blocks_no_other(
+        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A silent client blocks no other client, and is disconnected after a timeout."""
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
+        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+            assert fetch(server).status == 200
+            assert read_all(silent) == b""
+
+    def test_slow_client_is_disconnected(
+        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that sends single bytes is disconnected after a timeout."""
+        monkeypatch.setattr(limits, "MAX_CONNECTION_AGE", 0.1)
+        with socket.create_connection(address(server), timeout=PATIENCE) as slow:
+
+            def is_disconnected() -> bool:
+                try:
+                    slow.sendall(b"x")
+                except ConnectionError:
+                    return True
+                return False
+
+            wait_until(is_disconnected, "the end of the connection")
+
+    def test_client_that_does_not_read_is_disconnected(
+        self,
+        server: HTTPServer,
+        registry: CollectorRegistry,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A client that does not read the response is disconnected after a timeout."""
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
+        big = Gauge("big", "Big.", ["text"], registry=registry)
+        big.labels(text="x" * 20_000_000)
+        with socket.create_connection(address(server), timeout=PATIENCE) as not_reading:
+            not_reading.sendall(GET_METRICS)
+            wait_until(lambda: server._server.connections, "the connection")
+            wait_until(lambda: not server._server.connections, "the end of the connection")
+        registry.unregister(big)
+
+    def test_oldest_silent_clients_are_disconnected_for_new_ones(
+        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """If there are too many silent clients, the oldest are disconnected for new ones."""
+        monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
+        silent = [socket.create_connection(address(server), timeout=PATIENCE) for _ in range(60)]
+        try:
+            assert fetch(server).status == 200
+            assert read_all(silent[0]) == b""
+            wait_until(
+                lambda: len(server._server.connections) <= 20, "the end of the excess connections"
+            )
+        finally:
+            for connection in silent:
+                connection.close()

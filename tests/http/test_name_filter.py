@@ -1,0 +1,106 @@
+"""The parameter `name[]` of the endpoint of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timezone
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from apscheduler_telemetry import Telemetry, instrument
+from tests.helpers.clocks import freeze_time
+from tests.helpers.collectors import RaisingCollector
+from tests.helpers.http_clients import OPENMETRICS, ask_wsgi
+from tests.helpers.schedulers import HandDriven
+from tests.helpers.threads import calls_in_threads
+
+
+class TestNameFilter:
+    """``name[]`` with an instrumented scheduler, whose lines are cached."""
+
+    FORMATS = (
+        "",
+        OPENMETRICS,
+        "application/openmetrics-text; version=1.0.0; escaping=dots",
+        "text/plain; version=1.0.0; escaping=allow-utf-8",
+    )
+    DURATION = "apscheduler_job_run_duration_seconds"
+    JOBS = 40
+
+    @pytest.fixture
+    def telemetry(self, registry: CollectorRegistry) -> Iterator[Telemetry]:
+        """Instrument two schedulers on one registry, one of them with jobs that have run."""
+        with freeze_time() as clock:
+            scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
+            telemetry = instrument(scheduler, registry=registry)
+            other = instrument(HandDriven(timezone=timezone.utc), name="other", registry=registry)
+            scheduler.start()
+            for number in range(self.JOBS):
+                label = f"{number}\n{self.DURATION}_sum{{" if number % 2 else str(number)
+                scheduler.add_job(bool, "interval", seconds=number + 1, id=label)
+            clock.advance(100)
+            scheduler.turn()
+            yield telemetry
+            scheduler.shutdown()
+            telemetry.uninstrument()
+            other.uninstrument()
+
+    @pytest.mark.parametrize("accept", FORMATS)
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["apscheduler_scheduler_up"],
+            ["apscheduler_job_runs_total", "jobs"],
+            ["apscheduler_job_runs", "apscheduler_scheduler_info", "nothing"],
+            [f"{DURATION}_bucket"],
+            [f"{DURATION}_count"],
+            [f"{DURATION}_sum"],
+            [f"{DURATION}_bucket", f"{DURATION}_sum"],
+            [f"{DURATION}_sum", f"{DURATION}_bucket", f"{DURATION}_count"],
+            [DURATION],
+            ["jobs"],
+            ["nothing"],
+            ["apscheduler_telemetry_place"],
+        ],
+        ids=" ".join,
+    )
+    def test_same_samples_as_the_library(
+        self, telemetry: Telemetry, registry: CollectorRegistry, accept: str, names: list[str]
+    ) -> None:
+        """The response has the families of the library's restricted registry."""
+        query = "&".join(f"name[]={name}" for name in names)
+        encode, _ = choose_encoder(accept)
+        expected = encode(registry.restricted_registry(names)).decode()
+
+        for _ in range(2):  # the second response comes from cached lines
+            body = ask_wsgi(
+                telemetry.wsgi_app, "/metrics", query=query, headers={"Accept": accept}
+            ).text
+            families = body.removesuffix("# EOF\n").split("# HELP ")
+            assert sorted(families) == sorted(expected.removesuffix("# EOF\n").split("# HELP "))
+            assert body.endswith("# EOF\n") == expected.endswith("# EOF\n")
+
+    @pytest.mark.parametrize("name", ["apscheduler_scheduler_up", f"{DURATION}_bucket"])
+    def test_filtered_response_uses_cached_lines(self, telemetry: Telemetry, name: str) -> None:
+        """Cached lines are reused: a filter costs at most two Python calls per job more."""
+        ask_wsgi(telemetry.wsgi_app, "/metrics")
+
+        whole = calls_in_threads(lambda: ask_wsgi(telemetry.wsgi_app, "/metrics"))
+        filtered = calls_in_threads(
+            lambda: ask_wsgi(telemetry.wsgi_app, "/metrics", query=f"name[]={name}")
+        )
+
+        assert 0 < filtered < whole + 2 * self.JOBS
+
+    def test_other_collectors_are_not_called(
+        self, telemetry: Telemetry, registry: CollectorRegistry
+    ) -> None:
+        """Collectors that have none of the names are not called."""
+        registry.register(RaisingCollector(ValueError("boom"), names=["broken"]))
+
+        query = "name[]=apscheduler_scheduler_up"
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).status == 200
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics").status == 500

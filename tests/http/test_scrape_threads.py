@@ -1,0 +1,120 @@
+"""The threads that collect for the endpoints: they end, are bounded, and survive a fork."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apscheduler_telemetry.http import HTTPEndpoints, limits
+from tests.helpers.collectors import HangingCollector, ReportedErrors
+from tests.helpers.http_clients import PATIENCE, Reply, ask_wsgi
+from tests.helpers.threads import in_fork, threads
+from tests.helpers.waiting import wait_until
+
+
+class TestThreads:
+    def test_threads_end_when_idle(self, endpoints: HTTPEndpoints) -> None:
+        """Threads end when no request is waiting."""
+        assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
+
+        wait_until(
+            lambda: "apscheduler-telemetry-collect" not in threads(), "the end of the thread"
+        )
+
+    def test_scrape_that_takes_too_long_fails_and_the_next_works(
+        self,
+        ask: Callable[..., Reply],
+        hanging: HangingCollector,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A scrape that takes too long fails, and the next one works."""
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.05)
+        assert ask("/metrics").status == 500
+        assert len(failures) == 1
+
+        hanging.release.set()
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
+        assert ask("/metrics").status == 200
+
+    def test_hanging_scrapes_are_bounded(
+        self,
+        endpoints: HTTPEndpoints,
+        hanging: HangingCollector,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """If a collector hangs, the numbers of threads and waiting requests stay bounded."""
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.01)
+        monkeypatch.setattr(limits, "MAX_PENDING_REQUESTS", 5)
+
+        for _ in range(limits.MAX_THREADS_PER_PAGE + 10):
+            assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 500
+
+        running = [t for t in threading.enumerate() if t.name == "apscheduler-telemetry-collect"]
+        assert len(running) == limits.MAX_THREADS_PER_PAGE
+        assert "does a collector hang?" in str(failures[-1][1])
+
+        hanging.release.set()
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
+        wait_until(lambda: ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200, "a scrape")
+
+    def test_interpreter_exits_while_a_collector_hangs(self, tmp_path: Path) -> None:
+        """The interpreter exits while a collector hangs."""
+        program = tmp_path / "program.py"
+        program.write_text(
+            textwrap.dedent("""
+            import threading
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry.http import HTTPEndpoints, limits
+
+            class HangingCollector:
+                def describe(self): return []
+                def collect(self): threading.Event().wait()
+
+            registry = CollectorRegistry()
+            registry.register(HangingCollector())
+            limits.RENDER_TIMEOUT = 0.1
+            endpoints = HTTPEndpoints(
+                registry=registry, get_health_report=dict, report_exception=lambda _: None
+            )
+            endpoints.serve(0)
+            environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
+            print(endpoints.wsgi_app(environ, lambda status, headers: print(status)))
+            """)
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "error", program],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("500 ")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_child_forked_while_threads_are_busy_serves_requests(
+        self, endpoints: HTTPEndpoints, hanging: HangingCollector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A child that is forked while all threads are busy can serve requests."""
+        monkeypatch.setattr(limits, "MAX_THREADS_PER_PAGE", 1)
+        scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi_app, "/metrics"))
+        scrape.start()
+        assert hanging.entered.acquire(timeout=PATIENCE)
+
+        def child() -> bool:
+            hanging.release.set()
+            return all(ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200 for _ in range(9))
+
+        assert in_fork(child)
+        hanging.release.set()
+        scrape.join()

@@ -1,0 +1,174 @@
+"""The built-in server with TLS and client certificates."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apscheduler_telemetry import errors
+from apscheduler_telemetry.http import HTTPEndpoints, limits
+from tests.helpers.http_clients import GET_METRICS, PATIENCE, address, fetch, read_all, send_raw
+from tests.helpers.servers import free_port
+
+
+@pytest.fixture(scope="module")
+def certificate_authority() -> Any:
+    return pytest.importorskip("trustme").CA()
+
+
+@pytest.fixture(scope="module")
+def certificates(certificate_authority: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a directory with certificates for a server."""
+    directory = tmp_path_factory.mktemp("certificates")
+    issued = certificate_authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(directory / "both.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    certificate_authority.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "invalid.pem").write_text("invalid")
+    return directory
+
+
+@pytest.fixture
+def trusting_context(certificate_authority: Any) -> ssl.SSLContext:
+    """Create the TLS context of a client that trusts the server."""
+    context = ssl.create_default_context()
+    certificate_authority.configure_trust(context)
+    return context
+
+
+class TestTls:
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"certfile": "both.pem"},
+            {"certfile": "cert.pem", "keyfile": "key.pem"},
+        ],
+    )
+    def test_server_speaks_https(
+        self,
+        endpoints: HTTPEndpoints,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
+        files: dict[str, str],
+    ) -> None:
+        """With a certificate the server speaks HTTPS, with the key in the same file or not."""
+        paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
+        with endpoints.serve(0, **paths) as server:
+            assert server.url == f"https://127.0.0.1:{server.port}"
+            assert "runs_total" in fetch(server, context=trusting_context).text
+
+    def test_client_without_a_required_certificate_is_not_served(
+        self,
+        endpoints: HTTPEndpoints,
+        certificate_authority: Any,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
+    ) -> None:
+        """If client certificates are required, only clients that have one are served."""
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_cafile=certificates / "ca.pem",
+            client_auth_required=True,
+        ) as server:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, context=trusting_context)
+            certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
+            assert fetch(server, context=trusting_context).status == 200
+
+    def test_incomplete_handshakes_block_no_other_client(
+        self,
+        endpoints: HTTPEndpoints,
+        certificates: Path,
+        trusting_context: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """Clients that do not complete the handshake block no other, and nothing is printed."""
+        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 1.0)
+        server = endpoints.serve(0, certfile=certificates / "both.pem")
+        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+            for sent_bytes in (
+                GET_METRICS,
+                b"",
+                b"\x16\x03\x01\x00\xc8\x01",
+                random.Random(7).randbytes(1000),
+            ):
+                assert b"200" not in send_raw(address(server), sent_bytes)[:12]
+            assert fetch(server, context=trusting_context).status == 200
+            assert read_all(silent) == b""
+
+        with socket.create_connection(address(server), timeout=PATIENCE):
+            assert fetch(server, context=trusting_context).status == 200
+            server.close()
+        endpoints.serve(server.port).close()
+        assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("files", "error"),
+        [
+            ({"certfile": "missing.pem"}, FileNotFoundError),
+            (
+                {"certfile": "cert.pem", "keyfile": "missing.pem"},
+                FileNotFoundError,
+            ),
+            ({"certfile": "cert.pem"}, ssl.SSLError),
+            ({"certfile": "invalid.pem"}, ssl.SSLError),
+            ({"certfile": "."}, OSError),
+        ],
+    )
+    def test_missing_or_invalid_file_raises_an_error_that_names_it(
+        self,
+        endpoints: HTTPEndpoints,
+        certificates: Path,
+        files: dict[str, str],
+        error: type[OSError],
+    ) -> None:
+        """A missing or invalid file raises an error that names it, and nothing listens."""
+        port = free_port()
+        with pytest.raises(error, match=f"{files['certfile']}.*pass PEM files"):
+            endpoints.serve(port, **{name: certificates / file for name, file in files.items()})  # type: ignore[arg-type]
+        with pytest.raises(ConnectionRefusedError):
+            send_raw(("127.0.0.1", port))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"keyfile": "key.pem"},
+            {"client_cafile": "ca.pem", "client_auth_required": True},
+            {"certfile": "both.pem", "client_auth_required": True},
+            {"certfile": "both.pem", "client_cafile": "ca.pem"},
+        ],
+    )
+    def test_options_that_protect_less_than_they_seem_raise_an_error(
+        self, endpoints: HTTPEndpoints, options: dict[str, Any]
+    ) -> None:
+        """Options that would protect less than they seem to raise an error."""
+        with pytest.raises(errors.ArgumentValueError, match="pass"):
+            endpoints.serve(0, **options)
+
+    def test_encrypted_key_raises_an_error(
+        self, endpoints: HTTPEndpoints, certificates: Path
+    ) -> None:
+        """An encrypted key raises an error instead of prompting for a password."""
+        serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+        key = serialization.load_pem_private_key((certificates / "key.pem").read_bytes(), None)
+        (certificates / "locked.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"secret"),
+            )
+        )
+        with pytest.raises(ssl.SSLError, match=r"locked\.pem"):
+            endpoints.serve(
+                0,
+                certfile=certificates / "cert.pem",
+                keyfile=certificates / "locked.pem",
+            )

@@ -1,0 +1,422 @@
+"""The instrumentor: what it does to APScheduler's class, and how all of it is undone."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import logging
+import re
+import sys
+import weakref
+from collections.abc import Iterator
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip(
+    "opentelemetry.instrumentation.instrumentor",
+    reason="opentelemetry-instrumentation comes with the extra 'instrumentation' of this package",
+)
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import BaseScheduler
+from packaging.requirements import Requirement
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
+
+from apscheduler_telemetry import environment_variables, instrument
+from apscheduler_telemetry.api import get_handle
+from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.errors import ArgumentTypeError
+from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
+from tests.helpers.paths import ROOT
+from tests.helpers.schedulers import HandDriven
+from tests.helpers.scripts import output_of_script
+from tests.helpers.servers import get
+from tests.helpers.waiting import wait_until
+
+START = BaseScheduler.start
+
+
+@pytest.fixture
+def instrumentor() -> Iterator[APSchedulerInstrumentor]:
+    instrumentor = APSchedulerInstrumentor()
+    yield instrumentor
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+    assert BaseScheduler.start is START
+
+
+@pytest.fixture
+def schedulers() -> Iterator[Any]:
+    """Make schedulers that are shut down after the test."""
+    made = []
+
+    def make(cls: Any = HandDriven) -> Any:
+        made.append(cls())
+        return made[-1]
+
+    yield make
+    for scheduler in made:
+        if scheduler.running:
+            scheduler.shutdown()
+
+
+def name_of(scheduler: Any) -> str | None:
+    handle = get_handle(scheduler)
+    return None if handle is None else handle.name
+
+
+class TestMetadata:
+    def test_entry_points_are_found_by_the_distro(self) -> None:
+        """The distro finds the instrumentor and the names of its variables as `apscheduler`."""
+        (point,) = entry_points(group="opentelemetry_instrumentor", name="apscheduler")
+        assert point.load() is APSchedulerInstrumentor
+        (point,) = entry_points(group="opentelemetry_environment_variables", name="apscheduler")
+        assert point.load() is environment_variables
+
+    def test_extra_names_the_instrumented_package(self) -> None:
+        """What the metadata say is instrumented is what the instrumentor says."""
+        requires = map(Requirement, distribution("apscheduler-telemetry").requires or ())
+        extra = [r for r in requires if r.marker and "instruments" in str(r.marker)]
+        said = map(Requirement, APSchedulerInstrumentor().instrumentation_dependencies())
+        assert [(r.name, r.specifier) for r in extra] == [(r.name, r.specifier) for r in said]
+
+    def test_each_variable_is_named_as_its_constant(self) -> None:
+        """Each variable is named as its constant is, as `opentelemetry-instrument` has it."""
+        names = {n: v for n, v in vars(environment_variables).items() if n.startswith("OTEL")}
+        assert names
+        assert all(name == value for name, value in names.items())
+
+    def test_docs_list_all_variables(self) -> None:
+        """The page tells all of them."""
+        page = (ROOT / "docs" / "opentelemetry.md").read_text()
+        page = page.replace("`..._CAPTURE", "`OTEL_PYTHON_APSCHEDULER_CAPTURE")
+        names = {n for n in vars(environment_variables) if n.startswith("OTEL")}
+        assert names - set(re.findall(r"`(\w+)`", page)) == set()
+
+    def test_missing_dependency_error_names_the_extra(self) -> None:
+        """Without opentelemetry-instrumentation, importing it names the extra."""
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "sys.modules['opentelemetry.instrumentation'] = None\n"
+            "import apscheduler_telemetry.instrumentor"
+        )
+        _, errors = output_of_script(code)
+        assert "pip install 'apscheduler-telemetry[instrumentation]'" in errors
+
+
+class TestInstrument:
+    def test_later_schedulers_are_instrumented_when_they_start(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """Each is instrumented when it starts, under a name of its own."""
+        before = schedulers()
+        instrumentor.instrument()
+        first, second = schedulers(), schedulers(BackgroundScheduler)
+        assert name_of(first) is None
+
+        for scheduler in (first, second, before):
+            scheduler.start()
+
+        assert [name_of(s) for s in (first, second, before)] == [
+            "default",
+            "default-2",
+            "default-3",
+        ]
+
+    def test_running_schedulers_are_instrumented(self, instrumentor: Any, schedulers: Any) -> None:
+        """Those that run already are found, and those that do not are left alone until they do."""
+        runs, idle = schedulers(BackgroundScheduler), schedulers()
+        runs.start()
+
+        instrumentor.instrument(name="shop")
+
+        assert (name_of(runs), name_of(idle)) == ("shop", None)
+
+    def test_scheduler_that_is_started_again_keeps_its_handle(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """A scheduler that is started again keeps its handle."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        handle = get_handle(scheduler)
+        scheduler.shutdown()
+        scheduler.start()
+
+        assert get_handle(scheduler) is handle
+
+    def test_options_apply_to_every_scheduler(self, instrumentor: Any, schedulers: Any) -> None:
+        """Options of `instrument` are those of every scheduler."""
+        registry = CollectorRegistry()
+        instrumentor.instrument(registry=registry, owner="billing")
+        scheduler = schedulers()
+        scheduler.start()
+        scheduler.add_job(print, id="job")
+
+        labels = {"scheduler": "default", "job_id": "job", "severity": "", "owner": "billing"}
+        assert registry.get_sample_value("apscheduler_job_alert_info", labels) == 1
+
+    def test_unknown_option_is_an_error(self, instrumentor: Any) -> None:
+        """A misspelt option is told at once, and nothing is instrumented."""
+        with pytest.raises(ArgumentTypeError, match="no such option: nmae; there are"):
+            instrumentor.instrument(nmae="shop")
+        assert BaseScheduler.start is START
+
+    def test_global_registry_is_left_alone(self, instrumentor: Any, schedulers: Any) -> None:
+        """It is left alone: OpenTelemetry's own exporter for Prometheus uses it."""
+        instrumentor.instrument()
+        schedulers().start()
+
+        assert not [f for f in REGISTRY.collect() if f.name.startswith("apscheduler_")]
+
+    def test_scheduler_instrumented_by_hand_before_is_left_alone(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """What the application instruments itself is left to it."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        handle = instrument(scheduler, name="own", registry=CollectorRegistry())
+        scheduler.start()
+
+        assert get_handle(scheduler) is handle
+        instrumentor.uninstrument()
+        assert get_handle(scheduler) is handle
+
+    def test_instrumenting_by_hand_later_takes_over(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """What the application says counts, also where it comes late."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        handle = instrument(scheduler, name="own", registry=CollectorRegistry())
+
+        assert get_handle(scheduler) is handle
+        assert handle.name == "own"
+
+    def test_forgotten_scheduler_is_freed(self, instrumentor: Any) -> None:
+        """A scheduler that the application forgets is gone, and its name is free again."""
+        instrumentor.instrument()
+        scheduler = HandDriven()
+        scheduler.start()
+        scheduler.shutdown()
+        forgotten = weakref.ref(scheduler)
+        del scheduler
+        wait_until(lambda: (gc.collect() and not forgotten()) or not forgotten())
+        scheduler = HandDriven()
+        scheduler.start()
+
+        assert name_of(scheduler) == "default"
+        scheduler.shutdown()
+
+    def test_scheduler_that_cannot_be_instrumented_runs_without(
+        self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A scheduler that cannot be instrumented runs without; the log says why."""
+        instrumentor.instrument(severity="loud")
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert scheduler.running
+        assert get_handle(scheduler) is None
+        (record,) = (r for r in caplog.records if r.name == "apscheduler_telemetry.instrumentor")
+        assert "cannot be instrumented, and runs without" in record.getMessage()
+        assert "severity" in str(record.exc_info)
+
+
+class TestUninstrument:
+    def test_puts_everything_back(self, instrumentor: Any, schedulers: Any) -> None:
+        """Schedulers are as they were, those to come are left alone; it can be had again."""
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+        instrumentor.uninstrument()
+        other = schedulers()
+        other.start()
+
+        assert (get_handle(scheduler), get_handle(other)) == (None, None)
+        assert BaseScheduler.start is START
+        instrumentor.instrument()
+        assert {name_of(scheduler), name_of(other)} == {"default", "default-2"}
+
+    def test_wrapper_of_others_stays_after_uninstrument(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What somebody else has put on top stays, and ours does nothing below it."""
+        instrumentor.instrument()
+        ours = BaseScheduler.start
+        monkeypatch.setattr(BaseScheduler, "start", functools.partialmethod(ours))
+        instrumentor.uninstrument()
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert scheduler.running
+        assert get_handle(scheduler) is None
+        monkeypatch.undo()
+        BaseScheduler.start = START
+
+
+class TestVariables:
+    def test_bad_value_is_logged_and_left_out(
+        self,
+        instrumentor: Any,
+        schedulers: Any,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What cannot be understood is told in the log and left out; the rest counts."""
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_GRACE", "soon")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_SINGLETON", "maybe")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_HTTP_PORT", "")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_NAME", "shop")
+        instrumentor.instrument()
+        scheduler = schedulers()
+        scheduler.start()
+
+        assert name_of(scheduler) == "shop"
+        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+            "OTEL_PYTHON_APSCHEDULER_SINGLETON='maybe' is ignored: it is not true or false",
+            "OTEL_PYTHON_APSCHEDULER_GRACE='soon' is ignored: it is not a number",
+        ]
+
+    def test_each_variable_sets_its_option(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: Any
+    ) -> None:
+        """Each sets the option that it is named for; arguments come before."""
+        for name, value in {
+            "SINGLETON": "False",
+            "GRACE": "300",
+            "MAX_DURATION": "60.5",
+            "SEVERITY": "critical",
+            "OWNER": "billing",
+            "NAME": "from-environment",
+        }.items():
+            monkeypatch.setenv(f"OTEL_PYTHON_APSCHEDULER_{name}", value)
+        instrumentor.instrument(name="argument")
+        scheduler = schedulers()
+        scheduler.start()
+
+        handle = get_handle(scheduler)
+        assert handle is not None
+        expected = {
+            "name": "argument",
+            "singleton": False,
+            "grace": 300,
+            "max_duration": 60.5,
+            "severity": "critical",
+            "owner": "billing",
+        }
+        assert {key: getattr(handle._config, key) for key in expected} == expected
+
+
+class TestServer:
+    def test_health_is_that_of_the_worst_scheduler(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """The health of the process is that of its worst scheduler."""
+        instrumentor.instrument(http_port=0)
+        well, dead = schedulers(), schedulers()
+        for scheduler in (well, dead):
+            scheduler.start()
+            scheduler.turn()
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}"
+        assert get(f"{url}/health")[0] == 200
+        dead.shutdown()
+        status, body = get(f"{url}/health")
+
+        assert status == 503
+        health = json.loads(body)
+        assert [s["status"] for s in health["schedulers"]] == ["healthy", "unhealthy"]
+        assert [(r["scheduler"], r["code"]) for r in health["reasons"]] == [
+            ("default-2", "stopped")
+        ]
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no multiprocess mode")
+    def test_port_shows_the_schedulers_of_all_processes_in_multiprocess_mode(
+        self, instrumentor: Any, schedulers: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """So do the pages of a handle; one process alone has the port."""
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        instrumentor.instrument(http_port=0)
+        elsewhere = schedulers()  # on a registry of its own, as in another process
+        handle = instrument(elsewhere, name="elsewhere", registry=CollectorRegistry())
+        elsewhere.start()
+        schedulers().start()
+        page = get(f"http://127.0.0.1:{instrumentor._process._server.port}/metrics")[1]
+
+        name = "apscheduler_scheduler_state"
+        for scheduler in ("default", "elsewhere"):
+            assert f'{name}{{scheduler="{scheduler}",state="running"}} 1.0' in page
+        handle.uninstrument()
+
+    def test_port_renders_only_jobs_that_have_changed(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: Any
+    ) -> None:
+        """The lines of others are kept from one scrape to the next, as on the pages of a handle."""
+        rendered: list[str] = []
+        snapshots_since = Recorder.snapshots_since
+
+        def snapshots(recorder: Recorder, known: Any) -> Iterator[Any]:
+            for label, snapshot in snapshots_since(recorder, known):
+                if snapshot is not None:
+                    rendered.append(label)
+                yield label, snapshot
+
+        monkeypatch.setattr(Recorder, "snapshots_since", snapshots)
+        instrumentor.instrument(http_port=0)
+        scheduler = schedulers()
+        scheduler.start()
+        for job_id in ("a", "b"):
+            scheduler.add_job(print, "interval", hours=1, id=job_id)
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        wait_until(lambda: get(url)[1].count("apscheduler_job_shortest_interval_seconds{") == 2)
+        first = get(url)[1]
+        rendered.clear()
+        scheduler.reschedule_job("b", trigger="interval", hours=2)
+        second = get(url)[1]
+
+        assert set(rendered) == {"b"}
+        assert [line for line in first.splitlines() if 'job_id="a"' in line] == [
+            line for line in second.splitlines() if 'job_id="a"' in line
+        ]
+
+    def test_port_of_a_process_without_instrumented_schedulers(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """It shows what else is in the registry, and adds nothing to it."""
+        registry = CollectorRegistry()
+        Gauge("mine", "stays", registry=registry)
+        before = generate_latest(registry).decode()
+        instrumentor.instrument(http_port=0, registry=registry)
+        scheduler = schedulers()
+        scheduler.start()
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        assert "apscheduler_scheduler_up" in get(url)[1]
+        handle = get_handle(scheduler)
+        assert handle is not None
+        handle.uninstrument()
+
+        assert get(url)[1] == before
+        assert get(f"{url}?name%5B%5D=mine")[1] == before
+        assert generate_latest(registry).decode() == before
+
+    def test_taken_port_is_logged_once(
+        self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A port that is taken is told in the log, once, and nothing else changes."""
+        instrumentor.instrument(http_port=0)
+        schedulers().start()
+        taken = instrumentor._process._server.port
+        instrumentor._process._port = taken
+        for _ in range(2):
+            scheduler = schedulers()
+            scheduler.start()
+            assert scheduler.running
+
+        said = [r.getMessage() for r in caplog.records if "HTTP_PORT" in r.getMessage()]
+        assert len(said) == 1
+        assert f"cannot serve metrics on 127.0.0.1:{taken}" in said[0]

@@ -1,0 +1,175 @@
+"""Labels of jobs: readable, valid in every text format, bounded."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH, JobLabeller
+from apscheduler_telemetry.core.observers import ErrorReporter
+from tests.helpers.faults import Boom
+from tests.helpers.jobs import nothing
+
+
+def job_of(func: Callable[..., Any] | str, **options: Any) -> Any:
+    return BackgroundScheduler(timezone="UTC").add_job(func, **options)
+
+
+class Report:
+    def send(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+    @classmethod
+    def make(cls) -> None: ...
+
+
+class TestLabelValue:
+    @pytest.mark.parametrize(
+        "value", ["", "backup", "naïve ☃ 🦉", 'a"b\\c\nd', "a\0b", "x" * MAX_LABEL_LENGTH]
+    )
+    def test_legal_text_is_kept(self, value: str) -> None:
+        """What every exposition can carry stays as it is; escaping is the exposition's business."""
+        assert labels.label_value(value) == value
+
+    def test_surrogates_are_written_as_escapes(self) -> None:
+        """A lone surrogate, which UTF-8 has no form for, becomes readable ASCII."""
+        assert labels.label_value("caf\udce9") == "caf\\udce9"
+
+    def test_long_text_is_cut(self) -> None:
+        """A text of 10 kB becomes one of `MAX_LABEL_LENGTH` characters with the same beginning."""
+        cut = labels.label_value("x" * 10_000)
+        assert len(cut) == MAX_LABEL_LENGTH
+        assert cut.startswith("x" * 100)
+
+    def test_long_texts_stay_apart(self) -> None:
+        """Long texts that differ only in what is cut off differ still."""
+        assert labels.label_value("x" * 10_000 + "1") != labels.label_value("x" * 10_000 + "2")
+
+    def test_surrogates_count_as_what_they_become(self) -> None:
+        """A text is cut by the length that it has in the exposition."""
+        assert len(labels.label_value("\ud800" * MAX_LABEL_LENGTH)) == MAX_LABEL_LENGTH
+
+    def test_other_objects_are_written_out(self) -> None:
+        """What is no string is labelled by its own text."""
+        assert labels.label_value(12) == "12"
+
+
+class TestFunctionName:
+    @pytest.mark.parametrize(
+        ("func", "expected"),
+        [
+            (nothing, "tests.helpers.jobs:nothing"),
+            ("tests.helpers.jobs:nothing", "tests.helpers.jobs:nothing"),
+            (functools.partial(nothing), "tests.helpers.jobs:nothing"),
+            (functools.partial(functools.partial(nothing)), "tests.helpers.jobs:nothing"),
+            (print, "builtins:print"),
+            (dict, "builtins:dict"),
+        ],
+        ids=["function", "reference", "partial", "partial of partial", "builtin", "class"],
+    )
+    def test_function_name_is_module_and_qualified_name(
+        self, func: Callable[..., Any] | str, expected: str
+    ) -> None:
+        """A callable is named as APScheduler's references name it, wrapped in partials or not."""
+        assert labels.function_name(job_of(func)) == expected
+
+    @pytest.mark.parametrize(
+        ("func", "expected"),
+        [
+            (Report().send, ":Report.send"),
+            (Report.make, ":Report.make"),
+            (Report(), ":Report"),
+            (lambda: None, ".<lambda>"),
+            ([].clear, ":list.clear"),
+            (functools.partial(str.join, ",", []), "builtins:str.join"),
+        ],
+        ids=[
+            "bound method",
+            "class method",
+            "callable object",
+            "lambda",
+            "builtin method",
+            "descriptor",
+        ],
+    )
+    def test_names_what_has_no_reference(self, func: Callable[..., Any], expected: str) -> None:
+        """A callable that APScheduler cannot refer to has a name as well."""
+        assert labels.function_name(job_of(func)).endswith(expected)
+
+    def test_function_name_is_bounded(self) -> None:
+        """The name of a callable is as legal and as short as any label."""
+        func: Any = lambda: None  # noqa: E731  # its name is to be changed
+        func.__qualname__ = "\ud800" * 10_000
+        assert len(labels.function_name(job_of(func)).encode()) == MAX_LABEL_LENGTH
+
+
+class TestIsGenerated:
+    def test_id_generated_by_apscheduler_is_recognised(self) -> None:
+        """The id that APScheduler gives to a job without one is recognised."""
+        assert labels.is_generated(job_of(nothing).id)
+
+    @pytest.mark.parametrize(
+        "job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "", 999, uuid.UUID(int=1)]
+    )
+    def test_other_ids_are_the_users(self, job_id: object) -> None:
+        """An id that is not 32 lower-case hexadecimal digits is the user's."""
+        assert not labels.is_generated(job_id)
+
+
+class TestJobLabeller:
+    def test_job_is_labelled_by_its_id(self) -> None:
+        """A job is labelled by its id."""
+        assert (
+            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing, id="backup"))
+            == "backup"
+        )
+
+    def test_job_with_a_generated_id_is_labelled_by_its_function(self) -> None:
+        """A job with a generated id is labelled by its function, so that one-off jobs share it."""
+        assert (
+            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing))
+            == "tests.helpers.jobs:nothing"
+        )
+
+    def test_callback_decides_the_label(self) -> None:
+        """The user's callback is given the job and has the last word."""
+        labeller = JobLabeller(lambda job: f"team-a/{job.id}", ErrorReporter())
+        assert labeller.choose_label(job_of(nothing, id="backup")) == "team-a/backup"
+
+    def test_callback_s_text_is_made_legal(self) -> None:
+        """What a callback returns is bounded and legal like an id."""
+        labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
+        label = labeller.choose_label(job_of(nothing, id="backup"))
+        assert label.startswith("\\ud800x")
+        assert len(label) == MAX_LABEL_LENGTH
+
+    @pytest.mark.parametrize("returned", [None, 7, b"backup", "", ["backup"]])
+    def test_callback_that_returns_no_text(self, returned: Any) -> None:
+        """Anything but a non-empty string is a failure of the callback, and the id is used."""
+        errors = ErrorReporter()
+        labeller = JobLabeller(lambda job: returned, errors)
+        assert labeller.choose_label(job_of(nothing, id="backup")) == "backup"
+        assert errors.counts()["job_label"] == 1
+
+    def test_callback_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A callback that raises is counted each time, logged once, and the id is used."""
+        errors = ErrorReporter()
+
+        def job_label(job: Any) -> str:
+            raise Boom("on purpose")
+
+        labeller = JobLabeller(job_label, errors)
+        job = job_of(nothing, id="backup")
+        with caplog.at_level(logging.ERROR, "apscheduler_telemetry"):
+            assert [labeller.choose_label(job) for _ in range(3)] == ["backup"] * 3
+        assert errors.counts()["job_label"] == 3
+        assert len(caplog.records) == 1
+        assert "on purpose" in caplog.text

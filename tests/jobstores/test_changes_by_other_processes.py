@@ -1,0 +1,209 @@
+"""Jobs that another process adds, moves or removes in a shared store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
+from tests.helpers import jobs, watching
+from tests.helpers.jobstore_servers import NEVER, File, Place
+from tests.helpers.schedulers import hand_driven_scheduler
+from tests.helpers.shared_jobstores import (
+    EARLIER,
+    SOON,
+    add,
+    another_process,
+    background,
+    everywhere,
+    poller_of,
+    scheduler_on,
+)
+from tests.helpers.waiting import wait_until
+from tests.helpers.watching import watched
+
+
+@everywhere
+@pytest.mark.usefixtures("poll_often")
+class TestOtherProcesses:
+    """Changes by other processes in a shared store are seen soon, without a due job."""
+
+    def test_job_that_another_process_adds_has_a_next_run(self, place: Place) -> None:
+        """A job that another process adds has a next run."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other)
+            wait_until(lambda: seen.next_and_withdrawn_run() == (NEVER.timestamp(), None))
+            wait_until(lambda: seen.job("shortest_interval_seconds") == 3600)
+            assert seen.value("scheduler_jobs", jobstore="default") == 1
+
+    def test_job_that_another_process_moves_has_the_new_next_run(self, place: Place) -> None:
+        """A job that it moves has the new next run, and the former one is withdrawn."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other)
+            wait_until(lambda: seen.next_and_withdrawn_run() == (NEVER.timestamp(), None))
+            other.modify_job("job", next_run_time=EARLIER)
+            wait_until(
+                lambda: seen.next_and_withdrawn_run() == (EARLIER.timestamp(), NEVER.timestamp())
+            )
+
+    @pytest.mark.parametrize("what", ["remove_job", "pause_job"])
+    def test_job_that_another_process_removes_or_pauses_is_withdrawn(
+        self, place: Place, what: str
+    ) -> None:
+        """The next run of a job that it removes or pauses is withdrawn."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other)
+            add(other, "other")
+            wait_until(
+                lambda: (
+                    seen.next_and_withdrawn_run()
+                    == seen.next_and_withdrawn_run("other")
+                    == (NEVER.timestamp(), None)
+                )
+            )
+            getattr(other, what)("job")
+            wait_until(lambda: seen.next_and_withdrawn_run() == (0, NEVER.timestamp()))
+            assert seen.next_and_withdrawn_run("other") == (NEVER.timestamp(), None)
+
+    def test_next_runs_of_a_store_that_lost_all_jobs_stay_expected(self, place: Place) -> None:
+        """If none of several jobs is left, the store has lost them; next runs stay expected."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other)
+            add(other, "other")
+            wait_until(
+                lambda: (
+                    seen.next_and_withdrawn_run()
+                    == seen.next_and_withdrawn_run("other")
+                    == (NEVER.timestamp(), None)
+                )
+            )
+            other.remove_all_jobs()
+            wait_until(lambda: seen.value("scheduler_jobs", jobstore="default") == 0)
+            assert (
+                seen.next_and_withdrawn_run()
+                == seen.next_and_withdrawn_run("other")
+                == (NEVER.timestamp(), None)
+            )
+
+    def test_row_that_cannot_be_deserialized_stays_and_is_read_again(self, place: Place) -> None:
+        """A row that cannot be deserialized stays, and is read again when it has changed."""
+        with another_process(place) as other:
+            add(other)
+            place.spoil("job")
+            with scheduler_on(place) as seen:
+                add(other, "other", EARLIER)
+                wait_until(
+                    lambda: seen.next_and_withdrawn_run("other") == (EARLIER.timestamp(), None)
+                )
+                assert place.ids() == {"job", "other"}
+                assert seen.next_and_withdrawn_run() == (None, None)
+                add(other, at=EARLIER, replace_existing=True)
+                wait_until(lambda: seen.next_and_withdrawn_run() == (EARLIER.timestamp(), None))
+
+    def test_overdue_run_that_another_process_moves_is_not_withdrawn(self, place: Place) -> None:
+        """The next run of a job that was overdue when another process moved it is not withdrawn."""
+        with another_process(place) as other:
+            add(other, at=watching.ago(3600))
+            with watched(background(place.store())) as seen:
+                seen.scheduler.start(paused=True)
+                wait_until(lambda: seen.next_and_withdrawn_run()[0])
+                other.modify_job("job", next_run_time=NEVER)
+                wait_until(lambda: seen.next_and_withdrawn_run() == (NEVER.timestamp(), None))
+
+    def test_job_that_falls_due_while_the_scheduler_sleeps_is_overdue(self, place: Place) -> None:
+        """
+        A job that falls due while the scheduler sleeps is overdue, and visibly so.
+
+        APScheduler does not hear of what other processes add before it wakes up for something
+        else. That is not ours to repair.
+        """
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other, at=watching.ahead(0.5))
+            wait_until(lambda: seen.next_and_withdrawn_run()[0])
+            wait_until(lambda: time.time() > (seen.next_and_withdrawn_run()[0] or 0) + 0.5)
+            assert seen.runs() == {}
+            seen.scheduler.wakeup()
+            wait_until(lambda: sum(seen.runs().values()) == 1)
+
+    def test_time_of_the_latest_reading_is_exported(self, place: Place) -> None:
+        """The time of the latest reading is exported, and stays recent."""
+        with scheduler_on(place) as seen:
+            first = seen.last_read() or 0
+            wait_until(lambda: (seen.last_read() or 0) > first + 3 * SOON)
+            assert time.time() - (seen.last_read() or 0) < jobs.PATIENCE
+
+    def test_reading_does_not_undo_a_later_change_by_this_process(self, place: Place) -> None:
+        """A reading never undoes a later change by this process."""
+        with scheduler_on(place) as seen:
+            for number in range(50):
+                at = NEVER - timedelta(days=number)
+                add(seen.scheduler, at=at, replace_existing=True)
+                assert seen.next_and_withdrawn_run()[0] == at.timestamp()
+                seen.scheduler.remove_job("job")
+                assert seen.next_and_withdrawn_run() == (0, NEVER.timestamp())
+                time.sleep(0.001)
+
+
+class Dawdling(SQLAlchemyJobStore):
+    """A store that returns late after a job is removed."""
+
+    after: Callable[[], Any]
+
+    def remove_job(self, job_id: str) -> None:
+        super().remove_job(job_id)
+        self.after()
+
+
+@pytest.mark.usefixtures("poll_often")
+def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
+    """What is read between the change of a row and the return of the store is ignored."""
+    store = Dawdling(f"sqlite:///{tmp_path / 'jobs'}")
+    scheduler = hand_driven_scheduler(jobstores={"default": store})
+    with watched(scheduler) as seen:
+
+        def read_again() -> None:
+            now = time.time()
+            wait_until(lambda: (seen.last_read() or 0) > now)
+
+        store.after = read_again
+        scheduler.start()
+        scheduler.add_job(jobs.nothing, "date", id="job", run_date=watching.ago(0))
+        scheduler.turn()
+        assert seen.runs() == {"success": 1}
+        assert seen.next_and_withdrawn_run() == (0, None)
+        assert seen.own_errors() == {}
+    store.engine.dispose()
+
+
+class TestEvery:
+    @pytest.mark.parametrize(
+        ("seconds", "least", "most"), [(0, 5, 5), (0.4, 8, 20 * jobs.PATIENCE)], ids=["5", "20 x"]
+    )
+    def test_store_is_read_every_five_seconds_and_slow_ones_less_often(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float,
+        least: float,
+        most: float,
+    ) -> None:
+        """A store is read every five seconds; a slow one after 20 times as long as it took."""
+        with scheduler_on(File(tmp_path)) as seen:
+            poller = poller_of(seen)
+            pauses: list[float] = []
+            monkeypatch.setattr(poller, "_schedule_reading", pauses.append)
+            monkeypatch.setattr(poller, "_read_changed_jobs", lambda *_: time.sleep(seconds))
+            poller._poll_and_reschedule()
+            assert least <= pauses[0] <= most
+
+    def test_memory_store_counts_as_read_at_every_scrape(self) -> None:
+        """A memory store counts as read at every scrape."""
+        with watched(hand_driven_scheduler()) as seen:
+            seen.scheduler.start()
+            before = time.time()
+            assert before <= (seen.last_read() or 0) <= time.time()

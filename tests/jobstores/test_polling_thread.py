@@ -1,0 +1,145 @@
+"""The thread that reads job stores: when it starts and ends, and what it keeps alive."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import instrument
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import SQLAlchemyReader
+from tests.helpers import jobs
+from tests.helpers.jobstore_servers import File, Proxy
+from tests.helpers.metrics import recorder_of
+from tests.helpers.schedulers import hand_driven_scheduler
+from tests.helpers.shared_jobstores import POSTGRES, SOON, background, poller_of, readers
+from tests.helpers.waiting import wait_until
+from tests.helpers.watching import Watched, wait_for_reading, watched
+
+
+@pytest.mark.usefixtures("poll_often")
+class TestThread:
+    """The thread that reads stores keeps nothing alive, and ends by itself."""
+
+    def test_thread_ends_and_starts_with_the_scheduler(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It ends when the scheduler is shut down, and starts again with it."""
+        monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", SOON)
+        with watched(background(File(tmp_path).store())) as seen:
+            for _ in range(2):
+                seen.scheduler.start()
+                wait_until(readers)
+                seen.scheduler.shutdown()
+                wait_until(lambda: not readers())
+
+    def test_slow_store_does_not_delay_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that does not answer telemetry does not delay the start of the scheduler."""
+        started = threading.Event()
+
+        def fetch_next_runs(reader: SQLAlchemyReader) -> Any:
+            assert started.wait(jobs.PATIENCE)
+            return {}
+
+        monkeypatch.setattr(SQLAlchemyReader, "fetch_next_runs", fetch_next_runs)
+        with watched(background(File(tmp_path).store())) as seen:
+            seen.scheduler.start()
+            started.set()
+            wait_until(seen.last_read)
+            assert seen.own_errors() == {}
+            assert seen.value("jobstore_read_failures_total", jobstore="default") == 0
+
+    def test_thread_ends_with_uninstrument(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It ends with `uninstrument`; instrumented again, another thread reads the store."""
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
+        with watched(background(File(tmp_path).store())) as seen:
+            seen.scheduler.start()
+            wait_until(seen.last_read)
+            seen.telemetry.uninstrument()
+            wait_until(lambda: not readers())
+            with watched(seen.scheduler) as again:
+                wait_until(again.last_read)
+
+    def test_thread_keeps_no_scheduler_alive(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A scheduler that is no longer referred to is freed, though a reading is scheduled."""
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
+        scheduler = hand_driven_scheduler(jobstores={"default": File(tmp_path).store()})
+        registry = CollectorRegistry()
+        telemetry = instrument(scheduler, registry=registry)
+        scheduler.start()
+        wait_for_reading(Watched(scheduler, telemetry, registry))
+        assert recorder_of(telemetry).jobstores()["default"].last_read_at
+        alive = weakref.ref(scheduler)
+        del scheduler, telemetry
+
+        def is_gone() -> bool:
+            gc.collect()
+            return alive() is None
+
+        wait_until(is_gone)
+
+    def test_forked_child_reads_no_store(self, tmp_path: Path) -> None:
+        """A child of a fork reads nothing, as it must not use its parent's connections."""
+        with watched(background(File(tmp_path).store())) as seen:
+            seen.scheduler.start()
+            wait_until(seen.last_read)
+            before = seen.last_read()
+            child = os.fork()
+            if child == 0:
+                try:
+                    poller = poller_of(seen)
+                    time.sleep(3 * SOON)
+                    poller._poll_and_reschedule()
+                    poller._worker.submit("adapter", lambda: None)  # which starts a thread again
+                    time.sleep(3 * SOON)
+                    read = recorder_of(seen.telemetry).jobstores()["default"].last_read_at
+                    os._exit(0 if read is not None and read <= (before or 0) + SOON else 1)
+                finally:
+                    os._exit(2)
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+
+    @pytest.mark.parametrize("kind", [POSTGRES])
+    def test_process_ends_though_its_store_does_not_answer(self, place: Any, proxy: Proxy) -> None:
+        """A process ends though its store does not answer."""
+        code = f"""
+import sys, time
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler_telemetry import instrument
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+JobStorePoller.POLL_INTERVAL = 0.01
+scheduler = BackgroundScheduler()
+scheduler.add_jobstore(SQLAlchemyJobStore({place.server.url(proxy.port)!r}))
+instrument(scheduler)
+scheduler.start()
+print("started", flush=True)
+sys.stdin.readline()
+"""
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            proxy.stall()
+            wait_until(lambda: proxy.waiting)
+            process.stdin.close()
+            assert process.wait(jobs.PATIENCE) == 0

@@ -1,0 +1,246 @@
+"""Forks at bad moments: telemetry in the child goes on by itself."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import instrument
+from tests.helpers import jobs
+from tests.helpers.metrics import errors_of, job_state, recorder_of, registry_of
+from tests.helpers.paths import ROOT
+from tests.helpers.rigs import Gate, hand_driven_rig
+from tests.helpers.schedulers import HandDriven
+from tests.helpers.scripts import output_of_script
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.mark.slow
+class TestSchedulerThatStartsInTheChild:
+    """An application that is loaded before its server forks, as with ``gunicorn --preload``."""
+
+    def test_background_work_goes_on_in_the_child(self) -> None:
+        """Intervals of jobs are found in the child, though the parent has just found some."""
+        written, errors = output_of_script(
+            f"""
+            import os, sys, warnings
+            sys.path.insert(0, {str(ROOT)!r})
+            warnings.simplefilter("ignore")
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import instrument
+            from tests.helpers.schedulers import HandDriven
+            from tests.helpers.waiting import wait_until
+
+            def has_intervals(job_id):
+                labels = {{"scheduler": "default", "job_id": job_id}}
+                name = "apscheduler_job_shortest_interval_seconds"
+                return registry.get_sample_value(name, labels) is not None
+
+            registry = CollectorRegistry()
+            scheduler = HandDriven(timezone="UTC")
+            telemetry = instrument(scheduler, registry=registry)
+            scheduler.start(paused=True)
+            scheduler.add_job(print, "cron", hour="1-5", id="parent")
+            wait_until(lambda: has_intervals("parent"))
+            if child := os.fork():
+                os.waitpid(child, 0)
+            else:
+                scheduler.shutdown()
+                scheduler.start(paused=True)
+                scheduler.add_job(print, "cron", hour="1-5", id="child")
+                try:
+                    wait_until(lambda: has_intervals("child"), patience=10)
+                    os.write(1, b"child")
+                finally:
+                    os._exit(0)
+            """
+        )
+        assert errors == ""
+        assert written == "child"
+
+
+def told_by_child(ask: Callable[[], Any]) -> Any:
+    """Return what `ask` returns in a forked child, as JSON."""
+    end_of_parent, end_of_child = os.pipe()
+    child = os.fork()
+    if not child:
+        answer_and_exit(ask, end_of_child)
+    return answer_of(child, end_of_parent, end_of_child)
+
+
+def answer_and_exit(ask: Callable[[], Any], end_of_child: int) -> None:
+    """In a child: write what `ask` returns, or why it fails, and end."""
+    try:
+        answer = json.dumps(ask())
+    except BaseException:  # noqa: BLE001  # nothing of pytest's may go on in the child
+        answer = json.dumps(traceback.format_exc())
+    os.write(end_of_child, answer.encode())
+    os._exit(0)
+
+
+def answer_of(child: int, end_of_parent: int, end_of_child: int) -> Any:
+    """Return what a child has written."""
+    os.close(end_of_child)
+    with open(end_of_parent, "rb") as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return json.loads(answer)
+
+
+class Holding(BaseExecutor):
+    """Takes jobs and does nothing with them."""
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        pass
+
+
+class TestRunsInFlight:
+    """Runs that are under way, or wait for their start, when their process forks."""
+
+    def test_child_shows_no_runs_in_flight_of_its_parent(self) -> None:
+        """They are the parent's, which goes on with them; what has ended counts in both."""
+        gates = [Gate(), Gate(), Gate()]
+        first, second, third = gates
+        with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
+
+            def show() -> Any:
+                job = job_state(rig.telemetry)
+                executor = recorder_of(rig.telemetry).executors()["default"]
+                on_page = rig.telemetry.health()["jobs"][0]["running_since"]
+                return [*job.in_flight, executor.running, executor.queued, on_page, job.due_count]
+
+            rig.add(lambda: gates.pop(0).hold(), "interval", seconds=10, max_instances=3)
+            first.open()
+            rig.after(10)
+            rig.settle()
+            rig.after(10)
+            second.wait_for_run()
+            rig.after(10)
+            before = show()
+            assert before[:2] == [1, 1]
+            in_child = told_by_child(show)
+            assert in_child == [0, 0, 0, 0, 0, None, 1]
+            assert show() == before
+            second.open()
+            third.open()
+            rig.settle()
+            assert rig.outcomes() == {"success": 3}
+
+    def test_child_whose_parent_is_being_read_shows_none_either(self) -> None:
+        """It forgets those, too, that a scrape of the parent has seen."""
+        gate = Gate()
+        with hand_driven_rig() as rig:
+            rig.add(gate.hold)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            registry = registry_of(rig.telemetry)
+            name = "apscheduler_job_running", {"scheduler": "default", "job_id": "job"}
+            assert registry.get_sample_value(*name) == 1
+            assert told_by_child(lambda: registry.get_sample_value(*name)) == 0
+            gate.open()
+
+    def test_run_that_forks_ends_in_its_parent(self) -> None:
+        """A child that comes back from the job neither counts the run nor ends its span."""
+        pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        ends = os.pipe()
+        forked: list[int] = []
+        options = {"tracer_provider": provider}
+        with hand_driven_rig({"default": DebugExecutor()}, telemetry=options) as rig:
+
+            def show() -> Any:
+                job = job_state(rig.telemetry)
+                spans = len(exporter.get_finished_spans())
+                is_current = trace.get_current_span().get_span_context().is_valid
+                return [job.due_count, sum(job.outcomes.values()), spans, is_current]
+
+            rig.add(lambda: forked.append(os.fork()))
+            try:
+                rig.scheduler.turn()
+            finally:
+                if forked == [0]:
+                    answer_and_exit(show, ends[1])
+            in_child = answer_of(forked[0], *ends)
+            assert in_child == [0, 0, 0, False]
+            assert show() == [1, 1, 1, False]
+
+    def test_error_in_the_child_is_about_the_run_of_the_child(self) -> None:
+        """An executor names only the job; the run of the parent is not meant."""
+        with hand_driven_rig({"default": Holding()}) as rig:
+            executor = rig.scheduler._executors["default"]
+            rig.add(jobs.nothing, "interval", seconds=10, max_instances=2)
+            rig.after(10)
+
+            def fail() -> Any:
+                rig.after(10)
+                executor._run_job_error("job", OSError("in the child"))
+                return [rig.outcomes(), recorder_of(rig.telemetry).executors()["default"].queued]
+
+            assert told_by_child(fail) == [{"lost": 1}, 0]
+            assert not any(errors_of(rig.telemetry).counts().values())
+            executor._run_job_error("job", OSError("in the parent"))
+            assert rig.outcomes() == {"lost": 1}
+
+
+class TestMultiprocessDirectory:
+    """The directory that several processes share in Prometheus' multiprocess mode."""
+
+    def test_child_that_is_forked_meanwhile_does_not_keep_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The lock of the directory is free when its owner has unlocked it, whoever has a copy."""
+        children: list[int] = []
+        end_of_child, end_of_parent = os.pipe()
+        lock = fcntl.flock
+
+        path = tmp_path / "apscheduler.lock"
+
+        def lock_and_fork(file: Any, operation: int) -> None:
+            lock(file, operation)
+            is_directory_s = path.exists() and os.path.samestat(_status(file), path.stat())
+            if is_directory_s and not children and operation & fcntl.LOCK_EX:
+                child = os.fork()
+                if not child:
+                    os.close(end_of_parent)
+                    os.read(end_of_child, 1)  # which returns when the parent closes its end
+                    os._exit(0)
+                children.append(child)
+
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        monkeypatch.setattr(fcntl, "flock", lock_and_fork)
+        try:
+            instrument(HandDriven(), registry=CollectorRegistry()).uninstrument()
+            assert children, "nothing was locked"
+            file = os.open(path, os.O_RDONLY)
+            try:
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(file)
+        finally:
+            os.close(end_of_parent)
+            os.close(end_of_child)
+            for child in children:
+                os.waitpid(child, 0)
+
+
+def _status(file: Any) -> os.stat_result:
+    return os.fstat(file if isinstance(file, int) else file.fileno())

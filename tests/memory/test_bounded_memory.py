@@ -1,0 +1,248 @@
+"""What stays small, whatever users do: memory, labels, and what hostile input can cost."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, tzinfo
+from functools import partial
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.triggers.base import BaseTrigger
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.parser import text_string_to_metric_families
+
+from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS
+from tests.helpers.clocks import at
+from tests.helpers.jobs import fail, nothing
+from tests.helpers.metrics import errors_of, recorder_of, registry_of
+from tests.helpers.paths import ROOT
+from tests.helpers.rigs import HandRig, hand_driven_rig
+from tests.helpers.schedulers import APSCHEDULER
+from tests.helpers.waiting import wait_until
+
+
+class Thing:
+    """Something that a job works on; no weak reference to a plain object can be had."""
+
+
+def give_back(_: Thing) -> Thing:
+    return Thing()
+
+
+def keep_failing(_: Thing) -> None:
+    fail()
+
+
+class Hostile:
+    """A callable that has no name, and raises whatever it is asked."""
+
+    __signature__ = inspect.Signature()  # else APScheduler does not take it
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    __str__ = __repr__
+
+
+class BoundMethod:
+    def method(self) -> None:
+        """Do nothing."""
+
+
+class Raises(BaseTrigger):
+    """A trigger that fires once, and raises from then on, or whatever else it is asked."""
+
+    def get_next_fire_time(self, previous: datetime | None, _: datetime) -> datetime | None:
+        if previous is None:
+            return at(10)
+        raise ValueError("hostile")
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+class Nowhere(tzinfo):
+    """A time zone that is UTC, and cannot be written out."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    dst = utcoffset
+
+    def tzname(self, at: datetime | None) -> str:
+        if at is None:
+            return "nowhere"  # as APScheduler asks
+        raise ValueError
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+def labels(rig: HandRig) -> Iterator[str]:
+    """Scrape, and return the jobs that are in it, as a parser finds them."""
+    encode, _ = choose_encoder("")
+    exposition = encode(registry_of(rig.telemetry)).decode()
+    for family in text_string_to_metric_families(exposition):
+        if family.name == "apscheduler_job_runs":
+            yield from {s.labels["job_id"] for s in family.samples}
+
+
+@pytest.mark.slow
+class TestSoak:
+    def test_runs_and_one_off_jobs_leave_nothing_behind(self) -> None:
+        """20,000 runs and 10,000 jobs that run once leave nothing behind; see `make soak`."""
+        script = ROOT / "benchmarks" / "soak.py"
+        command = [sys.executable, str(script), "--runs", "20000", "--jobs", "10000"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["bounded"]), done
+
+
+class TestReferences:
+    @pytest.mark.parametrize("func", [give_back, keep_failing])
+    def test_jobs_arguments_and_results_are_not_kept(
+        self, func: Callable[[Thing], Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Neither a job that has run, nor what it worked on, nor what came of it."""
+        caplog.set_level(
+            "CRITICAL", "apscheduler"
+        )  # as pytest keeps what is logged, and exceptions
+        thing = Thing()
+        with hand_driven_rig() as rig:
+            job = rig.add(func, args=[thing])
+            references = [weakref.ref(thing), weakref.ref(job)]
+            results: list[Any] = []
+            rig.scheduler.add_listener(lambda e: results.append(weakref.ref(e.retval)), 4096)
+            rig.after(1)
+            rig.settle()
+            del thing, job
+
+            def is_gone() -> bool:
+                rig.events.clear()  # which have the exception, and so its frames
+                gc.collect()
+                return bool(results) == (func is give_back) and not any(
+                    reference() for reference in references + results
+                )
+
+            # Listeners hear of a run a moment after it no longer counts as one.
+            wait_until(is_gone, "the job to be let go")
+            rig.is_told = False
+
+
+class TestNobodyReads:
+    """What waits to be added up stays small, also if there is never a scrape."""
+
+    @pytest.mark.parametrize("func", [nothing, fail])
+    def test_ended_runs_that_nobody_reads_are_bounded(self, func: Callable[[], None]) -> None:
+        """However runs end, no more than `MAX_UNADDED_RUNS` of them wait, and no run is kept."""
+        with hand_driven_rig({"default": DebugExecutor()}) as rig:
+            for number in range(2):
+                rig.add(func, "interval", seconds=10, id=f"job-{number}")
+            recorder = recorder_of(rig.telemetry)
+            most = 0
+            for _ in range(2 * MAX_UNADDED_RUNS):
+                rig.after(10)
+                most = max(most, len(recorder._runs))
+            assert MAX_UNADDED_RUNS <= most <= MAX_UNADDED_RUNS + 2
+            outcome = "success" if func is nothing else "error"
+            for job_id in ("job-0", "job-1"):
+                assert rig.outcomes(job_id) == {outcome: 2 * MAX_UNADDED_RUNS}
+            assert not recorder._runs
+
+
+class TestHostile:
+    @pytest.mark.parametrize(
+        "func",
+        [
+            pytest.param(
+                Hostile(),
+                marks=pytest.mark.skipif(
+                    APSCHEDULER < (3, 11), reason="APScheduler 3.10 does not take it"
+                ),
+            ),
+            partial(partial(nothing)),
+            BoundMethod().method,
+            lambda: None,
+            partial(Hostile()),
+        ],
+        ids=["raises", "partial", "bound method", "lambda", "partial of one that raises"],
+    )
+    def test_any_callable_is_run_and_counted(self, func: Callable[[], Any]) -> None:
+        """Whatever can be called is run and counted, whatever it raises when it is asked."""
+        with hand_driven_rig() as rig:
+            rig.add(func, "interval", seconds=10, name="job")
+            rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            module, _, name = rig.job().info.func.partition(":")
+            assert module.rpartition(".")[2] in {"test_bounded_memory", "jobs"}
+            assert name
+
+    def test_any_id_is_one_bounded_label_value(self) -> None:
+        """Each id is one label value that a parser reads back, and none is longer than 200."""
+        ids = ['"quotes"', "new\nline", "nul\0", "\N{PILE OF POO}", "\ud800", "x" * 10_000, "\\n"]
+        with hand_driven_rig() as rig:
+            for job_id in ids:
+                rig.add(nothing, "interval", seconds=10, id=job_id)
+            rig.after(10)
+            rig.settle()
+            seen = set(labels(rig))
+            assert {'"quotes"', "new\nline", "nul\0", "\N{PILE OF POO}", "\\ud800", "\\n"} < seen
+            assert (len(seen), max(map(len, seen))) == (len(ids), 200)
+
+    def test_trigger_that_raises_ends_the_loop_as_without_telemetry(self) -> None:
+        """The loop dies of it, as it does without us; the run before it is counted."""
+        with hand_driven_rig() as rig:
+            rig.failing.add("schedule")
+            rig.add(nothing, Raises(), name="job")
+            with pytest.raises(ValueError, match="hostile"):
+                rig.after(10)
+            assert rig.errors_of("loop") == 1
+            wait_until(
+                lambda: errors_of(rig.telemetry).counts()["schedule"],
+                "the intervals to be asked for",
+            )
+            assert set(labels(rig)) == {"job"}
+
+    def test_time_zone_that_raises_stops_no_run_and_no_scrape(self) -> None:
+        """A zone that cannot be written out stops no run, and no scrape."""
+        with hand_driven_rig(zone=Nowhere()) as rig:
+            rig.add(nothing, "interval", seconds=10)
+            rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert set(labels(rig)) == {"job"}
+
+    def test_slow_job_label_is_not_called_for_runs_and_scrapes(self) -> None:
+        """It is asked when a job is added or changed, and never for a run or a scrape."""
+        asked: list[str] = []
+
+        def label(job: Any) -> str:
+            asked.append(threading.current_thread().name)
+            return str(job.id)
+
+        with hand_driven_rig(telemetry={"job_label": label}) as rig:
+            rig.add(nothing, "interval", seconds=10)
+            assert len(asked) == 1
+            for _ in range(5):
+                rig.after(10)
+                rig.settle()
+                assert set(labels(rig)) == {"job"}
+            assert len(asked) == 1

@@ -1,0 +1,245 @@
+"""Files that are removed, damaged, locked or cannot be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from apscheduler_telemetry.core.model import SchedulerErrorKind
+from apscheduler_telemetry.export.multiprocess import slots
+from apscheduler_telemetry.export.multiprocess.file_format import read_values
+from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
+from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
+from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
+from tests.helpers.multiprocess_files import Process, counts, failing, scrape, value
+from tests.helpers.paths import ROOT
+
+NOW = 1_800_000_000.0
+
+
+class TestTrouble:
+    """Problems with the directory and with the other processes that use it."""
+
+    def test_emptied_directory_is_written_again(self, directory_without_threads: Path) -> None:
+        """All files are written again, and nothing is counted twice."""
+        process = Process(directory_without_threads)
+        process.job(NOW)
+        process.run(1)
+        process.write()
+        before = scrape(directory_without_threads)
+        for path in directory_without_threads.iterdir():
+            path.unlink()
+        process.write()
+        assert scrape(directory_without_threads) == before
+        process.write()
+        assert scrape(directory_without_threads) == before
+
+    def test_removed_lock_files_count_nothing_twice(self, directory_without_threads: Path) -> None:
+        """If only the lock files were deleted, nothing is counted twice either."""
+        process = Process(directory_without_threads)
+        process.job(NOW)
+        process.run(1)
+        process.write()
+        before = scrape(directory_without_threads)
+        for path in directory_without_threads.glob("*.lock"):
+            path.unlink()
+        process.write()
+        assert scrape(directory_without_threads) == before
+
+    def test_removed_directory_is_an_error_until_it_is_back(
+        self, directory_without_threads: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Each failure is counted and one is logged; once the directory is back, all series are."""
+        process = Process(directory_without_threads)
+        process.job(NOW)
+        process.write()
+        before = scrape(directory_without_threads)
+        shutil.rmtree(directory_without_threads)
+        for _ in range(3):
+            process.writer.write()
+        assert process.error_reporter.counts()["multiprocess"] == 3
+        assert len(caplog.records) == 1
+        directory_without_threads.mkdir()
+        process.writer.write()
+        shown = dict(scrape(directory_without_threads))
+        assert value(shown, "telemetry_errors_total", component="multiprocess") == 3
+        assert len(shown) == len(before)
+
+    @pytest.mark.slow
+    def test_full_disk_is_a_counted_error(self, directory: Path) -> None:
+        """A full disk is a counted error, and not a SIGBUS that ends the process."""
+        mount = "mount -t tmpfs -o size=128k tmpfs"
+        enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        if subprocess.run([*enter, f'{mount} "$0"', directory], check=False).returncode:
+            pytest.skip("this machine cannot mount a small file system")
+        script = """
+            from apscheduler.executors.debug import DebugExecutor
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import instrument
+            from tests.helpers.metrics import errors_of
+            from tests.helpers.schedulers import HandDriven
+            scheduler = HandDriven(executors={"default": DebugExecutor()})
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            scheduler.start()
+            for number in range(100):
+                scheduler.add_job(print, "interval", hours=1, id=str(number))
+            telemetry._snapshot_writer.write()
+            print(errors_of(telemetry).counts()["multiprocess"] > 0)
+        """
+        done = subprocess.run(
+            [
+                *enter,
+                f'{mount} "$0" && exec "$@"',
+                directory,
+                sys.executable,
+                "-c",
+                textwrap.dedent(script),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "True\n")
+
+    def test_partial_files_of_a_dead_process_are_removed(
+        self, directory_without_threads: Path
+    ) -> None:
+        """The next process removes partial files."""
+        process = Process(directory_without_threads)
+        process.write()
+        process.die()
+        for path in list(directory_without_threads.glob("*.db")):
+            path.rename(path.with_suffix(".partial"))
+        Process(directory_without_threads).write()
+        assert list(directory_without_threads.glob("*.partial")) == []
+
+    @pytest.mark.parametrize("kind", CUMULATIVE_KINDS)
+    def test_slot_that_cannot_be_read_at_first_keeps_its_counts(
+        self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        """The process that takes it tries again, and until then its files stay as they are."""
+        dead = Process(directory_without_threads)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        before = counts(directory_without_threads)
+        heir = Process(directory_without_threads)
+        heir.job(NOW)
+        heir.run(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "read_values", failing(read_values, f"{kind}_"))
+            for failures in (1, 2):
+                heir.writer.write()
+                assert heir.error_reporter.counts()["multiprocess"] == failures
+                assert counts(directory_without_threads) == before == (1, 1)
+        heir.writer.write()
+        assert counts(directory_without_threads) == (2, 2)
+        heir.writer.write()
+        assert counts(directory_without_threads) == (2, 2)
+
+    def test_slot_that_cannot_be_read_is_left_to_whoever_can(
+        self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process that can read it continues its counts, and nothing counts twice."""
+        dead = Process(directory_without_threads)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        first, second = Process(directory_without_threads), Process(directory_without_threads)
+        for process in (first, second):
+            process.job(NOW)
+            process.run(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "read_values", failing(read_values, "histogram_"))
+            first.writer.write()
+        second.write()
+        first.writer.write()
+        assert counts(directory_without_threads) == (3, 3)
+        assert len(list(directory_without_threads.glob("counter_*.db"))) == 2
+
+    @pytest.mark.parametrize(("kind", "expected"), [("counter", (1, 2)), ("histogram", (2, 1))])
+    def test_slot_with_a_broken_file_is_taken_all_the_same(
+        self, directory_without_threads: Path, kind: str, expected: tuple[int, int]
+    ) -> None:
+        """What can never be read is written anew, as no scrape could succeed otherwise."""
+        dead = Process(directory_without_threads)
+        dead.job(NOW)
+        dead.run(1)
+        dead.write()
+        dead.die()
+        (path,) = directory_without_threads.glob(f"{kind}_*.db")
+        path.write_bytes(path.read_bytes()[:100])
+        heir = Process(directory_without_threads)
+        heir.job(NOW)
+        heir.run(1)
+        for _ in range(2):
+            heir.writer.write()
+            assert heir.error_reporter.counts()["multiprocess"] == 1
+            assert counts(directory_without_threads) == expected
+
+    def test_files_grow_with_the_number_of_jobs(self, directory_without_threads: Path) -> None:
+        """Files grow with the number of jobs, and all series are read."""
+        process = Process(directory_without_threads)
+        for number in range(300):
+            process.job(NOW, f"a job with a long name, whose number is {number}, or \N{SNOWMAN}")
+            process.write() if number % 100 == 0 else None
+        process.write()
+        shown = scrape(directory_without_threads)
+        assert sum(name.endswith("_next_run_timestamp_seconds") for name, _ in shown) == 300
+
+    def test_write_does_not_wait_for_the_directory_lock(
+        self, directory_without_threads: Path
+    ) -> None:
+        """If another process holds the directory lock, a write does not wait but is tried again."""
+        dead, process = (
+            Process(directory_without_threads, "dead"),
+            Process(directory_without_threads),
+        )
+        dead.write()
+        dead.die()
+        before = scrape(directory_without_threads)
+        with try_lock_directory(directory_without_threads) as is_acquired:
+            assert is_acquired
+            process.write()
+            remove_stale_gauges(directory_without_threads)
+            assert scrape(directory_without_threads) == before
+        process.write()
+        assert value(scrape(directory_without_threads), "scheduler_up", scheduler="main") == 1
+
+    @pytest.mark.slow
+    def test_scrape_during_writes_has_all_series(self, directory_without_threads: Path) -> None:
+        """While files are replaced continuously, every scrape has all series."""
+        process = Process(directory_without_threads)
+        process.job(NOW)
+        process.write()
+        expected = set(scrape(directory_without_threads))
+        script = """
+            import sys
+            from prometheus_client import CollectorRegistry
+            from prometheus_client.multiprocess import MultiProcessCollector
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, sys.argv[1])
+            print("ready", flush=True)
+            sizes = {len([s for m in registry.collect() for s in m.samples]) for _ in range(300)}
+            print(sizes)
+        """
+        reader = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), str(directory_without_threads)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        while reader.poll() is None:
+            process.recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
+            process.write()
+        assert reader.communicate()[0] == f"{{{len(expected)}}}\n"

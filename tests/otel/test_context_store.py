@@ -1,0 +1,130 @@
+"""
+Tests of `FileContextStore`.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apscheduler_telemetry import FileContextStore
+
+
+def write_entries(path: Path, name: str) -> None:
+    """Write fifty entries, and retry those that time out waiting for the lock."""
+    store = FileContextStore(path)
+    written = 0
+    while written < 50:
+        try:
+            store[f"{name}-{written}"] = name
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        else:
+            written += 1
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "contexts.db"
+
+
+class TestMapping:
+    def test_stores_of_one_path_have_the_same_entries(self, path: Path) -> None:
+        """It is a mutable mapping, and another store of the same path has the same entries."""
+        store = FileContextStore(path)
+        store["a"] = "1"
+        store["a"] = "2"
+        store["b"] = "3"
+
+        assert dict(FileContextStore(path)) == {"a": "2", "b": "3"}
+        assert len(store) == 2
+        del store["a"]
+        assert store.pop("a", None) is None
+        with pytest.raises(KeyError):
+            store["a"]
+        with pytest.raises(KeyError):
+            del store["a"]
+        assert "b" in store
+
+    def test_comparing_stores_reads_no_file(self, path: Path) -> None:
+        """Comparing stores reads no file."""
+        store = FileContextStore(path)
+        assert store == store  # noqa: PLR0124
+        assert store != FileContextStore(path)
+        assert not path.exists()
+        assert repr(store) == f"FileContextStore({str(path)!r}, max_jobs=10000)"
+
+    def test_oldest_entries_are_deleted(self, path: Path) -> None:
+        """The oldest entries are deleted; overwriting an entry makes it the newest."""
+        store = FileContextStore(path, max_jobs=3)
+        for key in "abcadef":
+            store[key] = key
+        assert list(store) == ["d", "e", "f"]
+
+    def test_only_the_owner_may_read_the_file(self, path: Path) -> None:
+        """Only the owner may read the file, as it may contain baggage."""
+        FileContextStore(path)["a"] = "1"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_no_temporary_files_remain(self, path: Path) -> None:
+        """No temporary files remain."""
+        FileContextStore(path)["a"] = "1"
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    def test_missing_directory_is_not_created(self, tmp_path: Path) -> None:
+        """A missing directory is not created."""
+        with pytest.raises(FileNotFoundError):
+            FileContextStore(tmp_path / "nowhere" / "file")["a"] = "1"
+
+
+class TestErrors:
+    @pytest.mark.parametrize("content", [b"content" * 1000, b"SQLite format 3\0" + b"x" * 5000])
+    def test_damaged_file_is_renamed_with_a_warning(
+        self, path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file that is not a database is renamed with a warning."""
+        path.write_bytes(content)
+        store = FileContextStore(path)
+        assert store.get("a") is None
+        store["a"] = "1"
+
+        assert store["a"] == "1"
+        assert path.with_name("contexts.db.broken").read_bytes() == content
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert f"renamed to {path}.broken" in record.getMessage()
+
+    def test_locked_file_raises_after_a_timeout(self, path: Path) -> None:
+        """A locked file raises after a timeout, and is not taken for a damaged one."""
+        store = FileContextStore(path)
+        store["a"] = "1"
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            store["a"] = "2"
+        blocker.close()
+        assert store["a"] == "1"
+
+    def test_threads_and_processes_may_write_at_once(self, path: Path) -> None:
+        """Threads and processes may write concurrently."""
+        context = multiprocessing.get_context("spawn")
+        writers: list[Any] = [
+            context.Process(target=write_entries, args=(path, f"process-{n}")) for n in range(2)
+        ]
+        writers += [
+            threading.Thread(target=write_entries, args=(path, f"thread-{n}")) for n in range(2)
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+
+        assert len(FileContextStore(path)) == 200

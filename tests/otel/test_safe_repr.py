@@ -1,0 +1,123 @@
+"""Bounded representations: plain values as they are, all others by their type only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS, safe_repr, safe_repr_call
+
+
+class Untouchable:
+    """None of whose code may be called."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def __str__(self) -> str:
+        raise AssertionError("str")
+
+
+class Text(str):
+    """A string that keeps a secret."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def __getitem__(self, key: Any) -> str:
+        raise AssertionError("getitem")
+
+
+class Zone(dt.tzinfo):
+    def __repr__(self) -> str:
+        raise AssertionError("repr")
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        raise AssertionError("utcoffset")
+
+    dst = tzname = utcoffset  # type: ignore[assignment]
+
+
+class TestPlain:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(None, True, 7, -1.5, 2j, "text", "it's", b"bytes", (), (1,), (1, "a"), [], [1, [2]]),
+            *({}, {"a": [1]}, set(), {1}, dt.date(2030, 1, 1), dt.timedelta(seconds=5)),
+            *(dt.time(1, 2), dt.datetime(2030, 1, 1, tzinfo=dt.timezone.utc), uuid.UUID(int=7)),
+            dt.datetime(2030, 1, 1, tzinfo=ZoneInfo("Europe/Vienna")),
+        ],
+        ids=str,
+    )
+    def test_plain_values_are_written_as_python_does(self, value: object) -> None:
+        """What is plain is written as Python writes it."""
+        assert safe_repr(value) == repr(value)
+
+    def test_both_kinds_of_sets_are_written(self) -> None:
+        """Sets of both kinds."""
+        assert safe_repr(frozenset({1})) == "frozenset({1})"
+
+
+class TestOthers:
+    def test_other_values_are_written_by_their_type_only(self) -> None:
+        """A value that is not plain is represented by its type, and none of its code is called."""
+        here = __name__
+        assert safe_repr(Untouchable()) == f"<{here}.Untouchable>"
+        assert safe_repr(Text("secret")) == f"<{here}.Text>"
+        assert (
+            safe_repr([Untouchable(), {1: Untouchable()}])
+            == f"[<{here}.Untouchable>, {{1: <{here}.Untouchable>}}]"
+        )
+        assert safe_repr(dt.datetime(2030, 1, 1, tzinfo=Zone())) == "<datetime.datetime>"
+        assert safe_repr(len) == "<builtin_function_or_method>"
+
+
+class TestBounds:
+    def test_long_text_is_truncated_first(self) -> None:
+        """A text of megabytes is truncated before it is converted."""
+        assert len(safe_repr("x" * 10_000_000)) == MAX_CHARACTERS
+        assert safe_repr("x" * 10_000_000).endswith("...")
+        assert len(safe_repr(b"x" * 10_000_000)) == MAX_CHARACTERS
+
+    def test_long_number_is_written_by_its_length(self) -> None:
+        """A number that would take long to convert is represented by its length."""
+        assert safe_repr(1 << 100_000) == "<int of 100001 bits>"
+        assert safe_repr(1 << 255) == repr(1 << 255)
+
+    def test_first_twenty_items_are_written(self) -> None:
+        """The first twenty, of each collection."""
+        assert safe_repr(list(range(21))) == f"[{', '.join(map(str, range(20)))}, ...]"
+        assert safe_repr(list(range(20))) == f"[{', '.join(map(str, range(20)))}]"
+        assert safe_repr(dict.fromkeys(range(10**6))).endswith("...}")
+
+    def test_collection_that_contains_itself_is_cut_off(self) -> None:
+        """A collection that contains itself is cut off."""
+        endless: list[Any] = []
+        endless.append(endless)
+        assert safe_repr(endless) == "[[[[...]]]]"
+
+    def test_whole_text_is_bounded(self) -> None:
+        """The whole is bounded, too."""
+        assert len(safe_repr([["x" * 500] * 50] * 50)) == MAX_CHARACTERS
+
+
+class TestCall:
+    def test_arguments_are_written_as_in_the_call(self) -> None:
+        """They are written as in the call."""
+        assert safe_repr_call((1, "a"), {"key": [None], "other": Untouchable()}) == (
+            f"1, 'a', key=[None], other=<{__name__}.Untouchable>"
+        )
+        assert safe_repr_call((), {}) == ""
+
+    def test_first_twenty_arguments_are_written(self) -> None:
+        """The first twenty of both kinds."""
+        assert safe_repr_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")

@@ -1,0 +1,50 @@
+"""Spans of runs that never ran: missed, skipped, coalesced and lost."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.trace import StatusCode
+
+from apscheduler_telemetry.core.model import Outcome, RunError
+from tests.helpers.span_observer import ADDED, NOW, Spans, finish_run, new_run
+
+pytestmark = pytest.mark.usefixtures("clean_context")
+
+
+class TestNeverRan:
+    @pytest.mark.parametrize("outcome", [Outcome.MISSED, Outcome.SKIPPED, Outcome.LOST])
+    def test_missed_skipped_and_lost_runs_are_failed_spans(
+        self, spans: Spans, outcome: Outcome
+    ) -> None:
+        """A run that was missed, skipped or lost is a failed span without extent."""
+        finish_run(spans.observer(), new_run(links=[ADDED]), outcome)
+
+        span = spans.one()
+        assert span.start_time == span.end_time == NOW * 1e9
+        assert span.parent is None
+        assert len(span.links) == 1
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.status.description
+        assert span.attributes["error.type"] == outcome.value
+        assert span.attributes["apscheduler.outcome"] == outcome.value
+        assert "apscheduler.start_delay" not in span.attributes
+
+    def test_coalesced_run_has_not_failed(self, spans: Spans) -> None:
+        """A run that was folded into a later one has not failed."""
+        finish_run(spans.observer(), new_run(), Outcome.COALESCED)
+
+        span = spans.one()
+        assert span.start_time == span.end_time == NOW * 1e9
+        assert span.status.status_code is StatusCode.UNSET
+        assert span.attributes["apscheduler.outcome"] == "coalesced"
+        assert "error.type" not in span.attributes
+
+    def test_exception_is_the_reason_of_a_loss(self, spans: Spans) -> None:
+        """The exception that tells of a loss is the reason of the failure."""
+        error = RunError(type="concurrent.futures.process.BrokenProcessPool", message="died")
+        finish_run(spans.observer(), new_run(), Outcome.LOST, error)
+
+        span = spans.one()
+        assert span.status.description == "died"
+        assert span.attributes["error.type"] == "concurrent.futures.process.BrokenProcessPool"
+        assert len(span.events) == 1

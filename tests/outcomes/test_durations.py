@@ -1,0 +1,193 @@
+"""
+Durations and start delays, measured where the callable runs: in its thread, task or process.
+
+Bounds are wide upwards, as machines are busy; what must not happen lies outside of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ThreadPoolExecutor
+
+from tests.helpers import jobs
+from tests.helpers.clocks import START, freeze_time
+from tests.helpers.rigs import Gate, Rig, hand_driven_rig, live_rig, live_rig_async
+from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.waiting import wait_until, wait_until_async
+
+UTC = timezone.utc
+
+
+def by_the_clock(executor: Any) -> HandDriven:
+    """Return a scheduler that is driven by hand, in the time that it really is."""
+    return HandDriven(executors={"default": executor}, timezone=UTC)
+
+
+def duration(rig: Rig, job_id: str = "job") -> float:
+    """Return the duration of a job's only run."""
+    account = rig.job(job_id)
+    assert sum(account.durations.counts) == 1
+    assert account.durations.sum == account.last_duration
+    return float(account.durations.sum)
+
+
+def delay(rig: Rig, job_id: str = "job") -> float:
+    """Return the start delay of a job's only run."""
+    assert sum(rig.job(job_id).delays.counts) == 1
+    return float(rig.job(job_id).delays.sum)
+
+
+class TestQueue:
+    """Runs that wait for the only worker: 300 ms each, queued at the same moment."""
+
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    def test_delay_of_a_queued_run_is_not_part_of_its_duration(self, kind: str) -> None:
+        """The third takes 0.3 s and not 0.9 s, and starts 0.6 s late; so where the second fails."""
+        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        with live_rig(by_the_clock(executor)) as rig:
+            rig.add(jobs.nothing, id="first child")  # so that the others need not wait for it
+            rig.scheduler.turn()
+            rig.settle()
+            now = datetime.now(UTC)
+            rig.add(jobs.nap, args=[0.3], id="a", next_run_time=now)
+            rig.add(jobs.nap_and_fail, args=[0.3], id="b", next_run_time=now)
+            rig.add(jobs.nap, args=[0.3], id="c", next_run_time=now)
+            rig.scheduler.turn()
+            rig.settle()
+            assert (rig.outcomes("b"), rig.outcomes("c")) == ({"error": 1}, {"success": 1})
+            for job_id in "abc":
+                assert 0.3 <= duration(rig, job_id) < 0.6
+            assert 0 <= delay(rig, "a") <= delay(rig, "b") - 0.29
+            assert delay(rig, "b") <= delay(rig, "c") - 0.29
+            assert 0.6 <= delay(rig, "c") < 3
+
+    def test_each_run_of_a_burst_has_its_own_duration_and_delay(self) -> None:
+        """Each run of a burst has its own duration, and its own delay."""
+
+        def nap() -> None:
+            time.sleep(0.05)
+            rig.clock.advance(3)
+
+        with hand_driven_rig() as rig:
+            rig.add(nap, "interval", seconds=10, start_date=START, coalesce=False)
+            rig.after(25)  # delays of 25, 15 + 3 and 5 + 6 s
+            rig.settle()
+            account = rig.job()
+            assert (sum(account.delays.counts), account.delays.sum) == (3, 25 + 18 + 11)
+            assert sum(account.durations.counts) == 3
+            assert 0.15 <= account.durations.sum < 1
+            assert 0.05 <= (account.last_duration or 0) <= account.durations.sum - 0.1
+
+
+class TestInPlace:
+    """Runs that do not wait for anybody."""
+
+    def test_run_of_the_debug_executor_is_measured(self) -> None:
+        """A job that the debug executor runs is measured like any other."""
+        with live_rig(by_the_clock(DebugExecutor())) as rig:
+            rig.add(jobs.nap, args=[0.05])
+            rig.scheduler.turn()
+            assert 0.05 <= duration(rig) < 1
+            assert 0 <= delay(rig) < 1
+
+    def test_duration_of_a_coroutine_is_from_first_step_to_end(self) -> None:
+        """A coroutine's duration is from its first step to its end, whoever runs in between."""
+
+        async def nap(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+
+        async def fail(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            jobs.fail()
+
+        async def main() -> None:
+            async with live_rig_async() as rig:
+                rig.add(nap, args=[0.2], id="a")
+                rig.add(fail, args=[0.1], id="b")
+                await wait_until_async(lambda: "executed" in rig.codes("a"))
+                assert 0.2 <= duration(rig, "a") < 1
+                assert 0.1 <= duration(rig, "b") < 1
+                assert 0 <= delay(rig, "a") < 1
+
+        asyncio.run(main())
+
+    def test_delay_counts_from_the_scheduled_time(self) -> None:
+        """The delay counts from the scheduled time, though nobody had looked at the job before."""
+        with hand_driven_rig() as rig:
+            rig.add(jobs.nothing, next_run_time=START)
+            rig.after(7)
+            rig.settle()
+            assert delay(rig) == 7
+            assert rig.job().last_run_due == START.timestamp()
+
+    def test_running_run_shows_since_when_and_no_duration(self) -> None:
+        """A run shows since when it is inside the callable, and no duration yet."""
+        gate = Gate()
+        with hand_driven_rig() as rig:
+            rig.add(gate.hold, next_run_time=START)
+            rig.after(2)
+            gate.wait_for_run()
+            rig.clock.advance(100)
+            account = rig.job()
+            assert (account.running, account.running_since) == (1, START.timestamp() + 2)
+            assert (account.last_duration, sum(account.delays.counts)) == (None, 1)
+            gate.open()
+            rig.settle()
+            assert rig.job().running_since == 0
+
+    def test_runs_without_a_start_have_no_duration(self) -> None:
+        """What was missed or lost is in no histogram."""
+        with hand_driven_rig({"default": spawning_pool()}) as rig:
+            rig.add(lambda: None, id="lost")
+            rig.add(jobs.nothing, executor="nowhere", id="nowhere")
+            rig.scheduler.turn()
+            rig.settle()
+            for job_id in ("lost", "nowhere"):
+                assert rig.outcomes(job_id) == {"lost": 1}
+                assert sum(rig.job(job_id).durations.counts) == 0
+                assert rig.job(job_id).last_duration is None
+
+
+class TestClockJumps:
+    """Wall clocks that are set while jobs wait and run."""
+
+    def test_start_before_the_due_time_has_a_delay_of_0(self) -> None:
+        """A run that starts before it is due, by the clock, has a delay of 0."""
+        gate = Gate()
+        with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
+            rig.add(gate.hold, id="a")
+            rig.add(jobs.nothing)
+            rig.scheduler.turn()
+            gate.wait_for_run()
+            rig.clock.advance(-3600)
+            gate.open()
+            rig.settle()
+            assert delay(rig) == 0
+            assert 0 <= duration(rig) < 1
+
+    @pytest.mark.parametrize("jump", [-3600, 3600])
+    def test_duration_does_not_follow_the_wall_clock(self, jump: float) -> None:
+        """A duration is by the stop watch, and the end is the start and the duration."""
+        with hand_driven_rig() as rig:
+            rig.add(lambda: rig.clock.advance(jump))
+            rig.scheduler.turn()
+            rig.settle()
+            assert 0 <= duration(rig) < 1
+            assert rig.job().last_success == pytest.approx(START.timestamp(), abs=1)
+
+    def test_child_whose_clock_is_behind_has_a_delay_of_0(self) -> None:
+        """A start that a child dates before the run was due has a delay of 0."""
+        with freeze_time(datetime.now(UTC) + timedelta(hours=1)):
+            scheduler = by_the_clock(spawning_pool())
+            with live_rig(scheduler) as rig:
+                rig.add(jobs.nap, args=[0.05])
+                scheduler.turn()
+                wait_until(lambda: rig.outcomes() == {"success": 1})
+                assert delay(rig) == 0
+                assert 0.05 <= duration(rig) < 1

@@ -1,0 +1,95 @@
+"""Telemetry that fails: jobs go on, and each failure is counted."""
+
+from __future__ import annotations
+
+from datetime import timezone
+from typing import Any
+
+import pytest
+from apscheduler.events import EVENT_JOB_EXECUTED
+from apscheduler.executors.pool import ThreadPoolExecutor
+
+from tests.helpers import jobs
+from tests.helpers.clocks import freeze_time
+from tests.helpers.metrics import errors_of
+from tests.helpers.rigs import Rig
+from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.triggers import every
+from tests.helpers.waiting import wait_until
+
+UTC = timezone.utc
+
+
+class TestOurOwnFailures:
+    """Faults of telemetry itself, at each place where it meets a run."""
+
+    @pytest.mark.parametrize(
+        ("kind", "place"),
+        [
+            ("threads", "core.records.Run.__init__"),
+            ("threads", "core.recorder.Recorder.runs_unsubmitted"),
+            ("threads", "core.records.Run.finish"),
+            ("threads", "adapters.apscheduler3.job_events.JobEvents.on_job_advanced"),
+            ("threads", "adapters.apscheduler3.runs.Submission.__init__"),
+            ("threads", "adapters.apscheduler3.runs.RunTracker.on_run_event"),
+            ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run"),
+            ("threads", "adapters.apscheduler3.triggers.fire_times_before"),
+            ("threads", "adapters.apscheduler3.tracked_jobs.TrackedJobs.upsert"),
+            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._open_submission"),
+            ("threads", "adapters.apscheduler3.executors.ExecutorHooks._on_result"),
+            ("processes", "core.records.Run.__init__"),
+            ("processes", "core.records.Run.finish"),
+            ("processes", "core.records.Run.start"),
+            ("processes", "core.records.Run.set_estimated_start"),
+            ("processes", "adapters.apscheduler3.runs.RunTracker.on_run_event"),
+            ("processes", "adapters.apscheduler3.runs.Submission.assign_pool"),
+            ("processes", "adapters.apscheduler3.runs.RunTracker.create_trace_carriers"),
+            ("processes", "core.records.Run.stop"),
+            ("processes", "adapters.apscheduler3.runs.Submission.is_late"),
+            ("processes", "adapters.apscheduler3.runs.Submission.mark_abandoned"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_result"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_rejected"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_result_lost"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._estimate_starts"),
+            ("processes", "adapters.apscheduler3.executors.ExecutorHooks._abandon"),
+            ("processes", "adapters.apscheduler3.triggers.fire_times_before"),
+        ],
+    )
+    def test_jobs_go_on_and_telemetry_failures_are_counted(
+        self, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are counted, and runs and events are what they are without us."""
+        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
+
+        def broken(*_: Any) -> Any:
+            raise OSError
+
+        with freeze_time() as clock:
+            # First, as what runs often is looked up when the scheduler is instrumented.
+            monkeypatch.setattr(f"apscheduler_telemetry.{place}", broken)
+            rig = Rig(scheduler)
+            scheduler.start()
+            rig.add(jobs.give_back, every(10), args=[5], id="good")
+            rig.add(jobs.fail, every(10), id="bad")
+            if kind == "processes":
+                rig.add(lambda: None, every(10), id="lost")
+            clock.advance(15)
+            scheduler.turn()
+            wait_until(lambda: "executed" in rig.codes("good") and "error" in rig.codes("bad"))
+            wait_until(lambda: not any(list(executor._instances.values())))
+            assert [rig.codes(job_id).count("submitted") for job_id in ("good", "bad")] == [1, 1]
+            rig.add(jobs.nothing, every(10), id="refused")
+            clock.advance(10)
+            scheduler._executors["default"]._instances["refused"] = 1
+            scheduler.turn()
+            assert "max_instances" in rig.codes("refused")
+            # All of them: where a pool is shut down while a job cannot be pickled, Python hangs.
+            wait_until(lambda: not any(executor._instances[key] for key in ("good", "bad", "lost")))
+            scheduler.shutdown()
+        rig.telemetry.uninstrument()
+        assert [e.retval for e in rig.events if e.code == EVENT_JOB_EXECUTED] == [5, 5]
+        assert {type(e.job_id) for e in rig.events if hasattr(e, "job_id")} == {str}
+        components = {name for name, n in errors_of(rig.telemetry).counts().items() if n}
+        assert components <= {"adapter", "schedule"}
+        assert components

@@ -1,0 +1,105 @@
+"""Fast jobs and backlogs: each run of a burst is counted, whatever the order of events."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timezone
+
+from apscheduler.events import EVENT_JOB_EXECUTED
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
+
+from tests.helpers import jobs
+from tests.helpers.rigs import hand_driven_rig, live_rig
+from tests.helpers.schedulers import spawning_pool
+from tests.helpers.triggers import every
+from tests.helpers.waiting import wait_until
+
+UTC = timezone.utc
+
+
+class TestFastJobs:
+    """Jobs that end before APScheduler gets around to telling that they were submitted."""
+
+    def test_each_of_500_one_off_runs_counts_once(self) -> None:
+        """500 one-off jobs share one label and are 500 successes, told in whatever order."""
+        with live_rig(BackgroundScheduler(timezone=UTC), start=False) as rig:
+            rig.scheduler.start(paused=True)
+            for _ in range(500):
+                rig.add(jobs.nothing, id=None)
+            rig.scheduler.resume()
+            label = "tests.helpers.jobs:nothing"
+            wait_until(lambda: rig.outcomes(label) == {"success": 500})
+            wait_until(lambda: sum(e.code == EVENT_JOB_EXECUTED for e in rig.events) == 500)
+        told: dict[str, list[str]] = {}
+        for event in rig.events:
+            if hasattr(event, "job_id"):
+                told.setdefault(event.job_id, rig.codes(event.job_id))
+        assert ["executed", "submitted"] in told.values(), "the case that is meant did not occur"
+
+    def test_a_blocking_scheduler_is_no_different(self) -> None:
+        """Runs of a scheduler that blocks its thread are counted there."""
+        scheduler = BlockingScheduler(timezone=UTC)
+        with live_rig(scheduler, start=False) as rig:
+            for number in range(20):
+                rig.add(jobs.nothing, id=f"job {number}")
+            thread = threading.Thread(target=scheduler.start)
+            thread.start()
+            wait_until(lambda: scheduler.running)
+            wait_until(lambda: all(rig.outcomes(f"job {n}") == {"success": 1} for n in range(20)))
+            scheduler.shutdown()
+            thread.join()
+
+
+class TestBacklog:
+    """Many runs due at once, with ``coalesce=False``: one submission, one burst of events."""
+
+    def test_each_run_of_a_burst_is_counted(self) -> None:
+        """Five due runs without a grace time are five successes."""
+        with hand_driven_rig() as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False)
+            rig.after(45)
+            rig.settle()
+            assert rig.outcomes() == {"success": 5}
+        assert [code for code in rig.codes() if code == "executed"] == ["executed"] * 5
+
+    def test_misfired_runs_of_a_burst_are_counted_as_missed(self) -> None:
+        """Of five runs, those that are later than the grace time are missed, the others run."""
+        with hand_driven_rig() as rig:
+            rig.add(jobs.nothing, every(10), coalesce=False, misfire_grace_time=25)
+            rig.after(45)  # 45, 35, 25, 15 and 5 s late
+            rig.settle()
+            assert rig.outcomes() == {"missed": 2, "success": 3}
+
+    def test_a_run_that_the_others_of_its_burst_delay_is_missed(self) -> None:
+        """A run of the burst is missed when the runs before it in the burst take too long."""
+        with hand_driven_rig() as rig:
+            rig.add(lambda: rig.clock.advance(20), every(10), coalesce=False, misfire_grace_time=30)
+            rig.after(55)  # 55, 45, 35, 25, then 15 + 20 and 5 + 20 s late
+            rig.settle()
+            assert rig.outcomes() == {"missed": 4, "success": 2}
+
+    def test_errors_and_successes_of_a_burst_are_told_apart(self) -> None:
+        """Errors and successes of one burst are kept apart."""
+        turns = iter(range(6))
+
+        def fail_each_third() -> None:
+            if next(turns) % 3 == 0:
+                jobs.fail()
+
+        with hand_driven_rig() as rig:
+            rig.add(fail_each_third, every(10), coalesce=False)
+            rig.after(55)
+            rig.settle()
+            assert rig.outcomes() == {"success": 4, "error": 2}
+            assert rig.job().exceptions == {"ValueError": 2}
+
+    def test_a_burst_in_a_process_is_counted_run_by_run(self) -> None:
+        """A burst that runs in another process is counted run by run, with its durations."""
+        with hand_driven_rig({"default": spawning_pool()}) as rig:
+            rig.add(jobs.nap, every(10), args=[0.02], coalesce=False)
+            rig.after(25)
+            assert (rig.job().running, rig.job().queued) == (1, 2)
+            rig.settle()
+            assert rig.outcomes() == {"success": 3}
+            assert 0.06 <= rig.job().durations.sum < 1

