@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("yaml")
+
 from tests.helpers.alertmanager_config import (
     SECRETS,
     alert,

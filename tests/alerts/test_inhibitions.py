@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("yaml")
+
 from tests.helpers.alertmanager_config import alert, destinations, fresh, hasten, resolved, shipped
 from tests.helpers.alertmanager_server import Alertmanager, Receiver, alertmanager
 from tests.helpers.servers import required_program

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("yaml")
+
 from tests.helpers.alertmanager_config import (
     HASTE,
     RUNBOOK,

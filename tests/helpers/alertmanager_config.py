@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
-yaml = pytest.importorskip("yaml")
-
 import itertools
 import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
 
 import pytest
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("redis")
+
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
 from tests.helpers import jobs, watching

@@ -9,6 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 

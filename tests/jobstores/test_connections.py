@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-sqlalchemy = pytest.importorskip("sqlalchemy")
-
 import sqlite3
 import threading
 import time
@@ -14,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("redis")
+
+sqlalchemy = pytest.importorskip("sqlalchemy")
+
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
 from tests.helpers.jobstore_servers import NEVER, File

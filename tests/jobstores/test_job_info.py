@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("sqlalchemy")
+
 from apscheduler.executors.debug import DebugExecutor
 
 from tests.helpers.faults import raise_boom

@@ -6,6 +6,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.jobstores.base import BaseJobStore
 from apscheduler.jobstores.memory import MemoryJobStore

@@ -6,6 +6,9 @@ import gc
 from datetime import timedelta
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+
 from apscheduler.events import EVENT_JOB_SUBMITTED
 from apscheduler.jobstores.memory import MemoryJobStore
 

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("redis")
+
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument

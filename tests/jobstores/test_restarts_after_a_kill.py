@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("sqlalchemy")
+pytest.importorskip("redis")
+
 from tests.helpers.paths import ROOT
 from tests.helpers.shared_jobstores import everywhere
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-
-redis = pytest.importorskip("redis")
-
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sqlalchemy")
+
+redis = pytest.importorskip("redis")
+
 from apscheduler.executors.debug import DebugExecutor
 
 from apscheduler_telemetry.core.model import Outcome

@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 
+pytest.importorskip("sqlalchemy")
+
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from tests.helpers.clocks import START, FrozenClock
 from tests.helpers.jobstore_servers import Rows

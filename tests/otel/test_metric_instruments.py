@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 sdk = pytest.importorskip(
     "opentelemetry.sdk.metrics",
     reason="the OpenTelemetry SDK is not installed: it comes with the extra 'otlp'",
 )
-
-import inspect
-import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from apscheduler.executors.pool import ThreadPoolExecutor

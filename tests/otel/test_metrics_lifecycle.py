@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
+from typing import Any
+
 import pytest
 
 sdk = pytest.importorskip(
     "opentelemetry.sdk.metrics",
     reason="the OpenTelemetry SDK is not installed: it comes with the extra 'otlp'",
 )
-
-import gc
-import os
-import weakref
-from typing import Any
 
 import pytest
 from opentelemetry import metrics as api

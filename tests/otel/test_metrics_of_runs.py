@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 sdk = pytest.importorskip(
     "opentelemetry.sdk.metrics",
     reason="the OpenTelemetry SDK is not installed: it comes with the extra 'otlp'",
 )
-
-from typing import Any
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler

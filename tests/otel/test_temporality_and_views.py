@@ -6,6 +6,12 @@ import time
 from typing import Any
 
 import pytest
+
+pytest.importorskip(
+    "opentelemetry.sdk.metrics",
+    reason="the OpenTelemetry SDK is not installed: it comes with the extra 'otlp'",
+)
+
 from opentelemetry.sdk.metrics.export import AggregationTemporality
 from opentelemetry.sdk.metrics.view import DropAggregation, ExplicitBucketHistogramAggregation, View
 
