@@ -224,14 +224,19 @@ class TestPutBack:
     ) -> None:
         """No thread of ours is left, though there was work for one; it does not wait for more."""
         monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", 1e6)
+        before = set(threading.enumerate())  # other tests may have left some
+
+        def names() -> set[str]:
+            return {thread.name for thread in set(threading.enumerate()) - before}
+
         scheduler = BackgroundScheduler(jobstores=stores(tmp_path))
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         scheduler.start()
         scheduler.add_job(jobs.nothing, "interval", hours=1)
         telemetry.uninstrument()
-        wait_until(lambda: "apscheduler-telemetry" not in {t.name for t in threading.enumerate()})
+        wait_until(lambda: "apscheduler-telemetry" not in names())
         scheduler.add_job(jobs.nothing, "interval", hours=1)
-        assert "apscheduler-telemetry" not in {t.name for t in threading.enumerate()}
+        assert "apscheduler-telemetry" not in names()
         scheduler.shutdown()
 
     def test_servers_of_the_handle_are_closed(self) -> None:
