@@ -260,6 +260,14 @@ class TestPolls:
         def failures() -> float:
             return seen.value("jobstore_read_failures_total", jobstore="default") or 0
 
+        def warnings() -> list[str]:
+            return [
+                record.getMessage()
+                for record in caplog.records
+                if record.name.startswith("apscheduler_telemetry")
+                and record.levelno == logging.WARNING
+            ]
+
         with started(rows.store()) as seen:
             for outage in (1, 2):
                 now = time.time()
@@ -269,14 +277,10 @@ class TestPolls:
                 rename("apscheduler_jobs", "out_of_reach")
                 failed = failures()
                 wait_until(lambda: failures() > failed, "a poll that fails")  # noqa: B023
-                warnings = [
-                    record.getMessage()
-                    for record in caplog.records
-                    if record.name.startswith("apscheduler_telemetry")
-                    and record.levelno == logging.WARNING
-                ]
-                assert len(warnings) == outage
-                assert "could not read the job store 'default'" in warnings[-1]
+                # The warning follows the count.
+                wait_until(lambda: len(warnings()) >= outage, "the warning")  # noqa: B023
+                assert len(warnings()) == outage
+                assert "could not read the job store 'default'" in warnings()[-1]
 
 
 class TestStoreThatIsRemoved:
