@@ -74,10 +74,13 @@ class TestPutBack:
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="all attributes are equally slow there")
     def test_no_object_gets_a_dictionary_for_attributes(self) -> None:
         """No object gets a dictionary for its attributes, which would make each of them slower."""
-        executor, store = DebugExecutor(), MemoryJobStore()
-        scheduler = BackgroundScheduler(
-            executors={"default": executor}, jobstores={"default": store}
+        # Classes of its own: Python limits the attribute names of all instances of a class, and
+        # other tests may have reached that limit.
+        executor, store, scheduler = (
+            type("Fresh", (base,), {})()
+            for base in (DebugExecutor, MemoryJobStore, BackgroundScheduler)
         )
+        scheduler.configure(executors={"default": executor}, jobstores={"default": store})
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         for is_instrumented in (True, False):
             if not is_instrumented:
