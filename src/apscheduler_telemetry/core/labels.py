@@ -19,7 +19,7 @@ MAX_LABELS = 1_000
 Values of the ``job_id`` label for each scheduler before further jobs share `OVERFLOW`.
 
 A Prometheus server of default size handles about 10 million series. A thousand jobs have about
-seventy thousand, which is less than one percent of that.
+sixty thousand, recorded ones included, which is less than one percent of that.
 """
 MAX_LABEL_LENGTH = 200
 """Characters of a label value. Ids of 10 kB exist, and every sample would repeat them."""
