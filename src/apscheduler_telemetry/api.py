@@ -235,7 +235,7 @@ class Telemetry:
 
         Calling it again does nothing; the scheduler can be instrumented again.
         """
-        with _lock:
+        with _instrumentation_lock:
             if get_handle(self._scheduler) is not self:
                 return
             delattr(self._scheduler, _HANDLE_ATTRIBUTE)
@@ -358,7 +358,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         delay_buckets=delay_buckets,
         max_labels=max_labels,
     )
-    with _lock:
+    with _instrumentation_lock:
         existing = get_handle(scheduler)
         if existing is not None and existing in _provisional_handles:
             existing.uninstrument()
@@ -396,4 +396,4 @@ def get_handle(scheduler: Any) -> Telemetry | None:
 
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 """Handles made by `instrument_provisionally`."""
-_lock = threading.RLock()
+_instrumentation_lock = threading.RLock()

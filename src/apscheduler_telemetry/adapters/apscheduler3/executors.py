@@ -75,7 +75,7 @@ class ExecutorHooks:
         self._unsubmitted_recorder = unsubmitted_recorder
         self.run_tracker = run_tracker
         # Bound once, as every run passes them.
-        self._get_job, self._on_run_event = events.jobs.get, run_tracker.on_run_event
+        self._get_job, self._finish_run_by_event = events.jobs.get, run_tracker.finish_run_by_event
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
@@ -246,12 +246,12 @@ class ExecutorHooks:
             submission = self._find_submission_by_events(job_id, events)
             if submission is None:
                 return
-        runs, on_run_event = submission.runs, self._on_run_event
+        runs, finish_run_by_event = submission.runs, self._finish_run_by_event
         try:
             if len(events) == len(runs):
                 remaining = iter(events)  # for a single run, zip() takes three times as long
                 for run in runs:
-                    on_run_event(run, next(remaining))
+                    finish_run_by_event(run, next(remaining))
             else:
                 self._record_matching_events(submission, events)
         except BaseException:
@@ -281,7 +281,7 @@ class ExecutorHooks:
         for event in events:
             run = _find_run_of_event(event, submission.runs)
             if run is not None:
-                self.run_tracker.on_run_event(run, event)
+                self.run_tracker.finish_run_by_event(run, event)
         self._finish_runs(submission, Outcome.LOST)  # those that no event is about
 
     def _pass_on_event_iterator(
@@ -298,7 +298,7 @@ class ExecutorHooks:
                     if found[0] is not None:
                         run = _find_run_of_event(event, found[0].runs)
                         if run is not None:
-                            self.run_tracker.on_run_event(run, event)
+                            self.run_tracker.finish_run_by_event(run, event)
                 except Exception:  # noqa: BLE001
                     self._error_reporter.exception("adapter")
                 yield event

@@ -98,7 +98,7 @@ class RunTracker:
         carriers = [self.observers.create_trace_carrier(run) for run in runs]
         return carriers if any(carriers) else ()
 
-    def on_run_event(self, run: Run, event: Any) -> None:
+    def finish_run_by_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
         error = None
         try:

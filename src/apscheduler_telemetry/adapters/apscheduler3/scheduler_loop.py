@@ -85,7 +85,7 @@ class SchedulerLoop:
         self._pass_started_at: float | None = None
         # When the wait for the next pass was last planned, and for how many seconds.
         self._wait_start_and_seconds: tuple[float, Any] | None = None
-        self._pass_error_type: str | None = None
+        self._last_pass_error_type: str | None = None
         self._due_jobs: Sequence[Any] = ()
         self._user_code_boundaries = {_DISPATCH_EVENT_CODE}
 
@@ -200,7 +200,9 @@ class SchedulerLoop:
         """Note that the scheduler runs from now on, in this process."""
         self.pid = os.getpid()
         self.started_at = self._clock()
-        self._thread = self._thread_id = self._wait_start_and_seconds = self._pass_error_type = None
+        self._thread = self._thread_id = self._wait_start_and_seconds = (
+            self._last_pass_error_type
+        ) = None
         self._has_ended = False
 
     def on_scheduler_found_running(self) -> None:
@@ -227,7 +229,7 @@ class SchedulerLoop:
             try:
                 wait_seconds = original()
             except BaseException as exception:
-                self._pass_error_type = qualified_name(type(exception))
+                self._last_pass_error_type = qualified_name(type(exception))
                 if self._patches.is_active:
                     self._recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
                 raise
@@ -235,7 +237,7 @@ class SchedulerLoop:
                 clear_pass_state()
                 if context is not None:
                     restore_context(context)
-            self._pass_error_type = None
+            self._last_pass_error_type = None
             self.last_pass_ended_at = self._clock()
             if self._wait_start_and_seconds is None:
                 self._wait_start_and_seconds = self._monotonic(), wait_seconds
@@ -298,7 +300,7 @@ class SchedulerLoop:
             pid=self.pid,
             thread=thread,
             has_ended=self._has_ended,
-            pass_error_type=self._pass_error_type,
+            pass_error_type=self._last_pass_error_type,
             pass_started_at=self._pass_started_at,
             wait_start_and_seconds=self._wait_start_and_seconds,
         )
