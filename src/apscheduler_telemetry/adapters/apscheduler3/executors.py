@@ -256,9 +256,7 @@ class ExecutorHooks:
                 self._record_matching_events(submission, events)
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
-            for run, event in zip(runs, events, strict=False):
-                run.finish(outcome_of(event))
-            self._finish_runs(submission, Outcome.LOST)
+            self._finish_interrupted(submission, events)
             raise
         finally:
             self._open_submissions.pop(submission.key, None)
@@ -270,18 +268,26 @@ class ExecutorHooks:
         try:
             submission = self._open_submissions.get((job_id, id(events[-1].scheduled_run_time)))
             if submission is not None:  # else `_on_result` has ended them
-                for run, event in zip(submission.runs, events, strict=False):
-                    run.finish(outcome_of(event))
-                self._finish_runs(submission, Outcome.LOST)
+                self._finish_interrupted(submission, events)
         except Exception:  # noqa: BLE001  # no events, or objects of the user's
             self._error_reporter.exception("adapter")
+
+    def _finish_interrupted(self, submission: Submission, events: Iterable[Any]) -> None:
+        """End the runs that have not ended, by no more of their events than the outcome."""
+        for run, event in zip(submission.runs, events, strict=False):
+            run.finish(outcome_of(event))
+        self._finish_runs(submission, Outcome.LOST)
+
+    def _record_matching_event(self, submission: Submission, event: Any) -> None:
+        """Record an event of a user's executor with the run that it is about, if there is one."""
+        run = _find_run_of_event(event, submission.runs)
+        if run is not None:
+            self.run_tracker.finish_run_by_event(run, event)
 
     def _record_matching_events(self, submission: Submission, events: Iterable[Any]) -> None:
         """Record the events of a user's executor, which has more or fewer of them than runs."""
         for event in events:
-            run = _find_run_of_event(event, submission.runs)
-            if run is not None:
-                self.run_tracker.finish_run_by_event(run, event)
+            self._record_matching_event(submission, event)
         self._finish_runs(submission, Outcome.LOST)  # those that no event is about
 
     def _pass_on_event_iterator(
@@ -296,9 +302,7 @@ class ExecutorHooks:
                     if not found:
                         found.append(self._find_submission_by_events(job_id, [event]))
                     if found[0] is not None:
-                        run = _find_run_of_event(event, found[0].runs)
-                        if run is not None:
-                            self.run_tracker.finish_run_by_event(run, event)
+                        self._record_matching_event(found[0], event)
                 except Exception:  # noqa: BLE001
                     self._error_reporter.exception("adapter")
                 yield event
