@@ -22,7 +22,7 @@ from tests.applications.troubled import ODD
 from tests.helpers import grafana_queries
 from tests.helpers.grafana_queries import ALL, Range, each_dashboard, every_query, find
 from tests.helpers.paths import APPLICATIONS, ROOT
-from tests.helpers.servers import Prometheus, free_port, get, running_process
+from tests.helpers.servers import Prometheus, configured_prometheus, free_port, get, running_process
 from tests.helpers.waiting import wait_for_answer
 
 pytestmark = pytest.mark.once
@@ -147,17 +147,7 @@ def scraping(
             }
         )
     )
-    port = free_port()
-    command = [
-        binary,
-        f"--config.file={config}",
-        f"--storage.tsdb.path={directory / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--enable-feature=exemplar-storage",
-    ]
-    with running_process(command, directory / "prometheus.log"):
-        server = Prometheus(f"http://127.0.0.1:{port}")
-        wait_for_answer(lambda: get(f"{server.url}/-/ready")[0] == 200)
+    with configured_prometheus(binary, directory, config) as server:
         yield server
 
 

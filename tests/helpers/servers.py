@@ -108,10 +108,17 @@ def prometheus(
         "scrape_configs": [{"job_name": "app", "static_configs": [{"targets": list(targets)}]}],
     }
     (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    with configured_prometheus(binary, directory, directory / "prometheus.yml") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def configured_prometheus(binary: str, directory: Path, config: Path) -> Iterator[Prometheus]:
+    """Run a Prometheus with a configuration file, which keeps its data in `directory`."""
     port = free_port()
     command = [
         binary,
-        f"--config.file={directory / 'prometheus.yml'}",
+        f"--config.file={config}",
         f"--storage.tsdb.path={directory / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--enable-feature=exemplar-storage",

@@ -30,7 +30,7 @@ from tests.helpers import grafana_queries
 from tests.helpers.grafana_queries import Range, every_query, find
 from tests.helpers.otlp_to_prometheus import metric_name, series
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import Prometheus, free_port, get, running_process
+from tests.helpers.servers import Prometheus, configured_prometheus, get, running_process
 from tests.helpers.waiting import wait_for_answer
 
 SCRAPED, SENT = "shop", "shop-otlp"
@@ -152,17 +152,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
                 }
             )
         )
-        listen = free_port()
-        command = [
-            binary,
-            f"--config.file={config}",
-            f"--storage.tsdb.path={directory / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{listen}",
-            "--enable-feature=exemplar-storage",
-        ]
-        with running_process(command, directory / "prometheus.log"):
-            server = Prometheus(f"http://127.0.0.1:{listen}")
-            wait_for_answer(lambda: get(f"{server.url}/-/ready")[0] == 200)
+        with configured_prometheus(binary, directory, config) as server:
             pair = Both(url, server)
             promise = 'apscheduler_job:promised_run_timestamp_seconds{scheduler="doomed"}'
             for _ in range(2):
