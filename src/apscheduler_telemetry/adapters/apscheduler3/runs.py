@@ -100,11 +100,7 @@ class RunTracker:
 
     def finish_run_by_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
-        error = None
-        try:
-            outcome = _OUTCOMES[event.code]
-        except (AttributeError, LookupError, TypeError):
-            outcome = LOST
+        outcome, error = outcome_of(event), None
         if outcome is SUCCESS:
             if self._captures_result:
                 run.capture_result(self._try_describe(safe_repr, getattr(event, "retval", None)))
@@ -114,8 +110,7 @@ class RunTracker:
                 error = RunError.from_exception(exception, stack)
             else:  # metrics need its type only
                 error = RunError(type=exception_type(exception), message="")
-        if run.finish(outcome, error) and self.observers.is_enabled:
-            self.observers.on_run_finished(run)
+        self.finish_run(run, outcome, error)
 
     def finish_run(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
