@@ -51,9 +51,8 @@ def main() -> None:
         for job in scheduler.get_jobs():
             job.modify(next_run_time=datetime.now(timezone.utc))
         wait_until(lambda: outcomes(telemetry, "good") and outcomes(telemetry, "bad"), "the runs")
-        wait_until(
-            lambda: DjangoJobExecution.objects.exclude(status="Started!").count() == 2, "rows"
-        )
+        rows = DjangoJobExecution.objects.exclude(status=DjangoJobExecution.SENT)
+        wait_until(lambda: rows.count() == 2, "the rows of both runs to have an outcome")
     states = {job.label: job for job in job_states(telemetry)}
     said = {
         "good": outcomes(telemetry, "good"),
