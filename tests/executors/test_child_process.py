@@ -28,13 +28,13 @@ from tests.helpers import jobs
 
 NOW = datetime.now(timezone.utc)
 TIMES = [NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=2)]
-KEY = ("job", 7)
+KEY = 5
 
 
 class Measurement(NamedTuple):
     """What a sink gets of one run."""
 
-    key: tuple[str, int]
+    key: int
     due: datetime
     position: int
     started: float

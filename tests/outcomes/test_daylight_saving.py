@@ -7,11 +7,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from tests.helpers import jobs
 from tests.helpers.rigs import hand_driven_rig
-from tests.helpers.schedulers import APSCHEDULER
+from tests.helpers.schedulers import APSCHEDULER, spawning_pool
 
 UTC = timezone.utc
 
@@ -46,6 +47,18 @@ class TestDaylightSaving:
             rig.settle()
             expected = {"success": 1, "coalesced": 9} if coalesce else {"success": 10}
             assert expected == rig.outcomes()
+
+    @pytest.mark.slow
+    def test_a_child_process_measures_a_run_in_the_hour_that_comes_twice(self) -> None:
+        """Though the time zone that comes back from the child is another object."""
+        zone = ZoneInfo.no_cache("Europe/Berlin")
+        due = datetime(2030, 10, 27, 0, 30, tzinfo=UTC).astimezone(zone)
+        with hand_driven_rig({"default": spawning_pool()}, at=AUTUMN, zone=UTC) as rig:
+            rig.add(jobs.nothing, DateTrigger(due, timezone=zone))
+            rig.after(2.5 * HOUR)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert sum(rig.job().durations.counts) == 1
 
     @pytest.mark.skipif(APSCHEDULER < (3, 11), reason="APScheduler 3.10 repeats hours itself")
     @pytest.mark.parametrize("midnight", [SPRING, AUTUMN], ids=["spring", "autumn"])

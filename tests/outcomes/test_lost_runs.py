@@ -45,6 +45,27 @@ class TestProcesses:
             assert 0.1 <= rig.job().durations.sum < 1
             assert rig.errors_of("submit") == 0
 
+    def test_a_broken_pool_loses_no_run_of_the_fresh_pool(self, tmp_path: Path) -> None:
+        """A job has a run in both; the one in the fresh pool is measured."""
+        executor, fresh = spawning_pool(), spawning_pool()
+        with hand_driven_rig({"default": executor, "unused": fresh}) as rig:
+            broken = executor._pool
+            rig.add(jobs.hold, every(10), args=[str(tmp_path), "first"], max_instances=2)
+            rig.scheduler.turn()
+            wait_until((tmp_path / "first.in").exists)
+            executor._pool = fresh._pool
+            rig.scheduler.get_job("job").modify(args=[str(tmp_path), "second"])
+            rig.after(10)
+            wait_until((tmp_path / "second.in").exists)
+            for process in list(broken._processes.values()):
+                process.kill()
+            wait_until(lambda: rig.outcomes() == {"lost": 1})
+            (tmp_path / "second.out").touch()
+            rig.settle()
+            broken.shutdown()
+            assert rig.outcomes() == {"success": 1, "lost": 1}
+            assert sum(rig.job().durations.counts) == 1
+
     @pytest.mark.parametrize(
         "func",
         [jobs.result_without_pickle, jobs.fail_without_unpickle, lambda: None],

@@ -56,6 +56,21 @@ class TestRuns:
             assert run.started_at == AT
             assert rig.numbers() == before
 
+    def test_a_run_that_two_threads_end_at_once_ends_once(self, rig: RecorderRig) -> None:
+        """Only one of them learns that it has ended the run, and may report it to observers."""
+        (run,) = rig.submit()
+        results = []
+
+        def let_another_thread_end_it() -> float:
+            run.series.clock = rig.clock
+            results.append(run.finish(Outcome.SUCCESS))
+            return AT
+
+        run.series.clock = let_another_thread_end_it
+        results.append(run.finish(Outcome.LOST))
+        assert results == [True, False]
+        assert rig.counts() == (1, 0, 0, {"success": 1})
+
     def test_measured_start_replaces_an_estimate(self, rig: RecorderRig) -> None:
         """A start that comes with the end replaces an estimate, and counts once."""
         queued, estimated = rig.submit(0, 10)

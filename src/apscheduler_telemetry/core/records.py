@@ -440,21 +440,28 @@ class Run:
         """The value of the ``scheduler`` label."""
         return self.series.scheduler_name
 
-    def start(self, at: float) -> bool:
+    def start(self, at: float, max_delay: float | None = None) -> bool:
         """
-        Set the measured start, in Unix seconds.
+        Set the measured start, unless the run does not start now.
+
+        Args:
+            at: Unix seconds.
+            max_delay: the seconds after its due time up to which it may start; None if forever.
 
         Returns:
-            False if it has started or ended before, which does not change then.
+            False if it is too late, or has started or ended before; then nothing changes.
         """
         if self.started_at is not None or self.outcome is not None:
+            return False
+        if max_delay is not None and at - self.due_timestamp > max_delay:
             return False
         self.started_at = at
         return True
 
-    def set_estimated_start(self, at: float) -> None:
-        """Set when it has started, in Unix seconds, until that is measured."""
-        if self.estimated_start_at is None:
+    def set_estimated_start(self, at: float, max_delay: float | None = None) -> None:
+        """Set when it has started, until that is measured; the arguments are those of `start`."""
+        is_late = max_delay is not None and at - self.due_timestamp > max_delay
+        if self.estimated_start_at is None and not is_late:
             self.estimated_start_at = at
 
     def stop(self, duration: float) -> None:
@@ -496,8 +503,10 @@ class Run:
         else:  # by a monotonic duration: the wall clock may have jumped meanwhile
             self.finished_at = started_at + duration
         self.finish_number = next(_finish_numbers)
-        self.outcome = outcome  # the last step, by which it counts
-        return True
+        is_first = False
+        # The last step, by which it counts; in one line, as for `JobSeries._compare_and_swap`.
+        if self.outcome is None: self.outcome, is_first = outcome, True  # fmt: skip  # noqa: E701
+        return is_first
 
     def add_start_to(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""

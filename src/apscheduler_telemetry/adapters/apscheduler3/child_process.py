@@ -51,7 +51,7 @@ class MeasurementSink(Protocol):
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # by position, which is shorter when pickled
         self,
-        key: _SubmissionKey,
+        key: int,
         due: datetime,
         position: int,
         started_at: float,
@@ -82,14 +82,13 @@ def register_sink(sink: MeasurementSink) -> int:
 
 
 def deliver_measurement(
-    measurement_sink_id: int, key: _SubmissionKey, due: datetime, *measurement: Any
+    measurement_sink_id: int, key: int, due: datetime, *measurement: Any
 ) -> datetime:
     """Pass a measurement on to its sink, if that exists, and return the plain run time."""
     sink = _sinks.get(measurement_sink_id)
     return due if sink is None else sink.receive_measurement(key, due, *measurement)
 
 
-_SubmissionKey = tuple[str, int]
 _sink_ids = itertools.count()
 _sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
@@ -137,7 +136,7 @@ class MeasuringRunTimes(list[datetime]):
         times: Sequence[datetime],
         carriers: Sequence[Mapping[str, str]],
         measurement_sink_id: int,
-        key: _SubmissionKey,
+        key: int,
     ) -> None:
         super().__init__(times)
         self._trace_carriers = carriers

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from datetime import datetime
 from itertools import islice
@@ -27,9 +28,6 @@ from apscheduler_telemetry.core.model import Clock, Outcome, RunError, Scheduler
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
-
-_SubmissionKey = tuple[str, int]
-"""Identifies an open submission: the job's id, and the identity of the latest run time's object."""
 
 
 class ExecutorHooks:
@@ -79,8 +77,9 @@ class ExecutorHooks:
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
-        # In the order of submission, which is the order in which a process pool starts them.
-        self._open_submissions: dict[_SubmissionKey, Submission] = {}
+        # By the identity of the latest run time's object, and in the order of submission, which is
+        # the order in which a process pool starts them.
+        self._open_submissions: dict[int, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
         self.on_executor_added(alias)
@@ -103,35 +102,27 @@ class ExecutorHooks:
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        create_submission, on_job_submitted = self._open_submission, self._loop.on_job_submitted
-        executor, scheduler, patches = self._executor, self._scheduler, self._patches
+        open_submission, on_job_submitted = self._open_submission, self._loop.on_job_submitted
+        serves_scheduler = self._serves_scheduler
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            # After its removal from our scheduler, the executor may serve another one.
-            owner = executor._scheduler  # noqa: SLF001
-            if not patches.is_active or (owner is not scheduler and owner is not None):
-                try:
-                    original(job, run_times)
-                finally:  # or the loop's next change of the job would be taken for the user's
-                    on_job_submitted(job, None)
-                return
-            submission = None
+            submission: Submission | None = None
             runs: list[Run] = []
             try:
                 try:
-                    submission = create_submission(job, run_times, runs)
+                    if serves_scheduler():
+                        submission = open_submission(job, run_times, runs)
                 except Exception:  # noqa: BLE001  # telemetry never changes the job
                     self._error_reporter.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
-                    if submission is None:  # not yet, as Ctrl-C has come in between
-                        submission = self._find_interrupted_submission(runs)
-                    self._on_rejected(submission, error)
+                    if submission is not None or serves_scheduler():
+                        self._on_submit_failed(error, submission, job, run_times, runs)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._error_reporter.exception("adapter")
                 raise
-            finally:
+            finally:  # or the loop's next change of the job would be taken for the user's
                 on_job_submitted(job, submission)
             if self.measurement_sink_id is not None and submission is not None:
                 self._assign_pool(submission)
@@ -149,7 +140,7 @@ class ExecutorHooks:
                 elif not isinstance(events, Iterator):  # of a user's executor
                     on_result(job_id, list(events) if isinstance(events, Iterable) else [])
             except BaseException as error:
-                self._finish_interrupted_result(job_id, events)
+                self._finish_interrupted_result(events)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -177,22 +168,33 @@ class ExecutorHooks:
 
     # Submissions
 
+    def _serves_scheduler(self) -> bool:
+        """Tell whether the executor is ours still; after its removal it may serve another one."""
+        owner = self._executor._scheduler  # noqa: SLF001
+        return self._patches.is_active and (owner is self._scheduler or owner is None)
+
     def _open_submission(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
-        job_id, latest = job.id, run_times[-1]
-        key = job_id, id(latest)
-        alias = job._jobstore_alias  # noqa: SLF001
-        tracked = self._get_job((alias, job_id)) or self._events.track(job, alias)
+        """
+        Create the submission of a job and its runs.
+
+        Args:
+            job: APScheduler's job.
+            run_times: when its runs are due.
+            runs: a list that gets the runs, so that it has them also if Ctrl-C comes in between.
+        """
+        latest, alias = run_times[-1], job._jobstore_alias  # noqa: SLF001
+        tracked = self._get_job((alias, job.id)) or self._events.track(job, alias)
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
-        if key in self._open_submissions:
+        if id(latest) in self._open_submissions:
             # The object of a run that is in flight, as where the user has set the next run to one
             # time twice. Events are told apart by their objects.
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
-            key = job_id, id(latest)
+        key = id(latest)
         submission = self._open_submissions[key] = Submission(
             key, job, tracked, run_times, runs, self
         )
@@ -206,14 +208,21 @@ class ExecutorHooks:
             self.run_tracker.capture_arguments(job, runs)
         return submission
 
-    def _find_interrupted_submission(self, runs: list[Run]) -> Submission | None:
-        """Return the submission of these runs, which the executor did not get; record them all."""
+    def _complete_submission(
+        self, job: Any, run_times: Sequence[datetime], runs: list[Run]
+    ) -> Submission:
+        """Return what `_open_submission` would have, which an exception has ended early."""
+        tracked = self._events.track(job, job._jobstore_alias)  # noqa: SLF001
+        runs.extend(tracked.create_run(due, self._alias) for due in run_times[len(runs) :])
+        for run in runs:  # to record one twice is the same as once
+            self._recorder.run_submitted(run)
         for submission in list(self._open_submissions.values()):
             if submission.runs is runs:
-                for run in runs:  # the last one may not be recorded yet
-                    self._recorder.run_submitted(run)
                 return submission
-        return None
+        key = id(runs)  # under which no event looks for it
+        return self._open_submissions.setdefault(
+            key, Submission(key, job, tracked, run_times, runs, self)
+        )
 
     def _assign_pool(self, submission: Submission) -> None:
         try:
@@ -224,12 +233,19 @@ class ExecutorHooks:
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._error_reporter.exception("adapter")
 
-    def _on_rejected(self, submission: Submission | None, error: BaseException) -> None:
+    def _on_submit_failed(
+        self,
+        error: BaseException,
+        submission: Submission | None,
+        job: Any,
+        run_times: Sequence[datetime],
+        runs: list[Run],
+    ) -> None:
         is_refusal = isinstance(error, MaxInstancesReachedError)
         if not is_refusal:
             self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
-        if submission is None:
-            return
+        if submission is None:  # as Ctrl-C has come in between
+            submission = self._complete_submission(job, run_times, runs)
         if is_refusal:
             self._finish_runs(submission, Outcome.SKIPPED)
         else:
@@ -239,7 +255,7 @@ class ExecutorHooks:
 
     def _on_result(self, job_id: str, events: Sequence[Any]) -> None:
         try:
-            submission = self._open_submissions.get((job_id, id(events[-1].scheduled_run_time)))
+            submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
         if submission is None:
@@ -263,10 +279,10 @@ class ExecutorHooks:
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
-    def _finish_interrupted_result(self, job_id: str, events: Any) -> None:
+    def _finish_interrupted_result(self, events: Any) -> None:
         """End the runs of a result whose recording an exception from outside has ended early."""
         try:
-            submission = self._open_submissions.get((job_id, id(events[-1].scheduled_run_time)))
+            submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
             if submission is not None:  # else `_on_result` has ended them
                 self._finish_interrupted(submission, events)
         except Exception:  # noqa: BLE001  # no events, or objects of the user's
@@ -317,6 +333,8 @@ class ExecutorHooks:
     def _on_result_lost(self, job_id: str, error: BaseException) -> None:
         """Record that an executor got no result for one of the submissions of a job."""
         waiting = [each for each in self._iter_open_submissions(job_id) if not each.is_abandoned]
+        if isinstance(error, BrokenExecutor):  # the executor may have a fresh pool already
+            waiting = [each for each in waiting if _is_broken(each.pool)] or waiting
         submission = _find_submission_in_traceback(error, waiting)
         if submission is None and self._runs_before_patching[job_id]:  # the oldest, most likely
             self._runs_before_patching[job_id] -= 1
@@ -360,7 +378,7 @@ class ExecutorHooks:
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # as of `MeasurementSink`
         self,
-        key: _SubmissionKey,
+        key: int,
         due: datetime,
         position: int,
         started_at: float,
@@ -369,9 +387,12 @@ class ExecutorHooks:
     ) -> datetime:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
         submission = self._open_submissions.get(key)
-        if submission is None or submission[position : position + 1] != [due]:
+        runs = () if submission is None else submission.runs[position : position + 1]
+        # By the clock on the wall: in an hour that comes twice, times whose zones are two objects,
+        # as one was unpickled, are never equal.
+        if not runs or runs[0].due.replace(tzinfo=None) != due.replace(tzinfo=None):
             return due  # given up meanwhile
-        run = submission.runs[position]
+        run = runs[0]
         try:
             if run.start(started_at):
                 run.stop(duration)
@@ -388,7 +409,7 @@ class ExecutorHooks:
         if not events:
             return next(self._iter_open_submissions(job_id), None)
         due = getattr(events[-1], "scheduled_run_time", None)
-        submission = self._open_submissions.get((job_id, id(due)))
+        submission = self._open_submissions.get(id(due))
         if submission is not None:
             return submission
         for submission in self._iter_open_submissions(job_id):
@@ -404,8 +425,8 @@ class ExecutorHooks:
 
     def _iter_open_submissions(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""
-        for key in list(self._open_submissions):  # a copy, as other threads change it
-            if key[0] == job_id and (submission := self._open_submissions.get(key)) is not None:
+        for submission in list(self._open_submissions.values()):  # other threads change it
+            if submission.job_id == job_id and submission.key in self._open_submissions:
                 yield submission
 
     def _estimate_starts(self, pool: Any) -> None:
@@ -415,14 +436,14 @@ class ExecutorHooks:
         A child cannot report a start before it returns. But a pool starts submissions in their
         order, so with n workers the n oldest ones are running.
         """
-        if getattr(pool, "_broken", False):
+        if _is_broken(pool):
             return  # nothing starts in it any more
         now = self._clock()
         # At once, as other threads change it.
         for submission in list(islice(self._open_submissions.values(), _max_workers_of(pool))):
             run = submission.runs[0]
-            if submission.pool is pool and not submission.is_late(run, now):
-                run.set_estimated_start(now)
+            if submission.pool is pool:
+                run.set_estimated_start(now, submission.misfire_grace_time)
 
 
 def _find_submission_in_traceback(
@@ -455,6 +476,11 @@ def pool_of(executor: Any) -> Any:
     # Tornado's has a pool for functions, and runs coroutine functions beside it.
     pool = getattr(executor, "_pool", None)
     return getattr(executor, "executor", None) if pool is None else pool
+
+
+def _is_broken(pool: Any) -> bool:
+    # Neither has this one.
+    return bool(getattr(pool, "_broken", False))
 
 
 def _max_workers_of(pool: Any) -> int | None:

@@ -193,7 +193,7 @@ class Submission(list[datetime]):
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
-        key: tuple[str, int],
+        key: int,
         job: Any,
         tracked: TrackedJob,
         run_times: Sequence[datetime],
@@ -220,18 +220,17 @@ class Submission(list[datetime]):
         ):
             yield from self[:]
             return
-        observers = self._owner.run_tracker.observers
+        observers, job = self._owner.run_tracker.observers, self._job
         try:
             self._iterating_thread_id = get_ident()
             runs = iter(self.runs)
             for due in list.__iter__(self):
                 run = next(runs, None)
-                now = time()
                 if (
                     run is None
                     or run.due is not due  # a list that the user has changed
-                    or self.is_late(run, now)
-                    or not run.start(now)  # a second attempt, or a run that has ended
+                    # A second attempt, or one that is too late, so that APScheduler drops it.
+                    or not run.start(time(), job.misfire_grace_time)
                 ):
                     yield due
                     continue
@@ -250,10 +249,15 @@ class Submission(list[datetime]):
             if self._is_abandoned:
                 self._owner.on_abandoned_submission_end(self)
 
-    def is_late(self, run: Run, now: float) -> bool:
-        """Tell whether APScheduler drops a run that starts at `now`, in Unix seconds."""
-        grace = self._job.misfire_grace_time
-        return grace is not None and now - run.due_timestamp > grace
+    @property
+    def job_id(self) -> str:
+        """The id of the job."""
+        return self._job.id  # type: ignore[no-any-return]
+
+    @property
+    def misfire_grace_time(self) -> float | None:
+        """Seconds after which APScheduler drops a run that has not started; None if never."""
+        return self._job.misfire_grace_time  # type: ignore[no-any-return]
 
     @property
     def has_started(self) -> bool:
