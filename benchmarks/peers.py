@@ -1,12 +1,14 @@
 """
 Run the same jobs under this package and under others that watch APScheduler; print a table.
 
-Usage: peers.py [--peers NAME ...] [--counts-only] [--update README.md]
+Usage: peers.py [--peers NAME ...] [--counts-only | --update]
 
-What is not installed is not run, and the table says so: the dependency group ``bench`` has all
-that can be installed. It takes about seven minutes, as alerts wait for minutes; with
-``--counts-only`` it is one, and nothing of alerts is printed. The alerts of this package come from
-the rules in `alerts`, in a real Prometheus, which has to be on PATH.
+A package that is not installed is not run, and the table says so. The dependency group ``bench``
+has all that can be installed. A run takes about seven minutes, because alerts wait for minutes.
+With ``--counts-only`` it takes one minute, and the table has no alerts. The alerts of this package
+come from the rules in `alerts`, in a real Prometheus, which has to be on PATH.
+
+``--update`` writes the table to `docs/comparison.md`, and some of its rows to `README.md`.
 """
 
 import argparse
@@ -31,7 +33,8 @@ from pathlib import Path
 from peers_application import PARTS, PEERS, RUNS
 
 HERE = Path(__file__).parent
-RULES = HERE.parent / "alerts" / "apscheduler.rules.yml"
+ROOT = HERE.parent
+RULES = ROOT / "alerts" / "apscheduler.rules.yml"
 ALERTS_AFTER = 330
 """Seconds: the limits of peers_application.py, and then the five minutes of the slowest rule."""
 COUNTS_AFTER = 15
@@ -51,31 +54,33 @@ class Situation:
         job_id: the job to which it happens.
         due: how many of its runs are due.
         part: the process that has the job, see `PARTS`.
+        in_readme: whether the README has this row.
     """
 
     text: str
     job_id: str
     due: int
     part: str = "main"
+    in_readme: bool = False
 
 
 SITUATIONS = (
     Situation("a job returns", "success", RUNS),
-    Situation("a job raises", "error", RUNS),
-    Situation("a run waits 2 s for a worker, then takes 1 s", "queued", 1),
+    Situation("a job raises", "error", RUNS, in_readme=True),
+    Situation("a run waits 2 s for a worker, then takes 1 s", "queued", 1, in_readme=True),
     Situation("runs start later than `misfire_grace_time`", "missed", RUNS),
     Situation("runs are due while `max_instances` is reached", "skipped", RUNS),
     Situation("late runs with `coalesce=True`", "coalesced", RUNS),
     Situation("late runs with `coalesce=False`", "burst", RUNS),
-    Situation("the worker of a process pool is killed", "killed", RUNS),
+    Situation("the worker of a process pool is killed", "killed", RUNS, in_readme=True),
     Situation("a process pool cannot pickle the result", "unpicklable", RUNS),
     Situation("a job hangs", "hang", 1),
     Situation("a job waits for a worker that hangs", "busy", 1, "busy"),
     Situation("the job's executor does not exist", "no-executor", 1, "executor"),
-    Situation("the scheduler's thread died before the run", "loop", 1, "loop"),
-    Situation("the process is killed in a run and restarted", "cut", 1, "restart"),
+    Situation("the scheduler's thread died before the run", "loop", 1, "loop", in_readme=True),
+    Situation("the process is killed in a run and restarted", "cut", 1, "restart", in_readme=True),
     Situation("a run is due while the process restarts", "down", 1, "restart"),
-    Situation("the process is killed and not restarted", "gone", 1, "gone"),
+    Situation("the process is killed and not restarted", "gone", 1, "gone", in_readme=True),
 )
 
 
@@ -274,21 +279,33 @@ def run(peers: Sequence[str], directory: Path, *, counts_only: bool) -> dict[tup
         }
 
 
-def table(cells: Mapping[tuple[str, str], str], peers: Sequence[str]) -> str:
-    """Return the table as Markdown; peers without cells are those that were not run."""
+def table(cells: Mapping[tuple[str, str], str], peers: Sequence[str]) -> list[list[str]]:
+    """Return the rows of the table; peers without cells are those that were not run."""
     columns = [*peers, HEALTHCHECKS]
-    rows = [["situation", "due", *map(column, columns)], ["---"] * (len(columns) + 2)]
+    rows = [["situation", "due", *map(column, columns)]]
     for situation in SITUATIONS:
         found = [cells.get((peer, situation.job_id), "not run") for peer in columns]
         rows.append([situation.text, str(situation.due), *found])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return rows
 
 
-def update(page: Path, text: str) -> None:
-    """Put the table in the place of the one that a page has, between two comments."""
+def for_readme(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the rows that the README has, without the column that is `not run` in all of them."""
+    chosen = {situation.text for situation in SITUATIONS if situation.in_readme}
+    return [row[:-1] for row in rows if row is rows[0] or row[0] in chosen]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown; its first row is the heading."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def update(page: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Replace the table that a page has between two comments."""
     found = re.sub(
         r"(<!-- peers.py -->\n).*?(<!-- end -->)",
-        lambda marks: marks[1] + text + marks[2],
+        lambda marks: marks[1] + markdown(rows) + marks[2],
         page.read_text("utf-8"),
         flags=re.DOTALL,
     )
@@ -296,11 +313,12 @@ def update(page: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Run, print, and update a page if wanted."""
+    """Run, print, and update the pages if wanted."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--counts-only", action="store_true", help="do not wait for alerts")
-    parser.add_argument("--update", type=Path, help="a page with the table to replace")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--counts-only", action="store_true", help="do not wait for alerts")
+    mode.add_argument("--update", action="store_true", help="update docs/comparison.md, README.md")
     options = parser.parse_args()
     here = [peer for peer in options.peers if peer == "listener" or version(peer)]
     for peer in sorted(set(options.peers) - set(here)):
@@ -310,10 +328,11 @@ def main() -> None:
         print("Prometheus is not installed, so the alerts of this package are left out.")
     with tempfile.TemporaryDirectory() as directory:
         cells = run(here, Path(directory), counts_only=options.counts_only)
-    text = table(cells, options.peers)
-    print(f"\n{text}", end="")
-    if options.update is not None:
-        update(options.update, text)
+    rows = table(cells, options.peers)
+    print(f"\n{markdown(rows)}", end="")
+    if options.update:
+        update(ROOT / "docs" / "comparison.md", rows)
+        update(ROOT / "README.md", for_readme(rows))
 
 
 if __name__ == "__main__":
