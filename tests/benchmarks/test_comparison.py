@@ -70,7 +70,9 @@ class TestPages:
         """One row shows a problem that this package does not report, and another one does."""
         headings, *rows = table(README)
         ours = headings.index("apscheduler-telemetry")
-        assert [row for row in rows if row[ours] == "nothing" and "→" in row[-1]]
+        better = [row for row in rows if row[ours] == "nothing" and "→" in row[-1]]
+        assert len(better) == 1
+        assert f"{headings[-1].split()[0]} is better in one row" in README.read_text("utf-8")
 
     def test_update_changes_the_table_only(self, peers: ModuleType, tmp_path: Path) -> None:
         """`update` writes the same page if the table is the same."""
