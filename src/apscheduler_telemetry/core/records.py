@@ -249,18 +249,13 @@ class JobSeries:
                 added = (*added, *finished)
             after = (stats, added, *_summarize_in_flight(in_flight))
             is_done = after == before or self._compare_and_swap(before, after)
-        for run in self._run_state[1]:
-            registered.pop(run, None)
-        self._forget_unregistered_runs(registered)
-
-    def _forget_unregistered_runs(self, registered: MutableMapping[Run, None]) -> None:
-        """Keep no run that was added up and is not registered any more."""
         is_done = not self._run_state[1]
-        while not is_done:
+        while not is_done:  # a run is added up again unless it is kept here or not registered
             before = self._run_state
             stats, added, started_runs, in_flight = before
-            added = tuple(filter(registered.__contains__, added))
-            is_done = self._compare_and_swap(before, (stats, added, started_runs, in_flight))
+            for run in added:
+                registered.pop(run, None)
+            is_done = self._compare_and_swap(before, (stats, (), started_runs, in_flight))
 
     def _compare_and_swap(self, expected: _SeriesRunState, new: _SeriesRunState) -> bool:
         """
