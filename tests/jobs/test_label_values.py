@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from apscheduler_telemetry.adapters.apscheduler3.job_description import default_name
 from apscheduler_telemetry.core import labels
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH, JobLabeller
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -29,6 +30,9 @@ class Report:
 
     @classmethod
     def make(cls) -> None: ...
+
+
+class MonthlyReport(Report): ...
 
 
 class TestLabelValue:
@@ -128,26 +132,47 @@ class TestJobLabeller:
     def test_job_is_labelled_by_its_id(self) -> None:
         """A job is labelled by its id."""
         assert (
-            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing, id="backup"))
+            JobLabeller(None, ErrorReporter()).choose_label(
+                job_of(nothing, id="backup"), default_name
+            )
             == "backup"
         )
 
     def test_job_with_a_generated_id_is_labelled_by_its_function(self) -> None:
         """A job with a generated id is labelled by its function, so that one-off jobs share it."""
         assert (
-            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing))
+            JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing), default_name)
             == "tests.helpers.jobs:nothing"
         )
+
+    @pytest.mark.parametrize(
+        "func",
+        [nothing, functools.partial(nothing), MonthlyReport().send, Report.make, Report(), print],
+        ids=["function", "partial", "inherited method", "class method", "object", "builtin"],
+    )
+    def test_job_with_a_generated_id_is_labelled_by_the_name_that_it_was_given(
+        self, func: Callable[..., Any]
+    ) -> None:
+        """As the jobs of a framework, which all have the same function; others keep that."""
+        labeller = JobLabeller(None, ErrorReporter())
+        unnamed, named = job_of(func), job_of(func, name="remind the team")
+        assert labeller.choose_label(unnamed, default_name) == labels.function_name(unnamed)
+        assert labeller.choose_label(named, default_name) == "remind the team"
+
+    def test_id_comes_before_the_name(self) -> None:
+        """An id that the user has chosen is the label, whatever the name."""
+        job = job_of(nothing, id="backup", name="the nightly backup")
+        assert JobLabeller(None, ErrorReporter()).choose_label(job, default_name) == "backup"
 
     def test_callback_decides_the_label(self) -> None:
         """The user's callback is given the job and has the last word."""
         labeller = JobLabeller(lambda job: f"team-a/{job.id}", ErrorReporter())
-        assert labeller.choose_label(job_of(nothing, id="backup")) == "team-a/backup"
+        assert labeller.choose_label(job_of(nothing, id="backup"), default_name) == "team-a/backup"
 
     def test_callback_s_text_is_made_legal(self) -> None:
         """What a callback returns is bounded and legal like an id."""
         labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
-        label = labeller.choose_label(job_of(nothing, id="backup"))
+        label = labeller.choose_label(job_of(nothing, id="backup"), default_name)
         assert label.startswith("\\ud800x")
         assert len(label) == MAX_LABEL_LENGTH
 
@@ -156,7 +181,7 @@ class TestJobLabeller:
         """Anything but a non-empty string is a failure of the callback, and the id is used."""
         errors = ErrorReporter()
         labeller = JobLabeller(lambda job: returned, errors)
-        assert labeller.choose_label(job_of(nothing, id="backup")) == "backup"
+        assert labeller.choose_label(job_of(nothing, id="backup"), default_name) == "backup"
         assert errors.counts()["job_label"] == 1
 
     def test_callback_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,7 +194,7 @@ class TestJobLabeller:
         labeller = JobLabeller(job_label, errors)
         job = job_of(nothing, id="backup")
         with caplog.at_level(logging.ERROR, "apscheduler_telemetry"):
-            assert [labeller.choose_label(job) for _ in range(3)] == ["backup"] * 3
+            assert [labeller.choose_label(job, default_name) for _ in range(3)] == ["backup"] * 3
         assert errors.counts()["job_label"] == 3
         assert len(caplog.records) == 1
         assert "on purpose" in caplog.text

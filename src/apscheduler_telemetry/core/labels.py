@@ -77,13 +77,18 @@ class JobLabeller:
         self._get_custom_label = job_label
         self._error_reporter = error_reporter
 
-    def choose_label(self, job: Any) -> str:
+    def choose_label(self, job: Any, get_default_name: Callable[[Any], str | None]) -> str:
         """
         Return the label of `job`: the result of ``job_label``, else its id.
 
-        Jobs whose id APScheduler generated are labelled by their function instead, so that one-off
-        jobs share a label. If ``job_label`` raises, or returns anything but a non-empty string,
-        that is reported, and the default is used.
+        A job whose id APScheduler generated is labelled by its name instead, if the user gave it
+        one, and else by its function, so that one-off jobs share a label. If ``job_label`` raises,
+        or returns anything but a non-empty string, that is reported, and the default is used.
+
+        Args:
+            job: the job.
+            get_default_name: returns the name that a job has if the user gives it none; None if
+                that is not known.
         """
         if self._get_custom_label is not None:
             try:
@@ -97,4 +102,7 @@ class JobLabeller:
                 return label_value(label)
             except Exception:  # noqa: BLE001  # user code
                 self._error_reporter.exception("job_label")
-        return function_name(job) if is_generated(job.id) else label_value(job.id)
+        if not is_generated(job.id):
+            return label_value(job.id)
+        has_given_name = job.name and get_default_name(job) not in {None, job.name}
+        return label_value(job.name) if has_given_name else function_name(job)

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from apscheduler.util import get_callable_name
+
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.core import labels
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
@@ -35,7 +37,7 @@ class JobDescriber:
         """Describe a job in the store of this alias; this calls the user's callbacks."""
         return JobInfo(
             id=job.id,
-            label=self._labeller.choose_label(job),
+            label=self._labeller.choose_label(job, default_name),
             name=labels.label_value(job.name),
             func=labels.function_name(job),
             trigger=labels.label_value(triggers.describe(job.trigger)),
@@ -47,3 +49,11 @@ class JobDescriber:
             severity=self._policy.severity(job),
             owner=self._policy.owner(job),
         )
+
+
+def default_name(job: Any) -> str | None:
+    """Return the name that APScheduler gives a job that is added without one; None if unknown."""
+    try:
+        return str(get_callable_name(job.func))
+    except Exception:  # noqa: BLE001  # a callable of the user's may be anything
+        return None
