@@ -1,8 +1,8 @@
 """
 Write the dashboards: ``build.py`` writes them, ``build.py --check`` only compares.
 
-Needs the dependency group ``grafana`` of pyproject.toml, whose versions are pinned: the same
-sources give the same bytes.
+Needs the dependency group ``grafana`` of pyproject.toml. Its versions are pinned, so that the same
+sources always produce the same bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# The classic model is what Grafana 10 to 13 import alike; the package would rather have the new
-# one, which only the latest understand.
+# Grafana 10 to 13 all import the classic model. The package warns that there is a newer one, which
+# only the latest versions accept.
 warnings.filterwarnings("ignore", "Prefer using", DeprecationWarning)
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
@@ -29,9 +29,9 @@ PAGES = {"overview": overview.build, "job": job.build, "scheduler": scheduler.bu
 
 
 def render(dashboard: Any) -> str:
-    """Return a dashboard as it is written to its file."""
+    """Return the text of a dashboard's file."""
     model = json.loads(json.dumps(dashboard, cls=JSONEncoder))
-    model["id"] = None  # which the encoder leaves out, and some importers ask for
+    model["id"] = None  # the encoder omits it, and some importers require it
     return json.dumps(model, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -14,10 +14,10 @@ from promql import BY_JOB, JOB, JOB_OR_NONE, SCHEDULER
 
 HISTORY = {
     **{10 + code: words for code, words in parts.SCHEDULER_STATES.items()},
-    20: ("● Kept", GOOD),
+    20: ("● Scheduled", GOOD),
     21: ("▲ Due", INFO),
     22: ("✖ Missed", BAD),
-    23: ("– Nothing promised", GREY),
+    23: ("– No next run", GREY),
     30: ("● Success", GOOD),
     31: ("✖ Failure", BAD),
     40: ("– Idle", GREY),
@@ -56,13 +56,13 @@ def build() -> dashboard.Dashboard:
         (3, slow()),
     )
     page.row(8, (24, run_history()))
-    page.heading("Promise and fact")
-    page.row(8, (14, promise_against_fact()), (10, times()))
+    page.heading("Next run")
+    page.row(8, (14, countdown_graph()), (10, times()))
     page.heading("Runs")
     page.row(9, (12, durations()), (12, duration_cells()))
     page.row(8, (12, outcomes()), (12, delays()))
     page.row(8, (12, exceptions()), (12, exceptions_in_total()))
-    page.heading("Alerts, and what it is")
+    page.heading("Alerts and description")
     page.row(5, (24, alerts()))
     page.row(5, (24, about()))
     return page.build()
@@ -73,8 +73,8 @@ def state() -> Any:
     return parts.tiles(
         "State",
         "Missed: a run was due and has not started. Stuck: a run takes longer than it may."
-        " Failing: the latest run failed. Dropping runs: some did not take place within ten"
-        " minutes.",
+        " Failing: the latest run failed. Dropping: runs were skipped, missed or lost within the"
+        " last 10 minutes.",
         [Query(promql.job_state(JOB), instant=True)],
         no_value="unknown job",
         mappings=[parts.words(parts.STATES)],
@@ -83,11 +83,11 @@ def state() -> Any:
 
 
 def failures() -> Any:
-    """Return how often it failed in a row."""
+    """Return the number of failures since the last success."""
     return parts.tiles(
-        "Failed in a row",
-        "Errors and losses since the last success. APSchedulerJobFailing fires at three, or at"
-        " the first one if the job runs once an hour or less often.",
+        "Failures in a row",
+        "Runs that failed or were lost since the last success. APSchedulerJobFailing fires at 3,"
+        " or at 1 if the job has an hour or more between runs.",
         [Query(f"max {BY_JOB} (apscheduler_job_consecutive_failures{{{JOB}}})", instant=True)],
         no_value="not scraped",
         steps=((None, GOOD), (1, WARNING), (3, BAD)),
@@ -98,7 +98,7 @@ def success_age() -> Any:
     """Return how long ago the last success was."""
     return parts.tiles(
         "Last success, ago",
-        "Since the latest successful run ended; remembered for a job whose process is dead.",
+        "Time since the latest successful run ended. It is also shown if the process is dead.",
         [Query(f"time() - {promql.last_success(JOB)}", instant=True)],
         unit=units.Seconds,
         no_value="none yet",
@@ -110,10 +110,10 @@ def countdown() -> Any:
     """Return when the next run is due."""
     return parts.tiles(
         "Next run, in",
-        "Until the promised run. Below zero, the promise has not been kept so far.",
-        [Query(f"{promql.promise(JOB)} - time()", instant=True)],
+        "Time until the next run is due. Below zero: it is due and has not started.",
+        [Query(f"{promql.next_run(JOB)} - time()", instant=True)],
         unit=units.Seconds,
-        no_value="nothing planned",
+        no_value="no next run",
         steps=((None, BAD), (-60, WARNING), (-15, "text")),
         plain=True,
     )
@@ -123,8 +123,8 @@ def success() -> Any:
     """Return the share of runs that succeeded."""
     return parts.tiles(
         "Runs that succeeded",
-        "Of the runs that fell due in the time range; those that were folded into a later one"
-        " (coalesced) do not count.",
+        "Share of the runs in the time range that succeeded. Coalesced runs (merged into a later"
+        " one) do not count.",
         [Query(promql.success_rate(JOB), instant=True)],
         unit=units.PercentUnit,
         no_value="no runs",
@@ -150,7 +150,7 @@ def slow() -> Any:
 
 
 def run_history() -> Any:
-    """Return where in the chain it broke, and when."""
+    """Return the bands that show which part failed, and when."""
     late = promql.recorded_lateness(JOB)
     runs = f"apscheduler_job_runs_total{{{JOB}, outcome="
     links = [
@@ -165,17 +165,17 @@ def run_history() -> Any:
     ]
     return parts.history(
         "Run history",
-        "Where did it break? Scheduler: does its loop live? Promise: was the run that was due"
-        " started? Latest run: how it ended, until the next one ends. At work: is one under way?"
-        " Dropped: runs that did not take place, or were never heard of again.",
+        "Scheduler: is its loop alive? Next run: is it due or missed? Latest run: how it ended,"
+        " until the next one ends. In progress: does the job run? Dropped: runs that were"
+        " coalesced, skipped, missed or lost.",
         [
             Query(f"(\n{promql.scheduler_state(SCHEDULER, JOB)}\n) + 10", "Scheduler"),
             Query(
                 f"{late} * 0 + 22\n"
                 f"or (({DUE} > 0) unless {SETTLED} >= {DUE}) * 0 + 21\n"
-                f"or {promql.promise(JOB)} * 0 + 20\n"
+                f"or {promql.next_run(JOB)} * 0 + 20\n"
                 f"or max {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{JOB}}}) * 0 + 23",
-                "Promise",
+                "Next run",
             ),
             Query(
                 f"(max {BY_JOB} (apscheduler_job_consecutive_failures{{{JOB}}}) > 0) * 0 + 31\n"
@@ -187,28 +187,28 @@ def run_history() -> Any:
                 f"{promql.overlong(JOB)} * 0 + 42\n"
                 f"or (max {BY_JOB} (apscheduler_job_running{{{JOB}}}) > 0) * 0 + 41\n"
                 f"or max {BY_JOB} (apscheduler_job_running{{{JOB}}}) * 0 + 40",
-                "At work",
+                "In progress",
             ),
             Query(
                 "\nor ".join(dropped) + f'\nor sum {BY_JOB} ({runs}"success"}}) * 0 + 50',
                 "Dropped",
             ),
         ],
-        no_value="this job was not seen in the time range",
+        no_value="no data of this job in the time range",
         mappings=[parts.words(HISTORY)],
         points=400,
     )
 
 
-def promise_against_fact() -> Any:
-    """Return the countdown, and how late it is."""
+def countdown_graph() -> Any:
+    """Return the time until the next run, and how late it is."""
     panel = parts.lines(
-        "Promise against fact",
-        "Until the next run: it counts down, and jumps up when the job is started. Overdue: below"
-        " zero, since when a run has been due that has not started; past the tolerance, it is"
-        " missed. This goes on when the process that made the promise is dead.",
+        "Countdown to the next run",
+        "The time until the next run counts down, and jumps up when the run starts. Below zero, a"
+        " run is due and has not started. If it is later than grace, it counts as missed. The"
+        " countdown continues when the process is dead.",
         [
-            Query(f"clamp_min({promql.promise(JOB)} - time(), 0)", "until the next run"),
+            Query(f"clamp_min({promql.next_run(JOB)} - time(), 0)", "until the next run"),
             Query(
                 f"(({DUE} > 0) unless {SETTLED} >= {DUE}) - time()\n"
                 f"or -((time() - (min {BY_JOB}"
@@ -218,11 +218,11 @@ def promise_against_fact() -> Any:
             Query(
                 f"-max {BY_JOB} (apscheduler_job_grace_seconds{{{JOB}}})\n"
                 f"or -apscheduler_job:grace_seconds{{{JOB}}}",
-                "tolerance",
+                "grace",
             ),
         ],
         unit=units.Seconds,
-        no_value="nothing was promised in the time range",
+        no_value="no next run in the time range",
         steps=((None, "transparent"), (0, GREY)),
         area=True,
         floor=None,
@@ -230,12 +230,12 @@ def promise_against_fact() -> Any:
     )
     parts.color_of(panel, "until the next run", INFO)
     parts.color_of(panel, "overdue", BAD, "long")
-    parts.color_of(panel, "tolerance", WARNING, "limit")
+    parts.color_of(panel, "grace", WARNING, "limit")
     return panel
 
 
 def times() -> Any:
-    """Return the timestamps that promise and fact are made of."""
+    """Return the timestamps of the job."""
     job = f"{{{JOB}}}"
 
     def latest(name: str) -> str:
@@ -244,16 +244,17 @@ def times() -> Any:
 
     return parts.tiles(
         "Times",
-        "Promised: the next run. Was due: the latest run that fell due. Started: the scheduled time"
-        " of the latest run that started. Taken back: a promise that was withdrawn on purpose, by"
-        " a pause, a change or a removal. The others are when runs ended, or began.",
+        "Next run: when it is due. Last due: when the latest run was due. Last started: the"
+        " scheduled time of the latest run that started. Cancelled: the scheduled time of the"
+        " latest run that was cancelled by a pause, a change or a removal. Last success and last"
+        " failure: when these runs ended.",
         [
-            Query(f"1000 * {promql.promise(JOB)}", "promised", instant=True),
-            Query(f"1000 * ({DUE} > 0)", "was due", instant=True),
-            Query(latest("last_run"), "started", instant=True),
+            Query(f"1000 * {promql.next_run(JOB)}", "next run", instant=True),
+            Query(f"1000 * ({DUE} > 0)", "last due", instant=True),
+            Query(latest("last_run"), "last started", instant=True),
             Query(f"1000 * {promql.last_success(JOB)}", "last success", instant=True),
             Query(latest("last_failure"), "last failure", instant=True),
-            Query(latest("withdrawn_run"), "taken back", instant=True),
+            Query(latest("withdrawn_run"), "cancelled", instant=True),
             Query(
                 f"1000 * min {BY_JOB} (apscheduler_job_running_since_timestamp_seconds{job} > 0)",
                 "running since",
@@ -261,7 +262,7 @@ def times() -> Any:
             ),
         ],
         unit=units.DatetimeISO,
-        no_value="nothing has happened yet",
+        no_value="no data",
         names=True,
         plain=True,
         size=15,
@@ -276,10 +277,10 @@ def durations() -> Any:
 
     panel = parts.lines(
         "Durations",
-        "Time inside the callable, of successes and failures alike. Diamonds are single runs with"
-        " a trace, if the application records spans: click one to see it. Allowed:"
-        " max_duration, if the application says one; past it, the run counts as stuck. Interval:"
-        " the shortest time between two runs.",
+        "Durations of successes and failures. Diamonds are single runs with a trace, if the"
+        " application records spans: click one to open it. Allowed: max_duration, if the"
+        " application sets it; a longer run counts as stuck. Interval: the shortest time between"
+        " two runs.",
         [
             Query(quantile(0.5), "p50", exemplar=True),
             Query(quantile(0.95), "p95"),
@@ -316,7 +317,7 @@ def duration_cells() -> Any:
     """Return the distribution of the durations over time."""
     return parts.cells(
         "Durations, all runs",
-        "How many runs took how long: the darker or brighter, the more. Diamonds are single runs"
+        "How many runs took how long: a stronger color means more runs. Diamonds are single runs"
         " with a trace, if the application records spans.",
         Query(
             f"sum by (le) (\n  increase({BUCKETS}[$__rate_interval])\n)",
@@ -332,9 +333,7 @@ def outcomes() -> Any:
     """Return the runs by outcome over time."""
     panel = parts.lines(
         "Outcomes",
-        "Runs that fell due, by how they ended, for each bar. Error: raised. Lost: never heard of"
-        " again. Missed: too late, dropped. Skipped: the one before was still under way."
-        " Coalesced: folded into a later one.",
+        "Runs by outcome, for each bar. " + parts.OUTCOMES_EXPLAINED,
         [
             Query(
                 "sum by (outcome) (\n"
@@ -362,14 +361,14 @@ def delays() -> Any:
 
     panel = parts.lines(
         "Start delay",
-        "Actual start minus scheduled time: the loop was busy, or all workers were. Tolerance:"
-        " grace, past which the run counts as missed.",
+        "Actual start minus scheduled time. Runs start late if the scheduler loop is slow, or if"
+        " all workers are busy. Grace: how late a run may start before an alert fires.",
         [
             Query(quantile(0.5), "p50"),
             Query(quantile(0.95), "p95"),
             Query(
                 f"max {BY_JOB} (apscheduler_job_grace_seconds{{{JOB}}})",
-                "tolerance",
+                "grace",
             ),
         ],
         unit=units.Seconds,
@@ -379,15 +378,15 @@ def delays() -> Any:
     )
     parts.color_of(panel, "p50", SKY)
     parts.color_of(panel, "p95", INFO, "long")
-    parts.color_of(panel, "tolerance", WARNING, "limit")
+    parts.color_of(panel, "grace", WARNING, "limit")
     return panel
 
 
 def exceptions() -> Any:
-    """Return what runs raised, over time."""
+    """Return the exceptions of runs over time."""
     return parts.lines(
         "Exceptions over time",
-        "Runs that raised, by the type's name, for each bar.",
+        "Runs that raised an exception, by its type, for each bar.",
         [
             Query(
                 "sum by (exception) (\n"
@@ -396,7 +395,7 @@ def exceptions() -> Any:
             )
         ],
         unit=units.Short,
-        no_value="no run has raised",
+        no_value="no exceptions",
         bars=True,
         ceiling=1,
         shades=BAD,
@@ -406,10 +405,10 @@ def exceptions() -> Any:
 
 
 def exceptions_in_total() -> Any:
-    """Return what runs raised, in the time range."""
+    """Return the exceptions of runs in the time range."""
     return parts.bars(
         "Exceptions in the time range",
-        "Runs that raised, by the type's name. The application's log has the tracebacks.",
+        "Runs that raised an exception, by its type. The application's log has the tracebacks.",
         [
             Query(
                 "sort_desc(sum by (exception) (\n"
@@ -419,7 +418,7 @@ def exceptions_in_total() -> Any:
             )
         ],
         unit=units.Short,
-        no_value="no run has raised in the time range",
+        no_value="no exceptions in the time range",
         steps=((None, BAD),),
     )
 
@@ -428,26 +427,26 @@ def alerts() -> Any:
     """Return the alerts on this job."""
     selected = f"{promql.ALERTS}, {JOB_OR_NONE}"
     return parts.rows(
-        "Alerts that fire",
-        "On this job, or on its scheduler, and for how long it has been true.",
+        "Firing alerts",
+        "Alerts on this job or its scheduler. Active for: how long the condition has been true.",
         [table_query(promql.firing(selected, "severity, alertname"))],
-        columns={"severity": "Severity", "alert": "Alert", "Value": "Since, ago"},
+        columns={"severity": "Severity", "alert": "Alert", "Value": "Active for"},
         no_value="none",
         mappings=[parts.words(parts.SEVERITIES)],
         painted=["Severity"],
-        sort="Since, ago",
+        sort="Active for",
         descending=False,
         links=[("Runbook", parts.RUNBOOK)],
     )
 
 
 def about() -> Any:
-    """Return what the job is, or was."""
+    """Return the description of the job."""
     info = f"apscheduler_job_info{{{JOB}}}"
     labels = "job_id, name, func, trigger, executor, jobstore, persistent, instance"
     return parts.rows(
-        "What it is",
-        "The job as its scheduler knows it, or knew it before it went, with the longest time"
+        "Description of the job",
+        "If the job is gone, this is its last known description. Longest interval: the longest time"
         " between two of its next runs.",
         [
             table_query(

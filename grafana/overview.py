@@ -36,7 +36,7 @@ def build() -> dashboard.Dashboard:
         (4, working()),
     )
     page.row(13, (24, jobs()))
-    page.row(8, (14, alerts()), (10, went_wrong()))
+    page.row(8, (14, alerts()), (10, unsuccessful()))
     return page.build()
 
 
@@ -44,8 +44,8 @@ def in_trouble() -> Any:
     """Return the number of jobs in trouble."""
     return parts.tiles(
         "Jobs in trouble",
-        "Jobs that are missed, stuck, failing or dropping runs, or whose scheduler is down:"
-        " those at the top of the table below.",
+        "Jobs in the state Stuck, Missed, Down, Failing or Dropping: those at the top of the table"
+        " below.",
         [Query(f"sum((\n{promql.job_state(JOB)}\n) >= bool {promql.DROPPING})", instant=True)],
         no_value="no jobs",
         steps=((None, GOOD), (1, BAD)),
@@ -58,7 +58,7 @@ def firing() -> Any:
     known = f"apscheduler_scheduler_info{{{SCHEDULER}}}"
     return parts.tiles(
         "Alerts firing",
-        "Alerts of alerts/apscheduler.rules.yml that fire, the watchdog aside.",
+        "Alerts of alerts/apscheduler.rules.yml that fire, except the Watchdog.",
         [Query(f"count({alerts}) or count({known}) * 0", instant=True)],
         no_value="no scheduler",
         steps=((None, GOOD), (1, BAD)),
@@ -69,8 +69,7 @@ def schedulers() -> Any:
     """Return a tile for each scheduler."""
     return parts.tiles(
         "Schedulers",
-        "Up: the loop turns. Loop dead: the process answers, but no job will run until it is"
-        " restarted. Gone: the process is no longer scraped, and has promised runs.",
+        parts.SCHEDULER_STATES_EXPLAINED,
         [Query(promql.scheduler_state(SCHEDULER), "{{scheduler}} of {{job}}", instant=True)],
         no_value="no scheduler",
         mappings=[parts.words(parts.SCHEDULER_STATES)],
@@ -84,8 +83,8 @@ def succeeded() -> Any:
     """Return the share of runs that succeeded."""
     return parts.tiles(
         "Runs that succeeded",
-        "Of all runs that fell due in the time range; those that were folded into a later one"
-        " (coalesced) do not count.",
+        "Share of the runs in the time range that succeeded. Coalesced runs (merged into a later"
+        " one) do not count.",
         [Query(promql.success_rate(JOB, ""), instant=True)],
         unit=units.PercentUnit,
         no_value="no runs",
@@ -94,10 +93,10 @@ def succeeded() -> Any:
 
 
 def working() -> Any:
-    """Return the number of runs under way."""
+    """Return the number of runs in progress."""
     return parts.tiles(
         "Running now",
-        "Runs that are inside their callables.",
+        "Runs that have started and have not ended.",
         [Query(f"sum(apscheduler_job_running{{{JOB}}})", instant=True)],
         no_value="no jobs",
         plain=True,
@@ -110,14 +109,14 @@ def jobs() -> Any:
     return parts.rows(
         "Jobs, those in trouble first",
         "Stuck: a run takes longer than it may. Missed: a run was due and has not started. Down: no"
-        " live scheduler is there to start it. Failing: the latest run failed. Dropping: runs were"
-        " skipped, missed or lost within ten minutes. 95 % of runs: the 95th percentile of the"
-        " durations that Prometheus has seen in the time range, and how it compares with the time"
-        " range before. Click a row to see the job.",
+        " live scheduler can start the job. Failing: the latest run failed. Dropping: runs were"
+        " skipped, missed or lost within the last 10 minutes. 95 % of runs: the 95th percentile of"
+        " the durations that Prometheus has scraped in the time range. vs. before: this value,"
+        " compared with the previous time range. Click a row to see the job.",
         [
             table_query(promql.job_state(JOB, promql.TABLE_CODES)),
             table_query(f"time() - {promql.last_success(JOB)}"),
-            table_query(f"{promql.promise(JOB)} - time()"),
+            table_query(f"{promql.next_run(JOB)} - time()"),
             table_query(
                 promql.as_text(f"floor(1000 * {promql.success_rate(JOB)}) / 10", "success", "$1 %")
             ),
@@ -158,9 +157,9 @@ def alerts() -> Any:
     """Return the alerts that fire."""
     selected = f"{promql.ALERTS}, {JOB_OR_NONE}"
     return parts.rows(
-        "Alerts that fire",
-        "What fires now, and for how long it has been true. The runbook says what each means"
-        " and what to do.",
+        "Firing alerts",
+        "Active for: how long the condition has been true. The runbook explains each alert and what"
+        " to do.",
         [
             table_query(
                 promql.firing(selected, "severity, alertname, job_id, scheduler, job, owner")
@@ -173,13 +172,13 @@ def alerts() -> Any:
             "scheduler": "Scheduler",
             "job": "Application",
             "owner": "Owner",
-            "Value": "Since, ago",
+            "Value": "Active for",
         },
         no_value="none",
         mappings=[parts.words(parts.SEVERITIES)],
         painted=["Severity"],
         wrapped=["Alert", "Job"],
-        sort="Since, ago",
+        sort="Active for",
         descending=False,
         links=[
             ("Job ${__data.fields.job_id}", parts.ROW_TO_JOB),
@@ -189,13 +188,11 @@ def alerts() -> Any:
     )
 
 
-def went_wrong() -> Any:
-    """Return the runs that did not go well, over time."""
+def unsuccessful() -> Any:
+    """Return the runs that did not succeed, over time."""
     panel = parts.lines(
-        "Runs of the last ten minutes that went wrong",
-        "At each moment, the runs of the ten minutes before, by how they ended: error, lost"
-        " (never heard of again), missed (too late), skipped (the one before was still under"
-        " way), coalesced (folded into a later one).",
+        "Runs without success, last 10 minutes",
+        "At each time, the runs of the 10 minutes before, by outcome. " + parts.OUTCOMES_EXPLAINED,
         [
             Query(
                 'sum by (outcome) ({__name__=~"apscheduler_job:(failed|omitted)_runs:increase10m",'

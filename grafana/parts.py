@@ -1,4 +1,4 @@
-"""What the dashboards are made of: colours, words for states, and one way to make each panel."""
+"""Parts of the dashboards: colours, texts of states, and one function for each kind of panel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ import promql
 
 SOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
-# Okabe and Ito's palette, which colour-blind people can tell apart, and which stands out on dark
-# and on light. Still, nothing is told by colour alone: states have words and signs, and lines
-# that could be mixed up have styles.
+# Okabe and Ito's palette, which colour-blind people can distinguish, and which stands out on dark
+# and on light. Still, colour is never the only difference: states have words and symbols, and
+# lines have styles.
 GOOD, BAD, WARNING, INFO, OTHER, GREY = (
     *("#009E73", "#D55E00", "#F5B800", "#0072B2", "#CC79A7", "#8E8E8E"),
 )
@@ -41,6 +41,11 @@ OUTCOMES = {
     "skipped": SKY,
     "coalesced": INFO,
 }
+OUTCOMES_EXPLAINED = (
+    "Error: the job raised an exception. Lost: the result never arrived. Missed: the run was too"
+    " late, and APScheduler dropped it. Skipped: earlier runs were still in progress. Coalesced:"
+    " merged into a later run."
+)
 STATES = {
     promql.STUCK: ("✖ Stuck", BAD),
     promql.MISSED: ("✖ Missed", BAD),
@@ -58,6 +63,10 @@ SCHEDULER_STATES = {
     1: ("‖ Paused", WARNING),
     0: ("● Up", GOOD),
 }
+SCHEDULER_STATES_EXPLAINED = (
+    "Up: the loop is alive. Loop dead: the process answers, but no job will run until it is"
+    " restarted. Gone: the process is no longer scraped, and its jobs have next runs."
+)
 SEVERITIES = {
     sign: (sign, color)
     for sign, color in zip(promql.SEVERITIES.values(), (BAD, WARNING, INFO), strict=True)
@@ -70,8 +79,8 @@ SPARKS = 30
 """Points of a sparkline: as many as a cell can show, and few enough for hundreds of jobs."""
 FEW = 60
 """Points of lines that each sum hundreds of series."""
-CALM: tuple[Step, ...] = ((None, "text"),)
-"""Thresholds of what is neither good nor bad."""
+NEUTRAL: tuple[Step, ...] = ((None, "text"),)
+"""Thresholds of values that are neither good nor bad."""
 
 
 LETTERS = "ABCDEFGHIJKLMNOP"
@@ -136,7 +145,7 @@ def _finish(
 
 
 def to_scheduler(application: str, scheduler: str) -> str:
-    """Return the address of a scheduler's dashboard, by what is filled in for each."""
+    """Return the address of a scheduler's dashboard, with these values of its variables."""
     return (
         "/d/apscheduler-scheduler?${datasource:queryparam}"
         f"&var-application={application}&var-scheduler={scheduler}&${{__url_time_range}}"
@@ -156,7 +165,7 @@ def words(meanings: dict[Any, tuple[str, str]], offset: int = 0) -> dashboard.Va
 
 
 def paint(pattern: str, color: str) -> dashboard.RegexMap:
-    """Return the mapping that gives a colour to texts that match."""
+    """Return the mapping that sets the colour of texts that match."""
     return dashboard.RegexMap(
         options=dashboard.DashboardRegexMapOptions(
             pattern=pattern, result=dashboard.ValueMappingResult(color=color)
@@ -169,16 +178,20 @@ AS_IT_IS = dashboard.RegexMap(
         pattern="/^(.*)$/s", result=dashboard.ValueMappingResult(text="$1")
     )
 )
-"""Shows text as it is. Else a job whose id is 42 were shown as 42 s, by the unit of the table."""
+"""
+Shows text unchanged.
+
+Otherwise a job with the id 42 would be shown as 42 s, because the unit of the table is seconds.
+"""
 
 
 def override(panel: Any, names: Sequence[str], **properties: Any) -> None:
     """
-    Say what holds for some series or columns only.
+    Set properties of some series or columns only.
 
     In the JSON schema of Grafana's dashboards, the value of an override and the options of a
-    matcher are objects. Grafana takes others, but a check by that schema does not. So columns are
-    named by `byNames`, and only properties that are objects are given.
+    matcher are objects. Grafana accepts other types, but that schema does not. So columns are
+    selected by `byNames`, and only properties that are objects can be set.
     """
     panel.with_override(
         dashboard.MatcherConfig(
@@ -192,7 +205,7 @@ def override(panel: Any, names: Sequence[str], **properties: Any) -> None:
 
 
 def color_of(panel: Any, name: str, color: str, dash: str | None = None) -> None:
-    """Give a series its colour, and its style."""
+    """Set the colour and the style of a series."""
     properties: dict[str, Any] = {"color": {"mode": "fixed", "fixedColor": color}}
     if dash:
         properties["custom__lineStyle"] = {"fill": "dash", "dash": DASHES[dash]}
@@ -206,14 +219,14 @@ def tiles(
     *,
     unit: str = units.NoUnit,
     no_value: str,
-    steps: Sequence[Step] = CALM,
+    steps: Sequence[Step] = NEUTRAL,
     mappings: Sequence[dashboard.ValueMapping] = (),
     links: Sequence[tuple[str, str]] = (),
     names: bool = False,
     plain: bool = False,
     size: int = 0,
 ) -> Any:
-    """Return a panel of big numbers, or words, on a coloured ground unless it is `plain`."""
+    """Return a panel of big numbers, or words, on a coloured background unless it is `plain`."""
     panel = (
         stat.Panel()
         .graph_mode(common.BigValueGraphMode.NONE)
@@ -250,7 +263,7 @@ def lines(
     *,
     unit: str = units.Short,
     no_value: str,
-    steps: Sequence[Step] = CALM,
+    steps: Sequence[Step] = NEUTRAL,
     area: bool = False,
     bars: bool = False,
     logarithmic: bool = False,
@@ -328,7 +341,7 @@ def lines(
 
 
 def outcomes_of(panel: Any) -> Any:
-    """Give each outcome its colour, and the failures styles as well."""
+    """Set the colour of each outcome, and the styles of failures."""
     for outcome, color in OUTCOMES.items():
         dash = {"error": None, "lost": "short", "missed": "long", "skipped": "limit"}.get(outcome)
         color_of(panel, outcome, color, dash)
@@ -357,7 +370,7 @@ def history(
             common_builders.VizLegendOptions()
             .display_mode(common.LegendDisplayMode.LIST)
             .placement(common.LegendPlacement.BOTTOM)
-            .show_legend(False)  # noqa: FBT003  # the bands say it
+            .show_legend(False)  # noqa: FBT003  # the bands contain the words
         )
         .tooltip(
             common_builders.VizTooltipOptions()
@@ -374,7 +387,7 @@ def history(
         queries,
         unit=units.NoUnit,
         no_value=no_value,
-        steps=CALM,
+        steps=NEUTRAL,
         mappings=mappings,
     )
 
@@ -425,7 +438,7 @@ def cells(title: str, description: str, query: Query, *, no_value: str) -> Any:
         .show_value(common.VisibilityMode.NEVER)
     )
     return _finish(
-        panel, title, description, [query], unit=units.Short, no_value=no_value, steps=CALM
+        panel, title, description, [query], unit=units.Short, no_value=no_value, steps=NEUTRAL
     )
 
 
@@ -486,12 +499,12 @@ def rows(
     links: Sequence[tuple[str, str]] = (),
 ) -> Any:
     """
-    Return a table of what several queries say of the same things.
+    Return a table that joins the results of several queries.
 
-    `columns` says what each column is called, by the label or ``Value #REF`` that it shows, in
-    order; all others are left out. The background of `painted` columns shows a state, the text of
-    `colored` ones does, and that of `wrapped` ones may need a second line. `sparkline` is the
-    query, by its letter, whose series are drawn in a cell each.
+    `columns` maps each label or ``Value #REF`` to the title of its column, in order; all others
+    are left out. `painted` columns have a coloured background, `colored` ones have coloured text,
+    and the text of `wrapped` ones may need a second line. `sparkline` is the letter of the query
+    whose series are drawn as sparklines, each in one cell.
     """
     panel = (
         table.Panel()
@@ -507,10 +520,11 @@ def rows(
         panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
     shown = {name: title for name, title in columns.items() if name.startswith("Trend")}
     if sparkline:
-        # Grafana 10.2 and older leave the letter out, if only one query has series.
+        # Grafana 10.2 and older omit the letter if only one query has series.
         columns = {**columns, "Trend": columns[f"Trend #{sparkline}"]}
         panel.max_data_points(SPARKS)
-        # What has a time and a number counts as a series, so all others are texts meanwhile.
+        # The transformation turns every result with a time and a number into a sparkline, so the
+        # numbers of all other queries are converted to text before it, and back after it.
         others = [f"Value #{letter}" for letter, _ in zip(LETTERS, queries, strict=False)]
         panel.with_transformation(_conversion(others, "string"))
         panel.with_transformation(
@@ -563,14 +577,14 @@ def rows(
         queries,
         unit=unit,
         no_value=no_value,
-        steps=CALM,
+        steps=NEUTRAL,
         mappings=[*mappings, AS_IT_IS],
         links=links,
     )
 
 
 class Page:
-    """A dashboard that is being laid out, from left to right and from the top down."""
+    """Builds a dashboard, from left to right and from top to bottom."""
 
     def __init__(self, uid: str, title: str, description: str, *, since: str) -> None:
         self._dashboard = (
@@ -588,29 +602,29 @@ class Page:
         self._id = 0
 
     def variables(self, *, job: bool, several: bool) -> None:
-        """Add the variables: with `several`, more than one value each, and all of them at first."""
+        """Add the variables; with `several`, each can have several values, and starts with all."""
         known = "apscheduler_scheduler_info|apscheduler_job:promised_run_timestamp_seconds"
         known_job = "apscheduler_job_running|apscheduler_job:promised_run_timestamp_seconds"
         self._dashboard.with_variable(
             builders.DatasourceVariable("datasource")
             .label("Data source")
-            .description("A Prometheus, or what speaks its language.")
+            .description("A Prometheus, or a compatible system.")
             .type("prometheus")
         )
         chosen = [
             (
-                *("application", "Application", "Prometheus' label job: what is scraped together."),
+                *("application", "Application", "Prometheus' label job."),
                 f'{{__name__=~"{known}"}}, job',
             ),
             (
-                *("scheduler", "Scheduler", "The name that instrument() was given."),
+                *("scheduler", "Scheduler", "The name that was given to instrument()."),
                 f'{{__name__=~"{known}", {promql.APPLICATION}}}, scheduler',
             ),
         ]
         if job:
             chosen.append(
                 (
-                    *("job_id", "Job", "The id of a job, or its function where it has no own."),
+                    *("job_id", "Job", "The id of a job, or its function if the id is generated."),
                     f'{{__name__=~"{known_job}", {promql.SCHEDULER}}}, job_id',
                 )
             )
@@ -628,7 +642,7 @@ class Page:
                 .include_all(several)
             )
             if several:
-                # Not `.+`, for which Prometheus 2 merges the lists of all values there are.
+                # Not `.+`, for which Prometheus 2 merges the lists of all existing values.
                 variable.all_value(".*").current(
                     dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
                 )
@@ -661,12 +675,12 @@ class Page:
         )
 
     def link(self, title: str, uid: str, *names: str) -> None:
-        """Add a link to another dashboard, which takes variables and the time range along."""
+        """Add a link to another dashboard, with the variables and the time range."""
         self._dashboard.link(
             builders.DashboardLink(title)
             .type(dashboard.DashboardLinkType.LINK)
             .icon("dashboard")
-            .tooltip(f"{title}, of the same selection")
+            .tooltip(f"{title}, with the same selection")
             .url(f"/d/{uid}?" + "&".join(f"${{{name}:queryparam}}" for name in names))
             .keep_time(True)  # noqa: FBT003
             .include_vars(False)  # noqa: FBT003
@@ -698,14 +712,14 @@ class Page:
     def build(self) -> dashboard.Dashboard:
         """Return the dashboard."""
         page: dashboard.Dashboard = self._dashboard.build()
-        # That of Grafana 10.4 and 11: older ones ask for none higher, newer ones migrate it.
+        # The version of Grafana 10.4 and 11: older ones accept none higher, newer ones migrate it.
         page.schema_version = 39
         page.id_val = None
         return page
 
 
 def to_job(application: str, scheduler: str, job: str) -> str:
-    """Return the address of a job's dashboard, by what is filled in for each."""
+    """Return the address of a job's dashboard, with these values of its variables."""
     return (
         "/d/apscheduler-job?${datasource:queryparam}"
         f"&var-application={application}&var-scheduler={scheduler}&var-job_id={job}"

@@ -1,12 +1,13 @@
 """
-The PromQL that the dashboards share.
+PromQL that the dashboards share.
 
-Variables go into regular expressions as `${name:regex}` between backquotes: Grafana escapes what
-is special in a regular expression, and between backquotes Prometheus takes the rest as it is. So
-ids with dots, quotes, backslashes and spaces work, and several values become `(a|b)`. Only a
-backquote in an id does not, which PromQL has no way to write there.
+Variables are inserted into regular expressions as `${name:regex}` between backquotes: Grafana
+escapes the special characters of regular expressions, and Prometheus changes nothing between
+backquotes. So ids with dots, quotes, backslashes and spaces work, and several values become
+`(a|b)`. An id with a backquote does not work, because PromQL cannot escape it there.
 
-Where a rule of `alerts/` has recorded what is needed, it is used: it is what outlives a process.
+Queries use the series that the rules of `alerts/` record where they can, because these series
+continue when the process is gone.
 """
 
 from textwrap import indent
@@ -15,7 +16,7 @@ APPLICATION = "job=~`${application:regex}`"
 SCHEDULER = APPLICATION + ", scheduler=~`${scheduler:regex}`"
 JOB = SCHEDULER + ", job_id=~`${job_id:regex}`"
 JOB_OR_NONE = SCHEDULER + ", job_id=~`(?:${job_id:regex})?`"
-"""What alerts on a scheduler have no label for matches as well."""
+"""Matches alerts on schedulers as well, which have no `job_id`."""
 
 BY_JOB = "by (job, scheduler, job_id)"
 BY_SCHEDULER = "by (job, scheduler)"
@@ -24,18 +25,20 @@ ALERTS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
 
 SEVERITIES = {"critical": "✖ critical", "warning": "▲ warning", "info": "● info"}
 """
-What tables show. Signs come from queries, as a mapping would change a job that is called `info`.
+What tables show.
+
+The queries add the symbols, because a mapping would also change a job that is called `info`.
 """
 
-# States of a job, the worst first, and what explains the others before them. Tables cannot give a
-# mapping of values to a single column (see `parts.override`), so there the codes begin where no
-# duration ever comes.
+# States of a job, the worst first; a state that explains another one comes before it. Tables
+# cannot map the values of a single column (see `parts.override`), so their codes are higher than
+# any duration.
 STUCK, MISSED, DOWN, FAILING, DROPPING, RUNNING, PAUSED, WAITING, IDLE = range(8, -1, -1)
 TABLE_CODES = 10**12
 
 
 def recorded_lateness(jobs: str) -> str:
-    """Return a query for jobs that are later than tolerated, as APSchedulerMissedRun sees them."""
+    """Return a query for jobs that are later than their grace, as in APSchedulerMissedRun."""
     due = f"apscheduler_job:due_run_timestamp_seconds{{{jobs}}}"
     return f"""(
   (
@@ -66,8 +69,8 @@ def overlong(jobs: str) -> str:
 )"""
 
 
-def promise(jobs: str) -> str:
-    """Return a query for the next run: of live schedulers, or what a dead one has promised."""
+def next_run(jobs: str) -> str:
+    """Return a query for the next run, from a live scheduler or as recorded from a dead one."""
     return (
         f"(min {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}} > 0)"
         f" or (apscheduler_job:promised_run_timestamp_seconds{{{jobs}}} > 0))"
@@ -84,10 +87,10 @@ def last_success(jobs: str) -> str:
 
 def job_state(jobs: str, offset: int = 0) -> str:
     """
-    Return a query for the state of each job, as a code of the above plus `offset`.
+    Return a query for the state of each job, as one of the codes above plus `offset`.
 
-    What is wrong is what the alert rules say, pending or firing: they look at far more series than
-    a dashboard may that has hundreds of jobs and is drawn anew every 30 seconds.
+    Problems are taken from the pending and firing alerts. The rules read far more series than a
+    dashboard of hundreds of jobs can, which is refreshed every 30 seconds.
     """
 
     def alerts(names: str) -> str:
@@ -95,11 +98,11 @@ def job_state(jobs: str, offset: int = 0) -> str:
 
     up = f"apscheduler_scheduler_up{{{APPLICATION}}}"
     paused = f'max {BY_SCHEDULER} (apscheduler_scheduler_state{{{APPLICATION}, state="paused"}})'
-    promised = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs}}}"
+    next_runs = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs}}}"
     branches = (
         (STUCK, alerts("JobStuck")),
         (MISSED, alerts("MissedRun")),
-        (DOWN, f"(({promised} > 0) unless on (job, scheduler) {up} == 1)"),
+        (DOWN, f"(({next_runs} > 0) unless on (job, scheduler) {up} == 1)"),
         (FAILING, f"(max {BY_JOB} (apscheduler_job_consecutive_failures{{{jobs}}}) > 0)"),
         (DROPPING, alerts("RunsLost|RunsMissed|RunsSkipped")),
         (RUNNING, f"(max {BY_JOB} (apscheduler_job_running{{{jobs}}}) > 0)"),
@@ -122,7 +125,7 @@ def success_rate(jobs: str, by: str = BY_JOB) -> str:
 
 
 def slow_runs(jobs: str, offset: str = "") -> str:
-    """Return a query for the 95th percentile of the runs that scrapes have seen, in the range."""
+    """Return a query for the 95th percentile of the last durations that were scraped."""
     return (
         f"max {BY_JOB} (quantile_over_time(0.95,"
         f" apscheduler_job_last_run_duration_seconds{{{jobs}}}[$__range]{offset}))"
@@ -131,9 +134,9 @@ def slow_runs(jobs: str, offset: str = "") -> str:
 
 def as_text(query: str, label: str, template: str, by: str = BY_JOB) -> str:
     """
-    Return a query whose values stand in a label, with a unit of their own.
+    Return a query that writes its values, with their unit, into a label.
 
-    For a column of a table that cannot have a unit of its own; see `parts.override`.
+    A column of a table cannot have its own unit; see `parts.override`.
     """
     return (
         f'label_replace(\n  count_values {by} ("{label}",\n    {query}\n  ),\n'
@@ -145,16 +148,16 @@ def scheduler_state(schedulers: str, jobs: str = "") -> str:
     """
     Return a query for the state of each scheduler: 3 gone, 2 dead, 1 paused, 0 up.
 
-    Gone is one that has promised runs of `jobs`, by default of any.
+    A scheduler is gone if it is not scraped and one of `jobs`, by default of all, has a next run.
     """
     up = f"max {BY_SCHEDULER} (apscheduler_scheduler_up{{{schedulers}}})"
     paused = f'max {BY_SCHEDULER} (apscheduler_scheduler_state{{{schedulers}, state="paused"}})'
-    promised = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs or schedulers}}} > 0"
+    next_runs = f"apscheduler_job:promised_run_timestamp_seconds{{{jobs or schedulers}}} > 0"
     return (
         f"({up} == 0) * 0 + 2\n"
         f"or ({paused} == 1) * 0 + 1\n"
         f"or {up} * 0\n"
-        f"or count {BY_SCHEDULER} ({promised}) * 0 + 3"
+        f"or count {BY_SCHEDULER} ({next_runs}) * 0 + 3"
     )
 
 

@@ -1,4 +1,4 @@
-"""The dashboard that answers: do the schedulers turn, and do they have what they need?"""
+"""The dashboard that answers: are the scheduler loops alive, and do they have enough workers?"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from parts import BAD, GOOD, GREY, INFO, OTHER, SKY, WARNING, Query, table_query
 from promql import BY_SCHEDULER, SCHEDULER
 
 S = f"{{{SCHEDULER}}}"
-WHO = "{{scheduler}} of {{job}}, {{instance}}"
+INSTANCE = "{{scheduler}} of {{job}}, {{instance}}"
 BY_INSTANCE = "by (job, scheduler, instance)"
 HERE = f"and on (job, instance) apscheduler_scheduler_info{S}"
-"""What other metrics of the same processes are held against, such as process_*."""
+"""Limits other metrics, such as process_*, to the processes of the selected schedulers."""
 SERIES_TO_JOB = parts.to_job(
     "${__field.labels.job:percentencode}",
     "${__field.labels.scheduler:percentencode}",
@@ -28,7 +28,7 @@ def build() -> dashboard.Dashboard:
     page = parts.Page(
         "apscheduler-scheduler",
         "APScheduler / Scheduler",
-        "Do the schedulers turn, and do they have what they need?",
+        "Are the scheduler loops alive, and do they have enough workers?",
         since="3h",
     )
     page.variables(job=False, several=True)
@@ -40,18 +40,18 @@ def build() -> dashboard.Dashboard:
         (4, uptime()),
         (4, starts()),
         (4, logged_errors()),
-        (4, telemetry_failures()),
+        (4, all_telemetry_errors()),
     )
     page.row(6, (24, loops()))
     page.row(6, (24, about()))
     page.heading("Executors")
     page.row(8, (12, load()), (12, queue()))
     page.row(9, (12, busiest()), (12, delays()))
-    page.heading("Loop, job stores and what APScheduler only logs")
+    page.heading("Loop, job stores and APScheduler errors")
     page.row(8, (8, passes()), (8, stores()), (8, errors()))
     page.heading("Process")
     page.row(8, (8, memory()), (8, processor()), (8, descriptors()))
-    page.heading("What the telemetry costs, and how it fares")
+    page.heading("Cost and errors of the telemetry")
     page.row(8, (8, scrape_time()), (8, series()), (8, telemetry_errors()))
     return page.build()
 
@@ -60,8 +60,7 @@ def states() -> Any:
     """Return a tile for each scheduler."""
     return parts.tiles(
         "Schedulers",
-        "Up: the loop turns. Loop dead: the process answers, but no job will run until it is"
-        " restarted. Gone: the process is no longer scraped, and has promised runs.",
+        parts.SCHEDULER_STATES_EXPLAINED,
         [Query(promql.scheduler_state(SCHEDULER), "{{scheduler}} of {{job}}", instant=True)],
         no_value="no scheduler",
         mappings=[parts.words(parts.SCHEDULER_STATES)],
@@ -71,10 +70,10 @@ def states() -> Any:
 
 
 def uptime() -> Any:
-    """Return since when the youngest scheduler runs."""
+    """Return the uptime of the scheduler that was started last."""
     return parts.tiles(
         "Shortest uptime",
-        "Since the youngest of the selected schedulers was started.",
+        "Time since the latest start of one of the selected schedulers.",
         [Query(f"min(time() - apscheduler_scheduler_start_timestamp_seconds{S})", instant=True)],
         unit=units.Seconds,
         no_value="not scraped",
@@ -88,8 +87,8 @@ def starts() -> Any:
     started = f"apscheduler_scheduler_start_timestamp_seconds{S}"
     return parts.tiles(
         "Starts",
-        "Starts of the selected schedulers in the time range, those of deploys and of replicas"
-        " included. APSchedulerCrashLoop fires at three within a quarter of an hour.",
+        "Starts of the selected schedulers in the time range, including deploys and replicas."
+        " APSchedulerCrashLoop fires at 3 restarts within 15 minutes.",
         [
             Query(
                 f"sum(changes({started}[$__range]))\n"
@@ -106,20 +105,21 @@ def starts() -> Any:
 def logged_errors() -> Any:
     """Return the number of errors that APScheduler only logs."""
     return parts.tiles(
-        "Errors only logged",
-        "What APScheduler itself only logs, in the time range; by kind below.",
+        "APScheduler errors",
+        "Errors in the time range that APScheduler only writes to the log. A panel below shows them"
+        " by kind.",
         [Query(f"sum(increase(apscheduler_scheduler_errors_total{S}[$__range]))", instant=True)],
         no_value="not scraped",
         steps=((None, GOOD), (0.5, BAD)),
     )
 
 
-def telemetry_failures() -> Any:
-    """Return the number of our own failures."""
+def all_telemetry_errors() -> Any:
+    """Return the number of errors of the telemetry itself."""
     return parts.tiles(
-        "Telemetry failures",
-        "Failures of the telemetry itself in the time range. No job is harmed by them, but numbers"
-        " may be wrong.",
+        "Telemetry errors",
+        "Errors of the telemetry itself in the time range. Jobs are not affected, but metrics may"
+        " be wrong.",
         [Query(f"sum(increase(apscheduler_telemetry_errors_total{S}[$__range]))", instant=True)],
         no_value="not scraped",
         steps=((None, GOOD), (0.5, WARNING)),
@@ -127,11 +127,11 @@ def telemetry_failures() -> Any:
 
 
 def loops() -> Any:
-    """Return how the loops of all instances fared."""
+    """Return the states of the loops of all instances over time."""
     return parts.history(
-        "Loops",
-        "Each scheduler in each process: up while its loop turns. A gap is time in which it was"
-        " not scraped; gone, if it had promised runs.",
+        "Scheduler loops",
+        "The state of each scheduler in each process. It has a gap while Prometheus does not scrape"
+        " the process. Gone: no process of this scheduler is scraped, and its jobs have next runs.",
         [
             Query(
                 f"(max {BY_INSTANCE} (apscheduler_scheduler_up{S}) == 0) * 0 + 2\n"
@@ -142,22 +142,22 @@ def loops() -> Any:
                 f"  count {BY_SCHEDULER} (apscheduler_job:promised_run_timestamp_seconds{S} > 0)\n"
                 f"  unless on (job, scheduler) apscheduler_scheduler_up{S},\n"
                 '  "instance", "no process", "", ""\n) * 0 + 3',
-                WHO,
+                INSTANCE,
             )
         ],
-        no_value="no scheduler was seen in the time range",
+        no_value="no scheduler in the time range",
         mappings=[parts.words(parts.SCHEDULER_STATES)],
         points=parts.FEW,
     )
 
 
 def about() -> Any:
-    """Return what the schedulers are."""
+    """Return the descriptions of the schedulers."""
     return parts.rows(
-        "What they are",
-        "Singleton: one live scheduler of that name is meant; otherwise each replica runs its own"
-        " copies of the jobs. Last pass: since its loop last looked for due jobs; it sleeps until"
-        " the next one.",
+        "Description of the schedulers",
+        "Singleton: true if only one scheduler of this name should be alive; false if each replica"
+        " runs its own copies of the jobs. Last pass: time since the loop last looked for due jobs;"
+        " it sleeps until the next job is due.",
         [
             table_query(
                 "label_replace(\n  label_join(\n"
@@ -198,10 +198,10 @@ def load() -> Any:
     busy = f"apscheduler_executor_running{S}"
     workers = f"apscheduler_executor_workers{S}"
     return parts.lines(
-        "Workers that are busy",
-        "Share of each executor's workers that are inside a callable; at 100 %, further runs wait."
-        " An executor without a limit, as on an event loop, is not shown here.",
-        [Query(f"{busy} / ({workers} < Inf)", "{{executor}}, " + WHO)],
+        "Busy workers",
+        "Share of each executor's workers that are running a job. At 100 %, further runs wait. An"
+        " executor without a limit, as on an event loop, is not shown.",
+        [Query(f"{busy} / ({workers} < Inf)", "{{executor}}, " + INSTANCE)],
         unit=units.PercentUnit,
         no_value="no executor with a limit",
         steps=((None, "transparent"), (1, BAD)),
@@ -214,9 +214,9 @@ def queue() -> Any:
     """Return how many runs wait for a worker."""
     return parts.lines(
         "Runs that wait for a worker",
-        "Handed to an executor and not begun. APSchedulerExecutorSaturated fires when some have"
-        " waited for five minutes while all workers were busy.",
-        [Query(f"apscheduler_executor_queued{S}", "{{executor}}, " + WHO)],
+        "Runs that were submitted to an executor and have not started."
+        " APSchedulerExecutorSaturated fires if runs wait and all workers are busy for 5 minutes.",
+        [Query(f"apscheduler_executor_queued{S}", "{{executor}}, " + INSTANCE)],
         unit=units.Short,
         no_value="no executor",
         steps=((None, "transparent"), (1, WARNING)),
@@ -229,9 +229,9 @@ def queue() -> Any:
 def busiest() -> Any:
     """Return the jobs that use most of the workers."""
     return parts.bars(
-        "Who uses the workers",
-        "Workers that each job occupied on average over the time range, the ten busiest; 1 is one"
-        " worker all the time. Click a bar to see the job.",
+        "Jobs that use the most workers",
+        "The ten jobs that occupied the most workers, as an average over the time range. 1 means"
+        " one worker all the time. Click a bar to see the job.",
         [
             Query(
                 "topk(10, sum by (job, scheduler, job_id) (\n"
@@ -251,9 +251,9 @@ def delays() -> Any:
     """Return how late runs start."""
     delay = "apscheduler_job_start_delay_seconds"
     return parts.lines(
-        "Start delay, on average",
-        "Actual start minus scheduled time, of all runs. It grows when the loop is held up, or when"
-        " all workers are busy.",
+        "Average start delay",
+        "Actual start minus scheduled time, of all runs. It grows if the scheduler loop is slow, or"
+        " if all workers are busy.",
         [
             Query(
                 f"sum {BY_SCHEDULER} (rate({delay}_sum{S}[$__rate_interval]))\n"
@@ -271,12 +271,12 @@ def delays() -> Any:
 
 
 def passes() -> Any:
-    """Return how long ago the loop looked for due jobs."""
+    """Return the time since the loop last looked for due jobs."""
     return parts.lines(
-        "Since the last pass over due jobs",
-        "The loop sleeps until the next job is due, so this may grow to that job's interval; it"
-        " must never exceed it.",
-        [Query(f"time() - apscheduler_scheduler_last_wakeup_timestamp_seconds{S}", WHO)],
+        "Time since the last pass over due jobs",
+        "The loop sleeps until the next job is due, so the value may grow until then. If it grows"
+        " further, the loop is late.",
+        [Query(f"time() - apscheduler_scheduler_last_wakeup_timestamp_seconds{S}", INSTANCE)],
         unit=units.Seconds,
         no_value="no pass so far",
         area=True,
@@ -288,8 +288,8 @@ def stores() -> Any:
     """Return the number of jobs in each job store."""
     return parts.lines(
         "Jobs",
-        "Known jobs by job store. A number that falls without a deploy has a reason.",
-        [Query(f"apscheduler_scheduler_jobs{S}", "{{jobstore}}, " + WHO)],
+        "Known jobs by job store. If the number falls without a deploy, jobs may have been lost.",
+        [Query(f"apscheduler_scheduler_jobs{S}", "{{jobstore}}, " + INSTANCE)],
         unit=units.Short,
         no_value="no job store",
         calcs=("lastNotNull", "min", "max"),
@@ -299,10 +299,12 @@ def stores() -> Any:
 def errors() -> Any:
     """Return the errors that APScheduler only logs, by kind."""
     panel = parts.lines(
-        "Errors only logged, by kind",
-        "For each bar. jobstore: a store failed inside the loop. restore: a stored job could not be"
-        " read, and was deleted. executor_lookup: a job's executor does not exist; it was deleted."
-        " submit: an executor refused a run. loop: the loop died. listener: a listener raised.",
+        "APScheduler errors by kind",
+        "Errors that APScheduler only writes to the log, for each bar. jobstore: a job store failed"
+        " in the scheduler loop. restore: APScheduler deleted a stored job that it could not"
+        " unpickle. executor_lookup: APScheduler deleted a job because its executor does not exist."
+        " submit: an executor rejected a run. loop: an exception ended a pass over due jobs."
+        " listener: a listener raised an exception.",
         [
             Query(
                 "sum by (kind) (\n"
@@ -330,7 +332,7 @@ def errors() -> Any:
 def _process(title: str, description: str, expr: str, unit: str, **options: Any) -> Any:
     return parts.lines(
         title,
-        description + " Of the processes that expose process_* metrics, as prometheus_client's"
+        description + " Shown for processes that expose process_* metrics, as prometheus_client's"
         " default registry does on Linux.",
         [Query(expr, "{{job}}, {{instance}}")],
         unit=unit,
@@ -350,10 +352,11 @@ def memory() -> Any:
 
 
 def processor() -> Any:
-    """Return the processor time of the processes."""
+    """Return the CPU time of the processes."""
     return _process(
-        "Processor",
-        "Cores in use; a process of Python that is at one core has none left for its loop.",
+        "CPU",
+        "CPU cores in use. A Python process that uses one whole core has no time left for its"
+        " scheduler loop.",
         f"rate(process_cpu_seconds_total{{{promql.APPLICATION}}}[$__rate_interval]) {HERE}",
         units.Short,
         steps=((None, "transparent"), (1, WARNING)),
@@ -364,7 +367,7 @@ def descriptors() -> Any:
     """Return the share of file descriptors that is in use."""
     return _process(
         "File descriptors",
-        "Share of those that the process may have open.",
+        "Open file descriptors, as a share of the limit of the process.",
         f"process_open_fds{{{promql.APPLICATION}}}\n"
         f"/ process_max_fds{{{promql.APPLICATION}}} {HERE}",
         units.PercentUnit,
@@ -375,8 +378,8 @@ def descriptors() -> Any:
 def scrape_time() -> Any:
     """Return how long a scrape takes."""
     return parts.lines(
-        "Time for a scrape",
-        "What rendering and sending the metrics takes, other metrics of the process included.",
+        "Scrape duration",
+        "Time to render and send all metrics of the process, including those of other libraries.",
         [Query(f"scrape_duration_seconds{{{promql.APPLICATION}}} {HERE}", "{{job}}, {{instance}}")],
         unit=units.Seconds,
         no_value="not scraped",
@@ -388,8 +391,8 @@ def series() -> Any:
     """Return how many series there are."""
     return parts.lines(
         "Series",
-        "Samples of a scrape, other metrics of the process included: about 60 for each job, and"
-        " never more than 1,000 jobs have series of their own.",
+        "Samples of a scrape, including other metrics of the process. Each job has about 52; at"
+        " most 1,000 jobs have their own series, unless max_labels is higher.",
         [Query(f"scrape_samples_scraped{{{promql.APPLICATION}}} {HERE}", "{{job}}, {{instance}}")],
         unit=units.Short,
         no_value="not scraped",
@@ -398,11 +401,11 @@ def series() -> Any:
 
 
 def telemetry_errors() -> Any:
-    """Return our own failures, by component."""
+    """Return the errors of the telemetry itself, by component."""
     return parts.lines(
-        "Telemetry failures, by component",
-        "For each bar. No job is harmed, but numbers may be wrong; the application's log says more,"
-        " under apscheduler_telemetry.",
+        "Telemetry errors by component",
+        "Errors of the telemetry itself, for each bar. Jobs are not affected, but metrics may be"
+        " wrong. The application's log has details, from the logger apscheduler_telemetry.",
         [
             Query(
                 "sum by (component) (\n"

@@ -153,7 +153,7 @@ class TestNumbers:
             "Alerts firing": [({}, 12)],
             "Running now": [({}, 14)],
         }
-        panel, target = find("overview", "Alerts that fire", "A")
+        panel, target = find("overview", "Firing alerts", "A")
         assert len(stage.ask("overview", panel, target["expr"])) == 12
 
     @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def plausible(panel: dict[str, Any], values: list[float]) -> bool:
     if unit.startswith("dateTime"):
         return all(abs(number / 1000 - time.time()) < 7200 for number in numbers)
     if unit == "s" and panel["type"] != "table":
-        below_zero = panel["title"] in {"Promise against fact", "Next run, in"}
+        below_zero = panel["title"] in {"Countdown to the next run", "Next run, in"}
         return all(below_zero or number >= 0 for number in numbers)
     return bool(panel["type"] == "table" or all(number >= 0 for number in numbers))
 

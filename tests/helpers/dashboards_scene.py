@@ -317,7 +317,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
             {"0.5 × report main": 1},
             {_REPORT: 3},
         ],
-        "Alerts that fire": [
+        "Firing alerts": [
             {
                 "MissedRun archive night ✖ critical": 330,
                 "JobStuck hangs main ✖ critical": 330,
@@ -327,18 +327,18 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
                 "RunsMissed misses main ▲ warning": 330,
             }
         ],
-        "Runs of the last ten minutes that went wrong": [{"error": 10, "skipped": 20}],
+        "Runs without success, last 10 minutes": [{"error": 10, "skipped": 20}],
     },
     "job": {
         "State": [{_REPORT: 5}],
-        "Failed in a row": [{_REPORT: 2}],
+        "Failures in a row": [{_REPORT: 2}],
         "Last success, ago": [{_REPORT: 30}],
         "Next run, in": [{_REPORT: 40}],
         "Runs that succeeded": [{_REPORT: 0.8}],
         # Nineteen twentieths of the runs: nine tenths of the way from 1 s to 5 s.
         "95 % of runs": [{"": 4.6}],
         "Run history": [{"main": 10}, {_REPORT: 20}, {_REPORT: 31}, {_REPORT: 41}, {_REPORT: 51}],
-        "Promise against fact": [{_REPORT: 40}, {}, {_REPORT: -60}],
+        "Countdown to the next run": [{_REPORT: 40}, {}, {_REPORT: -60}],
         "Times": [{_REPORT: 1000 * (NOW - ago)} for ago in (-40, 80, 20, 30, 110, 500, 50)],
         "Durations": [{"": 1}, {"": 4.6}, {"": 4.92}, {_REPORT: 3}, {_REPORT: 600}, {_REPORT: 20}],
         # In the four minutes of $__rate_interval.
@@ -349,8 +349,8 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Start delay": [{"": 0.1}, {"": 0.91}, {_REPORT: 60}],
         "Exceptions over time": [{"ValueError": 4, "KeyError": 0}],
         "Exceptions in the time range": [{"ValueError": 60}],
-        "Alerts that fire": [{}],
-        "What it is": [
+        "Firing alerts": [{}],
+        "Description of the job": [
             {
                 f"default jobs:report {instance} report default Report false interval": 1
                 for instance in ("one:1", "two:1")
@@ -362,9 +362,9 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Schedulers": [_SCHEDULERS],
         "Shortest uptime": [{"": 1200}],
         "Starts": [{"": 1}],
-        "Errors only logged": [{"": 240}],
-        "Telemetry failures": [{"": 360}],
-        "Loops": [
+        "APScheduler errors": [{"": 240}],
+        "Telemetry errors": [{"": 360}],
+        "Scheduler loops": [
             {
                 "one:1 main": 0,
                 "two:1 main": 0,
@@ -373,7 +373,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
                 "no process night": 3,
             }
         ],
-        "What they are": [
+        "Description of the schedulers": [
             {
                 f"host {instance} 42 host:42 main false UTC Background 3.11": 1
                 for instance in ("one:1", "two:1")
@@ -381,21 +381,21 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
             {"one:1 main": 5, "two:1 main": 9},
             {"one:1 main": 1200, "two:1 main": 20000},
         ],
-        "Workers that are busy": [_both(0.4, "default", "main")],
+        "Busy workers": [_both(0.4, "default", "main")],
         "Runs that wait for a worker": [
             {**_both(2, "default", "main"), **_both(2, "loop", "main")}
         ],
-        "Who uses the workers": [{_REPORT: 0.5}],
-        "Start delay, on average": [{"main": 1.5}],
-        "Since the last pass over due jobs": [{"one:1 main": 5, "two:1 main": 9}],
+        "Jobs that use the most workers": [{_REPORT: 0.5}],
+        "Average start delay": [{"main": 1.5}],
+        "Time since the last pass over due jobs": [{"one:1 main": 5, "two:1 main": 9}],
         "Jobs": [{f"{instance} default main": 3 for instance in ("one:1", "two:1")}],
-        "Errors only logged, by kind": [{"jobstore": 16, "loop": 0}],
+        "APScheduler errors by kind": [{"jobstore": 16, "loop": 0}],
         "Memory": [{"one:1": 1e6, "two:1": 1e6}],
-        "Processor": [{"one:1": 0.1, "two:1": 0.1}],
+        "CPU": [{"one:1": 0.1, "two:1": 0.1}],
         "File descriptors": [{"one:1": 0.1, "two:1": 0.1}],
-        "Time for a scrape": [{"one:1": 0.25, "two:1": 0.25}],
+        "Scrape duration": [{"one:1": 0.25, "two:1": 0.25}],
         "Series": [{"one:1": 300, "two:1": 300}],
-        "Telemetry failures, by component": [{"spans": 24, "http": 0}],
+        "Telemetry errors by component": [{"spans": 24, "http": 0}],
     },
 }
 """
@@ -409,11 +409,11 @@ show in any of them.
 OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
     ("night", "archive"): {
         "State": [{"archive night": 7}],
-        "Failed in a row": [{}],
+        "Failures in a row": [{}],
         "Last success, ago": [{"archive night": 5000}],
         "Next run, in": [{"archive night": -400}],
         "Run history": [{"night": 13}, {"archive night": 22}, {}, {}, {}],
-        "Promise against fact": [
+        "Countdown to the next run": [
             {"archive night": 0},
             {"archive night": -400},
             {"archive night": -60},
@@ -422,8 +422,8 @@ OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
             {"archive night": 1000.0 * (NOW - ago)} for ago in (400, 400, 4000, 5000, 4100, 4200)
         ]
         + [dict[str, float]()],
-        "Alerts that fire": [{"MissedRun ✖ critical": 330, "SchedulerDown ✖ critical": 330}],
-        "What it is": [
+        "Firing alerts": [{"MissedRun ✖ critical": 330, "SchedulerDown ✖ critical": 330}],
+        "Description of the job": [
             {"default jobs:archive one:1 archive default Archive true cron": 1},
             {"one:1 archive": 86400},
         ],
@@ -438,7 +438,7 @@ OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
                 {f"{job} main": work},
                 {f"{job} main": dropped},
             ],
-            "Promise against fact": [
+            "Countdown to the next run": [
                 {f"{job} main": 40} if promise == 20 else {},
                 {},
                 {f"{job} main": -60},
@@ -463,7 +463,7 @@ OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
             {"late main": 40},
             {"late main": 50},
         ],
-        "Promise against fact": [{"late main": 0}, {"late main": -300}, {"late main": -60}],
+        "Countdown to the next run": [{"late main": 0}, {"late main": -300}, {"late main": -60}],
     },
     ("main", "behind"): {
         "Run history": [
@@ -473,7 +473,11 @@ OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
             {"behind main": 40},
             {"behind main": 50},
         ],
-        "Promise against fact": [{"behind main": 0}, {"behind main": -30}, {"behind main": -60}],
+        "Countdown to the next run": [
+            {"behind main": 0},
+            {"behind main": -30},
+            {"behind main": -60},
+        ],
     },
     # What a paused scheduler does not start is not missed.
     ("resting", "naps"): {

@@ -36,8 +36,8 @@ from tests.helpers.waiting import wait_for_answer
 SCRAPED, SENT = "shop", "shop-otlp"
 RANGE = Range(seconds=10, scrape=2)
 OUTCOMES = {"success", "error", "missed", "skipped", "coalesced", "lost"}
-OF_SCRAPES = {"Memory", "Processor", "File descriptors", "Time for a scrape", "Series"}
-"""Panels about the process and its scrapes, of which a push says nothing."""
+OF_SCRAPES = {"Memory", "CPU", "File descriptors", "Scrape duration", "Series"}
+"""Panels about the process and its scrapes, which a push does not contain."""
 
 pytestmark = pytest.mark.integration
 
