@@ -105,21 +105,21 @@ def _add_family(
 
 
 RUNS = _add_family(
-    "job.runs", Kind.COUNTER, "{run}", (*_JOB_LABELS, "outcome"), "Due runs by how they ended."
+    "job.runs", Kind.COUNTER, "{run}", (*_JOB_LABELS, "outcome"), "Due runs by outcome."
 )
 EXCEPTIONS = _add_family(
     "job.exceptions",
     Kind.COUNTER,
     "{run}",
     (*_JOB_LABELS, "exception"),
-    "Runs that raised, by type.",
+    "Runs that raised an exception, by its type.",
 )
 DURATIONS = _add_family(
     "job.run.duration",
     Kind.HISTOGRAM,
     "s",
     _JOB_LABELS,
-    "Time inside the callable, of runs that succeeded and of runs that failed.",
+    "Duration of runs that succeeded or failed.",
 )
 DELAYS = _add_family(
     "job.start_delay", Kind.HISTOGRAM, "s", _JOB_LABELS, "Actual start minus scheduled time."
@@ -129,7 +129,7 @@ NEXT_RUN = _add_family(
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "When the next run is promised; 0 when nothing is.",
+    "Scheduled time of the next run; 0 if there is none.",
 )
 LAST_RUN_DUE = _add_family(
     "job.last_run.timestamp",
@@ -157,55 +157,59 @@ LAST_DURATION = _add_family(
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Time inside the callable of the run that ended last.",
+    "Duration of the run that ended last.",
 )
 CONSECUTIVE_FAILURES = _add_family(
     "job.consecutive_failures",
     Kind.GAUGE,
     "{run}",
     _JOB_LABELS,
-    "Errors and losses since the last success.",
+    "Failed and lost runs since the last success.",
 )
 RUNNING = _add_family(
-    "job.running", Kind.LOAD, "{run}", _JOB_LABELS, "Runs inside the callable now."
+    "job.running",
+    Kind.LOAD,
+    "{run}",
+    _JOB_LABELS,
+    "Runs that have started and have no outcome yet.",
 )
 RUNNING_SINCE = _add_family(
     "job.running_since.timestamp",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Start of the oldest run that is inside the callable; 0 when none is.",
+    "Start of the oldest run whose callable has not ended; 0 if there is none.",
 )
 CANCELLED_RUN = _add_family(
     "job.withdrawn_run.timestamp",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "The latest promised run that was taken back on purpose.",
+    "Scheduled time of the latest cancelled run.",
 )
 SHORTEST_UPCOMING_INTERVAL = _add_family(
     "job.shortest_interval",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Shortest gap between the next ten fire times.",
+    "Shortest time between two of the next ten fire times.",
 )
 LONGEST_UPCOMING_INTERVAL = _add_family(
     "job.longest_interval",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Longest gap between the next ten fire times.",
+    "Longest time between two of the next ten fire times.",
 )
 GRACE = _add_family(
-    "job.grace", Kind.GAUGE, "s", _JOB_LABELS, "Lateness that is tolerated before an alert."
+    "job.grace", Kind.GAUGE, "s", _JOB_LABELS, "How late a run may start before an alert fires."
 )
 MAX_DURATION = _add_family(
     "job.max_duration",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Time that a run may take before it counts as stuck.",
+    "How long a run may take before it counts as stuck.",
 )
 ALERT_INFO = _add_family(
     "job.alert_info",
@@ -215,21 +219,25 @@ ALERT_INFO = _add_family(
     "Severity and owner of alerts on the job; always 1.",
 )
 JOB_INFO = _add_family(
-    "job.info", Kind.GAUGE, "{job}", (*_JOB_LABELS, *_JOB_INFO_LABELS), "What the job is; always 1."
+    "job.info",
+    Kind.GAUGE,
+    "{job}",
+    (*_JOB_LABELS, *_JOB_INFO_LABELS),
+    "Description of the job; always 1.",
 )
 UP = _add_family(
     "scheduler.up",
     Kind.GAUGE,
     "{scheduler}",
     _SCHEDULER_LABELS,
-    "1 if the loop lives in this process and is not overdue.",
+    "1 if the scheduler loop is alive in this process and not overdue.",
 )
 STATE = _add_family(
     "scheduler.state",
     Kind.GAUGE,
     "{scheduler}",
     (*_SCHEDULER_LABELS, "state"),
-    "1 for the state that APScheduler believes itself in.",
+    "1 for the state that APScheduler reports.",
 )
 STARTED_AT = _add_family(
     "scheduler.start.timestamp",
@@ -253,31 +261,35 @@ LAST_READ = _add_family(
     Kind.GAUGE,
     "s",
     (*_SCHEDULER_LABELS, "jobstore"),
-    "As of when the jobs in the store are known.",
+    "When the jobs in the store were last known to be complete.",
 )
 READ_FAILURES = _add_family(
     "jobstore.read_failures",
     Kind.COUNTER,
     "{reading}",
     (*_SCHEDULER_LABELS, "jobstore"),
-    "Readings of the store for telemetry that failed.",
+    "Reads of the store by the telemetry that failed.",
 )
 ERRORS = _add_family(
     "scheduler.errors",
     Kind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "kind"),
-    "What APScheduler only logs, by kind.",
+    "Errors that APScheduler only logs, by kind.",
 )
 WORKERS = _add_family(
     "executor.workers",
     Kind.GAUGE,
     "{worker}",
     _EXECUTOR_LABELS,
-    "Runs that the executor can work on at once; +Inf where nothing limits it.",
+    "Runs that the executor can run at the same time; +Inf if it has no limit.",
 )
 EXECUTOR_RUNNING = _add_family(
-    "executor.running", Kind.LOAD, "{run}", _EXECUTOR_LABELS, "Runs inside their callables."
+    "executor.running",
+    Kind.LOAD,
+    "{run}",
+    _EXECUTOR_LABELS,
+    "Runs that have started and have no outcome yet.",
 )
 EXECUTOR_QUEUED = _add_family(
     "executor.queued", Kind.LOAD, "{run}", _EXECUTOR_LABELS, "Runs that wait for a worker."
@@ -287,14 +299,14 @@ SCHEDULER_INFO = _add_family(
     Kind.GAUGE,
     "{scheduler}",
     (*_SCHEDULER_LABELS, *_SCHEDULER_INFO_LABELS),
-    "What the scheduler is; always 1.",
+    "Description of the scheduler; always 1.",
 )
 TELEMETRY_ERRORS = _add_family(
     "telemetry.errors",
     Kind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "component"),
-    "Failures of the telemetry itself, by component.",
+    "Errors of the telemetry itself, by component.",
 )
 
 FAMILIES = tuple(_families)
