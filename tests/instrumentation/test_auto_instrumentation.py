@@ -6,7 +6,6 @@ import functools
 import gc
 import json
 import logging
-import re
 import sys
 import weakref
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ from apscheduler_telemetry.api import get_handle
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
-from tests.helpers.paths import ROOT
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.scripts import output_of_script
 from tests.helpers.servers import get
@@ -89,13 +87,6 @@ class TestMetadata:
         names = {n: v for n, v in vars(environment_variables).items() if n.startswith("OTEL")}
         assert names
         assert all(name == value for name, value in names.items())
-
-    def test_docs_list_all_variables(self) -> None:
-        """The page tells all of them."""
-        page = (ROOT / "docs" / "opentelemetry.md").read_text()
-        page = page.replace("`..._CAPTURE", "`OTEL_PYTHON_APSCHEDULER_CAPTURE")
-        names = {n for n in vars(environment_variables) if n.startswith("OTEL")}
-        assert names - set(re.findall(r"`(\w+)`", page)) == set()
 
     def test_missing_dependency_error_names_the_extra(self) -> None:
         """Without opentelemetry-instrumentation, importing it names the extra."""

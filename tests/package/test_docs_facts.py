@@ -261,6 +261,20 @@ class TestTables:
         assert names(rows) == codes
 
 
+class TestEnvironmentVariables:
+    """The list of environment variables."""
+
+    def test_variables(self) -> None:
+        """The tables have each variable that the package reads, and no other."""
+        code = [
+            name
+            for source in (ROOT / "src").rglob("*.py")
+            for name in re.findall(r'= "((?:OTEL|PROMETHEUS)_\w+)"', source.read_text("utf-8"))
+        ]
+        section = PAGES["deployment.md"].split("\n## Environment variables\n")[1].split("\n## ")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(code)
+
+
 @pytest.fixture(scope="module")
 def alerts() -> dict[str, list[dict[str, Any]]]:
     """Return the alerting rules by their names."""
