@@ -1,5 +1,5 @@
 """
-Puts the parts together: `instrument` and the handle that it returns.
+`instrument`, and the handle that it returns.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class _ExportedScheduler:
         recorder: the metrics state.
         error_reporter: counts failures of telemetry itself.
         adapter: watches the scheduler.
-        is_declared_singleton: whether the application means to have one live scheduler of this
-            name; only exported, not enforced.
+        is_declared_singleton: whether only one scheduler of this name should be alive; only
+            exported, not enforced.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class _ExportedScheduler:
         return self.adapter.last_pass_ended_at
 
     def liveness(self) -> Liveness:
-        """Tell whether the scheduler's loop is alive, and why not."""
+        """Return whether the scheduler's loop is alive, and the reasons if it is not."""
         return self.adapter.liveness()
 
     def scheduler_info(self) -> Mapping[str, str]:
@@ -196,7 +196,7 @@ class Telemetry:
 
         Args:
             port: TCP port; 0 takes a free one, which is the server's ``port`` then.
-            addr: address to bind; loopback unless you say otherwise.
+            addr: address to bind; by default the loopback interface.
             **tls: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
                 ``client_auth_required``, as for ``prometheus_client.start_http_server``.
 
@@ -224,14 +224,14 @@ class Telemetry:
 
     def uninstrument(self) -> None:
         """
-        Put everything back: the scheduler's methods, the registry, servers that were started.
+        Revert everything: patched methods of the scheduler, the registry, and started servers.
 
-        A meter provider keeps its instruments, as OpenTelemetry has no way to remove them; they
-        observe nothing any more.
+        A meter provider keeps its instruments, because OpenTelemetry cannot remove them; they
+        observe nothing from now on.
 
-        Runs in flight end as if they had never been followed, except that their spans are ended
-        when they end. Until then their executor keeps two methods of ours. No further span is
-        started, not even for a run that an executor has already and starts later.
+        Runs in flight are no longer counted, but their spans still end with them. Until then, two
+        methods of their executor stay patched. No further span is started, not even for a run
+        that an executor already has and starts later.
 
         Calling it again does nothing; the scheduler can be instrumented again.
         """
@@ -288,48 +288,48 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     """
     Instrument a scheduler: export its jobs, its runs and its failures.
 
-    Works before and after ``scheduler.start()``. A scheduler that is instrumented already keeps
-    its handle, which is returned; options other than its own are ignored with a warning.
+    Works before and after ``scheduler.start()``. If the scheduler is already instrumented, its
+    handle is returned; options that differ from the first ones are ignored with a warning.
 
     Args:
         scheduler: an instance of an APScheduler 3 scheduler.
         name: the value of the ``scheduler`` label; must differ between schedulers of one registry
             and of one meter provider.
         registry: where the metrics are registered for Prometheus to scrape; None for nowhere.
-        tracer_provider: where spans go; by default the global one, also if it is set later.
-        meter_provider: where the same metrics go by OpenTelemetry, besides `registry`; by default
-            nowhere. For the global one pass ``opentelemetry.metrics.get_meter_provider()``.
+        tracer_provider: where spans go; by default the global one, even if it is set later.
+        meter_provider: where the same metrics go by OpenTelemetry, in addition to `registry`; by
+            default nowhere. For the global one, pass
+            ``opentelemetry.metrics.get_meter_provider()``.
         job_label: called when a job is added or changed, returns the value of its ``job_id`` label.
             By default the job's id, or ``module:function`` for jobs whose id was generated.
-        grace: seconds that a run may be late before it counts as missed by the alert rules, or a
-            callable that returns them for a job. By default the job's ``misfire_grace_time``, at
-            least 60.
-        max_duration: seconds that a run may take before it counts as stuck by the alert rules, or a
-            callable that returns them for a job. By default they are derived from the durations of
-            its previous runs.
+        grace: how many seconds late a run may start before the alert rules count it as missed, or
+            a callable that returns them for a job. By default the job's ``misfire_grace_time``,
+            but at least 60.
+        max_duration: how many seconds a run may take before the alert rules count it as stuck, or
+            a callable that returns them for a job. By default a limit from its recent runs.
         severity: ``critical``, ``warning`` or ``info``, the severity of alerts on single jobs, or a
             callable that returns one for a job. By default that of each rule.
-        owner: who is responsible for a job, the value of the label ``owner`` of its alerts, or a
-            callable that returns one for a job. By default alerts have no owner.
-        singleton: whether the application should have exactly one running scheduler of this name.
+        owner: the person or team responsible for a job, the value of the label ``owner`` of its
+            alerts, or a callable that returns one for a job. By default alerts have no owner.
+        singleton: whether the application should have exactly one live scheduler of this name.
             False: every replica runs its own copies of the jobs.
-        propagate_baggage: whether a job sees the baggage of where it was added, or of where the run
-            was triggered by hand.
-        context_store: where it is kept, for jobs in persistent stores, in which span they were
-            added, so that runs link to it after a restart: a `FileContextStore`, or any mapping of
-            str to str that answers fast. By default it is lost when the process ends.
-        capture_arguments: whether a span tells what the job was called with. Values that are not of
-            a plain type appear as their type only; no more than 1,024 characters in all.
-        capture_result: whether a span tells what the job returned, in the same way.
-        capture_stacktrace: whether an exception is told with its stack trace, of which the last
-            16,384 characters. It has no values of variables, but lines of source.
+        propagate_baggage: whether a job sees the baggage of the call that added it, or of the call
+            that triggered the run by hand.
+        context_store: stores in which span the jobs of persistent stores were added, so that runs
+            link to it after a restart: a `FileContextStore`, or any fast mapping of str to str. By
+            default these links are lost when the process ends.
+        capture_arguments: whether a span has the arguments of the job. Only the type is recorded
+            of values that are not of a plain type; 1,024 characters in total at most.
+        capture_result: whether a span has the return value of the job, with the same limits.
+        capture_stacktrace: whether a recorded exception has its stack trace, the last 16,384
+            characters. It contains lines of source code, but no values of variables.
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
             ascending.
         delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
         max_labels: values of the ``job_id`` label before further jobs share ``__overflow__``.
 
     Returns:
-        The handle, by which metrics are served and the scheduler is uninstrumented.
+        The handle, which serves the metrics and uninstruments the scheduler.
 
     Raises:
         ArgumentTypeError: an argument is of the wrong type; the message says what to pass.
@@ -379,9 +379,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
 
 def instrument_provisionally(scheduler: Any, **options: Any) -> Telemetry:
     """
-    Call `instrument` because of the environment, and not because the user's code asks for it.
-
-    A later call of `instrument` by the user's code replaces the handle.
+    Instrument a scheduler for zero code; a later `instrument` call of the application replaces it.
     """
     telemetry = instrument(scheduler, **options)
     _provisional_handles.add(telemetry)

@@ -23,7 +23,7 @@ from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """
-    What a scheduler is instrumented with; `instrument` says what each option means.
+    The options of one scheduler; `instrument` explains them.
 
     Raises:
         ArgumentTypeError: an option is of the wrong type; the message says what to pass.
@@ -78,7 +78,7 @@ class Config:
         for option in ("grace", "max_duration", "severity", "owner"):
             validate(option, getattr(self, option))
         for option in ("duration_buckets", "delay_buckets"):
-            # The dataclass is frozen for everybody else.
+            # The dataclass is frozen, so this is the way to set an attribute here.
             object.__setattr__(self, option, _validate_buckets(option, getattr(self, option)))
         _check_max_labels(self.max_labels)
 
@@ -105,14 +105,14 @@ def _check_name(name: str) -> None:
     _check_type("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
     if not name.strip():
         msg = (
-            "name must not be empty, as it is the label that tells schedulers apart; omit it for "
-            "'default'"
+            "name must not be empty, because it is the label that distinguishes schedulers; omit "
+            "it for 'default'"
         )
         raise ArgumentValueError(msg)
     if not name.isprintable():
         msg = (
-            f"name must be printable text, as it is the value of a label, got {_repr.repr(name)}; "
-            "pass letters, digits and punctuation"
+            "name must be printable text, because it is the value of a label, got "
+            f"{_repr.repr(name)}; pass letters, digits and punctuation"
         )
         raise ArgumentValueError(msg)
 

@@ -1,12 +1,12 @@
 """
-Zero code: what ``opentelemetry-instrument`` loads, so that every scheduler is instrumented.
+Zero code: ``opentelemetry-instrument`` loads this module to instrument every scheduler.
 
     opentelemetry-instrument python app.py
 
-`APSchedulerInstrumentor` is its entry point ``apscheduler``, and may be called by hand as well.
-It instruments a scheduler when that is started, as it is complete by then, and whoever instruments
-it by hand has mostly done so. It is configured by the variables of
-`environment_variables`.
+`APSchedulerInstrumentor` is the entry point ``apscheduler``, and can also be called from code. It
+instruments a scheduler when the scheduler starts: by then its job stores and executors are usually
+added, and an application that calls `instrument` itself has usually done so. The variables of
+`environment_variables` configure it.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT: ("http_port", int, "a whole number"),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_HOST: ("http_host", str, "a text"),
 }
-"""Each variable's option, how its text is read, and what that text has to be."""
+"""For each variable: the option, the function that parses it, and what the text must be."""
 
 _DEPENDENCIES = ("apscheduler >= 3.10, < 4",)
-"""As the extra ``instruments`` has it, by which the distro decides whether to load us at all."""
+"""The same as the extra ``instruments``, which decides whether the distro loads this module."""
 
 
 class APSchedulerInstrumentor(BaseInstrumentor):
-    """Instruments every APScheduler 3 scheduler of the process: those to come, those that run."""
+    """Instruments every APScheduler 3 scheduler of the process, running or started later."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return what is instrumented, as requirements."""
@@ -106,9 +106,9 @@ class APSchedulerInstrumentor(BaseInstrumentor):
 
         Args:
             **options: those of `apscheduler_telemetry.instrument`, ``http_port`` and
-                ``http_host``; they come before environment variables. `name` is that of the first
-                scheduler; those after it get ``-2``, ``-3`` and so on. By default metrics go to the
-                global meter provider, and to `http_port` from a registry of their own.
+                ``http_host``; they override environment variables. `name` is the name of the first
+                scheduler; later ones get ``-2``, ``-3`` and so on. By default metrics go to the
+                global meter provider, and a separate registry serves them at `http_port`.
 
         Raises:
             ArgumentTypeError: there is no such option.
@@ -118,12 +118,12 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         self._process.install()
 
     def _uninstrument(self, **_: Any) -> None:
-        """Put everything back, and uninstrument what was instrumented here."""
+        """Revert everything, and uninstrument the schedulers that were instrumented here."""
         self._process.uninstall()
 
 
 class _ProcessInstrumentation:
-    """What is installed in this process, and can be uninstalled."""
+    """Instruments the schedulers of this process, and can be uninstalled."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
@@ -139,12 +139,12 @@ class _ProcessInstrumentation:
         renew_lock_after_fork(self)
 
     def install(self) -> None:
-        """Instrument the schedulers that run, and those that are started from now on."""
+        """Instrument the running schedulers, and those that are started from now on."""
         for start_hook in self._start_hooks:
             start_hook.install(self._instrument_started_scheduler)
 
     def uninstall(self) -> None:
-        """Put everything back."""
+        """Revert everything."""
         for start_hook in self._start_hooks:
             start_hook.uninstall()
         with self._lock:
@@ -155,7 +155,7 @@ class _ProcessInstrumentation:
             server.close()
 
     def _instrument_started_scheduler(self, scheduler: Any) -> None:
-        """Instrument one scheduler; whatever goes wrong, the application goes on without it."""
+        """Instrument one scheduler; on any error, the application continues without telemetry."""
         try:
             with self._lock:
                 self._instrument(scheduler)
@@ -166,7 +166,7 @@ class _ProcessInstrumentation:
     def _instrument(self, scheduler: Any) -> None:
         if get_handle(scheduler) is not None:
             return
-        # Now, as the application may set it after this was loaded.
+        # Read now, because the application may set it after this module was loaded.
         self._options.setdefault("meter_provider", get_meter_provider())
         more = (f"{self._name}-{number}" for number in itertools.count(2))
         for name in itertools.chain((self._name,), more):
@@ -201,7 +201,7 @@ class _ProcessInstrumentation:
 def _choose_served_registry(
     registry: CollectorRegistry | None,
 ) -> tuple[CollectorRegistry | None, MetricsExposer | None]:
-    """Return what the pages of a handle on this registry serve, and the faster way to encode it."""
+    """Return the registry that the pages serve, and a faster way to encode it, if there is one."""
     if registry is None:
         return None, None
     directory = configured_directory()
@@ -209,7 +209,7 @@ def _choose_served_registry(
         return MultiprocessRegistry(directory, refresh=write_all_snapshots), None
 
     def expose_from_cache(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
-        # Looked up each time, as there is none while no scheduler is instrumented on the registry.
+        # Looked up each time: there is none while no scheduler is instrumented on the registry.
         exporter = find_exporter(registry)
         if exporter is None:
             return [encode(registry.restricted_registry(names) if names else registry)]
@@ -219,7 +219,7 @@ def _choose_served_registry(
 
 
 def _options_from_environment() -> dict[str, Any]:
-    """Return the options that environment variables set; a bad one is logged and left out."""
+    """Return the options that environment variables set; an invalid one is logged and ignored."""
     options = {}
     for name, (option, read, kind) in _VARIABLES.items():
         text = os.environ.get(name, "").strip()

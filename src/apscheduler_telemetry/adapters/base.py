@@ -1,12 +1,12 @@
 """
-What an adapter has to do, and what it may call. There is one for each kind of scheduler.
+What an adapter must do, and what it may call. There is one adapter for each kind of scheduler.
 
 An adapter watches one scheduler. It records jobs and runs with a `Recorder`, and passes runs on to
-an `ObserverGroup` where their callables start and end, and when they are finished; it knows nothing
-of Prometheus, OpenTelemetry or HTTP, and nothing outside of it knows the scheduler's library.
+an `ObserverGroup` when their callables start and end, and when they are finished. It does not
+depend on Prometheus, OpenTelemetry or HTTP, and only adapters depend on the scheduler's library.
 
-A run may be due in one process and run in another. Then each process records what happens in it:
-`Recorder.run_submitted` where the run waits for its executor, and its end in that same process.
+A run may be due in one process and run in another. Then each process records only what happens in
+it: the process that calls `Recorder.run_submitted` also records the end of the run.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from apscheduler_telemetry.core.recorder import Recorder
 
 
 class OriginPropagator(Protocol):
-    """Knows in which span a job is added, or a run triggered, for its runs to link to."""
+    """Determines in which span a job is added, or a run triggered, so that runs link to it."""
 
     def current(self, reason: str) -> Any:
-        """Return the current origin, None outside of a trace; `reason` becomes the link's."""
+        """Return the current origin, None outside of a trace; `reason` is that of the link."""
 
     def dump(self, origin: Any) -> Mapping[str, str]:
         """Return an origin as texts."""
@@ -43,17 +43,18 @@ class AdapterDependencies:
 
     Attributes:
         recorder: the metrics state, the only place to write numbers to.
-        observers: who follows single runs.
+        observers: observe single runs.
         error_reporter: counts failures of telemetry itself; none of them may reach the scheduler.
-        labeller: finds the ``job_id`` label of a job.
-        policy: what the alerts expect of a job.
-        origins: knows where a job is added, for its runs to link to.
-        context_store: keeps that across restarts; None if it is not to be kept.
-        capture: which of a job's own data may be exported.
-        attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
-        restore_context: takes that, unless it is None, and makes it current again.
-        suppress_tracing: a context manager under which nothing is current and no span is made.
-        on_scheduler_started: to be called when the scheduler is started.
+        labeller: chooses the ``job_id`` label of a job.
+        policy: the limits and labels of a job for the alert rules.
+        origins: determines where a job is added, so that its runs link to it.
+        context_store: stores origins across restarts; None if they are not stored.
+        capture: which data of a job may be exported.
+        attach_empty_context: removes the current OpenTelemetry context, and returns the argument
+            for `restore_context`, or None if there is nothing to restore.
+        restore_context: makes that context current again.
+        suppress_tracing: a context manager in which no span is current and none is created.
+        on_scheduler_started: to be called when the scheduler has started.
         on_scheduler_stopped: to be called when the scheduler was shut down.
     """
 
@@ -76,25 +77,25 @@ class SchedulerAdapter(SchedulerStatus, Protocol):
     """Watches one scheduler."""
 
     def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:
-        """Prepare to watch a scheduler; nothing of it is touched before `install`."""
+        """Prepare to watch a scheduler; it is not changed before `install`."""
 
     @staticmethod
     def accepts(scheduler: object) -> bool:
-        """Tell whether an object is a scheduler that this adapter can watch."""
+        """Return whether an object is a scheduler that this adapter can watch."""
 
     @staticmethod
     def rejection_hint(scheduler: object) -> str | None:
         """Return advice for the caller of `instrument` about an object that is not accepted."""
 
     def install(self) -> None:
-        """Begin to watch; if that fails, everything is put back before the exception is raised."""
+        """Begin to watch; if that fails, revert everything before the exception is raised."""
 
     def uninstall(self) -> None:
         """
-        Put everything back, and call `ObserverGroup.stop`.
+        Revert everything, and call `ObserverGroup.stop`.
 
-        Runs in flight are no longer recorded. But observers have to hear of the end of those that
-        they have begun with, or spans would stay open: what is needed for that may stay until then.
+        Runs in flight are no longer recorded. But observers must be notified of the end of runs
+        that they already observe, or spans would stay open: patches for that may stay until then.
         """
 
 
@@ -102,7 +103,7 @@ class AutomaticInstrumentation(Protocol):
     """Calls back whenever a scheduler is started in this process, for zero code."""
 
     def install(self, on_scheduler_start: Callable[[Any], None]) -> None:
-        """Call back with each scheduler that runs already, and that is started later."""
+        """Call back with each scheduler that is running already, or starts later."""
 
     def uninstall(self) -> None:
         """Stop calling back."""

@@ -21,7 +21,7 @@ def find_adapter_class(scheduler: Any) -> type[SchedulerAdapter]:
     Return the adapter that can watch `scheduler`.
 
     Raises:
-        ArgumentTypeError: none can; the message says what to pass instead.
+        ArgumentTypeError: none can; the message suggests what to pass instead.
     """
     for adapter in ADAPTERS:
         if adapter.accepts(scheduler):

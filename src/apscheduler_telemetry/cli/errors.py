@@ -6,4 +6,4 @@ from __future__ import annotations
 
 
 class CommandError(Exception):
-    """Raised if a command fails; the message is for the user, and says what to do."""
+    """Raised if a command fails; the message tells the user what to do."""

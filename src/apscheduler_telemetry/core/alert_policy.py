@@ -19,10 +19,10 @@ from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_DEFAULT_GRACE = 60.0
 """
-Seconds of lateness that are tolerated by default, however small ``misfire_grace_time`` is.
+The least default of ``grace`` in seconds, even if ``misfire_grace_time`` is smaller.
 
-The default of that is 1 s, but an alert is no more precise than the intervals between scrapes and
-between evaluations of rules.
+APScheduler's default is 1 s, but an alert cannot be more precise than the intervals of scrapes and
+of rule evaluations.
 """
 SEVERITIES = ("critical", "warning", "info")
 """The values of the ``severity`` label that the rules and routes in ``alerts/`` know."""

@@ -58,7 +58,7 @@ def function_name(job: Any) -> str:
 
 
 def is_generated(job_id: object) -> bool:
-    """Tell whether APScheduler generated this id (``uuid4().hex``), as for one-off jobs."""
+    """Return whether APScheduler generated this id (``uuid4().hex``), as for one-off jobs."""
     return isinstance(job_id, str) and _GENERATED_ID.fullmatch(job_id) is not None
 
 

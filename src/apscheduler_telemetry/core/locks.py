@@ -16,10 +16,10 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 def synchronized(method: _Method) -> _Method:
     """
-    Let a method run under its object's ``_lock``.
+    Run a method under the ``_lock`` of its object.
 
-    The call and the release share one line, so that an exception that something raises between
-    two lines, as a debugger or a test may do, cannot leave the lock behind.
+    The call and the release are on one line, so that an exception between two lines, for example
+    from a debugger or a test, cannot leave the lock locked.
     """
 
     @functools.wraps(method)
@@ -31,10 +31,10 @@ def synchronized(method: _Method) -> _Method:
 
 def renew_lock_after_fork(owner: Any) -> None:
     """
-    Give `owner` a fresh ``_lock`` in every forked child.
+    Create a new ``_lock`` for `owner` in every forked child.
 
-    The lock is reentrant, as the handler of a signal, or a ``__del__``, may interrupt its thread
-    and scrape or shut the scheduler down.
+    The lock is reentrant, because a signal handler or a ``__del__`` may interrupt the thread that
+    holds it, and may scrape or shut the scheduler down.
 
     A fork copies a lock in the state it is in. One that another thread held at that moment would
     stay locked in the child for ever, and a scrape of the child would hang.
@@ -44,7 +44,7 @@ def renew_lock_after_fork(owner: Any) -> None:
 
 def _renew_locks() -> None:
     for owner in list(_owners):
-        owner._lock = threading.RLock()  # noqa: SLF001  # this is what they registered for
+        owner._lock = threading.RLock()  # noqa: SLF001  # that is why they are registered
 
 
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -1,7 +1,7 @@
 """
 Plain data that every layer shares: outcomes, jobs, runs and errors.
 
-Nothing here knows APScheduler, Prometheus or OpenTelemetry.
+This module does not depend on APScheduler, Prometheus or OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MAX_MESSAGE = 4_096
 """
 Characters of an exception's message.
 
-A database driver that quotes its statement makes messages of megabytes, which would be kept until
-the next scrape, and for which a collector refuses a whole batch of spans.
+A database driver that quotes its statement produces messages of megabytes. They would be kept until
+the next scrape, and a collector would reject a whole batch of spans because of one.
 """
 
 Clock = Callable[[], float]
@@ -38,13 +38,13 @@ class Outcome(str, Enum):
     MISSED = "missed"
     """Started too late: APScheduler dropped it (misfire)."""
     SKIPPED = "skipped"
-    """Refused, as ``max_instances`` runs of the job were in flight."""
+    """Rejected, because ``max_instances`` runs of the job were in flight."""
     COALESCED = "coalesced"
     """Merged into a later run (``coalesce=True``)."""
     LOST = "lost"
-    """Submitted to an executor, or due to be, and never reported again."""
+    """Lost by its executor, or could not be submitted to one."""
 
-    __hash__ = str.__hash__  # that of Enum is Python code, which every run would pay for
+    __hash__ = str.__hash__  # that of Enum is Python code, which would slow down every run
 
 
 # Before Python 3.12 a member of an enumeration is looked up by Python code, in every run.
@@ -54,7 +54,7 @@ FAILURES = frozenset({ERROR, LOST})
 
 class SchedulerErrorKind(str, Enum):
     """
-    What APScheduler only logs: the ``kind`` label of ``apscheduler_scheduler_errors_total``.
+    Errors that APScheduler only logs: the label ``kind`` of ``apscheduler_scheduler_errors_total``.
     """
 
     JOBSTORE = "jobstore"
@@ -66,22 +66,22 @@ class SchedulerErrorKind(str, Enum):
 
 
 class RemovalReason(Enum):
-    """Why a job was removed, which decides what becomes of its next run."""
+    """Why a job was removed, which decides what happens to its next run."""
 
     CANCELLED = "cancelled"
-    """By the user: the next run is cancelled."""
+    """By the application: the next run is cancelled."""
     FINISHED = "finished"
-    """It has no next run: its schedule has ended, or what is left is overdue already."""
+    """It has no next run: its schedule has ended, or its remaining runs are already overdue."""
     FAILED = "failed"
-    """By APScheduler because of an error: the next run stays expected, and will be missed."""
+    """By APScheduler because of an error: the next run is still expected, and will be missed."""
 
 
 class JobInfo(NamedTuple):
     """
-    What telemetry keeps of a job: texts and numbers, never the job or its arguments.
+    The description of a job: texts and numbers, never the job itself or its arguments.
 
     Attributes:
-        id: the job's own id, as the user knows it.
+        id: the id of the job in APScheduler.
         label: the value of the ``job_id`` label; several jobs may share one.
         name: the job's description.
         func: ``module:qualname`` of the callable.
@@ -89,7 +89,7 @@ class JobInfo(NamedTuple):
         executor: alias of the executor.
         jobstore: alias of the job store.
         persistent: whether the job store outlives the process.
-        grace: seconds of lateness that the user tolerates before an alert.
+        grace: how many seconds late a run may start before an alert fires.
         max_duration: seconds that a run may take; None if not configured.
         severity: of alerts on this job; empty for the severity of each rule.
         owner: who is responsible for the job; empty if not configured.
@@ -138,12 +138,12 @@ class RunError:
 @dataclass(frozen=True, kw_only=True)
 class Capture:
     """
-    Which of a job's own data may leave the process; none, unless the application asks for it.
+    Which data of a job may leave the process; by default none.
 
     Attributes:
-        arguments: what its callable is called with.
-        result: what it returns.
-        stacktrace: of what it raises.
+        arguments: the arguments of its callable.
+        result: its return value.
+        stacktrace: the stack trace of its exception.
     """
 
     arguments: bool = False
@@ -157,9 +157,9 @@ class Liveness:
     Whether a scheduler's loop is alive.
 
     Attributes:
-        scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler believes.
+        scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler reports.
         up: whether the loop is alive and not overdue.
-        reasons: why not, as pairs of a code and a sentence; empty if nothing is wrong.
+        reasons: why not, as pairs of a code and a sentence; empty if there is no problem.
     """
 
     scheduler_state: str
@@ -183,7 +183,7 @@ class SpanIds(Protocol):
 
 
 class SchedulerStatus(Protocol):
-    """What is known of a scheduler as a whole: its adapter tells, and exporters read."""
+    """The state of a scheduler as a whole, which its adapter provides to exporters."""
 
     @property
     def started_at(self) -> float | None:
@@ -194,10 +194,10 @@ class SchedulerStatus(Protocol):
         """Unix seconds of the end of the latest pass over due jobs; None before it."""
 
     def liveness(self) -> Liveness:
-        """Tell whether the scheduler's loop is alive, and why not."""
+        """Return whether the scheduler's loop is alive, and the reasons if it is not."""
 
     def scheduler_info(self) -> Mapping[str, str]:
-        """Return what the scheduler is: ``type``, ``version`` and ``timezone``."""
+        """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
 
 
 def exception_type(exception: BaseException) -> str:

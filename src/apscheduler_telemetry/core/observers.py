@@ -1,5 +1,5 @@
 """
-Who follows single runs, as spans do, and what counts the failures of telemetry itself.
+Observers of single runs, such as spans, and the counter of errors of the telemetry itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ERROR_COMPONENTS = (
 
 
 MAX_STALE_RUNS = 1_000
-"""Runs that an observer keeps although they have ended: at most half a megabyte of spans."""
+"""Ended runs that an observer may still hold: at most half a megabyte of spans."""
 STALE_SECONDS_AFTER_END = 60.0
 """Seconds after which a run that has ended is stale, if `on_run_finished` was not called."""
 
@@ -53,7 +53,7 @@ class ErrorReporter:
         self._count(component, "see below", exc_info=True)
 
     def report(self, component: str, description: str) -> None:
-        """Report a failure of `component` that happened elsewhere, as in a pool's worker."""
+        """Report a failure of `component` that happened in another process, such as a worker."""
         self._count(component, description, exc_info=False)
 
     def _count(self, component: str, description: str, *, exc_info: bool) -> None:
@@ -80,25 +80,25 @@ class ErrorReporter:
 
 class RunObserver(Protocol):
     """
-    Follows single runs, as spans do.
+    Observes single runs, for example to create spans.
 
-    Each run gets one call of `on_run_finished`. An error in an observer is counted, logged once and
-    goes no further.
+    Each run gets one call of `on_run_finished`. An error in an observer is counted and logged once,
+    and does not reach the job.
 
     Attributes:
-        component: under what its errors are counted.
+        component: the component under which its errors are counted.
     """
 
     component: str
 
     def is_enabled(self) -> bool | None:
         """
-        Tell whether there is anything to observe for, from now on.
+        Return whether runs have to be observed from now on.
 
-        Asked before each pass over due jobs, until there is.
+        Called before each pass over due jobs, until it returns True.
 
         Returns:
-            None if there never will be.
+            None if they never will have to be.
         """
 
     def on_callable_start(self, run: Run) -> None:
@@ -125,19 +125,19 @@ class RunObserver(Protocol):
         """
 
     def stop(self) -> None:
-        """Observe no further run from now on; `has_open_runs` tells of the others."""
+        """Observe no further run from now on; `has_open_runs` is about the others."""
 
     def has_open_runs(self) -> bool:
-        """Tell whether any run that is observed already has still to be finished."""
+        """Return whether any observed run is not finished yet."""
 
 
 class ObservedRuns(dict[Run, _T]):
     """
-    What an observer keeps of each run until `on_run_finished`.
+    The data of an observer for each run, until `on_run_finished`.
 
-    A dictionary, as weak references would cost a span 7 percent of its time. That should be
-    called for each run, but an exception from outside may prevent it: call `drop_stale_runs` if
-    there are more runs than `cleanup_threshold`.
+    This is a dictionary because weak references would make a span 7 percent slower.
+    `on_run_finished` should be called for each run, but an exception from outside may prevent
+    that: call `drop_stale_runs` if there are more runs than `cleanup_threshold`.
 
     Attributes:
         cleanup_threshold: how many runs may be in it before the next `drop_stale_runs`.
@@ -150,7 +150,7 @@ class ObservedRuns(dict[Run, _T]):
         self.cleanup_threshold = MAX_STALE_RUNS
 
     def drop_stale_runs(self) -> None:
-        """Drop runs that ended some time ago, and of which `on_run_finished` was not called."""
+        """Drop runs that ended some time ago without a call of `on_run_finished`."""
         now = time.time()
         for run in list(self):
             if run.outcome is not None and run.finished_at < now - STALE_SECONDS_AFTER_END:
@@ -160,14 +160,15 @@ class ObservedRuns(dict[Run, _T]):
 
 class ObserverGroup:
     """
-    Passes runs on to observers, none of which can harm the job or another observer.
+    Passes runs on to observers, and catches their errors.
 
-    What the first one does at a start is around the others: they end in the opposite order.
+    Starts are passed on in the order of the observers, and ends in the opposite order, so that the
+    first observer encloses the others.
 
     Attributes:
-        is_enabled: whether any observer had something to do when that was last looked at. If none
-            has, a run costs less.
-        is_enabled_final: whether that is final, and need not be looked at again.
+        is_enabled: whether any observer was enabled at the last `update_is_enabled`. If none is, a
+            run costs less.
+        is_enabled_final: whether `is_enabled` cannot change any more.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class ObserverGroup:
         self.update_is_enabled()
 
     def update_is_enabled(self) -> None:
-        """Look whether there is anything to do from now on."""
+        """Ask the observers whether runs have to be observed from now on."""
         is_enabled, is_enabled_final = False, True
         for observer in self._observers:
             try:
@@ -197,7 +198,7 @@ class ObserverGroup:
         self.is_enabled, self.is_enabled_final = is_enabled, is_enabled_final
 
     def on_callable_start(self, run: Run) -> None:
-        """Tell all observers that a run starts."""
+        """Notify all observers that a run starts."""
         for observer in self._observers:
             try:
                 observer.on_callable_start(run)
@@ -205,7 +206,7 @@ class ObserverGroup:
                 self._error_reporter.exception(observer.component)
 
     def on_callable_end(self, run: Run) -> None:
-        """Tell all observers that a run is over."""
+        """Notify all observers that the callable of a run has ended."""
         for observer in self._reversed_observers:
             try:
                 observer.on_callable_end(run)
@@ -213,7 +214,7 @@ class ObserverGroup:
                 self._error_reporter.exception(observer.component)
 
     def on_run_finished(self, run: Run) -> None:
-        """Tell all observers how a run has ended."""
+        """Notify all observers that a run has its outcome."""
         for observer in self._reversed_observers:
             try:
                 observer.on_run_finished(run)
@@ -224,13 +225,13 @@ class ObserverGroup:
 
     def stop(self, on_all_finished: Callable[[], None]) -> None:
         """
-        Let observers observe no further run, but those that they have begun with to their end.
+        Stop observing further runs; runs that are already observed are observed to their end.
 
-        `is_enabled` stays, as they have to be told of that end.
+        `is_enabled` does not change, because the observers still have to be notified of these ends.
 
         Args:
-            on_all_finished: called when there is none left, which may be now, and otherwise
-                happens in the `on_run_finished` of the last one.
+            on_all_finished: called when no observed run is left: now, or in the `on_run_finished`
+                of the last one.
         """
         for observer in self._observers:
             try:
@@ -248,7 +249,7 @@ class ObserverGroup:
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
         on_all_finished, self._on_all_finished = self._on_all_finished, None
-        if on_all_finished is not None:  # else another thread was quicker
+        if on_all_finished is not None:  # otherwise another thread was faster
             on_all_finished()
 
     def create_trace_carrier(self, run: Run) -> Mapping[str, str]:

@@ -7,9 +7,9 @@ every due run ends in exactly one outcome, and at any moment
 ``due = sum(outcomes) + running + queued``.
 
 A run costs little where it runs. `run_submitted` registers it, and `Run.finish` ends it by setting
-its outcome, without a lock. Finished runs are added up when somebody reads, or when there are
-`MAX_UNADDED_RUNS` more than after the last time. Taking them out of the register is the last step:
-an exception from outside, at whatever line, loses none and counts none twice.
+its outcome, without a lock. Finished runs are added up at each reading, or when there are
+`MAX_UNADDED_RUNS` more than after the last time. Removing them from the register is the last step:
+an exception from outside, at any line, loses no run and counts none twice.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Recorder:
         for run in list(self._runs):
             if run.outcome is None:
                 del self._runs[run]
-                run.finish(Outcome.LOST)  # so that nobody waits for their end in this process
+                run.finish(Outcome.LOST)  # so that no observer here waits for their end
 
     # Jobs
 
@@ -329,7 +329,7 @@ class Recorder:
         The lock is held for one label at a time, so that no job waits for a whole scrape.
 
         Args:
-            known: the version that the reader knows already, by label.
+            known: the version that the reader already has, by label.
         """
         for series in self._update_and_list_series():
             label = series.label

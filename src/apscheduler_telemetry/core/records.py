@@ -1,5 +1,5 @@
 """
-What the recorder keeps: the runs, the jobs, and the series that jobs with one label share.
+The data of the recorder: runs, jobs, and the series that jobs with one label share.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class JobSeries:
         return self._run_state[-1] is not _NO_RUNS_IN_FLIGHT
 
     def __contains__(self, record: JobRecord) -> bool:
-        """Tell whether a job has the label."""
+        """Return whether a job has the label."""
         return record in self._next_runs
 
     def add_job(self, record: JobRecord) -> None:
@@ -271,7 +271,7 @@ class JobSeries:
     # Reading
 
     def is_unchanged_since(self, version: int | None) -> bool:
-        """Tell whether nothing has changed since a snapshot of this version."""
+        """Return whether nothing has changed since a snapshot of this version."""
         is_unchanged = not self._has_changed and self._run_state is self._run_state_in_snapshot
         return is_unchanged and version == self._snapshot_version
 

@@ -465,8 +465,8 @@ class Exporter:
         if other is not None and not other.liveness().is_forked_copy:
             msg = (
                 f"a scheduler named {name!r} is instrumented on this {self._target_noun} already, "
-                "and their series could not be told apart: pass instrument(..., name=...) with a "
-                f"name of its own for each scheduler, or another {self._target_noun}, or "
+                "and their series would be the same: pass instrument(..., name=...) with a "
+                f"different name for each scheduler, or another {self._target_noun}, or "
                 "uninstrument() the first"
             )
             raise DuplicateNameError(msg)

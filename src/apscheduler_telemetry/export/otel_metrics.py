@@ -1,12 +1,12 @@
 """
 Exports the metrics state to OpenTelemetry: the instruments of a meter provider, for all schedulers.
 
-The metrics are those of `prometheus`, under names that Prometheus' translation of OTLP turns into
-the same: ``apscheduler.job.run.duration`` in ``s`` becomes
-``apscheduler_job_run_duration_seconds``. What recorders hold is observed when the SDK collects. The
-two histograms are recorded run by run, as OpenTelemetry cannot observe one.
+The metrics are those of `prometheus`. Prometheus translates their OTLP names into the same names:
+``apscheduler.job.run.duration`` in ``s`` becomes ``apscheduler_job_run_duration_seconds``. The
+metrics state is observed when the SDK collects. The two histograms are recorded run by run, because
+OpenTelemetry has no observable histogram.
 
-The application owns the OpenTelemetry SDK: nothing here configures, flushes or shuts it down.
+The application owns the OpenTelemetry SDK: this module does not configure, flush or shut it down.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from apscheduler_telemetry.export.metric_families import (
 logger = logging.getLogger(__name__)
 
 SCOPE = "apscheduler_telemetry"
-"""It has no schema URL, as no attribute is one of the semantic conventions."""
+"""It has no schema URL, because no attribute is defined by the semantic conventions."""
 
 COMPONENT = "meter"
 
@@ -63,8 +63,8 @@ class OpenTelemetryExporter(Exporter):
     """
     The instruments of one meter provider, for all schedulers that are instrumented on it.
 
-    One for all, as a meter has one instrument of a name. And they stay, as a meter has no way to
-    remove one: without schedulers there is nothing to observe.
+    All schedulers share them, because a meter has only one instrument of each name. A meter cannot
+    remove an instrument, so they stay; without schedulers they observe nothing.
 
     Args:
         provider: the meter provider.
@@ -107,8 +107,8 @@ class OpenTelemetryExporter(Exporter):
         """
         Return the observations of one metric.
 
-        The SDK asks for one metric after the other. All answers come from one reading, so that they
-        agree; the next one is made when a metric is asked for again.
+        The SDK asks for one metric after the other. All observations come from one reading, so
+        that they are consistent; the next reading is made when a metric is asked for again.
         """
         observations = self._take_observations(family)
         if observations is None:
@@ -124,13 +124,13 @@ class OpenTelemetryExporter(Exporter):
     def _read(self) -> dict[MetricFamily, list[Observation]]:
         reading: dict[MetricFamily, list[Observation]] = {family: [] for family in _OBSERVED}
         for scheduler in self.schedulers():
-            # A forked child has a copy of the numbers that stands still, and under the resource of
-            # its parent would contradict it.
+            # A forked child has a copy of the numbers that does not change. With the same resource
+            # as its parent, it would contradict it.
             if scheduler.liveness().is_forked_copy:
                 continue
             for family, labels, value in samples(scheduler, COMPONENT):
                 if isinstance(value, Histogram) or not math.isfinite(value):
-                    continue  # the SDK takes no infinity: unlimited workers are absent
+                    continue  # the SDK accepts no infinity: unlimited workers are absent
                 if family.kind is Kind.COUNTER:
                     value = self._totals.update((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
@@ -141,7 +141,7 @@ class OpenTelemetryExporter(Exporter):
 
 class MonotonicTotals:
     """
-    Keeps counters from decreasing, as long as the process lives.
+    Prevents counters from decreasing as long as the process lives.
 
     A job that comes back after its series was dropped, or a scheduler that is instrumented anew,
     counts from 0. An SDK that sends deltas would send a negative one.
@@ -174,9 +174,9 @@ class HistogramObserver:
     """
     Records the durations and start delays of runs; a `RunObserver`.
 
-    A delay is recorded at the start, while the span of the run is current, if the observer of
-    spans comes first; all else when the run is finished, under its exemplar: only then it is known
-    whether its duration counts, and a run in another process is measured only then.
+    A delay is recorded at the start, when the span of the run is current if the observer of spans
+    comes first. Everything else is recorded with the exemplar when the run is finished: only then
+    it is known whether its duration counts, and what another process has measured.
     """
 
     component = COMPONENT
@@ -188,7 +188,7 @@ class HistogramObserver:
         self._is_stopped = False
 
     def is_enabled(self) -> bool:
-        """Tell that there is always something to record."""
+        """Return True: there is always something to record."""
         return True
 
     def on_callable_start(self, run: Run) -> None:
@@ -221,12 +221,12 @@ class HistogramObserver:
             self._durations.record(run.duration, _histogram_attributes(run), context=context)
 
     def stop(self) -> None:
-        """Record nothing from now on, as all other metrics end now, too."""
+        """Record nothing from now on, because all other metrics end now as well."""
         self._is_stopped = True
         self._runs_with_recorded_delay.clear()
 
     def has_open_runs(self) -> bool:
-        """Tell that no run has to be recorded any more."""
+        """Return False: no run has to be recorded any more."""
         return False
 
 
@@ -243,7 +243,7 @@ def get_or_create_exporter(
     with _lock:
         exporter = _exporters.get(provider)
         if exporter is None and provider is metrics.get_meter_provider():
-            # The proxy that stands for the global provider before it is set delegates to it.
+            # The proxy is the global provider before one is set, and delegates to it afterwards.
             exporter = next((known for known in _exporters.values() if known.is_global), None)
         if exporter is None:
             exporter = OpenTelemetryExporter(provider, duration_buckets, delay_buckets)
@@ -257,9 +257,9 @@ def _create_histogram(
     advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": list(buckets)}
     if not advice.keys() <= inspect.signature(meter.create_histogram).parameters.keys():
         logger.warning(
-            "The installed opentelemetry-api takes no advice on the buckets of %s, so they are the "
-            "SDK's, which are made for milliseconds: add a view with "
-            "ExplicitBucketHistogramAggregation(%s), or install a newer one",
+            "The installed opentelemetry-api does not support buckets for %s, so the SDK uses its "
+            "own, which are made for milliseconds: install a newer version, or add a view with "
+            "ExplicitBucketHistogramAggregation(%s)",
             family.name,
             advice["explicit_bucket_boundaries_advisory"],
         )
@@ -288,7 +288,7 @@ def _exemplar_context(exemplar: SpanIds | None) -> Context:
     return trace.set_span_in_context(trace.NonRecordingSpan(span), Context())
 
 
-# Not an empty context, for which the SDK takes the current one.
+# Not an empty context: the SDK would use the current one instead.
 _CONTEXT_WITHOUT_SPAN = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 _lock = threading.Lock()
 _exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, OpenTelemetryExporter] = (

@@ -1,26 +1,26 @@
 """
 One OpenTelemetry span for each run, current while the callable of the job runs.
 
-A run is the root of a trace of its own: whatever is traced where the scheduler wakes up is not its
-cause. It links to the span in which the job was added, if that is known.
+Each run is the root of its own trace: a request that wakes the scheduler is not the cause of the
+run. The run links to the span in which the job was added, if that is known.
 
-========= ======== ======================================== ====================
-outcome   status   ``error.type``                           extent
-========= ======== ======================================== ====================
-success   unset    absent                                   that of the callable
-error     ERROR    type of the exception                    that of the callable
-missed    ERROR    ``missed``                               none
-skipped   ERROR    ``skipped``                              none
-coalesced unset    absent                                   none
-lost      ERROR    type of the exception that explains the  none
+========= ======== ======================================== ===============
+outcome   status   ``error.type``                           duration
+========= ======== ======================================== ===============
+success   unset    absent                                   that of the run
+error     ERROR    type of the exception                    that of the run
+missed    ERROR    ``missed``                               0
+skipped   ERROR    ``skipped``                              0
+coalesced unset    absent                                   0
+lost      ERROR    type of the exception that reports the   0
                    loss, or ``lost``
-========= ======== ======================================== ====================
+========= ======== ======================================== ===============
 
-A span without extent is at the time at which APScheduler decided, or the loss was noticed; if the
-run was sent to another process or had started by then, at the time of that.
+A span with a duration of 0 has the time at which APScheduler dropped the run, or at which the loss
+was detected; if the run had been sent to another process or had started, the time of that.
 
-The application owns the OpenTelemetry SDK: nothing here configures, flushes or shuts it down, and
-without an SDK nothing here does anything. Conventions: https://opentelemetry.io/docs/specs/semconv/
+The application owns the OpenTelemetry SDK: this module does not configure, flush or shut it down,
+and does nothing without an SDK. Conventions: https://opentelemetry.io/docs/specs/semconv/
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ MAX_STACKTRACE = 16_384
 _STATUS_DESCRIPTIONS = {
     ERROR: "failed with an exception that is not known",
     Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
-    Outcome.SKIPPED: "refused, as max_instances runs of the job were under way",
-    Outcome.LOST: "handed over, or due to be, and never heard of again",
+    Outcome.SKIPPED: "rejected, because max_instances runs of the job were in progress",
+    Outcome.LOST: "lost by its executor, or could not be submitted to one",
 }
 """The outcomes that are failures, with the status description if there is no exception."""
 
 _TRACE_CONTEXT_PROPAGATOR = TraceContextTextMapPropagator()
-"""Not the global one, as the child process must read this format however it is set up."""
+"""Not the global one, because the child process must read this format with any configuration."""
 
 _BAGGAGE_PROPAGATOR = W3CBaggagePropagator()
 
@@ -92,7 +92,7 @@ _ROOT = Context()
 """A context without a span; shared, as contexts are immutable."""
 
 _context_marker: ContextVar[None] = ContextVar("apscheduler_telemetry_context_marker")
-"""Always None: its token tells whether a call is made in the context of an earlier one."""
+"""Always None: its token shows whether a call is made in the same context as an earlier one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +170,7 @@ class SpanObserver:
         self._logger_provider = logger_provider
         self._clock = clock
         self._exceptions_as_span_events, self._exceptions_as_logs = _exception_signals()
-        # A provider that the environment names is created when it is first asked for.
+        # A provider that the environment variable names is created at its first use.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
         self._is_global_provider_pending = self._tracer_provider is None and not named
         self._cached_provider_and_tracer: tuple[
@@ -181,7 +181,7 @@ class SpanObserver:
         self._is_stopped = False
 
     def is_enabled(self) -> bool | None:
-        """Tell whether there is an SDK by now, or exceptions may be logged."""
+        """Return whether there is an SDK by now, or exceptions may be logged."""
         if self._exceptions_as_logs or self._tracer() is not None:
             return True
         return False if self._tracer_provider is None else None
@@ -220,7 +220,7 @@ class SpanObserver:
         return carrier
 
     def on_run_finished(self, run: Run) -> None:
-        """End the span of `run`, or make one if it has none: it never started in this process."""
+        """End the span of `run`; if it has none, because it did not start here, create one."""
         run_span = self._spans.get(run)
         if run_span is None and self._is_stopped:
             return  # an exception without a span becomes no log record either
@@ -250,7 +250,7 @@ class SpanObserver:
         self._is_stopped = True
 
     def has_open_runs(self) -> bool:
-        """Tell whether any span still has to be ended."""
+        """Return whether any span still has to be ended."""
         # An exception from outside may keep `on_run_finished` from being called.
         return any(run.outcome is None for run in list(self._spans))
 
@@ -276,8 +276,8 @@ class SpanObserver:
             spans.drop_stale_runs()
         run_span = spans[run] = _RunSpan(span, start_ns, is_recording, started_at is not None)
         if self._is_stopped:
-            # By another thread, right now. If it has not seen this span in `has_open_runs`, nobody
-            # will tell how the run ends. Nothing has seen the span yet.
+            # Another thread has just called `stop`. If its `has_open_runs` did not see this span,
+            # `on_run_finished` will never be called for it. Nothing has used the span yet.
             del spans[run]
             span.end(start_ns)
             return None
@@ -336,7 +336,7 @@ class SpanObserver:
         get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
             timestamp=_nanoseconds(at),
             context=context,
-            # ERROR, not FATAL nor WARN: nothing handles it any more, but the application lives on.
+            # ERROR, not FATAL or WARN: nothing handles it, but the application continues.
             severity_number=SeverityNumber.ERROR,
             event_name=EXCEPTION_LOG_EVENT_NAME,
             attributes={
@@ -347,7 +347,7 @@ class SpanObserver:
         )
 
     def _tracer(self) -> trace.Tracer | None:
-        """Return the provider's tracer, or None if its spans would go nowhere."""
+        """Return the provider's tracer, or None if it would not export spans."""
         known, tracer = self._cached_provider_and_tracer
         if tracer is not None:
             return tracer  # final, as the global provider can be set only once
@@ -399,7 +399,7 @@ class OriginPropagator:
         """Return the current origin; None if nothing is traced."""
         carrier: dict[str, str] = {}
         if self._propagates_baggage:
-            _BAGGAGE_PROPAGATOR.inject(carrier)  # which limits its size as W3C demands
+            _BAGGAGE_PROPAGATOR.inject(carrier)  # it limits the size as W3C requires
         span, baggage = current_span_context(), carrier.get("baggage", "")
         if span is None and not baggage:
             return None
@@ -430,12 +430,12 @@ def attach_empty_context() -> Token[Context] | None:
     """
     Make nothing current, neither a span nor baggage, until `restore_context`.
 
-    What wakes a scheduler up is not the cause of what it does then: a thread that
-    opentelemetry-instrumentation-threading started keeps the span of its creator for good, and a
-    timer of asyncio keeps the span in which the latest job was added.
+    A span that is current when a scheduler wakes up is not the cause of its runs: with
+    opentelemetry-instrumentation-threading, a thread has the span of its creator for ever, and a
+    timer of asyncio has the span in which the latest job was added.
 
-    Two functions, as every pass over due jobs calls them, and a context manager would take three
-    times as long.
+    These are two functions because every pass over due jobs calls them, and a context manager
+    would take three times as long.
 
     Returns:
         The argument of `restore_context`; None if nothing was current, as in most threads, and
@@ -445,16 +445,16 @@ def attach_empty_context() -> Token[Context] | None:
 
 
 def restore_context(token: Token[Context]) -> None:
-    """Make the context current again that was so before `attach_empty_context`."""
+    """Restore the context that was current before `attach_empty_context`."""
     otel_context.detach(token)
 
 
 @contextmanager
 def suppress_tracing() -> Iterator[None]:
     """
-    Make nothing current, and let no instrumentation of OpenTelemetry make a span.
+    Make nothing current, and prevent instrumentations of OpenTelemetry from creating spans.
 
-    The application does not trace what telemetry asks a database every few seconds.
+    The telemetry queries a database every few seconds; the application's traces do not need that.
     """
     token = otel_context.attach(
         otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True, context=Context())
@@ -467,11 +467,11 @@ def suppress_tracing() -> Iterator[None]:
 
 def _is_global_provider_unset() -> bool:
     """
-    Tell whether it is certain that there is no global provider yet.
+    Return whether it is certain that there is no global provider yet.
 
-    By a private name of the API, as the public function then reads the environment, which takes a
-    third as long as all that we do in a pass. It is not certain if there is no such name, or if a
-    test has replaced the public function.
+    This uses a private name of the API: the public function reads the environment, which takes a
+    third as long as everything else that telemetry does in a pass. It is not certain if the name
+    does not exist, or if a test has replaced the public function.
     """
     return (
         getattr(trace, "_TRACER_PROVIDER", trace) is None
@@ -562,7 +562,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _utf8(text: str) -> str:
-    """Return `text` as UTF-8 can encode it: a lone surrogate would cost the exporter a batch."""
+    """Escape what UTF-8 cannot encode: a lone surrogate would make the exporter drop a batch."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -570,7 +570,7 @@ def _detach_if_same_context(marker_token: Token[None], context_token: Token[Cont
     try:
         _context_marker.reset(marker_token)
     except ValueError:
-        # This is not the context of `on_callable_start`, as a coroutine that was given up is closed
+        # This is not the context of `on_callable_start`, because an abandoned coroutine is closed
         # from outside of its task. Detaching would change nothing and log an error.
         return
     otel_context.detach(context_token)
@@ -580,13 +580,13 @@ def _move_start(span: trace.Span, start_ns: int) -> None:
     """
     Correct the start of a span to the start of its run in the other process.
 
-    OpenTelemetry has no public way, and a span that includes the time in the queue would contradict
-    the histogram of durations. With another SDK, the span starts when the run is sent to the other
-    process.
+    OpenTelemetry has no public function for this, and a span that includes the time in the queue
+    would contradict the histogram of durations. With another SDK, the span starts when the run is
+    sent to the other process.
     """
     if isinstance(getattr(span, "_start_time", None), int):
         span._start_time = start_ns  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 _SUPPRESS_INSTRUMENTATION_KEY = "suppress_instrumentation"
-"""The key in a context by which instrumentations know that they must make no span."""
+"""The context key that prevents instrumentations from creating spans."""

@@ -135,7 +135,7 @@ class PrometheusExporter(Exporter, Collector):
         return list(_chunks(parts))
 
     def _collect_with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
-        """Yield the metrics of a registry, but one placeholder instead of all of ours."""
+        """Yield the metrics of a registry, with one placeholder for those of this package."""
         has_placeholder = False
         for metric in registry.collect():
             if not (isinstance(metric, _CollectedMetric) and metric.collection.exporter is self):

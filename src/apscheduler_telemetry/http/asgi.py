@@ -38,7 +38,7 @@ class ASGIApp:
             ValueError: the scope is of a type that ASGI 3 does not define.
         """
         if scope["type"] == "http":
-            with suppress(OSError):  # how a server of ASGI 2.4 says that the client disconnected
+            with suppress(OSError):  # raised by an ASGI 2.4 server if the client disconnected
                 await self._handle_http(scope, send)
         elif scope["type"] == "websocket":
             await receive()

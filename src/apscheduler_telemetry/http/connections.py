@@ -13,7 +13,7 @@ from apscheduler_telemetry.http import limits
 
 class ConnectionTracker:
     """
-    Keeps the open connections of a server, and ends those that exceed the limits.
+    Tracks the open connections of a server, and ends those that exceed the limits.
 
     Connections are added by the accepting thread and removed by their own threads.
     """

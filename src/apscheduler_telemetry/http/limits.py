@@ -18,7 +18,7 @@ IDLE_TIMEOUT = 30.0
 
 MAX_CONNECTION_AGE = 2 * IDLE_TIMEOUT + RENDER_TIMEOUT
 """
-Seconds that the built-in server keeps any connection open.
+Seconds after which the built-in server closes any connection.
 
 `IDLE_TIMEOUT` alone does not stop a client that sends or reads one byte now and then.
 """

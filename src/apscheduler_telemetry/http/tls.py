@@ -65,8 +65,8 @@ class TLSOptions:
         if self.client_auth_required != bool(self.client_cafile or self.client_capath):
             msg = (
                 "client_auth_required=True requires certificates of clients, and client_cafile "
-                "(or client_capath) says which are trusted; one without the other protects "
-                "nothing: pass both"
+                "(or client_capath) contains the trusted authorities; one without the other "
+                "protects nothing: pass both"
             )
             raise ArgumentValueError(msg)
         if self.certfile is None and (self.keyfile or self.client_auth_required):

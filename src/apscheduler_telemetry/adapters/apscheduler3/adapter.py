@@ -51,10 +51,11 @@ class APScheduler3Adapter:
         self._scheduler = scheduler
         self._dependencies = dependencies
         self._patches = PatchSet()
-        # Those of the methods by which executors report results. They stay longer than the others.
+        # Patches of the methods by which executors report results; restored only when the last
+        # span has ended.
         self._result_patches = PatchSet()
-        # By the identity of what they patch, which keeps them; weakly, as it may be removed from
-        # the scheduler and forgotten.
+        # By the identity of the patched object, which owns the hooks. The references are weak
+        # because an object may be removed from the scheduler and freed.
         self._executor_hooks: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
         self._jobstore_hooks: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
         recorder, error_reporter = dependencies.recorder, dependencies.error_reporter
@@ -96,7 +97,7 @@ class APScheduler3Adapter:
 
     @staticmethod
     def accepts(scheduler: object) -> bool:
-        """Tell whether an object is a scheduler of APScheduler 3."""
+        """Return whether an object is a scheduler of APScheduler 3."""
         return isinstance(scheduler, BaseScheduler)
 
     @staticmethod
@@ -115,7 +116,7 @@ class APScheduler3Adapter:
         return None
 
     def install(self) -> None:
-        """Patch the scheduler; if that fails, everything is put back before the exception."""
+        """Patch the scheduler; if that fails, revert everything before the exception."""
         try:
             self._patch_scheduler()
         except BaseException:
@@ -124,10 +125,10 @@ class APScheduler3Adapter:
 
     def uninstall(self) -> None:
         """
-        Put everything back, in mirrored order.
+        Revert everything, in reverse order.
 
-        Executors report the results of runs in flight to methods of ours until the last span of
-        these has ended, as nothing else tells that, and how.
+        The patches that receive results stay until the last span of a run in flight has ended,
+        because only they show when and how a run ends.
         """
         self._patches.deactivate()
         exit_warning.cancel_exit_warning(self._scheduler)
@@ -150,11 +151,11 @@ class APScheduler3Adapter:
         return self._loop.last_pass_ended_at
 
     def liveness(self) -> Liveness:
-        """Tell whether the scheduler's loop is alive, and why not."""
+        """Return whether the scheduler's loop is alive, and the reasons if it is not."""
         return self._loop.liveness()
 
     def scheduler_info(self) -> Mapping[str, str]:
-        """Return what the scheduler is: ``type``, ``version`` and ``timezone``."""
+        """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
         return {
             "type": type(self._scheduler).__name__,
             "version": _apscheduler_version(),
@@ -203,7 +204,7 @@ class APScheduler3Adapter:
             original(config)
             if not self._patches.is_active:
                 return
-            # It drops executors and job stores without an event, and takes another logger.
+            # `_configure` drops executors and job stores without an event, and sets another logger.
             self._loop.patch_logger()
             recorder = self._dependencies.recorder
             for alias in recorder.executors().keys() - self._scheduler._executors:  # noqa: SLF001
@@ -234,7 +235,7 @@ class APScheduler3Adapter:
                 self._dependencies.on_scheduler_started()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
                 self._dependencies.on_scheduler_stopped()
-        except Exception:  # noqa: BLE001  # a listener's error would count as the user's
+        except Exception:  # noqa: BLE001  # it would count as an error of a user's listener
             self._dependencies.error_reporter.exception("adapter")
 
     def _hook_executor(self, alias: str) -> None:
@@ -296,13 +297,13 @@ class APScheduler3Adapter:
 
 @functools.cache
 def _apscheduler_version() -> str:
-    return version("apscheduler")  # reads files, which every scrape would otherwise pay for
+    return version("apscheduler")  # reads files, which is too slow for every scrape
 
 
 def _timezone_text(timezone: Any) -> str:
     try:
         return str(timezone)
-    except Exception:  # noqa: BLE001  # user code, and no reason to withhold the rest
+    except Exception:  # noqa: BLE001  # user code; the other labels are still exported
         return type(timezone).__qualname__
 
 

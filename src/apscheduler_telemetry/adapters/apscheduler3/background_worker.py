@@ -1,5 +1,5 @@
 """
-A thread for work that must not hold up the scheduler: reading job stores, asking triggers.
+A thread for work that must not block the scheduler: reading job stores, calling triggers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from apscheduler_telemetry.core.observers import ErrorReporter
 
 class BackgroundWorker:
     """
-    Runs tasks in another thread, at once or after a while.
+    Runs tasks in another thread, at once or after a delay.
 
-    The thread starts when there is a task, and ends when there was none for a while. It does not
+    The thread starts when there is a task, and ends after `IDLE_SECONDS` without one. It does not
     keep the process alive.
 
     Args:
         error_reporter: counts tasks that fail.
-        create_task_context: makes the context manager in which each task runs.
+        create_task_context: returns the context manager in which each task runs.
     """
 
     IDLE_SECONDS = 1.0
@@ -50,7 +50,7 @@ class BackgroundWorker:
         Run `task` in another thread.
 
         Args:
-            component: under what its failure is counted.
+            component: the component under which its failure is counted.
             task: a callable. If it has to wait, it should not keep a scheduler alive.
             after: seconds to wait before it runs.
         """
@@ -68,7 +68,7 @@ class BackgroundWorker:
             self._wakeup.set()
 
     def discard_tasks_and_stop(self) -> None:
-        """Drop the tasks that have not begun; the thread ends after the one that runs."""
+        """Drop the tasks that have not begun; the thread ends after the current one."""
         with self._lock:
             self._is_stopped = True
             self._tasks.clear()
@@ -96,7 +96,7 @@ class BackgroundWorker:
                     task.run()
             except Exception:  # noqa: BLE001
                 self._error_reporter.exception(task.component)
-            del task  # it refers to the scheduler, which must not be kept alive by this
+            del task  # it refers to the scheduler, which this thread must not keep alive
 
 
 class _Task(NamedTuple):

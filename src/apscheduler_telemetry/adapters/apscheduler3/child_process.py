@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 def is_job_runner(caller: FrameType) -> bool:
     """
-    Tell whether a function that takes the first of the run times runs the job in its steps.
+    Return whether a function that takes the first of the run times runs the job in its steps.
 
     ``run_job`` and ``run_coroutine_job`` do, and so does a replacement of the user's: they iterate
     in a ``for`` statement, and mention the job's attributes ``func``, ``args`` and ``kwargs``.

@@ -39,8 +39,9 @@ class ExecutorHooks:
         executor: the executor.
         alias: under which the scheduler has it.
         patches: what was patched for the scheduler.
-        result_patches: likewise, the methods that take results; put back when no span is open.
-        events: knows the jobs.
+        result_patches: the patches of methods that receive results; `uninstrument` restores them
+            only when the last span has ended.
+        events: has the tracked jobs.
         loop: the scheduler's loop.
         unsubmitted_recorder: records runs that are coalesced into a submitted one.
         run_tracker: measures and records runs.
@@ -190,8 +191,8 @@ class ExecutorHooks:
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
         if id(latest) in self._open_submissions:
-            # The object of a run that is in flight, as where the user has set the next run to one
-            # time twice. Events are told apart by their objects.
+            # The object belongs to a run that is in flight, for example because the application
+            # has set the next run to the same time twice. Events are distinguished by objects.
             latest = latest.replace()
             run_times = [*run_times[:-1], latest]
         key = id(latest)
@@ -391,7 +392,7 @@ class ExecutorHooks:
         # By the clock on the wall: in an hour that comes twice, times whose zones are two objects,
         # as one was unpickled, are never equal.
         if not runs or runs[0].due.replace(tzinfo=None) != due.replace(tzinfo=None):
-            return due  # given up meanwhile
+            return due  # abandoned in the meantime
         run = runs[0]
         try:
             if run.start(started_at):

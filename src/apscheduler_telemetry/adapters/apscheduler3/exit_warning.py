@@ -1,8 +1,8 @@
 """
 Logs a warning when the process ends while a scheduler still has jobs to run.
 
-A `BackgroundScheduler` runs in a daemon thread, which Python ends without a message together with
-the main thread. Otherwise this is noticed only when the jobs have not run.
+A `BackgroundScheduler` runs in a daemon thread. Python ends it together with the main thread, and
+without a message.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def warn_of_scheduled_jobs_at_exit(
 
     Args:
         scheduler: an APScheduler 3 scheduler.
-        recorder: knows the next runs of its jobs.
+        recorder: has the next runs of its jobs.
         error_reporter: counts a check that fails.
     """
-    # By its identity, as a scheduler of the user's may not be hashable.
+    # By its identity, because a user's scheduler may not be hashable.
     key = id(scheduler)
     _exit_checks[key] = _ExitCheck(
         ref(scheduler, lambda _: _exit_checks.pop(key, None)), ref(recorder), ref(error_reporter)
@@ -76,7 +76,7 @@ def _warn_of_scheduled_jobs() -> None:
             continue
         try:
             message = scheduled_jobs_warning(scheduler, recorder)
-        except Exception:  # noqa: BLE001  # the end of the process must go on
+        except Exception:  # noqa: BLE001  # the process must still end
             error_reporter.exception("adapter")
             continue
         if message is not None:
@@ -90,6 +90,6 @@ class _ExitCheck(NamedTuple):
 
 
 _exit_checks: dict[int, _ExitCheck] = {}
-# On import, so that functions which the application registers later run before: they may shut the
-# scheduler down. Python has joined all threads by then that are no daemons.
+# Registered on import, so that functions that the application registers later run before it: they
+# may shut the scheduler down. By then Python has joined all threads that are not daemons.
 atexit.register(_warn_of_scheduled_jobs)

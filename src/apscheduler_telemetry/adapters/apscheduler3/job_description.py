@@ -1,5 +1,5 @@
 """
-Describes jobs: turns APScheduler's job into what telemetry keeps of it.
+Describes jobs: converts a job of APScheduler into a `JobInfo`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class JobDescriber:
     Describes the jobs of one scheduler.
 
     Args:
-        labeller: finds the ``job_id`` label of a job.
-        policy: what the alerts expect of a job.
-        is_persistent: tells of the alias of a job store whether it outlives the process.
+        labeller: chooses the ``job_id`` label of a job.
+        policy: the limits and labels of a job for the alert rules.
+        is_persistent: takes the alias of a job store, returns whether it outlives the process.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """
-Watches how a job store deserializes its rows, some of which it cannot deserialize.
+Counts rows that a job store cannot deserialize, and preserves them while telemetry reads the store.
 
 The persistent stores of APScheduler 3 delete such rows when they list jobs, and only log it.
 """
@@ -20,7 +20,7 @@ _DESERIALIZE_METHOD = "_reconstitute_job"
 
 
 class UndeserializableJob:
-    """Stands for a job that cannot be deserialized, while telemetry reads the store."""
+    """Takes the place of a job that cannot be deserialized, while telemetry reads the store."""
 
     id = None
     next_run_time = None
@@ -49,11 +49,10 @@ class JobDeserializer:
     Args:
         store: an APScheduler 3 job store.
         patches: replaces the store's method.
-        recorder: counts rows that the store deletes as it cannot deserialize them.
+        recorder: counts rows that the store deletes because it cannot deserialize them.
 
     Attributes:
-        is_supported: whether the store has the method. If it has not, reading the store may delete
-            rows.
+        is_supported: whether the store has the method. If not, reading the store may delete rows.
     """
 
     def __init__(self, store: Any, *, patches: PatchSet, recorder: Recorder) -> None:
@@ -77,9 +76,9 @@ class JobDeserializer:
 
     def preserve_rows(self) -> AbstractContextManager[None]:
         """
-        Let the store return an `UndeserializableJob` for rows that it would delete.
+        Make the store return an `UndeserializableJob` for rows that it would delete.
 
-        This holds for the current thread, in which telemetry reads the store.
+        This applies only to the current thread, in which telemetry reads the store.
         """
         return self._thread_state.preserve_rows()
 
@@ -87,7 +86,7 @@ class JobDeserializer:
         """
         Count the rows that the store cannot deserialize while it lists jobs in this thread.
 
-        A lookup of a single job is no listing: it raises, and deletes nothing.
+        A lookup of a single job does not count: it raises an exception and deletes nothing.
         """
         return self._thread_state.counting_failures()
 

@@ -1,5 +1,5 @@
 """
-Decides who has changed a job in its store: the user, the scheduler's loop or another process.
+Determines whether the application, the scheduler's loop or another process has changed a job.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from apscheduler_telemetry.core.recorder import Recorder
 
 class JobEvents:
     """
-    Takes the events in the job stores of one scheduler.
+    Handles the events in the job stores of one scheduler.
 
     Args:
         jobs: the jobs by store and id.
         recorder: counts jobs whose executor does not exist.
-        loop: knows whether the scheduler's loop is acting.
+        loop: shows whether the scheduler's loop is making a change.
         describer: describes jobs.
         links: where jobs were added and runs were triggered.
         unsubmitted_recorder: records due runs that never reach an executor.
@@ -32,7 +32,7 @@ class JobEvents:
 
     Attributes:
         copy_stateful_triggers: see `UnsubmittedRunRecorder`; to be called with due jobs before the
-            loop asks their triggers.
+            loop calls their triggers.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -65,7 +65,7 @@ class JobEvents:
 
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
-        # The stack shows it if Ctrl-C has kept the loop's patch from noting the submission.
+        # If Ctrl-C has prevented the loop's patch from noting the submission, the stack shows it.
         if self._loop.is_setting_next_run(job.id) or self._loop.is_running_own_code:
             self.on_job_rescheduled_by_loop(job, alias)
             return
@@ -77,14 +77,14 @@ class JobEvents:
             is_dropped = has_moved and self._unsubmitted_recorder.record_dropped_runs(
                 tracked, next_run
             )
-            # A start that replaces what is stored cancels nothing, though it may postpone it.
+            # A start that replaces a stored job cancels no run, although it may postpone one.
             is_restart = job.pending and tracked.is_from_other_process
             self._recorder.job_rescheduled(
                 tracked.record, next_run, cancels=not is_dropped and not is_restart
             )
         tracked = self._upsert(job, alias)
         tracked.clear_is_from_other_process()
-        if job.pending:  # it was there already, and add_job() has replaced it
+        if job.pending:  # it was already stored, and add_job() has replaced it
             self._links.on_added(tracked)
         elif tracked.next_run != before:
             self._links.on_next_run_changed(tracked)
@@ -94,7 +94,7 @@ class JobEvents:
         self._loop.clear_job_awaiting_next_run()
         tracked = self._get_job((alias, job.id))
         if tracked is None or tracked.last_submitted_due is None:
-            # While it ran, it was removed, and perhaps added again.
+            # The job was removed while it ran, and perhaps added again.
             self._upsert(job, alias)
             return
         self.on_job_advanced(tracked, job, alias)
@@ -113,7 +113,7 @@ class JobEvents:
                 self._upsert(job, alias)
             return
         self._recorder.job_advanced(tracked.record, job.next_run_time)
-        # Most jobs have neither, and a property would be a call after every run.
+        # Most jobs have neither, and a property would cost a call after every run.
         if tracked.intervals_expiry is not None and tracked.needs_intervals:
             self.jobs.update_intervals(tracked, job)
         if tracked.next_run_origin is not None:
@@ -153,7 +153,7 @@ class JobEvents:
                 self._links.load_origins(self._upsert(job, alias))
 
     def track(self, job: Any, alias: str) -> TrackedJob:
-        """Return what is known of a job, described now if it is not known."""
+        """Return the tracked job; if the job is not tracked yet, start to track it."""
         return self._get_job((alias, job.id)) or self._upsert(job, alias)
 
     # What other processes do, this one's predecessors among them
@@ -164,7 +164,7 @@ class JobEvents:
 
     def on_job_read(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
         """
-        Note what another process has made of a job.
+        Note a job that another process may have added or changed.
 
         Args:
             job: as it was read from its store.
@@ -195,7 +195,7 @@ class JobEvents:
 
         Args:
             tracked: the job.
-            due: when the run was due for which the store was asked; None if none was due.
+            due: when its run was due; None if no run was due.
         """
         if due is not None:
             self._unsubmitted_recorder.record_run_lost(tracked, due)
@@ -211,13 +211,13 @@ class JobEvents:
         self._links.on_removed(tracked)
 
     def _on_removed_by_user(self, tracked: TrackedJob) -> None:
-        # What is late already is missed, and cannot be cancelled any more.
+        # Runs that are already due are missed, and cannot be cancelled.
         is_dropped = self._unsubmitted_recorder.record_dropped_runs(tracked)
         reason = RemovalReason.FINISHED if is_dropped else RemovalReason.CANCELLED
         self._remove(tracked, reason)
 
     def _is_due_unprocessed(self, tracked: TrackedJob) -> bool:
-        """Tell whether a job is due, and the loop has not looked for due jobs since."""
+        """Return whether a job is due, and the loop has not looked for due jobs since then."""
         next_run, last_pass_ended_at = tracked.next_run, self._loop.last_pass_ended_at
         if next_run is None or next_run > self._clock():
             return False

@@ -20,7 +20,7 @@ _ALL_JOBS, _LISTING = _StoreWideChange(), _StoreWideChange()
 
 class Reading:
     """
-    One reading of a store for telemetry, and which jobs have changed since it began.
+    One reading of a store by the telemetry, and the jobs that have changed since it began.
 
     Attributes:
         alias: of the store when the reading began.
@@ -35,7 +35,7 @@ class Reading:
         self._changed.add(changed)
 
     def is_outdated(self, job_id: Hashable) -> bool:
-        """Tell whether a job may have changed since it was read."""
+        """Return whether a job may have changed since it was read."""
         return job_id in self._changed or _ALL_JOBS in self._changed
 
 
@@ -43,8 +43,8 @@ class JobStoreChanges:
     """
     The changes in progress in one job store.
 
-    A reading must not undo what the user changes meanwhile: a job that was removed after the store
-    was asked for it would come back. So what was read of a job that has changed is dropped.
+    A reading must not undo changes that are made during it: a job that is removed after it was read
+    would come back. So the read state of a job that has changed is dropped.
 
     Attributes:
         alias: of the store; None while the scheduler does not have it.
@@ -102,7 +102,7 @@ class JobStoreChanges:
         """Begin to note what changes; return None if the scheduler does not have the store."""
         if self.alias is None:
             return None
-        # What is being changed now may be in the store already, and not in the metrics state.
+        # A change in progress may be in the store already, but not in the metrics state.
         reading = Reading(self.alias, self._in_progress)
         self._readings.add(reading)
         return reading
@@ -114,7 +114,7 @@ class JobStoreChanges:
 
     @synchronized
     def apply_job(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
-        """Call `apply` with what was read of a job, unless the job has changed since."""
+        """Call `apply` for a job that was read, unless the job has changed since."""
         if self.alias == reading.alias and not reading.is_outdated(job_id):
             apply()
 

@@ -46,9 +46,9 @@ class JobStorePoller:
     """
     Keeps the metrics state up to date with one job store.
 
-    What this process changes is known from the hooks; what other processes change is seen by
-    reading the store again and again, if that is cheap. A store without a `JobStoreReader` is read
-    once after each start.
+    The hooks report changes by this process. To find changes by other processes, the store is read
+    every few seconds, if that is cheap. A store without a `JobStoreReader` is read once after each
+    start.
 
     Args:
         scheduler: an APScheduler 3 scheduler.
@@ -56,27 +56,27 @@ class JobStorePoller:
         is_local: whether only this process changes the store.
         changes: what this process is changing in the store.
         deserializer: deserializes the store's rows.
-        patches: tells whether the scheduler is still instrumented.
-        events: takes what was read.
-        loop: knows in which process the scheduler was started.
+        patches: shows whether the scheduler is still instrumented.
+        events: handles the jobs that were read.
+        loop: shows in which process the scheduler was started.
         recorder: records when the store was read, and failures.
         error_reporter: counts failures of telemetry.
-        suppress_tracing: makes a context manager in which no spans are made.
+        suppress_tracing: returns a context manager in which no spans are created.
         clock: returns Unix seconds.
 
     Attributes:
-        is_to_be_read_in_pass: whether the store is to be read by `read_in_pass`, as it cannot be
-            read over another connection.
+        is_to_be_read_in_pass: whether the store is to be read by `read_in_pass`, because it cannot
+            be read over another connection.
     """
 
     POLL_INTERVAL = 5.0
-    """Seconds between two readings: the next scrape should see what other processes change."""
+    """Seconds between two readings: the next scrape should show changes by other processes."""
     MAX_DUTY_CYCLE = 0.05
     """
     The largest share of time that readings may take.
 
-    After a reading that took a second there is none for 20 seconds, so that a slow store is not
-    made slower still.
+    After a reading that took a second there is none for 20 seconds, so that a slow store does not
+    become even slower.
     """
 
     def __init__(  # noqa: PLR0913  # the parts that it works with, by name
@@ -106,7 +106,7 @@ class JobStorePoller:
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
-        # Each store has its own, as a server that does not answer blocks it.
+        # Each store has its own worker, because a server that does not answer blocks it.
         self._worker = BackgroundWorker(error_reporter, suppress_tracing)
         self._reader: JobStoreReader | None = None
         self._poll_token = object()
@@ -115,7 +115,7 @@ class JobStorePoller:
         self.is_to_be_read_in_pass = False
 
     def start(self) -> None:
-        """Read the jobs that are in the store already, and go on reading it if others change it."""
+        """Read the jobs in the store, and continue to read it if other processes may change it."""
         if self._is_local:
             # This is quick, and the lists of a memory store must not change meanwhile.
             with self._scheduler._jobstores_lock:  # noqa: SLF001
@@ -132,7 +132,7 @@ class JobStorePoller:
             return
         # Otherwise reading the store may delete rows that it cannot deserialize.
         if self._reader is not None or self._deserializer.is_supported:
-            # In another thread: a slow server must not hold up start() or make a due job late.
+            # In another thread: a slow server must not block start() or make a due job late.
             self._schedule_reading(0)
 
     def cancel_scheduled_reading(self) -> None:
@@ -147,7 +147,7 @@ class JobStorePoller:
         """
         Read the store once, in the scheduler's thread and over its connection.
 
-        The store has just ended a transaction of its own there, so that ours disturbs none.
+        The store has just ended its own transaction there, so this reading disturbs none.
         """
         self.is_to_be_read_in_pass = False
         self._read_store_reporting_errors()
@@ -164,7 +164,7 @@ class JobStorePoller:
         get_poller, token = weakref.ref(self), self._poll_token
 
         def read() -> None:
-            # Weakly: this may wait for long, and must not keep the scheduler alive.
+            # A weak reference: this may wait for long, and must not keep the scheduler alive.
             poller = get_poller()
             if poller is not None and poller._poll_token is token:  # noqa: SLF001  # ours
                 poller._poll_and_reschedule()  # noqa: SLF001
@@ -260,8 +260,8 @@ class JobStorePoller:
         finally:
             reader.disconnect()
         vanished = [tracked for job_id, tracked in known.items() if job_id not in next_runs]
-        # Another process removes one job or another. If none is left of several, the store has
-        # lost them: removing all jobs at once is no usual way to cancel runs.
+        # Other processes usually remove single jobs. If all of several jobs are gone at once, the
+        # store has probably lost them, and their runs are not cancelled.
         is_store_emptied = not next_runs and len(vanished) > 1
         reason = RemovalReason.FAILED if is_store_emptied else RemovalReason.CANCELLED
         self._apply_removals(vanished, reading, reason)
@@ -296,7 +296,7 @@ class JobStorePoller:
             info = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, info)
             self._changes.apply_job(reading, job.id, apply)
-        except Exception:  # noqa: BLE001  # of one job; the others are to be known all the same
+        except Exception:  # noqa: BLE001  # of one job; the others are still applied
             self._error_reporter.exception(COMPONENT)
 
     def _apply_removals(
@@ -313,7 +313,7 @@ class _JobStoreError(Exception):
 
 @contextmanager
 def _convert_store_errors() -> Iterator[None]:
-    """Tell failures of the store from failures of telemetry."""
+    """Distinguish failures of the store from failures of telemetry."""
     try:
         yield
     except Exception as error:

@@ -1,11 +1,12 @@
 """
-Reads persistent job stores cheaply: when each job runs next, and the pickles of some jobs.
+Reads persistent job stores cheaply: the next run of each job, and the pickles of some jobs.
 
-The readers know the two stores of APScheduler that processes share most, through their public
-attributes. A reader has a connection of its own, made as the store makes its own, and closes it
-after each reading. So a slow answer does not block the scheduler, a pool of one connection is left
-to the scheduler, a reading takes part in no transaction of the user's, and its queries appear
-neither to the listeners nor in the log of the user's engine. Nothing is written.
+There are readers for the two stores of APScheduler that processes share most; they use public
+attributes of the stores. A reader opens its own connection, in the same way as the store, and
+closes it after each reading. So a slow answer does not block the scheduler, a pool of one
+connection stays free for the scheduler, a reading is never part of the application's transactions,
+and the listeners and the log of the application's engine do not see its queries. Nothing is
+written.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def create_reader(store: Any) -> JobStoreReader | None:
 
 def _has_base_listing_methods(store: Any, module: str, name: str, helper: str) -> bool:
     """
-    Tell whether a store lists its jobs as APScheduler's class does.
+    Return whether a store lists its jobs as APScheduler's class does.
 
-    A subclass may keep the jobs of several schedulers in one table, and list those of one.
+    A subclass may store the jobs of several schedulers in one table, and list only those of one.
 
     Args:
         store: a job store.

@@ -1,5 +1,5 @@
 """
-Hooks on a job store: every change of a job, whatever its cause, goes through the job's store.
+Hooks on a job store: every change of a job passes through its store.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class JobStoreHooks:
         store: one of its job stores.
         alias: of the store.
         patches: replaces the methods of the store.
-        events: takes what happens to jobs.
-        loop: knows whether the scheduler's loop is acting.
+        events: handles changes of jobs.
+        loop: shows whether the scheduler's loop is making a change.
         recorder: counts failures of the store.
         error_reporter: counts failures of telemetry.
-        suppress_tracing: makes a context manager in which no spans are made.
+        suppress_tracing: returns a context manager in which no spans are created.
         clock: returns Unix seconds.
 
     Attributes:
@@ -123,7 +123,7 @@ class JobStoreHooks:
         patch(store, "remove_all_jobs", self._wrap_remove_all_jobs)
         patch(store, "get_due_jobs", self._wrap_get_due_jobs)
         patch(store, "get_all_jobs", self._wrap_get_all_jobs)
-        if type(store) is not MemoryJobStore:  # which cannot fail, and is called in every pass
+        if type(store) is not MemoryJobStore:  # that one cannot fail, and every pass calls it
             patch(store, "get_next_run_time", self._wrap_counting_errors)
 
     def _wrap_add_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -189,7 +189,7 @@ class JobStoreHooks:
         def remove_all_jobs() -> None:
             if self._scheduler.state == STATE_STOPPED:
                 # A memory store empties itself when the scheduler is shut down. That cancels no
-                # run: a process that ends and never comes back must be noticed.
+                # run, so that alerts detect a process that ends and never comes back.
                 original()
                 return
             self._track_due_jobs_before_removal()
@@ -289,9 +289,9 @@ class JobStoreHooks:
 
     def _track_before_change(self, job_id: str) -> None:
         """
-        Track a job that is not known yet, as it was before the user changes it.
+        Track a job that is not known yet, in its state before the application changes it.
 
-        After a start this is how to learn which runs were due while no process was running.
+        After a start, this finds the runs that were due while no process was running.
         """
         alias = self.alias
         if alias is None or not self.is_persistent or not self._patches.is_active:
@@ -323,9 +323,9 @@ class JobStoreHooks:
 
     def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
         """
-        Note which jobs the store has just deleted, as it could not deserialize them.
+        Note which jobs the store has just deleted, because it could not deserialize them.
 
-        The store tells only how many; which ones follows from those that are missing.
+        Only their number is known; they are the tracked jobs that are not listed.
 
         Args:
             listed: the jobs that it could deserialize.
@@ -346,5 +346,5 @@ class JobStoreHooks:
 
 
 def _to_sequence(jobs: Any) -> Any:
-    # A store of the user's may return a generator, which can be read only once.
+    # A user's store may return a generator, which can be read only once.
     return jobs if isinstance(jobs, (list, tuple)) else list(jobs)

@@ -1,5 +1,5 @@
 """
-Checks whether the loop of a scheduler is alive, and says why not.
+Checks whether the loop of a scheduler is alive, and finds the reason if it is not.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from apscheduler_telemetry.core.model import Liveness
 
 OVERDUE_SECONDS = 10.0
 """
-Seconds that a pass over due jobs may be late, or last, before the loop is called overdue.
+Seconds that a pass over due jobs may be late, or may take, before the loop counts as overdue.
 
-Long enough for a slow job store or a garbage collection, short beside the scrapes and the ``for``
-of any alert; also APScheduler's default ``jobstore_retry_interval``.
+Long enough for a slow job store or a garbage collection, and shorter than the usual scrape interval
+and the ``for`` of any alert. It is also APScheduler's default of ``jobstore_retry_interval``.
 """
 
 
 class LoopState(NamedTuple):
     """
-    What is known of a loop at one moment; times are of a clock that never goes back.
+    The state of a loop at one moment; times are those of a clock that never goes back.
 
     Attributes:
         pid: the process in which the scheduler was started; None before it.
         thread: the thread of its latest pass; None if that is not known.
         has_ended: whether the loop itself has returned or failed.
         pass_error_type: the type of the exception that ended the latest pass; None if none did.
-        pass_started_at: when the pass that goes on has started; None between passes.
+        pass_started_at: when the pass in progress has started; None between passes.
         wait_start_and_seconds: when the wait for the next pass was planned, and for how many
             seconds; None if none is planned.
     """
@@ -47,7 +47,7 @@ class LoopState(NamedTuple):
 
 def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
     """
-    Tell whether the loop of a scheduler is alive, and why not.
+    Return whether the loop of a scheduler is alive, and why not.
 
     Args:
         scheduler: an APScheduler 3 scheduler.
@@ -60,8 +60,8 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
     state = "paused" if scheduler.state == STATE_PAUSED else "running"
     if loop.pid is not None and loop.pid != os.getpid():
         message = (
-            f"The scheduler was started in process {loop.pid}, and a fork took no thread "
-            f"along: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
+            f"The scheduler was started in process {loop.pid}, and a fork does not copy its "
+            f"thread: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
             "after the fork."
         )
         reasons = [("forked", message)]
@@ -96,7 +96,7 @@ def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[
     if since is not None and now - since > OVERDUE_SECONDS:
         message = (
             f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
-            "job store, a listener or an inline job holds it up."
+            "job store, a listener or an inline job blocks it."
         )
         yield "overdue", message
     elif state == "running" and late > OVERDUE_SECONDS:
@@ -116,7 +116,7 @@ def _lateness(loop: LoopState, now: float) -> float:
 
 
 class _ReactorAsEventLoop:
-    """Twisted's reactor with the questions of an asyncio event loop."""
+    """Twisted's reactor with two methods of an asyncio event loop."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

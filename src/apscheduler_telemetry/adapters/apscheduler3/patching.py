@@ -1,8 +1,8 @@
 """
-Replaces attributes of single objects, and puts them back in reverse order.
+Replaces attributes of single objects, and restores them in reverse order.
 
-APScheduler calls its own methods through ``self``, so that an attribute of the instance is found
-before the method of its class. The class, and every other instance, stays as it is.
+APScheduler calls its own methods through ``self``, so an attribute of the instance is found before
+the method of its class. The class and its other instances are not changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apscheduler_telemetry.core.locks import renew_lock_after_fork
 
 
 class _Inherited:
-    """Stands for an attribute that an object has from its class."""
+    """Marks an attribute that an object inherits from its class."""
 
 
 _INHERITED = _Inherited()
@@ -30,12 +30,12 @@ class PatchSet:
     """
     All attributes that were replaced for one scheduler.
 
-    It holds everything weakly: an executor that was removed from its scheduler, and forgotten, is
-    freed together with its patches. A replacement keeps the attribute that it replaces.
+    All references are weak, so that an executor that was removed from its scheduler is freed
+    together with its patches. A replacement refers to the attribute that it replaces.
 
     Attributes:
-        is_active: whether the replacements are to do anything; False from `restore` on, as a
-            replacement stays where another tool has wrapped it.
+        is_active: whether the replacements do anything; False from `restore` on, because a
+            replacement that another tool has wrapped cannot be removed.
     """
 
     def __init__(self) -> None:
@@ -64,15 +64,14 @@ class PatchSet:
             self._patches = [*(other for other in self._patches if other[0]() is not None), patch]
 
     def deactivate(self) -> None:
-        """Let the replacements do nothing any more but call what they replace."""
+        """Make the replacements only call what they replace."""
         self.is_active = False
 
     def restore(self) -> None:
         """
-        Put everything back.
+        Restore all attributes.
 
-        If another tool has wrapped a replacement meanwhile, it cannot be taken out; it stays and
-        does nothing.
+        If another tool has wrapped a replacement, it cannot be removed; it stays and does nothing.
         """
         self.deactivate()
         while (patch := self._take_latest()) is not None:
@@ -99,10 +98,10 @@ class PatchSet:
 
 def _is_own_attribute(owner: Any, name: str, attribute: Any) -> bool:
     """
-    Tell whether an object has an attribute of its own, and not from its class.
+    Return whether an object has an attribute itself, and not from its class.
 
-    This does not look at its ``__dict__``: before Python 3.13 that makes every later use of the
-    object's attributes slower, which every run would pay for.
+    This does not look at its ``__dict__``: before Python 3.13 that makes every later access to the
+    object's attributes slower, in every run.
     """
     inherited = inspect.getattr_static(type(owner), name, _INHERITED)
     if inherited is _INHERITED:
@@ -118,10 +117,10 @@ _Patch = tuple[_Reference, str, _Reference, _Reference]
 
 _irremovable_replacements: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
 """
-Replacements that could not be taken out, with what was there before them.
+Replacements that could not be removed, with what was there before them.
 
-What has wrapped one may be a replacement of another `PatchSet`, if a scheduler was instrumented
-again while it had runs in flight; then that one puts back what was there before both.
+One may have been wrapped by a replacement of another `PatchSet`, if a scheduler was instrumented
+again while it had runs in flight; then the other set restores what was there before both.
 """
 
 

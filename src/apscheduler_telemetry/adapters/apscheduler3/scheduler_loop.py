@@ -149,7 +149,7 @@ class SchedulerLoop:
 
     def is_setting_next_run(self, job_id: str) -> bool:
         """
-        Tell whether the loop, and not the user, changes this job now.
+        Return whether the loop, and not the user, changes this job now.
 
         It does so right after it has submitted the job, until `clear_job_awaiting_next_run`.
         """
@@ -213,7 +213,7 @@ class SchedulerLoop:
     # The patches
 
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
-        # In most passes one job is due, whose run pays for all that is done here.
+        # In most passes only one job is due, so all that is done here adds to the cost of its run.
         attach_empty_context, restore_context = self._attach_empty_context, self._restore_context
         on_pass_start, clear_pass_state = self._on_pass_start, self._clear_pass_state
 
@@ -258,7 +258,7 @@ class SchedulerLoop:
         self.pass_thread_id = self._pass_started_at = self.job_awaiting_next_run = (
             self.submission
         ) = None
-        self._due_jobs = ()  # APScheduler keeps none that has run, and neither does this
+        self._due_jobs = ()  # so that jobs are freed, as they are by APScheduler
 
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
@@ -292,7 +292,7 @@ class SchedulerLoop:
     # Liveness
 
     def liveness(self) -> Liveness:
-        """Tell whether the loop is alive, and why not."""
+        """Return whether the loop is alive, and why not."""
         thread = self._thread
         if thread is not None and not thread.is_alive():
             self._thread_id = None  # which the next one may get

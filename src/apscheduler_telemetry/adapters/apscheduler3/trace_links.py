@@ -1,9 +1,9 @@
 """
 Trace links: which spans the runs of each job link to, also after a restart.
 
-Each run links to the span in which its job was added. A run whose time the user has set also links
-to the span in which that was done. Job stores have no place for this, and telemetry does not change
-what they pickle: to keep links across restarts, the application passes a mapping of its own.
+Each run links to the span in which its job was added. A run whose time the application has set also
+links to the span in which that was done. Job stores have no place for links, and telemetry does not
+change what they pickle: to keep links across restarts, the application passes a mapping.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TraceLinks:
 
     Args:
         origins: finds the current origin.
-        context_store: keeps origins across restarts; None if they are not to be kept.
+        context_store: stores origins across restarts; None if they are not stored.
         worker: writes to the store.
         error_reporter: counts failures of `origins` and `context_store`.
     """

@@ -19,16 +19,16 @@ INTERVALS_VALID_SECONDS = 60.0
 """
 Seconds for which the intervals of a job are not computed again, however short they are.
 
-A job of every second would otherwise have its trigger asked twice as often as without us.
+Otherwise the trigger of a job that runs every second would be called twice as often.
 """
 
 
 class TrackedJob:
     """
-    What the adapter keeps of one job.
+    The adapter's state of one job.
 
     Attributes:
-        record: what the recorder has of it.
+        record: the recorder's state of the job.
         intervals_trigger: the trigger from which its intervals were computed.
         coalesce: whether late runs are merged into one.
         last_submitted_due: the latest fire time that was submitted to an executor or refused by it;

@@ -148,15 +148,15 @@ def _compute_intervals_from_copy(
 
 
 class _CronIntervalsKey:
-    """A cron trigger and a next run; it equals all with the same fire times, but for jitter."""
+    """A cron trigger and a next run; equal to others with the same fire times, without jitter."""
 
     def __init__(self, trigger: CronTrigger, next_run: datetime) -> None:
         self.trigger = trigger
         self.next_run = next_run
         fields = tuple(map(str, trigger.fields))
         limits = trigger.start_date, trigger.end_date
-        self._timezone = trigger.timezone  # kept, as it is known by its identity: some have no hash
-        # A timestamp, as the two datetimes of an hour that comes twice are equal.
+        self._timezone = trigger.timezone  # kept alive, because its id() is part of the key
+        # A timestamp, because the two datetimes of an hour that comes twice are equal.
         self._key = fields, id(self._timezone), limits, next_run.timestamp()
 
     def __eq__(self, other: object) -> bool:
@@ -170,13 +170,13 @@ class _CronIntervalsKey:
 def _compute_cron_intervals(
     schedule: _CronIntervalsKey,
 ) -> tuple[tuple[float, float] | None, float]:
-    # Each question to a cron trigger takes as long as a fourth of `add_job`, and an application
-    # that adds jobs for each of its customers adds thousands with the same schedule.
+    # Each call of a cron trigger takes a quarter of the time of `add_job`, and an application may
+    # add thousands of jobs with the same schedule, for example one for each customer.
     return _compute_intervals_from_copy(schedule.trigger, schedule.next_run)
 
 
 def has_constant_intervals(trigger: Any) -> bool:
-    """Tell whether `get_constant_intervals` can be used instead of `compute_intervals`."""
+    """Return whether `get_constant_intervals` can be used instead of `compute_intervals`."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
@@ -195,7 +195,7 @@ def describe(trigger: Any) -> str:
         return "date"
     try:
         return str(trigger)
-    except Exception:  # noqa: BLE001  # user code; the job is counted all the same
+    except Exception:  # noqa: BLE001  # user code; the job still counts
         return type(trigger).__qualname__
 
 
@@ -227,8 +227,8 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     """
     Return a copy of a trigger without jitter, and its largest jitter in seconds.
 
-    A trigger of the user's may count its calls, and jitter draws from the random number generator
-    that the user may have seeded. Telemetry must change neither.
+    A user's trigger may count its calls, and jitter uses the random number generator, which the
+    application may have seeded. Telemetry must not change either of them.
     """
     trigger = _copy(trigger)
     pending, max_jitter = [trigger], 0.0

@@ -26,9 +26,9 @@ class UnsubmittedRunRecorder:
     Args:
         scheduler: an APScheduler 3 scheduler.
         recorder: where they are recorded.
-        observers: who follows single runs.
+        observers: observe single runs.
         error_reporter: counts triggers that fail.
-        worker: asks the triggers of jobs that the user changes, which may take long.
+        worker: calls the triggers of jobs that the application changes, which may take long.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class UnsubmittedRunRecorder:
             self._error_reporter.exception("schedule")
 
     def detect_stateful_trigger(self, trigger: Any) -> None:
-        """Note whether any job has a trigger that may remember how often it was asked."""
+        """Note whether any job has a trigger that may depend on how often it was called."""
         if type(trigger) not in triggers.STATELESS_TRIGGER_TYPES:
             self._has_stateful_triggers = True
 
     def copy_stateful_triggers(self, jobs: Iterable[Any]) -> None:
-        """Copy the triggers of due jobs that change when the loop asks them for the next run."""
+        """Copy the triggers of due jobs that change when the loop calls them for the next run."""
         if not self._has_stateful_triggers:
             return
         self._trigger_copies.clear()
@@ -110,15 +110,14 @@ class UnsubmittedRunRecorder:
         self, tracked: TrackedJob, new_next_run: datetime | None = None
     ) -> bool:
         """
-        Record the due runs of a job that are dropped, as the user changes it.
+        Record the due runs of a job that are dropped because the application changes it.
 
-        They fell due, for example while no process was there to run them, and APScheduler will not
-        run them any more. They are counted as it would have: what it would have merged is
-        coalesced, the rest is missed.
+        They were due, for example while no process was running, and APScheduler will not run them
+        any more. Runs that APScheduler would have merged are coalesced, the others are missed.
 
         Args:
             tracked: the job, before it is changed.
-            new_next_run: its next run from now on; what is due from then on is not dropped.
+            new_next_run: its next run after the change; runs from then on are not dropped.
 
         Returns:
             Whether any run was dropped.
@@ -139,7 +138,7 @@ class UnsubmittedRunRecorder:
         def compute_and_record() -> None:
             try:
                 fire_times = triggers.list_due_times(first, trigger, now, new_next_run)
-            except Exception:  # noqa: BLE001  # the user's trigger; one run is known all the same
+            except Exception:  # noqa: BLE001  # the user's trigger; one run is known in any case
                 self._error_reporter.exception("schedule")
                 fire_times = PastFireTimes(1, [first])
             if coalesce and fire_times.total > 1:
@@ -148,6 +147,6 @@ class UnsubmittedRunRecorder:
                 fire_times = PastFireTimes(1, fire_times.latest_times[-1:])
             self.record_runs(record, link_origins, Outcome.MISSED, fire_times)
 
-        # In the background, as many runs must not hold up the user's start.
+        # In the background, because many runs must not block the start of the application.
         self._worker.submit("schedule", compute_and_record)
         return True

@@ -110,7 +110,7 @@ class ProcessSlot:
         """
         if started_at < self._counting_since:
             self._counting_since = started_at
-            # One write of a fixed length, so that nobody reads a half of it.
+            # One write of a fixed length, so that no reader sees a part of it.
             os.pwrite(self._lock, f"{started_at!r:<40}".encode(), 0)
         return self._counting_since
 

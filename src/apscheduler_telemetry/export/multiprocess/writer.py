@@ -80,7 +80,7 @@ class SnapshotWriter:
                     name="apscheduler-telemetry-multiprocess",
                     daemon=True,
                 ).start()
-            except Exception:  # noqa: BLE001  # the scheduler must start all the same
+            except Exception:  # noqa: BLE001  # the scheduler must still start
                 self._scheduler.error_reporter.exception(COMPONENT)
 
     def write(self) -> None:
