@@ -65,7 +65,7 @@ def per_scrape(jobs: int) -> float:
 
 def plot(path: Path, panels: dict[str, tuple[Sequence[int], list[float], str]]) -> None:
     """Draw a panel for each of them."""
-    import matplotlib as mpl  # noqa: PLC0415  # nobody else needs it
+    import matplotlib as mpl  # noqa: PLC0415  # only needed here
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "growth"  # the same numbers make the same file

@@ -3,10 +3,10 @@ What scrapes do to jobs: the start delay of a job of 20 Hz, and the lag of an ev
 
 Usage: interference.py [--jobs 1000 10000] [--seconds 8]
 
-A process of its own runs a scheduler with so many jobs, one percent of which run each second, and
-one job that is due every 50 ms. It is left alone first, and then scraped back to back, as fast as
-it answers; a real Prometheus comes every 15 seconds. Told are the median, the 99th percentile and
-the maximum of how late that job starts; for asyncio, of how late a timer of 10 ms is.
+A separate process runs a scheduler with this number of jobs, one percent of which run each second,
+and one job that is due every 50 ms. First it is not scraped, and then scraped without pauses; a
+real Prometheus scrapes every 15 seconds. The output is the median, the 99th percentile and the
+maximum of how late that job starts; for asyncio, of how late a timer of 10 ms is.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def fill(scheduler: Any, jobs: int, func: Any) -> int:
 
 
 def answer(port: int) -> None:
-    """Tell the port, and, for each line that is read, what was late since the last."""
+    """Print the port, and for each line of input the delays since the previous one."""
     print(port, flush=True)
     for _ in sys.stdin:
         values, late[:] = sorted(late), []

@@ -1,13 +1,13 @@
 """
-What a scrape costs: ours beside prometheus_client's own encoder over the same series, in one run.
+Cost of a scrape: our endpoint and the encoder of prometheus_client with the same series.
 
 Usage: scrapes.py [--jobs 10 1000 10000] [--repeat 7]
 
-A scheduler has so many jobs, each of which has run. Between two scrapes a share of them runs again.
-Each way to answer takes its turn after that: ours, with the lines that are kept; the encoder of
-`prometheus_client`, as its server and everybody else's use it; and a join of the finished lines,
-below which nobody gets. Told is CPU time, which leaves out what other processes do, as the median.
-With gzip, ours packs as our server does, and theirs as `prometheus_client`'s.
+A scheduler has this number of jobs, each of which has run. Between two scrapes a share of them runs
+again. Then the contenders take turns: our endpoint, with its cached text; the encoder of
+`prometheus_client`; and a join of the finished lines, which is the lower limit. The output is the
+median of the CPU time, so other processes do not count. With gzip, each compresses as its server
+does.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def work() -> None:
 
 
 class Scheduler(base.BaseScheduler):
-    """A real scheduler whose loop turns when it is told."""
+    """A real scheduler whose loop is run by hand."""
 
     def wakeup(self) -> None:
         """Do nothing: see `turn`."""

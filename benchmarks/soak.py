@@ -38,7 +38,7 @@ OBJECTS_MORE = 2_000
 
 
 class Scheduler(BaseScheduler):
-    """A real scheduler whose loop turns when it is told."""
+    """A real scheduler whose loop is run by hand."""
 
     def wakeup(self) -> None:
         """Do nothing: see `turn`."""
@@ -53,7 +53,7 @@ class Scheduler(BaseScheduler):
 
 
 class Thing:
-    """What a job is called with, and what it returns; nobody is to keep it."""
+    """An argument and a result of a job, which must not be kept."""
 
     alive: ClassVar["weakref.WeakSet[Thing]"] = weakref.WeakSet()
 

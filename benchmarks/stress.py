@@ -1,12 +1,12 @@
 """
-How much gets done while everything happens at once, with us and without us, as a ratio.
+How much work is done while everything happens at once: with and without telemetry, as a ratio.
 
 Usage: stress.py [--seconds 2] [--repeat 5]
 
 Four threads add, change and remove jobs of a background scheduler, whose pool of eight runs them;
-with us, somebody scrapes four times a second, too. Rounds with and without us take turns, and each
-has a process's whole CPU, so the ratio of what was done is what the user has left. Told is the
-median over the rounds.
+with telemetry, the metrics are also scraped four times a second. Rounds with and without telemetry
+take turns, and each has all CPU time of its process, so the ratio shows what remains for the
+application. The output is the median of the rounds.
 """
 
 import argparse

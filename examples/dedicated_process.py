@@ -30,7 +30,7 @@ def send_mails() -> None:
 
 
 def write_report() -> None:
-    """Stand in for a job whose failure nobody would see until it is too late."""
+    """Stand in for an important job."""
     time.sleep(5)
 
 

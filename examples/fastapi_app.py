@@ -31,7 +31,7 @@ async def send_mails() -> None:
 
 
 async def write_report() -> None:
-    """Stand in for a job whose failure nobody would see until it is too late."""
+    """Stand in for an important job."""
     await asyncio.sleep(5)
 
 
@@ -57,5 +57,5 @@ app.router.routes += [
 
 @app.get("/")
 async def index() -> dict[str, str]:
-    """Tell when each job runs next."""
+    """Return when each job runs next."""
     return {job.id: str(job.next_run_time) for job in scheduler.get_jobs()}

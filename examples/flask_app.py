@@ -30,7 +30,7 @@ def send_mails() -> None:
 
 
 def write_report() -> None:
-    """Stand in for a job whose failure nobody would see until it is too late."""
+    """Stand in for an important job."""
     time.sleep(5)
 
 
@@ -45,7 +45,7 @@ app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
 
 @app.get("/")
 def index() -> dict[str, str]:
-    """Tell when each job runs next."""
+    """Return when each job runs next."""
     return {job.id: str(job.next_run_time) for job in scheduler.get_jobs()}
 
 

@@ -55,7 +55,7 @@ def which(program: str) -> str | None:
 
 def provide(programs: Iterable[str]) -> bool:
     """
-    See to it that programs can be run, and say in one line what cannot be had, and why.
+    Make programs available, and print one line for what is missing, and why.
 
     With root, or sudo that asks for no password, their packages are installed, and no service is
     started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights;
@@ -159,7 +159,7 @@ def _install(packages: list[str], root: tuple[str, ...]) -> str | None:
 @contextlib.contextmanager
 def _no_services(root: tuple[str, ...]) -> Iterator[None]:
     """Forbid package scripts to start services, the way Debian documents it."""
-    if _POLICY.exists():  # somebody's own policy, which is not ours to change
+    if _POLICY.exists():  # the administrator's own policy, which we do not change
         yield
         return
     with tempfile.NamedTemporaryFile("w", suffix=".policy-rc.d") as script:

@@ -175,9 +175,9 @@ def run_script(group: str, script: str, *arguments: str) -> NoReturn:
     if nox("--session", f"env-{group}") != 0:
         raise SystemExit(2)
     if not debian.provide(["prometheus", "prometheus-alertmanager"]):
-        print(f"Going on without; {script} says what it cannot show.")
+        print(f"Continuing without them; {script} reports what it cannot show.")
     if group == "bench" and not debian.provide(debian.PROFILERS):
-        print("Going on without; benchmarks then go by clocks instead of instructions.")
+        print("Continuing without it; benchmarks then measure time instead of instructions.")
     sys.stdout.flush()
     programs = ENVS / group / "bin"
     os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
@@ -185,7 +185,7 @@ def run_script(group: str, script: str, *arguments: str) -> NoReturn:
 
 
 def main(task: str, *arguments: str) -> int:
-    """Do as the command line says."""
+    """Run the command."""
     set_variables()
     install_nox()
     if task == "run":

@@ -1,5 +1,5 @@
 """
-Schedulers of every kind, driven by hand: each runs what is due when it is told.
+Schedulers of every kind, driven by hand: each runs due jobs on request.
 
 A driver waits until all runs have ended, so that a pass holds the whole of their cost. Where an
 executor has threads or processes, it has one: the order is fixed then, and so is what a pass does.

@@ -28,7 +28,7 @@ class NotCountedError(Exception):
 
 class Process:
     """
-    A contender in a process of its own, which runs passes when it is told.
+    A contender in its own process, which runs passes on request.
 
     Args:
         row: What it runs.
@@ -73,10 +73,10 @@ class Process:
 
 
 def serve(workload: Workload) -> None:
-    """Be such a process: run as many passes as each line of standard input says."""
+    """Be such a process: each line of standard input is a number of passes to run."""
     workload.run_pass()
     gc.collect()
-    gc.freeze()  # or chance would tell into whose turn a collection of everything falls
+    gc.freeze()  # so that no full collection falls into a turn by chance
     print(os.getpid(), *workload.driver.worker_pids(), flush=True)
     for line in sys.stdin:
         seconds = [workload.run_pass() for _ in range(int(line))]

@@ -1,7 +1,7 @@
 """
 The rows of the table: one for every way of running jobs, with what it may cost.
 
-A new way of running needs a row here, or nobody notices when it becomes dear.
+A new way of running needs a row here, so that you notice when it becomes slow.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def output() -> Console:
-    """Return the console for stdout; a pipe gets plain text whatever the environment says."""
+    """Return the console for stdout; a pipe always gets plain text."""
     return Console(force_terminal=None if sys.stdout.isatty() else False)
 
 
@@ -96,7 +96,7 @@ def alertmanager_page(url: str | None) -> str:
     """Return the address of a page with alerts that answers, or say what is missing."""
     if url is None:
         return "is not installed (Debian package prometheus-alertmanager): no alerts"
-    # Debian's has no web application: its only page says so, without a script.
+    # Debian's has no web application: its only page is a notice, without a script.
     if answers(url) and "<script" in fetch(url):
         return f"{url}/#/alerts"
     return first_that_answers(url, "/api/v2/alerts")

@@ -78,7 +78,7 @@ def faster_rules(text: str, factor: float) -> str:
             _divide(rule, "for", factor, 0, where)
             _divide(rule, "keep_firing_for", factor, 0, where)
             for name, template in rule.get("annotations", {}).items():
-                # Templates may query. What they say in words stays as it is in production.
+                # Templates may contain queries. Their words are the same as in production.
                 if re.search(r"{{[^}]*\bquery\b[^}]*(\[\d|\boffset\b)", template):
                     msg = f"{where}: the annotation {name} queries over time, which stays slow"
                     raise SpeedError(msg)
@@ -107,7 +107,7 @@ def faster_routes(text: str, factor: float) -> str:
         for wait in ("group_wait", "group_interval", "repeat_interval"):
             _divide(route, wait, factor, LEAST_INTERVAL, where)
         routes += route.get("routes", ())
-    # What nobody says has defaults, which are slow.
+    # Without a value, slow defaults apply.
     for wait, seconds in (("group_wait", 30), ("group_interval", 300), ("repeat_interval", 14400)):
         document["route"].setdefault(wait, _written(max(LEAST_INTERVAL, seconds / factor)))
     return _dumped(document)

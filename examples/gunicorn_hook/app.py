@@ -22,7 +22,7 @@ def send_mails() -> None:
 
 
 def write_report() -> None:
-    """Stand in for a job whose failure nobody would see until it is too late."""
+    """Stand in for an important job."""
     time.sleep(5)
 
 
@@ -37,5 +37,5 @@ app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
 
 @app.get("/")
 def index() -> dict[str, int | bool]:
-    """Tell which worker has answered, and whether it is the one."""
+    """Return which worker has answered, and whether it runs the scheduler."""
     return {"pid": os.getpid(), "runs jobs": scheduler.running}

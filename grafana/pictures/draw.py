@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "pictures"
 IMAGES = ROOT / "docs" / "images"
 WIDTH = 1366
-COLORS = 256  # of the palette, which nobody can tell from all of them, and which files are small by
+COLORS = 256  # of the palette: they look the same as all colors, and the files are smaller
 CHOSEN = {
     "overview": {},
     "job": {"application": "billing", "scheduler": "background", "job_id": "pull-rates"},
