@@ -106,8 +106,7 @@ def logged_errors() -> Any:
     """Return the number of errors that APScheduler only logs."""
     return parts.tiles(
         "APScheduler errors",
-        "Errors in the time range that APScheduler only writes to the log. A panel below shows them"
-        " by kind.",
+        "Errors in the time range that no outcome shows. A panel below shows them by kind.",
         [Query(f"sum(increase(apscheduler_scheduler_errors_total{S}[$__range]))", instant=True)],
         no_value="not scraped",
         steps=((None, GOOD), (0.5, BAD)),
@@ -300,11 +299,12 @@ def errors() -> Any:
     """Return the errors that APScheduler only logs, by kind."""
     panel = parts.lines(
         "APScheduler errors by kind",
-        "Errors that APScheduler only writes to the log, for each bar. jobstore: a job store failed"
+        "Errors that no outcome of a run shows, for each bar. jobstore: a job store failed"
         " in the scheduler loop. restore: APScheduler deleted a stored job that it could not"
         " unpickle. executor_lookup: APScheduler deleted a job because its executor does not exist."
         " submit: an executor rejected a run. loop: an exception ended a pass over due jobs."
-        " listener: a listener raised an exception.",
+        " listener: a listener raised an exception. not_awaited: a job only returned a coroutine or"
+        " a generator, and its code did not run.",
         [
             Query(
                 "sum by (kind) (\n"
@@ -321,8 +321,8 @@ def errors() -> Any:
         interval="1m",
     )
     for kind, color in zip(
-        ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener"),
-        (WARNING, OTHER, INFO, SKY, BAD, GREY),
+        ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener", "not_awaited"),
+        (WARNING, OTHER, INFO, SKY, BAD, GREY, GOOD),
         strict=True,
     ):
         parts.color_of(panel, kind, color)

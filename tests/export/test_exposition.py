@@ -84,7 +84,7 @@ FAMILIES = {
 
 VALUES = {
     "outcome": {"success", "error", "missed", "skipped", "coalesced", "lost"},
-    "kind": {"jobstore", "restore", "executor_lookup", "submit", "loop", "listener"},
+    "kind": {"jobstore", "restore", "executor_lookup", "submit", "loop", "listener", "not_awaited"},
     "state": {"running", "paused", "stopped"},
     "component": set(ERROR_COMPONENTS),
     "persistent": {"true", "false"},

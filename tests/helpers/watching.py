@@ -15,7 +15,7 @@ from apscheduler_telemetry import Telemetry, instrument
 from tests.helpers.jobs import PATIENCE
 from tests.helpers.metrics import adapter_of, errors_of, job_states
 
-KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener")
+KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener", "not_awaited")
 
 
 @dataclass(frozen=True)

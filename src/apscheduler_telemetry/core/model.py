@@ -54,7 +54,7 @@ FAILURES = frozenset({ERROR, LOST})
 
 class SchedulerErrorKind(str, Enum):
     """
-    Errors that APScheduler only logs: the label ``kind`` of ``apscheduler_scheduler_errors_total``.
+    Errors that no outcome shows: the label ``kind`` of ``apscheduler_scheduler_errors_total``.
     """
 
     JOBSTORE = "jobstore"
@@ -63,6 +63,8 @@ class SchedulerErrorKind(str, Enum):
     SUBMIT = "submit"
     LOOP = "loop"
     LISTENER = "listener"
+    NOT_AWAITED = "not_awaited"
+    """A job's callable only returned a coroutine or a generator, whose code nothing runs."""
 
 
 class RemovalReason(Enum):

@@ -252,10 +252,11 @@ class JobSeries:
         is_done = not self._run_state[1]
         while not is_done:  # a run is added up again unless it is kept here or not registered
             before = self._run_state
-            stats, added, started_runs, in_flight = before
+            stats, added, started_runs, in_flight_counts = before
             for run in added:
                 registered.pop(run, None)
-            is_done = self._compare_and_swap(before, (stats, (), started_runs, in_flight))
+            after = (stats, (), started_runs, in_flight_counts)
+            is_done = self._compare_and_swap(before, after)
 
     def _compare_and_swap(self, expected: _SeriesRunState, new: _SeriesRunState) -> bool:
         """

@@ -275,7 +275,7 @@ ERRORS = _add_family(
     Kind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "kind"),
-    "Errors that APScheduler only logs, by kind.",
+    "Errors that no outcome of a run shows, by kind.",
 )
 WORKERS = _add_family(
     "executor.workers",

@@ -91,6 +91,7 @@ class APScheduler3Adapter:
         )
         self._run_tracker = RunTracker(
             observers=dependencies.observers,
+            recorder=dependencies.recorder,
             error_reporter=error_reporter,
             capture=dependencies.capture,
         )

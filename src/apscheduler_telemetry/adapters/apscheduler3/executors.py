@@ -389,9 +389,7 @@ class ExecutorHooks:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
         submission = self._open_submissions.get(key)
         runs = () if submission is None else submission.runs[position : position + 1]
-        # By the clock on the wall: in an hour that comes twice, times whose zones are two objects,
-        # as one was unpickled, are never equal.
-        if not runs or runs[0].due.replace(tzinfo=None) != due.replace(tzinfo=None):
+        if not runs or not _is_same_time(runs[0].due, due):
             return due  # abandoned in the meantime
         run = runs[0]
         try:
@@ -470,6 +468,12 @@ def _find_run_of_event(event: Any, runs: Sequence[Run]) -> Run | None:
     due = getattr(event, "scheduled_run_time", None)
     matching = (run for run in runs if run.outcome is None and due in (None, run.due))
     return next(matching, None)
+
+
+def _is_same_time(due: datetime, copy: datetime) -> bool:
+    """Tell whether the second may be a copy of the first that was pickled."""
+    # In an hour that comes twice, times whose zones are two objects are never equal.
+    return due == copy or due.replace(tzinfo=None) == copy.replace(tzinfo=None)
 
 
 def pool_of(executor: Any) -> Any:

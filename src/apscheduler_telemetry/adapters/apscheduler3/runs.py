@@ -9,12 +9,14 @@ callable and the call stack. How run number k ended is known from event number k
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from sys import _getframe  # public, as documented
 from threading import get_ident
 from time import perf_counter, time
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
@@ -33,17 +35,35 @@ from apscheduler_telemetry.core.model import (
     Capture,
     Outcome,
     RunError,
+    SchedulerErrorKind,
     exception_type,
 )
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
+from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.safe_repr import safe_repr, safe_repr_call
+
+logger = logging.getLogger("apscheduler_telemetry")
 
 _OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_EXECUTED: Outcome.SUCCESS,
     EVENT_JOB_ERROR: Outcome.ERROR,
     EVENT_JOB_MISSED: Outcome.MISSED,
 }
+
+_NOT_AWAITED_TYPES: Mapping[type, tuple[str, str]] = {
+    CoroutineType: (
+        "a coroutine",
+        "Add the coroutine function itself, and no lambda, to an AsyncIOScheduler; or let the job "
+        "call asyncio.run().",
+    ),
+    GeneratorType: ("a generator", "Let the job iterate over the generator."),
+    AsyncGeneratorType: (
+        "an async generator",
+        "Let the job be a coroutine function that iterates over the generator.",
+    ),
+}
+"""Results whose code nothing runs: what each is, and what to do about it."""
 
 # APScheduler's own functions that run jobs, recognised by their code at once.
 _RUN_JOB_CODE = getattr(base.run_job, "__code__", None)
@@ -64,6 +84,7 @@ class RunTracker:
 
     Args:
         observers: who follows single runs.
+        recorder: counts runs that execute nothing.
         error_reporter: counts failures of telemetry itself.
         capture: which of a job's own data may be exported.
 
@@ -76,10 +97,13 @@ class RunTracker:
         self,
         *,
         observers: ObserverGroup,
+        recorder: Recorder,
         error_reporter: ErrorReporter,
         capture: Capture,
     ) -> None:
         self.observers = observers
+        self._recorder = recorder
+        self._labels_not_awaited: set[str] = set()  # with a warning in the log
         self._error_reporter = error_reporter
         self.captures_arguments = capture.arguments
         self._captures_result = capture.result
@@ -102,8 +126,11 @@ class RunTracker:
         """Record how a run has ended, by its event, which may be an object of the user's."""
         outcome, error = outcome_of(event), None
         if outcome is SUCCESS:
+            result = getattr(event, "retval", None)
+            if result is not None and type(result) in _NOT_AWAITED_TYPES:
+                self._report_not_awaited(run, result)
             if self._captures_result:
-                run.capture_result(self._try_describe(safe_repr, getattr(event, "retval", None)))
+                run.capture_result(self._try_describe(safe_repr, result))
         elif (exception := getattr(event, "exception", None)) is not None:
             if self.observers.is_enabled:
                 stack = self._format_stack(exception, getattr(event, "traceback", None))
@@ -116,6 +143,21 @@ class RunTracker:
         """Record how a run has ended, unless that is known already."""
         if run.finish(outcome, error) and self.observers.is_enabled:
             self.observers.on_run_finished(run)
+
+    def _report_not_awaited(self, run: Run, result: Any) -> None:
+        """Count that a run has executed nothing, and warn of it once for each label."""
+        self._recorder.count_scheduler_error(SchedulerErrorKind.NOT_AWAITED)
+        if run.label in self._labels_not_awaited:
+            return
+        self._labels_not_awaited.add(run.label)
+        what, advice = _NOT_AWAITED_TYPES[type(result)]
+        logger.warning(
+            "The code of job %r did not run: its callable only returned %s, and nothing runs that. "
+            "APScheduler counts such a run as a success. %s",
+            run.label,
+            what,
+            advice,
+        )
 
     def report_own_exception(self) -> None:
         """Count the exception that is being handled as a failure of telemetry."""
