@@ -39,13 +39,12 @@ TABLE_CODES = 10**12
 
 def recorded_lateness(jobs: str) -> str:
     """Return a query for jobs that are later than their grace, as in APSchedulerMissedRun."""
-    due = f"apscheduler_job:due_run_timestamp_seconds{{{jobs}}}"
+    due = f"apscheduler_job:oldest_unsettled_run_timestamp_seconds{{{jobs}}}"
     return f"""(
   (
     (
       ({due} > 0)
       and time() - {due} > apscheduler_job:grace_seconds{{{jobs}}}
-      unless apscheduler_job:settled_run_timestamp_seconds{{{jobs}}} >= {due}
     )
     or
     max {BY_JOB} (

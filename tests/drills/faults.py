@@ -163,6 +163,17 @@ def skipped_by_restart(it: Performance) -> None:
     it.repaired("the next run")
 
 
+@drill("other code holds the threads of a job of every second", "APSchedulerMissedRun", "sync")
+def blocked(it: Performance) -> None:
+    app = it.start("sharing")
+    it.ran("sync")
+    app.tell("hang")
+    it.fault()
+    it.caught()
+    app.tell("-hang")
+    it.repaired("the threads are free")
+
+
 @drill("an interval job starved by restarts", "APSchedulerJobStarved", "sync")
 def starved(it: Performance) -> None:
     app = it.start("patient")

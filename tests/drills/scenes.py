@@ -9,6 +9,7 @@ application outlives the drill, however that ends.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor as Threads
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 from apscheduler.executors.pool import ProcessPoolExecutor
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import event
 
@@ -258,6 +261,18 @@ def troubled() -> None:
     obeying(scheduler, pause=scheduler.pause, resume=scheduler.resume)
 
 
+def sharing() -> None:
+    """One on asyncio whose other code takes the threads that its job needs, when told so."""
+    loop, threads = asyncio.new_event_loop(), Threads(2)
+    loop.set_default_executor(threads)
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    scheduler = AsyncIOScheduler(event_loop=loop)
+    options = {"max_instances": 1000, "misfire_grace_time": None}
+    scheduler.add_job(report, "interval", seconds=1, id="sync", **options)
+    serve(scheduler)
+    obeying(scheduler, hang=lambda: [threads.submit(hanging) for _ in range(2)])
+
+
 def stored() -> None:
     """One whose job is in a database; the next version no longer has the job's function."""
     if "renamed" in orders:
@@ -338,7 +353,7 @@ def _in(seconds: float) -> datetime:
 SCENES: dict[str, Callable[[], None]] = {
     scene.__name__: scene
     for scene in (
-        *(steady, port, pool, store, script, nightly, patient, troubled, stored),
+        *(steady, port, pool, store, script, nightly, patient, troubled, sharing, stored),
         *(busy_service, replica),
     )
 }

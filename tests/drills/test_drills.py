@@ -39,6 +39,7 @@ EXPECTED = {
     "partition": Expected("APSchedulerSchedulerDown", "critical"),
     "exits-at-once": Expected("APSchedulerSchedulerDown", "critical"),
     "skipped-by-restart": Expected("APSchedulerMissedRun", "critical", "nightly"),
+    "blocked": Expected("APSchedulerMissedRun", "critical", "sync"),
     "starved": Expected("APSchedulerJobStarved", "warning", "sync"),
     "hung": Expected("APSchedulerJobStuck", "critical", "hanging"),
     "slow": Expected("APSchedulerJobOverrunning", "warning", "slow"),

@@ -31,7 +31,7 @@ class TestJobQueue:
         """The application's error handler gets the exception, and so does APScheduler."""
         telegram_ext = pytest.importorskip("telegram.ext")
         text = (ROOT / "docs/schedulers.md").read_text("utf-8")
-        define, build = re.findall(r"```python\n(.*?)```", text, re.S)
+        define, build = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         registry = CollectorRegistry()
         code = {
             "ApplicationBuilder": telegram_ext.ApplicationBuilder,
@@ -47,7 +47,7 @@ class TestJobQueue:
             handled.append(context.error)
 
         async def main() -> None:
-            exec(define + build, code)  # noqa: S102  # as readers paste it
+            exec(define + build, code)  # as readers paste it
             application: Any = code["application"]
             application.add_error_handler(handle_error)
             queue, [telemetry] = application.job_queue, handles

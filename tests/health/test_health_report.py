@@ -142,6 +142,21 @@ class TestJobs:
         rig.add_job(next_run=NOW - late, grace=60.0)
         assert rig.report()["jobs"][0]["overdue"] is overdue
 
+    @pytest.mark.parametrize(("waited", "overdue"), [(60, False), (61, True)])
+    def test_job_is_overdue_if_its_run_waits_for_longer_than_its_grace(
+        self, waited: float, overdue: bool
+    ) -> None:
+        """Its next run is in the future: the scheduler goes on, but no worker takes the run."""
+        rig = Rig()
+        record = rig.add_job(next_run=NOW + 120, grace=60.0)
+        runs = [rig.submit(record), rig.submit(record)]
+        runs[0].start(NOW)
+        rig.clock.now = NOW + waited
+        rig.submit(record)
+        assert rig.report()["jobs"][0]["overdue"] is overdue
+        runs[1].start(NOW + waited)
+        assert rig.report()["jobs"][0]["overdue"] is False
+
     def test_jobs_are_sorted_by_label(self) -> None:
         """Jobs are in the order of their labels, and jobs of one label are one item."""
         rig = Rig()

@@ -43,6 +43,7 @@ SCHEDULERS = {
     "APSchedulerSchedulerDown": "critical",
     "APSchedulerLoopDead": "critical",
     "APSchedulerDuplicateSchedulers": "critical",
+    "APSchedulerExecutorBlocked": "critical",
     "APSchedulerExecutorSaturated": "warning",
     "APSchedulerJobStoreErrors": "warning",
     "APSchedulerSchedulerErrors": "warning",

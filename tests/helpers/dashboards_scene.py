@@ -161,10 +161,10 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
     """Yield what the rules have recorded of a live job, and of one whose process is dead."""
     report = {"job": job, "scheduler": "main", "job_id": "report"}
     archive = {"job": job, "scheduler": "night", "job_id": "archive"}
-    for labels, promised, due, settled, success in (
+    for labels, promised, due, settled, unsettled, success in (
         # Recorded a moment before the last scrape: what the process says itself is newer.
-        (report, -45, 80, 20, 33),
-        (archive, 400, 400, 4000, 5000),
+        (report, -45, 80, 20, None, 33),
+        (archive, 400, 400, 4000, 400, 5000),
     ):
         for name, ago in (
             ("promised_run", promised),
@@ -173,6 +173,8 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
             ("last_success", success),
         ):
             yield f"apscheduler_job:{name}_timestamp_seconds", labels, _ago(ago * times)
+        oldest = _always(0) if unsettled is None else _ago(unsettled * times)
+        yield "apscheduler_job:oldest_unsettled_run_timestamp_seconds", labels, oldest
         yield "apscheduler_job:grace_seconds", labels, _always(60 * times)
     failed = {**report, "outcome": "error"}
     yield "apscheduler_job:failed_runs:increase10m", failed, _always(10 * times)

@@ -75,7 +75,7 @@ class RecorderRig:
     def counts(self) -> tuple[int, int, int, dict[str, int]]:
         """Return due, queued and running runs, and the outcomes that there are."""
         job = self.job()
-        queued, running, _ = job.in_flight
+        queued, running = job.in_flight.queued, job.in_flight.running
         assert self.recorder.executors() == {"default": (4, running, queued)}
         outcomes = {outcome.value: n for outcome, n in job.stats.outcomes.items() if n}
         return job.due_count, queued, running, outcomes

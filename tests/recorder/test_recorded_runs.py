@@ -75,7 +75,9 @@ class TestRuns:
         """A start that comes with the end replaces an estimate, and counts once."""
         queued, estimated = rig.submit(0, 10)
         estimated.set_estimated_start(AT + 11)
-        assert rig.job().in_flight == (1, 1, AT + 11)
+        in_flight = rig.job().in_flight
+        assert (in_flight.queued, in_flight.queued_since) == (1, queued.due_timestamp)
+        assert (in_flight.running, in_flight.running_since) == (1, AT + 11)
         assert sum(rig.job().stats.delays.counts) == 0
         for run in (queued, estimated):
             rig.finish(run, started=run.due_timestamp + 4, duration=1)

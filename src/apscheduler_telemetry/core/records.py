@@ -31,11 +31,13 @@ class InFlightCounts(NamedTuple):
     Attributes:
         queued: how many wait for their start.
         running: how many have started.
+        queued_since: Unix seconds when the oldest of those that wait was due; 0 if none waits.
         running_since: Unix seconds of the oldest start; 0 if none has started.
     """
 
     queued: int = 0
     running: int = 0
+    queued_since: float = 0.0
     running_since: float = 0.0
 
 
@@ -542,10 +544,18 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCo
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
     started_runs = tuple(run for run in runs if run.running_since is not None)
+    queued_since = 0.0
+    if len(started_runs) < len(runs):
+        queued_since = min(run.due_timestamp for run in _without(runs, started_runs))
     # Not of those of a burst that are over already, whose outcomes come at its end.
     active = (run.running_since for run in started_runs if run.duration is None)
-    since = min((at for at in active if at is not None), default=0.0)
-    return started_runs, InFlightCounts(len(runs) - len(started_runs), len(started_runs), since)
+    running_since = min((at for at in active if at is not None), default=0.0)
+    return started_runs, InFlightCounts(
+        queued=len(runs) - len(started_runs),
+        running=len(started_runs),
+        queued_since=queued_since,
+        running_since=running_since,
+    )
 
 
 def _to_unix_seconds(at: datetime | float) -> float:

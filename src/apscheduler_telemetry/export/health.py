@@ -67,7 +67,10 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
         "last_outcome": None if outcome is None else outcome.value,
         "last_success": _iso(job.stats.last_success),
         "running_since": _iso(job.in_flight.running_since or None),
-        "overdue": next_run is not None and now > next_run + job.info.grace,
+        "overdue": any(
+            due_at and now > due_at + job.info.grace
+            for due_at in (next_run, job.in_flight.queued_since)
+        ),
     }
 
 

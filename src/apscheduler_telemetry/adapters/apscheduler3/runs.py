@@ -54,8 +54,7 @@ _OUTCOMES: Mapping[Any, Outcome] = {
 _NOT_AWAITED_TYPES: Mapping[type, tuple[str, str]] = {
     CoroutineType: (
         "a coroutine",
-        "Add the coroutine function itself, and no lambda, to an AsyncIOScheduler; or let the job "
-        "call asyncio.run().",
+        "Add the coroutine function itself to an AsyncIOScheduler, or call asyncio.run() in the job.",
     ),
     GeneratorType: ("a generator", "Let the job iterate over the generator."),
     AsyncGeneratorType: (
