@@ -54,7 +54,7 @@ _OUTCOMES: Mapping[Any, Outcome] = {
 _NOT_AWAITED_TYPES: Mapping[type, tuple[str, str]] = {
     CoroutineType: (
         "a coroutine",
-        "Add the coroutine function itself to an AsyncIOScheduler, or call asyncio.run() in the job.",
+        "Add the coroutine function itself to an AsyncIOScheduler, or call asyncio.run() in it.",
     ),
     GeneratorType: ("a generator", "Let the job iterate over the generator."),
     AsyncGeneratorType: (
