@@ -60,11 +60,13 @@ kind: Any = {"blocking": BlockingScheduler, "background": BackgroundScheduler}[n
 scheduler = kind(timezone=timezone.utc, executors={"default": ThreadPoolExecutor(1)})
 telemetry = instrument(scheduler, registry=CollectorRegistry(), tracer_provider=provider)
 running = threading.Event()
+signalled = threading.Event()
 
 
 def work() -> None:
-    """Take a moment, in which the signal comes."""
+    """Run until the signal has come, and for a moment longer, in which the scheduler shuts down."""
     running.set()
+    signalled.wait()
     time.sleep(0.2)
 
 
@@ -78,8 +80,9 @@ def say() -> None:
 
 
 def stop(*_: Any) -> None:
-    """End as applications end."""
+    """Handle the signal: shut the scheduler down."""
     signal.signal(number, signal.SIG_IGN)
+    signalled.set()
     scheduler.shutdown(wait=wait)
     if name == "background":
         ended.set()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test, or a job that waits for one, has waited too long."""
 
 

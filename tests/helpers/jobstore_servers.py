@@ -25,9 +25,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.helpers import jobs, watching
+from tests.helpers.jobs import PATIENCE
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.servers import free_port
-from tests.helpers.waiting import ANSWER_PATIENCE, wait_for_answer
+from tests.helpers.waiting import wait_for_answer
 
 NEVER = datetime(2999, 1, 1, tzinfo=timezone.utc)
 NO_POOL = {"poolclass": sqlalchemy.pool.NullPool}
@@ -70,8 +71,11 @@ class Postgres:
     """
     A real PostgreSQL on a free port, which can be stopped and started again.
 
-    It refuses to run as root, so then it runs as nobody, in a directory of nobody's.
+    PostgreSQL refuses to run as root. Root therefore runs it as the user `nobody`.
     """
+
+    # Not pytest-postgresql: its `pg_ctl initdb` fails for root, as which CI runs. It needs another
+    # driver (psycopg 3), Python 3.11, and Debian's path of `pg_ctl`.
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -106,7 +110,7 @@ class Postgres:
         """Stop it at once, whoever is connected."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(ANSWER_PATIENCE)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def close(self) -> None:
@@ -134,7 +138,10 @@ class Postgres:
 
 
 class RedisServer:
-    """A real Redis on a free port, which can be stopped and started again and forgets nothing."""
+    """A real Redis on a free port, which keeps its data when it is stopped and started again."""
+
+    # Not pytest-redis: it works, also for root, but would replace 20 lines by five packages and a
+    # fixture that cannot be imported where the package is absent.
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -156,7 +163,7 @@ class RedisServer:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(ANSWER_PATIENCE)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def close(self) -> None:

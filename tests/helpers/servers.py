@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,20 +32,38 @@ def required_program(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a TCP port of the loopback that is free now.
+
+    It is below the range from which the kernel takes ports for outgoing connections. A port of that
+    range could be taken by any connection of another test before the server listens on it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def get(url: str, **headers: str) -> tuple[int, str]:
-    """Return status and body of what `url` answers, whatever the status."""
+    """
+    Return the status and body of a response, whatever the status.
+
+    Raises:
+        OSError: there was no complete response.
+    """
     request = urllib.request.Request(url, headers=headers)  # loopback
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as answer:
-        return answer.code, answer.read().decode()
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as response:
+        with response:
+            return response.code, response.read().decode()
+    except http.client.HTTPException as error:  # the server ended while it responded
+        raise ConnectionError from error
 
 
 @contextlib.contextmanager

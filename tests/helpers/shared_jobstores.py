@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -24,6 +24,8 @@ from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, watched
 
+ENDLESS_WAIT = 10.0
+"""Seconds that nothing takes, but for what waits for a server that does not answer at all."""
 SOON = 0.05
 """Seconds between two readings in these tests, if not 5."""
 EARLIER = NEVER - timedelta(days=1)
@@ -82,7 +84,7 @@ def successes(rig: Rig) -> int:
     return states[0].outcomes[Outcome.SUCCESS] if is_asleep else -1
 
 
-def last_pass_ended_at(seen: Watched) -> float | None:
+def last_pass_ended_at(seen: Rig | Watched) -> float | None:
     """Return when the latest pass over due jobs ended."""
     ended: float | None = seen.telemetry._exported_scheduler.last_pass_ended_at
     return ended
@@ -104,25 +106,29 @@ def busy(rig: Rig | Watched) -> float:
     return 0.0 if since is None else time.monotonic() - since
 
 
-def settled(value: Callable[[], float]) -> float:
-    """Wait until a value has not changed for two retry intervals of the scheduler."""
-    seen, since = value(), time.perf_counter()
+def complete_pass(seen: Rig | Watched) -> None:
+    """Wake the scheduler up, and wait until a pass has begun and ended after that."""
+    for _ in range(2):  # the first pass that ends may have begun before
+        before = last_pass_ended_at(seen)
+        seen.scheduler.wakeup()
+        wait_until(lambda: last_pass_ended_at(seen) != before, "the end of a pass")  # noqa: B023
 
-    def has_settled() -> bool:
-        nonlocal seen, since
-        if value() != seen:
-            seen, since = value(), time.perf_counter()
-        return time.perf_counter() - since > 0.5
 
-    wait_until(has_settled)
-    return seen
+def errors_after_recovery(rig: Rig) -> float:
+    """Wait for two passes in which the job store did not fail, and return how often it has."""
+    while True:
+        before = rig.errors_of("jobstore")
+        complete_pass(rig)
+        if rig.errors_of("jobstore") == before:
+            return before
 
 
 def run_now(rig: Rig) -> None:
     """Run the job once more, and wait for its end."""
+    wait_until(lambda: successes(rig) >= 0, "the scheduler to sleep")
     before = successes(rig)
     rig.scheduler.modify_job("job", next_run_time=datetime.now(timezone.utc))
-    wait_until(lambda: successes(rig) == before + 1)
+    wait_until(lambda: successes(rig) == before + 1, "the run")
 
 
 def lateness(scheduler: Any) -> list[float]:

@@ -10,9 +10,6 @@ from typing import Any, TypeVar
 
 from tests.helpers.jobs import PATIENCE
 
-ANSWER_PATIENCE = 30.0
-"""Seconds after which a server will not answer any more; generous, as machines may be busy."""
-
 T = TypeVar("T")
 
 
@@ -44,7 +41,7 @@ def run_in_thread(do: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def wait_for_answer(probe: Callable[[], T], patience: float = ANSWER_PATIENCE) -> T:
+def wait_for_answer(probe: Callable[[], T], patience: float = PATIENCE) -> T:
     """
     Wait until `probe` returns something true, and return that.
 

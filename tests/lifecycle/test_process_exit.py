@@ -19,7 +19,7 @@ from tests.helpers.paths import ROOT
 pytest.importorskip("opentelemetry.sdk")
 
 PRELUDE = """
-import atexit, logging, os, sys, threading, time
+import atexit, logging, os, signal, sys, threading, time
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler_telemetry import instrument
@@ -86,6 +86,10 @@ class TestJobsLeft:
             """
             scheduler = BlockingScheduler(timezone="UTC")
             instrument(scheduler); add()
+            def interrupt_once(*_):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one may be on its way
+                raise KeyboardInterrupt
+            signal.signal(signal.SIGINT, interrupt_once)
             def interrupt():
                 while not ended.wait(0.2):
                     os.kill(os.getpid(), 2)
