@@ -25,10 +25,9 @@ from tests.helpers.shared_jobstores import (
     add,
     another_process,
     background,
-    last_pass_ended_at,
+    complete_pass,
     remote,
     scheduler_on,
-    settled,
 )
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import wait_for_reading, watched
@@ -64,7 +63,7 @@ class TestOneConnectionForAll:
             seen.scheduler.start()
             add(seen.scheduler)
             wait_until(seen.last_read)
-            settled(lambda: last_pass_ended_at(seen) or 0)  # as its own transactions would disturb
+            complete_pass(seen)  # the next one, whose transaction would disturb, is in an hour
             sqlalchemy.event.listen(engine, "before_cursor_execute", note)
             with engine.connect() as connection:
                 connection.execute(text("create table notes (note text)"))

@@ -21,16 +21,17 @@ from tests.helpers.jobstore_servers import Place, Proxy
 from tests.helpers.metrics import recorder_of, sample
 from tests.helpers.rigs import Rig, live_rig
 from tests.helpers.shared_jobstores import (
+    ENDLESS_WAIT,
     POSTGRES,
     add,
     background,
     busy,
+    errors_after_recovery,
     failed_readings,
     lateness,
     remote,
     run_now,
     scrape,
-    settled,
     successes,
 )
 from tests.helpers.waiting import wait_until
@@ -61,7 +62,9 @@ class TestFaults:
             rig.scheduler.wakeup()
             wait_until(lambda: rig.errors_of("jobstore") >= 2)
             wait_until(lambda: failed_readings(rig) >= 3)
-            assert scrape(rig) < 1
+            assert scrape(rig) < ENDLESS_WAIT
+            # The warning follows the count.
+            wait_until(lambda: "could not read the job store" in caplog.text)
             assert caplog.text.count("could not read the job store") == 1
             read = recorder_of(rig.telemetry).jobstores()["default"].last_read_at
             assert read is not None
@@ -73,7 +76,7 @@ class TestFaults:
                 (recorder_of(rig.telemetry).jobstores()["default"].last_read_at or 0) > before + 0.5
             )
         )
-        errors = settled(lambda: rig.errors_of("jobstore"))
+        errors = errors_after_recovery(rig)
         run_now(rig)
         assert rig.errors_of("jobstore") == errors
         assert rig.errors_of("loop") == 0
@@ -87,7 +90,7 @@ class TestFaults:
         rig.scheduler.wakeup()
         if kind == "postgres":
             wait_until(lambda: rig.errors_of("jobstore") >= 1)
-        settled(lambda: rig.errors_of("jobstore"))
+        errors_after_recovery(rig)
         run_now(rig)
         assert rig.errors_of("loop") == 0
 
@@ -96,10 +99,10 @@ class TestFaults:
         proxy.stall()
         rig.scheduler.wakeup()
         wait_until(lambda: busy(rig) > 0.2)
-        assert scrape(rig) < 1
+        assert scrape(rig) < ENDLESS_WAIT
         proxy.cut()
         proxy.go_on()
-        settled(lambda: rig.errors_of("jobstore"))
+        errors_after_recovery(rig)
         run_now(rig)
         assert rig.errors_of("loop") == 0
 
@@ -109,10 +112,10 @@ class TestFaults:
         """A server that does not answer delays neither a scrape nor `uninstrument`."""
         proxy.stall()
         wait_until(lambda: proxy.waiting)  # a message of a reading, as the scheduler sleeps
-        assert max(scrape(rig) for _ in range(20)) < 1
+        assert max(scrape(rig) for _ in range(20)) < ENDLESS_WAIT
         begin = time.perf_counter()
         rig.telemetry.uninstrument()
-        assert time.perf_counter() - begin < 2
+        assert time.perf_counter() - begin < ENDLESS_WAIT
         proxy.go_on()
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -128,7 +131,7 @@ class TestFaults:
             )
             wait_until(lambda: rig.errors_of("loop") == 1)
             assert rig.errors_of("jobstore") == 1
-            assert sample(rig.telemetry, "apscheduler_scheduler_up") == 0
+            wait_until(lambda: sample(rig.telemetry, "apscheduler_scheduler_up") == 0)
             assert rig.telemetry.health()["status"] == "unhealthy"
             wait_until(lambda: failed_readings(rig))
         finally:
@@ -150,7 +153,7 @@ class TestGoneAway:
             assert ended
             rig.scheduler.wakeup()
             wait_until(lambda: rig.errors_of("jobstore") >= 1)
-            settled(lambda: rig.errors_of("jobstore"))
+            errors_after_recovery(rig)
             run_now(rig)
             assert rig.errors_of("loop") == 0
 
@@ -163,6 +166,10 @@ ONE_CONNECTION: dict[str, Callable[[Proxy], dict[str, Any]]] = {
         )
     },
 }
+
+
+SLOW = 4.0
+"""Seconds for which an answer to telemetry is held up; much longer than a busy machine pauses."""
 
 
 @remote
@@ -178,7 +185,7 @@ class TestSlow:
         scheduler.start(paused=True)
         scheduler.get_jobs()  # so that its one connection is open, and quick
         late = lateness(scheduler)
-        proxy.delay = 2.0
+        proxy.delay = SLOW
         with live_rig(scheduler, start=False) as rig:
             rig.add(jobs.nothing, "interval", seconds=0.1, coalesce=False)
             scheduler.resume()
@@ -188,9 +195,9 @@ class TestSlow:
             scheduler.remove_job("job")
             rig.is_told = False  # of runs that are due by then, as on a busy machine
             proxy.delay = 0  # as APScheduler connects anew when it is shut down
-            assert slow < 1
+            assert slow < 0.8 * SLOW
             assert rig.errors_of("jobstore") == 0
-        assert max(late) < 1.5
+        assert max(late) < 0.8 * SLOW
 
     def test_runs_are_as_late_as_without_telemetry(self, place: Place, proxy: Proxy) -> None:
         """If all answers are slow, runs are as late as without telemetry."""
@@ -203,17 +210,21 @@ class TestSlow:
                 plain.start()
                 for way in (proxy, second):
                     way.slow_down(0.05)
-                results = []
-                for scheduler in (plain, ours):
-                    late = lateness(scheduler)
-                    at = watching.ahead(1)
-                    for number in range(2):
-                        add(scheduler, f"job{number}", at, misfire_grace_time=None)
-                    results.append(late)
-                wait_until(lambda: all(len(late) == 2 for late in results))
-                assert scrape(rig) < 1
-                without, with_us = map(max, results)
-                assert with_us < 1.5 * without + 0.5
+                for attempt in range(3):  # a busy machine may delay one of them, but not each time
+                    results = []
+                    for scheduler in (plain, ours):
+                        late = lateness(scheduler)
+                        at = watching.ahead(1)
+                        for number in range(2):
+                            options = {"misfire_grace_time": None, "replace_existing": True}
+                            add(scheduler, f"job{number}", at, **options)
+                        results.append(late)
+                    wait_until(lambda: all(len(late) == 2 for late in results))  # noqa: B023
+                    assert scrape(rig) < ENDLESS_WAIT
+                    without, with_telemetry = map(max, results)
+                    if with_telemetry < 1.5 * without + 0.5:
+                        break
+                    assert attempt < 2, results
         finally:
             for way in (proxy, second):
                 way.slow_down(0)
