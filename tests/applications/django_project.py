@@ -17,7 +17,15 @@ from django.conf import settings
 from django.core.management import call_command
 
 settings.configure(
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}},
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": sys.argv[1],
+            # The scheduler's thread and those of its executor write at the same time. By default,
+            # SQLite refuses at once a transaction that has read and then wants to write.
+            "OPTIONS": {"timeout": 60, "transaction_mode": "IMMEDIATE"},
+        }
+    },
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     INSTALLED_APPS=["django_apscheduler"],
     USE_TZ=True,

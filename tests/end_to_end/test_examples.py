@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.http_clients import PATIENCE
 from tests.helpers.paths import ROOT
-from tests.helpers.waiting import wait_until
+from tests.helpers.servers import get, running_process
+from tests.helpers.waiting import wait_for_answer, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -31,40 +28,21 @@ SERVERS = {
 
 @pytest.fixture(params=SERVERS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Run an example in a process of its own and tell where it is reached."""
+    """Run an example in a process of its own, and return its URL."""
     module, *command = SERVERS[request.param]
     pytest.importorskip(module)
     pytest.importorskip("fastapi" if module == "uvicorn" else "werkzeug")
     log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=EXAMPLES,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with running_process([sys.executable, *command], log, cwd=EXAMPLES, env=environment) as process:
 
-    def address() -> str | None:
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"[Rr]unning on (http://127\.0\.0\.1:\d+)", log.read_text())
-        return found and found[1]
+        def address() -> str | None:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r"[Rr]unning on (http://127\.0\.0\.1:\d+)", log.read_text())
+            return found and found[1]
 
-    try:
         yield wait_until(address, "the start of the example")
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-        assert "Traceback" not in log.read_text(), log.read_text()
-
-
-def fetch(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as reply:
-            return str(reply.read().decode())
-    except urllib.error.HTTPError as error:  # 503: not healthy yet
-        with error:
-            return ""
+    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 class TestExamples:
@@ -76,6 +54,6 @@ class TestExamples:
             re.MULTILINE,
         )
 
-        wait_until(lambda: success.search(fetch(f"{url}/metrics")), "a run that succeeded")
-        assert '"status": "healthy"' in wait_until(lambda: fetch(f"{url}/health"), "health")
-        assert "nightly-report" in fetch(url)
+        wait_for_answer(lambda: success.search(get(f"{url}/metrics")[1]))
+        wait_for_answer(lambda: '"status": "healthy"' in get(f"{url}/health")[1])
+        assert "nightly-report" in get(url)[1]

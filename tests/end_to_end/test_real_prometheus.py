@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -14,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import APPLICATIONS, ROOT
-from tests.helpers.servers import Prometheus, get, prometheus, required_program
+from tests.helpers.servers import (
+    Prometheus,
+    get,
+    prometheus,
+    required_program,
+    running_process,
+)
 from tests.helpers.waiting import wait_for_answer
 
 pytestmark = pytest.mark.integration
@@ -70,14 +77,13 @@ class TestScrape:
 
     def test_due_runs_of_a_regular_job_match_its_lifetime(self, scraped: Prometheus) -> None:
         """A regular job has had as many due runs as fit into its life, give or take two."""
-        query = 'apscheduler_job_runs_total{job_id="ok"}'
-        born = wait_for_answer(
-            lambda: scraped.value("apscheduler_scheduler_start_timestamp_seconds")
-        )
-        wait_for_answer(lambda: scraped.value(f"sum({query})") >= 10)
-        [(_, counted)] = scraped.query(f"sum({query})")
-        [(_, scraped_at)] = scraped.query(f"max(timestamp({query}))")
-        assert counted == pytest.approx((scraped_at - born) / 0.5, abs=2)
+        runs = 'sum(apscheduler_job_runs_total{job_id="ok"})'
+        wait_for_answer(lambda: scraped.value(runs) >= 10)
+        # In one query, so that all numbers are of one scrape. The lifetime is up to the latest
+        # pass, as a pass may be late on a busy machine, and finds what was due meanwhile.
+        first = "sum(apscheduler_scheduler_start_timestamp_seconds)"
+        latest = "sum(apscheduler_scheduler_last_wakeup_timestamp_seconds)"
+        assert scraped.value(f"{runs} - ({latest} - {first}) / 0.5") == pytest.approx(0, abs=2)
 
     def test_quantiles_are_near_the_duration_of_the_job(self, scraped: Prometheus) -> None:
         """Quantiles of durations come out near what the job takes."""
@@ -106,7 +112,7 @@ class TestScrape:
     def test_next_runs_are_comparable_with_the_clock_of_prometheus(
         self, scraped: Prometheus
     ) -> None:
-        """Promises are comparable with Prometheus' own clock."""
+        """Times of next runs are comparable with Prometheus' own clock."""
         query = 'apscheduler_job_next_run_timestamp_seconds{job_id="ok"} - time()'
         wait_for_answer(lambda: -5 < scraped.value(query) < 5)
 
@@ -130,7 +136,7 @@ class TestDemo:
 
     def test_demo_shows_everything_and_exits_with_0(self, binary: str) -> None:
         """It shows everything that it should, in plain lines of 80 characters."""
-        done = self.run("30")
+        done = self.run("45")  # it needs about 30 seconds where the machine is not busy
         assert done.returncode == 0, done.stdout + done.stderr
         assert "FAILED" not in done.stdout
         assert "is too short" not in done.stdout
@@ -149,7 +155,7 @@ class TestDemo:
 
     def test_demo_without_prometheus_reads_the_metrics_itself(self, tmp_path: Path) -> None:
         """Where there is no Prometheus it says so in a line and reads /metrics."""
-        done = self.run("20", path=str(tmp_path))
+        done = self.run("30", path=str(tmp_path))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Prometheus    is not installed" in done.stdout
 
@@ -164,30 +170,27 @@ class TestDemo:
     def test_ctrl_c_ends_all_processes_of_the_demo(self, tmp_path: Path) -> None:
         """The addresses that it prints answer, and Ctrl-C stops everything that it started."""
         log = tmp_path / "log"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, ROOT / "examples" / "demo" / "run.py"],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "DEMO_SECONDS": "100"},
-            )
-        wait_for_answer(lambda: "Press Ctrl-C" in log.read_text())
-        addresses = re.findall(r"http://\S+", log.read_text())
-        assert len(addresses) == 4
-        for address in addresses:
-            assert get(address.partition("#")[0])[0] == 200, address
-        children = descendants(process.pid)
-        assert children
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert "Stopped." in log.read_text()
-        wait_for_answer(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+        command = [sys.executable, ROOT / "examples" / "demo" / "run.py"]
+        with running_process(command, log, env={**os.environ, "DEMO_SECONDS": "100"}) as process:
+            wait_for_answer(lambda: "Press Ctrl-C" in log.read_text())
+            addresses = re.findall(r"http://\S+", log.read_text())
+            assert len(addresses) == 4
+            for address in addresses:
+                assert get(address.partition("#")[0])[0] == 200, address
+            children = descendants(process.pid)
+            assert children
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+            assert "Stopped." in log.read_text()
+            wait_for_answer(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
 def descendants(pid: int) -> list[int]:
     """Return the processes that `pid` started, and those that they started."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
+    with contextlib.suppress(OSError):  # the process has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended
+                for child in (task / "children").read_text().split():
+                    found += [int(child), *descendants(int(child))]
     return found
