@@ -170,7 +170,7 @@ class TestDemo:
     def test_ctrl_c_ends_all_processes_of_the_demo(self, tmp_path: Path) -> None:
         """The addresses that it prints answer, and Ctrl-C stops everything that it started."""
         log = tmp_path / "log"
-        command = [sys.executable, ROOT / "examples" / "demo" / "run.py"]
+        command: list[str | Path] = [sys.executable, ROOT / "examples" / "demo" / "run.py"]
         with running_process(command, log, env={**os.environ, "DEMO_SECONDS": "100"}) as process:
             wait_for_answer(lambda: "Press Ctrl-C" in log.read_text())
             addresses = re.findall(r"http://\S+", log.read_text())

@@ -211,11 +211,11 @@ class Mailbox(Inbox[Mail]):
         self, _: SMTP, session: Session, envelope: Envelope
     ) -> str:
         """Keep an e-mail."""
-        login = session.auth_data
+        login: Any = session.auth_data
         assert isinstance(envelope.content, bytes)
         self.put(
             Mail(
-                login=login and (login.login.decode(), login.password.decode()),
+                login=(login.login.decode(), login.password.decode()) if login else None,
                 to=envelope.rcpt_tos[-1],
                 message=message_from_bytes(envelope.content, policy=policy.default),
             )
