@@ -33,7 +33,7 @@ from tests.applications import troubled
 from tests.helpers.otlp_receiver import OtlpReceiver
 from tests.helpers.otlp_to_prometheus import differences, series, translate
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds in which the application must hold still for the milliseconds of one collection."""
 
 

@@ -1,4 +1,4 @@
-"""The behaviours of the matrix: how each is played, and what must be seen then."""
+"""The behaviours of the matrix: for each, a function that runs jobs and checks the metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.executors.matrix import table as matrix
-from tests.executors.matrix.schedulers import OwnEvent, World
+from tests.executors.matrix.schedulers import OwnEvent, Runtime
 from tests.executors.matrix.table import Cell
 from tests.helpers.jobs import fail, nap, result_without_pickle
 from tests.helpers.metrics import JobState, check_counts, errors_of, outcomes, recorder_of, sample
@@ -23,58 +23,63 @@ from tests.helpers.rigs import Rig
 from tests.helpers.watching import ago
 
 HELD = 0.1
-"""Seconds for which a run is held up where its duration matters."""
+"""Seconds for which a run is held where its duration matters."""
+HELD_BEFORE_ANOTHER = 0.4
+"""Seconds for which a run is held while another waits; the other takes less, also if it is
+interrupted on a busy machine."""
+OVERDUE = 5.0
+"""Seconds by which a run is late when its job is added; much more than any run here takes."""
 MANY = 10
 """Runs at a time, where nothing limits them."""
 
 
-class Stage:
-    """An instrumented scheduler in its world, on which one cell after another is played."""
+class Harness:
+    """An instrumented scheduler in its runtime, which runs one cell after another."""
 
-    def __init__(self, world: World, scheduler: Any, directory: str) -> None:
-        self.world = world
+    def __init__(self, runtime: Runtime, scheduler: Any, directory: str) -> None:
+        self.runtime = runtime
         self.scheduler = scheduler
         self.directory = directory
         self.spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
         self.rig = Rig(scheduler, tracer_provider=provider)
-        self.until = world.until
+        self.until = runtime.until
 
     def add(self, job_id: str, cell: Cell, func: Any, *args: Any, **options: Any) -> str:
-        """Add a job that is due now, and again in an hour."""
+        """Add a job that is overdue, and due again in an hour."""
         options = {
             "trigger": "interval",
             "hours": 1,
-            "next_run_time": ago(0.1),
+            "next_run_time": ago(OVERDUE),
             "misfire_grace_time": None,
             "executor": cell.executor,
             "id": job_id,
             **options,
         }
-        self.world.call(lambda: self.scheduler.add_job(func, args=args, **options))
+        self.runtime.call(lambda: self.scheduler.add_job(func, args=args, **options))
         return job_id
 
     def hold(self, job_id: str, cell: Cell) -> str:
-        """Add a job that runs until it is let go."""
+        """Add a job that runs until it is released."""
         func = matrix.KINDS[cell.kind].hold
         return self.add(job_id, cell, func, self.directory, job_id)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let the loop see all jobs that are added meanwhile in one pass."""
-        self.world.call(self.scheduler.pause)
+    def in_one_pass(self) -> Iterator[None]:
+        """Pause the scheduler, so that one pass finds all jobs that are added in the block."""
+        self.runtime.call(self.scheduler.pause)
         yield
-        self.world.call(self.scheduler.resume)
+        self.runtime.call(self.scheduler.resume)
 
     def wait_for_run(self, job_id: str) -> None:
         self.until(Path(self.directory, f"{job_id}.in").exists, f"{job_id} to start")
 
-    def let_go(self, *job_ids: str) -> None:
+    def release(self, *job_ids: str) -> None:
         for job_id in job_ids:
             Path(self.directory, f"{job_id}.out").touch()
 
-    def ends(self, job_id: str, **expected: int) -> Any:
+    def wait_for(self, job_id: str, **expected: int) -> Any:
         """Wait until all of a job's runs have ended, and return the last event of them."""
         self.until(lambda: sum(self.outcomes(job_id).values()) >= sum(expected.values()), job_id)
         assert expected == outcomes(self.rig.telemetry, job_id)  # as a scrape shows them
@@ -90,7 +95,7 @@ class Stage:
         return self.rig.job(job_id)
 
     def events(self, job_id: str) -> list[Any]:
-        """Return what listeners were told of runs that were executed, failed or came too late."""
+        """Return the events of a job's runs that succeeded, failed or were missed."""
         return [
             event
             for event in list(self.rig.events)
@@ -114,157 +119,157 @@ class Stage:
         assert context is not None
         return f"{context.trace_id:032x}", f"{context.span_id:016x}"
 
-    def settle(self) -> None:
-        """Check what holds after every cell: the law, a live loop, and no failure of ours."""
+    def check_after_cell(self) -> None:
+        """Check that each run counts once, the scheduler is healthy, and telemetry had no error."""
         self.until(self.rig.is_quiet, "runs to end")
         check_counts(self.rig.telemetry)
         assert not any(errors_of(self.rig.telemetry).counts().values())
-        self.until(lambda: self.rig.telemetry._exported_scheduler.liveness().up, "life")
+        self.until(lambda: self.rig.telemetry._exported_scheduler.liveness().up, "health")
         assert self.rig.telemetry.health()["status"] == "healthy"
-        self.until(self._is_told, "listeners to be told")
+        self.until(self._events_agree, "listeners to get all events")
 
-    def _is_told(self) -> bool:
-        told, counted = self.rig._as_told(), self.rig._as_counted()
-        # Nobody is told of a run that was due when its job was removed: it is missed all the same.
-        return told.pop("missed") <= counted.pop("missed") and told == counted
+    def _events_agree(self) -> bool:
+        events, counted = self.rig._as_told(), self.rig._as_counted()
+        # APScheduler sends no event about a run that was due when its job was removed.
+        return events.pop("missed") <= counted.pop("missed") and events == counted
 
     def stop(self) -> None:
-        """Shut the scheduler down, and see that it counts as stopped."""
+        """Shut the scheduler down, and check that it is reported as stopped."""
         if self.scheduler.running:
-            self.world.call(self.scheduler.shutdown)
+            self.runtime.call(self.scheduler.shutdown)
             self.until(lambda: not self.scheduler.running, "the shutdown")
         (reason,) = self.rig.telemetry._exported_scheduler.liveness().reasons
         assert reason[0] == "stopped"
         self.rig.telemetry.uninstrument()
 
 
-def success(stage: Stage, cell: Cell) -> None:
-    job = stage.add("success", cell, matrix.KINDS[cell.kind].give_back, "value")
-    assert stage.ends(job, success=1).retval == "value"
-    state = stage.job(job)
+def success(harness: Harness, cell: Cell) -> None:
+    job = harness.add("success", cell, matrix.KINDS[cell.kind].give_back, "value")
+    assert harness.wait_for(job, success=1).retval == "value"
+    state = harness.job(job)
     assert sum(state.durations.counts) == sum(state.delays.counts) == 1
-    assert 0 <= state.last_duration < state.delays.sum  # it was due 0.1 s before
+    assert 0 <= state.last_duration < OVERDUE <= state.delays.sum
     assert state.last_success is not None
     assert state.last_failure is None
 
 
-def error(stage: Stage, cell: Cell) -> None:
-    job = stage.add("error", cell, matrix.KINDS[cell.kind].throw, ValueError("on purpose"))
-    event = stage.ends(job, error=1)
+def error(harness: Harness, cell: Cell) -> None:
+    job = harness.add("error", cell, matrix.KINDS[cell.kind].throw, ValueError("on purpose"))
+    event = harness.wait_for(job, error=1)
     assert repr(event.exception) == "ValueError('on purpose')"
     assert "raise exception" in event.traceback
     assert "apscheduler_telemetry" not in event.traceback
-    state = stage.job(job)
+    state = harness.job(job)
     assert state.exceptions == {"ValueError": 1}
     assert sum(state.durations.counts) == 1
     assert state.consecutive_failures == 1
 
 
-def slow(stage: Stage, cell: Cell) -> None:
+def slow(harness: Harness, cell: Cell) -> None:
     since = time.time()
-    job = stage.hold("slow", cell)
-    stage.wait_for_run(job)
+    job = harness.hold("slow", cell)
+    harness.wait_for_run(job)
     seen = time.perf_counter()
-    stage.until(lambda: stage.job(job).running == 1)
-    assert since <= stage.job(job).running_since <= time.time()
-    assert stage.load(cell) == (1, 0)
-    stage.world.sleep(HELD)
+    harness.until(lambda: harness.job(job).running == 1)
+    assert since <= harness.job(job).running_since <= time.time()
+    assert harness.load(cell) == (1, 0)
+    harness.runtime.sleep(HELD)
     held = time.perf_counter() - seen
-    stage.let_go(job)
-    stage.ends(job, success=1)
-    state = stage.job(job)
+    harness.release(job)
+    harness.wait_for(job, success=1)
+    state = harness.job(job)
     assert held <= state.last_duration <= time.time() - since
     assert state.running == 0
-    assert stage.load(cell) == (0, 0)
+    assert harness.load(cell) == (0, 0)
 
 
-def queued(stage: Stage, cell: Cell) -> None:
-    first, second = stage.hold("first", cell), "second"
-    stage.wait_for_run(first)
-    stage.add(second, cell, matrix.KINDS[cell.kind].give_back, 2)
-    stage.until(lambda: stage.job(second).queued == 1)
+def queued(harness: Harness, cell: Cell) -> None:
+    first, second = harness.hold("first", cell), "second"
+    harness.wait_for_run(first)
+    harness.add(second, cell, matrix.KINDS[cell.kind].give_back, 2)
+    harness.until(lambda: harness.job(second).queued == 1)
     seen = time.perf_counter()
-    stage.until(lambda: stage.load(cell) == (1, 1))
-    if cell.executor != "own":  # which does not say how many it has
+    harness.until(lambda: harness.load(cell) == (1, 1))
+    if cell.executor != "own":  # its number of workers is not known
         expected = float("inf") if cell.executor == "asyncio" else 1
-        assert expected == stage.workers(cell)
-    stage.world.sleep(HELD)
+        assert expected == harness.workers(cell)
+    harness.runtime.sleep(HELD_BEFORE_ANOTHER)
     waited = time.perf_counter() - seen
-    stage.let_go(first)
-    stage.ends(second, success=1)
-    state = stage.job(second)
-    assert state.delays.sum >= waited + 0.1
+    harness.release(first)
+    harness.wait_for(second, success=1)
+    state = harness.job(second)
+    assert state.delays.sum >= waited + OVERDUE
     assert state.last_duration < waited
-    stage.ends(first, success=1)
+    harness.wait_for(first, success=1)
 
 
-def not_queued(stage: Stage, cell: Cell) -> None:
+def not_queued(harness: Harness, cell: Cell) -> None:
     """Each of many runs at a time gets its own worker at once."""
-    many = [stage.hold(f"one of many {number}", cell) for number in range(MANY)]
+    many = [harness.hold(f"one of many {number}", cell) for number in range(MANY)]
     for job in many:
-        stage.wait_for_run(job)
-    stage.until(lambda: stage.load(cell) == (MANY, 0))
-    # Tornado's has threads as well, for functions.
-    assert stage.workers(cell) == (1 if cell.executor == "tornado" else float("inf"))
-    stage.let_go(*many)
+        harness.wait_for_run(job)
+    harness.until(lambda: harness.load(cell) == (MANY, 0))
+    # Tornado's executor also has threads, for functions, and their number is its limit.
+    assert harness.workers(cell) == (1 if cell.executor == "tornado" else float("inf"))
+    harness.release(*many)
     for job in many:
-        stage.ends(job, success=1)
+        harness.wait_for(job, success=1)
 
 
-def not_queued_in_the_loop(stage: Stage, cell: Cell) -> None:
-    """A run that waits for the loop is not handed over, nor queued."""
-    with stage.at_once():
-        first = stage.hold("first", cell)
-        second = stage.add("second", cell, matrix.KINDS[cell.kind].give_back, 2)
-    stage.wait_for_run(first)
-    assert (stage.workers(cell), *stage.load(cell)) == (1, 1, 0)
-    assert (stage.job(second).queued, stage.job(second).due_count) == (0, 0)
-    stage.world.sleep(HELD)
-    stage.let_go(first)
-    stage.ends(second, success=1)
-    assert stage.job(second).delays.sum >= HELD
+def not_queued_in_the_loop(harness: Harness, cell: Cell) -> None:
+    """A run that waits for the loop is neither submitted nor queued."""
+    with harness.in_one_pass():
+        first = harness.hold("first", cell)
+        second = harness.add("second", cell, matrix.KINDS[cell.kind].give_back, 2)
+    harness.wait_for_run(first)
+    assert (harness.workers(cell), *harness.load(cell)) == (1, 1, 0)
+    assert (harness.job(second).queued, harness.job(second).due_count) == (0, 0)
+    harness.runtime.sleep(HELD)
+    harness.release(first)
+    harness.wait_for(second, success=1)
+    assert harness.job(second).delays.sum >= HELD
 
 
-def missed(stage: Stage, cell: Cell) -> None:
+def missed(harness: Harness, cell: Cell) -> None:
     func = matrix.KINDS[cell.kind].give_back
-    job = stage.add("missed", cell, func, 1, next_run_time=ago(60), misfire_grace_time=1)
-    event = stage.ends(job, missed=1)
+    job = harness.add("missed", cell, func, 1, next_run_time=ago(60), misfire_grace_time=1)
+    event = harness.wait_for(job, missed=1)
     assert event.retval is None
-    assert sum(stage.job(job).durations.counts) == 0
+    assert sum(harness.job(job).durations.counts) == 0
 
 
-def skipped(stage: Stage, cell: Cell) -> None:
-    job = stage.hold("skipped", cell)
-    stage.wait_for_run(job)
-    stage.world.call(lambda: stage.scheduler.modify_job(job, next_run_time=ago(0.1)))
-    stage.until(lambda: stage.outcomes(job) == {"skipped": 1})
-    stage.let_go(job)
-    stage.ends(job, success=1, skipped=1)
+def skipped(harness: Harness, cell: Cell) -> None:
+    job = harness.hold("skipped", cell)
+    harness.wait_for_run(job)
+    harness.runtime.call(lambda: harness.scheduler.modify_job(job, next_run_time=ago(OVERDUE)))
+    harness.until(lambda: harness.outcomes(job) == {"skipped": 1})
+    harness.release(job)
+    harness.wait_for(job, success=1, skipped=1)
 
 
-def not_skipped(stage: Stage, cell: Cell) -> None:
-    """A job that takes longer than its interval is late, and never refused."""
+def not_skipped(harness: Harness, cell: Cell) -> None:
+    """A job that takes longer than its interval is late, and never skipped."""
     options = {"hours": 0, "seconds": 0.01, "coalesce": True}
-    job = stage.add("overrun", cell, nap, 0.03, **options)
-    stage.until(lambda: stage.outcomes(job).get("success", 0) >= 3)
-    stage.world.call(lambda: stage.scheduler.remove_job(job))
-    counted = stage.outcomes(job)
-    counted.pop("missed", None)  # the run that was due when the job was removed, if there was one
+    job = harness.add("overrun", cell, nap, 0.03, **options)
+    harness.until(lambda: harness.outcomes(job).get("success", 0) >= 3)
+    harness.runtime.call(lambda: harness.scheduler.remove_job(job))
+    counted = harness.outcomes(job)
+    counted.pop("missed", None)  # if a run was due when the job was removed
     assert set(counted) == {"success", "coalesced"}
 
 
-def coalesced(stage: Stage, cell: Cell) -> None:
+def coalesced(harness: Harness, cell: Cell) -> None:
     options = {"hours": 0, "seconds": 60, "next_run_time": ago(630), "coalesce": True}
-    job = stage.add("coalesced", cell, matrix.KINDS[cell.kind].give_back, 1, **options)
-    stage.ends(job, success=1, coalesced=10)
+    job = harness.add("coalesced", cell, matrix.KINDS[cell.kind].give_back, 1, **options)
+    harness.wait_for(job, success=1, coalesced=10)
 
 
-def lost(stage: Stage, cell: Cell) -> None:
+def lost(harness: Harness, cell: Cell) -> None:
     if cell.executor == "processpool":
-        job = stage.add("lost", cell, result_without_pickle)
-        stage.ends(job, lost=1)
+        job = harness.add("lost", cell, result_without_pickle)
+        harness.wait_for(job, lost=1)
     else:
-        # What APScheduler does not expect to fail: its own log, in the middle of run_job.
+        # Let APScheduler's own logging fail in run_job, which it does not handle.
         logger = logging.getLogger(f"apscheduler.executors.{cell.executor}")
 
         def fault(record: logging.LogRecord) -> bool:
@@ -273,37 +278,40 @@ def lost(stage: Stage, cell: Cell) -> None:
         logger.addFilter(fault)
         try:
             func = matrix.KINDS[cell.kind].give_back
-            job = stage.add("lost", cell, func, 1, name="lost")
-            stage.ends(job, lost=1)
+            job = harness.add("lost", cell, func, 1, name="lost")
+            harness.wait_for(job, lost=1)
         finally:
             logger.removeFilter(fault)
-    assert stage.events(job) == []
-    assert stage.job(job).consecutive_failures == 1
+    assert harness.events(job) == []
+    assert harness.job(job).consecutive_failures == 1
 
 
-def span(stage: Stage, cell: Cell) -> None:
+def span(harness: Harness, cell: Cell) -> None:
     together = cell.executor == "gevent" or cell.kind == "coroutine"
-    a, b = stage.hold("a", cell), "b"
-    stage.wait_for_run(a)
+    a, b = harness.hold("a", cell), "b"
+    harness.wait_for_run(a)
     if not together:
-        stage.let_go(a)
-    stage.hold(b, cell)
-    stage.wait_for_run(b)
-    stage.let_go(a)
-    first = stage.ends(a, success=1)
-    stage.let_go(b)
-    second = stage.ends(b, success=1)
-    assert stage.span_of(a) != stage.span_of(b)
-    assert [stage.span_of(a)] * 2 == first.retval
-    assert [stage.span_of(b)] * 2 == second.retval
+        harness.release(a)
+    harness.hold(b, cell)
+    harness.wait_for_run(b)
+    harness.release(a)
+    first = harness.wait_for(a, success=1)
+    harness.release(b)
+    second = harness.wait_for(b, success=1)
+    assert harness.span_of(a) != harness.span_of(b)
+    assert [harness.span_of(a)] * 2 == first.retval
+    assert [harness.span_of(b)] * 2 == second.retval
 
 
-def identity(stage: Stage, cell: Cell) -> None:
+def identity(harness: Harness, cell: Cell) -> None:
     kind = matrix.KINDS[cell.kind]
     value, exception = matrix.Value(), ValueError("on purpose")
-    works = stage.add("works", cell, kind.give_back, value)
-    fails = stage.add("fails", cell, kind.throw, exception)
-    returned, raised = stage.ends(works, success=1), stage.ends(fails, error=1)
+    works = harness.add("works", cell, kind.give_back, value)
+    fails = harness.add("fails", cell, kind.throw, exception)
+    returned, raised = (
+        harness.wait_for(works, success=1),
+        harness.wait_for(fails, error=1),
+    )
     if cell.executor == "processpool":
         assert returned.retval == value
         assert repr(raised.exception) == repr(exception)
@@ -313,18 +321,18 @@ def identity(stage: Stage, cell: Cell) -> None:
     for event in returned, raised:
         assert type(event) is (OwnEvent if cell.executor == "own" else JobExecutionEvent)
         assert event.jobstore == "default"
-        if cell.executor != "own":  # its events are its own business
+        if cell.executor != "own":  # whose events telemetry does not change
             assert type(event.job_id) is str
-    # Which comes first is APScheduler's to say: a worker may be faster than the loop.
-    assert sorted(stage.rig.codes(works)) == ["executed", "submitted"]
-    assert sorted(stage.rig.codes(fails)) == ["error", "submitted"]
+    # In any order: a worker may be faster than the loop.
+    assert sorted(harness.rig.codes(works)) == ["executed", "submitted"]
+    assert sorted(harness.rig.codes(fails)) == ["error", "submitted"]
 
 
-PLAYS: dict[str, Callable[[Stage, Cell], None]] = {
-    play.__name__: play
-    for play in (success, error, slow, queued, missed, skipped, coalesced, lost, span, identity)
+CHECKS: dict[str, Callable[[Harness, Cell], None]] = {
+    check.__name__: check
+    for check in (success, error, slow, queued, missed, skipped, coalesced, lost, span, identity)
 }
-PROOFS: dict[tuple[str, str], Callable[[Stage, Cell], None]] = {
+IMPOSSIBILITY_CHECKS: dict[tuple[str, str], Callable[[Harness, Cell], None]] = {
     ("queued", "debug"): not_queued_in_the_loop,
     ("queued", "gevent"): not_queued,
     ("queued", "coroutine"): not_queued,
@@ -332,9 +340,9 @@ PROOFS: dict[tuple[str, str], Callable[[Stage, Cell], None]] = {
 }
 
 
-def play_of(cell: Cell) -> Callable[[Stage, Cell], None]:
-    """Return what shows that a behaviour is there, or that it cannot be."""
+def check_of(cell: Cell) -> Callable[[Harness, Cell], None]:
+    """Return the function that checks a behaviour, or that the behaviour is impossible."""
     if cell.impossible is None:
-        return PLAYS[cell.behaviour]
-    by_executor = PROOFS.get((cell.behaviour, cell.executor))
-    return by_executor or PROOFS[cell.behaviour, cell.kind]
+        return CHECKS[cell.behaviour]
+    by_executor = IMPOSSIBILITY_CHECKS.get((cell.behaviour, cell.executor))
+    return by_executor or IMPOSSIBILITY_CHECKS[cell.behaviour, cell.kind]

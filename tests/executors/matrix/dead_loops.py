@@ -1,4 +1,4 @@
-"""The ways in which loops of the matrix die, and what must be reported then."""
+"""Faults that stop the loop of a scheduler, and what must be reported for each."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.core.model import SchedulerErrorKind
-from tests.executors.matrix.schedulers import AsyncIO, Own, Qt, Twisted, World
+from tests.executors.matrix.schedulers import AsyncIO, Own, Qt, Runtime, Twisted
 from tests.helpers.faults import FaultyStore
 from tests.helpers.jobs import PATIENCE, nothing
 from tests.helpers.metrics import job_states, recorder_of
 from tests.helpers.watching import ago, ahead
 
 LATE = 0.3
-"""Seconds after which a loop counts as overdue here."""
+"""Seconds after which a loop is reported as overdue in these tests."""
 
 
-class Patient:
-    """A scheduler on a store that can fail, to be broken, and its health as it is served."""
+class BreakableScheduler:
+    """A scheduler whose job store can fail, and the health that its HTTP server reports."""
 
-    def __init__(self, world: World, *, start: bool = True) -> None:
-        self.world = world
+    def __init__(self, runtime: Runtime, *, start: bool = True) -> None:
+        self.runtime = runtime
         self.store = FaultyStore()
-        self.scheduler = world.scheduler(jobstores={"default": self.store})
+        self.scheduler = runtime.scheduler(jobstores={"default": self.store})
         self.telemetry = instrument(self.scheduler, registry=CollectorRegistry())
         self.server = self.telemetry.start_http_server(0)
         if start:
             self.start()
 
     def start(self) -> None:
-        self.world.start(self.scheduler)
-        self.world.until(
+        self.runtime.start(self.scheduler)
+        self.runtime.until(
             lambda: self.telemetry._exported_scheduler.last_pass_ended_at, "the first pass"
         )
 
     def add_due(self, seconds: float, func: Callable[[], Any] = nothing) -> None:
-        """Add a job that is due in so many seconds."""
-        self.world.call(
+        """Add a job that is due after some seconds."""
+        self.runtime.call(
             lambda: self.scheduler.add_job(
                 func, "interval", hours=1, next_run_time=ahead(seconds), misfire_grace_time=None
             )
@@ -57,144 +57,149 @@ class Patient:
     def reasons(self) -> list[str]:
         return [code for code, _ in self.telemetry._exported_scheduler.liveness().reasons]
 
-    def is_told(self, *reasons: str) -> None:
-        """Check what is served: 200 and up, or 503 and down for these reasons."""
+    def check_served_health(self, *reasons: str) -> None:
+        """Check `/health` and `/metrics`: up and 200, or down and 503 for these reasons."""
         url = f"http://127.0.0.1:{self.server.port}"
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=PATIENCE) as answer:
-                status, health = answer.status, json.load(answer)
+            with urllib.request.urlopen(f"{url}/health", timeout=PATIENCE) as response:
+                status, health = response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
                 status, health = error.code, json.load(error)
-        with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE) as answer:
-            (up,) = re.findall(r"(?m)^apscheduler_scheduler_up\{.*\} (.*)$", answer.read().decode())
+        with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE) as response:
+            page = response.read().decode()
+        (up,) = re.findall(r"(?m)^apscheduler_scheduler_up\{.*\} (.*)$", page)
         codes = [reason["code"] for reason in health["reasons"]]
         assert codes == list(reasons), health["reasons"]
         assert (status, float(up)) == ((503, 0) if reasons else (200, 1))
 
+    def check_overdue_until_wakeup(self) -> None:
+        """Check that the loop is overdue and runs nothing until the scheduler is woken up."""
+        self.runtime.until(lambda: self.reasons() != [], "the loop to be overdue")
+        self.check_served_health("overdue")
+        assert not self.ran()
+        self.runtime.call(self.scheduler.wakeup)
+        self.runtime.until(self.ran, "the run")
+        self.check_recovery()
+
+    def check_recovery(self) -> None:
+        """Wait until the scheduler is reported as healthy."""
+        self.runtime.until(lambda: self.reasons() == [], "recovery")
+        self.check_served_health()
+
     def close(self) -> None:
         if self.scheduler.running:
-            self.world.call(self.scheduler.shutdown)
-            self.world.until(lambda: not self.scheduler.running, "the shutdown")
+            self.runtime.call(self.scheduler.shutdown)
+            self.runtime.until(lambda: not self.scheduler.running, "the shutdown")
         self.telemetry.uninstrument()
 
 
-def failed_pass(world: World) -> None:
-    patient = Patient(world)
-    patient.is_told()
-    patient.store.faults = {"update_job"}
-    patient.add_due(0)
-    world.until(lambda: patient.reasons() != [], "the failure")
-    # A loop of the user's that does not call its own method is known by its end only.
-    patient.is_told("thread_dead" if isinstance(world, Own) else "loop_failed")
-    assert patient.scheduler.running
-    assert recorder_of(patient.telemetry).scheduler_error_counts()[SchedulerErrorKind.JOBSTORE] == 1
-    if isinstance(world, (AsyncIO, Twisted, Qt)):
-        patient.store.faults.clear()
-        world.call(patient.scheduler.wakeup)
-        world.until(lambda: patient.reasons() == [], "recovery")
-        patient.is_told()
-    patient.close()
+def failed_pass(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime)
+    subject.check_served_health()
+    subject.store.faults = {"update_job"}
+    subject.add_due(0)
+    # A user's loop that does not call `self._process_jobs` is known only by the end of its thread.
+    reason = "thread_dead" if isinstance(runtime, Own) else "loop_failed"
+    # On a busy machine, the pass may be reported as overdue before it fails.
+    runtime.until(lambda: subject.reasons() == [reason], "the failure")
+    subject.check_served_health(reason)
+    assert subject.scheduler.running
+    assert recorder_of(subject.telemetry).scheduler_error_counts()[SchedulerErrorKind.JOBSTORE] == 1
+    if isinstance(runtime, (AsyncIO, Twisted, Qt)):
+        subject.store.faults.clear()
+        runtime.call(subject.scheduler.wakeup)
+        subject.check_recovery()
+    subject.close()
 
 
-def lost_timer(world: World) -> None:
-    patient = Patient(world)
+def lost_timer(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime)
     lost: list[bool] = []
 
     def lose() -> None:
-        timer = getattr(patient.scheduler, "_timeout", None) or patient.scheduler._delayedcall
-        if timer is not None and not patient.ran():
-            world.lose_timer(patient.scheduler)
+        timer = getattr(subject.scheduler, "_timeout", None) or subject.scheduler._delayedcall
+        if timer is not None and not subject.ran():
+            runtime.lose_timer(subject.scheduler)
             lost.append(True)
 
-    patient.add_due(2 * LATE)
+    subject.add_due(2 * LATE)
     while not lost:
-        world.in_loop(lose)
-        if patient.ran():  # it was faster, on a busy machine
-            patient.close()
-            patient = Patient(world)
-            patient.add_due(2 * LATE)
-    world.until(lambda: patient.reasons() != [], "the loss")
-    patient.is_told("overdue")
-    assert not patient.ran()
-    world.call(patient.scheduler.wakeup)
-    world.until(patient.ran, "the run")
-    world.until(lambda: patient.reasons() == [], "recovery")
-    patient.is_told()
-    patient.close()
+        runtime.in_loop(lose)
+        if subject.ran():  # on a busy machine, the timer may expire first: try again
+            subject.close()
+            subject = BreakableScheduler(runtime)
+            subject.add_due(2 * LATE)
+    subject.check_overdue_until_wakeup()
+    subject.close()
 
 
-def left_behind(world: World) -> Callable[[], None]:
-    patient = Patient(world)
-    patient.is_told()
+def left_behind(runtime: Runtime) -> Callable[[], None]:
+    subject = BreakableScheduler(runtime)
+    subject.check_served_health()
 
-    def look() -> None:
-        if isinstance(world, Qt):  # which cannot be asked whether it turns
-            patient.scheduler.wakeup()
-            world.until(lambda: patient.reasons() != [], "the end")
-            patient.is_told("overdue")
+    def check_after_loop() -> None:
+        if isinstance(runtime, Qt):  # Qt has no function that says whether its loop runs
+            subject.scheduler.wakeup()
+            runtime.until(lambda: subject.reasons() != [], "the end")
+            subject.check_served_health("overdue")
         else:
-            closed = isinstance(world, AsyncIO)  # by asyncio.run; a reactor only stops
-            patient.is_told("event_loop_closed" if closed else "event_loop_stopped")
-        patient.telemetry.uninstrument()
+            # asyncio.run closes its loop; a reactor only stops.
+            is_closed = isinstance(runtime, AsyncIO)
+            subject.check_served_health("event_loop_closed" if is_closed else "event_loop_stopped")
+        subject.telemetry.uninstrument()
 
-    return look
-
-
-def killed(world: World) -> None:
-    patient = Patient(world)
-    patient.scheduler._greenlet.kill()
-    patient.is_told("thread_dead")
-    assert patient.scheduler.running
-    patient.close()
+    return check_after_loop
 
 
-def killed_early(world: World) -> None:
-    patient = Patient(world, start=False)
-    patient.scheduler.start()
-    patient.scheduler._greenlet.kill()
-    patient.is_told("thread_dead")
-    patient.telemetry.uninstrument()
-    again = instrument(patient.scheduler, registry=CollectorRegistry())
+def killed(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime)
+    subject.scheduler._greenlet.kill()
+    subject.check_served_health("thread_dead")
+    assert subject.scheduler.running
+    subject.close()
+
+
+def killed_early(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime, start=False)
+    subject.scheduler.start()
+    subject.scheduler._greenlet.kill()
+    subject.check_served_health("thread_dead")
+    subject.telemetry.uninstrument()
+    again = instrument(subject.scheduler, registry=CollectorRegistry())
     assert [code for code, _ in again._exported_scheduler.liveness().reasons] == ["thread_dead"]
     again.uninstrument()
-    patient.scheduler.shutdown()
+    subject.scheduler.shutdown()
 
 
-def blocked(world: World) -> None:
-    patient = Patient(world)
+def blocked(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime)
     seen: list[str] = []
 
-    def look() -> None:  # a thread that is one, as the hub does not turn
+    def watch() -> None:  # in a real thread, as no greenlet runs while the hub is blocked
         deadline = time.perf_counter() + PATIENCE
         while not seen and time.perf_counter() < deadline:
-            seen.extend(patient.reasons())
+            seen.extend(subject.reasons())
             time.sleep(0.005)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=watch)
     thread.start()
-    patient.add_due(LATE)
-    patient.add_due(0, thread.join)
-    world.until(lambda: seen, "the block to be seen")
+    subject.add_due(LATE)
+    subject.add_due(0, thread.join)
+    runtime.until(lambda: seen, "the block to be seen")
     assert seen == ["overdue"]
-    world.until(lambda: patient.reasons() == [], "recovery")
-    patient.close()
+    runtime.until(lambda: subject.reasons() == [], "recovery")
+    subject.close()
 
 
-def woken_from_a_thread(world: World) -> None:
-    patient = Patient(world)
-    patient.scheduler.add_job(nothing, next_run_time=ago(0), misfire_grace_time=None)
-    world.until(lambda: patient.reasons() != [], "the loss")
-    patient.is_told("overdue")
-    assert not patient.ran()
-    world.call(patient.scheduler.wakeup)
-    world.until(patient.ran, "the run")
-    world.until(lambda: patient.reasons() == [], "recovery")
-    patient.is_told()
-    patient.close()
+def woken_from_a_thread(runtime: Runtime) -> None:
+    subject = BreakableScheduler(runtime)
+    subject.scheduler.add_job(nothing, next_run_time=ago(0), misfire_grace_time=None)
+    subject.check_overdue_until_wakeup()
+    subject.close()
 
 
-BREAKS: dict[str, Callable[[World], Any]] = {
+FAULT_CHECKS: dict[str, Callable[[Runtime], Any]] = {
     "failed pass": failed_pass,
     "lost timer": lost_timer,
     "left behind": left_behind,

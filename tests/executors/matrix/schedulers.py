@@ -1,13 +1,14 @@
-"""The schedulers of the matrix, each in its own kind of loop."""
+"""The runtimes of the matrix: schedulers and executors in their kinds of loops."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor as Threads
 from typing import Any
 
 from apscheduler.events import JobExecutionEvent
@@ -19,60 +20,72 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from tests.helpers.jobs import PATIENCE
 from tests.helpers.schedulers import spawning_pool
 
+CELL_TIMEOUT = 30.0
+"""Seconds after which a cell fails; short enough for the process to report which cell it is."""
 
-class World:
-    """A scheduler where it is at home, and how to live beside it; by default with threads."""
+
+class Runtime:
+    """
+    What a scheduler needs to run in: an event loop, a reactor, a Qt application, or only threads.
+
+    This class is the runtime of schedulers that have a thread of their own.
+    """
 
     def run(self, main: Callable[[], None]) -> None:
-        """Turn the loop until `main`, which runs beside it, is through."""
+        """Run the loop until `main`, in another thread, has returned."""
         main()
 
     def scheduler(self, **options: Any) -> Any:
-        """Return a scheduler that runs in this world."""
+        """Return a scheduler for this runtime."""
         return BackgroundScheduler(**options)
 
     def executor(self, alias: str) -> Any:
-        """Return an executor with one worker, or without a limit where it knows none."""
+        """Return an executor with one worker, or without a limit if it cannot have one."""
         if alias == "threadpool":
             return ThreadPoolExecutor(1)
-        return spawning_pool() if alias == "processpool" else DebugExecutor()
+        if alias == "processpool":
+            return spawning_pool()
+        return DebugExecutor() if alias == "debug" else self.own_executor()
+
+    def own_executor(self) -> Any:
+        """Return an executor of the kind that only this runtime has."""
+        raise NotImplementedError
 
     def start(self, scheduler: Any) -> None:
         self.call(scheduler.start)
 
-    def call(self, what: Callable[[], Any]) -> Any:
-        """Do something where this world allows it to be done to a scheduler."""
-        return what()
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function in a thread in which this runtime allows a scheduler to be changed."""
+        return function()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
     def lose_timer(self, scheduler: Any) -> None:
-        """Take away what would turn the loop again; to be called in the loop."""
+        """Cancel the timer of the next pass; to be called in the loop."""
         raise NotImplementedError
 
-    def in_loop(self, what: Callable[[], Any]) -> None:
-        """Do something in the thread of the loop, and wait for it."""
+    def in_loop(self, function: Callable[[], Any]) -> None:
+        """Call a function in the thread of the loop, and wait for its end."""
         raise NotImplementedError
 
     def until(self, condition: Callable[[], Any], what: Any = "") -> Any:
         """Wait until `condition` holds, and return what it returned."""
-        deadline = time.perf_counter() + PATIENCE
+        deadline = time.perf_counter() + CELL_TIMEOUT
         while not (met := condition()):
             assert time.perf_counter() < deadline, f"waited too long for {what or condition}"
             self.sleep(0.002)
         return met
 
 
-class Background(World):
-    """The plain one."""
+class Background(Runtime):
+    """A scheduler with a thread."""
 
 
-class Blocking(World):
-    """Its `start` returns when it is shut down."""
+class Blocking(Runtime):
+    """A scheduler whose `start` returns when it is shut down."""
 
     def scheduler(self, **options: Any) -> Any:
         return BlockingScheduler(**options)
@@ -82,7 +95,7 @@ class Blocking(World):
         self.until(lambda: scheduler.running, "the start")
 
 
-class AsyncIO(World):
+class AsyncIO(Runtime):
     """An event loop in the main thread."""
 
     loop: asyncio.AbstractEventLoop
@@ -92,60 +105,74 @@ class AsyncIO(World):
 
     async def _run(self, main: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
-        self.loop.set_exception_handler(lambda *_: None)  # passes that are meant to fail
-        self.started()
-        with concurrent.futures.ThreadPoolExecutor(1) as beside:
-            await self.loop.run_in_executor(beside, main)
-
-    def started(self) -> None:
-        """Note what else belongs to the loop."""
+        self.loop.set_default_executor(Threads(1))
+        self.loop.set_exception_handler(lambda *_: None)  # for passes that tests let fail
+        with Threads(1) as threads:
+            await self.loop.run_in_executor(threads, main)
 
     def scheduler(self, **options: Any) -> Any:
         return AsyncIOScheduler(event_loop=self.loop, **options)
 
-    def executor(self, alias: str) -> Any:
-        if alias == "asyncio":
-            from apscheduler.executors.asyncio import AsyncIOExecutor
+    def own_executor(self) -> Any:
+        from apscheduler.executors.asyncio import AsyncIOExecutor
 
-            return AsyncIOExecutor()
-        return super().executor(alias)
+        return AsyncIOExecutor()
 
     def lose_timer(self, scheduler: Any) -> None:
         scheduler._timeout.cancel()
 
-    def in_loop(self, what: Callable[[], Any]) -> None:
+    def in_loop(self, function: Callable[[], Any]) -> None:
         async def call() -> Any:
-            return what()
+            return function()
 
-        asyncio.run_coroutine_threadsafe(call(), self.loop).result(PATIENCE)
+        asyncio.run_coroutine_threadsafe(call(), self.loop).result(CELL_TIMEOUT)
 
 
 class Tornado(AsyncIO):
-    """Tornado's way to the same event loop."""
+    """Tornado, which wraps the event loop of asyncio."""
 
-    def started(self) -> None:
+    async def _run(self, main: Callable[[], None]) -> None:
         from tornado.ioloop import IOLoop
 
         self.io_loop = IOLoop.current()
+        await super()._run(main)
 
     def scheduler(self, **options: Any) -> Any:
         from apscheduler.schedulers.tornado import TornadoScheduler
 
         return TornadoScheduler(io_loop=self.io_loop, **options)
 
-    def executor(self, alias: str) -> Any:
-        if alias == "tornado":
-            from apscheduler.executors.tornado import TornadoExecutor
+    def own_executor(self) -> Any:
+        from apscheduler.executors.tornado import TornadoExecutor
 
-            return TornadoExecutor(max_workers=1)
-        return super().executor(alias)
+        return TornadoExecutor(max_workers=1)
 
     def lose_timer(self, scheduler: Any) -> None:
         self.io_loop.remove_timeout(scheduler._timeout)
 
 
-class Twisted(World):
+def set_outcome(future: Future[Any], function: Callable[[], Any]) -> None:
+    """Call a function, and give what it returns or raises to a future."""
+    try:
+        future.set_result(function())
+    except BaseException as error:  # noqa: BLE001  # raised again by Future.result
+        future.set_exception(error)
+
+
+def thread_beside_loop(
+    main: Callable[[], None], stop: Callable[[], Any]
+) -> tuple[threading.Thread, Future[None]]:
+    """Return a thread that calls `main` and then stops the loop, and a future for its outcome."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        set_outcome(future, main)
+        stop()
+
+    return threading.Thread(target=run), future
+
+
+class Twisted(Runtime):
     """A reactor in the main thread."""
 
     def run(self, main: Callable[[], None]) -> None:
@@ -153,57 +180,45 @@ class Twisted(World):
 
         self.reactor: Any = reactor
         self.reactor.suggestThreadPoolSize(1)
-        errors: list[BaseException] = []
-
-        def beside() -> None:
-            try:
-                main()
-            except BaseException as error:  # noqa: BLE001  # raised again in the main thread
-                errors.append(error)
-            finally:
-                self.reactor.callFromThread(self.reactor.stop)
-
-        self.reactor.callWhenRunning(threading.Thread(target=beside).start)
+        thread, outcome = thread_beside_loop(
+            main, lambda: self.reactor.callFromThread(self.reactor.stop)
+        )
+        self.reactor.callWhenRunning(thread.start)
         self.reactor.run()
-        if errors:
-            raise errors[0]
+        outcome.result()
 
     def scheduler(self, **options: Any) -> Any:
         from apscheduler.schedulers.twisted import TwistedScheduler
 
         return TwistedScheduler(**options)
 
-    def executor(self, alias: str) -> Any:
-        if alias == "twisted":
-            from apscheduler.executors.twisted import TwistedExecutor
+    def own_executor(self) -> Any:
+        from apscheduler.executors.twisted import TwistedExecutor
 
-            return TwistedExecutor()
-        return super().executor(alias)
+        return TwistedExecutor()
 
     def lose_timer(self, scheduler: Any) -> None:
         for call in self.reactor.getDelayedCalls():
             call.cancel()
 
-    def in_loop(self, what: Callable[[], Any]) -> None:
+    def in_loop(self, function: Callable[[], Any]) -> None:
         from twisted.internet.threads import blockingCallFromThread
 
-        blockingCallFromThread(self.reactor, what)
+        blockingCallFromThread(self.reactor, function)
 
 
-class Gevent(World):
-    """Greenlets in the main thread; threads are threads where nothing is patched."""
+class Gevent(Runtime):
+    """Greenlets in the main thread; other threads are real where nothing is patched."""
 
     def scheduler(self, **options: Any) -> Any:
         from apscheduler.schedulers.gevent import GeventScheduler
 
         return GeventScheduler(**options)
 
-    def executor(self, alias: str) -> Any:
-        if alias == "gevent":
-            from apscheduler.executors.gevent import GeventExecutor
+    def own_executor(self) -> Any:
+        from apscheduler.executors.gevent import GeventExecutor
 
-            return GeventExecutor()
-        return super().executor(alias)
+        return GeventExecutor()
 
     def sleep(self, seconds: float) -> None:
         import gevent
@@ -212,14 +227,14 @@ class Gevent(World):
 
 
 class BackgroundPatched(Gevent):
-    """The plain one, whose thread is a greenlet."""
+    """A BackgroundScheduler whose thread is a greenlet, as gevent has patched threads."""
 
     def scheduler(self, **options: Any) -> Any:
         return BackgroundScheduler(**options)
 
 
-class Qt(World):
-    """A Qt application in the main thread, which must not be asked from another one."""
+class Qt(Runtime):
+    """A Qt application in the main thread; its scheduler must not be used from another thread."""
 
     def run(self, main: Callable[[], None]) -> None:
         from PySide6.QtCore import QCoreApplication, QObject, QTimer, Signal
@@ -229,42 +244,25 @@ class Qt(World):
 
         self.application = QCoreApplication([])
         self._caller = Caller()
-        self._caller.called.connect(lambda what: what())
-        errors: list[BaseException] = []
-
-        def beside() -> None:
-            try:
-                main()
-            except BaseException as error:  # noqa: BLE001  # raised again in the main thread
-                errors.append(error)
-            finally:
-                self.call(self.application.quit)
-
-        QTimer.singleShot(0, lambda: threading.Thread(target=beside).start())
+        self._caller.called.connect(lambda function: function())
+        thread, outcome = thread_beside_loop(main, lambda: self.call(self.application.quit))
+        QTimer.singleShot(0, thread.start)
         self.application.exec()
-        if errors:
-            raise errors[0]
+        outcome.result()
 
     def scheduler(self, **options: Any) -> Any:
         from apscheduler.schedulers.qt import QtScheduler
 
         return QtScheduler(**options)
 
-    def call(self, what: Callable[[], Any]) -> Any:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def call() -> None:
-            try:
-                future.set_result(what())
-            except BaseException as error:  # noqa: BLE001  # raised again where it was asked for
-                future.set_exception(error)
-
-        self._caller.called.emit(call)
-        return future.result(PATIENCE)
+    def call(self, function: Callable[[], Any]) -> Any:
+        future: Future[Any] = Future()
+        self._caller.called.emit(lambda: set_outcome(future, function))
+        return future.result(CELL_TIMEOUT)
 
 
 class OwnScheduler(BackgroundScheduler):
-    """A scheduler of the user's that overrides all that makes up a loop."""
+    """A user's scheduler that overrides every part of the loop."""
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         self._ticks: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -291,7 +289,7 @@ class OwnScheduler(BackgroundScheduler):
             wait = self._tick()
 
     def _tick(self) -> float | None:
-        # Not by way of self._process_jobs(), which nobody calls here.
+        # This loop never calls self._process_jobs().
         seconds: float | None = super()._process_jobs()
         return seconds
 
@@ -300,7 +298,7 @@ class OwnScheduler(BackgroundScheduler):
 
 
 class OwnExecutor(BaseExecutor):
-    """An executor of the user's: a queue, a thread, and events that are its own."""
+    """A user's executor: a queue, a thread, and events of a class of its own."""
 
     def start(self, scheduler: Any, alias: str) -> None:
         super().start(scheduler, alias)
@@ -314,8 +312,8 @@ class OwnExecutor(BaseExecutor):
         self._queue.put((job, run_times))
 
     def _work(self) -> None:
-        while (taken := self._queue.get()) is not None:
-            job, run_times = taken
+        while (submitted := self._queue.get()) is not None:
+            job, run_times = submitted
             try:
                 events = run_job(job, job._jobstore_alias, run_times, self._logger.name)
             except BaseException as error:  # noqa: BLE001  # as APScheduler's executors do
@@ -325,7 +323,7 @@ class OwnExecutor(BaseExecutor):
 
 
 class OwnEvent:
-    """An event that is like APScheduler's, and no more than that."""
+    """An event with the attributes of APScheduler's, but of another class."""
 
     __slots__ = ("_event",)
 
@@ -336,17 +334,17 @@ class OwnEvent:
         return getattr(self._event, name)
 
 
-class Own(World):
-    """What users build."""
+class Own(Runtime):
+    """A scheduler and an executor as a user may write them."""
 
     def scheduler(self, **options: Any) -> Any:
         return OwnScheduler(**options)
 
-    def executor(self, alias: str) -> Any:
-        return OwnExecutor() if alias == "own" else super().executor(alias)
+    def own_executor(self) -> Any:
+        return OwnExecutor()
 
 
-WORLDS: dict[str, type[World]] = {
+RUNTIMES: dict[str, type[Runtime]] = {
     "background": Background,
     "blocking": Blocking,
     "asyncio": AsyncIO,

@@ -1,8 +1,8 @@
 """
-The matrix: which schedulers, executors and kinds of jobs there are, and what each must do.
+The matrix: which schedulers, executors and kinds of jobs there are, and how each must behave.
 
-`play` plays it, a process for each scheduler, and `test_matrix` asks. Children of process
-pools import this module, so it stays light.
+`runner` runs it, in one process for each runtime, and `test_matrix` checks the results. Children of
+process pools import this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, NoReturn
 from tests.helpers import jobs
 
 
-class World(NamedTuple):
+class RuntimeSpec(NamedTuple):
     """
-    A scheduler where it is at home.
+    A scheduler in the runtime that it is made for.
 
     Attributes:
-        libraries: what it needs.
+        libraries: the libraries that it needs.
         rows: its executors, each with the kind of callable that it runs.
-        faults: ways in which its loop can die, of `FAULTS`.
+        faults: the faults of its loop that are tested, of `FAULTS`.
     """
 
     libraries: Sequence[str]
@@ -34,41 +34,43 @@ class World(NamedTuple):
 POOLS = (("threadpool", "function"), ("processpool", "function"), ("debug", "function"))
 """Executors that any scheduler can have."""
 
-WORLDS: Mapping[str, World] = {
-    "background": World((), POOLS, ("failed pass",)),
-    "blocking": World((), POOLS, ("failed pass",)),
-    "asyncio": World(
+RUNTIMES: Mapping[str, RuntimeSpec] = {
+    "background": RuntimeSpec((), POOLS, ("failed pass",)),
+    "blocking": RuntimeSpec((), POOLS, ("failed pass",)),
+    "asyncio": RuntimeSpec(
         (),
         (("asyncio", "function"), ("asyncio", "coroutine"), *POOLS),
         ("failed pass", "lost timer", "left behind"),
     ),
-    "tornado": World(
+    "tornado": RuntimeSpec(
         ("tornado",),
         (("tornado", "function"), ("tornado", "coroutine"), *POOLS),
         ("failed pass", "lost timer", "left behind"),
     ),
-    "twisted": World(
+    "twisted": RuntimeSpec(
         ("twisted",),
         (("twisted", "function"), *POOLS),
         ("failed pass", "lost timer", "left behind"),
     ),
-    "gevent": World(
+    "gevent": RuntimeSpec(
         ("gevent",),
         (("gevent", "greenlet"), *POOLS[:2], ("debug", "greenlet")),
         ("failed pass", "killed", "killed early", "blocked"),
     ),
-    "gevent patched": World(
+    "gevent patched": RuntimeSpec(
         ("gevent",),
         (("gevent", "function"), *POOLS),
         ("failed pass", "killed", "killed early"),
     ),
-    "background patched": World(("gevent",), (("gevent", "function"), *POOLS), ("failed pass",)),
-    "qt": World(("PySide6",), POOLS, ("failed pass", "woken from a thread", "left behind")),
-    "own": World((), (("own", "function"), *POOLS), ("failed pass",)),
+    "background patched": RuntimeSpec(
+        ("gevent",), (("gevent", "function"), *POOLS), ("failed pass",)
+    ),
+    "qt": RuntimeSpec(("PySide6",), POOLS, ("failed pass", "woken from a thread", "left behind")),
+    "own": RuntimeSpec((), (("own", "function"), *POOLS), ("failed pass",)),
 }
 """
-By name. In the patched ones, gevent has made all threads greenlets. The own one is a scheduler of
-the user's that does everything in its own way, with an executor that does, too.
+The runtimes by name. In those that are "patched", gevent has replaced all threads by greenlets.
+"own" has a scheduler and an executor as a user may write them, which override everything.
 """
 
 FAULTS = {
@@ -76,11 +78,12 @@ FAULTS = {
     "lost timer": "A loop whose timer was lost is reported when the next pass is overdue.",
     "left behind": "A scheduler that was left running by a loop that has ended is reported.",
     "killed": "A greenlet that was killed is reported.",
-    "killed early": "So is one that was killed before it was instrumented, or before it turned.",
-    "blocked": "A hub that a greenlet does not let go is reported, and recovers.",
+    "killed early": "A greenlet that was killed before its first pass, or before it was "
+    "instrumented, is reported.",
+    "blocked": "A gevent hub that is blocked by a greenlet is reported, and recovers.",
     "woken from a thread": "A wakeup that Qt loses, as it came from another thread, is reported.",
 }
-"""Ways in which a loop can die."""
+"""Faults that stop the loop of a scheduler."""
 
 BEHAVIOURS = {
     "success": "A run that returns counts as a success, once, with its duration.",
@@ -88,11 +91,11 @@ BEHAVIOURS = {
     "slow": "A run is seen while it runs, and takes as long as its callable did.",
     "queued": "A run that waits for a worker is queued, and its wait is delay, not duration.",
     "missed": "A run that comes too late counts as missed.",
-    "skipped": "A run that is due while the one before goes on counts as skipped.",
-    "coalesced": "Runs that are folded into one count as coalesced, all but that one.",
-    "lost": "A run whose result never comes counts as lost.",
-    "span": "Its span is current in a run, to the end, whatever else runs meanwhile.",
-    "identity": "Listeners get the very objects that the job returned and raised, and plain ids.",
+    "skipped": "A run that is due while the previous one still runs counts as skipped.",
+    "coalesced": "Of runs that are coalesced, all but the one that runs count as coalesced.",
+    "lost": "A run whose result never arrives counts as lost.",
+    "span": "The span of a run is the current span until its end, also while other runs go on.",
+    "identity": "Listeners get the same objects that the job returned and raised, and plain ids.",
 }
 
 IMPOSSIBLE: Mapping[tuple[str, str], str] = {
@@ -102,42 +105,42 @@ IMPOSSIBLE: Mapping[tuple[str, str], str] = {
     ("skipped", "debug"): "the loop waits for the run, so no two runs overlap",
 }
 """
-What cannot be, by behaviour and executor or kind of callable, and why.
+Behaviours that are impossible, by behaviour and executor or kind of callable, and why.
 
-The cell is played all the same, and shows just that.
+Such a cell is run as well, and checks that the behaviour is impossible.
 """
 
 
 class Cell(NamedTuple):
     """One behaviour of one kind of callable on one executor of one scheduler."""
 
-    world: str
+    runtime: str
     executor: str
     kind: str
     behaviour: str
 
     @property
     def impossible(self) -> str | None:
-        """Why this cannot be, None where it can."""
+        """Why this cell is impossible; None if it is possible."""
         by_executor = IMPOSSIBLE.get((self.behaviour, self.executor))
         return by_executor or IMPOSSIBLE.get((self.behaviour, self.kind))
 
     def __str__(self) -> str:
-        return f"{self.world}, {self.executor}, {self.kind}: {self.behaviour}"
+        return f"{self.runtime}, {self.executor}, {self.kind}: {self.behaviour}"
 
 
 CELLS = [
-    Cell(world, executor, kind, behaviour)
-    for world, (_, rows, _) in WORLDS.items()
+    Cell(runtime, executor, kind, behaviour)
+    for runtime, (_, rows, _) in RUNTIMES.items()
     for executor, kind in rows
     for behaviour in BEHAVIOURS
 ]
-BROKEN = [(world, fault) for world, (_, _, faults) in WORLDS.items() for fault in faults]
+BROKEN = [(runtime, fault) for runtime, (_, _, faults) in RUNTIMES.items() for fault in faults]
 
 
-def missing(world: str) -> list[str]:
-    """Return the libraries that a world needs and that are not installed."""
-    needed = ("opentelemetry.sdk", *WORLDS[world].libraries)
+def missing(runtime: str) -> list[str]:
+    """Return the libraries of a runtime that are not installed."""
+    needed = ("opentelemetry.sdk", *RUNTIMES[runtime].libraries)
     return [name for name in needed if not _is_there(name)]
 
 
@@ -148,7 +151,7 @@ def _is_there(name: str) -> bool:
         return False
 
 
-# The jobs: what an in-process function, a coroutine function and a greenlet have to do
+# The jobs, as functions, coroutine functions and functions for greenlets
 
 
 def current_span() -> tuple[str, str]:
@@ -160,7 +163,7 @@ def current_span() -> tuple[str, str]:
 
 
 def hold(directory: str, name: str) -> list[tuple[str, str]]:
-    """Run until `name` is let go; return which spans were current in the beginning and the end."""
+    """Run until `name` is released; return the current spans at the beginning and the end."""
     before = current_span()
     jobs.hold(directory, name)
     return [before, current_span()]
@@ -183,7 +186,7 @@ def hold_greenlet(directory: str, name: str) -> list[tuple[str, str]]:
 
 
 def waits(directory: str, name: str) -> Iterator[float]:
-    """Say in `directory` that the job runs, and yield for how long to sleep until it is let go."""
+    """Announce in `directory` that the job runs; yield seconds to sleep until it is released."""
     jobs.announce(directory, f"{name}.in")
     while not Path(directory, f"{name}.out").exists():
         yield 0.005
@@ -202,7 +205,7 @@ def raise_function(exception: BaseException) -> NoReturn:
 
 
 class Value:
-    """What a job returns; equal to a copy of itself."""
+    """A result of a job that is equal to its copies."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Value)
@@ -211,7 +214,7 @@ class Value:
 
 
 class Kind(NamedTuple):
-    """The jobs as one kind of callable."""
+    """The jobs of the matrix, as one kind of callable."""
 
     give_back: Any = jobs.give_back
     throw: Any = raise_function
@@ -229,8 +232,8 @@ def table() -> Iterator[str]:
     """Yield the lines of the table in the manual: a row for each executor of each scheduler."""
     yield f"| scheduler | executor | jobs | {' | '.join(BEHAVIOURS)} |"
     yield "|---" * (3 + len(BEHAVIOURS)) + "|"
-    for world, (_, rows, _) in WORLDS.items():
+    for runtime, (_, rows, _) in RUNTIMES.items():
         for executor, kind in rows:
-            cells = (Cell(world, executor, kind, behaviour) for behaviour in BEHAVIOURS)
+            cells = (Cell(runtime, executor, kind, behaviour) for behaviour in BEHAVIOURS)
             marks = " | ".join("–" if cell.impossible else "✓" for cell in cells)
-            yield f"| {world} | {executor} | {kind}s | {marks} |"
+            yield f"| {runtime} | {executor} | {kind}s | {marks} |"
