@@ -27,7 +27,7 @@ class TestAlertInfo:
             assert sample(rig.telemetry, "apscheduler_job_alert_info", job_id="job", **labels) == 1
 
     def test_job_without_owner_and_severity_has_no_series(self) -> None:
-        """A job of which the application says nothing has no such series."""
+        """A job without an owner and a severity has no such series."""
         with hand_driven_rig() as rig:
             rig.add(nothing, "interval", hours=1)
             with pytest.raises(AssertionError, match="no sample"):

@@ -85,14 +85,14 @@ class TestAlertPolicy:
         assert policy.owner(JOB) == "billing"
 
     def test_callable_is_called_for_each_job(self) -> None:
-        """A callable is called for each job, and None stands for the default."""
+        """A callable is called for each job; if it returns None, the default applies."""
         owners = {"job": "billing"}
         policy = AlertPolicy(ErrorReporter(), owner=lambda job: owners.get(job.id))
         assert policy.owner(JOB) == "billing"
         assert policy.owner(SimpleNamespace(id="other")) == ""
 
     def test_owner_that_utf8_cannot_encode_is_escaped(self) -> None:
-        """What UTF-8 cannot encode is escaped, as in every label."""
+        """Characters that UTF-8 cannot encode are escaped, as in every label."""
         assert AlertPolicy(ErrorReporter(), owner=lambda _: "\ud800").owner(JOB) == "\\ud800"
 
     @pytest.mark.parametrize("option", ["grace", "max_duration", "severity", "owner"])
@@ -100,7 +100,7 @@ class TestAlertPolicy:
     def test_callable_that_fails_is_counted_and_ignored(
         self, option: str, callback: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that raises, or returns an invalid value, is counted, logged once, and ignored."""
+        """A callable that raises or returns an invalid value is counted, logged and ignored."""
         errors = ErrorReporter()
         policy = AlertPolicy(errors, **{option: callback})
         default = getattr(AlertPolicy(ErrorReporter()), option)(JOB)

@@ -17,7 +17,7 @@ class TestRoutes:
     """Where amtool says that alerts go."""
 
     def test_tests_know_all_alerts_and_severities_of_the_rules(self) -> None:
-        """What is tested here are all alerts there are, at the severity that the rules give."""
+        """The alerts and severities in this file are exactly those of the rules."""
         given: dict[str, set[str]] = {}
         for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"]:
             for rule in group["rules"]:
@@ -34,28 +34,28 @@ class TestRoutes:
 
     @pytest.mark.parametrize(("name", "severity"), {**JOBS, **SCHEDULERS}.items())
     def test_alert_goes_where_its_severity_is_routed(self, name: str, severity: str) -> None:
-        """An alert goes where its severity belongs."""
+        """An alert goes to the receivers of its severity."""
         labels = {"job": "billing", "scheduler": "default", "severity": severity}
         assert heard(alertname=name, **labels) == HEARD[severity]
 
     @pytest.mark.parametrize("severity", HEARD)
     @pytest.mark.parametrize("name", ["APSchedulerMissedRun", "APSchedulerRunsCoalesced"])
     def test_severity_of_the_job_decides_the_route(self, name: str, severity: str) -> None:
-        """The severity that the application gave its job decides, and not the alert's name."""
+        """The severity that the application sets for a job overrides that of the rule."""
         assert heard(alertname=name, job_id="nightly", severity=severity) == HEARD[severity]
 
     @pytest.mark.parametrize(("name", "severity"), JOBS.items())
     def test_owner_gets_the_alert_besides_the_usual_receivers(
         self, name: str, severity: str
     ) -> None:
-        """The owner hears of it besides; the digest is kept free of that."""
+        """The owner's receiver gets the alert too, except for alerts of the digest."""
         also = set() if severity == "info" else {"slack #payments"}
         labels = {"job_id": "nightly", "severity": severity}
         assert heard(alertname=name, owner="payments", **labels) == HEARD[severity] | also
         assert heard(alertname=name, owner="nobody", **labels) == HEARD[severity]
 
     def test_watchdog_goes_to_its_own_receiver_only(self) -> None:
-        """The Watchdog goes to the switch and to nobody else, even if somebody relabels it."""
+        """The Watchdog goes only to its own receiver, even if its labels are changed."""
         assert heard(alertname="APSchedulerWatchdog", severity="none") == {"webhook"}
         assert heard(alertname="APSchedulerWatchdog", severity="critical", owner="payments") == {
             "webhook"
@@ -63,5 +63,5 @@ class TestRoutes:
 
     @pytest.mark.parametrize("labels", [{}, {"severity": "urgent"}], ids=["none", "made-up"])
     def test_alert_of_unknown_severity_is_not_lost(self, labels: dict[str, str]) -> None:
-        """What has no severity, or one that somebody made up, is not lost."""
+        """An alert without a severity, or with an unknown one, still reaches a receiver."""
         assert heard(alertname="APSchedulerMissedRun", **labels) == {"slack #alerts"}

@@ -125,7 +125,7 @@ class TestPromtool:
     """What Prometheus' own tool says."""
 
     def test_rules_are_valid(self, promtool: str) -> None:
-        """The rules load, and none is there twice."""
+        """The rules load, and no rule exists twice."""
         checked = subprocess.run(
             [promtool, "check", "rules", "--lint=all", "--lint-fatal", RULES],
             capture_output=True,
@@ -137,7 +137,7 @@ class TestPromtool:
     @pytest.mark.slow
     @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
     def test_all_cases_of_a_file_pass(self, promtool: str, path: Path) -> None:
-        """All cases of a file come out as they say."""
+        """All cases of a file pass in promtool."""
         ran = subprocess.run(
             [promtool, "test", "rules", path.name],
             cwd=path.parent,
@@ -152,19 +152,19 @@ class TestCases:
     """Whether the cases are all that they should be."""
 
     def test_there_are_cases(self) -> None:
-        """The tests that follow look at something."""
+        """The tests below find cases to check."""
         assert TESTS
         assert len(NAMES) > 20
 
     @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
     def test_each_file_evaluates_the_groups_in_the_order_of_the_rules(self, path: Path) -> None:
-        """Each file evaluates the groups as the rules have them: else promtool shuffles them."""
+        """Each file lists the rule groups in order; promtool shuffles them otherwise."""
         document = load(path)
         assert document["rule_files"] == ["../apscheduler.rules.yml"]
         assert document["group_eval_order"] == [group["name"] for group in GROUPS]
 
     def test_each_case_has_a_name_of_its_own(self) -> None:
-        """Each case has a name of its own, so that a failure says which it is."""
+        """Each case has a unique name, so that a failure identifies it."""
         names = [test.get("name") for path in TESTS for test in load(path)["tests"]]
         assert all(names)
         assert len(set(names)) == len(names)
@@ -187,7 +187,7 @@ class TestCases:
         assert any(case["alertname"] == name and not case["exp_alerts"] for case in CASES)
 
     def test_no_case_is_about_an_unknown_alert(self) -> None:
-        """No case is about an alert that there is not, which would be silent for ever."""
+        """Each case names an alert that exists; an unknown alert would always stay silent."""
         assert {case["alertname"] for case in CASES} <= set(NAMES)
         mentioned = {
             name
@@ -197,7 +197,7 @@ class TestCases:
         assert mentioned <= set(NAMES)
 
     def test_no_case_uses_an_unknown_metric(self) -> None:
-        """No case is fed with a metric that the exposition does not have."""
+        """The input of each case has only metrics of the exposition."""
         fed = {
             series["series"].split("{")[0]
             for path in TESTS
@@ -225,7 +225,7 @@ class TestRules:
     def test_each_alert_has_severity_summary_description_and_runbook(
         self, rule: dict[str, Any]
     ) -> None:
-        """Each alert has a severity, a fixed summary, a description, and a page to go to."""
+        """Each alert has a severity, a fixed summary, a description and a runbook link."""
         assert rule["labels"]["severity"]
         annotations = rule["annotations"]
         assert re.fullmatch(r"[A-Z][^{}]*\.", annotations["summary"])
@@ -234,7 +234,7 @@ class TestRules:
 
     @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
     def test_descriptions_name_the_subject_and_the_first_step(self, rule: dict[str, Any]) -> None:
-        """A description names application, scheduler and job, and says what to do first."""
+        """A description names application, scheduler and job, and the first step to take."""
         description = rule["annotations"]["description"]
         if rule["alert"] != "APSchedulerWatchdog":
             assert "{{ $labels.job }}" in description
@@ -247,7 +247,7 @@ class TestRules:
     def test_annotations_have_the_last_success_and_the_last_process(
         self, rule: dict[str, Any]
     ) -> None:
-        """All alerts but the Watchdog have `last_seen`, those on jobs `last_success` as well."""
+        """All alerts but the Watchdog have `last_seen`; alerts about jobs have `last_success`."""
         annotations = rule["annotations"]
         same = ALERTS[0]["annotations"]
         if rule["alert"] == "APSchedulerWatchdog":
@@ -261,7 +261,7 @@ class TestRules:
             assert "last_success" not in annotations
 
     def test_times_have_one_layout(self) -> None:
-        """Annotations and messages write every time in one layout, which names the time zone."""
+        """All times in annotations and messages have the same format, with the time zone."""
         annotations = [text for rule in ALERTS for text in rule["annotations"].values()]
         for text in (*annotations, TEMPLATES.read_text("utf-8")):
             assert "humanizeTimestamp" not in text
@@ -270,7 +270,7 @@ class TestRules:
 
     @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
     def test_severities_are_those_of_the_routes(self, rule: dict[str, Any]) -> None:
-        """A severity is one that the routes know; or the application's, or else one of these."""
+        """A rule's severity is one that a route matches, or the job's with such a default."""
         severity = rule["labels"]["severity"]
         own = re.fullmatch(
             r"\{\{ with \$labels\.severity \}\}\{\{ \. \}\}\{\{ else \}\}(\w+)\{\{ end \}\}",
@@ -282,20 +282,20 @@ class TestRules:
 
     @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
     def test_functions_exist_in_prometheus_2_42_and_3(self, rule: dict[str, Any]) -> None:
-        """Every function exists in Prometheus 2.42, and still does in version 3."""
+        """Every function exists in Prometheus 2.42 and in version 3."""
         for expression in expressions(rule):
             called = set(re.findall(r"\b([a-z_][a-z0-9_]*)\s*\(", bare(expression)))
             assert called - AGGREGATIONS - MODIFIERS <= FUNCTIONS - REMOVED
 
     @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
     def test_metrics_are_exposed_or_recorded(self, rule: dict[str, Any]) -> None:
-        """Every metric is one of the exposition, or recorded by a rule."""
+        """Every metric is in the exposition, or recorded by a rule."""
         known = exposed() | {recorded["record"] for recorded in RECORDED}
         for expression in expressions(rule):
             assert metrics_in(expression) <= known
 
     def test_recorded_series_are_used(self) -> None:
-        """No rule records what no other rule asks for."""
+        """Each recorded series is used by another rule."""
         used = {
             metric
             for rule in RECORDED + ALERTS
@@ -310,16 +310,16 @@ class TestRunbook:
     """Whether it says what to do about every alert."""
 
     def test_there_is_a_section_for_each_alert_and_no_other(self) -> None:
-        """There is a page for each alert, and none for another."""
+        """The runbook has one section for each alert, and no other sections."""
         assert sorted(runbook()) == NAMES
 
     @pytest.mark.parametrize("name", NAMES)
     def test_each_alert_has_meaning_impact_diagnosis_and_mitigation(self, name: str) -> None:
-        """A page says what the alert means, what it costs, how to find out, and what to do."""
+        """Each section has the parts meaning, impact, diagnosis and mitigation."""
         assert runbook().get(name) == SECTIONS
 
     def test_queries_ask_for_metrics_that_exist(self) -> None:
-        """Its queries ask for metrics that there are."""
+        """The queries in the runbook use metrics that exist."""
         known = exposed() | {rule["record"] for rule in RECORDED}
         queries = re.findall(r"```promql\n(.*?)```", RUNBOOK.read_text("utf-8"), re.DOTALL)
         assert queries

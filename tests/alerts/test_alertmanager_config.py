@@ -30,14 +30,14 @@ class TestFile:
     """The file as it is shipped."""
 
     def test_amtool_accepts_the_configuration(self) -> None:
-        """Amtool takes it where it lies, with its templates, and without the files of secrets."""
+        """The file and its templates pass amtool, also if the files of secrets are missing."""
         printed = amtool("check-config", "alertmanager.yml")
         assert "SUCCESS" in printed
         assert "1 templates" in printed
         assert "FAILED" not in printed
 
     def test_starts_without_secrets(self, tmp_path: Path) -> None:
-        """A secret that is missing keeps nothing from starting, and is told where it is needed."""
+        """Alertmanager starts without a secret, and logs an error when the secret is needed."""
         config = json.loads(json.dumps(shipped()).replace(SECRETS, str(tmp_path / "none")))
         hasten(config)
         binary = required_program("prometheus-alertmanager")
@@ -62,7 +62,7 @@ class TestFile:
         ]
 
     def test_every_receiver_but_the_watchdog_sends_resolved_alerts(self) -> None:
-        """Every receiver says when it is over, but the switch, which would take it for a ping."""
+        """All receivers send resolved alerts; the Watchdog's would take one for a ping."""
         told = {
             (receiver["name"], one["send_resolved"])
             for receiver in shipped()["receivers"]
@@ -74,7 +74,7 @@ class TestFile:
         assert told == {(name, name != "watchdog") for name in names}
 
     def test_all_slack_channels_get_the_same_message(self) -> None:
-        """All channels get the same message."""
+        """All Slack channels get the same message."""
         messages = [
             {key: value for key, value in one.items() if key != "channel"}
             for receiver in shipped()["receivers"]
@@ -84,7 +84,7 @@ class TestFile:
         assert messages == messages[:1] * 3
 
     def test_alerts_are_grouped_by_scheduler_and_emails_by_application(self) -> None:
-        """An application's scheduler is a group; an application is an e-mail."""
+        """Alerts are grouped by application and scheduler; e-mails by application."""
         grouping = {
             route["receiver"]: route["group_by"]
             for route in routes(shipped())
@@ -97,19 +97,19 @@ class TestFile:
         }
 
     def test_digest_waits_less_than_events_last(self) -> None:
-        """A group that is over before its first message gets none, and events last ten minutes."""
+        """The digest's `group_wait` is shorter than the ten minutes for which event alerts fire."""
         [digest] = (route for route in routes(shipped()) if route["receiver"] == "digest")
         assert seconds(digest["group_wait"]) < 600
         assert seconds(digest["group_interval"]) >= 3600
 
     def test_watchdog_pings_every_five_minutes(self) -> None:
-        """The ping of five minutes is not put off to the next look, and by a minute at most."""
+        """The Watchdog is sent every five minutes, and is delayed by a minute at most."""
         [watchdog] = (route for route in routes(shipped()) if route["receiver"] == "watchdog")
         assert seconds(watchdog["repeat_interval"]) == 300
         assert seconds(watchdog["group_interval"]) <= 60
 
     def test_maintenance_window_mutes_all_but_watchdog_and_digest(self) -> None:
-        """The window mutes all but the switch and the digest, and is over until it is moved."""
+        """The window mutes all routes but Watchdog and digest; as shipped, it is in the past."""
         config = shipped()
         muted = {route["receiver"] for route in routes(config) if "mute_time_intervals" in route}
         assert muted == {"critical", "payments", "slack"}

@@ -49,19 +49,19 @@ class TestExpressions:
         ],
     )
     def test_times_in_expressions_are_divided_and_nothing_else(self, slow: str, fast: str) -> None:
-        """Ranges, steps, offsets and whole numbers of seconds are divided, and nothing else is."""
+        """Ranges, steps, offsets and numbers of seconds are divided, and nothing else."""
         assert speed.faster_expression(slow, 30) == fast
 
     @pytest.mark.parametrize("expression", ["a > 60.5", "a > 1e3", "a > 5m", "a > 0x60", "a ? b"])
     def test_unreadable_expression_is_an_error(self, expression: str) -> None:
-        """A number that may be a time, and what is no PromQL of ours."""
+        """An expression with a number that may or may not be a time is rejected."""
         with pytest.raises(speed.SpeedError, match=r"^Some"):
             speed.faster_expression(expression, 30, "Some")
 
 
 class TestRules:
     def test_durations_of_groups_and_rules_are_divided(self) -> None:
-        """Of groups and of rules; evaluation every second is as fast as it gets."""
+        """Durations of groups and rules are divided; the shortest interval is a second."""
         document = yaml.safe_load(rules_with(alert="A", **{"for": "1m", "keep_firing_for": "1h"}))
         document["groups"][0] |= {"interval": "15s", "query_offset": "2m"}
 
@@ -71,7 +71,7 @@ class TestRules:
         assert (group["rules"][0]["for"], group["rules"][0]["keep_firing_for"]) == ("2s", "120s")
 
     def test_fractions_of_seconds_are_written_as_milliseconds(self) -> None:
-        """Prometheus takes no 1.5s."""
+        """Fractions are written in milliseconds, because Prometheus does not accept 1.5s."""
         fast = speed.faster_rules(rules_with(alert="A", **{"for": "45s"}), 30)
 
         assert rule_of(fast)["for"] == "1500ms"
@@ -92,7 +92,7 @@ class TestRules:
             speed.faster_rules(rules_with(**rule), 30)
 
     def test_our_rules_at_factor_one_stay_the_same(self) -> None:
-        """But for how durations are written."""
+        """With factor 1, only the notation of durations changes."""
 
         def normal(text: str) -> Any:
             words = re.sub(
@@ -105,7 +105,7 @@ class TestRules:
         assert normal(speed.faster_rules(slow, 1)) == normal(slow)
 
     def test_our_rules_can_be_made_faster(self) -> None:
-        """Every `for` of an hour of production takes two minutes."""
+        """With factor 30, a `for` of one hour becomes two minutes."""
         slow = yaml.safe_load(RULES.read_text())["groups"]
         fast = yaml.safe_load(speed.faster_rules(RULES.read_text(), 30))["groups"]
 
@@ -121,7 +121,7 @@ class TestRules:
 
 class TestRoutes:
     def test_waits_are_divided_and_the_calendar_is_gone(self) -> None:
-        """At all depths; receivers and inhibitions stay as they are."""
+        """Waits of all routes are divided; receivers and inhibitions stay the same."""
         slow = {
             "route": {
                 "receiver": "r",
@@ -164,7 +164,7 @@ class TestRoutes:
             speed.faster_routes(yaml.safe_dump(document), 30)
 
     def test_our_routes_can_be_made_faster(self) -> None:
-        """With the one group_interval that decides how soon a repair is told."""
+        """The shipped routes, with their one `group_interval`, can be made faster."""
         slow = yaml.safe_load(ROUTES.read_text())["route"]
         fast = yaml.safe_load(speed.faster_routes(ROUTES.read_text(), 30))["route"]
 
@@ -174,7 +174,7 @@ class TestRoutes:
 class TestCommand:
     @pytest.mark.parametrize("file", [RULES, ROUTES], ids=lambda file: str(file.name))
     def test_command_prints_the_faster_file(self, file: Path) -> None:
-        """Whichever of both it is."""
+        """The command prints the faster version of a file of rules or of routes."""
         command = [sys.executable, speed.__file__, "30", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
 
@@ -182,7 +182,7 @@ class TestCommand:
         assert done.stdout == make(file.read_text(), 30)
 
     def test_command_says_in_one_line_what_it_cannot_read(self, tmp_path: Path) -> None:
-        """In one line, with status 1."""
+        """If a file cannot be read, the command prints one line and exits with status 1."""
         file = tmp_path / "rules.yml"
         file.write_text(rules_with(alert="A", expr="a > 1e9"))
         command = [sys.executable, speed.__file__, "30", str(file)]

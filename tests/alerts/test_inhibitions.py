@@ -110,7 +110,7 @@ class TestInhibition:
     """A cause silences its symptoms."""
 
     def test_tests_know_all_inhibitions_of_the_file(self) -> None:
-        """The causes and symptoms tested here are all that the file has."""
+        """The inhibitions in this file are exactly those of the configuration."""
         pairs = {
             pair
             for rule in shipped()["inhibit_rules"]
@@ -127,7 +127,7 @@ class TestInhibition:
     def test_symptom_is_not_sent_while_its_cause_fires(
         self, hooks: tuple[Alertmanager, Receiver], inhibition: Inhibition
     ) -> None:
-        """The cause arrives, its symptom does not, and the same symptom of another thing does."""
+        """Cause and unrelated alerts are sent; the symptom of the cause is not."""
         server, http = hooks
         application = fresh("inhibition")
         labels = {"job": application, "scheduler": "default", **inhibition.same}
@@ -156,7 +156,7 @@ class TestInhibition:
     def test_symptom_that_outlives_its_cause_is_sent(
         self, hooks: tuple[Alertmanager, Receiver]
     ) -> None:
-        """A symptom that outlives its cause is sent then."""
+        """When the cause is resolved and the symptom still fires, the symptom is sent."""
         server, http = hooks
         labels = {"job": fresh("follows"), "scheduler": "default"}
         down = alert("APSchedulerSchedulerDown", **labels)
@@ -169,7 +169,7 @@ class TestInhibition:
     def test_alert_without_job_id_inhibits_no_alert_on_jobs(
         self, hooks: tuple[Alertmanager, Receiver]
     ) -> None:
-        """When APScheduler has dropped a job and does not say which, all jobs are still heard."""
+        """A JobDisappeared alert without `job_id` inhibits no alert about a job."""
         server, http = hooks
         labels = {"job": fresh("nameless"), "scheduler": "default"}
         nameless = alert("APSchedulerMissedRun", **labels)  # tells when the cause is known
@@ -184,7 +184,7 @@ class TestMaintenance:
     """The window that mutes."""
 
     def test_nothing_but_the_watchdog_is_sent_in_the_window(self, tmp_path: Path) -> None:
-        """While it is open, neither pages nor messages leave, and the Watchdog pings on."""
+        """During the maintenance window only the Watchdog is sent."""
         config = shipped()
         hasten(config)
         config["route"]["group_interval"] = "1h"  # so that each group is looked at once

@@ -127,7 +127,7 @@ class TestSlack:
     """What Alertmanager posts to Slack."""
 
     def test_message_names_job_due_time_last_success_and_runbook(self, wires: Wires) -> None:
-        """The message has a line for each label and annotation, and says how many alerts fire."""
+        """The message has a line for each label and annotation, and the number of alerts."""
         application = fresh("slack")
         labels = {"job": application, "scheduler": "default", "job_id": "nightly"}
         wires.server.post(alert("APSchedulerMissedRun", ANNOTATIONS, owner="accounts", **labels))
@@ -152,7 +152,7 @@ class TestSlack:
         ]
 
     def test_missing_labels_and_annotations_have_no_line(self, wires: Wires) -> None:
-        """What an alert lacks has no line."""
+        """Labels and annotations that an alert does not have get no line."""
         instance = fresh("bare")
         wires.server.post({"labels": {"instance": instance, "severity": "warning"}})
         message = wires.slack(instance, channel="#alerts")
@@ -164,7 +164,7 @@ class TestSlack:
         assert len(lines) == 4
 
     def test_alerts_of_a_scheduler_come_in_one_message(self, wires: Wires) -> None:
-        """A scheduler's alerts come together, those that are over apart from those that fire."""
+        """Alerts of a scheduler are in one message, resolved alerts apart from firing ones."""
         application = fresh("group")
         labels = {"job": application, "scheduler": "default"}
         first, second, third = (
@@ -184,7 +184,7 @@ class TestSlack:
         assert "• Ended: " not in firing
 
     def test_resolved_group_has_a_message_of_its_own(self, wires: Wires) -> None:
-        """The end of all is good news."""
+        """When all alerts of a group are resolved, a message in another colour says so."""
         application = fresh("over")
         down = alert("APSchedulerSchedulerDown", job=application, scheduler="default")
         wires.server.post(down)
@@ -196,7 +196,7 @@ class TestSlack:
         assert "Firing:" not in attachment["text"]
 
     def test_names_in_angle_brackets_are_shown_as_text(self, wires: Wires) -> None:
-        """Names such as <lambda> are shown, and not taken for links."""
+        """Names such as <lambda> are shown as text, and not as links."""
         application = fresh("markup")
         annotations = {
             "description": "<!channel> a & b",
@@ -214,7 +214,7 @@ class TestSlack:
         assert "<" not in message["text"]
 
     def test_twenty_alerts_are_listed_and_all_are_counted(self, wires: Wires) -> None:
-        """Of many alerts, twenty are listed, and all are counted."""
+        """Twenty alerts of a group are listed, and all are counted."""
         application = fresh("many")
         labels = {"job": application, "scheduler": "default"}
         wires.server.post(
@@ -229,7 +229,7 @@ class TestPagerDuty:
     """What Alertmanager posts to PagerDuty."""
 
     def test_event_has_its_key_and_names_job_due_time_and_runbook(self, wires: Wires) -> None:
-        """The event has the key from its file, and a line for each label and annotation."""
+        """The event has the routing key from the file, and a line for each label and annotation."""
         application = fresh("page")
         labels = {"job": application, "scheduler": "default", "job_id": "nightly"}
         missed = alert("APSchedulerMissedRun", ANNOTATIONS, **labels)
@@ -272,7 +272,7 @@ class TestPagerDuty:
         )
 
     def test_event_without_annotations_links_to_the_runbook(self, wires: Wires) -> None:
-        """Without annotations and job, the link leads to the beginning of the runbook."""
+        """Without annotations and job, the link leads to the top of the runbook."""
         application = fresh("bare")
         wires.server.post({"labels": {"severity": "critical", "job": application}})
         event = wires.pagerduty(application)
@@ -280,7 +280,7 @@ class TestPagerDuty:
         assert event["links"] == [{"href": RUNBOOK, "text": "Runbook"}]
 
     def test_critical_alert_of_a_team_pages_and_is_in_both_channels(self, wires: Wires) -> None:
-        """A critical alert of a team pages, and is in both channels."""
+        """A critical alert with an owner pages, and is posted to both Slack channels."""
         application = fresh("owner")
         labels = {"job": application, "scheduler": "default", "job_id": "nightly"}
         wires.server.post(alert("APSchedulerRunsLost", owner="payments", **labels))
@@ -312,7 +312,7 @@ class TestEmail:
         assert f'<a href="{RUNBOOK}#apschedulermissedrun">' in mail.body("html")
 
     def test_missing_labels_and_annotations_have_no_line(self, wires: Wires) -> None:
-        """What an alert lacks has no line."""
+        """Labels and annotations that an alert does not have get no line."""
         instance = fresh("bare")
         wires.server.post({"labels": {"severity": "info", "instance": instance}})
         mail = wires.mail(instance)
@@ -322,7 +322,7 @@ class TestEmail:
                 assert words not in mail.body(kind)
 
     def test_names_and_annotations_are_escaped_in_html(self, wires: Wires) -> None:
-        """Whatever names and annotations hold, no HTML comes of it, and no link but to the web."""
+        """Names and annotations are escaped in HTML, and only web addresses become links."""
         application = fresh("escaped")
         evil = "<script>alert('x')</script>"
         annotations = dict.fromkeys(
@@ -339,7 +339,7 @@ class TestEmail:
         assert 'href="javascript:' not in html
 
     def test_alerts_of_an_application_are_one_email(self, tmp_path: Path) -> None:
-        """An application's alerts are one e-mail, and what came and went since is in the next."""
+        """Alerts of an application are in one e-mail; later changes are in the next one."""
         config = shipped()
         hasten(config, 20 * HASTE)  # twelve hours are two seconds
         application = fresh("digest")
@@ -364,7 +364,7 @@ class TestWatchdog:
     """The alert that always fires."""
 
     def test_watchdog_pings_its_webhook_and_no_other_receiver(self, wires: Wires) -> None:
-        """It pings the switch again and again, nobody else hears of it, and its end is no ping."""
+        """The Watchdog is sent to its webhook repeatedly, not to others, and not when resolved."""
         watchdog = alert("APSchedulerWatchdog")
         wires.server.post(watchdog)
 

@@ -41,7 +41,7 @@ class TestBenchmarks:
     def test_benchmarks_run_to_their_end_and_print_results(
         self, arguments: tuple[str, ...], told: str
     ) -> None:
-        """They come to their end, and tell what they say they do."""
+        """Each program ends with status 0 and prints its results."""
         pytest.importorskip("time_machine")
         pytest.importorskip("sqlalchemy")
         script, *rest = arguments
@@ -74,7 +74,7 @@ class TestRuns:
     @pytest.mark.skipif(shutil.which("callgrind_control") is None, reason="there is no valgrind")
     @pytest.mark.parametrize("row", ["debug-100", "process-pool-100"])
     def test_instructions_of_process_and_pool_worker_are_counted(self, row: str) -> None:
-        """Those of the process itself, and those of a pool's worker."""
+        """Instructions of the process and of a pool's worker are counted."""
         pytest.importorskip("opentelemetry.sdk")
         bare = ("--instructions", "--hash-seeds", "0", "--contenders", "bare")
         done = measure_row(row, *bare, timeout=300)
@@ -84,7 +84,7 @@ class TestRuns:
         assert (len(counts), all(map(int, counts))) == (1, True), done.stdout + done.stderr
 
     def test_unknown_row_is_refused(self) -> None:
-        """A misspelt contender ends it before anything is measured."""
+        """An unknown name of a row is an error, before anything is measured."""
         pytest.importorskip("opentelemetry.sdk")
         command = [sys.executable, str(BENCHMARKS / "runs.py"), "--contenders", "metric"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -136,7 +136,7 @@ class TestAnswersAtTheSameTime:
     """Two requests for ``/metrics`` that are answered at the same time."""
 
     def test_each_is_complete_while_jobs_come(self) -> None:
-        """Both answers show each job that was there all the time, once in each family."""
+        """Both responses show each job that existed all the time, once in each family."""
         stable = [f"stable-{number}" for number in range(5)]
         new = [f"new-{number}" for number in range(5)]
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
@@ -196,7 +196,7 @@ class TestReadingWhileJobsRun:
 
     @pytest.mark.parametrize("func", [nothing, fail], ids=["succeeds", "fails"])
     def test_numbers_of_the_job_agree_with_each_other(self, func: Callable[[], Any]) -> None:
-        """In every reading as many runs have ended as have a duration."""
+        """In every reading, the number of ended runs equals the number of durations."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             registry = registry_of(rig.telemetry)
             rig.add(func, "interval", seconds=10)

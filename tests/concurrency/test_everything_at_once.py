@@ -142,7 +142,7 @@ class TestEverythingAtOnce:
     """Threads that change jobs while these run and scrapes come; `live_rig` checks the counts."""
 
     def test_no_count_is_lost_with_many_threads_at_once(self) -> None:
-        """No count is lost, none is made twice, and listeners are told the same as the books."""
+        """No run is lost or counted twice, and the counts agree with the events."""
         with live_rig(background(executors={"default": ThreadPoolExecutor(8)})) as rig:
             changes = [Changes(rig, seed) for seed in range(4)]
             all_at_once(
@@ -154,7 +154,7 @@ class TestEverythingAtOnce:
             check_told(rig)
 
     def test_listeners_may_change_jobs_and_scrape(self) -> None:
-        """A listener may add, change and remove jobs, and scrape, whatever it is told."""
+        """A listener may add, change and remove jobs, and scrape, for any event."""
         with live_rig(background(executors={"default": ThreadPoolExecutor(8)})) as rig:
             back = Changes(rig, 99)
             running = threading.Semaphore(1)
@@ -197,7 +197,7 @@ class TestFromWithin:
 
     @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor])
     def test_scrape_inside_a_job_sees_that_job_running(self, executor: Callable[[], Any]) -> None:
-        """A scrape inside a job sees that job running, and waits for nothing."""
+        """A scrape inside a job shows that job as running, and does not block."""
         with hand_driven_rig({"default": executor()}) as rig:
             seen = []
             rig.add(lambda: seen.append(rig.job().running), "interval", seconds=10)
@@ -207,7 +207,7 @@ class TestFromWithin:
             assert seen == [1]
 
     def test_scrape_inside_a_listener_sees_the_run_it_was_called_for(self) -> None:
-        """A listener that is told of a run finds it in the books."""
+        """When a listener gets the event of a run, the run is already counted."""
         with hand_driven_rig() as rig:
             seen = []
 
@@ -230,7 +230,7 @@ class TestHandover:
     def test_run_that_a_thread_has_begun_is_counted_by_its_end(
         self, failure: type[BaseException]
     ) -> None:
-        """A run that a thread has begun runs until its end, which its executor cannot report."""
+        """If `submit` fails after a thread has begun the run, the run is lost when it ends."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.is_told = False  # APScheduler attaches its callback after that
@@ -250,7 +250,7 @@ class TestHandover:
             assert rig.errors_of("submit") == 1
 
     def test_run_that_no_thread_has_begun_is_lost(self) -> None:
-        """A run that nobody had begun when it was given up is lost, whoever begins it later."""
+        """If `submit` fails before a thread has begun the run, it is lost at once."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             rig.is_told = False
@@ -279,11 +279,7 @@ class TestHandover:
 class TestSignals:
     @pytest.mark.slow
     def test_signal_handler_that_scrapes_waits_for_no_lock(self) -> None:
-        """
-        A signal's handler that scrapes and ends jobs waits for no lock of ours.
-
-        It comes in the middle of whatever the main thread does, which may be us.
-        """
+        """A signal handler can scrape without a deadlock, whatever line it interrupts."""
         done = subprocess.run(
             [sys.executable, "-m", "tests.applications.read_in_signal_handler"],
             cwd=ROOT,

@@ -138,7 +138,7 @@ class TestResult:
     def test_the_run_ends_once(
         self, failure: Exception | None, interruption: BaseException
     ) -> None:
-        """It has an outcome, and APScheduler hears of the result."""
+        """The run has one outcome, and APScheduler gets its result."""
         # At the first line, `try`, nothing of ours has begun that could go on.
         line, was_there, unheard = 1, True, 0
         while was_there:

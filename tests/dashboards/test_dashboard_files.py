@@ -23,7 +23,7 @@ JOINED = {"apscheduler_scheduler_up", "apscheduler_scheduler_state"}
 
 class TestFiles:
     def test_files_are_what_the_build_script_makes(self) -> None:
-        """The files are what grafana/build.py makes of its sources."""
+        """The files are what `grafana/build.py` generates from its sources."""
         pytest.importorskip("grafana_foundation_sdk")
         built = subprocess.run(
             [sys.executable, ROOT / "grafana" / "build.py", "--check"],
@@ -35,7 +35,7 @@ class TestFiles:
         assert (built.returncode, built.stderr) == (0, "")
 
     def test_check_names_stale_files_and_writes_nothing(self, tmp_path: Path) -> None:
-        """What differs is named, and how to mend it, and nothing is written."""
+        """`--check` names the files that differ and how to update them, and writes nothing."""
         pytest.importorskip("grafana_foundation_sdk")
         shutil.copytree(ROOT / "grafana", tmp_path / "grafana")
         stale = tmp_path / "grafana" / "dashboards" / "job.json"
@@ -54,7 +54,7 @@ class TestFiles:
 
     @each_dashboard
     def test_files_can_be_imported_into_grafana(self, name: str) -> None:
-        """They have a uid but no id, and a model that Grafana 10 knows."""
+        """Each file has a uid, no id, and the schema version of Grafana 10."""
         dashboard = grafana_queries.load(name)
 
         assert dashboard["uid"] == f"apscheduler-{name}"
@@ -64,7 +64,7 @@ class TestFiles:
 
     @each_dashboard
     def test_every_query_uses_the_chosen_data_source(self, name: str) -> None:
-        """Whatever asks a data source asks the one that is chosen."""
+        """Every query uses the data source of the variable."""
         text = json.dumps(grafana_queries.load(name))
 
         assert set(re.findall(r'"uid": "([^"]+)"', text)) == {
@@ -76,7 +76,7 @@ class TestFiles:
 class TestPanels:
     @each_dashboard
     def test_every_panel_has_title_description_unit_and_thresholds(self, name: str) -> None:
-        """Every panel has a title, a description, a unit, thresholds and words for no data."""
+        """Every panel has a title, a description, a unit, thresholds and a text for no data."""
         for panel in grafana_queries.panels(grafana_queries.load(name)):
             defaults = panel["fieldConfig"]["defaults"]
 
@@ -112,7 +112,7 @@ class TestPanels:
 
     @each_dashboard
     def test_states_and_lines_differ_by_more_than_colour(self, name: str) -> None:
-        """Each state has a sign besides its colour, and lines of one panel differ in style."""
+        """States differ by a sign and lines by their style, not only by colour."""
         for panel in grafana_queries.panels(grafana_queries.load(name)):
             for mapping in panel["fieldConfig"]["defaults"].get("mappings", ()):
                 if mapping["type"] != "value":
@@ -122,7 +122,7 @@ class TestPanels:
 
     @each_dashboard
     def test_overrides_name_existing_columns(self, name: str) -> None:
-        """An override names a column or a series that is there."""
+        """Each override names a column or series that exists."""
         for panel in grafana_queries.panels(grafana_queries.load(name)):
             known = {target["legendFormat"] for target in panel["targets"]}
             for transformation in panel.get("transformations", ()):
@@ -136,7 +136,7 @@ class TestPanels:
 class TestVariables:
     @each_dashboard
     def test_variables_are_those_that_queries_use(self, name: str) -> None:
-        """What queries use is there, and what is there is used."""
+        """The variables of a dashboard are exactly those that its queries use."""
         dashboard = grafana_queries.load(name)
         known = set(grafana_queries.variables(dashboard))
         text = json.dumps(dashboard)
@@ -146,14 +146,14 @@ class TestVariables:
 
     @each_dashboard
     def test_variables_are_escaped_in_queries(self, name: str) -> None:
-        """In a query, values stand escaped between backquotes, so that any id works."""
+        """Variables are escaped and in backquotes, so that any id works."""
         for _, target in grafana_queries.queries(grafana_queries.load(name)):
             for found in re.finditer(r"(.)(\(\?:)?\$\{(\w+)(:\w+)?\}(\)\?)?(.)", target["expr"]):
                 assert (found[1], found[4], found[6]) == ("`", ":regex", "`"), target["expr"]
 
     @each_dashboard
     def test_every_selector_is_limited_by_the_variables(self, name: str) -> None:
-        """No part of a query looks at more than what is chosen."""
+        """Every selector of a query is limited to what is selected."""
         model = grafana_queries.variables(grafana_queries.load(name))
         for panel, target in grafana_queries.queries(grafana_queries.load(name)):
             for metric, matchers in grafana_queries.selectors(target["expr"]):
@@ -172,7 +172,7 @@ class TestVariables:
 class TestLinks:
     @each_dashboard
     def test_links_keep_selection_and_time(self, name: str) -> None:
-        """Every link sets variables that the other dashboard has, and takes the time along."""
+        """Links set variables of the other dashboard, and keep the time range."""
         dashboard = grafana_queries.load(name)
         links = [(link["url"], link["keepTime"]) for link in dashboard["links"]]
         for panel in grafana_queries.panels(dashboard):
@@ -196,7 +196,7 @@ class TestLinks:
                 assert "job_id" in names, url
 
     def test_rows_of_the_overview_link_to_their_job(self) -> None:
-        """The table's links carry the row's labels, encoded for an address."""
+        """The links of a table row contain its labels, encoded for a URL."""
         [table] = [
             panel
             for panel in grafana_queries.panels(grafana_queries.load("overview"))

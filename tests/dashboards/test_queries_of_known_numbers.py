@@ -102,7 +102,7 @@ class TestNumbers:
     def test_every_query_has_exactly_the_known_answer(
         self, stage: Stage, name: str, title: str, ref: str
     ) -> None:
-        """All of what is asked for, nothing of an application of the same names, and no other."""
+        """Each query returns exactly the known series, and none of another application."""
         panel, target = find(name, title, ref)
         chosen: dict[str, Any] = {"application": ["shop"]}
         if name == "job":
@@ -116,7 +116,7 @@ class TestNumbers:
     def test_job_dashboard_has_the_known_numbers_of_one_job(
         self, stage: Stage, scheduler: str, job: str
     ) -> None:
-        """A job's dashboard tells troubles apart, and has what is remembered of a dead process."""
+        """The job dashboard shows known numbers for each fault, also after its process died."""
         expected = scene.OTHERS[scheduler, job]
         chosen = {"application": "shop", "scheduler": scheduler, "job_id": job}
 
@@ -130,7 +130,7 @@ class TestNumbers:
 
     @each_dashboard
     def test_every_selector_finds_something(self, stage: Stage, name: str) -> None:
-        """Each selector has something to select, so that none is a slip of the pen."""
+        """Each selector matches a series, which finds typing errors."""
         idle = []
         for panel, target in grafana_queries.queries(grafana_queries.load(name)):
             for metric, matchers in grafana_queries.selectors(target["expr"]):
@@ -141,7 +141,7 @@ class TestNumbers:
         assert idle == []
 
     def test_all_applications_together_are_their_sum(self, stage: Stage) -> None:
-        """All applications together are the sum of both; the watchdog is no alert that fires."""
+        """With all applications selected, the numbers add up; the Watchdog is not shown."""
         answers = {
             title: stage.ask("overview", panel, target["expr"])
             for title in ("Jobs in trouble", "Alerts firing", "Running now")
@@ -168,7 +168,7 @@ class TestNumbers:
     def test_selection_that_does_not_exist_has_no_answer(
         self, stage: Stage, name: str, variable: str
     ) -> None:
-        """Whoever asks for what does not exist is told nothing, instead of something else."""
+        """A selection that does not exist returns nothing."""
         chosen: dict[str, Any] = {"application": "shop", "scheduler": "main", "job_id": "report"}
         chosen[variable] = "nobody"
 

@@ -182,7 +182,7 @@ class TestQueries:
     def test_every_query_has_a_plausible_answer(
         self, watched: Watched, name: str, title: str, ref: str
     ) -> None:
-        """There is some trouble in which the query has a sensible answer, of one application."""
+        """Each query returns plausible values for at least one fault, of one application."""
         panel, target = find(name, title, ref)
         if name == "job":
             choices = [
@@ -212,7 +212,7 @@ class TestQueries:
     def test_panels_with_exemplars_have_some(
         self, watched: Watched, name: str, title: str, ref: str
     ) -> None:
-        """Where a panel asks for exemplars there are some, with the trace that they lead to."""
+        """Panels with exemplars get exemplars with a trace id."""
         pytest.importorskip("opentelemetry.sdk")
         panel, target = find(name, title, ref)
         expression = watched.fill(
@@ -235,7 +235,7 @@ class TestQueries:
 
     @each_dashboard
     def test_variables_offer_the_values_of_the_selection(self, watched: Watched, name: str) -> None:
-        """Variables offer what there is, also what is dead by now, and only that of the choice."""
+        """Variables offer the values of the selection, also of processes that have ended."""
         model = grafana_queries.variables(grafana_queries.load(name))
 
         def options(variable: str, **chosen: Any) -> set[str]:
@@ -260,7 +260,7 @@ class TestQueries:
 
     @each_dashboard
     def test_annotations_mark_starts_and_alerts(self, watched: Watched, name: str) -> None:
-        """Starts are marked at the moment that they happened, and alerts while they fire."""
+        """Annotations mark the time of each start, and the time during which alerts fire."""
         for annotation in grafana_queries.load(name)["annotations"]["list"]:
             chosen: dict[str, Any] = {"application": "shop", "scheduler": "main"}
             if name == "job":
@@ -279,7 +279,7 @@ class TestAnswers:
     """What the dashboards say of jobs whose trouble is known."""
 
     def test_overview_shows_the_state_of_each_job(self, watched: Watched) -> None:
-        """The table of the overview says of each job what is wrong with it."""
+        """The table of the overview shows the state of each job."""
         panel, target = find("overview", "Jobs, those in trouble first", "A")
         texts = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
         expected = {
@@ -305,7 +305,7 @@ class TestAnswers:
         assert wait_for_answer(states)
 
     def test_odd_job_id_selects_that_job_only(self, watched: Watched) -> None:
-        """Quotes, dots, backslashes and brackets in an id lead to that job and no other."""
+        """An id with quotes, dots, backslashes and brackets selects that job only."""
         panel, target = find("job", "Outcomes", "A")
         state = find("overview", "Jobs, those in trouble first", "A")
 
@@ -341,7 +341,7 @@ class TestAnswers:
         assert least < p95 < most
 
     def test_overview_without_selection_has_each_job_once(self, watched: Watched) -> None:
-        """With nothing chosen, the overview has each job of each application once."""
+        """Without a selection, the overview has each job of each application once."""
         table = find("overview", "Jobs, those in trouble first", "A")
 
         rows = wait_for_answer(

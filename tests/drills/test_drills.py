@@ -76,7 +76,7 @@ class TestDrills:
 
     @pytest.mark.parametrize("name", EXPECTED)
     def test_alert_arrives_and_is_resolved(self, name: str, results: dict[str, Result]) -> None:
-        """The alert arrives with all that its reader needs, and so does the news of the repair."""
+        """The alert arrives with all its annotations, and is resolved after the repair."""
         result = results[name]
 
         assert result.error == ""
@@ -91,7 +91,7 @@ class TestDrills:
         assert result.seconds_to_resolve is not None
 
     def test_every_drill_has_an_expected_alert(self) -> None:
-        """No drill is played without anybody looking."""
+        """Every drill has an alert that it expects."""
         assert set(EXPECTED) | {"control"} == set(DRILLS)
 
 
@@ -99,7 +99,7 @@ class TestControl:
     """Healthy applications under load, restarted, redeployed, scaled, their jobs changed."""
 
     def test_healthy_applications_cause_no_alert(self, results: dict[str, Result]) -> None:
-        """Nothing fires but the watchdog, which is what tells that alerts arrive at all."""
+        """Healthy applications cause no alert but the Watchdog."""
         result = results["control"]
 
         assert result.error == ""

@@ -150,26 +150,26 @@ class TestTables:
         assert "…" not in "\n".join(lines)
 
     def test_80_columns(self) -> None:
-        """Columns of zeros, percentiles and the scheduler are left out."""
+        """Columns that are all zero, percentiles and the scheduler are left out."""
         assert headers_of(drawn(scene(), 80)) == [
             *("job", "state", "success", "error", "skipped", "lost"),
             *("last success", "next run"),
         ]
 
     def test_120_columns(self) -> None:
-        """Percentiles and the scheduler have room as well."""
+        """Percentiles and the scheduler fit as well."""
         headers = headers_of(drawn(scene(), 120))
         assert set(HEADERS) - set(headers) <= ZERO
         assert set(headers) >= QUANTILES
 
     def test_all_outcomes_in_80_columns(self) -> None:
-        """With runs of every outcome, all outcomes stay and other columns go."""
+        """If there are runs of every outcome, all outcomes are shown and other columns left out."""
         lines = drawn(scene(data=data(never=())), 80)
         assert_jobs_are_whole(lines)
         assert {"error", "missed", "skipped", "coalesced", "lost"} <= set(headers_of(lines))
 
     def test_order_in_which_columns_go(self) -> None:
-        """Zeros go first, percentiles next; job and state never."""
+        """Columns that are all zero are left out first, then percentiles; job and state never."""
         gone: list[str] = []
         left = HEADERS
         columns = picture.job_columns(data())
@@ -182,14 +182,14 @@ class TestTables:
         assert set(gone[2:4]) == QUANTILES
 
     def test_narrower_than_job_and_state(self) -> None:
-        """What does not fit even alone is wrapped, so that all of its characters are there."""
+        """If even these columns do not fit, their text is wrapped and not cut."""
         lines = drawn(scene(alerts=None), 15)
         assert max(map(len, lines)) <= 15
         text = re.sub(r"\s", "", "".join(line[:8] for line in lines))
         assert "refresh-cache" in text
 
     def test_without_prometheus(self) -> None:
-        """There are no percentiles, and no alerts, where there is no Prometheus."""
+        """Without Prometheus, there are no percentiles and no alerts."""
         found = data() | {"p95": {}, "delay": {}}
         lines = drawn(scene(data=found, source=sources.Metrics(""), alerts=None), 80)
         assert_jobs_are_whole(lines)
@@ -211,7 +211,7 @@ class TestTables:
 
     @pytest.mark.parametrize("height", [16, 20, 24, 30, 40])
     def test_height(self, height: int) -> None:
-        """In a low terminal, jobs and the latest alerts are shown, and the others counted."""
+        """In a low terminal, all jobs and the latest alerts are shown; other alerts are counted."""
         lines = drawn(scene(), 80, height)
         assert len(lines) <= height
         assert_jobs_are_whole(lines)
@@ -270,7 +270,7 @@ class Terminal:
 
 class TestTerminal:
     def test_resized(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each picture has the size that the terminal has at that moment."""
+        """Each frame has the size that the terminal has at that moment."""
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", "xterm")
@@ -308,7 +308,7 @@ class TestPipe:
         return console
 
     def test_plain_lines(self, console: Console, capsys: pytest.CaptureFixture[str]) -> None:
-        """There are neither colours nor movements of the cursor in it."""
+        """Output to a pipe has neither colours nor cursor movements."""
         show, close = picture.screen(console)
         show(scene())
         close()
@@ -320,7 +320,7 @@ class TestPipe:
         assert_jobs_are_whole(lines)
 
     def test_not_too_often(self, console: Console, capsys: pytest.CaptureFixture[str]) -> None:
-        """Pictures that follow at once are left out, as they cannot be redrawn."""
+        """A frame that follows another at once is not printed to a pipe."""
         show, close = picture.screen(console)
         for _ in range(3):
             show(scene())
@@ -363,7 +363,7 @@ class TestAddresses:
         ids=["upstream", "Debian", "without pages"],
     )
     def test_prometheus(self, paths: list[str], shown: str) -> None:
-        """The first page with alerts that answers is shown."""
+        """The first page with alerts that responds is shown."""
         with server(dict.fromkeys(paths, "")) as url:
             assert run.prometheus_page(url) == url + shown
 
@@ -381,12 +381,12 @@ class TestAddresses:
             assert run.alertmanager_page(url) == url + (shown or "/api/v2/alerts")
 
     def test_nothing_answers(self) -> None:
-        """An address that does not answer is not shown."""
+        """An address that does not respond is not shown."""
         with server({}) as url, pytest.raises(SystemExit, match="answers none of these paths"):
             run.prometheus_page(url)
 
     def test_not_installed(self) -> None:
-        """A program that is missing has no address, but the name of its package."""
+        """For a missing program, the name of its package is shown."""
         assert "Debian package prometheus)" in run.prometheus_page(None)
         assert "Debian package prometheus-alertmanager)" in run.alertmanager_page(None)
 
@@ -408,7 +408,7 @@ class TestVerdict:
         status: int,
         last: str,
     ) -> None:
-        """If something was not seen in a short time, the last line says how long it takes."""
+        """If the demo ended too early, the last line says how long it needs."""
         console = Console(file=io.StringIO(), width=80)
         with console.capture() as capture:
             assert run.verdict([("one", True), ("two", seen)], console, limit) == status
@@ -417,7 +417,7 @@ class TestVerdict:
 
 class TestSvg:
     def test_has_all_jobs(self, tmp_path: Path) -> None:
-        """The picture for the documentation has the tables."""
+        """The image for the documentation contains the tables."""
         file = tmp_path / "demo.svg"
         picture.save_svg(scene(), file)
         text = file.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 class TestExamples:
     def test_example_runs_its_job_and_serves_metrics(self, url: str) -> None:
-        """Its job runs and is counted, it is healthy, and its own page is still there."""
+        """The example runs and counts its job, is healthy, and serves its own page."""
         success = re.compile(
             r'^apscheduler_job_runs_total\{job_id="send-mails",outcome="success",'
             r'scheduler="\w+-example"\} [1-9]',

@@ -24,7 +24,7 @@ class TestFlaskAPScheduler:
     """Flask-APScheduler, whose scheduler is configured after it was made, by the application."""
 
     def test_jobs_of_flask_apscheduler_are_counted(self) -> None:
-        """Its jobs count, its listeners are told, and its API goes on."""
+        """Runs are counted, and the extension's listeners and API work as before."""
         flask = pytest.importorskip("flask")
         flask_apscheduler = pytest.importorskip("flask_apscheduler")
         app = flask.Flask(__name__)
@@ -66,7 +66,7 @@ class TestDjangoAPScheduler:
     """django-apscheduler, whose job store and execution rows are tables of the application."""
 
     def test_jobs_of_django_apscheduler_are_counted_across_processes(self, tmp_path: Path) -> None:
-        """Runs count, its own rows are written as ever, and the next process finds the jobs."""
+        """Runs are counted, the extension writes its rows, and the next process finds the jobs."""
         pytest.importorskip("django_apscheduler")
         database = tmp_path / "db.sqlite3"
         first, second = (self._play(database, process) for process in ("first", "second"))

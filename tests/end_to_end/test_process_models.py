@@ -65,7 +65,7 @@ class TestEachWorker:
     def test_scheduler_in_each_worker_fires_the_duplicate_alert(
         self, workers: Server, promtool: str, room: Path
     ) -> None:
-        """Whichever answers says that two run the jobs, and the alert fires."""
+        """Any worker reports that two workers run the jobs, and the alert fires."""
         page = workers.page()
         assert page.pids == workers.workers()
         assert page.value("scheduler_state", state="running") == 2
@@ -74,9 +74,9 @@ class TestEachWorker:
 
     def test_gauges_of_a_killed_worker_go_and_its_counts_stay(self, workers: Server) -> None:
         """
-        A worker that is killed takes its gauges along and none of its counts.
+        The gauges of a killed worker are removed, and its counters are kept.
 
-        The one in its place goes on counting, and no scrape in between sees fewer runs.
+        The worker in its place continues the counters, and no scrape shows a lower count.
         """
         wait_for_answer(lambda: workers.page().runs >= 3)
         before = workers.page("/standard")
@@ -96,7 +96,7 @@ class TestEachWorker:
         wait_for_answer(lambda: self.running_schedulers(workers) == 2)
 
     def test_each_worker_shows_itself_without_multiprocess_mode(self, room: Path) -> None:
-        """Otherwise each worker tells of itself, and different ones answer."""
+        """Without multiprocess mode each worker shows its own scheduler only."""
         pytest.importorskip("gunicorn")
         with server(room, *gunicorn("--workers", "2", APP), START="each") as workers:
             wait_for_answer(lambda: len(workers.workers()) == 2)
@@ -107,7 +107,7 @@ class TestPreload:
     """The scheduler is started by gunicorn's first process, which then forks the workers."""
 
     def test_forked_workers_without_the_mode_report_that_they_are_copies(self, room: Path) -> None:
-        """Workers have a copy that does nothing, and say so."""
+        """Workers have a copy of the scheduler that does not run, and report this."""
         pytest.importorskip("gunicorn")
         command = gunicorn("--workers", "2", "--preload", APP)
         with server(room, *command, START="each") as workers:
@@ -122,7 +122,7 @@ class TestPreload:
     def test_forked_workers_in_the_mode_show_the_first_process(
         self, room: Path, promtool: str
     ) -> None:
-        """Workers show the scheduler of the first process, whose jobs do run."""
+        """Workers show the scheduler of the first process, which runs the jobs."""
         pytest.importorskip("gunicorn")
         command = gunicorn("--workers", "2", "--preload", APP)
         metrics = str(room / "metrics")
@@ -142,9 +142,10 @@ class TestOneWorkerByFlag:
         self, room: Path, promtool: str
     ) -> None:
         """
-        All show the same, by the handle and by the pattern of prometheus_client.
+        All workers show the same series, by the handle and by prometheus_client's own way.
 
-        When that worker is killed, what it has promised is not kept, and the alerts for that fire.
+        When the worker with the scheduler is killed, its jobs miss their next runs, and alerts
+        fire.
         """
         pytest.importorskip("gunicorn")
         environment: dict[str, Any] = {
@@ -185,7 +186,7 @@ class TestOneWorkerByFlag:
 
 class TestUvicorn:
     def test_scheduler_in_each_uvicorn_worker_is_seen(self, room: Path) -> None:
-        """Workers of uvicorn that each start the scheduler are seen to do so."""
+        """If each uvicorn worker starts the scheduler, two running schedulers are shown."""
         pytest.importorskip("uvicorn")
         command = [sys.executable, "-m", "uvicorn", "--workers", "2", "--port", "{port}"]
         metrics = str(room / "metrics")
@@ -228,7 +229,7 @@ class TestUwsgi:
     def test_uwsgi_without_threads_is_reported_as_stopped(
         self, command: list[str], environment: dict[str, Any], room: Path
     ) -> None:
-        """APScheduler does not start; an application that goes on all the same says 503."""
+        """APScheduler does not start without threads, and `/health` responds with 503."""
         with server(room, *command, "--lazy-apps", **environment) as uwsgi:
             status, health = get(f"{uwsgi.url}/health")
             assert (status, '"stopped"' in health) == (503, True)
@@ -238,7 +239,7 @@ class TestUwsgi:
     def test_uwsgi_with_threads_runs_jobs(
         self, command: list[str], environment: dict[str, Any], room: Path
     ) -> None:
-        """With threads, and an application for each worker, jobs run."""
+        """With threads, and the application loaded in each worker, jobs run."""
         arguments = ["--enable-threads", "--lazy-apps"]
         with server(room, *command, *arguments, **environment) as uwsgi:
             wait_for_answer(lambda: uwsgi.page().runs >= 2)
@@ -249,14 +250,14 @@ class TestRight:
     """The three ways to do it, as the examples have them."""
 
     def test_dedicated_process_runs_and_shows_the_jobs(self, room: Path) -> None:
-        """A process that runs the jobs shows them, and ends with SIGTERM in an orderly way."""
+        """The process runs the jobs, serves their metrics, and ends on SIGTERM."""
         command = [sys.executable, EXAMPLES / "dedicated_process.py"]
         with server(room, *command) as process:
             wait_for_answer(lambda: process.page().runs >= 1)
             assert get(f"{process.url}/health")[0] == 200
 
     def test_worker_with_the_lock_runs_the_jobs_and_is_replaced(self, room: Path) -> None:
-        """The worker with the lock runs the jobs; killed or reloaded, another one does."""
+        """The worker with the lock runs the jobs; after a kill or a reload, another one does."""
         pytest.importorskip("gunicorn")
         pytest.importorskip("flask")
         environment: dict[str, Any] = {
@@ -275,7 +276,7 @@ class TestRight:
     def test_worker_that_the_hook_chooses_runs_the_jobs_and_is_replaced(
         self, room: Path, preload: list[str]
     ) -> None:
-        """The worker that the hook has chosen runs the jobs; when it is killed, the next one."""
+        """The worker that the hook chooses runs the jobs; after a kill, another one does."""
         pytest.importorskip("gunicorn")
         pytest.importorskip("flask")
         command = gunicorn("--workers", "2", *preload, "app:app")
@@ -371,7 +372,7 @@ class TestChildren:
     def test_child_of_multiprocessing_sees_only_its_own_scheduler(
         self, method: str, seen: str, tmp_path: Path
     ) -> None:
-        """A child sees that its copy does not run, and may run a scheduler of its own."""
+        """A child reports that its copy does not run, and can run a scheduler of its own."""
         script = tmp_path / "script.py"
         script.write_text(textwrap.dedent(self.SCRIPT))
         done = subprocess.run(

@@ -81,7 +81,7 @@ class TestScript:
     """The script at the top."""
 
     def test_keeps_running_and_shows_metrics(self, tmp_path: Path) -> None:
-        """`curl` prints what the README shows, with other counts, while the script runs on."""
+        """`curl` prints the README's series while the script keeps running."""
         shown = block("console", "$ curl").splitlines()
         assert shown[0] == "$ curl -s http://127.0.0.1:9476/metrics | grep 'outcome=\"error\"'"
         with script(tmp_path) as port:

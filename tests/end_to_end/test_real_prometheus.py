@@ -55,13 +55,13 @@ class TestScrape:
     """What a real Prometheus makes of `/metrics`."""
 
     def test_prometheus_accepts_the_exposition(self, scraped: Prometheus) -> None:
-        """Prometheus takes the exposition without complaint."""
+        """Prometheus scrapes the exposition without an error."""
         wait_for_answer(lambda: scraped.value("up") == 1)
         [target] = scraped.api("targets")["activeTargets"]
         assert target["lastError"] == ""
 
     def test_runs_arrive_under_their_outcome(self, scraped: Prometheus) -> None:
-        """Runs arrive under their outcome, with Prometheus' own labels beside ours."""
+        """Runs have their outcome as a label, besides the labels of Prometheus."""
         query = 'apscheduler_job_runs_total{job_id="ok",outcome="success"}'
         wait_for_answer(lambda: scraped.value(query) >= 2)
         [(labels, _)] = scraped.query(query)
@@ -76,7 +76,7 @@ class TestScrape:
         )
 
     def test_due_runs_of_a_regular_job_match_its_lifetime(self, scraped: Prometheus) -> None:
-        """A regular job has had as many due runs as fit into its life, give or take two."""
+        """The number of due runs is the lifetime divided by the interval, within two."""
         runs = 'sum(apscheduler_job_runs_total{job_id="ok"})'
         wait_for_answer(lambda: scraped.value(runs) >= 10)
         # In one query, so that all numbers are of one scrape. The lifetime is up to the latest
@@ -86,7 +86,7 @@ class TestScrape:
         assert scraped.value(f"{runs} - ({latest} - {first}) / 0.5") == pytest.approx(0, abs=2)
 
     def test_quantiles_are_near_the_duration_of_the_job(self, scraped: Prometheus) -> None:
-        """Quantiles of durations come out near what the job takes."""
+        """The 95th percentile of durations is near the duration of the job."""
         query = (
             "histogram_quantile(0.95, sum by (le)"
             ' (rate(apscheduler_job_run_duration_seconds_bucket{job_id="ok"}[30s])))'
@@ -94,7 +94,7 @@ class TestScrape:
         assert wait_for_answer(lambda: 0.005 <= scraped.value(query) <= 0.25)
 
     def test_run_with_a_span_leaves_an_exemplar(self, scraped: Prometheus) -> None:
-        """A run with a recording span leaves its trace id at the histogram."""
+        """A run with a recording span adds its trace id to the histogram as an exemplar."""
 
         def exemplars() -> list[dict[str, str]]:
             found = scraped.api(
@@ -112,7 +112,7 @@ class TestScrape:
     def test_next_runs_are_comparable_with_the_clock_of_prometheus(
         self, scraped: Prometheus
     ) -> None:
-        """Times of next runs are comparable with Prometheus' own clock."""
+        """The time of the next run is close to Prometheus' own time."""
         query = 'apscheduler_job_next_run_timestamp_seconds{job_id="ok"} - time()'
         wait_for_answer(lambda: -5 < scraped.value(query) < 5)
 
@@ -135,7 +135,7 @@ class TestDemo:
         )
 
     def test_demo_shows_everything_and_exits_with_0(self, binary: str) -> None:
-        """It shows everything that it should, in plain lines of 80 characters."""
+        """The demo shows all that it should, in plain lines of at most 80 characters."""
         done = self.run("45")  # it needs about 30 seconds where the machine is not busy
         assert done.returncode == 0, done.stdout + done.stderr
         assert "FAILED" not in done.stdout
@@ -145,7 +145,7 @@ class TestDemo:
         assert max(map(len, done.stdout.splitlines())) <= 80
 
     def test_demo_that_is_too_short_does_not_exit_with_0(self, binary: str) -> None:
-        """If it cannot show everything, it says how long it needs and fails."""
+        """If the time is too short, the demo says how much it needs, and exits with 1."""
         done = self.run("1")
         assert done.returncode == 1
         assert "FAILED" in done.stdout
@@ -154,13 +154,13 @@ class TestDemo:
         assert last == "DEMO_SECONDS=1 was too short. The demo needs about 30 seconds."
 
     def test_demo_without_prometheus_reads_the_metrics_itself(self, tmp_path: Path) -> None:
-        """Where there is no Prometheus it says so in a line and reads /metrics."""
+        """Without Prometheus the demo says so, and reads /metrics itself."""
         done = self.run("30", path=str(tmp_path))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Prometheus    is not installed" in done.stdout
 
     def test_invalid_length_is_refused(self) -> None:
-        """A length of time that is none is refused in a sentence."""
+        """An invalid DEMO_SECONDS is an error of one line."""
         done = self.run("soon")
         assert done.returncode == 1
         assert done.stderr.strip() == (
@@ -168,7 +168,7 @@ class TestDemo:
         )
 
     def test_ctrl_c_ends_all_processes_of_the_demo(self, tmp_path: Path) -> None:
-        """The addresses that it prints answer, and Ctrl-C stops everything that it started."""
+        """The printed addresses respond, and Ctrl-C ends all processes that the demo started."""
         log = tmp_path / "log"
         command: list[str | Path] = [sys.executable, ROOT / "examples" / "demo" / "run.py"]
         with running_process(command, log, env={**os.environ, "DEMO_SECONDS": "100"}) as process:
