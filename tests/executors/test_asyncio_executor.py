@@ -23,7 +23,7 @@ class TestAsyncio:
     """Coroutines, and the threads that an asyncio executor gives other callables to."""
 
     def test_coroutines_and_functions_are_counted_by_how_they_end(self) -> None:
-        """Both are counted by how they end."""
+        """Coroutines and functions are counted as successes or errors."""
 
         async def succeed() -> None:
             await asyncio.sleep(0)
@@ -51,7 +51,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_overlapping_bursts_are_told_apart(self) -> None:
-        """Coroutines that take turns in one thread are not taken for each other."""
+        """Runs of a coroutine that overlap in one thread are counted separately."""
 
         async def main() -> None:
             with freeze_time() as clock:
@@ -78,7 +78,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_a_cancelled_coroutine_is_an_error(self) -> None:
-        """What shutdown cancels is an error, as its listeners are told."""
+        """A coroutine that is cancelled by the shutdown is an error, as its event says."""
 
         async def forever() -> None:
             await asyncio.Event().wait()
@@ -113,7 +113,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_a_thread_that_asyncio_has_given_up_ends_as_lost(self) -> None:
-        """It counts as running until it is over. Nobody reports then how it ended."""
+        """After the shutdown, a thread's run counts as running until it ends, and is then lost."""
         gate = Gate()
 
         async def main() -> None:
@@ -135,7 +135,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_a_burst_in_a_thread_that_asyncio_has_given_up_ends_as_lost(self) -> None:
-        """So do all runs of a burst, those included that were dropped as they came too late."""
+        """All runs of a burst in such a thread are lost, also those that were too late to run."""
         gate = Gate()
 
         async def main() -> None:
@@ -160,7 +160,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_a_function_that_is_cancelled_before_its_start_is_lost(self) -> None:
-        """A function that waits for a thread when shutdown comes is lost."""
+        """A function that still waits for a thread at the shutdown is lost."""
         gate = Gate()
 
         async def main() -> None:

@@ -91,13 +91,13 @@ class TestRunsJobs:
     """`is_job_runner`: which functions run a job, and are measured."""
 
     def test_run_job_of_apscheduler_is_recognised(self) -> None:
-        """That of APScheduler, in which most executors run them."""
+        """APScheduler's `run_job`, which most executors use, is recognised."""
         times = Asked(TIMES)
         run_job(job(), "default", times, "apscheduler")
         assert times.answers == [True]
 
     def test_run_coroutine_job_of_apscheduler_is_recognised(self) -> None:
-        """So does the one for coroutine functions."""
+        """APScheduler's `run_coroutine_job` is recognised."""
 
         async def nothing() -> None: ...
 
@@ -106,7 +106,7 @@ class TestRunsJobs:
         assert times.answers == [True]
 
     def test_a_replacement_that_calls_the_job_runs_jobs(self) -> None:
-        """It is recognised by the job's attributes ``func``, ``args`` and ``kwargs``."""
+        """A replacement is recognised by its use of ``func``, ``args`` and ``kwargs``."""
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in run_times:
@@ -116,7 +116,7 @@ class TestRunsJobs:
         assert times.answers == [True]
 
     def test_a_long_replacement_that_calls_the_job_runs_jobs(self) -> None:
-        """Python extends the operation that begins each step of a long loop."""
+        """A replacement is recognised if its loop is so long that Python uses EXTENDED_ARG."""
         lines = ["def run_mine(job, run_times):", " for _ in run_times:"]
         lines += ["  job.func(*job.args, **job.kwargs)", *["  _ = _"] * 400]
         names: dict[str, Any] = {}
@@ -126,7 +126,7 @@ class TestRunsJobs:
 
     @pytest.mark.parametrize("copy", [list, tuple, sorted, set])
     def test_a_copy_of_the_run_times_runs_none(self, copy: Any) -> None:
-        """Nor does it where the same function calls the job later."""
+        """Copying the run times does not count, also if the function then calls the job."""
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in copy(run_times):
@@ -136,7 +136,7 @@ class TestRunsJobs:
         assert times.answers == [False]
 
     def test_a_comprehension_that_copies_the_run_times_runs_none(self) -> None:
-        """Since Python 3.12 it is part of the function that calls the job later."""
+        """A comprehension does not count, also since Python 3.12, which inlines it."""
 
         def run_mine(job: Any, run_times: Any) -> None:
             for _ in [each for each in run_times]:  # noqa: C416  # not the same to is_job_runner
@@ -146,7 +146,7 @@ class TestRunsJobs:
         assert times.answers == [False]
 
     def test_a_loop_that_never_calls_the_job_runs_none(self) -> None:
-        """What never looks at ``func`` cannot call it."""
+        """A function that never reads ``func`` does not count."""
         times = Asked(TIMES)
         for _ in times:
             pass
@@ -157,7 +157,7 @@ class TestMeasuringRunTimes:
     """The list of run times that a child gets."""
 
     def test_each_run_has_a_measurement_of_its_own(self) -> None:
-        """Each run that started brings its own measurement back, errors included."""
+        """Each run that started has its own measurement, also if it raised."""
         results = iter([None, ValueError, None])
 
         def take_turns() -> None:
@@ -175,14 +175,14 @@ class TestMeasuringRunTimes:
         assert all(begin - 1 <= m.started <= end + 1 for m in sink.measurements)
 
     def test_events_have_the_plain_run_times(self) -> None:
-        """They are the very objects of the parent, by which it tells runs apart."""
+        """Events have the same datetime objects as the parent, which identifies runs by them."""
         sink = Sink(TIMES)
         events = run_in_child(job(), sink)
         assert [type(event.scheduled_run_time) for event in events] == [datetime] * 3
         assert all(e.scheduled_run_time is at for e, at in zip(events, TIMES, strict=True))
 
     def test_a_run_that_came_too_late_keeps_its_place(self) -> None:
-        """Its measurement is of nothing, and its start tells the parent that it was dropped."""
+        """A run that was too late has a measurement; its start shows that it did not run."""
         sink = Sink([NOW + timedelta(hours=1), NOW - timedelta(hours=1)])
         events = run_in_child(job(misfire_grace_time=1), sink)
         assert [event.code for event in events] == [EVENT_JOB_EXECUTED, EVENT_JOB_MISSED]
@@ -190,13 +190,13 @@ class TestMeasuringRunTimes:
         assert sink.measurements[1].started - sink.times[1].timestamp() > 1
 
     def test_a_duration_is_that_of_the_callable(self) -> None:
-        """What is measured is one run, not the whole submission."""
+        """A duration is that of one run, not of the whole submission."""
         sink = Sink(TIMES[:2])
         run_in_child(job(jobs.nap, 0.05), sink)
         assert all(0.05 <= m.duration < 3 for m in sink.measurements)
 
     def test_an_iteration_that_breaks_off_is_measured_up_to_there(self) -> None:
-        """As where the job raises what ``run_job`` does not catch."""
+        """If the loop over run times ends with an exception, the run until then is measured."""
         sink = Sink(TIMES)
         times = MeasuringRunTimes(TIMES, (), child_process.register_sink(sink), KEY)
 
@@ -214,7 +214,7 @@ class TestMeasuringRunTimes:
         assert [m.position for m in sink.measurements] == [0]
 
     def test_it_behaves_like_the_list_of_run_times(self) -> None:
-        """For all that does not run the job, it is the list that it was made from."""
+        """For code that does not run the job, it equals the list that it was made from."""
         times = MeasuringRunTimes(TIMES, (), 0, KEY)
         assert times == TIMES
         assert (times[-1], times[1:], len(times)) == (TIMES[2], TIMES[1:], 3)
@@ -224,7 +224,7 @@ class TestMeasuringRunTimes:
     def test_a_context_that_cannot_be_attached_is_reported(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The job runs without it."""
+        """If the context cannot be attached, the job runs without it, and the error is reported."""
 
         def broken(*_: Any) -> Any:
             raise OSError
@@ -237,7 +237,7 @@ class TestMeasuringRunTimes:
     def test_a_context_that_cannot_be_detached_is_reported(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The result of the job stays what it is."""
+        """If the context cannot be detached, the result is kept, and the error is reported."""
 
         def broken(*_: Any) -> Any:
             raise OSError
@@ -275,7 +275,7 @@ class TestRunTimeWithMeasurement:
         ids=["utc", "second 2:30 of the night", "microseconds"],
     )
     def test_it_is_the_run_time_for_the_job_s_log_and_comparisons(self, due: datetime) -> None:
-        """APScheduler logs it, and subtracts it from now."""
+        """It equals the run time, has the same text, and can be subtracted from a datetime."""
         measured = RunTimeWithMeasurement.copy_of(due)
         assert (measured, measured.fold, measured.tzinfo) == (due, due.fold, due.tzinfo)
         assert (str(measured), measured.timestamp()) == (str(due), due.timestamp())
@@ -283,12 +283,12 @@ class TestRunTimeWithMeasurement:
         assert moment - measured == timedelta(seconds=1)
 
     def test_without_a_measurement_it_is_pickled_as_the_plain_run_time(self) -> None:
-        """As where a job sends it somewhere while it runs."""
+        """Without a measurement it is pickled as a plain datetime."""
         copy = pickle.loads(pickle.dumps(RunTimeWithMeasurement.copy_of(NOW)))
         assert (copy, type(copy)) == (NOW, datetime)
 
     def test_with_a_measurement_it_is_pickled_with_it(self) -> None:
-        """On the way out, that goes to its sink."""
+        """With a measurement, unpickling it passes the measurement to its sink."""
         sink = Sink(TIMES)
         measured = RunTimeWithMeasurement.copy_of(NOW)
         measured.set_measurement(child_process.register_sink(sink), *MEASUREMENT)
@@ -300,7 +300,7 @@ class TestDeliver:
     """`register_sink` and `unpickle_measured_time`: how a measurement finds the parent's sink."""
 
     def test_a_measurement_without_a_sink_is_dropped(self) -> None:
-        """Its event is what it would be without us."""
+        """If the sink no longer exists, the measurement is dropped and the event is complete."""
         sink = Sink(TIMES[:1])
         sent = sent_by_child(job(), sink)
         del sink
@@ -310,7 +310,7 @@ class TestDeliver:
         assert (event.scheduled_run_time, type(event.scheduled_run_time)) == (NOW, datetime)
 
     def test_an_address_keeps_no_sink_alive(self) -> None:
-        """Addresses are never used twice, and held weakly."""
+        """Each registration has a new address, and holds its sink weakly."""
         before = len(child_process._sinks)
         sink = Sink(TIMES)
         addresses = {child_process.register_sink(sink), child_process.register_sink(sink)}
@@ -321,7 +321,7 @@ class TestDeliver:
         assert len(child_process._sinks) == before
 
     def test_each_sink_gets_its_own_measurements(self) -> None:
-        """Whatever the order in which measurements come."""
+        """Each sink gets its own measurements, in whatever order they arrive."""
         sinks = [Sink([at]) for at in TIMES]
         addresses = [child_process.register_sink(sink) for sink in sinks]
         for address, sink in reversed(list(zip(addresses, sinks, strict=True))):
@@ -330,7 +330,7 @@ class TestDeliver:
 
 
 def test_a_child_imports_next_to_nothing() -> None:
-    """A spawned child that imports the module gets nothing of Prometheus or OpenTelemetry."""
+    """A spawned child that imports the module imports no Prometheus and no OpenTelemetry."""
     script = (
         "import sys, apscheduler_telemetry.adapters.apscheduler3.child_process; print(*sys.modules)"
     )

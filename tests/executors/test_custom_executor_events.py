@@ -40,7 +40,7 @@ class TestEvents:
     """What executors report as the result of a submission."""
 
     def test_events_from_a_generator_are_read_once(self) -> None:
-        """Events may come from a generator, which goes on when each has been told."""
+        """Events from a generator are read once, each after listeners got the previous one."""
         told: list[int] = []
 
         def report(events: list[Any]) -> Iterator[Any]:
@@ -57,7 +57,7 @@ class TestEvents:
             assert told == [1, 2]
 
     def test_runs_whose_events_are_never_read_are_lost(self) -> None:
-        """What an executor does not read of a generator is lost, and does not stay running."""
+        """Runs whose events an executor never reads are lost, and do not stay in flight."""
 
         class Ignoring(Executing):
             def _run_job_success(self, job_id: str, events: Any) -> None:
@@ -73,7 +73,7 @@ class TestEvents:
             assert (rig.job().running, rig.job().queued) == (0, 0)
 
     def test_events_before_the_failure_of_a_generator_count(self) -> None:
-        """Its failure comes through; what it did not tell of is as it was seen to be, or lost."""
+        """Events before the exception of a generator count; the other runs are lost."""
 
         def report(job: Any, run_times: Any) -> Iterator[Any]:
             yield JobExecutionEvent(EVENT_JOB_EXECUTED, job.id, "default", run_times[0])
@@ -88,7 +88,7 @@ class TestEvents:
             assert rig.outcomes() == {"success": 1, "lost": 1}
 
     def test_events_in_any_iterable_are_read(self) -> None:
-        """Events may come in anything that they can be read from again and again."""
+        """Events may be in any iterable."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             missed = (JobExecutionEvent(EVENT_JOB_MISSED, job.id, "default", t) for t in run_times)
@@ -99,7 +99,7 @@ class TestEvents:
             assert rig.outcomes() == {"missed": 2}
 
     def test_unreadable_events_make_the_runs_lost(self) -> None:
-        """What cannot be read at all is APScheduler's to refuse; the runs are lost."""
+        """If the events are not iterable, APScheduler raises, and the runs are lost."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             with pytest.raises(TypeError, match="not iterable"):
@@ -111,7 +111,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("changeable", [True, False])
     def test_events_of_a_class_of_the_users_are_read(self, changeable: bool) -> None:
-        """Events may be anything that has a code; what they lack or forbid is left alone."""
+        """Events may be objects of any class that have a code; frozen ones are not changed."""
 
         @dataclass(frozen=True)
         class Frozen:
@@ -138,7 +138,7 @@ class TestEvents:
             assert not changeable or {str} == set(map(type, ids))
 
     def test_runs_without_events_are_lost(self) -> None:
-        """Runs of which nothing is said but that they are over are lost, if they were not seen."""
+        """Runs whose events have no code are lost if telemetry did not see them run."""
         execute = lambda executor, job, _: executor._run_job_success(job.id, [object()] * 2)  # noqa: E731
         with executing(execute) as rig:
             rig.scheduler.remove_listener(rig.events.append)
@@ -147,7 +147,7 @@ class TestEvents:
             assert rig.outcomes() == {"lost": 2}
 
     def test_run_whose_end_is_never_reported_stays_in_flight(self) -> None:
-        """A run whose end its executor never reports stays in flight, as for APScheduler."""
+        """A run whose end is never reported stays in flight, as it does in APScheduler."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             run(job, run_times)
@@ -166,7 +166,7 @@ class TestCalls:
 
     @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
     def test_copy_of_a_job_is_measured(self, duplicate: Callable[[Any], Any]) -> None:
-        """A copy of the job is a job, that can be changed apart from it, and is measured."""
+        """A copy of a job can be changed independently, and its runs are measured."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             twin = duplicate(job)
@@ -181,7 +181,7 @@ class TestCalls:
         assert [e.retval for e in rig.events if hasattr(e, "retval")] == [2, 2]
 
     def test_state_of_a_job_has_nothing_of_telemetry(self) -> None:
-        """Whoever sends a job elsewhere by its state gets the job's, and not ours."""
+        """The pickled state of a job contains nothing of telemetry."""
         states = []
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
@@ -194,7 +194,7 @@ class TestCalls:
         assert {**expected, "next_run_time": None} == {**states[0], "next_run_time": None}
 
     def test_run_times_are_pickled_as_a_plain_list(self) -> None:
-        """Where a pool that is not known may lack this package; there is no duration then."""
+        """Run times are pickled as a plain list, without a need for this package; no durations."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             sent = pickle.dumps(run_times)
@@ -209,7 +209,7 @@ class TestCalls:
             assert sum(rig.job().durations.counts) == 0
 
     def test_run_that_is_tried_again_counts_once(self) -> None:
-        """A run that its executor tries again counts once, and as the executor reports it."""
+        """A run that its executor retries counts once, with the last outcome."""
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             run(job, run_times)

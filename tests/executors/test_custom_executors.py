@@ -103,7 +103,7 @@ class TestExecutorsOfTheUser:
     """Executors that do things in ways of their own."""
 
     def test_one_that_iterates_over_the_run_times_is_measured(self) -> None:
-        """A loop over the run times that calls the job is measured, as APScheduler's own are."""
+        """An executor that calls the job in a loop over the run times is measured."""
         executor = Iterating(lambda job, run_times: executed(job.id, run_times))
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(lambda: jobs.nap(0.01), every(10), coalesce=False)
@@ -117,7 +117,7 @@ class TestExecutorsOfTheUser:
     def test_one_that_does_not_iterate_is_counted_without_durations(
         self, kind: type[Calling]
     ) -> None:
-        """What calls the job without that loop is queued until it has ended, as its events say."""
+        """Without such a loop, a run is queued until its event says that it ended."""
         executor = kind(lambda job, run_times: executed(job.id, run_times))
         loads: list[tuple[int, int]] = []
         with hand_driven_rig({"default": executor}) as rig:
@@ -129,7 +129,7 @@ class TestExecutorsOfTheUser:
 
     @pytest.mark.parametrize("kind", ["measured", "not measured"])
     def test_one_that_reports_no_events_loses_its_runs(self, kind: str) -> None:
-        """How a run ended is only known from its event."""
+        """Runs without an event are lost, because their outcome is not known."""
         executor = (Iterating if kind == "measured" else Calling)(lambda *_: [])
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
@@ -137,7 +137,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"lost": 3}
 
     def test_one_that_never_reports_an_end_keeps_its_runs_in_flight(self) -> None:
-        """They would be lost only if the executor said that no result will come."""
+        """Runs whose result is never reported stay in flight."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10))
             rig.scheduler.turn()
@@ -147,7 +147,7 @@ class TestExecutorsOfTheUser:
             assert (rig.job().queued, rig.outcomes()) == (0, {"success": 1})
 
     def test_one_that_tries_again_counts_a_run_once(self) -> None:
-        """A run that is tried again has the start of its first try, and the outcome that counts."""
+        """A run that is retried counts once: from the first start, with the last outcome."""
         attempts: list[int] = []
 
         def fail_first() -> None:
@@ -165,7 +165,7 @@ class TestExecutorsOfTheUser:
             assert 0.02 <= rig.job().durations.sum < 1
 
     def test_events_that_can_be_read_only_once_reach_listeners(self) -> None:
-        """Events that can be walked through only once reach the listeners."""
+        """Events from an iterator reach the listeners."""
         executor = Calling(lambda job, run_times: iter(executed(job.id, run_times)))  # type: ignore[arg-type, return-value]
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
@@ -175,7 +175,7 @@ class TestExecutorsOfTheUser:
 
     @pytest.mark.parametrize("coalesce", [True, False])
     def test_run_that_the_user_submits_is_counted_as_submitted(self, coalesce: bool) -> None:
-        """What is submitted without a scheduler, and without a due time, is submitted."""
+        """A submission without run times, or of another object, reaches the executor."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             job = SimpleNamespace(id="bare", max_instances=1, func=jobs.nothing, args=())
             executor.submit_job(job, [])
@@ -186,7 +186,7 @@ class TestExecutorsOfTheUser:
             rig.failing = {"adapter"}
 
     def test_one_that_reports_no_events_and_ran_nothing_loses_its_runs(self) -> None:
-        """What was neither seen to run nor told of is lost."""
+        """Runs that were never seen to run and have no event are lost."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
             rig.after(25)
@@ -195,7 +195,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"lost": 3}
 
     def test_one_that_runs_jobs_elsewhere_gives_outcomes_without_durations(self) -> None:
-        """What was not seen to run is what events say, without a duration."""
+        """Runs that were never seen to run have the outcomes of their events, and no duration."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
             rig.after(15)
@@ -204,7 +204,7 @@ class TestExecutorsOfTheUser:
             assert sum(rig.job().durations.counts) == 0
 
     def test_runs_without_an_event_beside_others_with_one_are_lost(self) -> None:
-        """Events are matched by their scheduled time where some are missing; the rest is lost."""
+        """Events are matched by scheduled time; runs without one are lost."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
             rig.after(25)
@@ -213,7 +213,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"success": 1, "lost": 2}
 
     def test_event_ends_the_run_that_it_is_about(self) -> None:
-        """Of two runs of one job, the one ends that the event is about."""
+        """Of two runs of one job, an event ends the run with its scheduled time."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10), max_instances=2)
             rig.scheduler.turn()
@@ -224,7 +224,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"success": 2}
 
     def test_two_submissions_for_one_due_time_both_count(self) -> None:
-        """The user may submit a job by hand for a time for which it is running already."""
+        """Two submissions of a job for the same due time both count."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             job = rig.add(jobs.nothing, every(10), max_instances=2)
             for _ in range(2):
@@ -235,7 +235,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"success": 2}
 
     def test_one_that_only_reports_an_error_ends_the_oldest_submission(self) -> None:
-        """Which of several runs of one job broke is not known from its id: a guess."""
+        """An error without a run time ends the oldest submission of the job."""
         with hand_driven_rig({"default": (executor := Deferring())}) as rig:
             rig.add(jobs.nothing, every(10), max_instances=2)
             rig.scheduler.turn()
@@ -246,7 +246,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"lost": 1, "success": 1}
 
     def test_pool_executor_of_the_user_is_measured(self) -> None:
-        """A pool executor of the user's is like those of APScheduler."""
+        """A user's pool executor is measured like those of APScheduler."""
         with hand_driven_rig({"default": OnPool()}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=False)
             rig.add(jobs.fail, every(10), id="b")
@@ -256,7 +256,7 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes("b") == {"error": 1, "coalesced": 2}
 
     def test_coroutine_is_measured_until_its_end(self) -> None:
-        """A coroutine is measured until its end, whoever awaits it."""
+        """A coroutine is measured until its end, also in another event loop."""
 
         async def fail_late() -> None:
             await asyncio.sleep(0.02)
@@ -269,7 +269,7 @@ class TestExecutorsOfTheUser:
             assert 0.02 <= rig.job().durations.sum < 1
 
     def test_coroutine_function_in_a_thread_pool_is_left_as_it_is(self) -> None:
-        """What a thread pool makes of a coroutine function, which is nothing, is left as it is."""
+        """In a thread pool, a coroutine function returns a coroutine that never runs, as always."""
 
         async def never() -> None:
             raise AssertionError

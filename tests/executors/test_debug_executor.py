@@ -26,7 +26,7 @@ class TestInline:
 
     @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor])
     def test_job_that_adds_another_job_counts_both(self, executor: type[BaseExecutor]) -> None:
-        """A job may add another one and wake the scheduler up; both are counted."""
+        """A job may add another job and wake the scheduler up; both runs are counted."""
         scheduler = BackgroundScheduler(executors={"default": executor()}, timezone=UTC)
 
         def add() -> None:
@@ -39,7 +39,7 @@ class TestInline:
             assert (rig.outcomes(), rig.outcomes("child")) == ({"success": 1}, {"success": 1})
 
     def test_job_that_removes_itself_is_a_success_and_a_loop_error(self) -> None:
-        """Inline, that breaks APScheduler's loop: the run is a success, and the loop an error."""
+        """In the debug executor this makes APScheduler's loop fail: one success, one loop error."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             rig.add(lambda: rig.scheduler.remove_job("job"), every(10))
             with pytest.raises(JobLookupError):
@@ -49,7 +49,7 @@ class TestInline:
             assert START.timestamp() == rig.job().cancelled_run_due_at
 
     def test_listener_that_removes_the_job_withdraws_its_next_run(self) -> None:
-        """What a listener does in the loop's thread is the user's doing."""
+        """A removal by a listener cancels the next run, also in the loop's thread."""
         with hand_driven_rig() as rig:
             rig.scheduler.add_listener(
                 lambda e: rig.scheduler.remove_job(e.job_id), EVENT_JOB_SUBMITTED

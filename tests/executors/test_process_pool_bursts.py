@@ -53,7 +53,7 @@ class TestTracedBurst:
     """Several runs of a job that are submitted at once, as it does not coalesce."""
 
     def test_each_run_has_its_own_span_as_the_parent_in_the_child(self) -> None:
-        """Spans that the job makes in the child process belong to the run that makes them."""
+        """Spans that a job makes in the child process are children of the span of its run."""
         with traced(spawning_pool()) as (rig, exporter):
             rig.add(current_span_id, "interval", seconds=10, coalesce=False, max_instances=2)
             rig.after(20)
@@ -78,7 +78,7 @@ class TestChildWithoutTracing:
     """A child process that cannot continue the trace of its parent."""
 
     def test_run_succeeds_and_a_telemetry_error_of_spans_is_counted(self) -> None:
-        """The run is not affected, and the failure in the child is counted in the parent."""
+        """The run succeeds, and the parent counts the child's error."""
         spawn = multiprocessing.get_context("spawn")
         options = {"mp_context": spawn, "initializer": hide_opentelemetry}
         with traced(ProcessPoolExecutor(1, pool_kwargs=options)) as (rig, _):

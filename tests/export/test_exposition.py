@@ -109,20 +109,20 @@ class TestGolden:
     def test_exposition_is_that_of_the_golden_file(
         self, scene: Scene, file: str, render: Callable[[Scene], str]
     ) -> None:
-        """The exposition of a given state is this one, to the byte."""
+        """The exposition of a given state equals the golden file, byte by byte."""
         actual = render(scene)
         if os.environ.get("UPDATE_GOLDEN"):
             (GOLDEN / file).write_text(actual)
         assert actual == (GOLDEN / file).read_text()
 
     def test_golden_file_has_an_exemplar(self) -> None:
-        """The golden file has an exemplar, so that a change of its format is seen."""
+        """The golden file has an exemplar, so that a change of its format is noticed."""
         text = (GOLDEN / "exposition.openmetrics.txt").read_text()
         assert '# {span_id="00f067aa0ba902b7",trace_id="4bf92f3577b34da6a3ce929d0e0e4736"}' in text
 
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
     def test_promtool_accepts_the_golden_file(self) -> None:
-        """Prometheus' own linter finds nothing wrong in the exposition."""
+        """`promtool check metrics` reports no problem in the golden file."""
         with (GOLDEN / "exposition.txt").open() as exposition:
             done = subprocess.run(
                 ["promtool", "check", "metrics"],
@@ -134,7 +134,7 @@ class TestGolden:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def test_golden_file_has_every_metric(self) -> None:
-        """Every name of the contract has a sample in the golden file."""
+        """Every documented metric has a sample in the golden file."""
         text = (GOLDEN / "exposition.txt").read_text()
         shown = {family.name for family in parse_text(text) if family.samples}
         assert shown == set(FAMILIES)
@@ -142,25 +142,25 @@ class TestGolden:
 
 class TestContract:
     def test_names_and_types_are_those_of_the_contract(self, scene: Scene) -> None:
-        """The families are those of the contract, and no others."""
+        """The families have the documented names and types, and there are no others."""
         families = {family.name: family.type for family in scene.registry.collect()}
         assert families == {name: kind for name, (kind, _) in FAMILIES.items()}
 
     def test_samples_have_exactly_the_labels_of_their_family(self, scene: Scene) -> None:
-        """Every sample has exactly the labels of its family; a bucket has `le` besides."""
+        """Every sample has exactly the labels of its family; buckets also have `le`."""
         for family in scene.registry.collect():
             for sample in family.samples:
                 extra = {"le"} if sample.name.endswith("_bucket") else set()
                 assert sample.labels.keys() == {*FAMILIES[family.name][1], *extra}
 
     def test_no_label_is_reserved_by_prometheus(self) -> None:
-        """No label is called as one that Prometheus adds itself."""
+        """No label has the name of one that Prometheus adds."""
         assert not {"job", "instance"} & {
             label for _, labels in FAMILIES.values() for label in labels
         }
 
     def test_labels_with_fixed_values_show_all_of_them(self, scene: Scene) -> None:
-        """Labels with a fixed set of values show all of them, so that no series is born late."""
+        """Labels with fixed values show all of them from the start."""
         seen: dict[str, set[str]] = {label: set() for label in VALUES}
         for sample in samples(scene.text()):
             for label in VALUES.keys() & sample.labels.keys():
@@ -169,23 +169,23 @@ class TestContract:
         assert seen == {label: VALUES[label] for label in seen}
 
     def test_no_created_series(self, scene: Scene) -> None:
-        """Nothing reads creation times, and they would add a third to the exposition."""
+        """There are no `_created` series, which would make the exposition a third longer."""
         assert "_created" not in scene.text()
         assert "_created" not in scene.openmetrics()
 
     def test_every_family_has_a_help(self, scene: Scene) -> None:
-        """Each family says in a sentence what it is."""
+        """Each family has a sentence as its help text."""
         assert all(family.documentation.endswith(".") for family in scene.registry.collect())
 
     def test_describe_names_what_collect_yields(self) -> None:
-        """The registry learns all names beforehand, by which it finds duplicates."""
+        """`describe` names all families, so that the registry can detect duplicates."""
         exporter = PrometheusExporter(CollectorRegistry())
         assert [f.name for f in exporter.describe()] == [f.name for f in exporter.collect()]
 
 
 class TestParsers:
     def test_text_format_is_read_back_as_it_was(self, scene: Scene) -> None:
-        """What the text format shows is read back as it was."""
+        """Parsing the text format returns the same samples."""
         read = {(s.name, tuple(sorted(s.labels.items()))): s.value for s in samples(scene.text())}
         meant = {
             (s.name, tuple(sorted(s.labels.items()))): s.value
@@ -195,7 +195,7 @@ class TestParsers:
         assert read == meant
 
     def test_openmetrics_format_is_read_back_with_exemplars(self, scene: Scene) -> None:
-        """The stricter parser of OpenMetrics accepts all of it, and gives the exemplar back."""
+        """The OpenMetrics parser accepts the exposition and returns the exemplar."""
         parsed = parse_openmetrics(scene.openmetrics())  # type: ignore[no-untyped-call]
         families = {family.name: family for family in parsed}
         assert families.keys() == FAMILIES.keys()
@@ -238,7 +238,7 @@ class TestHostileNames:
 
     @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
     def test_executors_jobstores_exceptions_and_hosts_may_have_any_name(self, name: str) -> None:
-        """Executors, job stores, exceptions and the host may have any name."""
+        """Executors, job stores, exceptions and hosts may have any name."""
         registry = CollectorRegistry()
         scheduler = FakeScheduler()
         scheduler.recorder.executor_added(name, lambda: 1)
@@ -262,7 +262,7 @@ class TestIsolation:
     def test_failing_scheduler_is_left_out_and_counted(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Samples of a scheduler that raises are left out and counted; the rest is shown."""
+        """Samples of a scheduler that raises are left out and counted; others are shown."""
         monkeypatch.setattr(scene.main, "liveness", raise_boom)
         text = scene.text()
         assert 'apscheduler_scheduler_up{scheduler="main"}' not in text
@@ -297,7 +297,7 @@ class TestIsolation:
     def test_failing_scrapes_are_logged_once(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A scrape that fails every few seconds writes one record and not one per scrape."""
+        """Repeated failures of scrapes write one log record."""
         monkeypatch.setattr(scene.main, "liveness", raise_boom)
         for _ in range(3):
             scene.text()
@@ -308,7 +308,7 @@ class TestIsolation:
 class TestConcurrency:
     @pytest.mark.slow
     def test_scrapes_during_runs_show_possible_states(self) -> None:
-        """Scrapes and runs in many threads at once neither fail nor show an impossible state."""
+        """Concurrent scrapes and runs neither fail nor show an impossible state."""
         scheduler = FakeScheduler()
         registry = CollectorRegistry()
         get_or_create_exporter(registry).add(scheduler)
@@ -356,7 +356,7 @@ class TestConcurrency:
         assert scheduler.error_reporter.counts()["collector"] == 0
 
     def test_scrape_shows_the_schedulers_that_exist(self) -> None:
-        """A scrape while schedulers are added, freed and removed shows those that there are."""
+        """A scrape while schedulers are added, freed and removed shows the existing ones."""
         registry = CollectorRegistry()
         exporter = get_or_create_exporter(registry)
         first = FakeScheduler("first")
@@ -384,7 +384,7 @@ class TestConcurrency:
         assert failures == []
 
     def test_forked_child_gets_new_locks(self, scene: Scene) -> None:
-        """A forked child gets new locks for the exporter, its cache, and all that it reads."""
+        """A forked child has new locks for the exporter, its cache and the recorder."""
         held: list[Any] = [
             scene.exporter,
             scene.exporter._text_renderer,
@@ -407,12 +407,12 @@ class TestConcurrency:
 
 class TestRegistry:
     def test_schedulers_of_one_registry_share_a_collector(self) -> None:
-        """Schedulers of one registry share a collector, as no family may be exposed twice."""
+        """Schedulers of one registry share a collector, so that no family is exposed twice."""
         registry = CollectorRegistry()
         assert get_or_create_exporter(registry) is get_or_create_exporter(registry)
 
     def test_last_scheduler_unregisters_the_collector(self) -> None:
-        """With its last scheduler the collector leaves the registry as it was."""
+        """When the last scheduler is removed, the collector is unregistered."""
         registry = CollectorRegistry()
         before = dict(vars(registry))
         empty = {name: list(value) for name, value in before.items() if isinstance(value, dict)}
@@ -428,7 +428,7 @@ class TestRegistry:
         assert after == empty
 
     def test_second_scheduler_of_one_name_is_rejected(self) -> None:
-        """A second scheduler of one name is rejected, with what to pass instead."""
+        """A second scheduler with the same name is rejected; the error says what to pass."""
         exporter = get_or_create_exporter(registry := CollectorRegistry())
         first = FakeScheduler("shop")
         exporter.add(first)
@@ -437,7 +437,7 @@ class TestRegistry:
         assert 'scheduler="shop"' in generate_latest(registry).decode()
 
     def test_name_of_a_removed_scheduler_is_free(self) -> None:
-        """A name is free once its scheduler is taken off, or is no more."""
+        """A name is free after its scheduler was removed or freed."""
         exporter = get_or_create_exporter(registry := CollectorRegistry())
         taken_off, forgotten = FakeScheduler("taken off"), FakeScheduler("forgotten")
         exporter.add(taken_off)
@@ -453,7 +453,7 @@ class TestRegistry:
         "name", ["apscheduler_job_running", "apscheduler_job_run_duration_seconds_count"]
     )
     def test_registry_with_a_metric_of_our_names_is_rejected(self, name: str) -> None:
-        """A registry that has one of our names already is rejected, and left as it was."""
+        """A registry that already has one of the names is rejected and left unchanged."""
         registry = CollectorRegistry()
         Gauge(name, "not ours", registry=registry)
         before = generate_latest(registry)
@@ -462,7 +462,7 @@ class TestRegistry:
         assert generate_latest(registry) == before
 
     def test_registry_is_not_kept_alive(self) -> None:
-        """Nothing here keeps a registry alive."""
+        """The exporter does not keep its registry alive."""
         gc.collect()
         before = len(prometheus._exporters)
         registry = CollectorRegistry()
@@ -490,7 +490,7 @@ class TestCollection:
         return readings
 
     def test_collection_shows_the_state_at_its_end(self, scene: Scene, readings: list[str]) -> None:
-        """What is collected shows the state at its end, whenever it is looked at."""
+        """A collection shows the state at its end, whenever it is read."""
         before = list(scene.registry.collect())
         assert readings == ["jobs"]
         scene.main.run(scene.main.add_job("backup"), NOW, 1.0)
@@ -500,20 +500,20 @@ class TestCollection:
         assert readings == ["jobs"]
 
     def test_collection_reads_the_state_once(self, scene: Scene, readings: list[str]) -> None:
-        """A consumer that looks at each metric as it comes gets all from one reading."""
+        """A collection that is read metric by metric comes from one reading of the state."""
         for metric in scene.registry.collect():
             assert isinstance(metric.samples, list)
         assert readings == ["jobs"]
         assert list(scene.registry.collect()) == list(scene.registry.collect())
 
     def test_cached_text_reads_nothing_twice(self, scene: Scene, readings: list[str]) -> None:
-        """An exposition from cached text reads nothing twice."""
+        """An exposition from cached text reads the state once."""
         encode, _ = choose_encoder("")
         scene.exporter.expose(encode)
         assert readings == []
 
     def test_scrape_inside_of_a_scrape_is_complete(self, scene: Scene) -> None:
-        """A signal's handler may scrape at any time: both expositions are whole."""
+        """A signal handler may scrape during a scrape: both are complete."""
         nested: list[bytes] = []
         encode, _ = choose_encoder("")
 
@@ -574,13 +574,13 @@ class TestNames:
     def test_restricted_exposition_is_that_of_the_library(
         self, scene: Scene, names: list[str], accept: str
     ) -> None:
-        """Only samples of these names are there, and no family without one."""
+        """The response has the samples of the requested names only, as in prometheus_client."""
         encode, _ = choose_encoder(accept)
         expected = encode(scene.registry.restricted_registry(names))
         assert b"".join(scene.exporter.expose(encode, names)) == expected
 
     def test_metrics_of_the_application_can_be_asked_for(self, scene: Scene) -> None:
-        """Metrics of the application are there, too, if they are asked for."""
+        """Metrics of the application are included if they are requested."""
         Counter("orders", "Orders.", registry=scene.registry).inc()
         encode, _ = choose_encoder("")
         names = ["orders_total", "apscheduler_scheduler_up"]
@@ -595,7 +595,7 @@ class TestNames:
     def test_restricted_exposition_reads_only_what_it_needs(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without names of jobs no job is read, and without others no scheduler is."""
+        """Jobs are read only for names of job metrics, schedulers only for the others."""
         encode, _ = choose_encoder("")
         monkeypatch.setattr(scene.main.recorder, "snapshots_since", raise_boom)
         scene.exporter.expose(encode, ["apscheduler_scheduler_up"])

@@ -66,12 +66,12 @@ class TestBytes:
     """What is exposed from cached text is what the standard encoders write, to the byte."""
 
     def test_text_of_all_kinds_of_metrics_is_that_of_the_library(self, scene: Scene) -> None:
-        """Counters, gauges, histograms, exemplars, quotes and owls; the first time and again."""
+        """Counters, gauges, histograms and exemplars have the text of prometheus_client."""
         check(scene)
         check(scene)
 
     def test_metrics_of_others_keep_their_place(self, scene: Scene) -> None:
-        """Metrics of others stay where they are, before ours and after."""
+        """Metrics of other collectors stay before and after those of this package."""
         CounterMetric("after", "After ours.", registry=scene.registry).inc()
         check(scene)
         scene.registry.unregister(scene.exporter)
@@ -99,7 +99,7 @@ class TestBytes:
         ],
     )
     def test_any_label_value_is_written_as_the_library_does(self, scene: Scene, text: str) -> None:
-        """Whatever a label's value looks like: a form, a head, the end, or nothing."""
+        """Any label value is written as prometheus_client writes it."""
         job = scene.main.add_job("odd", label=text or "empty", name=text, owner=text, trigger=text)
         scene.main.run(job, NOW, 0.5, RunError(type=text, message=""))
         check(scene)
@@ -109,14 +109,14 @@ class TestBytes:
         [0.0, 1.0, 0.1, 1e-9, 123456.75, 999_999, 1_000_000, 1e6, 1.5e9, 1e21, float("inf")],
     )
     def test_any_number_is_written_as_the_library_does(self, scene: Scene, value: float) -> None:
-        """Whatever a number looks like: Go's way of writing it is not Python's."""
+        """Any number is written as prometheus_client writes it, in Go's notation."""
         job = scene.main.add_job("odd", grace=value)
         scene.main.run(job, NOW, value, exemplar=SpanContext(1, 2, is_remote=False))
         scene.main.recorder.runs_unsubmitted(job, Outcome.SKIPPED, int(min(value, 1e9)))
         check(scene)
 
     def test_text_without_jobs_is_that_of_the_library(self) -> None:
-        """A scheduler without jobs, and a registry without schedulers."""
+        """Without jobs, or without schedulers, the text is that of prometheus_client."""
         scene = Scene()
         for scheduler in (scene.main, scene.other):
             scene.exporter.remove(scheduler)
@@ -136,7 +136,7 @@ class TestManyJobs:
         return scene
 
     def test_text_of_many_jobs_comes_in_chunks(self, scene: Scene) -> None:
-        """None of them takes long to copy; of few jobs there is one."""
+        """The text of many jobs comes in several chunks, that of few jobs in one."""
         encode, _ = choose_encoder("")
         chunks = scene.exporter.expose(encode)
         assert b"".join(chunks) == encode(scene.registry)
@@ -145,7 +145,7 @@ class TestManyJobs:
         assert len(Scene().exporter.expose(encode)) == 1
 
     def test_rendering_triggers_no_garbage_collection(self, scene: Scene) -> None:
-        """It makes so few objects that Python does not look for garbage among those of all."""
+        """Rendering makes so few objects that Python starts no garbage collection."""
         encode, _ = choose_encoder("")
         collections = []
         scene.exporter.expose(encode)
@@ -167,7 +167,7 @@ class TestChanges:
 
     @pytest.mark.slow
     def test_text_is_right_after_random_changes(self, scene: Scene) -> None:
-        """Jobs come and go, run, wait and are rescheduled, and each scrape is right."""
+        """After random changes of jobs and runs, each scrape has the right text."""
         dice = random.Random(7)
         recorder = scene.main.recorder
         records: dict[str, JobRecord] = {}
@@ -199,7 +199,7 @@ class TestChanges:
     def test_unchanged_job_is_not_rendered_again(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A job to which nothing happened is not rendered again."""
+        """The text of an unchanged job is not rendered again."""
         encode, _ = choose_encoder("")
         rendered = []
 
@@ -222,7 +222,7 @@ class TestChanges:
     def test_job_that_failed_to_render_is_rendered_again(
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A job that could not be shown once is shown as soon as it can be."""
+        """A job whose rendering failed is rendered again by the next scrape."""
         encode, _ = choose_encoder("")
         with monkeypatch.context() as patch:
             patch.setattr(f"{TEXT_FORMAT}.job_samples", lambda *_: map(raise_boom, "x"))
@@ -298,8 +298,8 @@ class TestInterruptions:
         """
         The next exposition is right, in this thread and in another.
 
-        At the first and the second execution of each line. What derives from Exception is taken for
-        a failure of ours, and shown as such, but for that nothing differs.
+        The exception is raised at the first and the second execution of each line. An `Exception`
+        counts as an error of telemetry; nothing else differs.
         """
         encode, _ = choose_encoder(accept)
         seen: set[tuple[str, int, int]] = set()

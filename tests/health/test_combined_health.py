@@ -51,7 +51,7 @@ class TestSeveralSchedulers:
     def test_one_dead_scheduler_is_unhealthy(
         self, url: str, schedulers: list[Any], dead: int
     ) -> None:
-        """A process is as unhealthy as the worst of its schedulers, and says which that is."""
+        """If one scheduler is dead, the process is unhealthy; the report names the scheduler."""
         schedulers[dead].shutdown()
         status, body = get(url)
         health = json.loads(body)

@@ -51,7 +51,7 @@ class Rig:
 
 class TestStatus:
     def test_loop_that_is_alive_is_healthy(self) -> None:
-        """A loop that is alive is healthy, and there are no reasons."""
+        """With a live loop the report is healthy, without reasons."""
         report = Rig().report(last_pass_ended_at=NOW - 1.5)
         assert report == {
             "status": "healthy",
@@ -66,7 +66,7 @@ class TestStatus:
         }
 
     def test_loop_that_is_not_alive_is_unhealthy_with_a_reason(self) -> None:
-        """A loop that is not alive is unhealthy, with a code for programs and a sentence."""
+        """With a dead loop the report is unhealthy; the reason has a code and a sentence."""
         liveness = Liveness(
             scheduler_state="running", up=False, reasons=[("overdue", "It is late.")]
         )
@@ -77,13 +77,13 @@ class TestStatus:
         assert report["scheduler"]["last_wakeup"] is None
 
     def test_a_job_that_fails_does_not_make_it_unhealthy(self) -> None:
-        """Restarting would not help a job that fails, so it does not make the report unhealthy."""
+        """A failing job does not make the report unhealthy, as a restart would not help."""
         rig = Rig()
         rig.run(rig.add_job(), Outcome.ERROR)
         assert rig.report()["status"] == "healthy"
 
     def test_report_is_ready_for_json(self) -> None:
-        """The report is ready for JSON as it is."""
+        """The report can be serialized as JSON."""
         rig = Rig()
         rig.run(rig.add_job(), Outcome.ERROR)
         report = rig.report(
@@ -118,7 +118,7 @@ class TestJobs:
         assert job["overdue"] is False
 
     def test_last_outcome_is_that_of_the_run_that_ended_last(self) -> None:
-        """The last outcome is that of the run that ended last, the last success stays."""
+        """The last outcome is that of the latest run; the last success is kept."""
         rig = Rig()
         record = rig.add_job()
         rig.run(record, Outcome.SUCCESS)
@@ -129,7 +129,7 @@ class TestJobs:
         assert job["last_success"] == "2027-01-15T08:00:02.000+00:00"
 
     def test_running_job_says_since_when(self) -> None:
-        """A job that is running says since when."""
+        """A running job has the time of its start."""
         rig = Rig()
         record = rig.add_job()
         rig.submit(record).start(NOW + 0.25)
@@ -158,7 +158,7 @@ class TestJobs:
         assert rig.report()["jobs"][0]["overdue"] is False
 
     def test_jobs_are_sorted_by_label(self) -> None:
-        """Jobs are in the order of their labels, and jobs of one label are one item."""
+        """Jobs are sorted by label, and jobs of one label are one item."""
         rig = Rig()
         for job_id, label in (("3", "b"), ("1", "a"), ("2", "b")):
             rig.add_job(job_id, label=label)
@@ -167,7 +167,7 @@ class TestJobs:
 
 class TestCombine:
     def test_combined_report_is_unhealthy_if_any_scheduler_is(self) -> None:
-        """The reports of several schedulers become one, and each reason names its scheduler."""
+        """A combined report is unhealthy if any scheduler is; each reason names its scheduler."""
         rigs = Rig(), Rig()
         rigs[1].scheduler.name = "other"
         rigs[0].add_job()

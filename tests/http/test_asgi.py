@@ -109,7 +109,7 @@ class TestAsgi:
         assert capfd.readouterr().err == ""
 
     def test_lifespan_protocol_is_completed(self, endpoints: HTTPEndpoints) -> None:
-        """It completes the lifespan protocol."""
+        """The application completes the lifespan protocol."""
         incoming = iter(["lifespan.startup", "lifespan.shutdown"])
         sent: list[Any] = []
 
@@ -144,7 +144,7 @@ class TestAsgi:
             asyncio.run(endpoints.asgi_app({"type": "smoke"}, None, None))  # type: ignore[arg-type]
 
     def test_uvicorn_serves_it(self, endpoints: HTTPEndpoints) -> None:
-        """It works with a real ASGI server, also for HEAD on a kept-alive connection."""
+        """Uvicorn serves the application, also HEAD on a kept-alive connection."""
         uvicorn = pytest.importorskip("uvicorn")
         config = uvicorn.Config(endpoints.asgi_app, port=0, log_level="critical")
         uvicorn_server = uvicorn.Server(config)

@@ -18,7 +18,7 @@ class TestHealth:
     def test_status_code_tells_whether_it_is_healthy(
         self, registry: CollectorRegistry, report: Any, status: int
     ) -> None:
-        """The report is JSON, and the status code alone tells whether it is healthy."""
+        """The report is JSON, and the status code says whether it is healthy."""
         endpoints = HTTPEndpoints(
             registry=registry, get_health_report=lambda: report, report_exception=ReportedErrors()
         )
@@ -37,7 +37,7 @@ class TestHealth:
     def test_report_that_fails_counts_as_unhealthy(
         self, registry: CollectorRegistry, failures: ReportedErrors, health: Any
     ) -> None:
-        """A report that cannot be produced counts as unhealthy, without a traceback."""
+        """If the report fails, the response is unhealthy, without a traceback."""
         endpoints = HTTPEndpoints(
             registry=registry, get_health_report=health, report_exception=failures
         )

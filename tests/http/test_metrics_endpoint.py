@@ -50,7 +50,7 @@ class TestMetrics:
     def test_format_with_the_highest_quality_is_sent(
         self, ask: Callable[..., Reply], accept: str, expected: str
     ) -> None:
-        """The format with the highest quality is sent, and OpenMetrics if both have the same."""
+        """The format with the highest quality is sent; if equal, OpenMetrics."""
         reply = ask("/metrics", headers={"Accept": accept})
 
         assert reply.headers["content-type"].startswith(expected.partition(";")[0])

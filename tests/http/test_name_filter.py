@@ -70,7 +70,7 @@ class TestNameFilter:
     def test_same_samples_as_the_library(
         self, telemetry: Telemetry, registry: CollectorRegistry, accept: str, names: list[str]
     ) -> None:
-        """The response has the families of the library's restricted registry."""
+        """The response has the families of prometheus_client's restricted registry."""
         query = "&".join(f"name[]={name}" for name in names)
         encode, _ = choose_encoder(accept)
         expected = encode(registry.restricted_registry(names)).decode()
@@ -85,7 +85,7 @@ class TestNameFilter:
 
     @pytest.mark.parametrize("name", ["apscheduler_scheduler_up", f"{DURATION}_bucket"])
     def test_filtered_response_uses_cached_lines(self, telemetry: Telemetry, name: str) -> None:
-        """Cached lines are reused: a filter costs at most two Python calls per job more."""
+        """Cached lines are reused: a filter costs at most two Python calls per job."""
         ask_wsgi(telemetry.wsgi_app, "/metrics")
 
         whole = calls_in_threads(lambda: ask_wsgi(telemetry.wsgi_app, "/metrics"))
@@ -98,7 +98,7 @@ class TestNameFilter:
     def test_other_collectors_are_not_called(
         self, telemetry: Telemetry, registry: CollectorRegistry
     ) -> None:
-        """Collectors that have none of the names are not called."""
+        """Collectors without a requested name are not called."""
         registry.register(RaisingCollector(ValueError("boom"), names=["broken"]))
 
         query = "name[]=apscheduler_scheduler_up"

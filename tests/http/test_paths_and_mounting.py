@@ -57,7 +57,7 @@ class TestMounting:
     def test_pages_are_found_below_any_mount_point(
         self, ask: Callable[..., Reply], mount: str, path: str
     ) -> None:
-        """Pages are found below any mount point, in all ways in which servers pass it."""
+        """Pages are found below any mount point, in each way in which servers pass it."""
         assert ask(path, mount=mount).json == HEALTHY
 
     @pytest.mark.parametrize(("mount", "path"), [("/ops", "/opsx/health"), ("/ops", "/x")])
@@ -71,7 +71,7 @@ class TestMounting:
     def test_application_works_below_werkzeugs_dispatcher(
         self, endpoints: HTTPEndpoints, path: str
     ) -> None:
-        """It works below Werkzeug's dispatcher, mounted at the path of a page or elsewhere."""
+        """The application works below Werkzeug's dispatcher, at any mount point."""
         dispatcher = pytest.importorskip("werkzeug.middleware.dispatcher")
         flask = pytest.importorskip("flask")
         mounts = {"/metrics": endpoints.wsgi_app, "/ops": endpoints.wsgi_app}
@@ -86,7 +86,7 @@ class TestMounting:
     def test_application_works_below_starlettes_routes(
         self, endpoints: HTTPEndpoints, path: str, root_path: str
     ) -> None:
-        """It works below Starlette's routes, also behind proxies that strip a prefix or not."""
+        """The application works below Starlette's routes, also if a proxy strips a prefix."""
         routing = pytest.importorskip("starlette.routing")
         app = routing.Router(
             [

@@ -19,7 +19,7 @@ from tests.helpers.http_clients import HEALTHY, PATIENCE, address, fetch, read_a
 
 class TestServe:
     def test_server_serves_all_pages_on_loopback(self, server: HTTPServer) -> None:
-        """The server serves all pages on loopback, and its handle has the address."""
+        """The server serves all pages on the loopback, and the handle has its address."""
         assert server.addr == "127.0.0.1"
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert "runs_total" in fetch(server).text
@@ -128,7 +128,7 @@ class TestServe:
     def test_taken_port_raises_an_error_with_advice(
         self, endpoints: HTTPEndpoints, server: HTTPServer
     ) -> None:
-        """A taken port raises an error that names it and says what to do."""
+        """A taken port raises an error that names the port and says what to do."""
         with pytest.raises(
             OSError, match=rf"127\.0\.0\.1:{server.port}.*pass another port"
         ) as info:

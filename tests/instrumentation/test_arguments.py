@@ -136,17 +136,17 @@ class TestBadInput:
         ids="-".join,
     )
     def test_unusual_values_are_accepted(self, options: Mapping[str, Any]) -> None:
-        """Unusual is not wrong."""
+        """Unusual but valid values are accepted."""
         with watched(hand_driven_scheduler(), **options) as seen:
             assert seen.up() == 0
 
     def test_options_are_keyword_only(self) -> None:
-        """Options have names."""
+        """Options are keyword-only."""
         with pytest.raises(TypeError, match="positional"):
             instrument(BackgroundScheduler(), "shop")  # type: ignore[call-arg]
 
     def test_registry_with_a_metric_of_our_names_is_refused(self) -> None:
-        """A registry with a metric of one of our names is refused, all left as it was."""
+        """A registry with a metric of the same name is rejected, and nothing is changed."""
         scheduler = hand_driven_scheduler()
         registry = CollectorRegistry()
         Gauge("apscheduler_job_running", "not ours", registry=registry)
@@ -160,7 +160,7 @@ class TestBadInput:
     def test_failure_half_way_removes_all_hooks(
         self, monkeypatch: pytest.MonkeyPatch, started: bool
     ) -> None:
-        """Whatever fails while hooks are laid, those that lie already come off again."""
+        """If instrumenting fails halfway, all hooks that were installed are removed."""
         scheduler = hand_driven_scheduler(jobstores={"default": MemoryJobStore()})
         if started:
             scheduler.start()
@@ -187,7 +187,7 @@ class TestCallbacks:
     def test_failing_job_label_is_replaced_by_the_id(
         self, job_label: Callable[..., Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A label that cannot be had is the job's id."""
+        """If `job_label` fails, the label is the job's id."""
         with watched(hand_driven_scheduler(), job_label=job_label) as seen:
             seen.scheduler.start()
             for job_id in ("a", "b"):
@@ -212,7 +212,7 @@ class TestCallbacks:
     def test_failing_grace_is_replaced_by_the_default(
         self, grace: Callable[..., Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A grace that cannot be had is the default one."""
+        """If `grace` fails, the default applies."""
         with watched(hand_driven_scheduler(), grace=grace) as seen:
             seen.scheduler.start()
             for job_id in ("a", "b"):
@@ -236,7 +236,7 @@ class TestCallbacks:
         ],
     )
     def test_grace_is_what_was_passed_or_returned(self, grace: Any, expected: float) -> None:
-        """Grace is what was passed, or what the callback says of the job; 60 s without one."""
+        """The grace is the value or what the callback returns; 60 s by default."""
         with watched(hand_driven_scheduler(), grace=grace) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
@@ -255,7 +255,7 @@ class TestCallbacks:
         assert bounds == {"run_duration": ["1.0", "2.5", "+Inf"], "start_delay": ["7.0", "+Inf"]}
 
     def test_jobs_beyond_max_labels_share_one(self) -> None:
-        """Jobs beyond the number of labels that was passed share one."""
+        """Jobs beyond `max_labels` share one label."""
         with watched(hand_driven_scheduler(), max_labels=2) as seen:
             seen.scheduler.start()
             for name in ("a", "b", "c", "d"):

@@ -69,27 +69,27 @@ def name_of(scheduler: Any) -> str | None:
 
 class TestMetadata:
     def test_entry_points_are_found_by_the_distro(self) -> None:
-        """The distro finds the instrumentor and the names of its variables as `apscheduler`."""
+        """The distro finds the instrumentor and its variables under the name `apscheduler`."""
         (point,) = entry_points(group="opentelemetry_instrumentor", name="apscheduler")
         assert point.load() is APSchedulerInstrumentor
         (point,) = entry_points(group="opentelemetry_environment_variables", name="apscheduler")
         assert point.load() is environment_variables
 
     def test_extra_names_the_instrumented_package(self) -> None:
-        """What the metadata say is instrumented is what the instrumentor says."""
+        """The requirement in the metadata is that of the instrumentor."""
         requires = map(Requirement, distribution("apscheduler-telemetry").requires or ())
         extra = [r for r in requires if r.marker and "instruments" in str(r.marker)]
         said = map(Requirement, APSchedulerInstrumentor().instrumentation_dependencies())
         assert [(r.name, r.specifier) for r in extra] == [(r.name, r.specifier) for r in said]
 
     def test_each_variable_is_named_as_its_constant(self) -> None:
-        """Each variable is named as its constant is, as `opentelemetry-instrument` has it."""
+        """Each variable has the name of its constant, as `opentelemetry-instrument` requires."""
         names = {n: v for n, v in vars(environment_variables).items() if n.startswith("OTEL")}
         assert names
         assert all(name == value for name, value in names.items())
 
     def test_missing_dependency_error_names_the_extra(self) -> None:
-        """Without opentelemetry-instrumentation, importing it names the extra."""
+        """Without opentelemetry-instrumentation, the import error names the extra."""
         code = (
             f"import sys; sys.path[:] = {sys.path!r}\n"
             "sys.modules['opentelemetry.instrumentation'] = None\n"
@@ -103,7 +103,7 @@ class TestInstrument:
     def test_later_schedulers_are_instrumented_when_they_start(
         self, instrumentor: Any, schedulers: Any
     ) -> None:
-        """Each is instrumented when it starts, under a name of its own."""
+        """A new scheduler is instrumented when it starts, under a name of its own."""
         before = schedulers()
         instrumentor.instrument()
         first, second = schedulers(), schedulers(BackgroundScheduler)
@@ -119,7 +119,7 @@ class TestInstrument:
         ]
 
     def test_running_schedulers_are_instrumented(self, instrumentor: Any, schedulers: Any) -> None:
-        """Those that run already are found, and those that do not are left alone until they do."""
+        """Running schedulers are instrumented at once; others when they start."""
         runs, idle = schedulers(BackgroundScheduler), schedulers()
         runs.start()
 
@@ -141,7 +141,7 @@ class TestInstrument:
         assert get_handle(scheduler) is handle
 
     def test_options_apply_to_every_scheduler(self, instrumentor: Any, schedulers: Any) -> None:
-        """Options of `instrument` are those of every scheduler."""
+        """Options of `instrument` apply to every scheduler."""
         registry = CollectorRegistry()
         instrumentor.instrument(registry=registry, owner="billing")
         scheduler = schedulers()
@@ -152,13 +152,13 @@ class TestInstrument:
         assert registry.get_sample_value("apscheduler_job_alert_info", labels) == 1
 
     def test_unknown_option_is_an_error(self, instrumentor: Any) -> None:
-        """A misspelt option is told at once, and nothing is instrumented."""
+        """An unknown option raises an error, and nothing is instrumented."""
         with pytest.raises(ArgumentTypeError, match="no such option: nmae; there are"):
             instrumentor.instrument(nmae="shop")
         assert BaseScheduler.start is START
 
     def test_global_registry_is_left_alone(self, instrumentor: Any, schedulers: Any) -> None:
-        """It is left alone: OpenTelemetry's own exporter for Prometheus uses it."""
+        """The global registry is not used, as OpenTelemetry's Prometheus exporter uses it."""
         instrumentor.instrument()
         schedulers().start()
 
@@ -167,7 +167,7 @@ class TestInstrument:
     def test_scheduler_instrumented_by_hand_before_is_left_alone(
         self, instrumentor: Any, schedulers: Any
     ) -> None:
-        """What the application instruments itself is left to it."""
+        """A scheduler that the application has instrumented keeps that handle."""
         instrumentor.instrument()
         scheduler = schedulers()
         handle = instrument(scheduler, name="own", registry=CollectorRegistry())
@@ -180,7 +180,7 @@ class TestInstrument:
     def test_instrumenting_by_hand_later_takes_over(
         self, instrumentor: Any, schedulers: Any
     ) -> None:
-        """What the application says counts, also where it comes late."""
+        """If the application instruments a scheduler later, its options replace these."""
         instrumentor.instrument()
         scheduler = schedulers()
         scheduler.start()
@@ -190,7 +190,7 @@ class TestInstrument:
         assert handle.name == "own"
 
     def test_forgotten_scheduler_is_freed(self, instrumentor: Any) -> None:
-        """A scheduler that the application forgets is gone, and its name is free again."""
+        """A scheduler without references is freed, and its name can be used again."""
         instrumentor.instrument()
         scheduler = HandDriven()
         scheduler.start()
@@ -207,7 +207,7 @@ class TestInstrument:
     def test_scheduler_that_cannot_be_instrumented_runs_without(
         self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A scheduler that cannot be instrumented runs without; the log says why."""
+        """A scheduler that cannot be instrumented runs without telemetry; the log says why."""
         instrumentor.instrument(severity="loud")
         scheduler = schedulers()
         scheduler.start()
@@ -221,7 +221,7 @@ class TestInstrument:
 
 class TestUninstrument:
     def test_puts_everything_back(self, instrumentor: Any, schedulers: Any) -> None:
-        """Schedulers are as they were, those to come are left alone; it can be had again."""
+        """`uninstrument` restores schedulers and the class; `instrument` can be called again."""
         instrumentor.instrument()
         scheduler = schedulers()
         scheduler.start()
@@ -237,7 +237,7 @@ class TestUninstrument:
     def test_wrapper_of_others_stays_after_uninstrument(
         self, instrumentor: Any, schedulers: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What somebody else has put on top stays, and ours does nothing below it."""
+        """A wrapper that another tool has added stays; the one below it does nothing."""
         instrumentor.instrument()
         ours = BaseScheduler.start
         monkeypatch.setattr(BaseScheduler, "start", functools.partialmethod(ours))
@@ -259,7 +259,7 @@ class TestVariables:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """What cannot be understood is told in the log and left out; the rest counts."""
+        """An invalid value is logged and ignored; other variables apply."""
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_GRACE", "soon")
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_SINGLETON", "maybe")
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_HTTP_PORT", "")
@@ -277,7 +277,7 @@ class TestVariables:
     def test_each_variable_sets_its_option(
         self, instrumentor: Any, schedulers: Any, monkeypatch: Any
     ) -> None:
-        """Each sets the option that it is named for; arguments come before."""
+        """Each variable sets its option; arguments have priority."""
         for name, value in {
             "SINGLETON": "False",
             "GRACE": "300",
@@ -308,7 +308,7 @@ class TestServer:
     def test_health_is_that_of_the_worst_scheduler(
         self, instrumentor: Any, schedulers: Any
     ) -> None:
-        """The health of the process is that of its worst scheduler."""
+        """The process is unhealthy if any of its schedulers is."""
         instrumentor.instrument(http_port=0)
         well, dead = schedulers(), schedulers()
         for scheduler in (well, dead):
@@ -330,7 +330,7 @@ class TestServer:
     def test_port_shows_the_schedulers_of_all_processes_in_multiprocess_mode(
         self, instrumentor: Any, schedulers: Any, tmp_path: Path, monkeypatch: Any
     ) -> None:
-        """So do the pages of a handle; one process alone has the port."""
+        """In multiprocess mode the port shows the schedulers of all processes."""
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
         instrumentor.instrument(http_port=0)
         elsewhere = schedulers()  # on a registry of its own, as in another process
@@ -347,7 +347,7 @@ class TestServer:
     def test_port_renders_only_jobs_that_have_changed(
         self, instrumentor: Any, schedulers: Any, monkeypatch: Any
     ) -> None:
-        """The lines of others are kept from one scrape to the next, as on the pages of a handle."""
+        """The text of unchanged jobs is cached between scrapes, as for a handle."""
         rendered: list[str] = []
         snapshots_since = Recorder.snapshots_since
 
@@ -378,7 +378,7 @@ class TestServer:
     def test_port_of_a_process_without_instrumented_schedulers(
         self, instrumentor: Any, schedulers: Any
     ) -> None:
-        """It shows what else is in the registry, and adds nothing to it."""
+        """Without instrumented schedulers, the port shows the rest of the registry."""
         registry = CollectorRegistry()
         Gauge("mine", "stays", registry=registry)
         before = generate_latest(registry).decode()
@@ -398,7 +398,7 @@ class TestServer:
     def test_taken_port_is_logged_once(
         self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A port that is taken is told in the log, once, and nothing else changes."""
+        """A taken port is logged once, and nothing else changes."""
         instrumentor.instrument(http_port=0)
         schedulers().start()
         taken = instrumentor._process._server.port

@@ -60,7 +60,7 @@ class TestWhen:
     def test_asyncio_scheduler_can_be_instrumented_before_and_after_its_start(
         self, before: bool
     ) -> None:
-        """So can one on an event loop."""
+        """An asyncio scheduler can be instrumented before and after its start."""
 
         async def main() -> None:
             scheduler = AsyncIOScheduler()
@@ -77,7 +77,7 @@ class TestWhen:
         asyncio.run(main())
 
     def test_job_may_instrument_its_own_scheduler(self) -> None:
-        """A job that runs in the middle of a pass may instrument its own scheduler, and undo it."""
+        """A job that runs during a pass may instrument and uninstrument its own scheduler."""
         scheduler = hand_driven_scheduler()
         registry = CollectorRegistry()
         scheduler.start()
@@ -95,7 +95,7 @@ class TestWhen:
         scheduler.shutdown()
 
     def test_run_from_before_is_not_taken_for_a_later_one(self) -> None:
-        """A run that was under way before is not taken for one that came after it."""
+        """A run that started before `instrument` is not mistaken for a later one."""
         first, second = Gate(), Gate()
         gates = iter([first, second])
         scheduler = hand_driven_scheduler(executors={"default": ThreadPoolExecutor(2)})
@@ -116,7 +116,7 @@ class TestWhen:
             assert seen.job("run_duration_seconds_count") == 1
 
     def test_instrument_works_again_after_uninstrument(self) -> None:
-        """After `uninstrument` it works again, with a new handle that starts from zero."""
+        """After `uninstrument`, a new handle starts from zero."""
         scheduler = hand_driven_scheduler()
         scheduler.start()
         for _ in range(3):
@@ -130,7 +130,7 @@ class TestWhen:
 
 class TestTwice:
     def test_instrumented_scheduler_keeps_its_handle(self) -> None:
-        """A scheduler that is instrumented already keeps its handle."""
+        """Instrumenting a scheduler again returns the same handle."""
         scheduler = BackgroundScheduler()
         registry = CollectorRegistry()
         telemetry = instrument(scheduler, registry=registry, name="shop")
@@ -152,7 +152,7 @@ class TestTwice:
         ids=lambda other: next(iter(other)),
     )
     def test_other_options_are_ignored_with_a_warning(self, other: Mapping[str, Any]) -> None:
-        """Other options are ignored, and the caller is warned of it where the call is."""
+        """Other options are ignored; the warning points to the caller's line."""
         scheduler = BackgroundScheduler()
         options = {"registry": CollectorRegistry(), "name": "shop"}
         telemetry = instrument(scheduler, **options)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ class TestTwice:
 
 class TestSeveral:
     def test_two_schedulers_of_one_registry_are_told_apart(self) -> None:
-        """Two schedulers of one registry are told apart by their label, their jobs too."""
+        """Two schedulers of one registry, and their jobs, are distinguished by a label."""
         registry = CollectorRegistry()
         with (
             watched(hand_driven_scheduler(), registry=registry, name="a") as a,
@@ -200,14 +200,14 @@ class TestSeveral:
             assert runs_of(registry) == {"b": 2}
 
     def test_two_schedulers_of_one_name_live_on_two_registries(self) -> None:
-        """Two schedulers of one name live on two registries."""
+        """Two schedulers can have one name on two registries."""
         with watched(hand_driven_scheduler()) as a, watched(hand_driven_scheduler()) as b:
             a.scheduler.start()
             assert a.up() == 1
             assert b.up() == 0
 
     def test_second_scheduler_of_one_name_is_refused(self) -> None:
-        """A second scheduler of one name on one registry is refused, and left as it was."""
+        """A second scheduler with the same name on one registry is rejected and unchanged."""
         registry = CollectorRegistry()
         first, second = hand_driven_scheduler(), hand_driven_scheduler()
         before = snapshot(second)
@@ -221,7 +221,7 @@ class TestSeveral:
             assert seen.up() == 0
 
     def test_name_is_free_when_its_scheduler_is_gone(self) -> None:
-        """The name of a scheduler that nobody has any more can be taken."""
+        """The name of a freed scheduler can be used again."""
         registry = CollectorRegistry()
         instrument(hand_driven_scheduler(), registry=registry, name="shop")
         gc.collect()
@@ -229,7 +229,7 @@ class TestSeveral:
             assert seen.up() == 0
 
     def test_default_registry_is_that_of_prometheus_client(self) -> None:
-        """Without a registry it is prometheus-client's own."""
+        """The default registry is that of prometheus_client."""
         from prometheus_client import REGISTRY
 
         telemetry = instrument(BackgroundScheduler(), name="on the default registry")
@@ -241,7 +241,7 @@ class TestSeveral:
 
 class TestHandle:
     def test_scheduler_info_names_type_version_host_and_time_zone(self) -> None:
-        """The scheduler says what it is, where it runs, and how alerts are to judge it."""
+        """`scheduler_info` has type, versions, host, process and time zone."""
         scheduler = BackgroundScheduler(timezone="Asia/Tokyo")
         with watched(scheduler, singleton=False) as seen:
             import os
@@ -257,13 +257,13 @@ class TestHandle:
             }
 
     def test_handle_has_the_name_of_its_scheduler(self) -> None:
-        """The handle says whose it is."""
+        """The handle has the name of its scheduler."""
         with watched(BackgroundScheduler(), name="shop") as seen:
             assert seen.telemetry.name == "shop"
             assert "shop" in repr(seen.telemetry)
 
     def test_handle_reports_health_as_the_endpoint_does(self) -> None:
-        """The handle reports health as the endpoint serves it."""
+        """`health()` returns what the endpoint serves."""
         with watched(BackgroundScheduler(), name="shop") as seen:
             assert seen.telemetry.health()["scheduler"]["name"] == "shop"
 
@@ -273,7 +273,7 @@ class TestLeaks:
 
     @pytest.mark.parametrize("used", [False, True], ids=["never started", "used"])
     def test_forgotten_scheduler_is_freed(self, tmp_path: Path, used: bool) -> None:
-        """It is garbage like any other once nobody has it, with its jobs and its handle."""
+        """A scheduler without references is freed, with its jobs and its handle."""
         registry = CollectorRegistry()
 
         def use() -> list[weakref.ref[Any]]:
@@ -296,7 +296,7 @@ class TestLeaks:
         assert "scheduler=" not in generate_latest(registry).decode()
 
     def test_uninstrumented_handle_and_scheduler_do_not_keep_each_other(self) -> None:
-        """A handle that was taken off does not keep the scheduler, nor the scheduler the handle."""
+        """After `uninstrument`, handle and scheduler do not keep each other alive."""
         scheduler = BackgroundScheduler()
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         reference = weakref.ref(telemetry)

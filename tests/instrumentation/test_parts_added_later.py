@@ -24,7 +24,7 @@ class TestParts:
     """Executors and job stores come and go while the scheduler runs."""
 
     def test_added_executor_is_watched_and_removed_one_is_not(self) -> None:
-        """An executor that is added is watched, one that is removed is shown no more."""
+        """An added executor is instrumented; a removed one is not shown any more."""
         with watched(hand_driven_scheduler()) as seen:
             scheduler = seen.scheduler
             scheduler.start()
@@ -43,7 +43,7 @@ class TestParts:
         assert vars(executor).keys() == vars(scheduler._executors["default"]).keys()
 
     def test_executor_that_moves_to_another_scheduler_counts_there(self) -> None:
-        """An executor that moves to another scheduler counts there."""
+        """An executor that moves to another scheduler is counted there."""
         executor = DebugExecutor()
         registry = CollectorRegistry()
         with (
@@ -60,7 +60,7 @@ class TestParts:
             assert list(job_states(a.telemetry)) == []
 
     def test_added_job_store_is_watched_and_removed_one_is_not(self) -> None:
-        """A job store that is added is watched, one that is removed is shown no more."""
+        """An added job store is instrumented; a removed one is not shown any more."""
         with watched(hand_driven_scheduler()) as seen:
             scheduler = seen.scheduler
             scheduler.start()
@@ -78,7 +78,7 @@ class TestParts:
         assert vars(store).keys() == vars(scheduler._jobstores["default"]).keys()
 
     def test_scheduler_may_be_configured_after_instrument(self) -> None:
-        """A scheduler may be configured after it was instrumented, as extensions of Flask do."""
+        """A scheduler may be configured after `instrument`, as Flask extensions do."""
         scheduler = BackgroundScheduler()
         with watched(scheduler) as seen:
             scheduler.configure(
@@ -95,7 +95,7 @@ class TestParts:
         assert ours(scheduler) == []
 
     def test_removed_parts_are_freed(self) -> None:
-        """Executors and job stores that come and go are garbage once they are gone."""
+        """Removed executors and job stores are freed."""
         with watched(hand_driven_scheduler()) as seen:
             scheduler = seen.scheduler
             scheduler.start()
@@ -119,7 +119,7 @@ class TestParts:
         assert ours(scheduler) == []
 
     def test_parts_that_a_start_creates_are_watched(self) -> None:
-        """The executor and the job store that a start creates are watched."""
+        """The default executor and job store, created by the start, are instrumented."""
         with watched(BackgroundScheduler()) as seen:
             assert recorder_of(seen.telemetry).executors() == {}
             seen.scheduler.start()

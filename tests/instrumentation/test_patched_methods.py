@@ -15,7 +15,7 @@ class TestReplacements:
     """Methods of an instrumented scheduler, as the user sees them."""
 
     def test_keep_their_documentation_and_signature(self) -> None:
-        """help(scheduler.add_job) is APScheduler's."""
+        """`help(scheduler.add_job)` shows APScheduler's documentation and signature."""
         scheduler = BackgroundScheduler()
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         assert scheduler.add_job.__doc__ == BackgroundScheduler.add_job.__doc__
@@ -23,7 +23,7 @@ class TestReplacements:
         telemetry.uninstrument()
 
     def test_a_mock_in_place_of_a_method_stays(self) -> None:
-        """As tests have it, which look at how it was called."""
+        """A mock in place of a method stays, so that tests can see its calls."""
         scheduler = BackgroundScheduler()
         scheduler.wakeup = MagicMock()
         telemetry = instrument(scheduler, registry=CollectorRegistry())

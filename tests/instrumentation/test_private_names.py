@@ -92,7 +92,7 @@ def source(function: Any) -> str:
 
 class TestList:
     def test_every_private_name_in_use_is_listed(self) -> None:
-        """No private name of anybody else is used that is not listed here."""
+        """Every private name of another package that is used is listed in this file."""
         used: set[str] = set()
         own: set[str] = set()
         for file in PACKAGE.glob("adapters/apscheduler3/*.py"):
@@ -119,7 +119,7 @@ class TestList:
 
 class TestScheduler:
     def test_methods_are_called_through_self(self) -> None:
-        """What is laid over an instance is what APScheduler calls."""
+        """APScheduler calls these methods through `self`, so that patches of an instance work."""
         process = source(BaseScheduler._process_jobs)
         for call in (
             "self._lookup_executor(job.executor)",
@@ -154,7 +154,7 @@ class TestScheduler:
     def test_event_loop_schedulers_call_methods_through_self(
         self, module: str, lines: list[str]
     ) -> None:
-        """So is that of those whose libraries may be absent; `test_matrix` has them at work."""
+        """Schedulers of other libraries do so as well; `test_matrix` runs them."""
         spec = find_spec(f"apscheduler.{module}")
         assert spec is not None
         assert spec.origin is not None
@@ -162,7 +162,7 @@ class TestScheduler:
         assert lines == [line for line in lines if line in text]
 
     def test_a_pass_writes_to_the_log_in_its_end(self) -> None:
-        """What comes after the last job store, and its events, is the log, on every way out."""
+        """On every way out of a pass, its last action is to log."""
         end = source(BaseScheduler._process_jobs).partition("self._dispatch_event(event)")[2]
         ways_out = end.count("wait_seconds = None") + end.count("wait_seconds = min(")
         assert ways_out == 3
@@ -178,7 +178,7 @@ class TestScheduler:
             assert parameters(inspect.unwrap(scheduler.wakeup)) == ["self"]
 
     def test_scheduler_keeps_parts_by_alias_and_a_logger(self) -> None:
-        """A scheduler keeps its executors and job stores by alias, and a logger of its own."""
+        """A scheduler has dicts of executors and job stores by alias, and a logger."""
         scheduler = hand_driven_scheduler(jobstores={"a": MemoryJobStore()})
         assert isinstance(scheduler._executors["default"], DebugExecutor)
         assert isinstance(scheduler._jobstores["a"], MemoryJobStore)
@@ -187,7 +187,7 @@ class TestScheduler:
             """It can be taken twice: a callback of the user's may ask the scheduler."""
 
     def test_background_scheduler_knows_its_thread(self) -> None:
-        """A background scheduler knows its thread."""
+        """A background scheduler has its thread as an attribute."""
         scheduler: Any = BackgroundScheduler()
         assert not scheduler._thread
         scheduler.start()
@@ -195,7 +195,7 @@ class TestScheduler:
         scheduler.shutdown()
 
     def test_asyncio_scheduler_knows_its_event_loop(self) -> None:
-        """An asyncio scheduler knows its event loop."""
+        """An asyncio scheduler has its event loop as an attribute."""
 
         async def main() -> None:
             scheduler: Any = AsyncIOScheduler()
@@ -208,7 +208,7 @@ class TestScheduler:
         asyncio.run(main())
 
     def test_pass_looks_up_submits_and_moves_jobs_in_this_order(self) -> None:
-        """A job that is due is looked up, submitted, asked for its next run, and moved on."""
+        """A pass looks a due job up, submits it, computes its next run and updates the store."""
         order = re.findall(
             r"(_lookup_executor|_get_run_times|submit_job|get_next_fire_time|update_job"
             r"|remove_job|get_next_run_time)\(",
@@ -226,13 +226,13 @@ class TestScheduler:
         ]
 
     def test_failing_listeners_are_logged_in_these_words(self) -> None:
-        """What a listener raises is logged by `_dispatch_event`, in these very words."""
+        """`_dispatch_event` logs the exception of a listener with this message."""
         dispatch = source(BaseScheduler._dispatch_event)
         assert re.findall(r"_logger\.(\w+)\(", dispatch) == ["exception"]
         assert dispatch.index("except BaseException:") < dispatch.index("_logger.exception(")
 
     def test_methods_wrapped_by_others_are_recognised(self) -> None:
-        """What another tool has wrapped before us is known by what is inside."""
+        """A method that another tool has wrapped is recognised by what it wraps."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
             import functools
@@ -260,7 +260,7 @@ class TestScheduler:
         assert told == "1.0 1.0\nNone\n", errors
 
     def test_start_announces_parts_before_jobs(self) -> None:
-        """Executors and job stores are announced, jobs added, and only then the start."""
+        """The start sends events of executors and stores, then of jobs, then its own."""
         scheduler = hand_driven_scheduler(executors={})
         codes: list[int] = []
         scheduler.add_listener(lambda event: codes.append(event.code))
@@ -275,7 +275,7 @@ class TestScheduler:
         scheduler.shutdown()
 
     def test_configure_drops_parts_without_an_event(self) -> None:
-        """A new configuration drops executors and job stores without an event."""
+        """`configure` removes executors and job stores without an event."""
         scheduler = hand_driven_scheduler(jobstores={"a": MemoryJobStore()})
         codes: list[int] = []
         scheduler.add_listener(lambda event: codes.append(event.code))
@@ -302,7 +302,7 @@ class TestExecutor:
         assert parameters(base._run_job_error) == ["self", "job_id", "exc", "traceback"]
 
     def test_instances_count_a_run_until_its_end_is_told(self) -> None:
-        """A run of a job is counted there until its end has been told; it is asked for no other."""
+        """`_instances` counts a run until its end is reported, and is read for no other job."""
         base = executors.BaseExecutor
         assert "self._instances[job.id] += 1" in source(base.submit_job)
         for end in (base._run_job_success, base._run_job_error):
@@ -315,7 +315,7 @@ class TestExecutor:
         assert "_instances =" not in source(base.start)
 
     def test_executor_knows_its_scheduler(self) -> None:
-        """An executor knows the scheduler that it serves, from its start on."""
+        """An executor has its scheduler as an attribute, from its start."""
         assert DebugExecutor()._scheduler is None
         scheduler = hand_driven_scheduler()
         scheduler.start()
@@ -324,7 +324,7 @@ class TestExecutor:
 
     @pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
     def test_pool_executor_knows_its_workers(self, executor: Any) -> None:
-        """A pool executor has a pool, which knows its workers and whether it is broken."""
+        """A pool executor has a pool with its number of workers and whether it is broken."""
         pool = executor(3)._pool
         assert pool._max_workers == 3
         if executor is ProcessPoolExecutor:
@@ -333,7 +333,7 @@ class TestExecutor:
         pool.shutdown()
 
     def test_broken_pool_says_so(self) -> None:
-        """A process pool that lost a worker says so, and takes nothing more."""
+        """A process pool that lost a worker is marked as broken and accepts nothing."""
         pool = futures.ProcessPoolExecutor(1)
         with pytest.raises(BrokenProcessPool):
             pool.submit(jobs.kill_me).result()
@@ -345,9 +345,9 @@ class TestExecutor:
     @pytest.mark.parametrize("run", [executors.run_job, None], ids=["function", "coroutine"])
     def test_run_job_reads_and_calls_func_for_each_run_time(self, run: Any) -> None:
         """
-        `run_job` walks over the run times, reads `job.func` and calls it, and then asks for the id.
+        `run_job` iterates over run times, reads and calls `job.func`, then reads the id.
 
-        In this order our views of the three note start, end, and which run is meant.
+        The order lets the views of these attributes record start and end of the right run.
         """
         journal: list[str] = []
         run = run or run_coroutine_job
@@ -388,7 +388,7 @@ class TestExecutor:
         assert [event.job_id for event in events] == ["job", "job"]
 
     def test_values_of_events_can_be_set(self) -> None:
-        """An event of a run keeps its values in attributes that can be set."""
+        """Attributes of a run's event can be set."""
         event = ev.JobExecutionEvent(ev.EVENT_JOB_ERROR, "job", "default", None)
         assert vars(event).keys() == {
             "code",
@@ -402,20 +402,20 @@ class TestExecutor:
         }
 
     def test_refused_run_raises_before_it_is_handed_over(self) -> None:
-        """A run that is refused raises an exception of its own before it is handed over."""
+        """A rejected run raises MaxInstancesReachedError before it is submitted."""
         submit = source(executors.BaseExecutor.submit_job)
         refused = submit.index("raise MaxInstancesReachedError(job)")
         assert refused < submit.index("self._do_submit_job(")
 
     def test_coroutines_are_told_by_a_public_function(self) -> None:
-        """Whether a callable runs on the event loop is asked as the executor asks it."""
+        """A public function says whether the asyncio executor takes a callable for a coroutine."""
         assert "iscoroutinefunction_partial(job.func)" in source(AsyncIOExecutor._do_submit_job)
         assert iscoroutinefunction_partial(asyncio.sleep)
 
 
 class TestJobStore:
     def test_every_change_of_a_job_calls_these_methods(self) -> None:
-        """Every change of a job goes through its store, which is told by these methods."""
+        """Every change of a job calls one of these methods of its store."""
         assert BaseJobStore.__abstractmethods__ == {
             "lookup_job",
             "get_due_jobs",
@@ -440,9 +440,9 @@ class TestJobStore:
     )
     def test_one_row_is_restored_by_one_method(self, name: str) -> None:
         """
-        A persistent store restores each row by `_reconstitute_job`, and lists what that returns.
+        A persistent store restores each row with `_reconstitute_job`.
 
-        Read as text, as the clients of most of these databases are not installed.
+        The test reads the source, because the clients of most databases are not installed.
         """
         module, cls = name.split(".")
         file = Path(executors.__file__).parents[1] / "jobstores" / f"{module}.py"
@@ -464,7 +464,7 @@ class TestJobStore:
     def test_stores_list_jobs_by_these_methods_and_attributes(
         self, module: str, name: str, listing: str
     ) -> None:
-        """Two stores list their jobs by methods of these names, from what these attributes name."""
+        """The SQLAlchemy and Redis stores list jobs with these methods and attributes."""
         store = pytest.importorskip(f"apscheduler.jobstores.{module}", exc_type=ImportError)
         text = source(getattr(store, name))
         assert f"self.{listing}(" in source(getattr(store, name).get_all_jobs)
@@ -476,13 +476,13 @@ class TestJobStore:
         assert [word for word in used[module] if word not in text.replace("'", '"')] == []
 
     def test_memory_stores_restore_nothing(self) -> None:
-        """A memory store has no such method, nor a job that can fail to be restored."""
+        """A memory store has no `_reconstitute_job`."""
         assert not hasattr(MemoryJobStore(), "_reconstitute_job")
 
 
 class TestJob:
     def test_job_knows_the_alias_of_its_store(self) -> None:
-        """A job knows the alias of its store, from when it is in one."""
+        """A job in a store has the alias of the store as an attribute."""
         scheduler = hand_driven_scheduler()
         job: Any = scheduler.add_job(jobs.nothing)
         assert not job._jobstore_alias
@@ -493,21 +493,21 @@ class TestJob:
         scheduler.shutdown()
 
     def test_can_be_referred_to_weakly(self) -> None:
-        """A job can be kept without keeping it alive."""
+        """A job can be weakly referenced."""
         assert "__weakref__" in Job.__slots__
 
     def test_generated_id_is_32_hexadecimal_digits(self) -> None:
-        """A job without an id gets 32 hexadecimal digits."""
+        """A generated id has 32 hexadecimal digits."""
         job_id = hand_driven_scheduler().add_job(jobs.nothing).id
         assert uuid.UUID(job_id).hex == job_id
 
     def test_trigger_is_asked_with_the_previous_fire_time(self) -> None:
-        """A trigger is asked for the next fire time with the one before it."""
+        """A trigger is called with the previous fire time."""
         asked = source(Job._get_run_times)
         assert "self.trigger.get_next_fire_time(next_run_time, now)" in asked
 
     def test_job_knows_a_reference_to_its_callable(self) -> None:
-        """A job knows a reference to its callable, where there is one."""
+        """A job has a text reference to its callable, if there is one."""
         scheduler = hand_driven_scheduler()
         assert scheduler.add_job(jobs.nothing).func_ref == "tests.helpers.jobs:nothing"
         assert scheduler.add_job(lambda: None).func_ref is None
@@ -515,13 +515,13 @@ class TestJob:
 
 class TestTriggers:
     def test_interval_trigger_knows_length_and_jitter(self) -> None:
-        """An interval trigger knows its length and its jitter."""
+        """An interval trigger has its length and jitter as attributes."""
         trigger = IntervalTrigger(hours=1, jitter=5)
         assert (trigger.interval_length, trigger.jitter) == (3600, 5)
 
     @pytest.mark.parametrize("combine", [AndTrigger, OrTrigger])
     def test_combined_trigger_knows_its_parts_and_jitter(self, combine: Any) -> None:
-        """A combined trigger knows its parts and its jitter, and is made of both."""
+        """A combined trigger has its triggers and jitter as attributes."""
         parts = [IntervalTrigger(hours=1), DateTrigger(datetime.now(timezone.utc))]
         trigger = combine(parts, 3)
         assert (trigger.triggers, trigger.jitter) == (parts, 3)
@@ -529,7 +529,7 @@ class TestTriggers:
 
 class TestPrometheusClient:
     def test_registry_can_be_referred_to_weakly(self) -> None:
-        """A registry can be a key that does not keep it alive."""
+        """A registry can be weakly referenced and hashed."""
         import weakref
 
         weakref.WeakKeyDictionary({CollectorRegistry(): SimpleNamespace()})

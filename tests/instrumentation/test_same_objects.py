@@ -121,14 +121,14 @@ class TestIdentity:
     def test_listener_gets_the_object_that_the_job_returned(
         self, kind: str, instrumented: bool
     ) -> None:
-        """A listener gets the very object that the job returned."""
+        """A listener gets the same object that the job returned."""
         result = object()
         assert run_here(kind, instrumented, lambda: result).event.retval is result
 
     def test_listener_gets_the_exception_that_the_job_raised(
         self, kind: str, instrumented: bool
     ) -> None:
-        """A listener gets the very exception that the job raised, with nothing of ours in it."""
+        """A listener gets the same exception that the job raised, without frames of telemetry."""
         cause = KeyError("cause")
         error = Boom("on purpose")
 
@@ -146,7 +146,7 @@ class TestIdentity:
     def test_exception_raised_by_every_run_stays_the_same(
         self, kind: str, instrumented: bool
     ) -> None:
-        """So with an exception that every run raises, whose traceback grows as it does alone."""
+        """An exception object that every run raises has the same traceback as without telemetry."""
         error = Boom("on purpose")
 
         def fail() -> None:
@@ -160,7 +160,7 @@ class TestIdentity:
     def test_job_gets_the_arguments_that_it_was_added_with(
         self, kind: str, instrumented: bool
     ) -> None:
-        """The job gets the very arguments that it was added with."""
+        """A job gets the same argument objects that it was added with."""
         positional, named = [1], {"a": 1}
         got: list[Any] = []
 
@@ -174,7 +174,7 @@ class TestIdentity:
         assert len(args) == len(kwargs) == 1
 
     def test_job_that_is_looked_up_is_the_users(self, kind: str, instrumented: bool) -> None:
-        """The job that the user looks up is a job, and its callable the user's."""
+        """`get_job` returns a Job with the user's callable."""
 
         def job() -> None: ...
 
@@ -186,7 +186,7 @@ class TestIdentity:
         assert ran.job.func.__module__ == module
 
     def test_id_in_an_event_is_a_plain_string(self, kind: str, instrumented: bool) -> None:
-        """The id in an event is a string and nothing more."""
+        """The id in an event is a plain `str`."""
         event = run_here(kind, instrumented, jobs.nothing).event
         assert (event.job_id, type(event.job_id)) == ("job", str)
         assert type(event.scheduled_run_time) is datetime
@@ -202,7 +202,7 @@ class TestIdentity:
     def test_context_variable_lives_as_without_telemetry(
         self, kind: str, instrumented: bool
     ) -> None:
-        """A context variable that one run sets is seen by the next as it is without telemetry."""
+        """A context variable that a run sets is visible to the next one as without telemetry."""
         variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
         seen: list[int] = []
 
@@ -228,7 +228,7 @@ class TestThreadOfTheJob:
 
 @pytest.mark.parametrize("coroutine", [False, True])
 def test_executors_see_the_kind_of_callable(coroutine: bool) -> None:
-    """A coroutine function is one to the executor, wrapped in a partial or not."""
+    """An executor recognises a coroutine function, also in a partial."""
     threads: list[str] = []
 
     def job() -> None:
@@ -289,7 +289,7 @@ class TestReplacedRunJob:
     def test_it_sees_the_callable_itself(
         self, kind: Any, instrumented: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Identity, name, doc, attributes and signature are the user's; a retry just runs it."""
+        """A user's executor sees the user's callable: identity, name, attributes, signature."""
         calls: list[int] = []
         retried: list[Any] = []
         annotated = Annotated({flaky: "of payments"})

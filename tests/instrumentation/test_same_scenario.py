@@ -102,7 +102,7 @@ class TestScenario:
         assert_rich(observed)
 
     def test_scenario_in_threads_is_the_same(self) -> None:
-        """Jobs in a thread pool."""
+        """Jobs in a thread pool behave as without telemetry."""
 
         def play(instrumented: bool) -> Recording:
             executor = ThreadPoolExecutor(1, pool_kwargs={"thread_name_prefix": "pool"})
@@ -125,7 +125,7 @@ class TestScenario:
         self.compare(play)
 
     def test_scenario_in_processes_is_the_same(self, tmp_path: Path) -> None:
-        """Jobs in another process: what comes home is the same."""
+        """Jobs in a process pool behave as without telemetry."""
 
         def play(instrumented: bool) -> Recording:
             directory = tmp_path / str(instrumented)
@@ -151,7 +151,7 @@ class TestScenario:
         self.compare(play)
 
     def test_scenario_of_the_debug_executor_is_the_same(self) -> None:
-        """Jobs of the debug executor, in the middle of a pass."""
+        """Jobs of the debug executor behave as without telemetry."""
 
         def play(instrumented: bool) -> Recording:
             scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
@@ -173,7 +173,7 @@ class TestScenario:
     def test_scenario_on_an_event_loop_is_the_same(
         self, work: dict[str, Callable[..., Any]]
     ) -> None:
-        """Functions and coroutines of an asyncio scheduler."""
+        """Functions and coroutines of an asyncio scheduler behave as without telemetry."""
 
         async def main(instrumented: bool) -> Recording:
             loop = asyncio.get_running_loop()

@@ -90,12 +90,12 @@ class TestStoredJobs:
     """A job store holds nothing of ours, so that it is read without us, and the other way round."""
 
     def test_stored_rows_are_the_same_bytes(self, written: dict[bool, Any]) -> None:
-        """The rows are those that are written without telemetry, to the byte."""
+        """The stored rows are the same as without telemetry, byte by byte."""
         assert written[True][1] == written[False][1]
         assert len(written[True][1]) == 4
 
     def test_pickles_name_no_module_of_ours(self, written: dict[bool, Any]) -> None:
-        """No pickle names a module of ours."""
+        """No pickle names a module of this package."""
         for state in written[True][1].values():
             words = [argument for _, argument, _ in pickletools.genops(state)]
             assert "tests.helpers.jobs" in str(words) or "Holder" in str(words)

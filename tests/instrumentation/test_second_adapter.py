@@ -111,7 +111,7 @@ class TestOneProcess:
     """A scheduler that puts jobs into its queue and runs them in the same process."""
 
     def test_runs_next_runs_spans_and_health(self) -> None:
-        """All of them are exported, and `uninstrument` puts everything back."""
+        """Runs, next runs, spans and health are exported; `uninstrument` restores everything."""
         scheduler = scheduler_with_jobs(Queue(), time.time() - 5)
         watched = Watched(scheduler)
         scheduler.enqueue_due(utc(time.time()))
@@ -134,7 +134,7 @@ class TestOneProcess:
         assert "call" not in vars(scheduler)
 
     def test_a_run_is_running_while_it_runs(self) -> None:
-        """A reading in the middle of a run shows it."""
+        """A reading during a run shows it as running."""
         seen = []
 
         def look() -> None:
@@ -152,7 +152,7 @@ class TestTwoProcesses:
     """A scheduler whose jobs are queued in this process and run in another one."""
 
     def test_each_process_exports_what_happens_in_it(self) -> None:
-        """The one has the next runs and no outcome, the other one the outcomes and the spans."""
+        """The scheduler's process exports next runs; the worker's process outcomes and spans."""
         context = multiprocessing.get_context("spawn")
         queue, results = context.Queue(), context.Queue()
         first = time.time() - 5
@@ -179,13 +179,13 @@ class TestTwoProcesses:
 
 
 def test_an_unknown_scheduler_is_refused_with_a_hint() -> None:
-    """No adapter accepts it, and the message says what to pass."""
+    """An object that no adapter accepts is rejected; the message says what to pass."""
     with pytest.raises(ArgumentTypeError, match="takes a scheduler of APScheduler 3"):
         instrument(QueueScheduler(Queue()))
 
 
 def test_only_the_adapter_imports_apscheduler() -> None:
-    """Nothing outside of its package knows APScheduler."""
+    """Only the package of the adapter imports APScheduler."""
     importing = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -48,7 +48,7 @@ class TestPutBack:
     def test_scheduler_that_never_started_is_as_before(
         self, tmp_path: Path, kind: type[Any]
     ) -> None:
-        """A scheduler that was never started is as it was."""
+        """A scheduler that was never started is restored."""
         scheduler = kind(executors=executors(), jobstores=stores(tmp_path))
         scheduler.add_listener(print)
         before = snapshot(scheduler)
@@ -62,7 +62,7 @@ class TestPutBack:
 
     @pytest.mark.parametrize("kind", [BackgroundScheduler, BlockingScheduler])
     def test_running_scheduler_is_as_before(self, tmp_path: Path, kind: type[Any]) -> None:
-        """So is one that runs, pools included, though nothing is laid over these."""
+        """A running scheduler is restored; its pools were never patched."""
         with started(kind(executors=executors(), jobstores=stores(tmp_path))) as scheduler:
             wait_until(lambda: not scheduler._event.is_set())
             before = snapshot(scheduler)
@@ -73,7 +73,7 @@ class TestPutBack:
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="all attributes are equally slow there")
     def test_no_object_gets_a_dictionary_for_attributes(self) -> None:
-        """No object gets a dictionary for its attributes, which would make each of them slower."""
+        """No object gets a `__dict__`, which would make access to it slower."""
         # Classes of its own: Python limits the attribute names of all instances of a class, and
         # other tests may have reached that limit.
         executor, store, scheduler = (
@@ -97,7 +97,7 @@ class TestPutBack:
                 assert is_ours == is_instrumented
 
     def test_asyncio_scheduler_is_as_before(self, tmp_path: Path) -> None:
-        """So is one on an event loop."""
+        """An asyncio scheduler is restored."""
 
         async def main() -> None:
             scheduler = AsyncIOScheduler(
@@ -115,7 +115,7 @@ class TestPutBack:
         asyncio.run(main())
 
     def test_scheduler_is_as_before_after_runs_in_all_executors(self) -> None:
-        """After runs in all executors nothing of ours is left, and the counts are APScheduler's."""
+        """After runs in all executors, everything is restored, and so are APScheduler's counts."""
 
         async def main() -> None:
             scheduler = AsyncIOScheduler(executors={**executors(), "loop": AsyncIOExecutor()})
@@ -140,7 +140,7 @@ class TestPutBack:
         asyncio.run(main())
 
     def test_earlier_wrappers_are_put_back(self) -> None:
-        """A method that somebody had wrapped before is wrapped by them again."""
+        """A method that was wrapped before `instrument` has that wrapper again."""
         scheduler = BackgroundScheduler()
         theirs = scheduler.add_job = wrap(scheduler.add_job)
         telemetry = instrument(scheduler, registry=CollectorRegistry())
@@ -149,7 +149,7 @@ class TestPutBack:
         assert vars(scheduler)["add_job"] is theirs
 
     def test_later_wrappers_stay(self) -> None:
-        """A method that somebody wraps later stays theirs, and ours below it does nothing."""
+        """A wrapper that was added after `instrument` stays; the patch below it does nothing."""
         scheduler = hand_driven_scheduler()
         registry = CollectorRegistry()
         before = set(vars(scheduler))
@@ -172,7 +172,7 @@ class TestPutBack:
         scheduler.shutdown()
 
     def test_scheduler_with_later_wrappers_can_be_instrumented_again(self) -> None:
-        """A scheduler in that state can be instrumented again, and each run counts once."""
+        """Such a scheduler can be instrumented again, and each run counts once."""
         scheduler = hand_driven_scheduler()
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         executor = scheduler._executors["default"]
@@ -186,7 +186,7 @@ class TestPutBack:
         assert ours(scheduler) == []
 
     def test_replaced_logger_stays(self) -> None:
-        """A logger that somebody has set meanwhile stays."""
+        """A logger that was set after `instrument` stays."""
         scheduler = BackgroundScheduler()
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         mine = scheduler._logger = logging.getLogger("mine")
@@ -194,7 +194,7 @@ class TestPutBack:
         assert scheduler._logger is mine
 
     def test_class_and_other_schedulers_are_not_changed(self) -> None:
-        """Neither the class nor another scheduler notices."""
+        """Neither the class nor another scheduler is changed."""
         classes = [BackgroundScheduler, MemoryJobStore, DebugExecutor, *BackgroundScheduler.__mro__]
         before = [dict(vars(cls)) for cls in classes]
         other = BackgroundScheduler()
@@ -204,7 +204,7 @@ class TestPutBack:
             assert_same(snapshot(other), alone)
 
     def test_registry_shows_nothing_more(self) -> None:
-        """The registry shows nothing more."""
+        """The registry shows no series of the scheduler any more."""
         registry = CollectorRegistry()
         Gauge("mine", "stays", registry=registry)
         before = generate_latest(registry)
@@ -214,7 +214,7 @@ class TestPutBack:
         assert generate_latest(registry) == before
 
     def test_listeners_stay_in_their_order(self) -> None:
-        """The user's listeners are as they were, in their order."""
+        """The user's listeners are the same, in the same order."""
         scheduler = BackgroundScheduler()
         scheduler.add_listener(print)
         telemetry = instrument(scheduler, registry=CollectorRegistry())
@@ -225,7 +225,7 @@ class TestPutBack:
     def test_no_thread_of_ours_is_left(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No thread of ours is left, though there was work for one; it does not wait for more."""
+        """No thread is left, also if it had work to do."""
         monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", 1e6)
         before = set(threading.enumerate())  # other tests may have left some
 
@@ -252,7 +252,7 @@ class TestPutBack:
             socket.create_connection(("127.0.0.1", port))
 
     def test_second_uninstrument_does_nothing(self) -> None:
-        """The second time does nothing, also when the scheduler was instrumented anew meanwhile."""
+        """A second `uninstrument` does nothing, also if the scheduler was instrumented again."""
         scheduler = hand_driven_scheduler()
         first = instrument(scheduler, registry=CollectorRegistry())
         first.uninstrument()
@@ -264,7 +264,7 @@ class TestPutBack:
             assert ours(scheduler) != []
 
     def test_run_under_way_ends_as_without_telemetry(self) -> None:
-        """A run that is under way ends as it would have, and its listeners are told."""
+        """A run in flight ends as without telemetry, and listeners get its event."""
         gate = Gate()
         scheduler = BackgroundScheduler()
         events: list[Any] = []

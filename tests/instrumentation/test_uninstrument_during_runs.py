@@ -27,7 +27,7 @@ class TestUninstrument:
 
     @pytest.mark.parametrize("kind", ["threads", "processes"])
     def test_runs_of_a_burst_end_as_without_telemetry(self, kind: str, tmp_path: Path) -> None:
-        """Runs under way, queued ones included, end as if they had never been followed."""
+        """Running and queued runs end as without telemetry."""
         executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
         scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
         with freeze_time() as clock:
@@ -49,7 +49,7 @@ class TestUninstrument:
         assert [e.retval for e in rig.events if getattr(e, "retval", None) == 1] == [1, 1]
 
     def test_coroutine_that_waits_ends_as_without_telemetry(self) -> None:
-        """So does a coroutine that waits."""
+        """A coroutine that waits ends as without telemetry."""
         events: list[Any] = []
 
         async def main() -> None:
@@ -75,7 +75,7 @@ class TestUninstrument:
         assert [(str, "done")] == [(type(e.job_id), e.retval) for e in events]
 
     def test_the_end_of_a_run_from_before_is_not_taken_for_a_later_one(self) -> None:
-        """The end of a run from before is not taken for the end of one that came after."""
+        """The end of an earlier run is not mistaken for that of a later one."""
         before, after = Gate(), Gate()
         scheduler = HandDriven(executors={"default": ThreadPoolExecutor(2)}, timezone=UTC)
         with freeze_time() as clock:

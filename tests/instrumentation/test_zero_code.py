@@ -142,7 +142,7 @@ class TestScript:
     """A script that does not know of telemetry."""
 
     def test_every_scheduler_is_traced_and_served_on_one_port(self, plain: Outcome) -> None:
-        """Each has a name of its own, its runs are spans, and one port serves all."""
+        """Each scheduler has its own name and spans, and one port serves the metrics of all."""
         runs = [span for span in plain.spans if span.data.name == "report"]
         assert [r.attributes["apscheduler.scheduler"] for r in runs] == ["shop", "shop-2"]
         assert [r.resource["service.name"] for r in runs] == ["zero", "zero"]
@@ -159,7 +159,7 @@ class TestScript:
         assert [s["name"] for s in health["schedulers"]] == ["shop", "shop-2"]
 
     def test_log_of_a_job_has_the_ids_of_its_run(self, plain: Outcome) -> None:
-        """What a job logs has the ids of its run, in the log itself and by OTLP."""
+        """Log records of a job have the ids of its run, in the log and by OTLP."""
         runs = [span.data for span in plain.spans if span.data.name == "report"]
         records = [log.data for log in plain.logs if log.data.body.string_value == "it works"]
         assert [(r.trace_id, r.span_id) for r in records] == [(r.trace_id, r.span_id) for r in runs]
@@ -170,7 +170,7 @@ class TestScript:
     def test_instrumentation_can_be_disabled_by_name(
         self, receiver: OtlpReceiver, tmp_path: Path
     ) -> None:
-        """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS leaves it out by the name of its entry point."""
+        """OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=apscheduler disables it."""
         run(
             receiver,
             script(tmp_path, PLAIN),
@@ -208,7 +208,7 @@ class TestApplication:
         assert [len(r.data.links) for r in runs] == [1, 1, 1]
 
     def test_requests_and_sql_of_a_job_are_children_of_its_run(self, spans: list[Received]) -> None:
-        """Its requests and its SQL are children of its run, once each, and all of its trace."""
+        """HTTP requests and SQL queries of a job are children of its run, once each."""
         for job in (span for span in spans if span.data.name == "report"):
             trace = [span for span in spans if span.data.trace_id == job.data.trace_id]
             below = children(spans, job)
@@ -223,7 +223,7 @@ class TestApplication:
             assert {span.data.parent_span_id for span in sql} == {job.data.span_id}
 
     def test_queries_of_the_scheduler_are_nobodys_children(self, spans: list[Received]) -> None:
-        """Its queries are nobody's children, neither of who started it nor of a job."""
+        """Queries of the scheduler itself are root spans."""
         (start,) = (span for span in spans if span.data.name == "GET /start")
         queries = [span for span in spans if span.scope.name == SQL]
 

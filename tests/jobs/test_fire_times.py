@@ -71,14 +71,14 @@ class TestFireTimesBefore:
         ids=["interval", "cron", "or", "and", "subclass"],
     )
     def test_all_fire_times_but_the_last_are_returned(self, trigger: BaseTrigger) -> None:
-        """All fire times are returned, except for the last one."""
+        """All fire times are returned except for the last one."""
         times = triggers.fire_times_before(job(trigger), at(50))
         assert times.total == 5
         assert list(times.latest_times) == [at(s) for s in (0, 10, 20, 30, 40)]
 
     @pytest.mark.parametrize("next_run", [None, START, at(1)])
     def test_paused_job_has_no_fire_times(self, next_run: datetime | None) -> None:
-        """A job that is paused, or that is run for its next run time, has none."""
+        """A paused job, or one without fire times before the next run, has none."""
         for trigger in (interval(10), cron(second="*")):
             assert triggers.fire_times_before(job(trigger, next_run), START) == (0, ())
 
@@ -86,22 +86,22 @@ class TestFireTimesBefore:
     def test_many_fire_times_are_counted_and_the_latest_returned(
         self, trigger: BaseTrigger
     ) -> None:
-        """Of many fire times all are counted, and the latest are returned."""
+        """Many fire times are all counted, and the latest are returned."""
         times = triggers.fire_times_before(job(trigger), at(5000))
         assert (times.total, len(times.latest_times)) == (5000, MAX_LISTED_FIRE_TIMES)
         assert (times.latest_times[0], times.latest_times[-1]) == (at(4000), at(4999))
 
     def test_trigger_that_does_not_move_on_ends_the_count(self) -> None:
-        """A trigger that does not move on ends the count, and not the scheduler."""
+        """A trigger that returns the same time again ends the count."""
         assert triggers.fire_times_before(job(Stuck()), at(50)).total == 1
 
     def test_trigger_that_has_ended_is_asked_no_further(self) -> None:
-        """A trigger whose last fire time has been is asked no further."""
+        """A trigger is not called after its last fire time."""
         trigger = cron(second="*/10", end_date=at(20))
         assert triggers.fire_times_before(job(trigger), at(50)).total == 3
 
     def test_fire_times_are_in_the_jobs_time_zone(self) -> None:
-        """Fire times are in the time zone in which APScheduler would have run the job."""
+        """Fire times are in the time zone that APScheduler uses for the job."""
         start = START.astimezone(BERLIN)
         for trigger in (interval(60), CronTrigger(minute="*", timezone=BERLIN)):
             times = triggers.fire_times_before(job(trigger, start), start + timedelta(minutes=2))
@@ -123,7 +123,7 @@ class TestDueTimes:
     def test_run_that_is_due_now_is_due(
         self, trigger: BaseTrigger, now: float, expected: int
     ) -> None:
-        """A run that is due this very moment is due."""
+        """A run whose time is exactly now is due."""
         due = due_times(job(trigger), at(now))
         assert (due.total, list(due.latest_times)) == (
             expected,
@@ -132,7 +132,7 @@ class TestDueTimes:
 
     @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
     def test_repeated_hour_counts_twice(self, make: Callable[[float], BaseTrigger]) -> None:
-        """The hour that is repeated in autumn counts twice."""
+        """The hour that is repeated when daylight saving ends counts twice."""
         since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
         due = due_times(job(make(3600), since), SECOND_TIME)
         # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's ignores that.
@@ -145,7 +145,7 @@ class TestDueTimes:
     def test_fire_times_from_the_following_run_on_do_not_count(
         self, trigger: BaseTrigger, following: float, expected: int
     ) -> None:
-        """Neither fire times from the following run on count, nor those after now."""
+        """Fire times from the following run on, or after now, do not count."""
         due = triggers.list_due_times(at(0), trigger, at(35), at(following))
         assert (due.total, list(due.latest_times)) == (
             expected,
@@ -170,7 +170,7 @@ class TestSnapshot:
 
     @pytest.mark.parametrize("trigger", [Hourly(), OrTrigger([interval(1), Hourly()])])
     def test_triggers_of_the_user_are_copied(self, trigger: BaseTrigger) -> None:
-        """A trigger of the user's is copied, also as part of a combined one."""
+        """A user's trigger is copied, also as part of a combined one."""
         copied = triggers.copy_if_stateful(trigger)
         assert copied is not trigger
         assert type(copied) is type(trigger)
@@ -194,7 +194,7 @@ class TestIntervals:
     def test_intervals_are_those_of_the_next_ten_fire_times(
         self, trigger: BaseTrigger, expected: tuple[float, float]
     ) -> None:
-        """They are computed from the next ten fire times, without jitter."""
+        """Intervals are computed from the next ten fire times, without jitter."""
         first = trigger.get_next_fire_time(None, START) or START
         assert triggers.compute_intervals(trigger, first)[0] == expected
 
@@ -221,11 +221,11 @@ class TestIntervals:
         "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]
     )
     def test_differing_or_ending_intervals_are_not_constant(self, trigger: BaseTrigger) -> None:
-        """It cannot be used for triggers whose intervals differ or end."""
+        """Triggers with differing intervals, or with an end, have no constant interval."""
         assert not triggers.has_constant_intervals(trigger)
 
     def test_cron_trigger_in_a_zone_without_a_hash(self) -> None:
-        """Those of dateutil have none."""
+        """Cron triggers in time zones without a hash, such as dateutil's, have intervals."""
 
         class Zone(tzinfo):
             """An hour east of Greenwich."""
@@ -251,7 +251,7 @@ class TestIntervals:
         assert triggers.compute_intervals(trigger, START)[0] == (300, 300)
 
     def test_cron_triggers_that_differ_have_intervals_of_their_own(self) -> None:
-        """They are computed once for all with the same fields, limits, zone and next run."""
+        """Intervals are cached by fields, limits, time zone and next run."""
         alike = [
             triggers.compute_intervals(cron(hour=1, minute="0,20"), at(3600)) for _ in range(2)
         ]
@@ -266,17 +266,17 @@ class TestIntervals:
         )
 
     def test_intervals_are_valid_up_to_the_tenth_fire_time(self) -> None:
-        """The intervals are valid up to the tenth fire time."""
+        """Intervals are valid until the tenth fire time."""
         assert triggers.compute_intervals(interval(10), START)[1] == at(90).timestamp()
 
     def test_interval_is_25_hours_when_daylight_saving_ends(self) -> None:
-        """A daily job has an interval of 25 hours when daylight saving time ends."""
+        """A daily job has an interval of 25 hours on the day when daylight saving ends."""
         trigger = CronTrigger(hour=12, timezone=BERLIN)
         first = datetime(2030, 10, 24, 12, tzinfo=BERLIN)
         assert triggers.compute_intervals(trigger, first)[0] == (24 * 3600, 25 * 3600)
 
     def test_jitter_and_random_state_do_not_change(self) -> None:
-        """Neither the trigger's jitter nor the state of the random numbers changes."""
+        """The trigger's jitter and the state of `random` are not changed."""
         trigger = OrTrigger([interval(10, jitter=5)], jitter=3)
         random.seed(1)
         expected = random.random()
@@ -291,6 +291,6 @@ class TestDescribe:
     """Triggers as text."""
 
     def test_date_triggers_share_one_description(self) -> None:
-        """One-off jobs, which share a label, share a description of their triggers."""
+        """Date triggers share one description, as their jobs share a label."""
         assert triggers.describe(DateTrigger(START)) == "date"
         assert triggers.describe(interval(10)) == "interval[0:00:10]"

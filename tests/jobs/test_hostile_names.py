@@ -22,7 +22,7 @@ HOSTILE, check = OtherHostileNames.HOSTILE, OtherHostileNames.check
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
 def test_hostile_ids_and_names_are_shown_legal_and_bounded(name: str) -> None:
-    """A hostile id or name of a job is shown, legal and bounded, in both formats."""
+    """Hostile ids and names are shown in a valid and bounded form, in both formats."""
     with watched(hand_driven_scheduler()) as seen:
         seen.scheduler.start()
         seen.scheduler.add_job(jobs.nothing, **watching.due(name), name=name)
@@ -50,7 +50,7 @@ def test_hostile_ids_and_names_are_shown_legal_and_bounded(name: str) -> None:
     ids=["lambda", "partial", "bound method", "callable object", "builtin", "class"],
 )
 def test_any_callable_can_be_shown(func: Callable[..., Any]) -> None:
-    """Any callable that APScheduler takes can be shown."""
+    """Any callable that APScheduler accepts can be shown."""
     with watched(hand_driven_scheduler()) as seen:
         seen.scheduler.start()
         name = {} if hasattr(func, "__name__") else {"name": "nameless"}
@@ -61,7 +61,7 @@ def test_any_callable_can_be_shown(func: Callable[..., Any]) -> None:
 
 
 def test_alias_that_is_a_number_is_shown() -> None:
-    """An alias that is a number, which APScheduler allows, is shown like any other."""
+    """An alias that is a number, as APScheduler allows, is shown."""
     with watched(hand_driven_scheduler(executors={7: DebugExecutor()})) as seen:
         seen.scheduler.start()
         check(seen.registry)

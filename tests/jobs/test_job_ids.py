@@ -16,7 +16,7 @@ class TestLabels:
     """Accounts that several jobs share, and jobs that share an id."""
 
     def test_jobs_of_one_id_in_two_stores_are_both_counted(self) -> None:
-        """Two jobs of one id in different job stores are both counted, under that id."""
+        """Two jobs with the same id in different stores are both counted under that id."""
         with hand_driven_rig(
             jobstores={"one": {"type": "memory"}, "two": {"type": "memory"}}
         ) as rig:
@@ -35,7 +35,7 @@ class TestLabels:
             assert rig.outcomes() == {"success": 2, "error": 2}
 
     def test_jobs_with_generated_ids_share_the_label_of_their_function(self) -> None:
-        """Jobs without an id of their own share the account of their function."""
+        """Jobs without an id of their own share the label of their function."""
         with hand_driven_rig() as rig:
             for seconds in (10, 20, 30):
                 rig.add(jobs.nothing, every(seconds), id=None)
@@ -48,7 +48,7 @@ class TestLabels:
             assert rig.outcomes("tests.helpers.jobs:fail") == {"error": 2}
 
     def test_jobs_beyond_1000_labels_share_one(self) -> None:
-        """Beyond 1,000 labels, jobs share one account, and all runs are counted."""
+        """Jobs beyond 1,000 labels share one, and all their runs are counted."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             for number in range(1010):
                 rig.add(jobs.nothing, every(10), id=f"job {number}")
@@ -57,7 +57,7 @@ class TestLabels:
             assert {"__overflow__": 10, **{f"job {n}": 1 for n in range(1000)}} == due
 
     def test_a_removed_job_is_dropped_after_15_minutes(self) -> None:
-        """Its numbers stay for a quarter of an hour, and so long after the end of its last run."""
+        """The numbers of a removed job stay for 15 minutes after the end of its last run."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, id="long")

@@ -40,29 +40,29 @@ class TestLabelValue:
         "value", ["", "backup", "naïve ☃ 🦉", 'a"b\\c\nd', "a\0b", "x" * MAX_LABEL_LENGTH]
     )
     def test_legal_text_is_kept(self, value: str) -> None:
-        """What every exposition can carry stays as it is; escaping is the exposition's business."""
+        """Text that an exposition can contain is kept; it is escaped later."""
         assert labels.label_value(value) == value
 
     def test_surrogates_are_written_as_escapes(self) -> None:
-        """A lone surrogate, which UTF-8 has no form for, becomes readable ASCII."""
+        """A lone surrogate, which UTF-8 cannot encode, becomes an ASCII escape."""
         assert labels.label_value("caf\udce9") == "caf\\udce9"
 
     def test_long_text_is_cut(self) -> None:
-        """A text of 10 kB becomes one of `MAX_LABEL_LENGTH` characters with the same beginning."""
+        """A text of 10 kB is truncated to `MAX_LABEL_LENGTH` characters."""
         cut = labels.label_value("x" * 10_000)
         assert len(cut) == MAX_LABEL_LENGTH
         assert cut.startswith("x" * 100)
 
     def test_long_texts_stay_apart(self) -> None:
-        """Long texts that differ only in what is cut off differ still."""
+        """Long texts that differ only in the truncated part remain different."""
         assert labels.label_value("x" * 10_000 + "1") != labels.label_value("x" * 10_000 + "2")
 
     def test_surrogates_count_as_what_they_become(self) -> None:
-        """A text is cut by the length that it has in the exposition."""
+        """Text is truncated by its length after escaping."""
         assert len(labels.label_value("\ud800" * MAX_LABEL_LENGTH)) == MAX_LABEL_LENGTH
 
     def test_other_objects_are_written_out(self) -> None:
-        """What is no string is labelled by its own text."""
+        """An object that is no string is labelled by its text."""
         assert labels.label_value(12) == "12"
 
 
@@ -82,7 +82,7 @@ class TestFunctionName:
     def test_function_name_is_module_and_qualified_name(
         self, func: Callable[..., Any] | str, expected: str
     ) -> None:
-        """A callable is named as APScheduler's references name it, wrapped in partials or not."""
+        """A callable is named as in APScheduler's references, also in a partial."""
         assert labels.function_name(job_of(func)) == expected
 
     @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ class TestFunctionName:
         ],
     )
     def test_names_what_has_no_reference(self, func: Callable[..., Any], expected: str) -> None:
-        """A callable that APScheduler cannot refer to has a name as well."""
+        """A callable without a reference has a name as well."""
         assert labels.function_name(job_of(func)).endswith(expected)
 
     def test_function_name_is_bounded(self) -> None:
-        """The name of a callable is as legal and as short as any label."""
+        """The name of a callable is valid and bounded like any label."""
         func: Any = lambda: None  # noqa: E731  # its name is to be changed
         func.__qualname__ = "\ud800" * 10_000
         assert len(labels.function_name(job_of(func)).encode()) == MAX_LABEL_LENGTH
@@ -117,14 +117,14 @@ class TestFunctionName:
 
 class TestIsGenerated:
     def test_id_generated_by_apscheduler_is_recognised(self) -> None:
-        """The id that APScheduler gives to a job without one is recognised."""
+        """A generated id is recognised."""
         assert labels.is_generated(job_of(nothing).id)
 
     @pytest.mark.parametrize(
         "job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "", 999, uuid.UUID(int=1)]
     )
     def test_other_ids_are_the_users(self, job_id: object) -> None:
-        """An id that is not 32 lower-case hexadecimal digits is the user's."""
+        """An id that is not 32 lower-case hexadecimal digits is the user's own."""
         assert not labels.is_generated(job_id)
 
 
@@ -139,7 +139,7 @@ class TestJobLabeller:
         )
 
     def test_job_with_a_generated_id_is_labelled_by_its_function(self) -> None:
-        """A job with a generated id is labelled by its function, so that one-off jobs share it."""
+        """A job with a generated id has the label of its function."""
         assert (
             JobLabeller(None, ErrorReporter()).choose_label(job_of(nothing), default_name)
             == "tests.helpers.jobs:nothing"
@@ -165,12 +165,12 @@ class TestJobLabeller:
         assert JobLabeller(None, ErrorReporter()).choose_label(job, default_name) == "backup"
 
     def test_callback_decides_the_label(self) -> None:
-        """The user's callback is given the job and has the last word."""
+        """The label is what the user's callback returns for the job."""
         labeller = JobLabeller(lambda job: f"team-a/{job.id}", ErrorReporter())
         assert labeller.choose_label(job_of(nothing, id="backup"), default_name) == "team-a/backup"
 
     def test_callback_s_text_is_made_legal(self) -> None:
-        """What a callback returns is bounded and legal like an id."""
+        """The text of a callback is escaped and truncated like an id."""
         labeller = JobLabeller(lambda job: "\ud800" + "x" * 10_000, ErrorReporter())
         label = labeller.choose_label(job_of(nothing, id="backup"), default_name)
         assert label.startswith("\\ud800x")
@@ -178,14 +178,14 @@ class TestJobLabeller:
 
     @pytest.mark.parametrize("returned", [None, 7, b"backup", "", ["backup"]])
     def test_callback_that_returns_no_text(self, returned: Any) -> None:
-        """Anything but a non-empty string is a failure of the callback, and the id is used."""
+        """If a callback returns no string, or an empty one, the id is used."""
         errors = ErrorReporter()
         labeller = JobLabeller(lambda job: returned, errors)
         assert labeller.choose_label(job_of(nothing, id="backup"), default_name) == "backup"
         assert errors.counts()["job_label"] == 1
 
     def test_callback_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A callback that raises is counted each time, logged once, and the id is used."""
+        """If a callback raises, this is counted and logged once, and the id is used."""
         errors = ErrorReporter()
 
         def job_label(job: Any) -> str:

@@ -22,7 +22,7 @@ class TestLabelThatJobsShare:
     """Two jobs with one label, of which APScheduler drops one when it is due."""
 
     def test_page_shows_the_broken_next_run_for_a_while_only(self) -> None:
-        """It is overdue for 15 minutes, and then the next run of the other job is shown."""
+        """The missed next run is shown for 15 minutes, then that of the other job."""
         with hand_driven_rig(telemetry={"job_label": lambda job: "shared"}) as rig:
             rig.add(nothing, "interval", seconds=10, id="dropped", executor="unknown")
             rig.add(nothing, "interval", hours=10, id="kept")

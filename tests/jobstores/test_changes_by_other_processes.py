@@ -38,7 +38,7 @@ class TestOtherProcesses:
     """Changes by other processes in a shared store are seen soon, without a due job."""
 
     def test_job_that_another_process_adds_has_a_next_run(self, place: Place) -> None:
-        """A job that another process adds has a next run."""
+        """A job that another process adds has a next run and intervals."""
         with scheduler_on(place) as seen, another_process(place) as other:
             add(other)
             wait_until(lambda: seen.next_and_withdrawn_run() == (NEVER.timestamp(), None))
@@ -46,7 +46,7 @@ class TestOtherProcesses:
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_job_that_another_process_moves_has_the_new_next_run(self, place: Place) -> None:
-        """A job that it moves has the new next run, and the former one is withdrawn."""
+        """If another process changes the next run, the new one is shown, the old one cancelled."""
         with scheduler_on(place) as seen, another_process(place) as other:
             add(other)
             wait_until(lambda: seen.next_and_withdrawn_run() == (NEVER.timestamp(), None))
@@ -59,7 +59,7 @@ class TestOtherProcesses:
     def test_job_that_another_process_removes_or_pauses_is_withdrawn(
         self, place: Place, what: str
     ) -> None:
-        """The next run of a job that it removes or pauses is withdrawn."""
+        """If another process removes or pauses a job, its next run is cancelled."""
         with scheduler_on(place) as seen, another_process(place) as other:
             add(other)
             add(other, "other")
@@ -75,7 +75,7 @@ class TestOtherProcesses:
             assert seen.next_and_withdrawn_run("other") == (NEVER.timestamp(), None)
 
     def test_next_runs_of_a_store_that_lost_all_jobs_stay_expected(self, place: Place) -> None:
-        """If none of several jobs is left, the store has lost them; next runs stay expected."""
+        """If all jobs are gone at once, their next runs stay expected, as the store may be lost."""
         with scheduler_on(place) as seen, another_process(place) as other:
             add(other)
             add(other, "other")
@@ -110,7 +110,7 @@ class TestOtherProcesses:
                 wait_until(lambda: seen.next_and_withdrawn_run() == (EARLIER.timestamp(), None))
 
     def test_overdue_run_that_another_process_moves_is_not_withdrawn(self, place: Place) -> None:
-        """The next run of a job that was overdue when another process moved it is not withdrawn."""
+        """If another process moves an overdue run, it is not cancelled."""
         with another_process(place) as other:
             add(other, at=watching.ago(3600))
             with watched(background(place.store())) as seen:
@@ -121,10 +121,10 @@ class TestOtherProcesses:
 
     def test_job_that_falls_due_while_the_scheduler_sleeps_is_overdue(self, place: Place) -> None:
         """
-        A job that falls due while the scheduler sleeps is overdue, and visibly so.
+        A job that another process added becomes overdue while the scheduler sleeps.
 
-        APScheduler does not hear of what other processes add before it wakes up for something
-        else. That is not ours to repair.
+        APScheduler finds jobs of other processes only in its next pass, which this package does not
+        change.
         """
         with scheduler_on(place) as seen, another_process(place) as other:
             add(other, at=watching.ahead(0.5))
@@ -142,7 +142,7 @@ class TestOtherProcesses:
             assert time.time() - (seen.last_read() or 0) < jobs.PATIENCE
 
     def test_reading_does_not_undo_a_later_change_by_this_process(self, place: Place) -> None:
-        """A reading never undoes a later change by this process."""
+        """A reading of the store does not undo a later change by this process."""
         with scheduler_on(place) as seen:
             for number in range(50):
                 at = NEVER - timedelta(days=number)
@@ -165,7 +165,7 @@ class Dawdling(SQLAlchemyJobStore):
 
 @pytest.mark.usefixtures("poll_often")
 def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
-    """What is read between the change of a row and the return of the store is ignored."""
+    """A reading between the change of a row and the return of the store is ignored."""
     store = Dawdling(f"sqlite:///{tmp_path / 'jobs'}")
     scheduler = hand_driven_scheduler(jobstores={"default": store})
     with watched(scheduler) as seen:
@@ -196,7 +196,7 @@ class TestEvery:
         least: float,
         most: float,
     ) -> None:
-        """A store is read every five seconds; a slow one after 20 times as long as it took."""
+        """A store is read every five seconds, or after 20 times the duration of a reading."""
         with scheduler_on(File(tmp_path)) as seen:
             poller = poller_of(seen)
             pauses: list[float] = []

@@ -90,7 +90,7 @@ class TestRaces:
             self.slow.go_on.set()
 
     def test_jobs_are_known_without_a_change(self, rows: Rows) -> None:
-        """Without a change both jobs are known, which shows that these tests test something."""
+        """Without a change, the reading finds both jobs."""
         with self.reading(rows) as (seen, end):
             assert seen.next_run() is None
             end()
@@ -106,14 +106,14 @@ class TestRaces:
         ids=["the job", "all jobs", "the job store"],
     )
     def test_removed_job_does_not_come_back(self, rows: Rows, remove: Callable[[Any], Any]) -> None:
-        """A job that is removed meanwhile does not come back."""
+        """A job that is removed during a reading does not come back."""
         with self.reading(rows) as (seen, end):
             remove(seen.scheduler)
             end()
             assert not seen.next_run()
 
     def test_removal_of_one_job_does_not_hide_another(self, rows: Rows) -> None:
-        """The removal of one job does not hide another."""
+        """The removal of a job during a reading does not hide another job."""
         with self.reading(rows) as (seen, end):
             seen.scheduler.remove_job("job")
             end()
@@ -121,7 +121,7 @@ class TestRaces:
             assert seen.value("scheduler_jobs", jobstore="sql") == 1
 
     def test_changed_job_stays_as_it_was_changed(self, rows: Rows) -> None:
-        """A job that is changed meanwhile stays as it was changed."""
+        """A job that is changed during a reading keeps the change."""
         with self.reading(rows) as (seen, end):
             at = NEVER - timedelta(days=1)
             seen.scheduler.modify_job("job", next_run_time=at, name="changed")
@@ -130,7 +130,7 @@ class TestRaces:
             assert job_record(seen, "sql").info.name == "changed"
 
     def test_job_added_again_stays_as_it_was_added(self, rows: Rows) -> None:
-        """A job that is removed and added again meanwhile stays as it was added."""
+        """A job that is removed and added again during a reading keeps its new state."""
         with self.reading(rows) as (seen, end):
             at = NEVER - timedelta(days=1)
             seen.scheduler.remove_job("job")
@@ -141,7 +141,7 @@ class TestRaces:
             assert seen.next_run() == at.timestamp()
 
     def test_uninstrument_ends_the_reading(self, rows: Rows) -> None:
-        """After `uninstrument` nothing more is read, and the thread that read ends."""
+        """After `uninstrument` nothing is read, and the thread of the reading ends."""
         others = set(threading.enumerate())
         with self.reading(rows) as (seen, end):
             ours = set(threading.enumerate()) - others
@@ -151,7 +151,7 @@ class TestRaces:
             wait_until(lambda: not any(thread.is_alive() for thread in ours))
 
     def test_jobs_are_described_without_a_lock(self, rows: Rows) -> None:
-        """A callback of the user's may call the scheduler, which may wait for the hooks."""
+        """A user's callback may call the scheduler during a reading, without a deadlock."""
         self.slow.go_on.set()
         rows.write("job")
         scheduler = hand_driven_scheduler(jobstores={"default": rows.store()})

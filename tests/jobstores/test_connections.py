@@ -52,7 +52,7 @@ class TestOneConnectionForAll:
     @pytest.mark.parametrize("end", ["commit", "rollback"])
     @pytest.mark.usefixtures("poll_often")
     def test_transaction_of_the_user_is_not_ended(self, engine: Any, end: str) -> None:
-        """Telemetry neither rolls back nor commits what the user has not committed."""
+        """Telemetry neither commits nor rolls back a transaction of the user."""
         text = sqlalchemy.text
         threads: set[str] = set()
 
@@ -78,7 +78,7 @@ class TestOneConnectionForAll:
             assert seen.own_errors() == {}
 
     def test_stored_jobs_are_known_from_the_first_pass_on(self, engine: Any) -> None:
-        """Jobs that are in the store already are known from the scheduler's first pass on."""
+        """Jobs that are already in the store are known from the first pass on."""
         scheduler = hand_driven_scheduler(jobstores={"default": SQLAlchemyJobStore(engine=engine)})
         scheduler.start()
         add(scheduler)
@@ -92,7 +92,7 @@ class TestOneConnectionForAll:
 
     @pytest.mark.usefixtures("poll_often")
     def test_database_of_one_thread_is_not_read_in_another(self) -> None:
-        """A database that another thread would not see is not read in another thread."""
+        """An in-memory database of one thread is not read in another thread."""
         with watched(
             hand_driven_scheduler(jobstores={"default": SQLAlchemyJobStore("sqlite://")})
         ) as seen:
@@ -131,7 +131,7 @@ class TestOneConnectionForAll:
 @pytest.mark.usefixtures("poll_often")
 class TestEngineOfTheUser:
     def test_queries_reach_no_listener_of_the_engine(self, tmp_path: Path) -> None:
-        """Queries reach no listener of the engine, but connections are made as its own are."""
+        """Queries of telemetry reach no listener of the engine; `connect` listeners apply."""
         statements: list[str] = []
         connected: list[str] = []
         engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'jobs'}", pool_size=1)
@@ -150,7 +150,7 @@ class TestEngineOfTheUser:
 
     @pytest.mark.parametrize("kind", [POSTGRES])
     def test_settings_made_by_a_connect_listener_apply(self, place: Any) -> None:
-        """A table that is found by a setting of a listener is found by telemetry as well."""
+        """A table that is found only with the settings of a `connect` listener is found."""
         engine = sqlalchemy.create_engine(place.server.url())
 
         def use_schema(connection: Any, _: Any) -> None:
@@ -167,7 +167,7 @@ class TestEngineOfTheUser:
             assert seen.value("jobstore_read_failures_total", jobstore="default") == 0
 
     def test_store_subclass_is_read_as_it_reads_itself(self, tmp_path: Path) -> None:
-        """A table that several schedulers share is read as the store reads it, once."""
+        """A subclass that selects some rows of a shared table is read in its own way."""
 
         class Mine(SQLAlchemyJobStore):
             def _get_jobs(self, *conditions: Any) -> Any:
@@ -189,7 +189,7 @@ class TestEngineOfTheUser:
 
 @remote
 def test_no_connection_is_kept(place: Any, kind: str) -> None:
-    """Between two readings telemetry has no connection."""
+    """Telemetry keeps no connection between two readings."""
 
     def connections() -> set[Any]:
         if kind == "redis":

@@ -18,7 +18,7 @@ from tests.helpers.watching import watched
 
 class TestInfo:
     def test_info_follows_changes_of_the_job(self) -> None:
-        """The name, trigger and executor of a job are shown as they are now."""
+        """Name, trigger and executor are shown with their current values."""
         with driven(executors={"default": DebugExecutor(), "slow": DebugExecutor()}) as seen:
             job = add(seen)
             known = {**INFO, "jobstore": "default", "persistent": "false"}
@@ -30,13 +30,13 @@ class TestInfo:
             wait_until(lambda: seen.job("longest_interval_seconds") == 86_400)
 
     def test_store_that_outlives_the_process_is_persistent(self, rows: Rows) -> None:
-        """A job store that outlives the process is called persistent."""
+        """A job store that outlives the process has `persistent="true"`."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             assert seen.job("info", **INFO, jobstore="default", persistent="true") == 1
 
     def test_grace_follows_the_job(self) -> None:
-        """The grace is the job's own, and at least 60 seconds."""
+        """The grace is that of the job, but at least 60 seconds."""
         with driven() as seen:
             job = add(seen)
             assert seen.job("grace_seconds") == 60
@@ -44,7 +44,7 @@ class TestInfo:
             assert seen.job("grace_seconds") == 900
 
     def test_runs_link_to_where_the_job_was_added(self) -> None:
-        """Runs link to where the job was added; if it was pending, to `add_job`."""
+        """Runs link to the span that added the job, also if the job was pending."""
         scheduler = hand_driven_scheduler()
         with watched(scheduler) as seen:
             set_origin(seen, "request")
@@ -63,7 +63,7 @@ class TestInfo:
             assert link_of(seen, "job") is None
 
     def test_failing_tracer_is_counted_and_the_job_is_added(self) -> None:
-        """A tracer that fails is counted, and the job is added all the same."""
+        """If the tracer fails, this is counted, and the job is added."""
         with driven() as seen:
             origins_of(seen).current = raise_boom
             add(seen, seconds=-0.1)

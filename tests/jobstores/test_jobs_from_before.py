@@ -35,7 +35,7 @@ class TestRestart:
     """A scheduler may be shut down and started again in one process."""
 
     def test_jobs_of_a_memory_store_are_gone(self, clock: FrozenClock) -> None:
-        """They count no more; their next runs were not withdrawn, and stay for 15 minutes."""
+        """Jobs of a memory store are gone; their next runs stay for 15 minutes, not cancelled."""
         with driven() as seen:
             add(seen)
             seen.scheduler.shutdown()
@@ -58,7 +58,7 @@ class TestRestart:
             assert seen.next_run() == IN_A_MINUTE + 30
 
     def test_jobs_of_a_persistent_store(self, rows: Rows) -> None:
-        """Jobs in a store that outlives the process are still there."""
+        """Jobs of a persistent store are still there."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             seen.scheduler.shutdown()
@@ -136,7 +136,7 @@ class TestJobsFromBefore:
 
     @pytest.mark.parametrize("running", [False, True], ids=["before start", "after start"])
     def test_jobs_of_a_former_process_are_shown_soon(self, rows: Rows, running: bool) -> None:
-        """What a former process stored is shown soon after the start, or after `instrument`."""
+        """Stored jobs are shown soon after the start, or after `instrument`."""
         rows.write("job", "other")
         scheduler = BackgroundScheduler(jobstores={"default": rows.store()})
         if running:
@@ -150,7 +150,7 @@ class TestJobsFromBefore:
             wait_until(lambda: seen.job("shortest_interval_seconds") == 3600)
 
     def test_jobs_in_memory_are_known_when_instrument_returns(self) -> None:
-        """Jobs in the memory of a running scheduler are known when `instrument` returns."""
+        """Jobs of a memory store are known when `instrument` returns."""
         scheduler = hand_driven_scheduler()
         scheduler.start()
         scheduler.add_job(jobs.nothing, "interval", hours=1, id="job", next_run_time=NEVER)
@@ -158,7 +158,7 @@ class TestJobsFromBefore:
             assert seen.next_run() == NEVER.timestamp()
 
     def test_jobs_of_a_store_that_is_added_are_known(self, rows: Rows) -> None:
-        """So are those of a job store that is added to a scheduler while it runs."""
+        """Jobs of a store that is added to a running scheduler are known."""
         rows.write("job")
         with driven() as seen:
             seen.scheduler.add_jobstore(rows.store(), "sql")
@@ -166,7 +166,7 @@ class TestJobsFromBefore:
             assert seen.value("scheduler_jobs", jobstore="sql") == 1
 
     def test_undeserializable_rows_stay(self, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
-        """APScheduler deletes rows that it cannot deserialize; a reading by telemetry must not."""
+        """A reading by telemetry does not delete rows that cannot be deserialized."""
         rows.write("job", "spoilt")
         rows.spoil("spoilt")
         with driven(jobstores={"default": rows.store()}) as seen:
@@ -178,7 +178,7 @@ class TestJobsFromBefore:
             assert "Unable to restore" not in caplog.text
 
     def test_unknown_store_is_not_read(self) -> None:
-        """A store that is not known to be safe to read is not read."""
+        """A store of an unknown class is not read, as this may not be safe."""
         store = Foreign()
         with driven(jobstores={"default": store}) as seen:
             add(seen, seconds=-0.1)
@@ -192,7 +192,7 @@ class TestJobsFromBefore:
     def test_store_that_cannot_be_read_is_logged_once_and_read_again(
         self, rows: Rows, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A failure of the store is no failure of telemetry; it is logged once, and read again."""
+        """A store that cannot be read is logged once and read again; no error of telemetry."""
         monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.01)
         rows.write("job", at=watching.ago(0.1))
         store = Broken(rows.url, engine_options=NO_POOL)
@@ -230,7 +230,7 @@ class TestJobsFromBefore:
             assert seen.own_errors() == {"adapter": 1}
 
     def test_trigger_without_a_text_is_described_by_its_type(self) -> None:
-        """A trigger of the user's that has no text is described by its type."""
+        """A user's trigger whose text fails is described by its type."""
 
         class Mute(IntervalTrigger):
             def __str__(self) -> str:
@@ -245,7 +245,7 @@ class TestJobsFromBefore:
     def test_due_job_changed_by_another_process_is_known_as_it_is_now(
         self, rows: Rows, clock: FrozenClock
     ) -> None:
-        """A due job that another process has changed is known as it is now."""
+        """A due job that another process has changed has its current state."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             wait_for_reading(seen)

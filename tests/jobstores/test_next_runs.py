@@ -39,7 +39,7 @@ class TestNextRun:
             assert seen.next_run() == IN_A_MINUTE
 
     def test_next_run_follows_a_run_and_none_is_withdrawn(self, clock: FrozenClock) -> None:
-        """After a run the following one is the next, and none was withdrawn."""
+        """After a run, the following one is the next run, and none is cancelled."""
         with driven() as seen:
             add(seen)
             clock.advance(60)
@@ -47,7 +47,7 @@ class TestNextRun:
             assert (seen.next_run(), seen.withdrawn_run()) == (IN_A_MINUTE + 3600, None)
 
     def test_next_run_stays_overdue_until_a_pass(self, clock: FrozenClock) -> None:
-        """While the scheduler does not look for due jobs, the next run stays, and is overdue."""
+        """Until the next pass, an overdue run stays the next run."""
         with driven() as seen:
             add(seen)
             clock.advance(1000)
@@ -55,13 +55,13 @@ class TestNextRun:
             assert seen.telemetry.health()["jobs"][0]["overdue"] is True
 
     def test_next_run_of_a_removed_job_is_withdrawn(self) -> None:
-        """The next run of a job that the user removes is withdrawn."""
+        """The next run of a removed job is cancelled."""
         with driven() as seen:
             add(seen).remove()
             assert (seen.next_run(), seen.withdrawn_run()) == (0, IN_A_MINUTE)
 
     def test_next_run_of_a_paused_job_is_withdrawn(self) -> None:
-        """The next run of a job that is paused is withdrawn; resumed, the job has a new one."""
+        """The next run of a paused job is cancelled; when resumed, it has a new one."""
         with driven() as seen:
             job = add(seen)
             job.pause()
@@ -74,26 +74,26 @@ class TestNextRun:
 
     @pytest.mark.parametrize("seconds", [1, 7200], ids=["sooner", "later"])
     def test_next_run_of_a_rescheduled_job_is_replaced(self, seconds: float) -> None:
-        """A job that is given another time has that as its next run, and withdraws the other."""
+        """If the next run time is changed, the former next run is cancelled."""
         with driven() as seen:
             at = START + timedelta(seconds=seconds)
             add(seen).modify(next_run_time=at)
             assert (seen.next_run(), seen.withdrawn_run()) == (at.timestamp(), IN_A_MINUTE)
 
     def test_next_run_comes_from_the_new_trigger(self) -> None:
-        """The next run of a job that is given another trigger comes from that."""
+        """A rescheduled job has the next run of its new trigger."""
         with driven() as seen:
             add(seen).reschedule("interval", minutes=5)
             assert (seen.next_run(), seen.withdrawn_run()) == (START.timestamp() + 300, IN_A_MINUTE)
 
     def test_other_changes_withdraw_nothing(self) -> None:
-        """A change that leaves the next run alone withdraws nothing."""
+        """A change that keeps the next run cancels nothing."""
         with driven() as seen:
             add(seen).modify(name="other")
             assert (seen.next_run(), seen.withdrawn_run()) == (IN_A_MINUTE, None)
 
     def test_next_run_that_is_set_again_is_not_withdrawn(self) -> None:
-        """A next run that is set again does not count as withdrawn."""
+        """A cancelled run that is set again is not cancelled any more."""
         with driven() as seen:
             job = add(seen)
             at = job.next_run_time
@@ -103,14 +103,14 @@ class TestNextRun:
             assert (seen.next_run(), seen.withdrawn_run()) == (IN_A_MINUTE, None)
 
     def test_next_run_of_a_job_added_again_is_not_withdrawn(self) -> None:
-        """Nor does that of a job that is removed and added again for the same time."""
+        """If a job is removed and added for the same time, its next run is not cancelled."""
         with driven() as seen:
             add(seen).remove()
             add(seen)
             assert (seen.next_run(), seen.withdrawn_run()) == (IN_A_MINUTE, None)
 
     def test_next_run_of_a_replaced_job_is_withdrawn(self) -> None:
-        """`replace_existing` is a change by the user like any other."""
+        """If a job is replaced with `replace_existing`, its former next run is cancelled."""
         with driven() as seen:
             add(seen)
             add(seen, seconds=90, replace_existing=True)
@@ -118,7 +118,7 @@ class TestNextRun:
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_finished_job_has_no_next_run(self, clock: FrozenClock) -> None:
-        """A one-off job that has run has no next run, and none was withdrawn."""
+        """A one-off job that has run has no next run, and none is cancelled."""
         with driven() as seen:
             add(seen, trigger="date")
             clock.advance(60)
@@ -129,7 +129,7 @@ class TestNextRun:
     def test_next_run_of_a_job_with_an_unknown_executor_stays_expected(
         self, clock: FrozenClock
     ) -> None:
-        """If APScheduler removes a job, as its executor is unknown, the next run stays expected."""
+        """If APScheduler drops a job with an unknown executor, its next run stays expected."""
         with driven() as seen:
             add(seen, executor="gpu")
             clock.advance(60)
@@ -140,7 +140,7 @@ class TestNextRun:
             assert seen.value("scheduler_jobs", jobstore="default") == 0
 
     def test_remove_all_jobs_withdraws_each_next_run(self) -> None:
-        """`remove_all_jobs` withdraws the next run of each job."""
+        """`remove_all_jobs` cancels the next run of each job."""
         with driven() as seen:
             add(seen, id="a")
             add(seen, id="b", seconds=90)
@@ -150,14 +150,14 @@ class TestNextRun:
             assert seen.value("scheduler_jobs", jobstore="default") == 0
 
     def test_shutdown_of_a_memory_store_withdraws_nothing(self) -> None:
-        """A memory store empties itself on shutdown, which withdraws no run."""
+        """The shutdown, which empties a memory store, cancels no run."""
         with driven() as seen:
             add(seen)
             seen.scheduler.shutdown()
             assert (seen.next_run(), seen.withdrawn_run()) == (IN_A_MINUTE, None)
 
     def test_removing_a_job_store_withdraws_its_next_runs(self) -> None:
-        """Removing a job store withdraws the next runs of its jobs."""
+        """Removing a job store cancels the next runs of its jobs."""
         with driven() as seen:
             seen.scheduler.add_jobstore(MemoryJobStore(), "other")
             add(seen, jobstore="other")
@@ -170,7 +170,7 @@ class TestNextRun:
     def test_listener_may_withdraw_a_next_run_in_a_pass(
         self, clock: FrozenClock, change: str
     ) -> None:
-        """A change by a listener in the middle of a pass is the user's, not the loop's."""
+        """A change by a listener during a pass is a change by the user."""
         with driven() as seen:
             job = add(seen)
             seen.scheduler.add_listener(lambda event: getattr(job, change)(), EVENT_JOB_SUBMITTED)
@@ -179,7 +179,7 @@ class TestNextRun:
             assert (seen.next_run(), seen.withdrawn_run()) == (0, IN_A_MINUTE + 3600)
 
     def test_job_may_withdraw_a_next_run_in_a_pass(self, clock: FrozenClock) -> None:
-        """So is a change of another job by a job that runs in the middle of a pass."""
+        """A job that runs during a pass may remove another job, which cancels its next run."""
         with driven() as seen:
             add(seen, func=lambda: seen.scheduler.remove_job("other"))
             add(seen, id="other", seconds=90)
@@ -192,7 +192,7 @@ class TestNextRun:
     def test_series_of_a_gone_job_stay_for_15_minutes(
         self, clock: FrozenClock, failed: bool
     ) -> None:
-        """The series of a job that is gone stay for 15 minutes, long enough to be scraped."""
+        """The series of a removed job stay for 15 minutes, so that they are scraped."""
         with driven() as seen:
             if failed:
                 add(seen, executor="gpu")
@@ -209,7 +209,7 @@ class TestNextRun:
 
 class TestMemory:
     def test_a_job_that_has_run_is_forgotten(self) -> None:
-        """Telemetry keeps neither a one-off job nor its arguments alive after its run."""
+        """After its run, telemetry keeps neither a one-off job nor its arguments alive."""
 
         class Big:
             pass

@@ -96,9 +96,9 @@ class TestDueJobThatAnotherProcessTakes:
         self, rows: Rows, *, looked: bool
     ) -> None:
         """
-        What is gone before a pass at its time was not run: its next run stays and becomes overdue.
+        The next run of a job that another process removed or moved stays expected.
 
-        Where a pass came in between and did not find the job due, the run was withdrawn in time.
+        It is cancelled if a pass after the change did not find the job due.
         """
         due = at(60)
         with freeze_time() as clock, another_process(rows) as other:
@@ -136,7 +136,7 @@ class TestRowsThatCannotBeRestored:
     """Rows of a store from which no job can be made, at least for the moment."""
 
     def test_jobs_stay_known_where_the_rows_cannot_be_told_apart(self, rows: Rows) -> None:
-        """A listing that hides which job it could not restore forgets no job at a restart."""
+        """If a listing hides which row failed, no job is dropped at a restart."""
         store = OwnStore(rows.url, engine_options=NO_POOL)
         with started(store) as seen:
             add(seen.scheduler, "spoilt")
@@ -153,7 +153,7 @@ class TestRowsThatCannotBeRestored:
     def test_they_are_tried_again_after_a_restart(
         self, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A job whose module can be imported by then is known, though its row has not changed."""
+        """After a restart, a job is known if its module can be imported now."""
         (tmp_path / "late_module.py").write_text("def work():\n    pass\n")
         with monkeypatch.context() as patch:
             patch.syspath_prepend(tmp_path)
@@ -173,7 +173,7 @@ class TestRowsThatCannotBeRestored:
 
     @pytest.mark.slow
     def test_poll_during_a_listing_that_deletes_them_withdraws_nothing(self, rows: Rows) -> None:
-        """What `get_jobs` deletes is lost, and not withdrawn, also where a poll misses it first."""
+        """A job that `get_jobs` deletes is lost, not cancelled, also if a poll sees it first."""
         store = rows.store()
         deleted, go_on = threading.Event(), threading.Event()
         lister = threading.Thread(target=lambda: seen.scheduler.get_jobs())  # noqa: PLW0108  # it comes later
@@ -206,7 +206,7 @@ class TestPolls:
     """When a store is read, and what is said of that."""
 
     def test_last_read_is_the_beginning_of_the_reading(self, rows: Rows) -> None:
-        """What changes while a slow store is being read may not be in what was read."""
+        """The time of a reading is its start, as later changes may be missing in it."""
         reads, go_on = threading.Event(), threading.Event()
         main = threading.current_thread()
 
@@ -231,7 +231,7 @@ class TestPolls:
     @pytest.mark.slow
     @pytest.mark.parametrize("what", ["the scheduler", "the store"])
     def test_store_that_starts_again_is_not_polled_more_often(self, rows: Rows, what: str) -> None:
-        """The polls of before end when the scheduler restarts or the store is added again."""
+        """After a restart, or if the store is added again, earlier polls end."""
         store = rows.store()
         with started(store) as seen:
             first = seen.last_read() or 0
@@ -251,7 +251,7 @@ class TestPolls:
     def test_second_outage_of_a_store_is_logged_too(
         self, rows: Rows, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Each outage has one warning: when a store fails that could be read before."""
+        """Each outage of a store is logged once."""
 
         def rename(before: str, after: str) -> None:
             with rows.engine.begin() as connection:
@@ -287,7 +287,7 @@ class TestStoreThatIsRemoved:
     """A store that was removed from the scheduler and is not shut down."""
 
     def test_jobs_of_another_scheduler_in_it_are_not_shown(self, rows: Rows) -> None:
-        """An application may use it elsewhere, which is no business of the first scheduler."""
+        """If another scheduler uses the store afterwards, its jobs are not shown."""
         store = rows.store()
         with started(store) as seen:
             add(seen.scheduler)

@@ -39,7 +39,7 @@ class TestThread:
     def test_thread_ends_and_starts_with_the_scheduler(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It ends when the scheduler is shut down, and starts again with it."""
+        """The thread ends when the scheduler is shut down, and starts again with it."""
         monkeypatch.setattr(BackgroundWorker, "IDLE_SECONDS", SOON)
         with watched(background(File(tmp_path).store())) as seen:
             for _ in range(2):
@@ -51,7 +51,7 @@ class TestThread:
     def test_slow_store_does_not_delay_the_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that does not answer telemetry does not delay the start of the scheduler."""
+        """A store that does not respond to telemetry does not delay the start."""
         started = threading.Event()
 
         def fetch_next_runs(reader: SQLAlchemyReader) -> Any:
@@ -69,7 +69,7 @@ class TestThread:
     def test_thread_ends_with_uninstrument(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It ends with `uninstrument`; instrumented again, another thread reads the store."""
+        """The thread ends with `uninstrument`; a new handle has a new thread."""
         monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
         with watched(background(File(tmp_path).store())) as seen:
             seen.scheduler.start()
@@ -82,7 +82,7 @@ class TestThread:
     def test_thread_keeps_no_scheduler_alive(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A scheduler that is no longer referred to is freed, though a reading is scheduled."""
+        """A scheduler without references is freed, also if a reading is scheduled."""
         monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
         scheduler = hand_driven_scheduler(jobstores={"default": File(tmp_path).store()})
         registry = CollectorRegistry()
@@ -100,7 +100,7 @@ class TestThread:
         wait_until(is_gone)
 
     def test_forked_child_reads_no_store(self, tmp_path: Path) -> None:
-        """A child of a fork reads nothing, as it must not use its parent's connections."""
+        """A forked child does not read the store, as the connections are its parent's."""
         with watched(background(File(tmp_path).store())) as seen:
             seen.scheduler.start()
             wait_until(seen.last_read)
@@ -122,7 +122,7 @@ class TestThread:
 
     @pytest.mark.parametrize("kind", [POSTGRES])
     def test_process_ends_though_its_store_does_not_answer(self, place: Any, proxy: Proxy) -> None:
-        """A process ends though its store does not answer."""
+        """A process can exit while its store does not respond."""
         code = f"""
 import sys, time
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore

@@ -107,7 +107,7 @@ class TestPlain:
     def test_runs_later_than_their_grace_are_missed(
         self, restart: Restart, coalesce: bool, expected: dict[str, float]
     ) -> None:
-        """Runs that are later than their grace are missed, or merged into one that is missed."""
+        """Runs that are later than their grace are missed, or coalesced into a missed one."""
         restart.stored(coalesce=coalesce)
         with restart.restarted() as seen:
             seen.scheduler.turn()
@@ -129,7 +129,7 @@ class TestPlain:
             assert settled(seen) == expected
 
     def test_next_run_is_overdue_before_the_first_pass(self, restart: Restart) -> None:
-        """Until the scheduler looks for due jobs, the next run is the one that is overdue."""
+        """Until the first pass, the next run is the overdue one."""
         restart.stored()
         with restart.restarted() as seen:
             assert settled(seen) == {}
@@ -144,7 +144,7 @@ class TestReplaced:
     def test_due_runs_of_a_replaced_job_are_counted(
         self, restart: Restart, coalesce: bool, expected: dict[str, float], when: str
     ) -> None:
-        """Due runs are counted as APScheduler would have, and no run was withdrawn."""
+        """Due runs are counted as APScheduler would have counted them; none is cancelled."""
         restart.stored(coalesce=coalesce)
         with restart.restarted(start=when != "before the start") as seen:
             if when == "when known":
@@ -160,7 +160,7 @@ class TestReplaced:
             assert (seen.own_errors(), seen.errors()) == ({}, {})
 
     def test_counted_runs_are_not_counted_again(self, restart: Restart) -> None:
-        """Runs that were counted are not counted again when the job is added once more."""
+        """Runs that were counted are not counted again if the job is replaced again."""
         restart.stored()
         with restart.restarted() as seen:
             add(seen)
@@ -171,14 +171,14 @@ class TestReplaced:
             assert settled(seen) == {}
 
     def test_due_runs_follow_from_the_former_trigger(self, restart: Restart) -> None:
-        """Which runs were due follows from the trigger that the job had."""
+        """The due runs are those of the former trigger."""
         restart.stored(coalesce=False)
         with restart.restarted() as seen:
             add(seen, trigger="cron", hours=None, hour=2)
             assert settled(seen) == {"missed": 4}
 
     def test_job_due_at_once_misses_the_runs_before(self, restart: Restart) -> None:
-        """A job that is due at once runs, and the runs that were due before are missed."""
+        """If the new job is due at once, it runs, and the former due runs are missed."""
         restart.stored(coalesce=False)
         with restart.restarted() as seen:
             add(seen, next_run_time=START)
@@ -195,7 +195,7 @@ class TestReplaced:
             assert settled(seen) == {"missed": 2, "success": 2}
 
     def test_run_for_an_earlier_time_is_run(self, restart: Restart) -> None:
-        """A run that is due before the former ones is run, and includes them."""
+        """If the new next run is before the former due runs, it runs and includes them."""
         restart.stored(seconds=-0.5 * HOUR)
         with restart.restarted() as seen:
             add(seen, next_run_time=at(-1.5 * HOUR), misfire_grace_time=None)
@@ -203,7 +203,7 @@ class TestReplaced:
             assert settled(seen) == {"coalesced": 1, "success": 1}
 
     def test_job_of_one_date_is_missed(self, restart: Restart) -> None:
-        """A job of one date keeps its date, and the scheduler itself finds it too late."""
+        """A date job keeps its date, and the scheduler finds it too late."""
         restart.stored(trigger="date", hours=None, run_date=at(LONG))
         with restart.restarted() as seen:
             add(seen, trigger="date", hours=None, run_date=at(LONG))
@@ -212,7 +212,11 @@ class TestReplaced:
             assert settled(seen) == {"missed": 1}
 
     def test_start_that_postpones_a_run_withdraws_none(self, restart: Restart) -> None:
-        """A start that postpones a run withdraws none: jobs that never run must be noticed."""
+        """
+        Replacing a job at each start, which postpones its run, cancels nothing.
+
+        Otherwise no alert would notice a job that never runs.
+        """
         restart.stored(seconds=60)
         with restart.restarted() as seen:
             add(seen)
@@ -225,7 +229,7 @@ class TestReplaced:
             )
 
     def test_paused_job_has_no_due_runs(self, restart: Restart) -> None:
-        """A job that was paused has no due runs."""
+        """A paused job has no due runs."""
         restart.stored(seconds=None)
         with restart.restarted() as seen:
             wait_for_reading(seen)
@@ -235,7 +239,7 @@ class TestReplaced:
             assert seen.next_and_withdrawn_run() == (START.timestamp() + HOUR, None)
 
     def test_due_runs_of_an_unreadable_row_are_not_known(self, restart: Restart) -> None:
-        """The due runs of such a job are not known; once replaced, it is like any other."""
+        """The due runs of an unreadable row are not known; once replaced, the job is normal."""
         restart.stored()
         restart.rows.spoil("job")
         with restart.restarted() as seen:
@@ -247,7 +251,7 @@ class TestReplaced:
     def test_one_run_is_known_if_the_trigger_raises(
         self, restart: Restart, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """If the trigger raises, one run is known, the next one; the intervals are not."""
+        """If the trigger raises, only the next run is known, and no intervals."""
         restart.stored(trigger=Moody(hours=1), hours=None)
         monkeypatch.setattr(Moody, "content", False)
         with restart.restarted() as seen:
@@ -256,7 +260,7 @@ class TestReplaced:
             assert seen.own_errors().keys() == {"schedule"}
 
     def test_runs_that_were_due_have_spans(self, restart: Restart) -> None:
-        """Each of these runs has a span, like other runs that never start."""
+        """Each of these runs has a span."""
         pytest.importorskip("opentelemetry.sdk")
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -308,7 +312,7 @@ class TestOtherwise:
     def test_due_runs_of_a_removed_or_paused_job_are_counted(
         self, restart: Restart, change: Callable[[Any], None], known: bool
     ) -> None:
-        """The due runs of a job that is removed or paused are counted; there is no next run."""
+        """Due runs of a removed or paused job are counted; it has no next run."""
         restart.stored()
         with restart.restarted() as seen:
             if known:
@@ -321,7 +325,7 @@ class TestOtherwise:
     def test_all_removed_and_one_cannot_be_restored(
         self, restart: Restart, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """That job is removed like the others, and counts as no failure."""
+        """`remove_all_jobs` removes a job that cannot be restored, without an error."""
         restart.stored()
         restart.stored("spoilt")
         restart.rows.spoil("spoilt")
@@ -332,7 +336,7 @@ class TestOtherwise:
             assert "Unable to restore" not in caplog.text
 
     def test_due_runs_of_a_rescheduled_job_are_counted(self, restart: Restart) -> None:
-        """The due runs of a job that gets another trigger are counted."""
+        """Due runs of a rescheduled job are counted."""
         restart.stored()
         with restart.restarted() as seen:
             seen.scheduler.reschedule_job("job", trigger="interval", hours=2)
@@ -340,7 +344,7 @@ class TestOtherwise:
             assert seen.next_and_withdrawn_run() == (START.timestamp() + 2 * HOUR, None)
 
     def test_renamed_job_runs_what_is_due(self, restart: Restart) -> None:
-        """If only the name changes, the scheduler runs what is due."""
+        """If only the name changes, the due runs are run."""
         restart.stored()
         with restart.restarted() as seen:
             seen.scheduler.modify_job("job", name="other")
@@ -349,7 +353,7 @@ class TestOtherwise:
             assert settled(seen) == {"coalesced": 3, "missed": 1}
 
     def test_run_that_is_not_due_yet_is_withdrawn(self, restart: Restart) -> None:
-        """A run that is not due yet is withdrawn when its job is removed, known or not."""
+        """A next run in the future is cancelled when its job is removed."""
         restart.stored(seconds=60)
         with restart.restarted() as seen:
             seen.scheduler.remove_job("job")
@@ -368,7 +372,7 @@ class TestOfOneProcess:
     def test_postponed_overdue_job_has_missed_its_runs(
         self, clock: FrozenClock, options: dict[str, Any]
     ) -> None:
-        """A job that is postponed while it is overdue has missed its runs."""
+        """If an overdue job is postponed, its due runs are missed."""
         with watched(hand_driven_scheduler(timezone=timezone.utc)) as seen:
             seen.scheduler.start()
             add(seen, **options)

@@ -55,7 +55,7 @@ class TestFaults:
     def test_server_that_stops_is_counted_and_recovers(
         self, rig: Rig, place: Place, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Failures while the server is stopped are counted, and logged once; then all works."""
+        """Failures of a stopped server are counted and logged once; afterwards all works."""
         place.server.stop()
         try:
             before = time.time()
@@ -85,7 +85,7 @@ class TestFaults:
     def test_idle_connection_that_is_cut_costs_one_retry_at_most(
         self, rig: Rig, proxy: Proxy, kind: str
     ) -> None:
-        """An idle connection that is cut costs SQLAlchemy one retry, and Redis none."""
+        """An idle connection that is cut costs one retry with SQLAlchemy, none with Redis."""
         assert proxy.cut()
         rig.scheduler.wakeup()
         if kind == "postgres":
@@ -95,7 +95,7 @@ class TestFaults:
         assert rig.errors_of("loop") == 0
 
     def test_connection_cut_during_a_query_is_one_error(self, rig: Rig, proxy: Proxy) -> None:
-        """A connection that is cut while the scheduler waits for an answer is one error."""
+        """A connection that is cut during a query does not end the loop."""
         proxy.stall()
         rig.scheduler.wakeup()
         wait_until(lambda: busy(rig) > 0.2)
@@ -109,7 +109,7 @@ class TestFaults:
     def test_silent_server_delays_neither_scrape_nor_uninstrument(
         self, rig: Rig, proxy: Proxy
     ) -> None:
-        """A server that does not answer delays neither a scrape nor `uninstrument`."""
+        """A server that does not respond delays neither a scrape nor `uninstrument`."""
         proxy.stall()
         wait_until(lambda: proxy.waiting)  # a message of a reading, as the scheduler sleeps
         assert max(scrape(rig) for _ in range(20)) < ENDLESS_WAIT
@@ -122,7 +122,7 @@ class TestFaults:
     def test_store_that_fails_on_the_update_ends_the_loop(
         self, rig: Rig, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that fails when the loop sets the next run ends the loop; this is exported."""
+        """A store that fails on `update_job` ends the loop, and this is reported."""
         monkeypatch.setattr(jobs, "nothing", place.server.stop)
         try:
             rig.scheduler.add_executor(DebugExecutor(), "inline")
@@ -142,7 +142,7 @@ class TestFaults:
 @pytest.mark.usefixtures("poll_often")
 class TestGoneAway:
     def test_session_ended_by_the_server_costs_one_retry(self, place: Any) -> None:
-        """A server that ends the session, as MySQL does after hours, costs one retry and no run."""
+        """A session that the server ends, as MySQL does after hours, costs one retry, no run."""
         with live_rig(background(place.store())) as rig:
             rig.add(jobs.nothing, "interval", hours=1, next_run_time=watching.ago(0))
             wait_until(lambda: successes(rig) == 1)
@@ -179,7 +179,7 @@ class TestSlow:
     def test_slow_readings_leave_the_only_connection_free(
         self, place: Place, proxy: Proxy, kind: str
     ) -> None:
-        """Telemetry does not use the scheduler's pool, whose only connection stays free."""
+        """Slow readings by telemetry do not use the scheduler's only pooled connection."""
         store = place.store(proxy.port, **ONE_CONNECTION[kind](proxy))
         scheduler = background(store)
         scheduler.start(paused=True)
@@ -200,7 +200,7 @@ class TestSlow:
         assert max(late) < 0.8 * SLOW
 
     def test_runs_are_as_late_as_without_telemetry(self, place: Place, proxy: Proxy) -> None:
-        """If all answers are slow, runs are as late as without telemetry."""
+        """If all responses are slow, runs are as late as without telemetry."""
         plain, ours = background(place.store(proxy.port)), None
         other = type(place)(place.server, f"{place.name}_ours")  # type: ignore[call-arg]
         second = Proxy(place.server.port)

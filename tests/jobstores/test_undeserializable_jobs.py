@@ -44,7 +44,7 @@ class TestUndeserializable:
     def test_row_is_deleted_when_the_user_lists_the_jobs(
         self, rows: Rows, clock: FrozenClock
     ) -> None:
-        """A row is also deleted when the user lists the jobs, though the job was not due yet."""
+        """`get_jobs` deletes the row as well, also if the job was not due."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             add(seen, id="other")
@@ -58,7 +58,7 @@ class TestUndeserializable:
             assert seen.value("scheduler_jobs", jobstore="default") == 1
 
     def test_lookup_raises_and_counts_nothing(self, rows: Rows, clock: FrozenClock) -> None:
-        """Looking up such a job raises; nothing is deleted, and nothing counts."""
+        """`get_job` raises; nothing is deleted or counted."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen)
             rows.spoil("job")
@@ -70,7 +70,7 @@ class TestUndeserializable:
     def test_unreadable_row_of_an_unknown_job_is_an_error(
         self, rows: Rows, clock: FrozenClock
     ) -> None:
-        """A row that was never readable counts as an error, though its job is not known."""
+        """A row that was never readable counts as an error, without a job."""
         rows.write("job", at=START)
         rows.spoil("job")
         with driven(jobstores={"default": rows.store()}) as seen:
@@ -80,7 +80,7 @@ class TestUndeserializable:
             assert list(recorder_of(seen.telemetry).snapshots()) == []
 
     def test_nothing_is_counted_after_uninstrument(self, rows: Rows, clock: FrozenClock) -> None:
-        """A store that is no longer watched is no longer counted."""
+        """After `uninstrument`, nothing is counted."""
         with driven(jobstores={"default": rows.store()}) as seen:
             add(seen, seconds=0)
             rows.spoil("job")

@@ -9,7 +9,7 @@ class TestJobsAtExit:
     """A process that ends while its scheduler, in a daemon thread, has several jobs."""
 
     def test_warning_names_the_job_that_runs_next(self) -> None:
-        """Of all jobs it is the one with the earliest next run that the warning names."""
+        """The warning names the job with the earliest next run."""
         _, errors = output_of_script(
             """
             from apscheduler.schedulers.background import BackgroundScheduler

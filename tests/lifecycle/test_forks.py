@@ -33,7 +33,7 @@ class TestSchedulerThatStartsInTheChild:
     """An application that is loaded before its server forks, as with ``gunicorn --preload``."""
 
     def test_background_work_goes_on_in_the_child(self) -> None:
-        """Intervals of jobs are found in the child, though the parent has just found some."""
+        """The child computes intervals of jobs, also after the parent has done so."""
         written, errors = output_of_script(
             f"""
             import os, sys, warnings
@@ -111,7 +111,7 @@ class TestRunsInFlight:
     """Runs that are under way, or wait for their start, when their process forks."""
 
     def test_child_shows_no_runs_in_flight_of_its_parent(self) -> None:
-        """They are the parent's, which goes on with them; what has ended counts in both."""
+        """The child shows no runs in flight of its parent; ended runs count in both."""
         gates = [Gate(), Gate(), Gate()]
         first, second, third = gates
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
@@ -140,7 +140,7 @@ class TestRunsInFlight:
             assert rig.outcomes() == {"success": 3}
 
     def test_child_whose_parent_is_being_read_shows_none_either(self) -> None:
-        """It forgets those, too, that a scrape of the parent has seen."""
+        """The child shows no run that a scrape of the parent has shown as running."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold)
@@ -153,7 +153,7 @@ class TestRunsInFlight:
             gate.open()
 
     def test_run_that_forks_ends_in_its_parent(self) -> None:
-        """A child that comes back from the job neither counts the run nor ends its span."""
+        """If a job forks, the child neither counts the run nor ends its span."""
         pytest.importorskip("opentelemetry.sdk.trace", reason="it comes with the extra 'otlp'")
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -184,7 +184,7 @@ class TestRunsInFlight:
             assert show() == [1, 1, 1, False]
 
     def test_error_in_the_child_is_about_the_run_of_the_child(self) -> None:
-        """An executor names only the job; the run of the parent is not meant."""
+        """An error in the child ends the run of the child, not that of the parent."""
         with hand_driven_rig({"default": Holding()}) as rig:
             executor = rig.scheduler._executors["default"]
             rig.add(jobs.nothing, "interval", seconds=10, max_instances=2)
@@ -207,7 +207,7 @@ class TestMultiprocessDirectory:
     def test_child_that_is_forked_meanwhile_does_not_keep_the_lock(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The lock of the directory is free when its owner has unlocked it, whoever has a copy."""
+        """The lock is free when its owner unlocks it, also if a child has a copy of the file."""
         children: list[int] = []
         end_of_child, end_of_parent = os.pipe()
         lock = fcntl.flock

@@ -51,12 +51,12 @@ class TestJobsLeft:
         assert lines[0].endswith("call the scheduler's shutdown() first.")
 
     def test_warning_after_an_exception_keeps_the_exit_status(self) -> None:
-        """The same if the main thread ends with an exception; the exit status stays."""
+        """After an exception, the warning is logged and the exit status stays."""
         status, lines = run("instrument(scheduler); add(); scheduler.start(); sys.exit(3)")
         assert (status, len(lines)) == (3, 1)
 
     def test_no_warning_for_stopped_or_idle_schedulers(self) -> None:
-        """There is no warning for schedulers that were shut down, or have nothing to do."""
+        """Schedulers that were shut down or have nothing to do cause no warning."""
         status, lines = run(
             """
             from prometheus_client import CollectorRegistry
@@ -81,7 +81,7 @@ class TestJobsLeft:
         assert (status, lines) == (0, [])
 
     def test_no_warning_for_an_interrupted_blocking_scheduler(self) -> None:
-        """There is no warning for a scheduler that blocks the main thread, and is interrupted."""
+        """A blocking scheduler that is interrupted causes no warning."""
         status, lines = run(
             """
             scheduler = BlockingScheduler(timezone="UTC")
@@ -106,7 +106,7 @@ class TestJobsLeft:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_no_warning_in_a_forked_child(self) -> None:
-        """There is no warning in a forked child, which does not have the scheduler's thread."""
+        """A forked child, which does not have the scheduler's thread, logs no warning."""
         status, lines = run(
             """
             instrument(scheduler); add(); scheduler.start()
@@ -118,7 +118,7 @@ class TestJobsLeft:
         assert (status, lines) == (0, [])
 
     def test_warning_keeps_no_scheduler_alive(self) -> None:
-        """A scheduler that is no longer referred to is freed."""
+        """The exit hook does not keep a scheduler alive."""
         status, lines = run(
             """
             import gc, weakref
@@ -148,7 +148,7 @@ class TestSignals:
     def test_every_run_ends_and_its_span_is_exported(
         self, scheduler: str, wait: str, number: str
     ) -> None:
-        """The running run and the queued ones end, and their spans are exported."""
+        """Running and queued runs end, and their spans are exported."""
         deadline = time.monotonic() + PATIENCE
         with subprocess.Popen(
             [

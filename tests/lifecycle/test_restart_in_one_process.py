@@ -21,7 +21,7 @@ class TestHealthAfterRestart:
     """What a scheduler's health says right after it was started again."""
 
     def test_is_not_overdue_before_the_first_pass(self) -> None:
-        """How long the scheduler was stopped does not count as a delay of its next pass."""
+        """The time during which the scheduler was stopped does not make it overdue."""
         written, errors = output_of_script(
             f"""
             import sys, time
@@ -59,7 +59,7 @@ class TestThreadThatGetsTheIdOfADeadThread:
     """Python gives the identifier of a thread that has ended to a thread that starts later."""
 
     def test_scheduler_is_alive_in_the_new_thread(self) -> None:
-        """A scheduler whose thread has died is healthy again while another one runs it."""
+        """A scheduler whose thread has ended is healthy again when another thread runs it."""
         scheduler = HandDriven(executors={"default": DebugExecutor()}, timezone=timezone.utc)
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         scheduler.start()

@@ -108,7 +108,7 @@ def labels(rig: HandRig) -> Iterator[str]:
 @pytest.mark.slow
 class TestSoak:
     def test_runs_and_one_off_jobs_leave_nothing_behind(self) -> None:
-        """20,000 runs and 10,000 jobs that run once leave nothing behind; see `make soak`."""
+        """20,000 runs and 10,000 one-off jobs leave no memory behind; see `make soak`."""
         script = ROOT / "benchmarks" / "soak.py"
         command = [sys.executable, str(script), "--runs", "20000", "--jobs", "10000"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -120,7 +120,7 @@ class TestReferences:
     def test_jobs_arguments_and_results_are_not_kept(
         self, func: Callable[[Thing], Any], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Neither a job that has run, nor what it worked on, nor what came of it."""
+        """After its run, a job, its arguments and its result are freed."""
         caplog.set_level(
             "CRITICAL", "apscheduler"
         )  # as pytest keeps what is logged, and exceptions
@@ -151,7 +151,7 @@ class TestNobodyReads:
 
     @pytest.mark.parametrize("func", [nothing, fail])
     def test_ended_runs_that_nobody_reads_are_bounded(self, func: Callable[[], None]) -> None:
-        """However runs end, no more than `MAX_UNADDED_RUNS` of them wait, and no run is kept."""
+        """Without scrapes, at most `MAX_UNADDED_RUNS` ended runs are kept."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             for number in range(2):
                 rig.add(func, "interval", seconds=10, id=f"job-{number}")
@@ -185,7 +185,7 @@ class TestHostile:
         ids=["raises", "partial", "bound method", "lambda", "partial of one that raises"],
     )
     def test_any_callable_is_run_and_counted(self, func: Callable[[], Any]) -> None:
-        """Whatever can be called is run and counted, whatever it raises when it is asked."""
+        """Any callable is run and counted, also if its attributes raise."""
         with hand_driven_rig() as rig:
             rig.add(func, "interval", seconds=10, name="job")
             rig.after(10)
@@ -196,7 +196,7 @@ class TestHostile:
             assert name
 
     def test_any_id_is_one_bounded_label_value(self) -> None:
-        """Each id is one label value that a parser reads back, and none is longer than 200."""
+        """Any id is one label value that a parser reads back, of at most 200 characters."""
         ids = ['"quotes"', "new\nline", "nul\0", "\N{PILE OF POO}", "\ud800", "x" * 10_000, "\\n"]
         with hand_driven_rig() as rig:
             for job_id in ids:
@@ -208,7 +208,7 @@ class TestHostile:
             assert (len(seen), max(map(len, seen))) == (len(ids), 200)
 
     def test_trigger_that_raises_ends_the_loop_as_without_telemetry(self) -> None:
-        """The loop dies of it, as it does without us; the run before it is counted."""
+        """A trigger that raises ends the loop, as without telemetry; the run before it counts."""
         with hand_driven_rig() as rig:
             rig.failing.add("schedule")
             rig.add(nothing, Raises(), name="job")
@@ -222,7 +222,7 @@ class TestHostile:
             assert set(labels(rig)) == {"job"}
 
     def test_time_zone_that_raises_stops_no_run_and_no_scrape(self) -> None:
-        """A zone that cannot be written out stops no run, and no scrape."""
+        """A time zone whose text raises stops neither runs nor scrapes."""
         with hand_driven_rig(zone=Nowhere()) as rig:
             rig.add(nothing, "interval", seconds=10)
             rig.after(10)
@@ -231,7 +231,7 @@ class TestHostile:
             assert set(labels(rig)) == {"job"}
 
     def test_slow_job_label_is_not_called_for_runs_and_scrapes(self) -> None:
-        """It is asked when a job is added or changed, and never for a run or a scrape."""
+        """`job_label` is called when a job is added or changed, never for a run or a scrape."""
         asked: list[str] = []
 
         def label(job: Any) -> str:

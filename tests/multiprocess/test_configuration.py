@@ -23,7 +23,7 @@ class TestModules:
     """The modules of the package."""
 
     def test_imports_follow_the_documented_order(self) -> None:
-        """The docstring lists all modules, and each one only imports those above it."""
+        """The docstring lists all modules, and each one imports only those above it."""
         assert package.__doc__ is not None
         documented = re.findall(r"^- `(\w+)`:", package.__doc__, re.MULTILINE)
         files = {path.stem: path for path in Path(package.__file__).parent.glob("*.py")}
@@ -35,7 +35,7 @@ class TestModules:
             assert set(imports) <= set(documented[:number]), module
 
     def test_public_module_imports_no_writer(self) -> None:
-        """Users import two names, and with them no writer, which would add hooks to a process."""
+        """Importing the public module does not import the writer, which would add hooks."""
         code = (
             "import sys; from apscheduler_telemetry.multiprocess import *;"
             " print(child_exit.__name__, mark_process_dead.__name__,"
@@ -61,7 +61,7 @@ class TestConfigured:
     def test_unusable_directory_is_an_error_with_advice(
         self, wrong: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """`instrument` raises an error with the problem and its solution, and installs nothing."""
+        """`instrument` raises an error that says what to do, and installs nothing."""
         monkeypatch.setenv(DIRECTORY_VARIABLE, wrong)
         scheduler = HandDriven()
         registry = CollectorRegistry()
@@ -76,7 +76,7 @@ class TestConfigured:
     def test_lower_case_variable_is_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The name in lower case is read as well, as prometheus_client does."""
+        """The variable is also read in lower case, as by prometheus_client."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         monkeypatch.setenv(DIRECTORY_VARIABLE.lower(), str(tmp_path))
         assert configured_directory() == tmp_path

@@ -27,7 +27,7 @@ class TestTrouble:
     """Problems with the directory and with the other processes that use it."""
 
     def test_emptied_directory_is_written_again(self, directory_without_threads: Path) -> None:
-        """All files are written again, and nothing is counted twice."""
+        """If all files are deleted, they are written again, and nothing is counted twice."""
         process = Process(directory_without_threads)
         process.job(NOW)
         process.run(1)
@@ -41,7 +41,7 @@ class TestTrouble:
         assert scrape(directory_without_threads) == before
 
     def test_removed_lock_files_count_nothing_twice(self, directory_without_threads: Path) -> None:
-        """If only the lock files were deleted, nothing is counted twice either."""
+        """If only the lock files are deleted, nothing is counted twice."""
         process = Process(directory_without_threads)
         process.job(NOW)
         process.run(1)
@@ -55,7 +55,7 @@ class TestTrouble:
     def test_removed_directory_is_an_error_until_it_is_back(
         self, directory_without_threads: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Each failure is counted and one is logged; once the directory is back, all series are."""
+        """Each failed write is counted and one is logged; later all series are written again."""
         process = Process(directory_without_threads)
         process.job(NOW)
         process.write()
@@ -111,7 +111,7 @@ class TestTrouble:
     def test_partial_files_of_a_dead_process_are_removed(
         self, directory_without_threads: Path
     ) -> None:
-        """The next process removes partial files."""
+        """The next process removes partial files of a dead one."""
         process = Process(directory_without_threads)
         process.write()
         process.die()
@@ -124,7 +124,7 @@ class TestTrouble:
     def test_slot_that_cannot_be_read_at_first_keeps_its_counts(
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
-        """The process that takes it tries again, and until then its files stay as they are."""
+        """The process that takes the slot retries, and until then the files stay unchanged."""
         dead = Process(directory_without_threads)
         dead.job(NOW)
         dead.run(1)
@@ -148,7 +148,7 @@ class TestTrouble:
     def test_slot_that_cannot_be_read_is_left_to_whoever_can(
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Another process that can read it continues its counts, and nothing counts twice."""
+        """Another process that can read the slot continues its counts, once."""
         dead = Process(directory_without_threads)
         dead.job(NOW)
         dead.run(1)
@@ -170,7 +170,7 @@ class TestTrouble:
     def test_slot_with_a_broken_file_is_taken_all_the_same(
         self, directory_without_threads: Path, kind: str, expected: tuple[int, int]
     ) -> None:
-        """What can never be read is written anew, as no scrape could succeed otherwise."""
+        """A damaged file is written anew, because no scrape could succeed otherwise."""
         dead = Process(directory_without_threads)
         dead.job(NOW)
         dead.run(1)
@@ -199,7 +199,7 @@ class TestTrouble:
     def test_write_does_not_wait_for_the_directory_lock(
         self, directory_without_threads: Path
     ) -> None:
-        """If another process holds the directory lock, a write does not wait but is tried again."""
+        """If another process holds the directory lock, a write is skipped and retried later."""
         dead, process = (
             Process(directory_without_threads, "dead"),
             Process(directory_without_threads),

@@ -25,7 +25,7 @@ class TestForkDuringRun:
     """A process that is forked while a run is in flight, and whose child has a scheduler, too."""
 
     def test_run_in_flight_counts_once(self, directory_without_threads: Path) -> None:
-        """It is the parent's, in the gauges and in the counters, whoever is asked."""
+        """A run in flight during the fork counts once, as the parent's."""
         parent = Process(directory_without_threads)
         parent.job(NOW)
         parent.run(1)

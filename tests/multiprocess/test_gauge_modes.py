@@ -22,7 +22,7 @@ class TestModes:
     """How the gauges of several processes are combined."""
 
     def test_each_gauge_has_a_mode(self) -> None:
-        """The table has all gauges and nothing else."""
+        """The table has exactly the gauges that exist."""
         gauges = {family for family in FAMILIES if family.kind in (Kind.GAUGE, Kind.LOAD)}
         assert set(GAUGE_MODES) == gauges
 
@@ -54,7 +54,7 @@ class TestModes:
     def test_earliest_next_run_is_shown(
         self, directory_without_threads: Path, next_runs: tuple[float | None, ...], shown: float
     ) -> None:
-        """The earliest is shown; 0 only if no process has a next run."""
+        """The earliest next run is shown; 0 only if no process has one."""
         for next_run in next_runs:
             process = Process(directory_without_threads)
             process.job(next_run)
@@ -62,7 +62,7 @@ class TestModes:
         assert value(scrape(directory_without_threads), "job_next_run_timestamp_seconds") == shown
 
     def test_running_runs_add_up(self, directory_without_threads: Path) -> None:
-        """Runs add up, and the oldest gives the start; processes without runs do not matter."""
+        """Running runs add up, and the oldest start is shown; idle processes do not matter."""
         first, second, third = (Process(directory_without_threads) for _ in range(3))
         for process in (first, second, third):
             process.job(None)
@@ -136,7 +136,7 @@ class TestModes:
     def test_highest_number_of_consecutive_failures_is_shown(
         self, directory_without_threads: Path
     ) -> None:
-        """The highest number of all processes is shown, even if a run in another one succeeded."""
+        """The highest number of all processes is shown, also if a run elsewhere succeeded."""
         first, second = Process(directory_without_threads), Process(directory_without_threads)
         for process, outcome in ((first, Outcome.ERROR), (second, Outcome.SUCCESS)):
             process.job(None)
@@ -160,7 +160,7 @@ class TestModes:
     def test_stopped_scheduler_is_shown_until_another_process_runs_it(
         self, directory_without_threads: Path
     ) -> None:
-        """A stopped scheduler is shown until one of the same name runs in another process."""
+        """A stopped scheduler is shown until one with its name runs in another process."""
         first = Process(directory_without_threads)
         first.job(NOW + 1)
         first.alive = Liveness(scheduler_state="stopped", up=False)

@@ -93,7 +93,7 @@ class TestOneProcess:
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
     def test_thread_writes_within_seconds(self, directory: Path) -> None:
-        """The thread writes within seconds; a shutdown writes at once."""
+        """The thread writes within seconds, and a shutdown at once."""
         scheduler = HandDriven(executors={"default": DebugExecutor()})
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         scheduler.add_job(jobs.nothing, id="ok")
@@ -135,7 +135,7 @@ class TestOneProcess:
     def test_scheduler_instrumented_while_running_is_written(
         self, directory_without_threads: Path
     ) -> None:
-        """A scheduler that already runs when it is instrumented is written as well."""
+        """A scheduler that is instrumented while it runs is written as well."""
         scheduler = HandDriven()
         scheduler.start()
         telemetry = instrument(scheduler, registry=CollectorRegistry())

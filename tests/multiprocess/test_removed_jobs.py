@@ -44,7 +44,7 @@ class TestRemovedJobs:
     def test_job_of_this_process_is_dropped_with_the_metrics_state(
         self, directory_without_threads: Path
     ) -> None:
-        """The files drop a job together with the metrics state."""
+        """A job is dropped from the files when it is dropped from the metrics state."""
         process = Process(directory_without_threads)
         record = process.job(NOW)
         process.write()
@@ -58,7 +58,7 @@ class TestRemovedJobs:
         assert self.jobs(directory_without_threads) == set()
 
     def test_both_counts_of_a_job_disappear_together(self, directory_without_threads: Path) -> None:
-        """Both counts disappear at the same time, so the counter never falls."""
+        """The job's counts in both slots disappear together, so that no counter decreases."""
         self.write_and_die(directory_without_threads, "job")
         process = Process(directory_without_threads)
         record = process.job(NOW)
@@ -117,7 +117,7 @@ class TestRemovedJobs:
     def test_two_live_processes_prune_no_free_slot(
         self, directory_without_threads: Path, now: ManualClock
     ) -> None:
-        """While two processes are alive, neither prunes the slot of a third one."""
+        """While two processes live, neither removes jobs from the free slot of a third."""
         third, first, second = (Process(directory_without_threads) for _ in range(3))
         third.job(NOW, "third")
         for process in (third, first, second):

@@ -27,7 +27,7 @@ class TestWritingThatTakesLong:
     def test_writes_before_its_gauges_are_taken_for_stale(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """However long a writing takes, the next one comes in time for the gauges to stay."""
+        """However long a write takes, the next one comes before the gauges become stale."""
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
         # As if each writing took a thousand seconds of processor time.
         monkeypatch.setattr(time, "thread_time", itertools.count(step=1000).__next__)

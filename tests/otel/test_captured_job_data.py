@@ -97,7 +97,7 @@ def stack_of(span: Any) -> str:
 @pytest.mark.parametrize("executor", EXECUTORS, ids=lambda e: e.__name__)
 class TestByDefault:
     def test_no_arguments_results_or_stack_traces_by_default(self, executor: Any) -> None:
-        """Neither arguments nor results nor stack traces are in a span."""
+        """By default, spans have no arguments, results or stack traces."""
         for func in (echo, fail):
             span = span_of(executor(), func, SECRET)
             text = span.to_json()
@@ -109,13 +109,13 @@ class TestByDefault:
 @pytest.mark.parametrize("executor", EXECUTORS, ids=lambda e: e.__name__)
 class TestOnRequest:
     def test_arguments_and_result_are_captured_in_brief(self, executor: Any) -> None:
-        """What a job is called with, and what it returns, in brief."""
+        """Arguments and results are captured in a short form."""
         span = span_of(executor(), echo, {"order": [1, 2]}, **ALL)
         assert span.attributes["apscheduler.job.arguments"] == "{'order': [1, 2]}"
         assert span.attributes["apscheduler.result"] == "{'order': [1, 2]}"
 
     def test_objects_are_captured_by_their_type(self, executor: Any) -> None:
-        """Objects are told by their type; a ``__repr__`` that fails fails nowhere."""
+        """Objects are captured by their type; a ``__repr__`` that fails is not called."""
         span = span_of(executor(), unspeakable, Unspeakable(), **ALL)
         assert span.attributes["apscheduler.outcome"] == "success"
         shown = f"<{__name__}.Unspeakable>"
@@ -123,7 +123,7 @@ class TestOnRequest:
         assert span.attributes["apscheduler.result"] == shown
 
     def test_stack_trace_has_no_frames_of_ours(self, executor: Any) -> None:
-        """The whole one, without our own frames, and without values."""
+        """The stack trace is complete, without frames of this package and without values."""
         span = span_of(executor(), fail, SECRET, **ALL)
         stack = stack_of(span)
         assert stack.splitlines()[0] in {
@@ -144,7 +144,7 @@ class TestPage:
     PAGE = (ROOT / "docs" / "opentelemetry.md").read_text()
 
     def test_page_lists_every_attribute(self) -> None:
-        """Its table has every attribute that there is, and no other."""
+        """The table on the page has every attribute, and no other."""
         table = self.PAGE.split("| attribute | type | example | stability |")[1].split("\n\n")[0]
         told = set(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE))
 
@@ -163,7 +163,7 @@ class TestPage:
         assert seen == told
 
     def test_log_recipe_shows_the_ids_of_the_run(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Its recipe for the standard library's log shows the ids of the run."""
+        """The page's recipe for `logging` adds the ids of the run."""
         (recipe,) = re.findall(
             r"```python\n(import logging\nfrom opent.*?)```", self.PAGE, re.DOTALL
         )
@@ -186,7 +186,7 @@ class TestPage:
 
 class TestMore:
     def test_result_of_a_coroutine_is_what_it_returns(self) -> None:
-        """A coroutine's result is what is awaited, and not the coroutine."""
+        """The result of a coroutine function is the awaited value, not the coroutine."""
         exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -206,7 +206,7 @@ class TestMore:
         assert span.attributes["apscheduler.result"] == "7"
 
     def test_each_option_captures_only_its_own(self) -> None:
-        """Each option asks for its own."""
+        """Each option captures only what it is named after."""
         span = span_of(DebugExecutor(), echo, 1, capture_arguments=True)
         assert "apscheduler.job.arguments" in span.attributes
         assert "apscheduler.result" not in span.attributes
@@ -215,13 +215,13 @@ class TestMore:
         assert "apscheduler.result" in span.attributes
 
     def test_size_of_captured_values_is_limited(self) -> None:
-        """Their size is limited."""
+        """The size of captured values is limited."""
         span = span_of(DebugExecutor(), echo, "x" * 10**7, **ALL)
         assert len(span.attributes["apscheduler.job.arguments"]) == 1_024
         assert len(span.attributes["apscheduler.result"]) == 1_024
 
     def test_end_of_a_long_stack_trace_is_kept(self) -> None:
-        """The end of a long stack trace is told, where the cause stands."""
+        """Of a long stack trace, the end is kept, which has the cause."""
 
         def deep(depth: int) -> None:
             if not depth:
@@ -235,14 +235,14 @@ class TestMore:
         assert stack.endswith("\nZeroDivisionError\n")
 
     def test_options_other_than_booleans_are_refused(self) -> None:
-        """Anything but True and False is refused."""
+        """Values other than True and False are rejected."""
         with pytest.raises(ArgumentTypeError, match="capture_result must be True or False"):
             instrument(BackgroundScheduler(), capture_result="yes")  # type: ignore[arg-type]
 
     def test_value_that_changes_during_capture_is_left_out(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What cannot be told is left out and counted; the run is followed all the same."""
+        """A value that cannot be captured is left out and counted; the run has its span."""
         from apscheduler_telemetry.adapters.apscheduler3 import runs
 
         def changed(*_: object) -> str:

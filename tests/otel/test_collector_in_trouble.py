@@ -143,7 +143,7 @@ def exporting(port: int, protocol: str) -> Iterator[dict[str, Any]]:
 def test_jobs_do_not_wait_for_the_collector(
     protocol: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the collector is in trouble runs take no longer, all count, and no memory is taken."""
+    """A failing collector delays no run; all runs count, and memory stays bounded."""
     caplog.set_level(logging.CRITICAL + 1)  # the SDK says what it thinks of the collector
     with trouble(kind) as (port, asked), exporting(port, protocol) as providers:
         scheduler = hand_driven_scheduler()
@@ -243,7 +243,7 @@ class TestEnd:
     """The end of a program that does nothing for it."""
 
     def test_process_ends_soon_with_a_silent_collector(self, tmp_path: Path) -> None:
-        """It ends soon after the timeout that is set, for spans and for metrics once each."""
+        """The process exits soon after the configured timeout, once for each signal."""
         with ExitStack() as stack:
             processes = []
             for protocol in PROTOCOLS:
@@ -266,7 +266,7 @@ class TestEnd:
                 assert asked.is_set()
 
     def test_process_sends_the_rest_at_its_end(self, tmp_path: Path) -> None:
-        """What has not been sent is sent."""
+        """At its exit, the process sends what was not sent yet."""
         with OtlpReceiver() as receiver:
             code = ENDS.replace("PROTOCOL", "grpc")
             with script(tmp_path / "app.py", code, receiver.grpc_endpoint) as process:
@@ -304,7 +304,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this platform has no SIGKILL")
 def test_runs_of_ending_workers_are_reported(tmp_path: Path) -> None:
-    """However a worker ends its run is told of, and what the job did as far as it was sent."""
+    """Runs of workers that end are reported, with the spans that the worker has sent."""
     imports = "import os, signal\nfrom opentelemetry.sdk.trace.export import BatchSpanProcessor\n"
     cases = [
         ("BatchSpanProcessor", "shut down", "success", 1),
@@ -337,7 +337,7 @@ def test_runs_of_ending_workers_are_reported(tmp_path: Path) -> None:
 
 
 def test_log_recipe_lets_each_complaint_of_an_exporter_through_once() -> None:
-    """The recipe for the log lets each exporter's complaint through once, and all else always."""
+    """The recipe limits each exporter to one log record; other records pass."""
     names: dict[str, Any] = {}
     exec(recipe("NowAndThen").split("\nhandler =")[0], names)  # from the page
     clock = ManualClock()

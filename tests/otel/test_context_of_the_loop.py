@@ -67,7 +67,7 @@ class Spying(MemoryJobStore):
 
 class TestLoop:
     def test_loop_started_in_a_request_has_no_context(self) -> None:
-        """A pass over due jobs, its store, its jobs and its listeners have no context."""
+        """The loop, its store, jobs and listeners do not inherit the context of the request."""
         store, listened, ran = Spying(), [], []
         scheduler = HandDriven(
             jobstores={"default": store}, executors={"default": {"type": "debug"}}
@@ -88,7 +88,7 @@ class TestLoop:
         assert ran == [NOTHING]
 
     def test_asyncio_loop_and_jobs_have_no_context_of_the_timer(self) -> None:
-        """A timer keeps the context in which it was set; neither loop nor job has that context."""
+        """Neither loop nor jobs inherit the context in which the timer was set."""
         store, ran = Spying(), []
 
         async def job() -> None:
@@ -117,7 +117,7 @@ class TestLoop:
         assert ran == [NOTHING]
 
     def test_context_passed_to_threads_ends_in_the_loop(self) -> None:
-        """The context that opentelemetry-instrumentation-threading passes to threads ends there."""
+        """The context that opentelemetry-instrumentation-threading passes on ends in the loop."""
         module = pytest.importorskip("opentelemetry.instrumentation.threading")
         store, ran = Spying(), []
         instrumentor = module.ThreadingInstrumentor()
@@ -140,7 +140,7 @@ class TestLoop:
     def test_no_spans_of_what_telemetry_reads(
         self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A database that is traced has no spans of the queries by telemetry."""
+        """Queries by telemetry have no spans, also if the database is traced."""
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
         if "is_instrumentation_enabled" not in inspect.getsource(module.engine):
@@ -171,7 +171,7 @@ class TestLoop:
             instrumentor.uninstrument()
 
     def test_stores_are_read_outside_of_the_request(self, tmp_path: Any) -> None:
-        """Telemetry reads a store outside the request that started the scheduler."""
+        """Telemetry reads a store outside the context of the request that started the scheduler."""
         sqlalchemy = pytest.importorskip("sqlalchemy")
         stores = pytest.importorskip("apscheduler.jobstores.sqlalchemy", exc_type=ImportError)
         module = pytest.importorskip("opentelemetry.instrumentation.threading")

@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 class TestMapping:
     def test_stores_of_one_path_have_the_same_entries(self, path: Path) -> None:
-        """It is a mutable mapping, and another store of the same path has the same entries."""
+        """The store is a mutable mapping; stores with the same path have the same entries."""
         store = FileContextStore(path)
         store["a"] = "1"
         store["a"] = "2"
@@ -103,7 +103,7 @@ class TestErrors:
         assert f"renamed to {path}.broken" in record.getMessage()
 
     def test_locked_file_raises_after_a_timeout(self, path: Path) -> None:
-        """A locked file raises after a timeout, and is not taken for a damaged one."""
+        """A locked file raises after a timeout, and does not count as damaged."""
         store = FileContextStore(path)
         store["a"] = "1"
         blocker = sqlite3.connect(path, isolation_level=None)

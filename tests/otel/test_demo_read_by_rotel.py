@@ -156,7 +156,7 @@ def run(request: pytest.FixtureRequest, demo: Mapping[str, Run]) -> Run:
 
 class TestSpans:
     def test_there_is_one_span_per_due_run(self, run: Run) -> None:
-        """From a job's first run to its last each time of its interval is there, and once."""
+        """Each due time of a job, from the first run to the last, has exactly one span."""
         jobs: dict[str, list[datetime]] = {}
         intervals: dict[str, timedelta] = {}
         for span in run.runs:
@@ -182,7 +182,7 @@ class TestSpans:
         assert outcomes >= {"success", "error", "skipped", "coalesced", "lost"}
 
     def test_failed_spans_have_status_and_message(self, run: Run) -> None:
-        """Failures have the status ERROR, and what raised its message; nothing else has."""
+        """Failed spans, and only these, have the status ERROR, and the exception's message."""
         failures = {"error", "missed", "skipped", "lost"}
         for span in run.runs:
             outcome = span.attributes["apscheduler.outcome"]
@@ -194,7 +194,7 @@ class TestSpans:
         }
 
     def test_each_run_is_a_trace_of_its_own(self, run: Run) -> None:
-        """Each run is a trace of its own, with what the job called in it, within its time."""
+        """Each run is a trace of its own; spans of the job are within the run's time."""
         assert {span.parent for span in run.runs} == {""}
         assert len({span.trace for span in run.runs}) == len(run.runs)
         called = {span.id: span for span in run.runs if span.name == "look-up"}
@@ -207,7 +207,7 @@ class TestSpans:
             assert parent.start <= query.start <= query.end <= parent.end
 
     def test_runs_link_to_the_request_that_added_the_job(self, run: Run) -> None:
-        """Runs of the job that a request added link to it, and those of other jobs to nothing."""
+        """Runs of the job that a request added link to it; runs of others have no links."""
         (request,) = run.others["request"]
         for span in run.runs:
             added = [(request.trace, request.id)] if span.name == "look-up" else []
@@ -216,7 +216,7 @@ class TestSpans:
 
 class TestMetrics:
     def test_metrics_by_otlp_are_those_of_the_page(self, run: Run) -> None:
-        """Each series of `/metrics` has arrived, with its value, and no other."""
+        """The received series are exactly those of `/metrics`, with the same values."""
         page, sent = (
             [family for family in families if family.name != AS_OF_NOW]
             for families in (run.page, translate(run.sent))

@@ -72,7 +72,7 @@ class TestExceptions:
     def test_exception_is_a_log_record_if_opted_in(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch, wanted: str, events: int
     ) -> None:
-        """If opted in, an exception is a log record of that span, instead of an event or too."""
+        """If opted in, an exception is a log record of the span, with or without a span event."""
         logs = tell(spans, monkeypatch, wanted)
 
         span = spans.one()
@@ -96,7 +96,7 @@ class TestExceptions:
 
     @pytest.mark.skipif(not LOGS, reason="the logs API of this version knows no events")
     def test_log_record_is_made_without_a_span(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Log records of exceptions are made for runs that have no span, too."""
+        """Runs without a span have log records of their exceptions as well."""
         monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, "logs")
         logs = Logs()
         observer = SpanObserver(
@@ -115,7 +115,7 @@ class TestExceptions:
     def test_unknown_opt_in_changes_nothing_and_warns(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A value that the conventions do not know changes nothing and is warned of."""
+        """An unknown value changes nothing and causes a warning."""
         logs = tell(spans, monkeypatch, "metrics")
 
         assert len(spans.one().events) == 1
@@ -129,7 +129,7 @@ class TestExceptions:
     def test_opt_in_on_an_old_api_keeps_span_events(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Where the logs API knows no events, exceptions stay span events, with a warning."""
+        """If the logs API has no events, exceptions stay span events, with a warning."""
 
         class OldLogger:
             def emit(self, record: object) -> None: ...
@@ -143,7 +143,7 @@ class TestExceptions:
         assert "needs opentelemetry-api 1.38" in record.getMessage()
 
     def test_length_of_a_message_is_bounded(self, spans: Spans) -> None:
-        """The length of a message is bounded wherever it goes."""
+        """The length of a message is bounded in status, event and log record."""
         error = RunError.from_exception(ValueError("x" * 1_000_000))
         go(spans.observer(), outcome=Outcome.ERROR, error=error)
 
@@ -152,7 +152,7 @@ class TestExceptions:
         assert len(span.events[0].attributes["exception.message"]) == MAX_MESSAGE
 
     def test_failure_without_a_known_exception_is_a_failure(self, spans: Spans) -> None:
-        """A failure of which no exception is known is a failure still."""
+        """A failure without a known exception is still a failed span."""
         go(spans.observer(), outcome=Outcome.ERROR)
 
         span = spans.one()

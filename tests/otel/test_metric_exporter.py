@@ -70,7 +70,7 @@ class TestHistogramObserver:
     def test_run_in_a_thread_has_one_delay_and_one_duration(
         self, otel: Sdk, rig: RecorderRig
     ) -> None:
-        """A run has one delay and one duration, with the labels under which it counts."""
+        """A run has one delay and one duration, with the labels of its counts."""
         (run,) = rig.submit()
         go(otel, rig, run)
 
@@ -81,7 +81,7 @@ class TestHistogramObserver:
             assert dict(point.attributes) == {"scheduler": "main", "job_id": "job"}
 
     def test_delay_is_recorded_at_the_start(self, otel: Sdk, rig: RecorderRig) -> None:
-        """The delay of a run is there while the run goes on."""
+        """The delay of a run is recorded when it starts."""
         (run,) = rig.submit()
         run.start(AT + 0.5)
         otel.observer.on_callable_start(run)
@@ -92,7 +92,7 @@ class TestHistogramObserver:
     def test_run_in_another_process_is_recorded_at_its_end(
         self, otel: Sdk, rig: RecorderRig
     ) -> None:
-        """A run that was measured elsewhere is recorded when it is finished."""
+        """A run that was measured in another process is recorded when it is finished."""
         (run,) = rig.submit()
         assert otel.observer.create_trace_carrier(run) is None
         run.set_estimated_start(AT + 9)
@@ -106,7 +106,7 @@ class TestHistogramObserver:
     def test_histograms_agree_with_the_recorder(
         self, otel: Sdk, rig: RecorderRig, outcome: Outcome
     ) -> None:
-        """Whatever the outcome, delays and durations are those that the recorder has."""
+        """For each outcome, delays and durations are those of the recorder."""
         here, elsewhere, estimated, unknown = rig.submit(0, 0, 0, 0)
         if outcome is not Outcome.MISSED:  # whose start is taken back, but was recorded
             go(otel, rig, here, outcome)
@@ -128,7 +128,7 @@ class TestHistogramObserver:
     def test_exemplars_are_of_the_span_of_the_run(
         self, otel: Sdk, rig: RecorderRig, name: str, is_current: bool
     ) -> None:
-        """The exemplars are of the run's span, whatever is current when it is finished."""
+        """Exemplars refer to the run's span, whatever span is current at its end."""
         (run,) = rig.submit()
         run.set_exemplar_span(CONTEXT)
         other = trace.SpanContext(5, 6, is_remote=False, trace_flags=trace.TraceFlags(1))
@@ -141,7 +141,7 @@ class TestHistogramObserver:
         assert (exemplar.trace_id, exemplar.span_id) == (3, 4)
 
     def test_run_without_a_sampled_span_has_no_exemplar(self, otel: Sdk, rig: RecorderRig) -> None:
-        """A run without a sampled span has no exemplar, although a span is current."""
+        """A run without a sampled span has no exemplar, also if another span is current."""
         (run,) = rig.submit()
         rig.finish(run, started=AT + 0.5, duration=1.5)
         with trace.use_span(trace.NonRecordingSpan(CONTEXT)):
@@ -151,7 +151,7 @@ class TestHistogramObserver:
         assert (point.count, list(point.exemplars)) == (1, [])
 
     def test_finished_run_is_not_kept(self, otel: Sdk, rig: RecorderRig) -> None:
-        """Nothing of a finished run stays in the observer."""
+        """The observer does not keep a finished run."""
         for outcome in (Outcome.SUCCESS, Outcome.LOST):
             (run,) = rig.submit()
             go(otel, rig, run, outcome)
@@ -160,7 +160,7 @@ class TestHistogramObserver:
 
 class TestObservations:
     def test_counters_and_gauges_are_those_of_the_recorder(self, otel: Sdk) -> None:
-        """Counters and gauges are read from the recorder; infinity is absent."""
+        """Counters and gauges are those of the recorder; infinite values are left out."""
         scheduler = FakeScheduler()
         fill(scheduler)
         otel.exporter.add(scheduler)
@@ -187,7 +187,7 @@ class TestObservations:
 
 class TestMonotonicTotals:
     def test_total_of_a_series_that_begins_again_goes_on(self) -> None:
-        """What was counted before is added to what is counted since."""
+        """If a series starts again, its counts are added to the former total."""
         totals = otel_metrics.MonotonicTotals()
         values = [totals.update("runs", value) for value in (3, 5, 1, 1, 4)]
         assert values == [3, 5, 6, 6, 9]
@@ -195,7 +195,7 @@ class TestMonotonicTotals:
     def test_totals_that_are_idle_for_longest_are_dropped(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Beyond the limit, those are dropped that were idle for longest."""
+        """Beyond the limit, the totals that were idle for the longest time are dropped."""
         monkeypatch.setattr(otel_metrics, "MAX_TOTALS", 2)
         totals = otel_metrics.MonotonicTotals()
         for series in "abcab":

@@ -36,7 +36,7 @@ CAN_ADVISE = "explicit_bucket_boundaries_advisory" in (
 
 class TestInstruments:
     def test_instruments_are_those_of_the_contract(self) -> None:
-        """Each metric is an instrument of its name, unit, description and kind."""
+        """Each metric has the documented instrument, name, unit and description."""
         otel = Sdk()
         options = {"meter_provider": otel.provider, "owner": "shop", "max_duration": 1}
         with hand_driven_rig(telemetry=options) as rig:
@@ -67,14 +67,14 @@ class TestInstruments:
 
     @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
     def test_names_and_units_follow_the_conventions(self, family: Any) -> None:
-        """Names and units are as OpenTelemetry wants them, and as Prometheus can translate them."""
+        """Names and units follow OpenTelemetry's rules and can be translated by Prometheus."""
         assert re.fullmatch(r"apscheduler(\.[a-z]+(_[a-z]+)*){2,3}", family.name)
         assert re.fullmatch(r"s|\{[a-z]+\}", family.unit)
         others = [other.name for other in FAMILIES]
         assert not [name for name in others if name.startswith(f"{family.name}.")]
 
     def test_names_and_attributes_mean_nothing_else_in_the_conventions(self) -> None:
-        """None of them means something else in the installed semantic conventions."""
+        """No name is defined otherwise in the installed semantic conventions."""
         pytest.importorskip("opentelemetry.semconv", reason="not installed")
         defined = set(semantic_conventions())
         assert {"error.type", "exception.type", "http.server.request.duration"} <= defined
@@ -84,7 +84,7 @@ class TestInstruments:
 
     @pytest.mark.skipif(not CAN_ADVISE, reason="this API takes no advice")
     def test_histograms_advise_the_buckets_of_the_user(self) -> None:
-        """The histograms have the buckets that the user asked for, without a view."""
+        """Histograms have the buckets that were passed, without a view."""
         otel = Sdk()
         options = {"meter_provider": otel.provider, "duration_buckets": (1, 2.5)}
         with hand_driven_rig(telemetry=options) as rig:
@@ -100,7 +100,7 @@ class TestInstruments:
     def test_old_api_without_advice_warns(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An API that is too old for advice on buckets works; a warning says what to do."""
+        """With an API without bucket advice, metrics work, and a warning says what to do."""
         otel = Sdk()
         create = sdk.Meter.create_histogram
 
@@ -120,7 +120,7 @@ class TestInstruments:
         assert f"ExplicitBucketHistogramAggregation({list(DURATION_BUCKETS)})" in said[0]
 
     def test_provider_without_an_sdk_is_accepted(self) -> None:
-        """A provider of the API alone takes everything, and nothing comes of it."""
+        """A provider of the API alone is accepted, and records nothing."""
         provider = api.NoOpMeterProvider()
         with hand_driven_rig(telemetry={"meter_provider": provider}) as rig:
             rig.add(jobs.nothing)
@@ -142,7 +142,7 @@ def semantic_conventions() -> Iterator[str]:
 
 class TestTargets:
     def test_metrics_without_a_meter_provider_go_to_prometheus_only(self) -> None:
-        """Without a meter provider nothing goes to OpenTelemetry, not even to the global one."""
+        """Without a meter provider nothing goes to OpenTelemetry, nor to its global provider."""
         with hand_driven_rig() as rig:
             assert [type(r).__name__ for r in rig.telemetry._exporters] == ["PrometheusExporter"]
 
@@ -162,7 +162,7 @@ class TestTargets:
 
     @pytest.mark.parametrize("provider", [sdk.MeterProvider, object(), "otlp", 1])
     def test_other_objects_are_refused_as_meter_providers(self, provider: Any) -> None:
-        """Anything else is rejected, with what to pass."""
+        """Other objects are rejected; the error says what to pass."""
         with pytest.raises(ArgumentTypeError, match="meter_provider must be an OpenTelemetry Mete"):
             instrument(
                 hand_driven_scheduler(), registry=CollectorRegistry(), meter_provider=provider
@@ -170,9 +170,9 @@ class TestTargets:
 
     def test_unlimited_workers_are_absent(self, caplog: pytest.LogCaptureFixture) -> None:
         """
-        Where nothing limits an executor its workers are absent.
+        The number of workers of an executor without a limit is left out.
 
-        The SDK refuses infinity, and would say so in the log with every export.
+        The SDK rejects infinity, and would log this at every export.
         """
         otel = Sdk()
 
@@ -192,7 +192,7 @@ class TestTargets:
 
 
 def test_exporter_of_opentelemetry_shows_the_same_as_a_scrape() -> None:
-    """OpenTelemetry's own exporter for Prometheus makes of the instruments what a scrape shows."""
+    """OpenTelemetry's Prometheus exporter shows the same series as a scrape."""
     exporter = pytest.importorskip(
         "opentelemetry.exporter.prometheus", reason="opentelemetry-exporter-prometheus is missing"
     )

@@ -30,7 +30,7 @@ from tests.helpers.waiting import wait_until
 
 class TestLifecycle:
     def test_nothing_is_observed_after_uninstrument(self) -> None:
-        """Nothing is observed any more, and nothing keeps scheduler or handle."""
+        """After `uninstrument` nothing is observed, and scheduler and handle can be freed."""
         otel = Sdk()
         scheduler = hand_driven_scheduler()
         telemetry = instrument(
@@ -45,7 +45,7 @@ class TestLifecycle:
         wait_until(lambda: gc.collect() >= 0 and [ref() for ref in kept] == [None, None])
 
     def test_freed_scheduler_is_not_observed(self) -> None:
-        """A scheduler that is freed without being uninstrumented is observed no more."""
+        """A scheduler that was freed without `uninstrument` is not observed."""
         otel = Sdk()
         instrument(
             hand_driven_scheduler(), registry=CollectorRegistry(), meter_provider=otel.provider
@@ -53,7 +53,7 @@ class TestLifecycle:
         wait_until(lambda: gc.collect() >= 0 and otel.collect() == {})
 
     def test_meter_provider_is_not_kept_alive(self) -> None:
-        """Nothing here keeps a meter provider alive."""
+        """Telemetry does not keep a meter provider alive."""
         otel = Sdk()
         scheduler = hand_driven_scheduler()
         telemetry = instrument(
@@ -65,7 +65,7 @@ class TestLifecycle:
         wait_until(lambda: gc.collect() >= 0 and kept() is None)
 
     def test_instrumenting_again_doubles_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The second time the instruments are the same; nothing is doubled, nothing warned of."""
+        """Instrumenting again uses the same instruments, without duplicates or warnings."""
         otel = Sdk()
         for _ in range(3):
             with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
@@ -78,7 +78,7 @@ class TestLifecycle:
     def test_schedulers_of_one_provider_share_instruments(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Schedulers of one provider share its instruments, and are told apart by their label."""
+        """Schedulers of one provider share its instruments and differ by an attribute."""
         otel = Sdk()
         options = {"registry": CollectorRegistry(), "meter_provider": otel.provider}
         handles = [instrument(hand_driven_scheduler(), name=name, **options) for name in ("a", "b")]
@@ -95,7 +95,7 @@ class TestLifecycle:
         assert (otel.collect(), said(caplog), len(kept)) == ({}, [], 2)
 
     def test_second_scheduler_of_one_name_is_rejected(self) -> None:
-        """Two schedulers of one name would be one series, so the second is rejected."""
+        """A second scheduler with the same name is rejected, as both would be one series."""
         otel = Sdk()
         scheduler = hand_driven_scheduler()
         options = {"meter_provider": otel.provider}
@@ -108,7 +108,7 @@ class TestLifecycle:
         instrument(scheduler, registry=second, **options).uninstrument()
 
     def test_global_provider_may_be_set_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The global provider may be asked for before it is set; then both are the same."""
+        """The global provider may be set after it was passed; both are the same."""
         from opentelemetry.metrics import _internal
         from opentelemetry.util._once import Once
 
@@ -133,7 +133,7 @@ class TestLifecycle:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
     def test_forked_child_observes_nothing(self) -> None:
-        """A child that was forked after the start is silent, as its copy stands still."""
+        """A forked child observes nothing, as its copy of the scheduler does not run."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
@@ -144,7 +144,7 @@ class TestLifecycle:
             assert os.waitpid(child, 0)[1] == 0
 
     def test_collection_comes_from_one_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All metrics of a collection come from one reading, and each collection reads anew."""
+        """All metrics of a collection come from one reading of the state."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
@@ -167,7 +167,7 @@ class TestLifecycle:
     def test_jobs_that_cannot_be_read_are_left_out_and_counted(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Jobs that cannot be read are left out, counted and logged once; the rest is there."""
+        """Jobs that cannot be read are left out, counted and logged once."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             monkeypatch.setattr(recorder_of(rig.telemetry), "snapshots", raise_boom)
@@ -181,7 +181,7 @@ class TestLifecycle:
     def test_failing_histogram_is_counted_and_the_run_goes_on(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An SDK that raises where a run is recorded is counted, and the run goes on."""
+        """If the SDK raises while a run is recorded, this is counted and the run succeeds."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             monkeypatch.setattr(sdk.Histogram, "record", raise_boom)

@@ -30,7 +30,7 @@ from tests.helpers.waiting import wait_until
 
 class TestRuns:
     def test_runs_are_those_of_the_recorder(self) -> None:
-        """Runs, by their outcomes, are those of the recorder, and so is what is running."""
+        """Runs by outcome, and running runs, are those of the recorder."""
         otel = Sdk()
         gate = Gate()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
@@ -47,7 +47,7 @@ class TestRuns:
             assert otel.values("job.running") == {"job": 0}
 
     def test_histograms_have_each_run_once(self) -> None:
-        """The histograms have each run once, with the numbers of the recorder."""
+        """Histograms have each run once, with the recorder's values."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -68,7 +68,7 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_run_in_a_process_pool_is_recorded_when_it_returns(self) -> None:
-        """What a child measured is recorded when it has come back, with the trace of the run."""
+        """A run in a process pool is recorded when its result arrives, with its trace."""
         otel = Sdk()
         tracers = TracerProvider(shutdown_on_exit=False)
         scheduler = BackgroundScheduler(executors={"default": spawning_pool()})
@@ -87,7 +87,7 @@ class TestRuns:
         assert f"{exemplar.span_id:016x}" == kept.labels["span_id"]
 
     def test_jobs_beyond_max_labels_are_recorded_together(self) -> None:
-        """Jobs that share the label of the rest are recorded under it."""
+        """Jobs beyond `max_labels` are recorded together."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             recorder_of(rig.telemetry)._max_labels = 1
@@ -105,7 +105,7 @@ class TestRuns:
 class TestExemplars:
     @pytest.mark.parametrize("name", ["job.run.duration", "job.start_delay"])
     def test_exemplars_lead_to_the_span_of_the_run(self, name: str) -> None:
-        """The SDK finds the run's span current where a value is recorded."""
+        """The exemplar has the ids of the run's span."""
         otel = Sdk()
         tracers = TracerProvider(shutdown_on_exit=False)
         options = {"meter_provider": otel.provider, "tracer_provider": tracers}
@@ -121,7 +121,7 @@ class TestExemplars:
         assert f"{exemplar.span_id:016x}" == kept.labels["span_id"]
 
     def test_exemplars_are_of_sampled_runs_only(self) -> None:
-        """A run that is not sampled counts, and is no exemplar."""
+        """A run that is not sampled counts, and has no exemplar."""
         otel = Sdk()
         tracers = TracerProvider(sampler=sampling.ALWAYS_OFF, shutdown_on_exit=False)
         options = {"meter_provider": otel.provider, "tracer_provider": tracers}
@@ -136,7 +136,7 @@ class TestExemplars:
 
 
 def test_all_runs_count_though_a_share_is_sampled() -> None:
-    """All runs count on both roads; sampled ones are there with all that they called, or not."""
+    """All runs count by scrape and OTLP; sampled ones are exported with all their spans."""
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -170,7 +170,7 @@ def test_all_runs_count_though_a_share_is_sampled() -> None:
 
 class TestRemovedJobs:
     def test_removed_job_is_observed_for_15_minutes(self) -> None:
-        """What is observed of a job ends 15 minutes after it was removed."""
+        """A removed job is observed for 15 minutes."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -189,7 +189,7 @@ class TestRemovedJobs:
 
     @pytest.mark.parametrize("temporality", [{}, DELTA], ids=["cumulative", "delta"])
     def test_job_that_comes_back_goes_on_counting(self, temporality: Any) -> None:
-        """A job that comes back goes on counting where it was; no total goes back."""
+        """A job that is added again continues its counts; no total decreases."""
         otel = Sdk(preferred_temporality=temporality)
         seen = []
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
@@ -210,7 +210,7 @@ class TestRemovedJobs:
 
 @pytest.mark.slow
 def test_thousand_jobs_are_all_exported() -> None:
-    """Each of a thousand jobs is there, where the SDK's limit is raised as the manual says."""
+    """All of a thousand jobs are exported if the SDK's limit is raised as documented."""
     has_limit = hasattr(sdk.export, "CardinalityLimits")
     limits: dict[str, Any] = (
         {"cardinality_limits": {sdk.ObservableCounter: 30_000}} if has_limit else {}

@@ -61,7 +61,7 @@ class TestTranslation:
     def test_names_and_units_are_translated_as_documented(
         self, name: str, unit: str, kind: str, expected: str
     ) -> None:
-        """Names, units and types become the names of the documents."""
+        """Names and units are translated as OpenTelemetry's documentation says."""
         gauge, monotonic = kind == "gauge", kind == "counter"
         assert metric_name(name, unit, gauge=gauge, monotonic=monotonic) == expected
 
@@ -171,7 +171,7 @@ def _port(port: Any) -> int:
 
 class TestSeries:
     def test_series_by_otlp_and_by_scrape_are_equal(self, both: Both) -> None:
-        """Of a live application each series of `/metrics` came by OTLP, with its value and type."""
+        """Each series of `/metrics` arrives by OTLP, with its value and type."""
 
         def outcomes() -> set[str]:
             families = parse(both.page())  # type: ignore[no-untyped-call]
@@ -187,7 +187,7 @@ class TestSeries:
         assert wait_for_answer(lambda: outcomes() >= OUTCOMES)
 
     def test_resource_becomes_job_instance_and_target_info(self, both: Both) -> None:
-        """The resource is `job`, `instance` and `target_info`."""
+        """The resource becomes `job`, `instance` and `target_info`."""
         families = parse(both.page())  # type: ignore[no-untyped-call]
         [(labels, value)] = [
             (dict(labels), value)
@@ -198,7 +198,7 @@ class TestSeries:
         assert labels["telemetry_sdk_language"] == "python"
 
     def test_exemplars_by_otlp_and_by_scrape_are_equal(self, both: Both) -> None:
-        """Exemplars by OTLP, those since the export before, are those of `/metrics`."""
+        """Exemplars by OTLP, which are those since the previous export, are also in `/metrics`."""
 
         def exemplars() -> list[dict[Any, Any]]:
             families = list(parse(both.page()))  # type: ignore[no-untyped-call]
@@ -235,7 +235,7 @@ def at(both: Both) -> float:
 
 class TestRules:
     def test_recording_rules_record_the_same(self, both: Both, at: float) -> None:
-        """Each recording rule has the same series on both roads."""
+        """Each recording rule has the same series by scrape and by OTLP."""
         recorded = [
             both.answers(f'{{__name__=~"apscheduler.*:.*",job="{job}"}}', at)
             for job in (SCRAPED, SENT)
@@ -244,14 +244,14 @@ class TestRules:
         assert len({dict(labels)["__name__"] for labels in recorded[0]}) > 5
 
     def test_alerts_fire_for_both(self, both: Both, at: float) -> None:
-        """The same alerts are pending and firing on both roads."""
+        """The same alerts are pending and firing by scrape and by OTLP."""
         alerts = [both.answers(f'ALERTS{{job="{job}"}}', at) for job in (SCRAPED, SENT)]
         assert alerts[0] == alerts[1]
         names = {dict(labels)["alertname"] for labels in alerts[0]}
         assert names >= {"APSchedulerJobStuck", "APSchedulerJobFailing"}
 
     def test_dashboards_show_the_same(self, both: Both) -> None:
-        """Each query of each dashboard has the same answer on both roads."""
+        """Each query of each dashboard has the same result by scrape and by OTLP."""
         jobs = [("main", job) for job in ("report", "fails", "hangs", "folded")] + [
             ("doomed", "archive")
         ]

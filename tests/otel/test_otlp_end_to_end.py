@@ -199,7 +199,7 @@ class TestExecutors:
     def test_spans_of_threads_and_the_debug_executor_arrive(
         self, receiver: OtlpReceiver, protocol: str, executor: Any
     ) -> None:
-        """Threads of a pool, and the scheduler's own."""
+        """Spans of runs in a thread pool and in the scheduler's thread arrive."""
         app = Application(receiver, protocol)
         run = app.run(executor(), app.query)
 
@@ -209,7 +209,7 @@ class TestExecutors:
         check_child(receiver.span("query"), run)
 
     def test_spans_of_coroutines_arrive(self, receiver: OtlpReceiver, protocol: str) -> None:
-        """Coroutines on an event loop, several of them at once."""
+        """Spans of several concurrent coroutines arrive."""
         app = Application(receiver, protocol)
 
         async def main() -> None:
@@ -239,7 +239,7 @@ class TestExecutors:
     def test_spans_of_a_process_pool_continue_the_trace(
         self, receiver: OtlpReceiver, protocol: str
     ) -> None:
-        """Another process, whose own spans continue the trace and which no queue is part of."""
+        """Spans that a job makes in another process are in the trace of its run."""
         app = Application(receiver, protocol)
         run = app.run(pool(), query_in_child, app.endpoint, protocol)
         query = receiver.span("query")
@@ -253,7 +253,7 @@ class TestExecutors:
 
 @pytest.mark.parametrize("traced", [True, False], ids=["with spans", "without spans"])
 def test_metrics_of_every_kind_arrive(receiver: OtlpReceiver, *, traced: bool) -> None:
-    """Metrics of every kind arrive, also those that no span can be the exemplar of."""
+    """Metrics of every kind arrive, with exemplars where there are spans."""
     exporter = OTLPMetricExporter(endpoint=f"{receiver.http_endpoint}/v1/metrics", timeout=10)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)
     meters = MeterProvider([reader], shutdown_on_exit=False)
@@ -275,7 +275,7 @@ def test_metrics_of_every_kind_arrive(receiver: OtlpReceiver, *, traced: bool) -
 
 
 def test_run_links_to_the_span_that_added_its_job(receiver: OtlpReceiver) -> None:
-    """A run is a trace of its own that links to the span in which its job was added."""
+    """A run is a trace of its own, and links to the span that added its job."""
     app = Application(receiver)
     with app.scheduler(ThreadPoolExecutor()) as scheduler:
         with app.tracer.start_as_current_span("request"):
@@ -294,7 +294,7 @@ class TestFailures:
     def test_raised_exception_arrives_as_a_failed_span(
         self, receiver: OtlpReceiver, executor: Any
     ) -> None:
-        """A job that raises is a failed span with the exception, and without its traceback."""
+        """A run that raises is a failed span with the exception, without a stack trace."""
         run = Application(receiver).run(executor(), fail)
 
         check(run, func=f"{__name__}.fail", outcome="error")
@@ -321,7 +321,7 @@ class TestFailures:
         assert run.data.start_time_unix_nano == run.data.end_time_unix_nano
 
     def test_missed_run_arrives_as_a_failed_span(self, receiver: OtlpReceiver) -> None:
-        """A run that started too late is a failed span, too."""
+        """A missed run is a failed span."""
         app = Application(receiver)
         with app.scheduler(ThreadPoolExecutor()) as scheduler:
             long_ago = datetime(2020, 1, 1, tzinfo=timezone.utc)

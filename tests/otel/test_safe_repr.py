@@ -59,11 +59,11 @@ class TestPlain:
         ids=str,
     )
     def test_plain_values_are_written_as_python_does(self, value: object) -> None:
-        """What is plain is written as Python writes it."""
+        """Plain values have Python's representation."""
         assert safe_repr(value) == repr(value)
 
     def test_both_kinds_of_sets_are_written(self) -> None:
-        """Sets of both kinds."""
+        """Sets and frozen sets have a representation."""
         assert safe_repr(frozenset({1})) == "frozenset({1})"
 
 
@@ -94,30 +94,30 @@ class TestBounds:
         assert safe_repr(1 << 255) == repr(1 << 255)
 
     def test_first_twenty_items_are_written(self) -> None:
-        """The first twenty, of each collection."""
+        """The first twenty items of a collection are written."""
         assert safe_repr(list(range(21))) == f"[{', '.join(map(str, range(20)))}, ...]"
         assert safe_repr(list(range(20))) == f"[{', '.join(map(str, range(20)))}]"
         assert safe_repr(dict.fromkeys(range(10**6))).endswith("...}")
 
     def test_collection_that_contains_itself_is_cut_off(self) -> None:
-        """A collection that contains itself is cut off."""
+        """A collection that contains itself is truncated."""
         endless: list[Any] = []
         endless.append(endless)
         assert safe_repr(endless) == "[[[[...]]]]"
 
     def test_whole_text_is_bounded(self) -> None:
-        """The whole is bounded, too."""
+        """The length of the whole text is bounded."""
         assert len(safe_repr([["x" * 500] * 50] * 50)) == MAX_CHARACTERS
 
 
 class TestCall:
     def test_arguments_are_written_as_in_the_call(self) -> None:
-        """They are written as in the call."""
+        """Arguments are written as in a call."""
         assert safe_repr_call((1, "a"), {"key": [None], "other": Untouchable()}) == (
             f"1, 'a', key=[None], other=<{__name__}.Untouchable>"
         )
         assert safe_repr_call((), {}) == ""
 
     def test_first_twenty_arguments_are_written(self) -> None:
-        """The first twenty of both kinds."""
+        """The first twenty positional and keyword arguments are written."""
         assert safe_repr_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("clean_context")
 
 class TestContext:
     def test_span_is_current_in_the_callable(self, spans: Spans) -> None:
-        """Spans of the job's own are children of the run's, which is no longer current after it."""
+        """Spans of the job are children of the run's span, which is current only in the job."""
         tracer = spans.provider.get_tracer("app")
 
         go(spans.observer(), body=lambda: tracer.start_span("query").end())
@@ -29,7 +29,7 @@ class TestContext:
         assert trace.get_current_span() is trace.INVALID_SPAN
 
     def test_surrounding_baggage_stays_visible(self, spans: Spans) -> None:
-        """Baggage of the surrounding context stays visible in the callable."""
+        """Baggage of the surrounding context is visible in the job."""
         seen = []
         token = context.attach(baggage.set_baggage("tenant", "acme"))
         try:
@@ -40,7 +40,7 @@ class TestContext:
         assert seen == ["acme"]
 
     def test_run_inside_of_a_run_restores_the_outer_span(self, spans: Spans) -> None:
-        """A run that is started inside of another ends without taking the other's place."""
+        """After a nested run, the span of the outer run is current again."""
         observer = spans.observer()
         current = []
 
@@ -55,7 +55,7 @@ class TestContext:
         assert [ids(c) for c in current] == [ids(outer.context)]
 
     def test_concurrent_tasks_do_not_mix(self, spans: Spans) -> None:
-        """Two runs that take turns on one event loop each keep their own current span."""
+        """Two interleaved runs on one event loop each have their own current span."""
         observer = spans.observer()
         tracer = spans.provider.get_tracer("app")
 
@@ -83,7 +83,7 @@ class TestContext:
             assert ids(by_name[f"query of {label}"].parent) == ids(by_name[label].context)
 
     def test_threads_do_not_mix(self, spans: Spans) -> None:
-        """Runs in several threads at once each keep their own current span."""
+        """Runs in several threads each have their own current span."""
         observer = spans.observer()
         tracer = spans.provider.get_tracer("app")
         together = threading.Barrier(4, timeout=10)
@@ -158,7 +158,7 @@ class TestContextOfScheduler:
     """What is current while telemetry and the scheduler's loop work."""
 
     def test_context_is_cleared_and_restored(self, spans: Spans) -> None:
-        """Nothing is current in between; without anything current there is nothing to restore."""
+        """The context is cleared and then restored; without a context nothing is done."""
         assert otel.attach_empty_context() is None
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
             token = otel.attach_empty_context()
@@ -168,7 +168,7 @@ class TestContextOfScheduler:
             assert trace.get_current_span() is request
 
     def test_tracing_is_suppressed_for_instrumentations(self, spans: Spans) -> None:
-        """Instrumentations find their key, and nothing is current."""
+        """The key that suppresses instrumentations is set, and no span is current."""
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
             with otel.suppress_tracing():
                 assert context.get_value("suppress_instrumentation") is True

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("clean_context")
 class TestLifetime:
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED, Outcome.LOST])
     def test_finished_run_is_not_kept(self, spans: Spans, outcome: Outcome) -> None:
-        """Nothing of a finished run stays in the observer, however it came to its end."""
+        """The observer does not keep a finished run, whatever its outcome."""
         observer = spans.observer()
         runs = [go(observer, outcome=outcome)]
         injected = new_run()
@@ -36,7 +36,7 @@ class TestLifetime:
     def test_unfinished_runs_are_bounded(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of runs whose end is never reported, the observer keeps no more than a number."""
+        """The number of runs whose end is never reported is bounded."""
         monkeypatch.setattr(observers, "MAX_STALE_RUNS", 5)
         observer = spans.observer()
         for _ in range(20):
@@ -51,9 +51,9 @@ class TestLifetime:
 
     def test_run_finished_before_its_callable_ends_its_span_once(self, spans: Spans) -> None:
         """
-        A run that was given up while its callable runs has its span ended once, and at once.
+        If a run is given up while its job runs, its span ends at once, and only once.
 
-        The span stays current until the callable is over.
+        The span stays current until the job ends.
         """
         observer = spans.observer()
         run = new_run()
@@ -71,7 +71,7 @@ class TestLifetime:
         assert len(observer._spans) == 0
 
     def test_run_missed_after_its_start_has_no_extent(self, spans: Spans) -> None:
-        """A run that was started here, but too late for APScheduler, has no extent."""
+        """A run that started, but that APScheduler reports as missed, has no duration."""
         go(spans.observer(), outcome=Outcome.MISSED)
 
         span = spans.one()
@@ -79,7 +79,7 @@ class TestLifetime:
         assert span.attributes["error.type"] == "missed"
 
     def test_runs_of_a_burst_keep_their_own_times(self, spans: Spans) -> None:
-        """Runs that are finished together, after all have ended, keep their own times."""
+        """Runs of a burst that are finished together have their own times."""
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         runs = [new_run() for _ in range(3)]

@@ -56,7 +56,7 @@ class TestSpan:
         assert scope.schema_url == otel.SCHEMA_URL
 
     def test_span_ends_with_the_callable(self, spans: Spans) -> None:
-        """Not earlier, or spans of the job's own would reach beyond it; nor before its start."""
+        """A span ends when the job does: not before spans of the job, nor before its own start."""
         for now in (NOW + 3, NOW - 3600):
             go(SpanObserver(tracer_provider=spans.provider, clock=lambda: now))  # noqa: B023
 
@@ -65,7 +65,7 @@ class TestSpan:
         assert (set_back.start_time, set_back.end_time) == (NOW * 1e9, (NOW + 2) * 1e9)
 
     def test_span_is_named_by_the_label(self, spans: Spans) -> None:
-        """One-off jobs share a span name, as they share a label, and keep their own ids."""
+        """One-off jobs share a span name, which is their label, and have their own ids."""
         go(spans.observer(), new_run(job(id="9f" * 16, label="shop:mail")))
 
         span = spans.one()
@@ -73,7 +73,7 @@ class TestSpan:
         assert span.attributes["apscheduler.job.id"] == "9f" * 16
 
     def test_span_is_a_root_whatever_is_current(self, spans: Spans) -> None:
-        """The span that is current where the scheduler wakes up is not the parent of a run."""
+        """A run's span is a root, also if a span is current where the scheduler wakes up."""
         with spans.provider.get_tracer("app").start_as_current_span("request"):
             go(spans.observer())
 
@@ -82,7 +82,7 @@ class TestSpan:
         assert run.context.trace_id != request.context.trace_id
 
     def test_span_links_to_where_the_job_was_added(self, spans: Spans) -> None:
-        """The context in which the job was added is linked to."""
+        """The span links to the context in which the job was added."""
         go(spans.observer(), new_run(links=[ADDED]))
 
         (link,) = spans.one().links
@@ -91,13 +91,13 @@ class TestSpan:
 
     @pytest.mark.parametrize("link", [Origin(reason="added", span=None), "nonsense"])
     def test_invalid_span_context_makes_no_link(self, spans: Spans, link: object) -> None:
-        """What is no valid span context makes no link."""
+        """An invalid span context makes no link."""
         go(spans.observer(), new_run(links=[link]))
 
         assert spans.one().links == ()
 
     def test_sampler_decides_by_attributes(self, sampling: Any) -> None:
-        """A sampler sees what is known at the start of a run."""
+        """A sampler gets the attributes that are known at the start."""
         seen: dict[str, Any] = {}
 
         class Sampler:
@@ -114,13 +114,13 @@ class TestSpan:
         assert "apscheduler.outcome" not in seen
 
     def test_recorded_span_is_the_exemplar_of_the_duration(self, spans: Spans) -> None:
-        """The ids of a recorded span are the exemplar of the run's duration."""
+        """The exemplar of the duration has the ids of the recorded span."""
         run = go(spans.observer())
 
         assert run.exemplar_span == spans.one().context
 
     def test_lone_surrogates_are_escaped(self, spans: Spans) -> None:
-        """Lone surrogates, of which one would cost the exporter a whole batch, are escaped."""
+        """Lone surrogates are escaped, as one would make the export of a whole batch fail."""
         name = "caf\u00e9 \udcff"
         bad = job(id=name, label=name, name=name, func=name, trigger=name, executor=name)
         error = RunError(type=name, message=name)
@@ -138,18 +138,18 @@ class TestSpan:
 
 class TestCurrentSpanContext:
     def test_no_span_gives_no_context(self) -> None:
-        """Without a span there is nothing to link to."""
+        """Without a current span there is no context to link to."""
         assert otel.current_span_context() is None
 
     def test_current_span_gives_its_context(self, spans: Spans) -> None:
-        """In a span its context is given."""
+        """With a current span, its context is returned."""
         with spans.provider.get_tracer("app").start_as_current_span("request") as span:
             assert otel.current_span_context() == span.get_span_context()
 
 
 class TestConventions:
     def test_attributes_are_named_as_in_the_conventions(self, spans: Spans) -> None:
-        """What the installed semantic conventions define is called here as there."""
+        """Attributes that the installed semantic conventions define have their names."""
         root = "opentelemetry.semconv.attributes"
         code, error, exception = (
             pytest.importorskip(f"{root}.{name}_attributes", reason="older conventions")
@@ -167,7 +167,7 @@ class TestConventions:
         }
 
     def test_other_attributes_are_in_our_namespace(self, spans: Spans) -> None:
-        """What the installed conventions do not define lies in a namespace of our own."""
+        """Other attributes are in the namespace `apscheduler`."""
         root = "opentelemetry.semconv"
         walk = pytest.importorskip(root, reason="semantic conventions not installed").__path__
         defined = {
@@ -187,7 +187,7 @@ class TestConventions:
         assert of_ours & defined == set()
 
     def test_schema_url_is_published(self) -> None:
-        """The schema is one that the conventions have published."""
+        """The schema URL is one that the conventions have published."""
         schemas = pytest.importorskip(
             "opentelemetry.semconv.schemas", reason="semantic conventions not installed, or older"
         ).Schemas

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("clean_context")
 
 class TestOtherProcess:
     def test_carrier_leads_to_the_span_of_the_run(self, spans: Spans) -> None:
-        """The carrier leads to the run's span in W3C form, and nothing becomes current here."""
+        """The carrier has the run's span in W3C form, and does not change the current context."""
         observer = spans.observer()
         run = new_run()
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
@@ -49,7 +49,7 @@ class TestOtherProcess:
         assert run.exemplar_span.span_id == span.context.span_id
 
     def test_span_has_the_times_of_the_child(self, spans: Spans) -> None:
-        """The span begins and ends when the callable did, not when it was handed over."""
+        """The span starts and ends when the job does in the child, not at its submission."""
         observer = spans.observer()
         run = new_run()
         observer.create_trace_carrier(run)
@@ -61,14 +61,14 @@ class TestOtherProcess:
         assert span.attributes["apscheduler.outcome"] == "success"
 
     def test_run_submitted_before_the_provider_has_a_span(self, spans: Spans) -> None:
-        """A run that was handed over without a span has one all the same when it ends."""
+        """A run that was submitted before the provider was set has a span at its end."""
         finish_run(spans.observer(), measured(new_run(), NOW + 7, 3), Outcome.SUCCESS)
 
         span = spans.one()
         assert (span.start_time, span.end_time) == ((NOW + 7) * 1e9, (NOW + 10) * 1e9)
 
     def test_lost_run_has_no_extent(self, spans: Spans) -> None:
-        """A run that never came back has no extent, as its duration is not known."""
+        """The span of a lost run has no duration."""
         now = NOW
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         run = new_run()
@@ -82,7 +82,7 @@ class TestOtherProcess:
         assert span.attributes["error.type"] == "lost"
 
     def test_estimated_start_of_a_lost_run_is_not_exported(self, spans: Spans) -> None:
-        """An estimated start is not exported as one that was measured."""
+        """An estimated start is not exported as a measured one."""
         observer = spans.observer()
         run = new_run()
         observer.create_trace_carrier(run)
@@ -98,7 +98,7 @@ class TestOtherProcess:
             assert "apscheduler.start_delay" not in span.attributes
 
     def test_exception_of_the_child_is_exported(self, spans: Spans) -> None:
-        """An exception in the other process is exported like one in this."""
+        """An exception in the child is exported like one in this process."""
         observer = spans.observer()
         run = new_run()
         observer.create_trace_carrier(run)
@@ -109,7 +109,7 @@ class TestOtherProcess:
         assert span.events[0].timestamp == (NOW + 2) * 1e9
 
     def test_child_learns_that_the_run_is_not_sampled(self, sampling: Any) -> None:
-        """The other process learns that the run is not sampled."""
+        """The carrier says whether the run is sampled."""
         spans = Spans(sampling.ALWAYS_OFF)
         observer = spans.observer()
         run = new_run()
@@ -123,7 +123,7 @@ class TestOtherProcess:
         assert spans.ended == []
 
     def test_private_start_of_the_sdk_is_where_we_correct_it(self, spans: Spans) -> None:
-        """The SDK keeps a span's start where `_move_start` corrects it, and exports that."""
+        """The SDK exports the private start time that `_move_start` changes."""
         span: Any = spans.provider.get_tracer("app").start_span("run", start_time=1)
         assert span._start_time == 1
 
@@ -133,7 +133,7 @@ class TestOtherProcess:
         assert (spans.one().start_time, spans.one().end_time) == (2, 3)
 
     def test_span_of_another_sdk_is_left_as_it_is(self) -> None:
-        """Another SDK's span is left as it is."""
+        """The start of another SDK's span is not changed."""
         span = trace.NonRecordingSpan(ADDED_IN)
 
         otel._move_start(span, 2)

@@ -111,7 +111,7 @@ class TestThreads:
     def test_span_of_a_run_in_flight_ends_with_its_outcome(
         self, spans: Spans, make_scheduler: Any, outcome: str
     ) -> None:
-        """It ends when the run does; then nothing of ours is left at the executor."""
+        """The span ends with its run; afterwards the executor is restored."""
         gate = Gate()
         current = []
 
@@ -135,7 +135,7 @@ class TestThreads:
         assert methods_of_ours(scheduler) == []
 
     def test_queued_run_gets_no_span(self, spans: Spans, make_scheduler: Any) -> None:
-        """A run that was submitted before and starts later is not traced, and its job runs."""
+        """A run that was submitted before and starts later has no span, and succeeds."""
         gate, current = Gate(), []
         scheduler = make_scheduler(ThreadPoolExecutor(1))
         telemetry = spans.instrument(scheduler)
@@ -151,7 +151,7 @@ class TestThreads:
         assert spans.ended == [("running", "success")]
 
     def test_queued_run_that_fails_gets_no_span(self, spans: Spans, make_scheduler: Any) -> None:
-        """Neither does one that fails while a span is open, nor any run from later."""
+        """A later run that fails has no span either, also while a span is open."""
         gates = [Gate(), Gate()]
         scheduler = make_scheduler(ThreadPoolExecutor(2))
         telemetry = spans.instrument(scheduler)
@@ -173,7 +173,7 @@ class TestThreads:
     def test_later_run_of_the_same_job_does_not_end_the_span(
         self, spans: Spans, make_scheduler: Any
     ) -> None:
-        """The span belongs to the run in flight, whatever other runs of its job do."""
+        """A later run of the same job does not end the span of the run in flight."""
         gate, is_first = Gate(), threading.Semaphore(1)
 
         def job() -> None:
@@ -197,7 +197,7 @@ class TestThreads:
     def test_scheduler_that_is_instrumented_again_is_as_before_in_the_end(
         self, spans: Spans, make_scheduler: Any
     ) -> None:
-        """The first handle ends its span, the second traces what comes, and nothing is left."""
+        """The first handle ends its span, the second traces new runs; then all is restored."""
         gate = Gate()
         scheduler = make_scheduler(ThreadPoolExecutor(2))
         first = spans.instrument(scheduler)
@@ -217,7 +217,7 @@ class TestThreads:
     def test_histograms_of_a_meter_provider_get_nothing_more(
         self, spans: Spans, make_scheduler: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An open span keeps the run known, but its duration is not recorded any more."""
+        """The duration of a run with an open span is not recorded any more."""
         recorded: list[float] = []
         provider = _meter_provider(recorded)
         gates = [Gate(), Gate()]
@@ -258,7 +258,7 @@ class TestOtherExecutors:
     def test_inline_job_that_uninstruments_its_scheduler_has_its_span_ended(
         self, spans: Spans, make_scheduler: Any
     ) -> None:
-        """So is the span of a run that ends in the scheduler's own pass."""
+        """If a job in the debug executor calls `uninstrument`, its span ends with it."""
         scheduler = make_scheduler(DebugExecutor())
         telemetry = spans.instrument(scheduler)
         add(scheduler, telemetry.uninstrument, "job")
@@ -268,7 +268,7 @@ class TestOtherExecutors:
         assert trace.get_current_span() is trace.INVALID_SPAN
 
     def test_coroutine_has_its_span_ended(self, spans: Spans) -> None:
-        """A coroutine that waits keeps its span current until it is over."""
+        """The span of a waiting coroutine stays current until the coroutine ends."""
         current = []
 
         async def main() -> None:
@@ -303,7 +303,7 @@ class TestOtherExecutors:
     def test_run_in_a_process_pool_has_its_span_ended(
         self, spans: Spans, make_scheduler: Any, tmp_path: Path, is_killed: bool
     ) -> None:
-        """Also where its child dies, and no result ever comes."""
+        """The span ends with the result, also if the child dies."""
         scheduler = make_scheduler(spawning_pool())
         telemetry = spans.instrument(scheduler)
         if is_killed:
@@ -325,7 +325,7 @@ class TestStopInTheMiddle:
     def test_span_of_a_job_stopped_in_the_middle_is_ended_at_once(
         self, spans: Spans, make_scheduler: Any
     ) -> None:
-        """Nobody may tell how its run ends; the job does not see it."""
+        """If the end of the run cannot be seen, its span ends at once; the job runs on."""
         current = []
         scheduler = make_scheduler(DebugExecutor())
         telemetry = spans.instrument(scheduler)

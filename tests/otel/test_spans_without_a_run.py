@@ -16,7 +16,7 @@ class TestNeverRan:
     def test_missed_skipped_and_lost_runs_are_failed_spans(
         self, spans: Spans, outcome: Outcome
     ) -> None:
-        """A run that was missed, skipped or lost is a failed span without extent."""
+        """A missed, skipped or lost run is a failed span without duration."""
         finish_run(spans.observer(), new_run(links=[ADDED]), outcome)
 
         span = spans.one()
@@ -30,7 +30,7 @@ class TestNeverRan:
         assert "apscheduler.start_delay" not in span.attributes
 
     def test_coalesced_run_has_not_failed(self, spans: Spans) -> None:
-        """A run that was folded into a later one has not failed."""
+        """The span of a coalesced run has not failed."""
         finish_run(spans.observer(), new_run(), Outcome.COALESCED)
 
         span = spans.one()
@@ -40,7 +40,7 @@ class TestNeverRan:
         assert "error.type" not in span.attributes
 
     def test_exception_is_the_reason_of_a_loss(self, spans: Spans) -> None:
-        """The exception that tells of a loss is the reason of the failure."""
+        """The exception of a lost run is the message of its span."""
         error = RunError(type="concurrent.futures.process.BrokenProcessPool", message="died")
         finish_run(spans.observer(), new_run(), Outcome.LOST, error)
 

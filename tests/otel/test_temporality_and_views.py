@@ -22,7 +22,7 @@ from tests.helpers.rigs import hand_driven_rig
 
 class TestTemporality:
     def test_totals_are_cumulative_by_default(self) -> None:
-        """By default all is since the start, also while nothing happens."""
+        """By default, totals are cumulative since the start."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -35,7 +35,7 @@ class TestTemporality:
             assert otel.runs() == {"success": 2}
 
     def test_delta_reports_what_is_new(self) -> None:
-        """If asked for, counters and histograms are what is new; gauges are as ever."""
+        """With delta temporality, counters and histograms have only what is new."""
         otel = Sdk(preferred_temporality=DELTA)
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -52,7 +52,7 @@ class TestTemporality:
             assert otel.values("job.next_run.timestamp") == {"job": rig.clock.now.timestamp() + 10}
 
     def test_another_provider_starts_at_0(self) -> None:
-        """Another process, that is another provider, starts at 0 and says since when."""
+        """Another provider, as in another process, starts at 0 with its own start time."""
         started = []
         for _ in range(2):
             otel = Sdk()
@@ -79,21 +79,21 @@ class TestViews:
             return otel.collect()
 
     def test_dropped_metric_is_gone(self) -> None:
-        """What a view drops is gone, and nothing else."""
+        """A metric that a view drops is not exported; all others are."""
         found = self.collect(View(instrument_name="*.info", aggregation=DropAggregation()))
 
         assert "apscheduler.job.info" not in found
         assert {"apscheduler.job.runs", "apscheduler.scheduler.up"} <= found.keys()
 
     def test_view_may_rename_a_metric(self) -> None:
-        """A view may call a metric otherwise."""
+        """A view may rename a metric."""
         found = self.collect(View(instrument_name="apscheduler.job.runs", name="jobs.done"))
 
         assert "apscheduler.job.runs" not in found
         assert sum(point.value for point in found["jobs.done"].data.data_points) == 2
 
     def test_buckets_of_a_view_win(self) -> None:
-        """A view's buckets win over ours."""
+        """Buckets of a view replace those of this package."""
         aggregation = ExplicitBucketHistogramAggregation((7.0,))
         found = self.collect(
             View(instrument_name="apscheduler.job.run.duration", aggregation=aggregation)
@@ -107,7 +107,7 @@ class TestViews:
         ("name", "total"), [("job.runs", 2), ("job.running", 0), ("executor.running", 0)]
     )
     def test_view_without_the_job_adds_up(self, name: str, total: int) -> None:
-        """Without the attribute of the job, what may be added up is."""
+        """Without the job's attribute, counts are summed over all jobs."""
         view = View(instrument_name=f"apscheduler.{name}", attribute_keys={"scheduler"})
         found = self.collect(view)
 

@@ -152,7 +152,7 @@ class TestLinks:
         assert app.links() == [(request.span_id, "added")]
 
     def test_run_triggered_by_hand_links_to_the_trigger(self, process: Any) -> None:
-        """The run that is triggered by hand links to where that was done, and only that run."""
+        """A run that is triggered by hand links to the span of the trigger; no other run does."""
         app = process(None)
         with app.request() as request:
             job = app.add()
@@ -166,7 +166,7 @@ class TestLinks:
         assert app.links() == [(request.span_id, "added")]
 
     def test_run_after_the_triggered_one_does_not_link_to_the_trigger(self, process: Any) -> None:
-        """The next run by the trigger does not link to what was done by hand."""
+        """The next run by the trigger does not link to the span that triggered a run by hand."""
         app = process(None)
         job = app.add(hours=0, seconds=1)
         app.runs()
@@ -176,7 +176,7 @@ class TestLinks:
         assert app.links() == []
 
     def test_job_triggered_when_it_is_late_withdraws_no_run(self) -> None:
-        """The same for a job that was due already, so that no run is withdrawn."""
+        """Triggering an overdue job by hand links its run, and cancels none."""
         here = trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1))
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             job = rig.add(nothing, "interval", seconds=10)
@@ -192,7 +192,7 @@ class TestLinks:
             rig.settle()
 
     def test_withdrawn_trigger_is_linked_to_by_no_run(self, process: Any) -> None:
-        """A run that was set and then withdrawn is linked to by no later run."""
+        """A run by hand that was cancelled is linked to by no later run."""
         app = process(None)
         job = app.add()
         app.runs()
@@ -203,7 +203,7 @@ class TestLinks:
         assert app.links() == []
 
     def test_job_replaced_outside_of_a_trace_has_no_link(self, process: Any) -> None:
-        """A job that is added anew outside of any trace links to none."""
+        """A job that is replaced outside a trace has no link."""
         app = process(None)
         with app.request():
             app.add()
@@ -237,7 +237,7 @@ class TestRestart:
     def test_link_to_a_trigger_by_hand_survives_a_restart(
         self, process: Any, tmp_path: Path, store: Any
     ) -> None:
-        """So does a run that was triggered by hand before it, and none after that."""
+        """After a restart, only the run that was triggered by hand links to the trigger."""
         app = process(tmp_path, context_store=store)
         with app.request() as request:
             job = app.add()
@@ -253,7 +253,7 @@ class TestRestart:
     def test_time_set_by_another_process_has_no_link(
         self, process: Any, tmp_path: Path, store: Any
     ) -> None:
-        """A time that was set elsewhere meanwhile is not what was triggered here."""
+        """A next run that another process has set has no link."""
         app = process(tmp_path, context_store=store)
         job = app.add()
         app.runs()
@@ -267,7 +267,7 @@ class TestRestart:
     def test_jobs_replaced_at_the_start_have_no_link(
         self, process: Any, tmp_path: Path, store: Any
     ) -> None:
-        """An application that adds its jobs anew whenever it starts links to nowhere."""
+        """Jobs that an application replaces at each start have no links."""
         app = process(tmp_path, context_store=store)
         with app.request():
             app.add()
@@ -281,7 +281,7 @@ class TestRestart:
     def test_links_of_removed_jobs_are_not_kept(
         self, process: Any, tmp_path: Path, store: Any
     ) -> None:
-        """Of jobs that are gone nothing is kept, however they went."""
+        """Links of removed jobs are deleted from the store."""
         app = process(tmp_path, context_store=store)
         with app.request():
             app.add(id="removed")
@@ -293,7 +293,7 @@ class TestRestart:
         assert wait_until(lambda: not len(store))
 
     def test_links_of_jobs_in_memory_are_not_kept(self, process: Any, store: Any) -> None:
-        """Of jobs that do not outlive the process nothing is kept."""
+        """Links of jobs in a memory store are not stored."""
         app = process(None, context_store=store)
         with app.request():
             app.add()
@@ -301,7 +301,7 @@ class TestRestart:
         assert dict(store) == {}
 
     def test_only_w3c_texts_are_kept(self, process: Any, tmp_path: Path, store: Any) -> None:
-        """W3C's texts, and nothing that a job works on."""
+        """Only W3C trace context is stored, and no data of the job."""
         app = process(tmp_path, context_store=store)
         with app.request() as request:
             app.add(str, args=["secret"])
@@ -312,7 +312,7 @@ class TestRestart:
         assert json.loads(value) == {"added": {"traceparent": f"00-{ids}"}}
 
     def test_pickled_jobs_stay_as_they_are(self, process: Any, tmp_path: Path, store: Any) -> None:
-        """What the job store has is what it has without telemetry."""
+        """Rows in the job store are the same as without telemetry."""
         rows: list[Any] = []
         for options in ({"context_store": store, "propagate_baggage": True}, {}):
             directory = tmp_path / str(len(rows))
@@ -331,7 +331,7 @@ class TestRestart:
 
 
 def test_exiting_process_takes_a_moment_to_keep_a_link(tmp_path: Path) -> None:
-    """A process that ends right after it has added a job takes a moment to keep its link."""
+    """A process that exits right after adding a job waits until its link is stored."""
     code = f"""
         import sys; sys.path[:] = {sys.path!r}
         from pathlib import Path
@@ -363,13 +363,13 @@ class TestTrouble:
     def test_jobs_run_with_nonsense_in_the_context_store(
         self, process: Any, tmp_path: Path, kept: str
     ) -> None:
-        """Whatever is in there, jobs run."""
+        """Invalid entries in the context store are ignored."""
         process(tmp_path).add()
         app = process(tmp_path, context_store={json.dumps(("default", "job")): kept})
         assert app.links() == []
 
     def test_failing_context_store_is_counted(self, process: Any, tmp_path: Path) -> None:
-        """A store that raises is counted; links of this process are not affected."""
+        """A store that raises is counted; links within this process work."""
 
         class Broken(dict[str, str]):
             def get(self, *_: Any) -> Any:
@@ -385,7 +385,7 @@ class TestTrouble:
         assert wait_until(lambda: errors_of(app.telemetry).counts()["spans"])
 
     def test_hanging_context_store_delays_no_job(self, process: Any, tmp_path: Path) -> None:
-        """Origins are stored in the background: neither adding a job nor running it waits."""
+        """Links are stored in the background: neither adding nor running a job waits."""
         gate, began = threading.Event(), threading.Event()
 
         class Slow(dict[str, str]):
@@ -405,7 +405,7 @@ class TestTrouble:
         assert wait_until(lambda: dict(store))
 
     def test_path_is_refused_as_a_context_store(self) -> None:
-        """A path is not a store."""
+        """A path is rejected as a context store."""
         with pytest.raises(ArgumentTypeError, match="context_store must be a mapping"):
             instrument(HandDriven(), context_store="contexts.db")  # type: ignore[arg-type]
 
@@ -418,7 +418,7 @@ class TestBaggage:
         return str(run.attributes["apscheduler.result"])
 
     def test_runs_have_no_baggage_by_default(self, process: Any) -> None:
-        """None of it."""
+        """By default, runs have no baggage."""
         app = process(None, capture_result=True)
         with app.request(tenant="acme"):
             app.add(tenant)
@@ -428,7 +428,7 @@ class TestBaggage:
     def test_runs_have_the_baggage_of_where_the_job_was_added(
         self, process: Any, executor: Any
     ) -> None:
-        """That of where the job was added, and that of a trigger by hand for that run."""
+        """Runs have the baggage of the job's addition; a run by hand that of the trigger."""
         app = process(None, executor(), capture_result=True, propagate_baggage=True)
         with app.request(tenant="acme, or so"):
             job = app.add(tenant)
@@ -439,7 +439,7 @@ class TestBaggage:
         assert dict(baggage.get_all()) == {}
 
     def test_baggage_survives_a_restart(self, process: Any, tmp_path: Path) -> None:
-        """It is kept with the link."""
+        """Baggage is stored with the link."""
         store = FileContextStore(tmp_path / "contexts.db")
         options = {"capture_result": True, "propagate_baggage": True, "context_store": store}
         app = process(tmp_path, **options)

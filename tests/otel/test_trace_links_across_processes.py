@@ -122,7 +122,7 @@ class TestJobThatAnotherProcessTriggers:
     def test_run_still_links_to_where_the_job_was_added(
         self, rows: Rows, processes: list[TracedProcess]
     ) -> None:
-        """What the other process keeps of its trigger does not take the first link away."""
+        """When another process triggers the job, the link to the job's addition is kept."""
         kept: dict[str, str] = {}
         adding = TracedProcess(rows, kept)
         processes.append(adding)
@@ -158,7 +158,7 @@ class TestEnd:
     def test_end_waits_for_the_writing_a_second_at_most(
         self, rows: Rows, processes: list[TracedProcess]
     ) -> None:
-        """It waits a second at most, and goes on as soon as all is written."""
+        """`uninstrument` waits until links are stored, for a second at most."""
         elapsed = []
         for _ in range(3):  # as a machine may be busy for a second, and not three times
             store = SlowStore()

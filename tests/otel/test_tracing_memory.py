@@ -23,7 +23,7 @@ class TestJobsThatRunOnce:
     """An application that adds a job for each thing to do, which runs once and is gone."""
 
     def test_memory_does_not_grow_with_their_number(self) -> None:
-        """What is kept of jobs that are gone is bounded, when each run of them has a span."""
+        """Memory for removed jobs is bounded, also if each of their runs has a span."""
         telemetry = {"tracer_provider": TracerProvider(shutdown_on_exit=False)}
         with hand_driven_rig({"default": DebugExecutor()}, telemetry=telemetry) as rig:
             registry = registry_of(rig.telemetry)

@@ -28,7 +28,7 @@ class TestWithoutSdk:
     def test_nothing_is_done_without_an_sdk(
         self, provider: trace.TracerProvider | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where spans would go nowhere none is made, no attribute is built, no context changed."""
+        """Without an SDK no span is made, no attribute is built and no context is changed."""
         proxy = trace.ProxyTracerProvider()
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: proxy)
         observer = SpanObserver(tracer_provider=provider)
@@ -68,7 +68,7 @@ class TestWithoutSdk:
     def test_disabled_sdk_counts_as_none(
         self, sampling: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An SDK that OTEL_SDK_DISABLED has turned off counts as none."""
+        """An SDK that OTEL_SDK_DISABLED has disabled counts as none."""
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
         spans = Spans(sampling.ALWAYS_ON)
         if not isinstance(spans.provider.get_tracer("app"), trace.NoOpTracer):
@@ -82,7 +82,7 @@ class TestWithoutSdk:
     def test_provider_set_between_two_runs_counts_from_the_next_pass(
         self, sampling: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It counts from the next pass over due jobs on; before it, no run is followed."""
+        """A provider that is set later is used from the next pass on."""
         providers: list[trace.TracerProvider] = [trace.ProxyTracerProvider()]
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: providers[-1])
         spans = Spans(sampling.ALWAYS_ON)
@@ -100,7 +100,7 @@ class TestWithoutSdk:
     def test_observer_tells_whether_it_is_enabled(
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whether there is something to do, now or ever."""
+        """The observer reports whether it has anything to do, now or later."""
         assert spans.observer().is_enabled()
         assert SpanObserver(tracer_provider=trace.NoOpTracerProvider()).is_enabled() is None
         monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
@@ -113,7 +113,7 @@ class TestWithoutSdk:
     @pytest.mark.parametrize("argument", ["", "tracer_provider=trace.get_tracer_provider()"])
     @pytest.mark.usefixtures("sampling")
     def test_global_provider_that_is_set_later_counts(self, argument: str) -> None:
-        """A global provider that is set after the observer was made counts from then on."""
+        """A global provider that is set later is used from then on."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
             from opentelemetry import trace
@@ -141,7 +141,7 @@ class TestWithoutSdk:
     def test_provider_named_in_the_environment_is_used(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The API creates it when it is first asked for."""
+        """A provider that is named in the environment is created when it is first used."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
             from apscheduler_telemetry.export.otel_traces import SpanObserver
@@ -159,7 +159,7 @@ class TestWithoutSdk:
 
     @pytest.mark.usefixtures("sampling")
     def test_private_provider_of_the_api_is_where_we_look(self) -> None:
-        """It tells whether there is a global provider; without it we ask in public."""
+        """The API's private variable says whether a global provider is set."""
         script = f"""
             import sys; sys.path[:] = {sys.path!r}
             from opentelemetry import trace
@@ -181,7 +181,7 @@ class TestWithoutSdk:
         assert output_of_script(script) == ("None False 0\nTrue True\nFalse\n", "")
 
     def test_run_whose_start_failed_gets_a_span_at_its_end(self, spans: Spans) -> None:
-        """A run whose start failed gets its span when it is finished, and no error."""
+        """If the start of a run was not recorded, its span is made at its end."""
         observer = spans.observer()
         run = measured(new_run())
         observer.on_callable_end(run)

@@ -24,7 +24,7 @@ class TestChanges:
 
     @pytest.mark.parametrize("wait_for", ["queue", "run"])
     def test_run_of_a_removed_job_keeps_its_outcome(self, wait_for: str) -> None:
-        """A run that was handed over before its job was removed ends as what it is."""
+        """A run that was submitted before its job was removed has its own outcome."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             if wait_for == "queue":
@@ -41,7 +41,7 @@ class TestChanges:
             assert rig.outcomes() == {"success": 1}
 
     def test_runs_of_a_job_that_was_removed_and_added_again_count_together(self) -> None:
-        """A job that comes back under its id goes on with its account, old runs included."""
+        """A job that is added again under its id continues its counts."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, every(10))
@@ -60,7 +60,7 @@ class TestChanges:
     def test_a_queued_run_gets_the_arguments_that_its_job_has_at_its_start(
         self, kind: str, instrumented: bool, tmp_path: Path
     ) -> None:
-        """A queued run takes the arguments that its job has when it starts, as without us."""
+        """A queued run gets the arguments that its job has at its start, as without telemetry."""
         results: list[Any] = []
         executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
         with hand_driven_rig({"default": executor}) as rig:
@@ -81,7 +81,7 @@ class TestChanges:
         assert results[3:] == ["new", "last"]
 
     def test_a_grace_time_that_is_set_while_a_run_is_queued_applies(self) -> None:
-        """A grace time that is set while a run is queued makes it miss, as without us."""
+        """A grace time that is set while a run is queued applies, as without telemetry."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             rig.add(gate.hold, id="a")
@@ -96,7 +96,7 @@ class TestChanges:
 
     @pytest.mark.parametrize("change", ["reschedule", "pause", "replace"])
     def test_a_new_schedule_leaves_the_running_run_alone(self, change: str) -> None:
-        """A new schedule, or none, does not touch the run under way, and counts from then on."""
+        """A new schedule does not affect the run in flight, and applies afterwards."""
         gate = Gate()
         later = IntervalTrigger(seconds=100, start_date=START + timedelta(seconds=100))
         with hand_driven_rig() as rig:
@@ -116,7 +116,7 @@ class TestChanges:
             assert rig.outcomes() == {"success": 1}
 
     def test_a_paused_job_has_no_due_runs(self) -> None:
-        """Runs that a job would have had while it was paused are not due."""
+        """Runs of a paused job are not due."""
         with hand_driven_rig() as rig:
             job = rig.add(jobs.nothing, every(10))
             rig.scheduler.turn()
@@ -145,7 +145,7 @@ class TestChanges:
             assert rig.outcomes() == {"success": 2, "coalesced": 4}
 
     def test_job_that_removes_itself_has_one_run(self) -> None:
-        """A job that removes itself from its thread has one run, and promises no more."""
+        """A job that removes itself from its thread has one run, and no next run."""
         with hand_driven_rig() as rig:
             rig.add(lambda: rig.scheduler.remove_job("job"), every(10))
             rig.scheduler.turn()

@@ -25,7 +25,7 @@ def promise(rig: HandRig) -> float:
 class TestDuringRuns:
     @JUMPS
     def test_clock_jump_during_a_run_leaves_its_duration(self, jump: float) -> None:
-        """A run takes as long as it takes, and ended so long after its start."""
+        """The duration does not change, and the end is the start plus the duration."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, "interval", seconds=10)
@@ -44,7 +44,7 @@ class TestDuringRuns:
 
     @pytest.mark.parametrize("jump", [-5 * HOUR, -1.0], ids=str)
     def test_clock_set_back_while_queued_gives_a_delay_of_0(self, jump: float) -> None:
-        """It starts before it was due, which is no delay, and not too late either."""
+        """A run that starts before its due time has a delay of 0, and is not missed."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             rig.add(gate.hold, "interval", seconds=10, id="first")
@@ -59,7 +59,7 @@ class TestDuringRuns:
 
     @pytest.mark.parametrize("jump", [-5 * HOUR, 5 * HOUR], ids=str)
     def test_span_never_ends_before_it_began(self, jump: float) -> None:
-        """A span never ends before it began, nor before what the job did in it."""
+        """A span ends neither before its start nor before spans of the job."""
         pytest.importorskip("opentelemetry.sdk")
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -82,7 +82,7 @@ class TestDuringRuns:
 class TestBetweenRuns:
     @pytest.mark.parametrize("jump", [-5 * HOUR, -1.0], ids=str)
     def test_clock_set_back_misses_no_run(self, jump: float) -> None:
-        """The promise stands, nothing is missed, and the run comes once when its time comes."""
+        """The next run stays, no run is missed, and the run happens once at its time."""
         with hand_driven_rig() as rig:
             rig.add(nothing, "interval", seconds=10)
             rig.after(10)
@@ -97,7 +97,7 @@ class TestBetweenRuns:
             assert rig.outcomes() == {"success": 2}
 
     def test_clock_set_forward_makes_passed_runs_due(self) -> None:
-        """What the clock has passed over is due at once, and the promise is ahead again."""
+        """Runs whose time was skipped are due at once, and the next run is in the future."""
         with hand_driven_rig() as rig:
             rig.add(nothing, "interval", seconds=10, coalesce=True)
             rig.after(HOUR)
@@ -106,7 +106,7 @@ class TestBetweenRuns:
             assert promise(rig) == HOUR + 10
 
     def test_clock_set_back_and_forth_makes_no_run_due_twice(self) -> None:
-        """A clock that goes to and fro makes no run due twice."""
+        """A clock that is set back and forth makes no run due twice."""
         with hand_driven_rig() as rig:
             rig.add(nothing, "interval", seconds=10, coalesce=False)
             for step in (10, -10, 10, -3, 3, 10, -HOUR, HOUR):
@@ -116,7 +116,7 @@ class TestBetweenRuns:
             assert promise(rig) == 30
 
     def test_leap_second_has_one_run(self) -> None:
-        """A cron job of each second, whose second comes twice, has one run of it."""
+        """A cron job for each second runs once in a second that is repeated."""
         with hand_driven_rig() as rig:
             rig.add(nothing, "cron", second="*")
             before = rig.job().next_run
@@ -132,7 +132,7 @@ class TestLiveness:
     def test_clock_jump_does_not_make_the_loop_overdue(
         self, jump: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whether the loop is overdue is a matter of time passed, and not of the clock."""
+        """Whether the loop is overdue depends on elapsed time, not on the wall clock."""
         with live_rig(BackgroundScheduler(timezone="UTC")) as rig:
             adapter: Any = rig.telemetry._exported_scheduler.adapter
             rig.add(nothing, "interval", hours=1)

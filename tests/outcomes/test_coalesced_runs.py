@@ -88,7 +88,7 @@ class TestCoalescing:
                 assert rig.outcomes() == {"success": 1, "coalesced": 9}, f"seed {seed}"
 
     def test_jitter_as_large_as_the_interval_makes_the_count_an_estimate(self) -> None:
-        """Where only the dice knew how many there were, the number is a fair guess."""
+        """With jitter as large as the interval, the count is an estimate."""
         guessed = actual = 0
         for seed in range(20):
             random.seed(seed)
@@ -106,7 +106,7 @@ class TestCoalescing:
     def test_telemetry_draws_no_random_numbers(
         self, make: Callable[[], BaseTrigger], seconds: float
     ) -> None:
-        """Whoever seeded `random` gets the same fire times, and next number, as without us."""
+        """Telemetry does not change the sequence of a seeded `random`."""
 
         def throw(scheduler: HandDriven, rig: HandRig | None, advance: Any) -> tuple[Any, float]:
             random.seed(4)
@@ -129,7 +129,7 @@ class TestCoalescing:
 
     @pytest.mark.parametrize("instrumented", [False, True])
     def test_a_stateful_trigger_is_not_called_more_often(self, instrumented: bool) -> None:
-        """A trigger of the user's that keeps count is not asked, and is understood all the same."""
+        """A user's stateful trigger is not called more often, and its runs are counted."""
         trigger = Countdown(10)
         with hand_driven_rig() as rig:
             if not instrumented:
@@ -147,7 +147,7 @@ class TestCoalescing:
             rig.is_told = instrumented
 
     def test_stateful_trigger_of_another_process_is_counted(self, tmp_path: Path) -> None:
-        """So it is where another process has stored the job, and the loop comes to it first."""
+        """This also holds if another process has stored the job."""
         pytest.importorskip("sqlalchemy")
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
@@ -164,7 +164,7 @@ class TestCoalescing:
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
 
     def test_trigger_that_cannot_be_copied_is_a_telemetry_error(self) -> None:
-        """A trigger that telemetry cannot ask runs as ever, and the failure is counted."""
+        """A trigger that cannot be copied works as before; the failed copy is counted."""
         trigger = Countdown(10)
         trigger.lock = threading.Lock()
         with hand_driven_rig() as rig:
@@ -175,7 +175,7 @@ class TestCoalescing:
             rig.failing = {"schedule"}
 
     def test_a_week_of_missed_seconds_is_counted_at_once(self) -> None:
-        """A job of every second that was down for a week is counted at once."""
+        """A job of every second that was down for a week is counted within one pass."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(1), coalesce=True)
             rig.after(7 * DAY)
@@ -183,7 +183,7 @@ class TestCoalescing:
             assert rig.outcomes() == {"success": 1, "coalesced": 7 * 24 * 3600}
 
     def test_run_in_time_coalesces_nothing(self) -> None:
-        """A job that is run whenever it is due has no coalesced runs."""
+        """A job that always runs in time has no coalesced runs."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(10), coalesce=True)
             rig.scheduler.turn()

@@ -37,7 +37,7 @@ class TestDaylightSaving:
     def test_hourly_job_has_a_run_for_each_hour_of_the_night(
         self, midnight: datetime, coalesce: bool
     ) -> None:
-        """Ten hours are ten runs of an hourly job."""
+        """An hourly job has one run per elapsed hour of the night."""
         if APSCHEDULER < (3, 11) and midnight is AUTUMN and not coalesce:
             pytest.skip("APScheduler 3.10 adds intervals to the clock on the wall, and loses one")
         trigger = IntervalTrigger(hours=1, start_date=midnight.astimezone(BERLIN), timezone=BERLIN)
@@ -63,7 +63,7 @@ class TestDaylightSaving:
     @pytest.mark.skipif(APSCHEDULER < (3, 11), reason="APScheduler 3.10 repeats hours itself")
     @pytest.mark.parametrize("midnight", [SPRING, AUTUMN], ids=["spring", "autumn"])
     def test_cron_job_has_a_run_for_each_half_hour_of_the_night(self, midnight: datetime) -> None:
-        """A cron job of every half hour has as many runs as the night has half hours."""
+        """A cron job of every half hour has one run per elapsed half hour of the night."""
         trigger = CronTrigger(minute="*/30", timezone=BERLIN)
         with hand_driven_rig(at=midnight, zone=BERLIN) as rig:
             rig.add(jobs.nothing, trigger, coalesce=True)
@@ -72,7 +72,7 @@ class TestDaylightSaving:
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
 
     def test_lost_runs_in_the_repeated_hour_are_counted_by_the_time(self) -> None:
-        """What is due in that hour is counted by the time, and not by the clock on the wall."""
+        """Due runs in the repeated hour are counted by elapsed time, not by the wall clock."""
         trigger = IntervalTrigger(minutes=30, start_date=AUTUMN.astimezone(BERLIN), timezone=BERLIN)
         with hand_driven_rig(at=AUTUMN, zone=BERLIN) as rig:
             rig.add(jobs.nothing, trigger, executor="nowhere")

@@ -93,7 +93,7 @@ class TestInPlace:
     """Runs that do not wait for anybody."""
 
     def test_run_of_the_debug_executor_is_measured(self) -> None:
-        """A job that the debug executor runs is measured like any other."""
+        """A run of the debug executor has a duration and a delay."""
         with live_rig(by_the_clock(DebugExecutor())) as rig:
             rig.add(jobs.nap, args=[0.05])
             rig.scheduler.turn()
@@ -101,7 +101,7 @@ class TestInPlace:
             assert 0 <= delay(rig) < 1
 
     def test_duration_of_a_coroutine_is_from_first_step_to_end(self) -> None:
-        """A coroutine's duration is from its first step to its end, whoever runs in between."""
+        """A coroutine's duration is from its first step to its end."""
 
         async def nap(seconds: float) -> None:
             await asyncio.sleep(seconds)
@@ -122,7 +122,7 @@ class TestInPlace:
         asyncio.run(main())
 
     def test_delay_counts_from_the_scheduled_time(self) -> None:
-        """The delay counts from the scheduled time, though nobody had looked at the job before."""
+        """The delay counts from the scheduled time, not from the pass that found the job."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, next_run_time=START)
             rig.after(7)
@@ -131,7 +131,7 @@ class TestInPlace:
             assert rig.job().last_run_due == START.timestamp()
 
     def test_running_run_shows_since_when_and_no_duration(self) -> None:
-        """A run shows since when it is inside the callable, and no duration yet."""
+        """A running run has a start time and no duration yet."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, next_run_time=START)
@@ -146,7 +146,7 @@ class TestInPlace:
             assert rig.job().running_since == 0
 
     def test_runs_without_a_start_have_no_duration(self) -> None:
-        """What was missed or lost is in no histogram."""
+        """Lost runs are in no histogram."""
         with hand_driven_rig({"default": spawning_pool()}) as rig:
             rig.add(lambda: None, id="lost")
             rig.add(jobs.nothing, executor="nowhere", id="nowhere")
@@ -162,7 +162,7 @@ class TestClockJumps:
     """Wall clocks that are set while jobs wait and run."""
 
     def test_start_before_the_due_time_has_a_delay_of_0(self) -> None:
-        """A run that starts before it is due, by the clock, has a delay of 0."""
+        """A run that starts before its due time, by the wall clock, has a delay of 0."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             rig.add(gate.hold, id="a")
@@ -177,7 +177,7 @@ class TestClockJumps:
 
     @pytest.mark.parametrize("jump", [-3600, 3600])
     def test_duration_does_not_follow_the_wall_clock(self, jump: float) -> None:
-        """A duration is by the stop watch, and the end is the start and the duration."""
+        """A duration is measured with a monotonic clock; the end is start plus duration."""
         with hand_driven_rig() as rig:
             rig.add(lambda: rig.clock.advance(jump))
             rig.scheduler.turn()
@@ -186,7 +186,7 @@ class TestClockJumps:
             assert rig.job().last_success == pytest.approx(START.timestamp(), abs=1)
 
     def test_child_whose_clock_is_behind_has_a_delay_of_0(self) -> None:
-        """A start that a child dates before the run was due has a delay of 0."""
+        """If the child's clock is behind, the delay is 0."""
         with freeze_time(datetime.now(UTC) + timedelta(hours=1)):
             scheduler = by_the_clock(spawning_pool())
             with live_rig(scheduler) as rig:

@@ -26,7 +26,7 @@ class TestWhatJobsRaise:
     def test_function_that_raises_is_one_error(
         self, executor: type[BaseExecutor], exception: type[BaseException]
     ) -> None:
-        """A function that raises any of them is one error, with the type's name."""
+        """A function that raises is one error, with the type of its exception."""
 
         def throw() -> None:
             raise exception
@@ -43,7 +43,7 @@ class TestWhatJobsRaise:
 
     @pytest.mark.parametrize("exception", [e for e in BASE if e is not GeneratorExit])
     def test_coroutine_that_raises_is_one_error(self, exception: type[BaseException]) -> None:
-        """So is a coroutine."""
+        """A coroutine that raises is one error."""
 
         async def throw() -> None:
             raise exception
@@ -57,7 +57,7 @@ class TestWhatJobsRaise:
         asyncio.run(main())
 
     def test_exception_without_a_text_is_one_error(self) -> None:
-        """An exception whose text cannot be had is an error like any other."""
+        """An exception whose text fails is an error like any other."""
 
         class MuteError(Exception):
             def __str__(self) -> str:

@@ -57,7 +57,7 @@ class TestOurOwnFailures:
     def test_jobs_go_on_and_telemetry_failures_are_counted(
         self, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They are counted, and runs and events are what they are without us."""
+        """Failures of telemetry are counted; runs and events are as without telemetry."""
         executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
         scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
 

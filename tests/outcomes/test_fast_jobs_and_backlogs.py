@@ -22,7 +22,7 @@ class TestFastJobs:
     """Jobs that end before APScheduler gets around to telling that they were submitted."""
 
     def test_each_of_500_one_off_runs_counts_once(self) -> None:
-        """500 one-off jobs share one label and are 500 successes, told in whatever order."""
+        """500 one-off jobs with one label are 500 successes, in whatever order events arrive."""
         with live_rig(BackgroundScheduler(timezone=UTC), start=False) as rig:
             rig.scheduler.start(paused=True)
             for _ in range(500):
@@ -38,7 +38,7 @@ class TestFastJobs:
         assert ["executed", "submitted"] in told.values(), "the case that is meant did not occur"
 
     def test_a_blocking_scheduler_is_no_different(self) -> None:
-        """Runs of a scheduler that blocks its thread are counted there."""
+        """Runs of a blocking scheduler are counted."""
         scheduler = BlockingScheduler(timezone=UTC)
         with live_rig(scheduler, start=False) as rig:
             for number in range(20):
@@ -64,7 +64,7 @@ class TestBacklog:
         assert [code for code in rig.codes() if code == "executed"] == ["executed"] * 5
 
     def test_misfired_runs_of_a_burst_are_counted_as_missed(self) -> None:
-        """Of five runs, those that are later than the grace time are missed, the others run."""
+        """Of five due runs, those later than the grace time are missed; the others run."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(10), coalesce=False, misfire_grace_time=25)
             rig.after(45)  # 45, 35, 25, 15 and 5 s late
@@ -72,7 +72,7 @@ class TestBacklog:
             assert rig.outcomes() == {"missed": 2, "success": 3}
 
     def test_a_run_that_the_others_of_its_burst_delay_is_missed(self) -> None:
-        """A run of the burst is missed when the runs before it in the burst take too long."""
+        """A run is missed if the earlier runs of its burst take too long."""
         with hand_driven_rig() as rig:
             rig.add(lambda: rig.clock.advance(20), every(10), coalesce=False, misfire_grace_time=30)
             rig.after(55)  # 55, 45, 35, 25, then 15 + 20 and 5 + 20 s late
@@ -80,7 +80,7 @@ class TestBacklog:
             assert rig.outcomes() == {"missed": 4, "success": 2}
 
     def test_errors_and_successes_of_a_burst_are_told_apart(self) -> None:
-        """Errors and successes of one burst are kept apart."""
+        """Errors and successes of one burst are counted separately."""
         turns = iter(range(6))
 
         def fail_each_third() -> None:
@@ -95,7 +95,7 @@ class TestBacklog:
             assert rig.job().exceptions == {"ValueError": 2}
 
     def test_a_burst_in_a_process_is_counted_run_by_run(self) -> None:
-        """A burst that runs in another process is counted run by run, with its durations."""
+        """A burst in another process is counted run by run, with durations."""
         with hand_driven_rig({"default": spawning_pool()}) as rig:
             rig.add(jobs.nap, every(10), args=[0.02], coalesce=False)
             rig.after(25)

@@ -51,7 +51,7 @@ class TestJobThatReschedulesItself:
     def test_runs_under_way_are_not_counted_as_missed(
         self, executor: Callable[[], Any], overdue: int
     ) -> None:
-        """Its runs that the pass has already submitted are counted once, by how they end."""
+        """Runs that the pass has already submitted are counted once, by their outcome."""
         with hand_driven_rig({"default": executor()}) as rig:
             rig.add(
                 lambda: rig.scheduler.reschedule_job("job", trigger="interval", seconds=HOUR),
@@ -71,7 +71,7 @@ class TestJobThatReplacesItself:
     """A job that removes itself while it runs and adds a job with the same id."""
 
     def test_metrics_describe_the_job_that_the_scheduler_keeps(self) -> None:
-        """The next run and the intervals are those of the job that `get_job` returns afterwards."""
+        """Next run and intervals are those of the job that `get_job` returns afterwards."""
 
         def replace() -> None:
             rig.scheduler.remove_job("job")
@@ -93,7 +93,7 @@ class TestListenerThatChangesTheJob:
     """A listener that changes a job in the same pass that has just submitted it."""
 
     def test_change_after_several_runs_withdraws_the_next_run(self) -> None:
-        """Its change counts as the user's, who gives up the next run that the pass has set."""
+        """The change counts as the user's, and cancels the next run that the pass has set."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             rig.add(nothing, "interval", seconds=10)
             for _ in range(3):

@@ -23,7 +23,7 @@ class TestProcesses:
     """What gets lost on the way to another process, there, or on the way back."""
 
     def test_all_runs_of_a_pool_are_lost_with_a_killed_worker(self, tmp_path: Path) -> None:
-        """All runs of a pool are lost with one killed worker; the next run is measured again."""
+        """If a worker is killed, all runs of its pool are lost; the next run is measured."""
         with hand_driven_rig({"default": spawning_pool(2)}) as rig:
             directory = str(tmp_path)
             rig.add(jobs.hold, args=[directory, "bystander"], id="bystander")
@@ -112,7 +112,7 @@ class TestSubmission:
     def test_runs_are_lost_where_the_executor_raises(
         self, coalesce: bool, expected: dict[str, int]
     ) -> None:
-        """What an executor does not take is lost, and counted as an error of submission."""
+        """Runs that an executor rejects are lost, and counted as submission errors."""
         executor = ThreadPoolExecutor(1)
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(jobs.nothing, every(10), coalesce=coalesce)
@@ -123,7 +123,7 @@ class TestSubmission:
             assert {"lost": expected["lost"]} == {"lost": rig.job().consecutive_failures}
 
     def test_runs_are_lost_where_submit_job_itself_raises(self) -> None:
-        """So it is with an executor that refuses in `submit_job` itself."""
+        """The same holds if `submit_job` itself raises."""
 
         class Refusing(DebugExecutor):
             def submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
@@ -136,7 +136,7 @@ class TestSubmission:
             assert rig.errors_of("submit") == 1
 
     def test_last_run_on_an_executor_that_serves_another_scheduler(self) -> None:
-        """The other one gets its result; the job is finished here, and no error has removed it."""
+        """If another scheduler owns the executor, the run's result goes there."""
         executor = DebugExecutor()
         with hand_driven_rig({"default": executor}) as rig:
             rig.is_told = False
@@ -150,7 +150,7 @@ class TestSubmission:
             other.shutdown()
 
     def test_runs_are_lost_where_the_executor_is_unknown(self) -> None:
-        """All due runs of a job whose executor is unknown are lost, and so is the job."""
+        """All due runs of a job with an unknown executor are lost, and the job is removed."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(10), executor="nowhere")
             rig.after(35)
@@ -160,7 +160,7 @@ class TestSubmission:
             assert START.timestamp() == rig.job().next_run, "the promise is not taken back"
 
     def test_other_jobs_of_the_pass_run(self) -> None:
-        """One job that cannot be submitted does not disturb the accounts of the next one."""
+        """A job that cannot be submitted does not affect the other jobs of the pass."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(10), id="a", executor="nowhere")
             rig.add(jobs.nothing, every(10), id="b")

@@ -21,7 +21,7 @@ class TestMisfires:
     """Runs that start later than their job allows."""
 
     def test_a_run_that_the_loop_finds_too_late_is_missed(self) -> None:
-        """A run that the loop finds too late is missed, and the next one in time is not."""
+        """A run that the loop finds too late is missed; the next run, in time, is not."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(MINUTE), misfire_grace_time=30)
             rig.after(45)
@@ -47,7 +47,7 @@ class TestMisfires:
             assert rig.job().last_run_due is None, "it never started"
 
     def test_each_queued_run_of_one_job_is_missed_by_itself(self) -> None:
-        """Of a job that waits more than once, each run is missed when it is too late."""
+        """Of several queued runs of a job, each one that is too late is missed."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
             rig.add(gate.hold, id="a")
@@ -63,7 +63,7 @@ class TestMisfires:
             assert rig.outcomes() == {"missed": 2, "success": 1}
 
     def test_a_run_that_a_child_finds_too_late_is_missed(self) -> None:
-        """A run that a child finds too late is missed, though the parent thought it had begun."""
+        """A run that a child finds too late is missed, also if its start was estimated."""
         long_ago = datetime.now(UTC) - timedelta(hours=1)  # for the child, whose clock is right
         with hand_driven_rig({"default": spawning_pool()}, at=long_ago) as rig:
             rig.add(jobs.nothing, misfire_grace_time=60)
@@ -73,7 +73,7 @@ class TestMisfires:
             assert [0] * len(rig.job().delays.counts) == rig.job().delays.counts
 
     def test_the_last_of_a_coalesced_backlog_can_be_missed(self) -> None:
-        """Of a backlog that is folded, the last run can be too late as well."""
+        """The last run of a coalesced backlog can be missed as well."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(MINUTE), coalesce=True, misfire_grace_time=30)
             rig.after(4 * MINUTE + 45)

@@ -75,7 +75,7 @@ class TestRunThatIsOvertaken:
 
     @pytest.mark.parametrize("scraped", [False, True], ids=["not scraped", "scraped meanwhile"])
     def test_last_run_does_not_move_back_when_an_earlier_run_ends(self, *, scraped: bool) -> None:
-        """The gauge of the last run does not move back when the earlier run ends."""
+        """The time of the last run does not go back when an earlier run ends."""
         calls = Calls()
         with hand_driven_rig() as rig:
             rig.add(calls, "interval", seconds=10, max_instances=2)
@@ -98,7 +98,7 @@ class TestRunsThatAreDueAtTheSameTime:
 
     @pytest.mark.parametrize("first", [0, 1])
     def test_runs_due_at_the_same_time_each_end_once(self, first: int) -> None:
-        """Each is in flight until it ends itself, in whatever order they do."""
+        """Two runs with the same due time each end once, in either order."""
         calls, due = Calls(), at(1)
         with hand_driven_rig() as rig:
             job = rig.add(calls, "interval", seconds=1000, max_instances=2)
@@ -139,7 +139,7 @@ class TestSubmissionThatIsInterrupted:
     """Ctrl-C while, or right after, an executor is given a job."""
 
     def test_does_not_end_another_run_that_is_due_at_the_same_time(self) -> None:
-        """The one in flight has the very same datetime, and is not lost, whatever the line."""
+        """A rejected run does not end a run in flight with the same due time, at any line."""
         number, was_there = 0, True
         while was_there:
             executor = KeptByHand()
@@ -161,7 +161,7 @@ class TestSubmissionThatIsInterrupted:
             number += 1
 
     def test_counts_a_run_once_that_ends_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Another thread ends and adds it up, while the submission is rejected."""
+        """A run that ends in another thread during a rejection counts once."""
         executor = KeptByHand(KeyboardInterrupt())
         with hand_driven_rig({"default": executor}) as rig:
             rig.is_told = False
@@ -188,7 +188,7 @@ class TestErrorReportThatIsInterrupted:
     """Ctrl-C while an executor reports that it got no result."""
 
     def test_reaches_apscheduler(self) -> None:
-        """Or the job would count as running there, and never run again."""
+        """The exception reaches APScheduler, which otherwise would keep the job as running."""
         executor = KeptByHand()
         with hand_driven_rig({"default": executor}) as rig:
             rig.is_told = False
@@ -209,7 +209,7 @@ class TestExecutorThatIsAddedAgain:
     """An executor that is removed from the scheduler and added again."""
 
     def test_run_under_way_counts_as_running_there(self) -> None:
-        """A run that it has worked on all the time is in its number of running runs."""
+        """A run from before counts as running in the new scheduler's executor."""
         calls, executor = Calls(1), ThreadPoolExecutor(1)
         with hand_driven_rig({"pool": executor}) as rig:
             rig.add(calls, "interval", seconds=10, executor="pool")
@@ -234,7 +234,7 @@ class TestRunFromBeforeTelemetry:
     def test_its_failure_does_not_end_a_later_run(
         self, *, logged: bool, request: pytest.FixtureRequest
     ) -> None:
-        """The later run of the same job goes on, and its own outcome is counted."""
+        """The failure of an earlier run does not end a later one, which has its own outcome."""
         calls = Calls()
         failures: list[logging.LogRecord] = []
 
@@ -281,7 +281,7 @@ class TestRunWhoseFailureCannotBeLogged:
     def test_failure_that_cannot_be_logged_does_not_end_the_earlier_run(
         self, request: pytest.FixtureRequest
     ) -> None:
-        """Of two runs under way the later one is lost, and the earlier one goes on."""
+        """Of two runs, the later one is lost, and the earlier one stays in flight."""
         calls = Calls()
         records: list[logging.LogRecord] = []
 
@@ -350,7 +350,7 @@ class TestExecutorThatReportsThePlainJobId:
     @pytest.mark.parametrize("failing", [0, 1], ids=["the earlier", "the later"])
     @pytest.mark.parametrize("has_traceback", [True, False])
     def test_failure_of_one_run_ends_one_run(self, *, has_traceback: bool, failing: int) -> None:
-        """Of two runs in flight one is lost, and the other one succeeds when it ends."""
+        """Of two runs in flight one is lost; the other succeeds."""
         calls = Calls()
         executor = PlainIdExecutor(has_traceback=has_traceback)
         with hand_driven_rig({"default": executor}) as rig:
@@ -370,7 +370,7 @@ class TestExecutorThatReportsThePlainJobId:
     def test_stack_trace_tells_which_run_has_failed(
         self, failing: int, provider_and_spans: tuple[Any, Callable[[], Any]]
     ) -> None:
-        """The span of the run whose callable has raised is the one that is lost."""
+        """The span of the run whose job raised is the one that is lost."""
         provider, spans = provider_and_spans
         calls = Calls()
         telemetry = {"tracer_provider": provider}
@@ -412,7 +412,7 @@ class TestPoolThatCallsTheJobTwice:
     def test_one_run_is_counted_and_has_one_span(
         self, *, fails: bool, outcome: str, provider_and_spans: tuple[Any, Callable[[], Any]]
     ) -> None:
-        """The second call of the callable is followed by nobody, as one run was due."""
+        """A second call of the job within one due run is not counted."""
         provider, spans = provider_and_spans
         from opentelemetry.trace import get_current_span as current_span
 

@@ -437,7 +437,7 @@ steps = st.one_of(
 def test_each_due_run_has_one_outcome_under_random_changes(
     specs: list[Spec], steps: list[tuple[str, int, Any]]
 ) -> None:
-    """Whatever jobs there are and whatever is done to them, the books say what the model says."""
+    """After any sequence of changes, the metrics equal those of the model."""
     executors = {
         "default": DebugExecutor(),
         "inline": DebugExecutor(),
@@ -469,7 +469,7 @@ def test_each_due_run_has_one_outcome_under_random_changes(
 def test_each_due_run_of_a_child_has_one_outcome_under_random_faults(
     tmp_path_factory: Any, behaviours: list[str], coalesce: list[bool], jumps: list[float]
 ) -> None:
-    """So it is where children die, and where results and callables cannot travel."""
+    """The same holds if children die, and if callables or results cannot be pickled."""
     directory = tmp_path_factory.mktemp("children")
     funcs: dict[str, tuple[Any, list[Any]]] = {
         "work": (jobs.nothing, []),

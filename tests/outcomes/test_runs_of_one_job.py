@@ -54,7 +54,7 @@ class TestRunsOfOneJob:
         wait_until(is_enabled_final)
 
     def test_the_failure_of_a_run_from_before_us_is_not_taken_for_a_later_one(self) -> None:
-        """A run that started before telemetry was installed fails; the run after it goes on."""
+        """A run from before `instrument` fails; the later run stays in flight."""
         before, after = Gate(), Gate()
         gates = iter([before, after])
 
@@ -86,7 +86,7 @@ class TestRunsOfOneJob:
 
     @pytest.mark.parametrize("kind", ["inline", "threads"])
     def test_a_callable_that_cannot_be_called_is_an_error(self, kind: str) -> None:
-        """So it is where the arguments are such that no call is made."""
+        """Arguments that do not fit the callable are an error."""
         executor = DebugExecutor() if kind == "inline" else ThreadPoolExecutor(2)
         with hand_driven_rig({"default": executor}) as rig:
             job = rig.add(jobs.nothing, "interval", seconds=10)
@@ -102,7 +102,7 @@ class TestRunsOfOneJob:
             assert rig.job().exceptions == {"TypeError": 1}
 
     def test_a_job_that_runs_within_itself_has_two_runs(self) -> None:
-        """It makes the loop look for due jobs while the loop runs it."""
+        """A job that makes the loop run it again has two runs."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             within: list[bool] = []
 
@@ -117,7 +117,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 2}
 
     def test_a_scrape_before_the_next_run_is_set_does_not_hide_it(self) -> None:
-        """A scrape sees a run that has started; the next one sees the job's next run as well."""
+        """After a scrape during a pass, the next scrape shows the job's next run."""
         gate = Gate()
 
         class Scraping(IntervalTrigger):
@@ -154,7 +154,7 @@ class TestRunsOfOneJob:
     def test_intervals_that_are_computed_late_are_computed_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They are, when they do not hold any more, however late they were computed first."""
+        """Intervals that are outdated when they are computed are computed again."""
         compute, may_compute = triggers.compute_intervals, threading.Event()
 
         def compute_late(*args: Any) -> Any:
@@ -185,7 +185,7 @@ class TestRunsOfOneJob:
     def test_intervals_of_a_former_trigger_that_are_computed_late_are_dropped(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Those of the job's new trigger stay, which are known at once."""
+        """Late intervals of a former trigger are dropped; those of the new one stay."""
         compute, may_compute = triggers.compute_intervals, threading.Event()
 
         def compute_late(*args: Any) -> Any:
@@ -203,7 +203,7 @@ class TestRunsOfOneJob:
 
     @pytest.mark.parametrize("is_paused", [False, True])
     def test_intervals_of_a_job_that_gets_another_label(self, *, is_paused: bool) -> None:
-        """They are known under the new label as well, once the job is not paused."""
+        """When a paused job with a new label is resumed, its intervals are known."""
         with hand_driven_rig(telemetry={"job_label": lambda job: job.name}) as rig:
             job = rig.add(jobs.nothing, "interval", seconds=10, name="job")
             if is_paused:
@@ -215,7 +215,7 @@ class TestRunsOfOneJob:
 
     @pytest.mark.parametrize("kind", ["inline", "threads"])
     def test_each_of_100_runs_counts_once(self, kind: str) -> None:
-        """Each is counted, however often the metrics state is read meanwhile."""
+        """Each of 100 runs counts once, however often the metrics are read."""
         executor = DebugExecutor() if kind == "inline" else ThreadPoolExecutor(2)
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(jobs.give_back, "interval", seconds=10, args=[1])
@@ -229,7 +229,7 @@ class TestRunsOfOneJob:
             assert job.last_run_due == (START + timedelta(seconds=1000)).timestamp()
 
     def test_a_run_that_a_scrape_has_seen_counts_once(self) -> None:
-        """So it is for a run that a scrape saw while it ran, and for the one after it."""
+        """A run that a scrape has shown as running counts once, and so does the next one."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, "interval", seconds=10)
@@ -243,7 +243,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 2}
 
     def test_a_missed_run_between_two_others_counts_as_missed(self) -> None:
-        """A run that waits too long for a thread is missed, and its neighbours succeed."""
+        """A run that waits too long for a thread is missed; the runs around it succeed."""
         with hand_driven_rig() as rig:
             gate = Gate()
             rig.add(jobs.nothing, "interval", seconds=10, misfire_grace_time=1)
@@ -265,7 +265,7 @@ class TestRunsOfOneJob:
 
     @pytest.mark.parametrize("way", ["modify", "by hand", "by name"])
     def test_a_run_gets_the_arguments_that_its_job_has_by_then(self, way: str) -> None:
-        """They may be changed between two runs, by APScheduler or past it."""
+        """A run gets the current arguments, also if they were changed past APScheduler."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             job = rig.add(jobs.give_back, "interval", seconds=10, args=["old"])
             rig.after(10)
@@ -280,7 +280,7 @@ class TestRunsOfOneJob:
             assert results == ["old", "new"]
 
     def test_limits_that_were_set_past_apscheduler_apply(self) -> None:
-        """So do a grace time and a `max_instances` that were set on the job itself."""
+        """A grace time and `max_instances` that were set on the job object apply."""
         with hand_driven_rig() as rig:
             job = rig.add(jobs.nothing, "interval", seconds=10)
             rig.after(10)
@@ -315,7 +315,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 2, "missed": 2}
 
     def test_an_executor_that_gets_a_copy_of_the_job_runs_the_copy(self) -> None:
-        """A copy that the user submits is run, and counts as a run of the job."""
+        """A copy of a job that the user submits is run, and counts as a run of the job."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             job = rig.add(jobs.give_back, "interval", seconds=10, args=["job"])
             rig.after(10)
@@ -348,7 +348,7 @@ class TestRunsOfOneJob:
         assert names_of_spans == ["1", "2", "2", "4"]
 
     def test_only_a_sampled_run_is_an_exemplar(self) -> None:
-        """Where one run in two is sampled, the others leave the exemplar as it is."""
+        """If one run in two is sampled, the other runs leave the exemplar unchanged."""
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
         sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
         turns = itertools.cycle([sampling.ALWAYS_ON, sampling.ALWAYS_OFF])
@@ -374,7 +374,7 @@ class TestRunsOfOneJob:
         assert seen[0] == seen[1] != seen[2] == seen[3]
 
     def test_jobs_of_one_id_on_one_executor_are_told_apart(self) -> None:
-        """They are in two stores, and never taken for each other."""
+        """Jobs with the same id in two stores are counted separately."""
         gate = Gate()
         stores = {"default": MemoryJobStore(), "other": MemoryJobStore()}
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}, jobstores=stores) as rig:
@@ -395,7 +395,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 4, "missed": 1}
 
     def test_a_run_that_the_user_submits_leaves_the_next_run_as_it_is(self) -> None:
-        """A change of the job after that cancels its next run, as ever."""
+        """A run that the user submits keeps the next run; a later change cancels it."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             job = rig.add(jobs.nothing, "interval", seconds=10)
             rig.after(10)
@@ -408,7 +408,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 2}
 
     def test_a_patch_that_a_wrapper_keeps_in_place_measures_nothing(self) -> None:
-        """That is so after `uninstrument`, where a wrapper of the user's still calls our patch."""
+        """After `uninstrument`, a patch that a user's wrapper still calls measures nothing."""
         executor = DebugExecutor()
         with hand_driven_rig({"default": executor}) as rig:
             rig.add(jobs.nothing, "interval", seconds=10)
@@ -422,7 +422,7 @@ class TestRunsOfOneJob:
             rig.is_told = False
 
     def test_due_jobs_that_can_be_read_only_once_all_run(self) -> None:
-        """A store of the user's may yield the due jobs one by one."""
+        """All due jobs run if a user's store returns them as an iterator."""
 
         class OneByOne(MemoryJobStore):
             def get_due_jobs(self, now: datetime) -> Any:
@@ -438,7 +438,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes("a") == rig.outcomes("b") == {"success": 1}
 
     def test_a_stored_job_is_not_kept_after_its_run(self) -> None:
-        """What a store has unpickled for a run is gone after it, without a garbage collection."""
+        """A job that was unpickled for a run is freed after it, without a garbage collection."""
         sqlalchemy = pytest.importorskip("sqlalchemy")
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
@@ -462,7 +462,7 @@ class TestRunsOfOneJob:
 
     @pytest.mark.parametrize("ends", ["before", "after"])
     def test_a_job_is_not_kept_after_a_shutdown(self, ends: str) -> None:
-        """It goes, also where its run ends later. Its next run stays expected."""
+        """A job is freed after a shutdown, also if its run ends later; its next run stays."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(lambda *_: gate.hold(), "interval", seconds=10, args=[Kept()])
@@ -480,7 +480,7 @@ class TestRunsOfOneJob:
             assert rig.job().next_run == START.timestamp() + 20
 
     def test_a_job_that_was_removed_is_not_kept_after_its_last_run(self) -> None:
-        """A job that runs once is removed before its run ends."""
+        """A one-off job, which is removed before its run ends, is freed."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(lambda *_: gate.hold(), args=[Kept()])
@@ -494,7 +494,7 @@ class TestRunsOfOneJob:
             assert rig.outcomes() == {"success": 1}
 
     def test_an_executor_that_was_removed_is_not_kept(self) -> None:
-        """It goes, though a job that ran there stays."""
+        """A removed executor is freed, also if a job that ran there stays."""
         with hand_driven_rig() as rig:
             executor = DebugExecutor()
             rig.scheduler.add_executor(executor, "other")
@@ -506,7 +506,7 @@ class TestRunsOfOneJob:
             wait_until(lambda: gc.collect() >= 0 and reference() is None)
 
     def test_a_job_that_moves_to_another_executor_runs_there(self) -> None:
-        """And it is counted there."""
+        """A job that moves to another executor runs there and is counted there."""
         executors = {"default": DebugExecutor(), "other": ThreadPoolExecutor(1)}
         with hand_driven_rig(executors) as rig:
             job = rig.add(threading.get_ident, "interval", seconds=10)

@@ -24,7 +24,7 @@ class TestShutdown:
 
     @pytest.mark.parametrize("wait", [False, True])
     def test_queued_runs_of_a_thread_pool_run_after_shutdown(self, wait: bool) -> None:
-        """A thread pool works off its queue, whether the scheduler waits for it or not."""
+        """Queued runs of a thread pool run after `shutdown`, with and without `wait`."""
         gate = Gate()
         scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone=UTC)
         with live_rig(scheduler) as rig:
@@ -47,7 +47,7 @@ class TestShutdown:
     def test_queued_runs_of_a_process_pool_run_after_shutdown(
         self, wait: bool, tmp_path: Path
     ) -> None:
-        """So does a process pool."""
+        """Queued runs of a process pool run after `shutdown`, with and without `wait`."""
         with hand_driven_rig({"default": spawning_pool()}) as rig:
             rig.add(jobs.hold, args=[str(tmp_path)], id="a")
             rig.add(jobs.nothing, id="b")

@@ -18,7 +18,7 @@ class TestMaxInstances:
     """Runs that are refused, as others of the job are under way."""
 
     def test_a_run_that_meets_one_in_flight_is_skipped(self) -> None:
-        """Each due run that meets one under way is skipped."""
+        """A run that is due while another one is in flight is skipped."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, every(10))
@@ -36,7 +36,7 @@ class TestMaxInstances:
         [(True, {"coalesced": 4, "skipped": 1}), (False, {"skipped": 5})],
     )
     def test_a_backlog_is_skipped(self, coalesce: bool, expected: dict[str, int]) -> None:
-        """Of a backlog, the run that the others are folded into is skipped, or all of them are."""
+        """Of a backlog, the run that remains after coalescing is skipped, or all runs are."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, every(10), coalesce=coalesce)
@@ -47,7 +47,7 @@ class TestMaxInstances:
             gate.open()
 
     def test_only_runs_beyond_max_instances_are_skipped(self) -> None:
-        """With ``max_instances=2``, two runs are under way and the third is skipped."""
+        """With ``max_instances=2``, two runs are in flight and the third is skipped."""
         gate = Gate()
         with hand_driven_rig() as rig:
             rig.add(gate.hold, every(10), max_instances=2)
@@ -62,7 +62,7 @@ class TestMaxInstances:
             assert rig.outcomes() == {"success": 2, "skipped": 1}
 
     def test_a_lost_run_leaves_the_other_one_running(self, tmp_path: Path) -> None:
-        """Of two runs at a time the one that gets lost does not end the other's account."""
+        """Of two runs in flight, a lost one does not end the other."""
         with hand_driven_rig({"default": spawning_pool(2)}) as rig:
             rig.add(jobs.lose_the_first, every(10), args=[str(tmp_path)], max_instances=2)
             rig.scheduler.turn()

@@ -154,7 +154,7 @@ class TestCommand:
         assert "usage: apscheduler-telemetry" in completed.stderr
 
     def test_command_imports_no_dependency(self) -> None:
-        """It imports neither APScheduler nor Prometheus nor OpenTelemetry."""
+        """The command imports neither APScheduler nor Prometheus nor OpenTelemetry."""
         script = (
             "import sys; from apscheduler_telemetry.cli import main\n"
             "print([m for m in ('apscheduler', 'opentelemetry', 'prometheus_client')"

@@ -44,7 +44,7 @@ class TestLinks:
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
     def test_links_lead_to_existing_files_and_headings(self, page: Path) -> None:
-        """Every relative link names a file that exists, and a heading that it has."""
+        """Every relative link leads to an existing file and heading."""
         broken = []
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if re.match(r"[a-z]+:", target):
@@ -60,7 +60,7 @@ class TestReliability:
     """The table of faults."""
 
     def test_each_fault_names_a_test(self) -> None:
-        """Each row names tests that exist where its section links to, or says why not."""
+        """Each row names existing tests in the file that its section links to, or says why not."""
         wrong = []
         for section in (ROOT / "docs" / "reliability.md").read_text().split("\n## ")[1:]:
             linked = [ROOT / path for path in re.findall(r"\]\(\.\./(tests/[\w/.]+)\)", section)]
@@ -86,7 +86,7 @@ class TestContributing:
     """The table of features and their tests."""
 
     def test_table_of_features_has_every_test_file_once(self) -> None:
-        """Each file in the table exists, and each file of tests is in it."""
+        """Each file in the table exists, and each test file is in it once."""
         page = (ROOT / "CONTRIBUTING.md").read_text()
         section = page.split("## Which test shows what")[1].split("\n## ")[0]
         named = re.findall(r"\[([\w/]+\.py)\]\((tests/[\w/]+\.py)\)", section)
@@ -95,7 +95,7 @@ class TestContributing:
         assert sorted(path for _, path in named) == sorted(files)
 
     def test_no_file_of_tests_has_more_than_700_lines(self) -> None:
-        """A longer file is about more than one feature."""
+        """No test file has more than 700 lines, as a longer one is about several features."""
         lengths = {path: len(path.read_text().splitlines()) for path in ROOT.glob("tests/**/*.py")}
         assert {path: n for path, n in lengths.items() if n > 700} == {}
 
@@ -104,7 +104,7 @@ class TestMetricsPage:
     """The contract."""
 
     def test_page_lists_what_the_collector_shows(self) -> None:
-        """Name, type and labels of every family are those of the page, and no more."""
+        """The table has name, type and labels of every family, and no others."""
         page = (ROOT / "docs" / "metrics.md").read_text()
         said = {
             (name, kind, frozenset({"scheduler", *re.findall(r"`(\w+)`", labels)}))
@@ -125,7 +125,7 @@ class TestMetricsPage:
 
 class TestOpenTelemetryPage:
     def test_page_lists_the_metrics_that_exist(self) -> None:
-        """Name, instrument, unit, attributes and translation of each metric are on the page."""
+        """The table has name, instrument, unit, attributes and translation of each metric."""
         page = (ROOT / "docs" / "opentelemetry.md").read_text()
         said = {
             (*found[:3], tuple(re.findall(r"`(\w+)`", found[3])), found[4])

@@ -144,14 +144,14 @@ class TestConstants:
 
     @pytest.mark.parametrize("fact", CONSTANTS)
     def test_all_pages_have_the_number_of_the_code(self, fact: str) -> None:
-        """Each sentence that gives the number gives the one of the code."""
+        """Each sentence with a limit has the number that is in the code."""
         number, patterns = CONSTANTS[fact]
         assert {pattern: set(said(pattern)) for pattern in patterns} == {
             pattern: {number} for pattern in patterns
         }
 
     def test_length_of_stack_traces(self) -> None:
-        """It is that of the exporter of spans, which needs OpenTelemetry."""
+        """The page has the limit of the span exporter, which needs OpenTelemetry."""
         otel_traces = pytest.importorskip("apscheduler_telemetry.export.otel_traces")
         assert set(said(r"the last ([\d,]+) characters")) == {otel_traces.MAX_STACKTRACE}
 
@@ -198,12 +198,12 @@ class TestSeries:
     """How many series a job has."""
 
     def test_scraped(self, series: list[str]) -> None:
-        """All pages give the number that a job really has."""
+        """All pages have the number of series that a job really has."""
         links = r"\[(\d+) series\]\(metrics\.md#series-per-job\)"
         assert set(said(links)) == set(said(r"has (\d+) series after")) == {len(series)}
 
     def test_parts(self, series: list[str]) -> None:
-        """Histograms and outcomes are as many of them as the page says."""
+        """The page has the numbers of histogram and outcome series."""
         histograms = [line for line in series if re.search(r"_(bucket|sum|count){", line)]
         outcomes = [line for line in series if "outcome=" in line]
         assert said(r"(\d+) of them are the two histograms") == [len(histograms)]
@@ -211,7 +211,7 @@ class TestSeries:
 
     @pytest.mark.parametrize("page", BENCHMARK_JOBS)
     def test_measurements(self, page: str) -> None:
-        """The number of series of a measurement is that of its jobs."""
+        """The number of series of a measurement follows from its number of jobs."""
         [(jobs, all_series)] = re.findall(
             r"with ([\d,]+) jobs \(([\d,]+) (?:scraped )?series\)", PAGES[page]
         )
@@ -220,7 +220,7 @@ class TestSeries:
         assert int(all_series.replace(",", "")) == BENCHMARK_JOBS[page] * each
 
     def test_recorded(self) -> None:
-        """The rules record as many series for a job at rest as the pages say."""
+        """The pages have the number of series that the rules record for an idle job."""
         recorded = re.findall(r"- record: apscheduler_job:(\S+)", RULES)
         at_rest = [name for name in recorded if name != "running_seconds" and ":" not in name]
         assert set(said(r"\[?(\d+) recorded series")) == {len(at_rest)}
@@ -238,22 +238,22 @@ class TestTables:
         ids=["metrics", "spans"],
     )
     def test_outcomes(self, page: str, header: str) -> None:
-        """The table has each outcome."""
+        """The table lists each outcome."""
         rows = [row[0] for row in table(page, header)]
         assert names(rows) == {outcome.value for outcome in model.Outcome}
 
     def test_kinds_of_errors(self) -> None:
-        """The table has each kind of error that APScheduler only logs."""
+        """The table lists each kind of scheduler error."""
         rows = [row[0] for row in table("metrics.md", "| `kind` | error |")]
         assert names(rows) == {kind.value for kind in model.SchedulerErrorKind}
 
     def test_components(self) -> None:
-        """The runbook says what each component of an error of the telemetry is."""
+        """The runbook explains each component of telemetry errors."""
         rows = [row[0] for row in table("runbook.md", "| `component` | what failed |")]
         assert names(rows) == set(ERROR_COMPONENTS)
 
     def test_reasons_of_dead_loops(self) -> None:
-        """The runbook explains each reason for which `/health` may call a loop dead."""
+        """The runbook explains each reason for which `/health` reports a dead loop."""
         code = Path(loop_liveness.__file__).read_text("utf-8")
         codes = set(re.findall(r'"([a-z_]+)", (?:message|f?"[A-Z])', code)) - {"stopped"}
         assert len(codes) > 1
@@ -308,7 +308,7 @@ class TestAlerts:
         }
 
     def test_severities(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
-        """The severity of a row is the default of the rule."""
+        """The severity in a row is the default of the rule."""
         wrong = []
         for name, rules in alerts.items():
             for rule, row in zip(rules, rows_of_alerts()[name], strict=True):
@@ -318,7 +318,7 @@ class TestAlerts:
         assert wrong == []
 
     def test_waits(self, alerts: dict[str, list[dict[str, Any]]]) -> None:
-        """For how long a rule waits (`for`) is in its row, or in the sentence below the table."""
+        """The duration `for` of a rule is in its row, or in the sentence below the table."""
         below = re.findall(
             r"^The conditions of (.*) must be true for 1 minute\.$",
             PAGES["alerts.md"],
@@ -335,7 +335,7 @@ class TestAlerts:
         assert wrong == []
 
     def test_groups(self) -> None:
-        """The page gives the number of groups, and of the rules in the largest."""
+        """The page has the number of groups, and of the rules in the largest group."""
         yaml = pytest.importorskip("yaml")
         groups = yaml.safe_load(RULES)["groups"]
         assert said(r"has (\w+) groups, and the largest group has (\d+) rules") == [
@@ -348,7 +348,7 @@ class TestDashboards:
     """What the page says of the dashboards."""
 
     def test_queries(self) -> None:
-        """The measurement was of as many queries as there are."""
+        """The page has the number of queries."""
         dashboards = [
             json.loads(path.read_text("utf-8"))
             for path in (ROOT / "grafana" / "dashboards").glob("*.json")
@@ -373,7 +373,7 @@ class TestStack:
     """What the page says of the stack."""
 
     def test_memory(self) -> None:
-        """The page gives the sum of the limits of all services."""
+        """The page has the sum of the memory limits of all services."""
         compose = (ROOT / "docker-compose.yml").read_text("utf-8")
         limits = re.findall(r"^ +mem_limit: (\d+)([mg])$", compose, re.MULTILINE)
         gigabytes = sum(int(number) / (1024 if unit == "m" else 1) for number, unit in limits)
@@ -386,7 +386,7 @@ class TestPages:
 
     @pytest.mark.parametrize("page", sorted(PAGES.keys()))
     def test_says_what_it_is_for(self, page: str) -> None:
-        """Below its title is a sentence about the page itself."""
+        """The first sentence below the title says what the page is for."""
         title, empty, first = PAGES[page].split("\n")[:3]
         assert title.startswith("# ")
         assert empty == ""

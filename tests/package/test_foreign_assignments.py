@@ -108,7 +108,7 @@ class TestPackage:
         return modules
 
     def test_objects_change_themselves_only(self, found: Mapping[str, Mapping[str, int]]) -> None:
-        """An assignment that is not exempt belongs into a method of the object that it changes."""
+        """Only methods of an object assign to its attributes, apart from the exemptions."""
         assert [
             f"{module}:{line} changes {target}"
             for module, targets in found.items()
@@ -117,7 +117,7 @@ class TestPackage:
         ] == []
 
     def test_exemptions_are_needed(self, found: Mapping[str, Mapping[str, int]]) -> None:
-        """Every exemption is of an assignment that is there, as a stale one hides the next."""
+        """Every exemption matches an assignment that exists."""
         assert [
             f"{module}: {target}"
             for module, targets in EXEMPT.items()
@@ -151,7 +151,7 @@ class TestForeignAssignments:
         ],
     )
     def test_assignment_to_another_object_is_found(self, source: str, target: str) -> None:
-        """An assignment is found however it is written."""
+        """An assignment to another object is found in each syntactic form."""
         assert list(foreign_assignments(source)) == [(source.count("\n") + 1, target)]
 
     @pytest.mark.parametrize(
@@ -166,5 +166,5 @@ class TestForeignAssignments:
         ],
     )
     def test_assignment_to_itself_is_not_found(self, source: str) -> None:
-        """What an object assigns to itself is fine, and so is what is no attribute."""
+        """Assignments to `self`, or to what is no attribute, are not reported."""
         assert list(foreign_assignments(source)) == []

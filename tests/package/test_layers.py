@@ -211,22 +211,22 @@ class TestPackage:
     """The package as it is installed."""
 
     def test_imports_only_go_down(self) -> None:
-        """No module imports one of its own layer or of a higher one, and none is left out."""
+        """No module imports one of its own layer or of a higher one, and each has a layer."""
         assert violations(PACKAGE, LAYERS, INDEPENDENT) == []
 
     def test_imports_are_seen(self) -> None:
-        """The test above looks at something."""
+        """The test above finds imports to check."""
         found = {(each.module, each.target) for each in imports_in(PACKAGE)}
         assert {("api", "core.recorder"), ("core.recorder", "core.records")} <= found
 
     def test_every_layer_in_the_list_exists(self) -> None:
-        """Every name in the layers is a module: a stale one would hide the next mistake."""
+        """Every name in the list of layers is an existing module."""
         named = [module for layer in LAYERS for module in layer]
         assert sorted(named) == sorted(modules_in(PACKAGE).keys() - {""})
 
     @pytest.mark.parametrize("module", sorted(LAYERS[0]))
     def test_lowest_layer_needs_standard_library_only(self, module: str) -> None:
-        """Importing a module of the lowest layer imports nothing that has to be installed."""
+        """Modules of the lowest layer import only the standard library."""
         tree = ast.parse((PACKAGE / f"{module}.py").read_text("utf-8"))
         imported = set()
         for node in tree.body:
@@ -237,7 +237,7 @@ class TestPackage:
         assert imported <= sys.stdlib_module_names
 
     def test_worker_imports_the_standard_library_only(self) -> None:
-        """A child of a process pool that imports what it needs loads no dependency of ours."""
+        """The module for children of process pools imports only the standard library."""
         code = (
             "import sys, apscheduler_telemetry.adapters.apscheduler3.child_process;"
             " print(*sorted({name.partition('.')[0] for name in sys.modules}))"
@@ -291,7 +291,7 @@ class TestViolations:
         return package
 
     def test_imports_down_are_allowed(self, package: Path) -> None:
-        """What only goes down is fine, inside a sub-package as well."""
+        """Imports of lower layers are allowed, also inside a sub-package."""
         assert violations(package, self.LAYERS, ["left", "right"]) == []
 
     @pytest.mark.parametrize(
@@ -313,25 +313,25 @@ class TestViolations:
     )
     @pytest.mark.parametrize("module", ["low", "right"])
     def test_import_up_is_a_violation(self, package: Path, module: str, source: str) -> None:
-        """An import of a higher layer is found however it is written."""
+        """An import of a higher layer is found in each syntactic form."""
         (package / f"{module}.py").write_text(source)
         line = source.count("\n", 0, source.index("top")) + 1
         assert f"{module}:{line} imports up: top" in violations(package, self.LAYERS)
 
     @pytest.mark.parametrize("source", ["import package", "from package import name"])
     def test_import_of_the_package_itself_is_a_violation(self, package: Path, source: str) -> None:
-        """The package is above all its modules."""
+        """An import of the package itself is found, as it is the top layer."""
         (package / "low.py").write_text(source)
         assert "low:1 imports up: package" in violations(package, self.LAYERS)
 
     @pytest.mark.parametrize("source", ["from package import right", "from ..right import x"])
     def test_import_sideways_is_a_violation(self, package: Path, source: str) -> None:
-        """An import of a neighbour is found, in a sub-package too."""
+        """An import within a layer is found, also in a sub-package."""
         (package / "left" / "_b.py").write_text(source)
         assert violations(package, self.LAYERS) == ["left._b:1 imports sideways: right"]
 
     def test_import_across_independent_layers_is_a_violation(self, package: Path) -> None:
-        """An import of another one of the independent packages is found, though it goes down."""
+        """An import between independent packages is found, also of a lower layer."""
         (package / "left" / "_a.py").write_text("from package.right import x")
         assert violations(package, self.LAYERS) == []
         found = violations(package, self.LAYERS, ["left", "right"])
@@ -339,7 +339,7 @@ class TestViolations:
 
     @pytest.mark.parametrize("name", ["new", "left/new"])
     def test_module_without_a_layer_is_a_violation(self, package: Path, name: str) -> None:
-        """A module that is in no layer is found, in a sub-package too."""
+        """A module without a layer is found, also in a sub-package."""
         (package / f"{name}.py").touch()
         module = name.replace("/", ".")
         assert violations(package, self.LAYERS) == [f"{module} is in no layer"]
@@ -353,7 +353,7 @@ class TestViolations:
         ],
     )
     def test_import_up_inside_a_package_is_a_violation(self, package: Path, source: str) -> None:
-        """What goes up inside a sub-package is found, and the cycle that it makes."""
+        """An import of a higher layer inside a sub-package is found, and the cycle it makes."""
         (package / "left" / "_b.py").write_text(source)
         up, cycle = violations(package, self.LAYERS)
         assert up == f"left._b:{source.count(chr(10)) + 1} imports up: left._a"

@@ -24,17 +24,17 @@ class TestExports:
     """What `import apscheduler_telemetry` offers."""
 
     def test_every_exported_name_is_importable(self) -> None:
-        """Every exported name can be had, lazily, and says the same the second time."""
+        """Every exported name can be imported lazily, and is the same object the second time."""
         for name in apscheduler_telemetry.__all__:
             exported = getattr(apscheduler_telemetry, name)
             assert exported is getattr(apscheduler_telemetry, name)
 
     def test_dir_lists_every_exported_name(self) -> None:
-        """`dir` shows what is exported, imported already or not."""
+        """`dir` lists the exported names, imported or not."""
         assert set(apscheduler_telemetry.__all__) <= set(dir(apscheduler_telemetry))
 
     def test_names_for_type_checkers_are_those_at_run_time(self) -> None:
-        """Type checkers are told of exactly the names that exist at run time."""
+        """Type checkers see exactly the names that exist at run time."""
         path = importlib.resources.files(apscheduler_telemetry) / "__init__.py"
         told = {
             alias.asname or alias.name
@@ -47,7 +47,7 @@ class TestExports:
         assert told == set(apscheduler_telemetry.__all__)
 
     def test_nothing_else_is_public(self) -> None:
-        """What is public in a namespace is exported, or a module of the package."""
+        """Every public name of the namespace is exported, or a module of the package."""
         modules = {
             path.name.removesuffix(".py")
             for path in importlib.resources.files(apscheduler_telemetry).iterdir()
@@ -57,7 +57,7 @@ class TestExports:
         assert public - modules - helpers <= set(apscheduler_telemetry.__all__)
 
     def test_handle_has_the_documented_members(self) -> None:
-        """What is public in what `instrument` returns is what the README and the docs describe."""
+        """The public members of the handle are those that README and docs describe."""
         scheduler = BackgroundScheduler()
         telemetry = apscheduler_telemetry.instrument(scheduler, registry=None)
         public = {name for name in dir(telemetry) if not name.startswith("_")}
@@ -66,7 +66,7 @@ class TestExports:
         assert public == expected
 
     def test_unknown_name_is_an_attribute_error(self) -> None:
-        """A name that does not exist is an AttributeError as in any module."""
+        """An unknown name raises AttributeError."""
         with pytest.raises(AttributeError, match=r"apscheduler_telemetry.*has no attribute 'no'"):
             _ = apscheduler_telemetry.no
 
@@ -75,22 +75,22 @@ class TestMetadata:
     """What pip and type checkers read."""
 
     def test_version_is_that_of_the_metadata(self) -> None:
-        """The version is the one in the metadata."""
+        """The version is that of the metadata."""
         expected = importlib.metadata.version("apscheduler-telemetry")
         assert expected == apscheduler_telemetry.__version__
 
     def test_package_is_typed(self) -> None:
-        """The marker of a typed package is installed with it."""
+        """The marker `py.typed` is installed."""
         assert (importlib.resources.files(apscheduler_telemetry) / "py.typed").is_file()
 
     def test_changelog_names_the_version(self) -> None:
-        """The version, or the one to come, has an entry in the changelog."""
+        """The changelog has an entry for the version, or for the next one."""
         changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
         [latest, *_] = re.findall(r"^## \[?([\w.]+)", changelog, re.MULTILINE)
         assert latest in {"Unreleased", apscheduler_telemetry.__version__}
 
     def test_classifiers_name_the_supported_pythons(self) -> None:
-        """The oldest Python in the classifiers is the one that pip is told."""
+        """The oldest Python in the classifiers is that of `requires-python`."""
         metadata = importlib.metadata.metadata("apscheduler-telemetry")
         classifiers = metadata.get_all("Classifier") or []
         oldest = next(c for c in classifiers if "Python :: 3." in c).rpartition(" ")[2]
@@ -136,7 +136,7 @@ class TestRepository:
         return (path for path in paths if path.is_file())
 
     def test_repository_has_nothing_private(self) -> None:
-        """No file names a package registry's host or a path of somebody's machine."""
+        """No file names the host of a package registry or a path of a developer's machine."""
         pattern = re.compile("|".join(self.PRIVATE).encode())
         found = [
             f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace')}"
@@ -146,7 +146,7 @@ class TestRepository:
         assert found == []
 
     def test_search_finds_the_files_of_the_repository(self) -> None:
-        """The test above looks at something."""
+        """The test above finds files to check."""
         names = {path.relative_to(ROOT).as_posix() for path in self.files()}
         assert {"pyproject.toml", "Makefile", "tests/package/test_package.py"} <= names
         assert not any(name.startswith((".venv/", ".envs/", "build/")) for name in names)

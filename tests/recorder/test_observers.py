@@ -88,24 +88,24 @@ class Failing:
 
 class TestErrorReporter:
     def test_components_start_at_zero(self) -> None:
-        """Every component has a count before it fails, so that an increase can be seen."""
+        """Every component has a count of 0 at first, so that an increase can be seen."""
         assert ErrorReporter().counts() == dict.fromkeys(ERROR_COMPONENTS, 0)
 
     def test_counts_by_component(self) -> None:
-        """Each failure raises the count of its component alone."""
+        """Each failure increases the count of its component only."""
         errors = ErrorReporter()
         for component in ("spans", "spans", "http"):
             errors.exception(component)
         assert errors.counts() == {**dict.fromkeys(ERROR_COMPONENTS, 0), "spans": 2, "http": 1}
 
     def test_counts_unknown_components(self) -> None:
-        """A component that is not listed is counted, too."""
+        """A component that is not listed is counted as well."""
         errors = ErrorReporter()
         errors.exception("new")
         assert errors.counts()["new"] == 1
 
     def test_logs_the_first_failure_of_a_component(self, caplog: pytest.LogCaptureFixture) -> None:
-        """The log gets one record per component, with the traceback."""
+        """The first failure of each component is logged, with its traceback."""
         errors = ErrorReporter()
         with caplog.at_level(logging.ERROR, "apscheduler_telemetry"):
             for component in ("spans", "http", "spans", "http"):
@@ -129,7 +129,7 @@ class TestErrorReporter:
         assert errors.counts()["spans"] == 1
 
     def test_counts_from_many_threads(self) -> None:
-        """No failure is lost when threads fail at once."""
+        """No failure is lost if threads report at the same time."""
         errors = ErrorReporter()
         threads = [threading.Thread(target=fail_often, args=(errors, 500)) for _ in range(4)]
         for thread in threads:
@@ -139,7 +139,7 @@ class TestErrorReporter:
         assert errors.counts()["spans"] == 2_000
 
     def test_survives_a_fork_under_lock(self) -> None:
-        """A lock that another thread holds during a fork does not stay held in the child."""
+        """A lock that another thread holds during a fork is free in the child."""
         script = """
             import os, signal
             from apscheduler_telemetry.core.observers import ErrorReporter
@@ -157,7 +157,7 @@ class TestErrorReporter:
         assert done.returncode == 0
 
     def test_an_exception_at_any_line(self) -> None:
-        """An exception from outside leaves no lock held, wherever it comes."""
+        """An exception from a signal handler leaves no lock held, at any line."""
         line = 0
         while True:
             errors = ErrorReporter()
@@ -217,14 +217,14 @@ class TestObserverGroup:
         ],
     )
     def test_refresh(self, answers: list[Any], enabled: bool, settled: bool) -> None:
-        """It has to look again as long as an observer may become enabled, and none is."""
+        """`refresh` is needed while an observer may still become enabled."""
         errors = ErrorReporter()
         group = ObserverGroup(errors, map(Undecided, answers))
         assert (group.is_enabled, group.is_enabled_final) == (enabled, settled)
         assert errors.counts()["spans"] == sum(isinstance(answer, Boom) for answer in answers)
 
     def test_an_observer_that_becomes_enabled(self) -> None:
-        """The next look finds it."""
+        """`refresh` finds an observer that has become enabled."""
         observer = Undecided(False)
         group = ObserverGroup(ErrorReporter(), [observer])
         observer.answer = True
@@ -233,7 +233,7 @@ class TestObserverGroup:
         assert (group.is_enabled, group.is_enabled_final) == (True, True)
 
     def test_starts_in_order_and_ends_in_reverse(self) -> None:
-        """Observers are around each other like context managers."""
+        """Observers are called in order at the start and in reverse at the end."""
         calls: list[Any] = []
         group = ObserverGroup(ErrorReporter(), [Observer("a", calls), Observer("b", calls)])
         group.on_callable_start(RUN)
@@ -249,7 +249,7 @@ class TestObserverGroup:
         ]
 
     def test_joins_carriers(self) -> None:
-        """What several observers inject is one carrier."""
+        """The entries that observers inject are joined in one carrier."""
         carriers = {"a": {"x": "1"}, "b": None, "c": {"y": "2"}}
         observers = [Observer(name, [], carrier) for name, carrier in carriers.items()]
         assert ObserverGroup(ErrorReporter(), observers).create_trace_carrier(RUN) == {
@@ -258,12 +258,12 @@ class TestObserverGroup:
         }
 
     def test_injects_nothing(self) -> None:
-        """Without anything to inject the carrier is empty."""
+        """If no observer injects anything, the carrier is empty."""
         assert ObserverGroup(ErrorReporter(), [Observer("a", [])]).create_trace_carrier(RUN) == {}
         assert ObserverGroup(ErrorReporter()).create_trace_carrier(RUN) == {}
 
     def test_an_observer_that_fails_harms_no_other(self) -> None:
-        """An observer that raises is counted, and the others are called all the same."""
+        """An observer that raises is counted, and the others are called."""
         errors = ErrorReporter()
         calls: list[Any] = []
         failing = Failing(), Failing(component="meter")
@@ -282,7 +282,7 @@ class TestObserverGroup:
         assert {part: n for part, n in errors.counts().items() if n} == {"spans": 4, "meter": 4}
 
     def test_stop_waits_for_runs_that_observers_have_begun_with(self) -> None:
-        """It is done when the last of them is finished, and says so once."""
+        """`stop` calls back once, when the last open run is finished."""
         observer, done = Following(), list[str]()
         group = ObserverGroup(ErrorReporter(), [Observer("a", []), observer])
         group.stop(lambda: done.append("done"))
@@ -295,7 +295,7 @@ class TestObserverGroup:
         assert done == ["done"]
 
     def test_stop_is_done_at_once_if_no_observer_has_open_runs(self) -> None:
-        """An observer that fails has none, as far as can be known."""
+        """`stop` calls back at once if no observer has open runs, or if it fails."""
         errors, done = ErrorReporter(), list[str]()
         ObserverGroup(errors, [Failing(), Observer("a", [])]).stop(lambda: done.append("done"))
         assert done == ["done"]
@@ -303,14 +303,14 @@ class TestObserverGroup:
 
     @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
     def test_does_not_swallow_what_ends_the_program(self, exception: type[BaseException]) -> None:
-        """Ctrl-C in an observer is still Ctrl-C."""
+        """KeyboardInterrupt in an observer is raised."""
         with pytest.raises(exception):
             ObserverGroup(ErrorReporter(), [Failing(exception)]).on_callable_start(RUN)
 
 
 class TestObservedRuns:
     def test_drops_runs_that_ended_some_time_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Runs in flight and runs that have just ended stay, whatever their number."""
+        """Runs in flight and runs that ended recently are kept, whatever their number."""
         monkeypatch.setattr(observers_module, "MAX_STALE_RUNS", 3)
         rig = RecorderRig()
         monkeypatch.setattr(time, "time", rig.clock)

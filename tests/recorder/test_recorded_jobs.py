@@ -15,7 +15,7 @@ class TestJobs:
     def test_jobs_of_one_label_share_numbers_and_the_earliest_next_run(
         self, rig: RecorderRig
     ) -> None:
-        """Jobs of one label share numbers, and the earliest of their next runs is shown."""
+        """Jobs with one label share counts; the earliest of their next runs is shown."""
         twin = rig.recorder.job_upserted(job_info("twin", label="job"), AT + 5)
         rig.recorder.job_rescheduled(rig.record, AT + 10, cancels=False)
         assert rig.job().next_run == AT + 5
@@ -26,7 +26,7 @@ class TestJobs:
         assert (rig.job().next_run, rig.job().info.id) == (AT + 10, "job")
 
     def test_advancing_cancels_nothing(self, rig: RecorderRig) -> None:
-        """The scheduler's step to the next run cancels no run; a change by the user does."""
+        """Advancing to the next run cancels nothing; a change by the user does."""
         rig.recorder.job_advanced(rig.record, DUE.replace(second=10))
         assert (rig.job().cancelled_run_due_at, rig.job().next_run) == (None, AT + 10)
         rig.recorder.job_rescheduled(rig.record, AT + 99, cancels=True)
@@ -35,14 +35,14 @@ class TestJobs:
         assert (rig.job().cancelled_run_due_at, rig.job().next_run) == (AT + 99, 0)
 
     def test_run_that_is_planned_again_is_not_cancelled(self, rig: RecorderRig) -> None:
-        """A run that was cancelled and is planned again is not cancelled."""
+        """A cancelled run that is planned again is not cancelled."""
         rig.recorder.job_rescheduled(rig.record, None, cancels=True)
         assert rig.job().cancelled_run_due_at == AT
         rig.recorder.job_rescheduled(rig.record, AT, cancels=True)
         assert rig.job().cancelled_run_due_at is None
 
     def test_another_job_of_the_label_may_plan_a_run_again(self, rig: RecorderRig) -> None:
-        """Another job of the label may plan again what was cancelled, also as it advances."""
+        """A cancelled run may be planned again by another job with the label."""
         shared = rig.recorder.job_upserted(job_info("other", label="job"), AT + 20)
         rig.recorder.job_removed(shared, RemovalReason.CANCELLED)
         assert rig.job().cancelled_run_due_at == AT + 20
@@ -60,7 +60,7 @@ class TestJobs:
     def test_removal_by_the_user_cancels_the_next_run(
         self, rig: RecorderRig, removal: RemovalReason, next_run: float, cancelled: float | None
     ) -> None:
-        """The user cancels the next run; an error of APScheduler leaves it expected."""
+        """A removal by the user cancels the next run; one by an error leaves it expected."""
         rig.recorder.job_removed(rig.record, removal)
         assert (rig.job().next_run, rig.job().cancelled_run_due_at) == (next_run, cancelled)
         assert jobs_per_store(rig.recorder) == {"default": 0}
@@ -68,7 +68,7 @@ class TestJobs:
         assert rig.job().cancelled_run_due_at == cancelled, "it was gone already"
 
     def test_next_run_of_a_job_removed_by_an_error_is_forgotten(self, rig: RecorderRig) -> None:
-        """The next run of a job that was removed by an error is forgotten after 15 minutes."""
+        """The next run of a job that was removed by an error is dropped after 15 minutes."""
         failed = rig.recorder.job_upserted(job_info("failed", label="job"), AT - 60)
         rig.recorder.job_removed(failed, RemovalReason.FAILED)
         rig.clock.now = AT + REMOVED_JOB_SECONDS - 1
@@ -77,7 +77,7 @@ class TestJobs:
         assert rig.job().next_run == AT
 
     def test_job_removed_by_an_error_comes_back_with_a_new_next_run(self, rig: RecorderRig) -> None:
-        """A job that was removed by an error and is added again has the next run of now."""
+        """A job that was removed by an error and is added again has its new next run."""
         rig.recorder.job_removed(rig.record, RemovalReason.FAILED)
         rig.recorder.job_upserted(job_info(), AT + 600)
         assert rig.job().next_run == AT + 600
@@ -85,7 +85,7 @@ class TestJobs:
         assert rig.job().next_run == AT + 600
 
     def test_removed_job_is_dropped_after_15_minutes(self, rig: RecorderRig) -> None:
-        """A removed job stays for 15 minutes, and that long after the end of its last run."""
+        """A removed job is dropped 15 minutes after the end of its last run."""
         (run,) = rig.submit()
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 1_200
@@ -98,7 +98,7 @@ class TestJobs:
         assert rig.labels() == []
 
     def test_late_end_of_the_last_run_is_shown(self, rig: RecorderRig) -> None:
-        """If the last run ends between two readings, the next one shows how, however late."""
+        """The outcome of a last run that ends between two readings is shown by the next."""
         (run,) = rig.submit()
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + REMOVED_JOB_SECONDS
@@ -109,7 +109,7 @@ class TestJobs:
         assert rig.labels() == []
 
     def test_versions_are_never_used_again(self, rig: RecorderRig) -> None:
-        """A reader that missed that a label was dropped does not mistake the new one for it."""
+        """A label that was dropped and added again has a new version."""
         known = {job.label: job.version for job in rig.recorder.snapshots()}
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 900
@@ -121,7 +121,7 @@ class TestJobs:
             assert all(job is not None for _, job in rig.recorder.snapshots_since(known))
 
     def test_job_that_comes_back_keeps_its_numbers(self, rig: RecorderRig) -> None:
-        """A job that comes back keeps its numbers, and is not dropped."""
+        """A job that is added again keeps its counts, and is not dropped."""
         rig.recorder.runs_unsubmitted(rig.record, Outcome.SKIPPED, 3)
         rig.recorder.job_removed(rig.record, RemovalReason.CANCELLED)
         rig.recorder.job_upserted(job_info(), AT + 10)
@@ -129,7 +129,7 @@ class TestJobs:
         assert rig.job().stats.outcomes[Outcome.SKIPPED] == 3
 
     def test_job_whose_label_changes_counts_under_the_new_one(self, rig: RecorderRig) -> None:
-        """A job whose label changes counts under the new one; runs in flight keep theirs."""
+        """A job counts under its new label; runs in flight keep the former one."""
         (run,) = rig.submit()
         moved = rig.recorder.job_upserted(job_info(label="new"), AT + 10)
         assert (rig.job("job").next_run, rig.job("new").next_run) == (0, AT + 10)
@@ -140,13 +140,13 @@ class TestJobs:
         assert rig.job("job").stats.outcomes[Outcome.SUCCESS] == 1
 
     def test_jobs_are_listed_with_their_next_run(self, rig: RecorderRig) -> None:
-        """Jobs that have a next run are listed with it."""
+        """Jobs are listed with their next run."""
         rig.recorder.job_upserted(job_info("paused"), None)
         rig.recorder.job_upserted(job_info("sql", jobstore="sql"), DUE)
         assert rig.recorder.next_runs() == {("default", "job"): AT, ("sql", "sql"): AT}
 
     def test_jobs_are_counted_by_store(self, rig: RecorderRig) -> None:
-        """Jobs are counted by store, and one of the same id in another store is another one."""
+        """Jobs are counted by store; the same id in another store is another job."""
         rig.recorder.jobstore_added("sql", is_local=False)
         assert jobs_per_store(rig.recorder) == {"default": 1, "sql": 0}
         rig.recorder.job_upserted(job_info(jobstore="sql"), AT + 5)
@@ -160,7 +160,7 @@ class TestJobs:
         ]
 
     def test_shared_store_is_known_as_of_its_last_reading(self, rig: RecorderRig) -> None:
-        """A shared store is known as of its last reading, a local one as of now."""
+        """A shared store is current as of its last reading, a local one as of now."""
         rig.recorder.jobstore_added("memory", is_local=True)
         rig.recorder.jobstore_added("sql", is_local=False)
         rig.recorder.jobstore_read_failed("sql")
@@ -184,7 +184,7 @@ class TestTooManyLabels:
     """More labels than the limit."""
 
     def test_jobs_beyond_the_limit_share_one_label(self) -> None:
-        """Jobs beyond the limit share one label, which describes none of them."""
+        """Jobs beyond the limit share one label, without information about one of them."""
         rig = RecorderRig(max_labels=2)
         for job_id in ("second", "third", "fourth"):
             record = rig.recorder.job_upserted(job_info(job_id), AT)
@@ -196,7 +196,7 @@ class TestTooManyLabels:
         assert again.series.label == "__overflow__"
 
     def test_dropped_label_makes_room_for_another(self) -> None:
-        """When a label is dropped, the next new job has a label of its own."""
+        """When a label is dropped, the next new job has its own label."""
         rig = RecorderRig(max_labels=1)
         rig.recorder.job_upserted(job_info("second"), AT)
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
@@ -209,7 +209,7 @@ class TestErrors:
     """What APScheduler only logs."""
 
     def test_every_kind_of_error_counts_by_itself(self, rig: RecorderRig) -> None:
-        """Every kind is there at 0 and counts by itself."""
+        """Every kind of error starts at 0 and counts separately."""
         rig.recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         assert rig.recorder.scheduler_error_counts() == {
             **dict.fromkeys(SchedulerErrorKind, 0),
@@ -221,7 +221,7 @@ class TestExecutors:
     """The load of executors."""
 
     def test_removed_executor_is_not_shown(self, rig: RecorderRig) -> None:
-        """An executor that is removed is not shown, and its runs may still end."""
+        """A removed executor is not shown, and its runs can still end."""
         (run,) = rig.submit()
         rig.recorder.executor_removed("default")
         rig.recorder.executor_removed("default")
@@ -233,7 +233,7 @@ class TestExecutors:
         assert rig.counts() == (1, 0, 0, {"success": 1})
 
     def test_workers_are_counted_when_they_are_read(self) -> None:
-        """The number of workers is not asked for before it is read."""
+        """The number of workers is computed only when it is read."""
         workers = [2]
         recorder = Recorder("main")
         recorder.executor_added("default", lambda: workers[0])

@@ -26,12 +26,12 @@ class TestRuns:
     """A run from its submission to its end."""
 
     def test_all_outcomes_are_there_at_zero(self, rig: RecorderRig) -> None:
-        """A job that is new has six outcomes at zero."""
+        """A new job has all six outcomes at zero."""
         assert rig.job().stats.outcomes == dict.fromkeys(Outcome, 0)
         assert len(Outcome) == 6
 
     def test_run_is_queued_running_and_ended(self, rig: RecorderRig) -> None:
-        """A run is queued, running and ended, for its job and for its executor."""
+        """A run is counted as queued, running and ended, for its job and its executor."""
         (run,) = rig.submit()
         assert rig.counts() == (1, 1, 0, {})
         run.start(AT + 2)
@@ -45,7 +45,7 @@ class TestRuns:
         assert (job.in_flight.running_since, job.stats.last_success) == (0, AT + 5)
 
     def test_a_run_ends_once(self, rig: RecorderRig) -> None:
-        """The second end of a run changes nothing, and the caller learns that."""
+        """A second end of a run changes nothing and returns False."""
         for first in (Outcome.SUCCESS, Outcome.LOST):
             (run,) = rig.submit()
             assert rig.finish(run, first, started=AT, duration=1)
@@ -72,7 +72,7 @@ class TestRuns:
         assert rig.counts() == (1, 0, 0, {"success": 1})
 
     def test_measured_start_replaces_an_estimate(self, rig: RecorderRig) -> None:
-        """A start that comes with the end replaces an estimate, and counts once."""
+        """A measured start replaces an estimated one, and counts once."""
         queued, estimated = rig.submit(0, 10)
         estimated.set_estimated_start(AT + 11)
         in_flight = rig.job().in_flight
@@ -87,7 +87,7 @@ class TestRuns:
         assert rig.counts() == (2, 0, 0, {"success": 2})
 
     def test_missed_run_has_no_start_and_no_delay(self, rig: RecorderRig) -> None:
-        """A run that was missed has no start and no delay, whatever was estimated or measured."""
+        """A missed run has no start and no delay, whatever was estimated."""
         estimated, measured = rig.submit(0, 10)
         estimated.set_estimated_start(AT + 1)
         measured.start(AT + 11)
@@ -101,13 +101,13 @@ class TestRuns:
         assert (sum(stats.delays.counts), sum(stats.durations.counts)) == (0, 0)
 
     def test_the_delay_is_never_negative(self, rig: RecorderRig) -> None:
-        """A start before the run was due is a delay of 0."""
+        """A start before the due time is a delay of 0."""
         (run,) = rig.submit(60)
         run.start(AT)
         assert (run.start_delay, rig.job().stats.delays.sum) == (0, 0)
 
     def test_only_successes_and_errors_have_durations(self, rig: RecorderRig) -> None:
-        """The duration of a lost run does not count, even if it was measured."""
+        """The duration of a lost run does not count."""
         for outcome in (Outcome.SUCCESS, Outcome.ERROR, Outcome.LOST):
             (run,) = rig.submit()
             rig.finish(run, outcome, started=AT, duration=2)
@@ -116,7 +116,7 @@ class TestRuns:
         assert sum(stats.delays.counts) == 3
 
     def test_duration_has_the_span_as_exemplar(self, rig: RecorderRig) -> None:
-        """The duration of a run has its span as an exemplar, at the time of its end."""
+        """The exemplar of a duration is the run's span, at the time of its end."""
         (run,) = rig.submit()
         run.set_exemplar_span(SPAN)
         rig.finish(run, started=AT, duration=0.5)
@@ -125,7 +125,7 @@ class TestRuns:
         assert (exemplar.value, exemplar.timestamp) == (0.5, AT + 0.5)
 
     def test_unsubmitted_runs_are_due_and_ended_at_once(self, rig: RecorderRig) -> None:
-        """Runs that reach no executor are due and have ended at once."""
+        """Runs that reach no executor are due and ended at once."""
         runs = rig.recorder.runs_unsubmitted(rig.record, Outcome.COALESCED, 9, [DUE, DUE], ["x"])
         assert rig.counts() == (9, 0, 0, {"coalesced": 9})
         assert [(run.outcome, run.due, run.link_origins) for run in runs] == [
@@ -141,7 +141,7 @@ class TestRuns:
         assert rig.recorder.executors() == {"default": (4, 0, 0)}
 
     def test_last_run_is_the_one_due_last(self, rig: RecorderRig) -> None:
-        """The last run is the one that was due last of those that started, in whatever order."""
+        """The last run is the started one with the latest due time."""
         late, early, _queued = rig.submit(20, 10, 30)
         assert rig.job().stats.last_run_due is None
         late.start(AT + 21)
@@ -186,14 +186,14 @@ class TestFailures:
         assert (stats.last_failure, stats.last_duration) == (AT + 50, 3)
 
     def test_exceptions_are_counted_by_type(self, rig: RecorderRig) -> None:
-        """Exceptions that runs raised are counted by type, but not why a run was lost."""
+        """Exceptions of jobs are counted by type; reasons of lost runs are not."""
         for outcome in (Outcome.ERROR, Outcome.ERROR, Outcome.LOST):
             (run,) = rig.submit()
             rig.finish(run, outcome, BOOM)
         assert rig.job().stats.exceptions == {"shop.Boom": 2}
 
     def test_types_beyond_twenty_share_a_name(self, rig: RecorderRig) -> None:
-        """Beyond twenty types of exceptions, the others share a name; known ones keep theirs."""
+        """Types beyond the twentieth share a name; known ones keep theirs."""
         for number in [*range(30), 0]:
             (run,) = rig.submit()
             rig.finish(run, Outcome.ERROR, RunError(type=f"Error{number}", message=""))
@@ -206,7 +206,7 @@ class TestOrder:
     """Runs count in the order in which they ended."""
 
     def test_runs_are_ordered_by_their_end(self, rig: RecorderRig) -> None:
-        """The order of submission does not matter, nor does a clock that stands still."""
+        """Runs count in the order of their ends, also if the clock stands still."""
         first, second, third = rig.submit(0, 10, 20)
         for run, outcome in (
             (third, Outcome.ERROR),
@@ -219,7 +219,7 @@ class TestOrder:
         assert (stats.last_outcome, stats.consecutive_failures) == (Outcome.LOST, 1)
 
     def test_unsubmitted_runs_come_after_those_that_ended_before(self, rig: RecorderRig) -> None:
-        """A run that ended before counts before, although it was not added up yet."""
+        """A run that ended earlier counts earlier, also if it was not added up yet."""
         (run,) = rig.submit()
         rig.finish(run, Outcome.ERROR)
         rig.recorder.runs_unsubmitted(rig.record, Outcome.LOST, 1)
@@ -234,7 +234,7 @@ class TestHistogram:
     """Buckets."""
 
     def test_bounds_are_inclusive(self) -> None:
-        """A value that equals a bound is in its bucket, as Prometheus defines ``le``."""
+        """A value equal to a bound is in its bucket, as Prometheus defines ``le``."""
         histogram = Histogram((1, 2))
         for value in (0, 1, 1.5, 2, 2.1, 99):
             histogram.observe(value)
@@ -251,7 +251,7 @@ class TestHistogram:
         assert (bucket, kept.labels, kept.value, kept.timestamp) == (0, labels, 0.6, 11)
 
     def test_copy_does_not_change(self) -> None:
-        """A copy does not show what is observed later."""
+        """A copy does not show later observations."""
         histogram = Histogram((1,))
         copy = histogram.copy()
         histogram.observe(0.5)
@@ -277,7 +277,7 @@ class TestChanges:
     def test_each_change_gives_a_new_version(
         self, rig: RecorderRig, change: Callable[[RecorderRig], Any]
     ) -> None:
-        """Each change gives a new version, and no change none."""
+        """Each change gives a new version; no change gives none."""
         known = {"job": rig.job().version}
         assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
         change(rig)
@@ -286,7 +286,7 @@ class TestChanges:
         assert list(rig.recorder.snapshots_since({"job": job.version})) == [("job", None)]
 
     def test_start_and_end_of_a_run_are_changes(self, rig: RecorderRig) -> None:
-        """The start and the end of a run are changes, each seen once."""
+        """The start and the end of a run each give one new version."""
         (run,) = rig.submit()
         for step in (lambda: None, lambda: run.start(AT), lambda: rig.finish(run, duration=1)):
             step()
@@ -294,7 +294,7 @@ class TestChanges:
             assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
 
     def test_forgetting_a_next_run_is_a_change(self, rig: RecorderRig) -> None:
-        """What a reading forgets is a change as well."""
+        """A next run that a reading drops gives a new version."""
         failed = rig.recorder.job_upserted(job_info("failed", label="job"), AT - 60)
         rig.recorder.job_removed(failed, RemovalReason.FAILED)
         known = {"job": rig.job().version}
@@ -308,7 +308,7 @@ class TestMemory:
     """Finished runs wait to be added up, but not for ever."""
 
     def test_registered_runs_are_bounded(self, rig: RecorderRig) -> None:
-        """Without any reading there are no more runs than those in flight and the limit."""
+        """Without readings, the number of ended runs is bounded."""
         in_flight = rig.submit(*range(300))
         most = 0
         for _ in range(5 * MAX_UNADDED_RUNS):
@@ -325,7 +325,7 @@ class TestMemory:
         )
 
     def test_a_run_that_was_added_up_is_freed(self, rig: RecorderRig) -> None:
-        """Nothing keeps a run that has ended and was read."""
+        """A run that was added up is freed."""
         runs = rig.submit(0, 10, 20)
         for run in runs:
             rig.finish(run)
@@ -336,7 +336,7 @@ class TestMemory:
         assert [ref() for ref in kept] == [None] * 3
 
     def test_a_label_without_jobs_is_freed(self, rig: RecorderRig) -> None:
-        """Nothing keeps the numbers of a job that was dropped."""
+        """The counts of a dropped label are freed."""
         (run,) = rig.submit()
         rig.finish(run)
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
@@ -359,19 +359,19 @@ class TestRun:
     """What a run says of itself."""
 
     def test_run_keeps_the_labels_of_its_submission(self, rig: RecorderRig) -> None:
-        """It has the labels under which it counts, and the job as it was when it was submitted."""
+        """A run keeps its label and its job from its submission."""
         (run,) = rig.submit()
         rig.recorder.job_upserted(job_info(name="Later"), AT)
         assert (run.scheduler_name, run.label, run.job_info.name) == ("main", "job", "Job")
 
     def test_run_can_be_referred_to_weakly(self, rig: RecorderRig) -> None:
-        """Observers may refer to a run weakly."""
+        """A run can be weakly referenced."""
         (run,) = rig.submit()
         assert isinstance(run, Run)
         assert weakref.ref(run)() is run
 
     def test_is_estimated_until_it_is_measured(self, rig: RecorderRig) -> None:
-        """An estimate never replaces a start, and a measured start replaces the estimate."""
+        """An estimate never replaces a start; a measured start replaces the estimate."""
         (run,) = rig.submit()
         run.set_estimated_start(AT + 1)
         run.set_estimated_start(AT + 2)
@@ -382,7 +382,7 @@ class TestRun:
 
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
     def test_an_estimate_that_comes_too_late(self, rig: RecorderRig, outcome: Outcome) -> None:
-        """An estimate that a thread makes while another one ends the run changes no number."""
+        """An estimate while another thread ends the run changes nothing."""
         early, late = rig.submit(0, 1)
         for run in (early, late):
             rig.finish(run, outcome, started=AT + 2, duration=3)
@@ -393,7 +393,7 @@ class TestRun:
         assert late.start_delay == (None if outcome is Outcome.MISSED else 1)
 
     def test_run_starts_once(self, rig: RecorderRig) -> None:
-        """A second start, or one after the end, changes nothing, and says so."""
+        """A second start, or one after the end, changes nothing and returns False."""
         running, ended = rig.submit(0, 1)
         rig.finish(ended)
         assert (running.start(AT), running.start(AT + 1), ended.start(AT)) == (True, False, False)

@@ -59,7 +59,7 @@ class TestInterruptions:
     """A reading that is interrupted at any line loses no run, and counts none twice."""
 
     def test_exception_at_any_line_leaves_the_next_reading_right(self) -> None:
-        """The next reading is right wherever an exception from outside ends one."""
+        """After an exception at any line of a reading, the next reading is right."""
         line = 0
         while True:
             rig, right = busy_rig()
@@ -70,7 +70,7 @@ class TestInterruptions:
         assert line > 200
 
     def test_two_interrupted_readings_leave_the_next_right(self) -> None:
-        """So it is if the next reading is interrupted, too."""
+        """After two interrupted readings, the next one is right."""
         lines = 0
         for line in range(0, 10_000, 7):
             rig, right = busy_rig()
@@ -83,7 +83,7 @@ class TestInterruptions:
         assert lines > 30
 
     def test_reading_inside_of_a_reading_is_right(self) -> None:
-        """A signal handler may read at any line: its reading, the outer and the next are right."""
+        """If a signal handler reads during a reading, both and the next one are right."""
         line = 0
         while True:
             rig, right = busy_rig()
@@ -109,7 +109,7 @@ class TestInterruptions:
         assert line > 200
 
     def test_exception_in_a_nested_reading_is_harmless(self) -> None:
-        """A handler that is itself interrupted, and survives that, harms nothing."""
+        """After an exception in a nested reading, the outer one and the next are right."""
         for line in range(0, 10_000, 5):
             rig, right = busy_rig()
             read = lambda: list(rig.recorder.snapshots())  # noqa: B023, E731
@@ -123,7 +123,7 @@ class TestInterruptions:
         assert line > 200
 
     def test_exception_while_recording_loses_no_ended_run(self) -> None:
-        """A pass that is interrupted while it adds up loses no run that has ended."""
+        """An exception while runs are added up loses no ended run."""
         line = 0
         while True:
             rig = RecorderRig()
@@ -137,7 +137,7 @@ class TestInterruptions:
         assert line > 2_000
 
     def test_nested_unsubmitted_runs_are_both_counted(self) -> None:
-        """A handler that records while the thread records loses neither."""
+        """If a signal handler records during a recording, both are counted."""
         line = 0
         while True:
             rig = RecorderRig()
@@ -162,7 +162,7 @@ class TestThreads:
     """Many threads that record at the same time, and one that reads."""
 
     def test_every_reading_is_consistent(self) -> None:
-        """No outcome ever decreases, and in the end each run has the outcome that it was given."""
+        """No count ever decreases, and in the end each run has its outcome."""
         rig = RecorderRig()
         rounds, threads = 300, 8
         expected = dict.fromkeys(Outcome, 0)
@@ -196,7 +196,7 @@ class TestThreads:
         assert rig.recorder._runs == {}
 
     def test_run_that_two_threads_end_counts_once(self) -> None:
-        """A run that two threads end counts once, whatever they say of it."""
+        """A run that two threads end counts once."""
         rig = RecorderRig()
         runs = rig.submit(*range(2_000))
         barrier = threading.Barrier(2)

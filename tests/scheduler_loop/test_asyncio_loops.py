@@ -23,7 +23,7 @@ from tests.helpers.watching import Watched, watched
 
 class TestAsyncio:
     def test_lost_timer_is_reported_and_recovers(self) -> None:
-        """An asyncio scheduler that lost its timer is reported; a good pass recovers it."""
+        """A lost timer is reported, until the next pass succeeds."""
 
         async def main() -> None:
             scheduler = AsyncIOScheduler(jobstores={"default": FaultyStore()})
@@ -46,7 +46,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_stopped_or_closed_event_loop_is_reported(self) -> None:
-        """An event loop that does not turn is reported, and so is one that never will again."""
+        """An event loop that is stopped or closed is reported."""
         loop = asyncio.new_event_loop()
 
         async def start() -> None:
@@ -68,7 +68,7 @@ class TestAsyncio:
             scheduler.state = 0  # its shutdown() needs the loop
 
     def test_event_loop_may_move_to_another_thread(self) -> None:
-        """An event loop may be run by one thread after another."""
+        """An event loop may be run by several threads, one after another."""
         loop = asyncio.new_event_loop()
         scheduler = AsyncIOScheduler(event_loop=loop)
 
@@ -88,7 +88,7 @@ class TestAsyncio:
             scheduler.state = 0
 
     def test_wakeup_in_the_middle_of_a_pass_is_due_at_once(self) -> None:
-        """Woken up in the middle of a pass it is due at once, whatever that pass then says."""
+        """After a wakeup during a pass, the next pass is due at once."""
         executors = {"default": DebugExecutor()}
         late: list[list[str]] = []
 
@@ -117,7 +117,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_blocked_event_loop_is_reported_until_its_pass(self) -> None:
-        """A pass that does not come when it was due is reported until it comes."""
+        """A blocked event loop is reported until its next pass."""
 
         async def main() -> None:
             with watched(AsyncIOScheduler()) as seen:
@@ -140,7 +140,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_unanswered_wakeup_is_overdue(self) -> None:
-        """An event loop that is too busy to look for due jobs when asked to is overdue."""
+        """An event loop that does not run a pass after a wakeup is overdue."""
 
         async def main() -> None:
             with watched(AsyncIOScheduler()) as seen:
@@ -157,7 +157,7 @@ class TestAsyncio:
         asyncio.run(main())
 
     def test_shut_down_scheduler_is_stopped(self) -> None:
-        """A scheduler that was shut down with its event loop is stopped, whatever the loop does."""
+        """A scheduler that was shut down is stopped, whatever its event loop does."""
 
         async def main() -> Watched:
             scheduler = AsyncIOScheduler()

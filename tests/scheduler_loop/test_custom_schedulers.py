@@ -79,7 +79,7 @@ class TestPassesThatBypassTheHook:
     """A scheduler that calls what it inherits, past what is laid over its instance."""
 
     def test_scheduler_is_up_while_it_turns(self) -> None:
-        """It is up while it turns, and the end of the pass is told."""
+        """The scheduler is up, and the end of its pass is exported."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
             before = seen.telemetry._exported_scheduler.last_pass_ended_at
@@ -98,7 +98,7 @@ class TestPassesThatBypassTheHook:
             assert (seen.up(), seen.reasons()) == (0, ["overdue"])
 
     def test_run_withdraws_nothing_and_the_last_one_ends_the_job(self) -> None:
-        """A run takes no promise back, and a last one ends a job that is finished."""
+        """A run cancels nothing, and after its last run a job is finished."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(jobs.nothing, **watching.due())
@@ -112,7 +112,7 @@ class TestPassesThatBypassTheHook:
             assert seen.job("withdrawn_run_timestamp_seconds") > 0
 
     def test_failures_inside_a_pass_are_counted(self) -> None:
-        """Failures inside count, and a job whose executor is unknown has broken its promise."""
+        """Errors in a pass are counted; a job with an unknown executor misses its next run."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(jobs.nothing, executor="gpu", **watching.due())
@@ -122,7 +122,7 @@ class TestPassesThatBypassTheHook:
             assert seen.job("next_run_timestamp_seconds") > 0
 
     def test_pass_after_a_failed_pass_counts(self) -> None:
-        """The store's failure counts, and the pass after it is a pass again."""
+        """After a failure of the store, which is counted, the next pass works."""
         with seen_by_hand(Ticking) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(jobs.nothing, **watching.due())
@@ -142,7 +142,7 @@ class TestPassesOfTheUser:
 
     @pytest.mark.parametrize("answer", [object(), "soon", None], ids=["object", "str", "None"])
     def test_pass_may_return_anything(self, answer: Any) -> None:
-        """What is not a number of seconds reaches the scheduler, and means no time to us."""
+        """A return value that is no number reaches the scheduler, and is no time."""
         with seen_by_hand(Answering) as seen:
             seen.scheduler.answer = answer
             seen.scheduler.start()
@@ -151,7 +151,7 @@ class TestPassesOfTheUser:
             assert (seen.up(), seen.own_errors()) == (1, {})
 
     def test_next_pass_is_expected_when_the_pass_says(self) -> None:
-        """The time that it says is the time at which it is expected again."""
+        """The next pass is expected after the time that the pass returns."""
         with seen_by_hand(Answering) as seen:
             seen.scheduler.answer = 1
             seen.scheduler.start()
@@ -162,7 +162,7 @@ class TestPassesOfTheUser:
             assert seen.reasons() == ["overdue"]
 
     def test_next_pass_is_expected_when_the_timer_says(self) -> None:
-        """Where a pass returns nothing, it is expected again when its timer says so."""
+        """If a pass returns nothing, the next one is expected after the timer's time."""
         with seen_by_hand(Timed) as seen:
             seen.scheduler.start()
             seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
@@ -173,7 +173,7 @@ class TestPassesOfTheUser:
             assert seen.reasons() == ["overdue"]
 
     def test_pass_that_catches_failures_keeps_the_scheduler_up(self) -> None:
-        """A pass that catches what fails keeps the scheduler up; the store's failure counts."""
+        """A pass that catches exceptions keeps the scheduler up; store failures are counted."""
         with seen_by_hand(Retrying) as seen:
             seen.scheduler._jobstores["default"].faults = {"get_next_run_time"}
             seen.scheduler.start()

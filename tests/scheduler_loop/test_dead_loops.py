@@ -38,7 +38,7 @@ class TestDeadThread:
         return reasons
 
     def test_thread_killed_by_its_job_store_is_reported(self) -> None:
-        """A thread that died is reported, though `running` stays true; nothing starts it again."""
+        """A thread that its job store ended is reported, although `running` stays true."""
         with watched(BackgroundScheduler(jobstores={"default": FaultyStore()})) as seen:
             store_of(seen).faults = {"update_job"}
             seen.scheduler.start()
@@ -54,20 +54,20 @@ class TestDeadThread:
             assert seen.scheduler._thread is thread
 
     def test_thread_that_ends_outside_of_a_pass_is_reported(self) -> None:
-        """So is one that ended where it waits."""
+        """A thread that ended between two passes is reported."""
         with watched(BackgroundScheduler()) as seen:
             end_thread(seen.scheduler, SystemExit)
             assert (seen.up(), state(seen), seen.reasons()) == (0, "running", ["thread_dead"])
 
     def test_thread_that_is_dead_already_is_reported(self) -> None:
-        """So is one that was dead already."""
+        """A thread that ended before `instrument` is reported."""
         scheduler = BackgroundScheduler()
         end_thread(scheduler, SystemExit)
         with watched(scheduler) as seen:
             assert (seen.up(), seen.reasons()) == (0, ["thread_dead"])
 
     def test_thread_that_replaces_a_dead_one_counts(self) -> None:
-        """Another one that passes in its place counts, which often gets its id."""
+        """A pass in another thread makes the scheduler alive, also if the id is the same."""
         scheduler = hand_driven_scheduler()
         with watched(scheduler) as seen:
             scheduler.start()
@@ -76,7 +76,7 @@ class TestDeadThread:
                 assert seen.reasons() == ["thread_dead"]
 
     def test_thread_of_the_next_start_counts(self) -> None:
-        """So does that of the next start, though nobody has asked since the last one ended."""
+        """The thread of a restart counts, also without a health check in between."""
         scheduler = hand_driven_scheduler()
         with watched(scheduler) as seen:
             scheduler.start()
@@ -87,7 +87,7 @@ class TestDeadThread:
             assert seen.reasons() == ["thread_dead"]
 
     def test_interrupted_blocking_scheduler_is_reported(self) -> None:
-        """Ctrl-C ends a `BlockingScheduler` whose thread may live on, and it stays `running`."""
+        """A `BlockingScheduler` that Ctrl-C has ended is reported, although it stays `running`."""
         scheduler = BlockingScheduler()
         go_on, ended = threading.Event(), threading.Event()
 
@@ -111,7 +111,7 @@ class TestDeadThread:
             thread.join()
 
     def test_scheduler_started_again_by_the_user_is_up(self) -> None:
-        """Whoever shuts it down and starts it again has a scheduler that is up."""
+        """After a shutdown and a new start, the scheduler is up."""
         with watched(BackgroundScheduler(jobstores={"default": FaultyStore()})) as seen:
             store_of(seen).faults = {"get_next_run_time"}
             seen.scheduler.start()
@@ -141,7 +141,7 @@ class TestOverdue:
             assert seen.reasons() == []
 
     def test_thread_held_up_by_a_job_is_reported_and_recovers(self) -> None:
-        """A real thread that is held up by a job in the loop is reported, and recovers."""
+        """A loop that an inline job blocks is reported, and recovers."""
         gate = Gate()
         scheduler = BackgroundScheduler(executors={"default": DebugExecutor()})
         with watched(scheduler) as seen:
@@ -156,7 +156,7 @@ class TestOverdue:
             wait_until(lambda: seen.up() == 1)
 
     def test_scheduler_without_jobs_is_never_overdue(self) -> None:
-        """A scheduler without jobs expects nothing, however long it waits."""
+        """A scheduler without jobs is never overdue."""
         with driven() as seen:
             clock = Monotonic(seen)
             seen.scheduler.turn()
@@ -204,7 +204,7 @@ class TestFork:
         return child[0], child[1], parent
 
     def test_child_forked_after_the_start_reports_a_dead_loop(self) -> None:
-        """In a child that was forked after the start no thread runs, which is reported there."""
+        """A child that was forked after the start reports a dead loop."""
         up, health, parent = self.run("start before")
         assert up == 0
         assert health["status"] == "unhealthy"

@@ -46,7 +46,7 @@ class TestErrors:
     """What APScheduler only logs is counted by kind."""
 
     def test_no_error_counts_without_a_fault(self) -> None:
-        """Where nothing goes wrong nothing is counted."""
+        """Without a fault, no error is counted."""
         with driven() as seen:
             add_due(seen)
             seen.scheduler.turn()
@@ -55,7 +55,7 @@ class TestErrors:
             assert seen.own_errors() == {}
 
     def test_store_that_fails_on_get_due_jobs_is_counted(self) -> None:
-        """A job store that cannot tell its due jobs counts; the loop goes on and tries again."""
+        """A job store that fails on `get_due_jobs` is counted; the loop tries again."""
         with driven() as seen:
             add_due(seen)
             store_of(seen).faults = {"get_due_jobs"}
@@ -69,7 +69,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("method", ["update_job", "get_next_run_time"])
     def test_store_that_kills_the_loop_counts_for_both(self, method: str) -> None:
-        """A failure that APScheduler does not catch counts as the store's and as the loop's."""
+        """An exception of a store that ends the loop counts as a store and a loop error."""
         with driven() as seen:
             add_due(seen)
             store_of(seen).faults = {method}
@@ -79,7 +79,7 @@ class TestErrors:
             assert seen.reasons() == ["loop_failed"]
 
     def test_store_that_fails_to_remove_a_finished_job_counts(self) -> None:
-        """So does the removal of a job that has had its last run."""
+        """A store that fails to remove a finished job is counted."""
         with driven() as seen:
             add_due(seen, trigger=DateTrigger(watching.ago(0.1)))
             store_of(seen).faults = {"remove_job"}
@@ -88,7 +88,7 @@ class TestErrors:
             assert seen.errors() == {"jobstore": 1, "loop": 1}
 
     def test_trigger_that_kills_the_loop_is_counted(self) -> None:
-        """A trigger that fails ends the pass, which counts as the loop's."""
+        """A trigger that raises ends the pass, and counts as a loop error."""
         with driven() as seen:
             add_due(seen, trigger=FaultyTrigger())
             with pytest.raises(Boom, match="trigger"):
@@ -96,7 +96,7 @@ class TestErrors:
             assert seen.errors() == {"loop": 1}
 
     def test_unknown_executor_is_counted_each_time(self) -> None:
-        """An executor that nobody knows counts, each time."""
+        """Each run with an unknown executor is counted."""
         with driven() as seen:
             add_due(seen, id="a", executor="gpu")
             add_due(seen, id="b", executor="gpu")
@@ -106,14 +106,14 @@ class TestErrors:
             assert seen.runs("c") == {"success": 1}
 
     def test_executor_that_refuses_a_job_is_counted(self) -> None:
-        """An executor that refuses a job counts."""
+        """An executor that rejects a job is counted."""
         with driven(executors={"default": ShutPool()}) as seen:
             add_due(seen)
             seen.scheduler.turn()
             assert seen.errors() == {"submit": 1}
 
     def test_failing_listener_is_counted(self) -> None:
-        """Each failure of a listener counts, wherever the event came from."""
+        """Each exception of a listener is counted, whatever sent the event."""
         with driven() as seen:
             seen.scheduler.add_listener(raise_boom, EVENT_JOB_EXECUTED | EVENT_JOB_SUBMITTED)
             add_due(seen)
@@ -121,7 +121,7 @@ class TestErrors:
             assert seen.errors() == {"listener": 2}
 
     def test_nothing_is_counted_after_uninstrument(self) -> None:
-        """A scheduler that is no longer watched is no longer counted."""
+        """After `uninstrument`, nothing is counted."""
         with driven() as seen:
             seen.telemetry.uninstrument()
             add_due(seen, executor="gpu")
@@ -142,7 +142,7 @@ class TestWhatTheUserIsTold:
 
     @pytest.mark.parametrize("mistake", MISTAKES)
     def test_failing_call_of_the_user_is_not_counted(self, mistake: Callable[[Any], Any]) -> None:
-        """A call that fails tells its caller."""
+        """A call by the user that raises is not counted."""
         with driven() as seen:
             with pytest.raises((JobLookupError, KeyError)):
                 mistake(seen.scheduler)
@@ -152,7 +152,7 @@ class TestWhatTheUserIsTold:
     def test_failing_call_of_a_job_in_the_loop_is_not_counted(
         self, mistake: Callable[[Any], Any]
     ) -> None:
-        """A job that the debug executor runs in the middle of a pass is the user's code, too."""
+        """A call by a job in the debug executor that raises is not counted."""
         with driven() as seen:
             add_due(seen, lambda: mistake(seen.scheduler))
             seen.scheduler.turn()
@@ -163,7 +163,7 @@ class TestWhatTheUserIsTold:
     def test_failing_call_of_a_listener_in_the_loop_is_not_counted(
         self, mistake: Callable[[Any], Any]
     ) -> None:
-        """So is a listener that is called in the middle of a pass."""
+        """A call by a listener during a pass that raises is not counted."""
         told: list[Any] = []
 
         def listen(event: Any) -> None:
@@ -179,7 +179,7 @@ class TestWhatTheUserIsTold:
             assert seen.errors() == {}
 
     def test_store_failure_raised_to_the_user_is_not_counted(self) -> None:
-        """A job store that fails when the user asks it tells the user."""
+        """A failure of a store that is raised to the user is not counted."""
         with driven() as seen:
             job = add_due(seen)
             store_of(seen).faults = {"update_job", "remove_job", "get_all_jobs"}
@@ -212,7 +212,7 @@ class TestLog:
     def test_log_record_names_the_line_of_apscheduler(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The record of a listener's failure names the same file, function and line."""
+        """The log record of a listener's exception has APScheduler's file, function and line."""
         plain = self.record_of(caplog, instrumented=False)
         seen = self.record_of(caplog, instrumented=True)
         for attribute in ("name", "levelno", "pathname", "funcName", "lineno", "msg", "args"):
@@ -222,7 +222,7 @@ class TestLog:
         assert isinstance(seen.exc_info[1], Boom)
 
     def test_logger_of_another_library_gets_the_same_calls(self) -> None:
-        """Any object that logs gets the very calls that APScheduler makes."""
+        """A logger of another library gets the same calls as without telemetry."""
         calls = []
 
         class Logger:
@@ -237,7 +237,7 @@ class TestLog:
             assert seen.errors() == {"listener": 1}
 
     def test_settings_of_the_logger_apply_to_the_real_one(self) -> None:
-        """What is set on the scheduler's logger is set on the real one."""
+        """Settings of the scheduler's logger apply to the real logger."""
         logger = logging.getLogger("to be silenced")
         with watched(hand_driven_scheduler(logger=logger)) as seen:
             seen.scheduler._logger.propagate = False
@@ -245,14 +245,14 @@ class TestLog:
         assert not logger.propagate
 
     def test_other_log_records_do_not_count(self) -> None:
-        """That a job could not be submitted is logged likewise, and no listener's fault."""
+        """A record about a failed submission does not count as a listener's exception."""
         with driven(executors={"default": ShutPool()}) as seen:
             add_due(seen)
             seen.scheduler.turn()
             assert "listener" not in seen.errors()
 
     def test_logger_of_a_new_configuration_is_watched(self) -> None:
-        """The logger of a new configuration is watched as well, and put back in the end."""
+        """The logger of a new configuration is patched, and restored in the end."""
         scheduler = hand_driven_scheduler()
         logger = logging.getLogger("mine")
         with watched(scheduler) as seen:

@@ -30,7 +30,7 @@ class TestState:
 
     @pytest.mark.parametrize("before", [True, False], ids=["before start", "after start"])
     def test_running_scheduler_is_up(self, before: bool) -> None:
-        """A scheduler whose thread turns is up, whenever it was instrumented."""
+        """A scheduler whose thread runs is up, whenever it was instrumented."""
         scheduler = BackgroundScheduler()
         if not before:
             scheduler.start()
@@ -40,7 +40,7 @@ class TestState:
             assert (seen.up(), state(seen), seen.reasons()) == (1, "running", [])
 
     def test_paused_scheduler_is_up(self) -> None:
-        """A scheduler that is paused is up: nothing is wrong with it, and nothing overdue."""
+        """A paused scheduler is up, and never overdue."""
         with watched(hand_driven_scheduler()) as seen:
             clock = Monotonic(seen)
             seen.scheduler.start(paused=True)
@@ -59,7 +59,7 @@ class TestState:
             assert (seen.up(), seen.reasons()) == (0, ["overdue"])
 
     def test_paused_thread_is_up(self) -> None:
-        """So is one with a thread."""
+        """A paused scheduler with a thread is up."""
         with watched(BackgroundScheduler()) as seen:
             seen.scheduler.start(paused=True)
             assert (seen.up(), state(seen)) == (1, "paused")
@@ -81,7 +81,7 @@ class TestState:
             wait_until(lambda: seen.runs() == {"success": 1})
 
     def test_start_and_last_pass_have_wall_clock_times(self) -> None:
-        """The start and the end of the latest pass are told by the wall clock."""
+        """The start and the end of the last pass have wall clock times."""
         with watched(hand_driven_scheduler()) as seen:
             adapter_of(seen.telemetry)._loop._clock = lambda: 100.0
             seen.scheduler.start()
@@ -94,7 +94,7 @@ class TestState:
             assert seen.value("scheduler_start_timestamp_seconds") == 200
 
     def test_start_of_a_running_scheduler_is_when_it_was_instrumented(self) -> None:
-        """Of a scheduler that ran already it is told when it was instrumented."""
+        """If the scheduler already ran, its start is the time of `instrument`."""
         scheduler = hand_driven_scheduler()
         scheduler.start()
         before = time.time()
@@ -104,7 +104,7 @@ class TestState:
 
 class TestScrape:
     def test_scrape_never_touches_a_job_store(self) -> None:
-        """A scrape and a health check ask no store anything, however broken it is."""
+        """A scrape and a health check do not access a job store."""
         with driven() as seen:
             add_due(seen)
             seen.scheduler.turn()
@@ -118,7 +118,7 @@ class TestScrape:
             assert seen.own_errors() == {}
 
     def test_scrape_does_not_wait_for_locks_of_the_scheduler(self) -> None:
-        """A scrape goes on while APScheduler holds all of its locks, as it does on a slow store."""
+        """A scrape does not wait for locks of APScheduler, which a slow store may hold."""
         with driven() as seen:
             add_due(seen)
             scheduler = seen.scheduler

@@ -152,12 +152,12 @@ class TestCompose:
     """What Compose itself says."""
 
     def test_compose_file_is_valid_without_warnings(self) -> None:
-        """The file is valid, and there is nothing to warn of."""
+        """The file is valid, without warnings."""
         done = compose("config")
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_invalid_compose_files_are_refused(self, tmp_path: Path) -> None:
-        """A key that Compose does not know, and a service that is not there, are refused."""
+        """An unknown key and an unknown service are rejected."""
         text = (ROOT / "docker-compose.yml").read_text()
         for right, wrong in (("read_only:", "readonly:"), ("mailpit: {", "mailbox: {")):
             assert right in text
@@ -169,7 +169,7 @@ class TestCompose:
     def test_services_are_the_application_and_its_monitoring(
         self, resolved: Mapping[str, Any]
     ) -> None:
-        """They are the application and all that watches it."""
+        """The services are the application and its monitoring."""
         assert resolved["services"].keys() == PORTS.keys()
 
     def test_each_volume_is_used_by_one_service(self, resolved: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ class TestCompose:
         assert sorted(used) == sorted(resolved["volumes"])
 
     def test_each_file_of_the_stack_is_used(self) -> None:
-        """Each file of the stack is mounted or built from."""
+        """Each file in `compose` is mounted or used for a build."""
         used = {path for name in SERVICES for path in mounted(name).values()}
         assert {path for path in STACK.iterdir() if path not in used} == {DOCKERFILES[1]}
 
@@ -193,7 +193,7 @@ class TestService:
     """Each service by itself."""
 
     def test_image_is_pinned(self, resolved: Mapping[str, Any], name: str) -> None:
-        """It is of an exact version, or built from what is."""
+        """The image has an exact version, or is built."""
         service = resolved["services"][name]
         if "build" not in service:
             assert PINNED.fullmatch(service["image"])
@@ -205,7 +205,7 @@ class TestService:
             assert PINNED.fullmatch(image)
 
     def test_service_is_confined(self, resolved: Mapping[str, Any], name: str) -> None:
-        """It is nobody special, can write only where it has to, and cannot grow without end."""
+        """The service runs as an ordinary user, with few writable paths and with limits."""
         service = resolved["services"][name]
         assert int(service["user"].split(":")[0]) > 0
         assert service["read_only"] is True
@@ -226,14 +226,14 @@ class TestService:
     def test_ports_are_published_on_the_loopback(
         self, resolved: Mapping[str, Any], name: str
     ) -> None:
-        """What it publishes can be reached from this machine only, under the same port."""
+        """Ports are published on the loopback only, under the same number."""
         for port in resolved["services"][name].get("ports", ()):
             assert port["host_ip"] == "127.0.0.1"
             assert port["published"] == str(port["target"])
             assert port["target"] in PORTS[name]
 
     def test_has_a_health_check(self, resolved: Mapping[str, Any], name: str) -> None:
-        """It needs no shell, and asks a port of the service's own."""
+        """The service has a health check of its own port, without a shell."""
         test = resolved["services"][name]["healthcheck"]["test"]
         assert test[0] == "CMD"
         asked = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", " ".join(test))}
@@ -242,7 +242,7 @@ class TestService:
         assert asked or name == "mailpit"  # whose program knows where
 
     def test_mounts_exist_and_are_read_only(self, resolved: Mapping[str, Any], name: str) -> None:
-        """What it sees of this directory exists, and cannot be changed from inside."""
+        """Mounted files exist and are read-only."""
         for volume in resolved["services"][name].get("volumes", ()):
             if volume["type"] == "bind":
                 source = Path(volume["source"])
@@ -253,7 +253,7 @@ class TestService:
     def test_service_waits_for_existing_services(
         self, resolved: Mapping[str, Any], name: str
     ) -> None:
-        """What it depends on exists; the application waits for nobody's health."""
+        """Dependencies exist; the application depends on no other service."""
         conditions = resolved["services"][name].get("depends_on", {})
         assert conditions.keys() <= PORTS.keys()
         if name in {"demo", "otel-collector"}:
@@ -265,7 +265,7 @@ class TestDockerfiles:
 
     @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
     def test_base_images_are_pinned(self, path: Path) -> None:
-        """They start from exact versions, and end as somebody who is not root."""
+        """Base images have exact versions, and the last user is not root."""
         text = path.read_text()
         stages = set(re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE))
         for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
@@ -275,7 +275,7 @@ class TestDockerfiles:
         assert re.findall(r"^USER (\d+)", text, re.MULTILINE) == ["10001"]
 
     def test_copied_files_pass_dockerignore(self) -> None:
-        """The application's files exist, and .dockerignore lets them through."""
+        """Files that are copied exist and are not ignored by .dockerignore."""
         ignore = (ROOT / ".dockerignore").read_text().splitlines()
         let_in = [line.removeprefix("!") for line in ignore if line.startswith("!")]
         assert "*" in ignore
@@ -285,7 +285,7 @@ class TestDockerfiles:
             assert (ROOT / source).exists(), source
 
     def test_the_wheel_can_be_built(self) -> None:
-        """Whatever pyproject.toml packs into the wheel is copied."""
+        """All files that pyproject.toml packs into the wheel are copied."""
         text = (ROOT / "pyproject.toml").read_text()
         section = text.partition("[tool.hatch.build.targets.wheel.force-include]")[2]
         packed = re.findall(r'^"?([\w./-]+)"? = "', section.partition("\n[")[0], re.MULTILINE)
@@ -293,7 +293,7 @@ class TestDockerfiles:
             assert any(fnmatch(source, f"{one}*") for one in copied()), source
 
     def test_the_application_is_where_it_is_scraped(self) -> None:
-        """It listens where prometheus.yml looks, and writes where its volume is."""
+        """The application listens where Prometheus scrapes, and writes to its volume."""
         last = DOCKERFILES[0].read_text().splitlines()[-1]
         [_, _, directory, port, address] = json.loads(last.removeprefix("ENTRYPOINT "))
         assert int(port) in PORTS["demo"]
@@ -313,7 +313,7 @@ class TestPrometheus:
     config = load(STACK / "prometheus.yml")
 
     def test_prometheus_scrapes_the_application_and_knows_alertmanager(self) -> None:
-        """It scrapes the application, and tells Alertmanager."""
+        """Prometheus scrapes the application, and sends alerts to Alertmanager."""
         [scraped] = self.config["scrape_configs"]
         [managers] = self.config["alerting"]["alertmanagers"]
         for config in (scraped, managers):
@@ -323,12 +323,12 @@ class TestPrometheus:
         assert scraped["job_name"] == SERVICES["demo"]["environment"]["OTEL_SERVICE_NAME"]
 
     def test_exemplars_and_otlp_are_on(self) -> None:
-        """Exemplars are kept, and metrics may come by OTLP."""
+        """Exemplars and the OTLP receiver are enabled."""
         assert option("prometheus", "--enable-feature") == "exemplar-storage"
         assert "--web.enable-otlp-receiver" in SERVICES["prometheus"]["command"]
 
     def test_rules_are_the_shipped_ones(self) -> None:
-        """The file is mounted as it is, where the configuration looks for it."""
+        """The shipped rules are mounted where the configuration expects them."""
         directory = Path(option("prometheus", "--config.file")).parent
         [rules] = self.config["rule_files"]
         assert mounted("prometheus")[str(directory / rules)] == (
@@ -337,7 +337,7 @@ class TestPrometheus:
 
     @pytest.mark.integration
     def test_promtool_accepts_the_configuration(self, tmp_path: Path) -> None:
-        """The files are right as the container sees them."""
+        """The files pass promtool, with the paths of the container."""
         root = staged("prometheus", tmp_path)
         config = root / option("prometheus", "--config.file").removeprefix("/")
         done = subprocess.run(
@@ -359,11 +359,11 @@ class TestAlertmanager:
 
     @pytest.mark.parametrize("part", ["templates", "route", "inhibit_rules", "time_intervals"])
     def test_configuration_is_the_shipped_one_but_for_addresses(self, part: str) -> None:
-        """All but addresses is as in alerts/alertmanager.yml; take over what was changed there."""
+        """Apart from addresses, the configuration equals alerts/alertmanager.yml."""
         assert self.config[part] == self.shipped[part]
 
     def test_each_receiver_has_a_mailbox(self) -> None:
-        """Receivers are the shipped ones, and each has a mailbox of its name."""
+        """Each shipped receiver has a mailbox of its name."""
         receivers = self.config["receivers"]
         assert [one["name"] for one in receivers] == [
             one["name"] for one in self.shipped["receivers"]
@@ -378,7 +378,7 @@ class TestAlertmanager:
 
     @pytest.mark.integration
     def test_amtool_accepts_the_configuration(self, tmp_path: Path) -> None:
-        """The files are right as the container sees them, templates included."""
+        """The files and templates pass amtool, with the paths of the container."""
         root = staged("alertmanager", tmp_path)
         config = root / option("alertmanager", "--config.file").removeprefix("/")
         done = subprocess.run(
@@ -392,7 +392,7 @@ class TestAlertmanager:
 
     @pytest.mark.integration
     def test_real_alertmanager_sends_mail(self, tmp_path: Path) -> None:
-        """Alerts arrive where they are routed, without login or TLS, and the check sees it live."""
+        """Alerts reach the mailboxes of their routes, and the health check works."""
         binary = shutil.which("alertmanager") or required_program("prometheus-alertmanager")
         config = load(STACK / "alertmanager.yml")
         config["templates"] = [str(ROOT / "alerts" / one) for one in config["templates"]]
@@ -430,7 +430,7 @@ class TestCollector:
     config = load(STACK / "otel-collector.yml")
 
     def test_parts_of_the_collector_are_defined_and_used(self) -> None:
-        """What pipelines name is defined, and what is defined is used."""
+        """Each part of the configuration is defined and used."""
         service = self.config["service"]
         for kind in ("receivers", "processors", "exporters"):
             named = {name for pipe in service["pipelines"].values() for name in pipe[kind]}
@@ -438,7 +438,7 @@ class TestCollector:
         assert service["extensions"] == list(self.config["extensions"])
 
     def test_collector_sends_to_tempo_and_prometheus(self) -> None:
-        """Spans go to Tempo, metrics to Prometheus' receiver, and it listens where SDKs send to."""
+        """Spans go to Tempo, metrics to Prometheus; the ports are the defaults of SDKs."""
         exporters = self.config["exporters"]
         assert all(in_the_stack(one["endpoint"]) for one in exporters.values())
         assert urlsplit(exporters["otlp_http/prometheus"]["endpoint"]).path == "/api/v1/otlp"
@@ -449,12 +449,12 @@ class TestCollector:
         assert in_the_stack(SERVICES["demo"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
 
     def test_collector_serves_its_health(self) -> None:
-        """It tells of its health where the health check asks."""
+        """The Collector serves its health where the health check expects it."""
         endpoint = self.config["extensions"]["health_check"]["endpoint"]
         assert f"http://{endpoint}/" in SERVICES["otel-collector"]["healthcheck"]["test"]
 
     def test_collector_refuses_before_it_is_killed(self, resolved: Mapping[str, Any]) -> None:
-        """It begins to refuse before the container is killed."""
+        """The memory limiter applies below the memory limit of the container."""
         limit = self.config["processors"]["memory_limiter"]["limit_mib"] * 2**20
         assert limit < int(resolved["services"]["otel-collector"]["mem_limit"])
 
@@ -465,13 +465,13 @@ class TestTempo:
     config = load(STACK / "tempo.yml")
 
     def test_tempo_listens_where_collector_and_grafana_ask(self) -> None:
-        """It listens where the Collector sends to, and where Grafana asks."""
+        """Tempo listens on the ports that Collector and Grafana use."""
         grpc = self.config["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
         http = self.config["server"]["http_listen_port"]
         assert {int(grpc.rpartition(":")[2]), http} == PORTS["tempo"]
 
     def test_tempo_writes_to_its_volume_only(self) -> None:
-        """All else is read-only."""
+        """Tempo writes only to its volume."""
         [volume] = [one for one in SERVICES["tempo"]["volumes"] if one.startswith("tempo-data:")]
         directory = volume.partition(":")[2]
         trace = self.config["storage"]["trace"]
@@ -489,7 +489,7 @@ class TestGrafana:
     }
 
     def test_data_sources_are_in_the_stack(self) -> None:
-        """There is one of each kind, each is in the stack, and nobody can change it by accident."""
+        """There is one source of each kind, in the stack, which Grafana cannot change."""
         assert self.sources.keys() == {"prometheus", "alertmanager", "tempo"}
         for uid, source in self.sources.items():
             assert source["type"] == uid
@@ -501,7 +501,7 @@ class TestGrafana:
         assert default == "prometheus"
 
     def test_scrape_interval_of_grafana_is_not_too_short(self) -> None:
-        """What Grafana takes for the scrape interval is not below that of the stack or the docs."""
+        """Grafana's scrape interval is not below that of the stack or the docs."""
         interval = int(self.sources["prometheus"]["jsonData"]["timeInterval"].removesuffix("s"))
         for scraped in (
             TestPrometheus.config["global"]["scrape_interval"],
@@ -510,7 +510,7 @@ class TestGrafana:
             assert interval >= int(scraped.removesuffix("s"))
 
     def test_data_sources_link_to_each_other(self) -> None:
-        """Sources refer to each other by uids that exist, and to attributes that spans have."""
+        """Sources link to existing sources and to attributes that spans have."""
         metrics = self.sources["prometheus"]["jsonData"]
         assert metrics["alertmanagerUid"] == "alertmanager"
         [exemplar] = metrics["exemplarTraceIdDestinations"]
@@ -527,7 +527,7 @@ class TestGrafana:
             assert tag["value"] in labels
 
     def test_dashboards_are_mounted_where_grafana_looks(self) -> None:
-        """They are mounted where the provider looks, which is in the directory that is mounted."""
+        """Dashboards are mounted in the directory of the provider."""
         [provider] = load(PROVISIONING / "dashboards" / "apscheduler.yml")["providers"]
         directory = provider["options"]["path"]
         dashboards = mounted("grafana")[directory]
@@ -537,7 +537,7 @@ class TestGrafana:
         assert (dashboards / home.name).is_file()
 
     def test_provisioning_files_are_mounted_where_grafana_reads(self) -> None:
-        """Each directory below provisioning/ is mounted as Grafana names it."""
+        """Each directory below provisioning/ is mounted where Grafana reads it."""
         for directory in PROVISIONING.iterdir():
             assert mounted("grafana")[f"/etc/grafana/provisioning/{directory.name}"] == directory
 
@@ -593,7 +593,7 @@ class TestTogether:
 
     @pytest.mark.slow
     def test_exemplar_leads_to_its_trace_and_back(self, tmp_path: Path) -> None:
-        """An exemplar names a trace that was exported, and its span leads to metrics."""
+        """An exemplar names an exported trace, and the span's links find metrics."""
         pytest.importorskip("sqlalchemy")
         pytest.importorskip("grpc")
         from tests.helpers.otlp_receiver import OtlpReceiver
@@ -636,7 +636,7 @@ class TestPage:
     page = ROOT / "docs" / "stack.md"
 
     def test_page_names_every_published_port(self, resolved: Mapping[str, Any]) -> None:
-        """Every published port is told, and no other."""
+        """The page names the published ports, and no others."""
         published = {
             int(port["published"])
             for service in resolved["services"].values()
@@ -646,7 +646,7 @@ class TestPage:
         assert told == published
 
     def test_page_names_the_images_that_run(self, resolved: Mapping[str, Any]) -> None:
-        """The table of images has the versions that run."""
+        """The table of images has the versions of the stack."""
         text = self.page.read_text()
         for service in resolved["services"].values():
             for image in service.get("build", {}).get("args", {}).values():
