@@ -8,8 +8,8 @@ import signal
 from hypothesis import settings
 
 # Real schedulers run inside properties, on machines that are busy: slow is not wrong.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 def pytest_configure() -> None:

@@ -52,7 +52,7 @@ class TestRoutes:
         also = set() if severity == "info" else {"slack #payments"}
         labels = {"job_id": "nightly", "severity": severity}
         assert heard(alertname=name, owner="payments", **labels) == HEARD[severity] | also
-        assert heard(alertname=name, owner="nobody", **labels) == HEARD[severity]
+        assert heard(alertname=name, owner="unknown-team", **labels) == HEARD[severity]
 
     def test_watchdog_goes_to_its_own_receiver_only(self) -> None:
         """The Watchdog goes only to its own receiver, even if its labels are changed."""

@@ -63,7 +63,7 @@ class TestFile:
 
     def test_every_receiver_but_the_watchdog_sends_resolved_alerts(self) -> None:
         """All receivers send resolved alerts; the Watchdog's would take one for a ping."""
-        told = {
+        sends_resolved = {
             (receiver["name"], one["send_resolved"])
             for receiver in shipped()["receivers"]
             for kind, several in receiver.items()
@@ -71,7 +71,7 @@ class TestFile:
             for one in several
         }
         names = {receiver["name"] for receiver in shipped()["receivers"]}
-        assert told == {(name, name != "watchdog") for name in names}
+        assert sends_resolved == {(name, name != "watchdog") for name in names}
 
     def test_all_slack_channels_get_the_same_message(self) -> None:
         """All Slack channels get the same message."""

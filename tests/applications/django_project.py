@@ -62,18 +62,18 @@ def main() -> None:
         rows = DjangoJobExecution.objects.exclude(status=DjangoJobExecution.SENT)
         wait_until(lambda: rows.count() == 2, "the rows of both runs to have an outcome")
     states = {job.label: job for job in job_states(telemetry)}
-    said = {
+    report = {
         "good": outcomes(telemetry, "good"),
         "bad": outcomes(telemetry, "bad"),
         "persistent": states["good"].info.persistent,
-        "promised": states["good"].next_run > 0,
+        "has a next run": states["good"].next_run > 0,
         "rows": sorted(DjangoJobExecution.objects.values_list("status", flat=True)),
         "stored": sorted(DjangoJob.objects.values_list("id", flat=True)),
         "up": telemetry._exported_scheduler.liveness().up,
         "own failures": {k: n for k, n in errors_of(telemetry).counts().items() if n},
     }
     scheduler.shutdown()
-    sys.stdout.write(json.dumps(said))
+    sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Exporter(SpanExporter):
 
     def shutdown(self) -> None:
         states = job_states(telemetry)
-        told = {
+        report = {
             "due": sum(job.due_count for job in states),
             "success": sum(job.outcomes[Outcome.SUCCESS] for job in states),
             "left": [
@@ -49,7 +49,7 @@ class Exporter(SpanExporter):
             ],
             "spans": len(spans),
         }
-        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()
 
 

@@ -33,7 +33,7 @@ from tests.applications import troubled
 from tests.helpers.otlp_receiver import OtlpReceiver
 from tests.helpers.otlp_to_prometheus import differences, series, translate
 
-PATIENCE = 30.0
+WAIT_TIMEOUT = 30.0
 """Seconds in which the application must hold still for the milliseconds of one collection."""
 
 
@@ -89,7 +89,7 @@ class Roads:
 
     def both(self) -> list[Metric]:
         """Return the series of both roads, taken while nothing happened, and equal."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + WAIT_TIMEOUT
         while True:
             self._looks.clear()
             self._receiver.clear()

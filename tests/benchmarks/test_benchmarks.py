@@ -29,7 +29,7 @@ class TestBenchmarks:
     """Programs that measure; `make bench` runs all of them."""
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "expected"),
         [
             (("stress.py", "--seconds", "0.5", "--repeat", "1"), "a second, "),
             (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
@@ -39,7 +39,7 @@ class TestBenchmarks:
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
     )
     def test_benchmarks_run_to_their_end_and_print_results(
-        self, arguments: tuple[str, ...], told: str
+        self, arguments: tuple[str, ...], expected: str
     ) -> None:
         """Each program ends with status 0 and prints its results."""
         pytest.importorskip("time_machine")
@@ -47,7 +47,7 @@ class TestBenchmarks:
         script, *rest = arguments
         command = [sys.executable, str(BENCHMARKS / script), *rest]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert (done.returncode, told in done.stdout) == (0, True), done.stdout + done.stderr
+        assert (done.returncode, expected in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.slow

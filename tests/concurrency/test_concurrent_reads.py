@@ -21,7 +21,7 @@ from apscheduler.executors.debug import DebugExecutor
 from prometheus_client.registry import Collector
 
 import apscheduler_telemetry
-from tests.helpers.jobs import PATIENCE, fail, nothing
+from tests.helpers.jobs import WAIT_TIMEOUT, fail, nothing
 from tests.helpers.metrics import registry_of
 from tests.helpers.rigs import hand_driven_rig
 
@@ -74,7 +74,7 @@ class StoppedThread:
     def end(self) -> Any:
         """Let it go on to its end, and return what its action returned or raised."""
         self._go_on.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(WAIT_TIMEOUT)
         assert not self._thread.is_alive(), "a deadlock"
         return self.result
 
@@ -98,7 +98,7 @@ class StoppedThread:
             self.places.setdefault((frame.f_code, frame.f_lineno), self.lines)
             if self.lines == self._line:
                 self._stopped.set()
-                assert self._go_on.wait(PATIENCE)
+                assert self._go_on.wait(WAIT_TIMEOUT)
         return self._trace
 
 

@@ -20,7 +20,7 @@ from apscheduler.jobstores.base import ConflictingIdError, JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import generate_latest
 
-from tests.helpers.jobs import PATIENCE, nothing
+from tests.helpers.jobs import WAIT_TIMEOUT, nothing
 from tests.helpers.metrics import registry_of
 from tests.helpers.paths import ROOT
 from tests.helpers.rigs import Gate, Rig, hand_driven_rig, live_rig
@@ -40,18 +40,19 @@ def scrape(rig: Rig) -> None:
     rig.telemetry.health()
 
 
-def check_told(rig: Rig) -> None:
+def check_events(rig: Rig) -> None:
     """Check that listeners were told of each run that came to its end, and of no other."""
-    rig.is_told = False  # of runs that are forgotten, as their job is changed before its turn
+    rig.checks_events = False  # of runs that are forgotten, as their job is changed before its turn
     rig.settle()
     names = ("success", "error", "skipped")
-    counted = [rig._as_counted()[name] for name in names]
+    counted = [rig.counts_by_outcome()[name] for name in names]
 
-    def told() -> list[int]:
-        return [rig._as_told()[name] for name in names]
+    def received() -> list[int]:
+        return [rig.events_by_outcome()[name] for name in names]
 
-    wait_until(lambda: sum(told()) >= sum(counted))  # a run is counted before listeners are told
-    assert told() == counted
+    # A run is counted before listeners get its event.
+    wait_until(lambda: sum(received()) >= sum(counted))
+    assert received() == counted
     assert counted[0] > 0
 
 
@@ -62,7 +63,7 @@ class Changes:
 
     def __init__(self, rig: Rig, seed: int) -> None:
         self._scheduler = rig.scheduler
-        self._dice = random.Random(seed)
+        self._random = random.Random(seed)
         self.made = 0
         self._all = (
             *(self._add, self._add, self._once, self._remove, self._modify, self._trigger),
@@ -71,17 +72,17 @@ class Changes:
 
     def make(self) -> None:
         """Do one thing; that a job is there already, or not any more, is nothing unusual."""
-        job_id = self._dice.choice(self.IDS)
+        job_id = self._random.choice(self.IDS)
         try:
-            self._dice.choice(self._all)(job_id)
+            self._random.choice(self._all)(job_id)
         except (JobLookupError, ConflictingIdError):
             return
         self.made += 1
 
     def _add(self, job_id: str) -> None:
         options: dict[str, Any] = {"max_instances": 2, "misfire_grace_time": None}
-        replace = self._dice.random() < 0.5
-        func = self._dice.choice([nothing, _nap, _fail])
+        replace = self._random.random() < 0.5
+        func = self._random.choice([nothing, _nap, _fail])
         self._scheduler.add_job(
             func, "interval", seconds=0.05, id=job_id, replace_existing=replace, **options
         )
@@ -93,7 +94,7 @@ class Changes:
         self._scheduler.remove_job(job_id)
 
     def _modify(self, job_id: str) -> None:
-        self._scheduler.modify_job(job_id, name=f"name {self._dice.random()}")
+        self._scheduler.modify_job(job_id, name=f"name {self._random.random()}")
 
     def _trigger(self, job_id: str) -> None:
         self._scheduler.modify_job(job_id, next_run_time=_now())
@@ -131,7 +132,7 @@ def all_at_once(enough: Callable[[], bool], *work: Callable[[], Any]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SECONDS + PATIENCE)
+        thread.join(SECONDS + WAIT_TIMEOUT)
         assert not thread.is_alive(), "a deadlock"
     if failures:
         raise failures[0]
@@ -151,7 +152,7 @@ class TestEverythingAtOnce:
                 *[lambda: scrape(rig)] * 2,
             )
             rig.scheduler.remove_all_jobs()
-            check_told(rig)
+            check_events(rig)
 
     def test_listeners_may_change_jobs_and_scrape(self) -> None:
         """A listener may add, change and remove jobs, and scrape, for any event."""
@@ -186,9 +187,9 @@ class TestEverythingAtOnce:
             all_at_once(lambda: back.made > 10, *(c.make for c in changes), lambda: scrape(rig))
             rig.scheduler.remove_listener(call_back)
             # One that is called back still would wait for APScheduler's shutdown, and that for it.
-            assert running.acquire(timeout=PATIENCE)
+            assert running.acquire(timeout=WAIT_TIMEOUT)
             rig.scheduler.remove_all_jobs()
-            check_told(rig)
+            check_events(rig)
             assert rig.errors_of("listener") == 0
 
 
@@ -233,7 +234,7 @@ class TestHandover:
         """If `submit` fails after a thread has begun the run, the run is lost when it ends."""
         gate = Gate()
         with hand_driven_rig() as rig:
-            rig.is_told = False  # APScheduler attaches its callback after that
+            rig.checks_events = False  # APScheduler attaches its callback after that
             submit = rig.scheduler._executors["default"]._pool.submit
 
             def interrupted(*args: Any) -> None:
@@ -253,7 +254,7 @@ class TestHandover:
         """If `submit` fails before a thread has begun the run, it is lost at once."""
         gate = Gate()
         with hand_driven_rig({"default": ThreadPoolExecutor(1)}) as rig:
-            rig.is_told = False
+            rig.checks_events = False
             rig.add(gate.hold, "interval", seconds=10, id="first", max_instances=2)
             rig.after(10)
             gate.wait_for_run()
@@ -270,7 +271,7 @@ class TestHandover:
             rig.after(10)
             assert rig.outcomes() == {"lost": 1}
             gate.open()
-            assert ran.wait(PATIENCE)
+            assert ran.wait(WAIT_TIMEOUT)
             rig.settle()
             assert rig.outcomes() == {"lost": 1}
 

@@ -61,7 +61,7 @@ class TestScrape:
             while True:
                 rig.after(10)
                 passes += 1
-                assert started.wait(jobs.PATIENCE)
+                assert started.wait(jobs.WAIT_TIMEOUT)
                 if not executed_line(line, lambda: generate_latest(registry), raised):
                     break
                 run_in_thread(lambda: generate_latest(registry))
@@ -91,7 +91,7 @@ class TestPass:
         line, lines_without_outcome = 0, []
         while True:
             with hand_driven_rig({"default": DebugExecutor()}) as rig:
-                rig.is_told = False  # Ctrl-C keeps APScheduler from it
+                rig.checks_events = False  # Ctrl-C keeps APScheduler from it
                 rig.add(func, "interval", seconds=10, coalesce=False, misfire_grace_time=None)
                 due = rig.scheduler.get_job("job").next_run_time
                 rig.clock.advance(10 * due_count)
@@ -144,7 +144,7 @@ class TestResult:
         while was_there:
             executor = Delegating()
             with hand_driven_rig({"default": executor}) as rig:
-                rig.is_told = False  # an exception in the middle keeps listeners from it
+                rig.checks_events = False  # an exception in the middle keeps listeners from it
                 rig.add(jobs.nothing, "interval", seconds=10)
                 rig.after(10)
                 was_there = executed_line(line, executor.run(failure), interruption)

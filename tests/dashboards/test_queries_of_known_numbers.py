@@ -170,7 +170,7 @@ class TestNumbers:
     ) -> None:
         """A selection that does not exist returns nothing."""
         chosen: dict[str, Any] = {"application": "shop", "scheduler": "main", "job_id": "report"}
-        chosen[variable] = "nobody"
+        chosen[variable] = "does-not-exist"
 
         answered = {
             panel["title"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.drills.performance import Drill, Performance, command, has_namespaces
-from tests.drills.stage import HERE, PATIENCE, PORT, App, guarded
+from tests.drills.stage import HERE, PORT, WAIT_TIMEOUT, App, guarded
 from tests.helpers.servers import get
 
 CONTROL = 130.0
@@ -86,7 +86,7 @@ def out_of_memory(it: Performance) -> None:
 def dead_loop(it: Performance) -> None:
     app = it.start("store")
     it.ran("report")
-    app.tell("fail")
+    app.send("fail")
     it.fault()
     it.caught()
     it.replace(app, "store")
@@ -99,10 +99,10 @@ def partition(it: Performance) -> None:
         it.result.fault += " (its port closed)"
         app = it.start("port")
         it.watched()
-        app.tell("close")
+        app.send("close")
         it.fault()
         it.caught()
-        app.tell("open")
+        app.send("open")
         it.repaired("the port open again")
         return
     link = f"drill{os.getpid()}"
@@ -132,7 +132,7 @@ def exits_at_once(it: Performance) -> None:
     app.stop()
     it.fault()
     while (
-        not it.is_caught() and time.time() < it.since + PATIENCE
+        not it.is_caught() and time.time() < it.since + WAIT_TIMEOUT
     ):  # as systemd would, with RestartSec=2
         it.start("script", "tidy").process.wait(30)
         it.sleep(2)
@@ -150,7 +150,7 @@ def skipped_by_restart(it: Performance) -> None:
     while left < 0.5:  # again, where the machine was so busy that it was too late for a restart
         due = time.time() + 8
         (it.directory / "due").write_text(str(due))
-        app.tell("due")
+        app.send("due")
         series = f'apscheduler_job_next_run_timestamp_seconds{{job="{it.job}"}}'
         it.until(f"{series} > {due - 0.1} or {series} > {due + 10}")
         left = due - time.time() - 1.5
@@ -180,7 +180,7 @@ def starved(it: Performance) -> None:
     it.ran("sync")  # it did work before somebody made it restart all the time
     it.fault()
     started = time.time()
-    while not it.is_caught() and time.time() < it.since + PATIENCE:
+    while not it.is_caught() and time.time() < it.since + WAIT_TIMEOUT:
         successor = it.prepare("patient").ready()
         it.sleep(started + 5 - time.time())
         app.kill()
@@ -194,7 +194,7 @@ def starved(it: Performance) -> None:
 def hung(it: Performance) -> None:
     app = it.start("troubled")
     it.ran("hanging")
-    app.tell("hang")
+    app.send("hang")
     it.fault()
     it.caught()
     it.replace(app, "troubled")
@@ -205,10 +205,10 @@ def hung(it: Performance) -> None:
 def slow(it: Performance) -> None:
     app = it.start("troubled")
     it.ran("slow")
-    app.tell("slow")
+    app.send("slow")
     it.fault()
     it.caught()
-    app.tell("-slow")
+    app.send("-slow")
     it.repaired("a quick run")
 
 
@@ -252,10 +252,10 @@ def _visit(it: Performance, url: str) -> None:
 def paused(it: Performance) -> None:
     app = it.start("troubled")
     it.watched()
-    app.tell("pause")
+    app.send("pause")
     it.fault()
     it.caught()
-    app.tell("resume")
+    app.send("resume")
     it.repaired("resumed")
 
 
@@ -263,10 +263,10 @@ def paused(it: Performance) -> None:
 def failing(it: Performance) -> None:
     app = it.start("troubled")
     it.ran("unreliable")
-    app.tell("fail")
+    app.send("fail")
     it.fault()
     it.caught()
-    app.tell("-fail")
+    app.send("-fail")
     it.repaired("a run that succeeds")
 
 
@@ -341,22 +341,22 @@ def _changes(it: Performance, app: App, job: str, address: str) -> None:
         it.until(what % labels)
         app.must_live()
 
-    promised = "apscheduler_job_next_run_timestamp_seconds{%s} > 0"
+    has_next_run = "apscheduler_job_next_run_timestamp_seconds{%s} > 0"
     nothing_promised = "apscheduler_job_next_run_timestamp_seconds{%s} == 0"
     succeeded = 'apscheduler_job_runs_total{outcome="success",%s} > 0'
-    seen("busy-0", promised)
-    app.tell("add", "once", "rest", "change")
-    seen("extra", promised)
-    app.tell("remove")
+    seen("busy-0", has_next_run)
+    app.send("add", "once", "rest", "change")
+    seen("extra", has_next_run)
+    app.send("remove")
     seen("extra", nothing_promised)
-    app.tell("pause")
+    app.send("pause")
     it.sleep(2)
-    app.tell("resume", "far", "unrest")
-    seen("extra", promised)
-    app.tell("remove")
+    app.send("resume", "far", "unrest")
+    seen("extra", has_next_run)
+    app.send("remove")
     seen("extra", nothing_promised)
     seen("once", succeeded)
-    seen("rested", promised)
+    seen("rested", has_next_run)
 
 
 def _rolling(it: Performance, job: str, end: float) -> int:

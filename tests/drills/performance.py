@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from tests.drills.stage import PATIENCE, App, Stage
+from tests.drills.stage import WAIT_TIMEOUT, App, Stage
 from tests.drills.webhook import DrillError, Notice
 from tests.helpers.waiting import wait_for_answer
 
@@ -103,7 +103,7 @@ class Performance:
     def wait(self, probe: Callable[[], Any], what: str) -> None:
         """Wait until a probe returns something true."""
         try:
-            wait_for_answer(lambda: self.stage.ended.is_set() or probe(), PATIENCE)
+            wait_for_answer(lambda: self.stage.ended.is_set() or probe(), WAIT_TIMEOUT)
         except AssertionError as error:
             self.fail(f"{what}: {error}")
         self.check()
@@ -135,7 +135,7 @@ class Performance:
 
     def caught(self) -> None:
         """Wait for the alert."""
-        notice = self.stage.webhook.wait(self._is_it, PATIENCE, self.stage.ended)
+        notice = self.stage.webhook.wait(self._is_it, WAIT_TIMEOUT, self.stage.ended)
         self.check()
         if notice is None:
             self.fail(f"{self.drill.alert} has not reached the webhook")
@@ -157,7 +157,7 @@ class Performance:
             is_it = notice.fingerprint == caught.fingerprint
             return is_it and notice.status == "resolved" and notice.at >= since
 
-        notice = self.stage.webhook.wait(is_over, PATIENCE, self.stage.ended)
+        notice = self.stage.webhook.wait(is_over, WAIT_TIMEOUT, self.stage.ended)
         self.check()
         if notice is None:
             self.fail(f"{self.drill.alert} was not resolved")

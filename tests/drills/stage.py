@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 FACTOR = 30
 """A minute of the rules is two seconds here, and two scrapes."""
-PATIENCE = 180.0
+WAIT_TIMEOUT = 180.0
 """Seconds after which an alert will not come any more; the machine may be busy with other tests."""
 PORT = 9476
 """Of all applications, each on a loopback address of its own, so that ports are never taken."""
@@ -54,10 +54,10 @@ class App:
             self.must_live()
             return self._stage.ended.is_set() or "ready" in self.log()
 
-        wait_for_answer(is_ready, PATIENCE)
+        wait_for_answer(is_ready, WAIT_TIMEOUT)
         return self
 
-    def tell(self, *words: str) -> None:
+    def send(self, *words: str) -> None:
         """Give orders."""
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{word}\n" for word in words).encode())
@@ -65,7 +65,7 @@ class App:
 
     def go(self, *words: str) -> App:
         """Let it start, which it does within milliseconds once it is ready."""
-        self.ready().tell(*words, "go")
+        self.ready().send(*words, "go")
         return self
 
     def must_live(self) -> None:
@@ -105,9 +105,9 @@ class Stage:
         self.prometheus: Prometheus
         self.webhook = Webhook()
         # Any of 127.0.0.0/8 is this machine, so nobody needs to hope that a free port stays free.
-        dice = random.SystemRandom()
-        self.network = f"127.{dice.randint(64, 250)}.{dice.randint(1, 250)}"
-        self.link = f"169.254.{dice.randint(1, 250)}"
+        random_numbers = random.SystemRandom()
+        self.network = f"127.{random_numbers.randint(64, 250)}.{random_numbers.randint(1, 250)}"
+        self.link = f"169.254.{random_numbers.randint(1, 250)}"
         self.jobs = list(jobs)
         self._apps: list[App] = []
         self._lock = threading.Lock()

@@ -76,10 +76,10 @@ class Webhook:
             self._changed.notify_all()
 
     def wait(
-        self, matches: Callable[[Notice], bool], patience: float, ended: threading.Event
+        self, matches: Callable[[Notice], bool], timeout: float, ended: threading.Event
     ) -> Notice | None:
         """Return the first notice that matches, or None if there is none in time."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         looked_at = 0
         with self._changed:
             while not ended.is_set():

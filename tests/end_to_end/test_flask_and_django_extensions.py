@@ -39,8 +39,8 @@ class TestFlaskAPScheduler:
         with pytest.raises(ArgumentTypeError, match="pass its attribute scheduler"):
             instrument(extension, registry=CollectorRegistry())
         telemetry = instrument(extension.scheduler, registry=CollectorRegistry())
-        told: list[Any] = []
-        extension.add_listener(told.append, EVENT_JOB_EXECUTED)
+        received_events: list[Any] = []
+        extension.add_listener(received_events.append, EVENT_JOB_EXECUTED)
         extension.init_app(app)
         extension.start()
         try:
@@ -51,7 +51,7 @@ class TestFlaskAPScheduler:
                 extension.modify_job(name, next_run_time=datetime.now(timezone.utc))
             wait_until(lambda: outcomes(telemetry, "good") == {"success": 1}, "the good one")
             wait_until(lambda: outcomes(telemetry, "bad") == {"error": 1}, "the bad one")
-            wait_until(lambda: [e.retval for e in told] == [1], "the listener")
+            wait_until(lambda: [e.retval for e in received_events] == [1], "the listener")
             body = b"".join(telemetry.wsgi_app(_environ("/metrics"), lambda *_: None))
             assert b'apscheduler_job_runs_total{job_id="good",outcome="success"' in body
             assert telemetry._exported_scheduler.liveness().up
@@ -74,7 +74,7 @@ class TestDjangoAPScheduler:
             "good": {"success": 1},
             "bad": {"error": 1},
             "persistent": True,
-            "promised": True,
+            "has a next run": True,
             "rows": ["Error!", "Executed"],
             "stored": ["bad", "good"],
             "up": True,

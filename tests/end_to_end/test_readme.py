@@ -191,8 +191,8 @@ scheduler.start()
 
     def scrape(self, directory: Path, framework: str, server: list[str], text: str) -> None:
         """Run the application, and scrape the path that the README names."""
-        said = re.search(rf"# {framework}, .*: scrape port \d+ with metrics_path: (\S+)", text)
-        assert said is not None
+        comment = re.search(rf"# {framework}, .*: scrape port \d+ with metrics_path: (\S+)", text)
+        assert comment is not None
         (directory / "webapp.py").write_text(text)
         port = free_port()
         with running_process(
@@ -200,12 +200,14 @@ scheduler.start()
         ):
 
             def counted() -> bool:
-                status, page = get(f"http://127.0.0.1:{port}{said[1]}")
+                status, page = get(f"http://127.0.0.1:{port}{comment[1]}")
                 assert status == 200, page
                 return bool(re.search(r'runs_total\{job_id="tick",.*"success".*\} [1-9]', page))
 
             wait_for_answer(counted)
-            assert get(f"http://127.0.0.1:{port}{said[1].replace('metrics', 'health')}")[0] == 200
+            assert (
+                get(f"http://127.0.0.1:{port}{comment[1].replace('metrics', 'health')}")[0] == 200
+            )
 
     def test_flask(self, tmp_path: Path) -> None:
         """`flask run` has the port of the README, and its metrics path answers with the metrics."""

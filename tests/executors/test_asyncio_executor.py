@@ -50,7 +50,7 @@ class TestAsyncio:
 
         asyncio.run(main())
 
-    def test_overlapping_bursts_are_told_apart(self) -> None:
+    def test_overlapping_bursts_are_kept_apart(self) -> None:
         """Runs of a coroutine that overlap in one thread are counted separately."""
 
         async def main() -> None:
@@ -130,7 +130,7 @@ class TestAsyncio:
                 gate.open()
                 await wait_until_async(rig.is_quiet)
                 assert (rig.outcomes("a"), rig.outcomes("b")) == ({"lost": 1}, {"lost": 1})
-                rig.is_told = False
+                rig.checks_events = False
 
         asyncio.run(main())
 
@@ -155,7 +155,7 @@ class TestAsyncio:
                     gate.open()
                     await wait_until_async(rig.is_quiet)
                     assert rig.outcomes() == {"lost": 3}
-                    rig.is_told = False
+                    rig.checks_events = False
 
         asyncio.run(main())
 
@@ -175,7 +175,7 @@ class TestAsyncio:
                 gate.open()
                 await wait_until_async(rig.is_quiet)
                 assert rig.outcomes("a") == {"lost": 1}, "asyncio has given up its thread as well"
-                rig.is_told = False
+                rig.checks_events = False
 
         asyncio.run(main())
 

@@ -41,12 +41,12 @@ class TestEvents:
 
     def test_events_from_a_generator_are_read_once(self) -> None:
         """Events from a generator are read once, each after listeners got the previous one."""
-        told: list[int] = []
+        counts_of_events: list[int] = []
 
         def report(events: list[Any]) -> Iterator[Any]:
             for event in events:
                 yield event
-                told.append(rig.codes().count("executed"))
+                counts_of_events.append(rig.codes().count("executed"))
 
         def execute(executor: Any, job: Any, run_times: Any) -> None:
             executor._run_job_success(job.id, report(run(job, run_times)))
@@ -54,7 +54,7 @@ class TestEvents:
         with executing(execute) as rig:
             run_twice(rig)
             assert rig.outcomes() == {"success": 2}
-            assert told == [1, 2]
+            assert counts_of_events == [1, 2]
 
     def test_runs_whose_events_are_never_read_are_lost(self) -> None:
         """Runs whose events an executor never reads are lost, and do not stay in flight."""
@@ -67,7 +67,7 @@ class TestEvents:
             executor._run_job_success(job.id, iter(run(job, run_times)))
 
         with hand_driven_rig({"default": Ignoring(execute)}) as rig:
-            rig.is_told = False  # the events are not passed on
+            rig.checks_events = False  # the events are not passed on
             run_twice(rig)
             assert rig.outcomes() == {"lost": 2}
             assert (rig.job().running, rig.job().queued) == (0, 0)
@@ -158,7 +158,7 @@ class TestEvents:
             assert rig.scheduler._executors["default"]._instances == {"job": 1}
             rig.scheduler._executors["default"]._run_job_success("job", [])
             assert (rig.outcomes(), rig.job().running) == ({"lost": 2}, 0)
-            rig.is_told = False
+            rig.checks_events = False
 
 
 class TestCalls:

@@ -168,18 +168,18 @@ class TestChanges:
     @pytest.mark.slow
     def test_text_is_right_after_random_changes(self, scene: Scene) -> None:
         """After random changes of jobs and runs, each scrape has the right text."""
-        dice = random.Random(7)
+        rng = random.Random(7)
         recorder = scene.main.recorder
         records: dict[str, JobRecord] = {}
         in_flight: list[Run] = []
         for step in range(150):
-            name = f"job-{dice.randrange(8)}"
+            name = f"job-{rng.randrange(8)}"
             if name not in records:
                 records[name] = scene.main.add_job(name)
-            elif (action := dice.randrange(7)) == 0:
-                recorder.job_removed(records.pop(name), dice.choice(list(RemovalReason)))
+            elif (action := rng.randrange(7)) == 0:
+                recorder.job_removed(records.pop(name), rng.choice(list(RemovalReason)))
             elif action == 1:
-                scene.main.run(records[name], NOW, dice.choice(DURATION_BUCKETS))
+                scene.main.run(records[name], NOW, rng.choice(DURATION_BUCKETS))
             elif action == 2:
                 recorder.job_rescheduled(records[name], NOW + step, cancels=True)
             elif action == 3:
@@ -190,7 +190,7 @@ class TestChanges:
             elif action == 5 and in_flight and in_flight[-1].started_at is None:
                 in_flight[-1].start(NOW + step)
             elif in_flight:
-                scene.main.finish(in_flight.pop(), dice.choice(list(Outcome)))
+                scene.main.finish(in_flight.pop(), rng.choice(list(Outcome)))
             if step % 40 == 39:
                 scene.main.clock.now += REMOVED_JOB_SECONDS
             encode, _ = choose_encoder(FORMATS[step % len(FORMATS)])

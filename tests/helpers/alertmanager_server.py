@@ -25,7 +25,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from tests.helpers.servers import free_port, get, running_process
 from tests.helpers.waiting import wait_for_answer
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 """Seconds after which a message will not come: hundreds of times what it takes, as machines may be
 busy, and well below the timeout of a test, which says less."""
 
@@ -53,7 +53,7 @@ class Inbox(Generic[Item]):
             self._arrived.notify_all()
 
     def wait_for(
-        self, wanted: Callable[[Item], bool], count: int = 1, patience: float = PATIENCE
+        self, wanted: Callable[[Item], bool], count: int = 1, timeout: float = WAIT_TIMEOUT
     ) -> list[Item]:
         """
         Wait until there are enough items of a kind.
@@ -61,7 +61,7 @@ class Inbox(Generic[Item]):
         Args:
             wanted: tells that kind.
             count: how many are enough.
-            patience: seconds.
+            timeout: seconds.
 
         Returns:
             All of that kind so far.
@@ -69,11 +69,11 @@ class Inbox(Generic[Item]):
         Raises:
             AssertionError: there were fewer in time; the message shows the latest arrivals.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         with self._arrived:
             while len(found := [item for item in self._items if wanted(item)]) < count:
                 if not self._arrived.wait(deadline - time.monotonic()):
-                    msg = f"{len(found)} of {count} in {patience:g} s; last: {self._items[-5:]}"
+                    msg = f"{len(found)} of {count} in {timeout:g} s; last: {self._items[-5:]}"
                     raise AssertionError(msg)
             return found
 
@@ -192,7 +192,7 @@ class Mailbox(Inbox[Mail]):
             auth_require_tls=False,
             auth_exclude_mechanism=["LOGIN"],  # Alertmanager knows other prompts than aiosmtpd's
             server_hostname="localhost",  # or it asks the DNS for the name of this machine
-            ready_timeout=PATIENCE,
+            ready_timeout=WAIT_TIMEOUT,
         )
 
     def __enter__(self) -> Mailbox:  # noqa: PYI034  # typing.Self is of Python 3.11

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import Metric
 
-from tests.helpers.http_clients import PATIENCE
+from tests.helpers.http_clients import RESPONSE_TIMEOUT
 
 
 class ReportedErrors(list[tuple[str, BaseException | None]]):
@@ -45,5 +45,5 @@ class HangingCollector:
 
     def collect(self) -> list[Any]:
         self.entered.release()
-        self.release.wait(PATIENCE)
+        self.release.wait(RESPONSE_TIMEOUT)
         return []

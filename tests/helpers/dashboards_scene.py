@@ -161,13 +161,13 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
     """Yield what the rules have recorded of a live job, and of one whose process is dead."""
     report = {"job": job, "scheduler": "main", "job_id": "report"}
     archive = {"job": job, "scheduler": "night", "job_id": "archive"}
-    for labels, promised, due, settled, unsettled, success in (
+    for labels, next_run, due, settled, unsettled, success in (
         # Recorded a moment before the last scrape: what the process says itself is newer.
         (report, -45, 80, 20, None, 33),
         (archive, 400, 400, 4000, 400, 5000),
     ):
         for name, ago in (
-            ("promised_run", promised),
+            ("promised_run", next_run),
             ("due_run", due),
             ("settled_run", settled),
             ("last_success", success),
@@ -435,18 +435,18 @@ OTHERS: dict[tuple[str, str], dict[str, list[dict[str, float]]]] = {
             "State": [{f"{job} main": state}],
             "Run history": [
                 {"main": 10},
-                {f"{job} main": promise},
+                {f"{job} main": next_run},
                 {},
                 {f"{job} main": work},
                 {f"{job} main": dropped},
             ],
             "Countdown to the next run": [
-                {f"{job} main": 40} if promise == 20 else {},
+                {f"{job} main": 40} if next_run == 20 else {},
                 {},
                 {f"{job} main": -60},
             ],
         }
-        for job, state, promise, work, dropped in (
+        for job, state, next_run, work, dropped in (
             ("stuck", 8, 20, 42, 50),
             ("hangs", 8, 20, 42, 50),
             ("runs", 3, 20, 41, 50),

@@ -17,8 +17,8 @@ from wsgiref.validate import validator
 
 from apscheduler_telemetry.http import HTTPServer
 
-PATIENCE = 10.0
-"""Seconds to wait before a test fails."""
+RESPONSE_TIMEOUT = 30.0
+"""Seconds to wait for a response, or for what a request causes, before a test fails."""
 
 
 class Reply(NamedTuple):
@@ -123,7 +123,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 def send_raw(address: tuple[str, int], *chunks: bytes) -> bytes:
     """Send bytes, shut down the sending side, and return all bytes that are received."""
-    with socket.create_connection(address, timeout=PATIENCE) as connection:
+    with socket.create_connection(address, timeout=RESPONSE_TIMEOUT) as connection:
         try:
             for chunk in chunks:
                 connection.sendall(chunk)
@@ -151,10 +151,10 @@ def address(server: HTTPServer) -> tuple[str, int]:
 
 def fetch(server: HTTPServer, path: str = "/metrics", method: str = "GET", **kw: Any) -> Reply:
     """Send a well-formed request to a server."""
-    client = http.client.HTTPConnection(server.addr, server.port, timeout=PATIENCE)
+    client = http.client.HTTPConnection(server.addr, server.port, timeout=RESPONSE_TIMEOUT)
     if "context" in kw:
         client = http.client.HTTPSConnection(
-            server.addr, server.port, timeout=PATIENCE, context=kw.pop("context")
+            server.addr, server.port, timeout=RESPONSE_TIMEOUT, context=kw.pop("context")
         )
     try:
         client.request(method, path, **kw)

@@ -157,5 +157,5 @@ def wrap(function: Any) -> Any:
         return function(*args, **kwargs)
 
     wrapper.calls = 0  # type: ignore[attr-defined]
-    wrapper.__module__ = "somebody.else"
+    wrapper.__module__ = "another.tool"
     return wrapper

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 """Seconds after which a test, or a job that waits for one, has waited too long."""
 
 
@@ -97,7 +97,7 @@ def announce(directory: str, name: str) -> None:
 def hold(directory: str, name: str = "gate") -> int:
     """Say in `directory` that the job runs, and go on when it is let go; return the process id."""
     announce(directory, f"{name}.in")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_TIMEOUT
     while not Path(directory, f"{name}.out").exists():
         if time.monotonic() > deadline:
             raise TimeoutError(name)

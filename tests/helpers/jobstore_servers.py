@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.helpers import jobs, watching
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.servers import free_port
 from tests.helpers.waiting import wait_for_answer
@@ -110,7 +110,7 @@ class Postgres:
         """Stop it at once, whoever is connected."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(PATIENCE)
+            self._process.wait(WAIT_TIMEOUT)
             self._process = None
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class RedisServer:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(PATIENCE)
+            self._process.wait(WAIT_TIMEOUT)
             self._process = None
 
     def close(self) -> None:

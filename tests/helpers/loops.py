@@ -58,7 +58,7 @@ def end_thread(scheduler: Any, exception: type[BaseException]) -> None:
     """Let the thread of a scheduler end where it waits."""
     scheduler.start()
     interrupt(scheduler, exception)
-    scheduler._thread.join(jobs.PATIENCE)
+    scheduler._thread.join(jobs.WAIT_TIMEOUT)
     assert not scheduler._thread.is_alive()
 
 

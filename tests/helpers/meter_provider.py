@@ -77,7 +77,7 @@ class Sdk:
         return dict(sorted(found.items()))
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what was logged, without the warning about an API that is too old."""
     others = [record for record in caplog.records if record.name != otel_metrics.__name__]
     return [record.getMessage() for record in others]

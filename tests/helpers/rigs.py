@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
 from tests.helpers.clocks import START, FrozenClock, freeze_time
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.metrics import (
     JobState,
     check_counts,
@@ -45,10 +45,10 @@ class Gate:
     def hold(self, *arguments: Any) -> None:
         self.arguments.append(arguments)
         self._inside.release()
-        assert self._open.wait(PATIENCE), "nobody opened the gate"
+        assert self._open.wait(WAIT_TIMEOUT), "nobody opened the gate"
 
     def wait_for_run(self) -> None:
-        assert self._inside.acquire(timeout=PATIENCE), "the job did not start"
+        assert self._inside.acquire(timeout=WAIT_TIMEOUT), "the job did not start"
 
     def open(self) -> None:
         self._open.set()
@@ -63,7 +63,7 @@ class Rig:
         telemetry: its handle, on a registry of its own.
         events: all events, in the order in which a listener got them.
         failing: components of ours in which the test expects failures.
-        is_told: whether listeners are told of all that is counted.
+        checks_events: whether listeners are told of all that is counted.
         forgotten: how many missed runs they are not told of, as APScheduler forgets them.
     """
 
@@ -72,7 +72,7 @@ class Rig:
         self.telemetry = instrument(scheduler, registry=CollectorRegistry(), **options)
         self.events: list[Any] = []
         self.failing: set[str] = set()
-        self.is_told = True
+        self.checks_events = True
         self.forgotten = 0
         scheduler.add_listener(self.events.append)
 
@@ -107,8 +107,11 @@ class Rig:
     def check(self) -> None:
         """Check what must hold whatever happened: the counts, and what listeners were told."""
         check_counts(self.telemetry)
-        if self.is_told:
-            wait_until(lambda: self._as_told() == self._as_counted(), "listeners to be told")
+        if self.checks_events:
+            wait_until(
+                lambda: self.events_by_outcome() == self.counts_by_outcome(),
+                "listeners to get all events",
+            )
         assert self.failing == {k for k, n in errors_of(self.telemetry).counts().items() if n}
 
     def is_quiet(self) -> bool:
@@ -119,17 +122,17 @@ class Rig:
             any(list(executor._instances.values())) for executor in executors
         )
 
-    def _as_told(self) -> dict[str, int]:
-        told = Counter(_NAMES.get(event.code) for event in list(self.events))
+    def events_by_outcome(self) -> dict[str, int]:
+        events = Counter(_NAMES.get(event.code) for event in list(self.events))
         skipped = [e for e in list(self.events) if e.code == ev.EVENT_JOB_MAX_INSTANCES]
         return {
-            "success": told["executed"],
-            "error": told["error"],
-            "missed": told["missed"] + self.forgotten,
+            "success": events["executed"],
+            "error": events["error"],
+            "missed": events["missed"] + self.forgotten,
             "skipped": sum(len(e.scheduled_run_times) for e in skipped),
         }
 
-    def _as_counted(self) -> dict[str, int]:
+    def counts_by_outcome(self) -> dict[str, int]:
         counts = [job.stats.outcomes for job in recorder_of(self.telemetry).snapshots()]
         return {
             name: sum(n for each in counts for o, n in each.items() if o.value == name)

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
-    """Wait until `condition` holds, and return what it returned; fail after `patience` seconds."""
-    deadline = time.perf_counter() + patience
+def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = WAIT_TIMEOUT) -> Any:
+    """Wait until `condition` holds, and return what it returned; fail after `timeout` seconds."""
+    deadline = time.perf_counter() + timeout
     while not (met := condition()):
         assert time.perf_counter() < deadline, f"waited too long for {what or condition}"
         time.sleep(0.001)
@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], Any], what: str = "", patience: float = P
 
 async def wait_until_async(condition: Callable[[], Any], what: str = "") -> Any:
     """Wait as `wait_until` does, and let the event loop turn meanwhile."""
-    deadline = time.perf_counter() + PATIENCE
+    deadline = time.perf_counter() + WAIT_TIMEOUT
     while not (met := condition()):
         assert time.perf_counter() < deadline, f"waited too long for {what or condition}"
         await asyncio.sleep(0.001)
@@ -41,14 +41,14 @@ def run_in_thread(do: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def wait_for_answer(probe: Callable[[], T], patience: float = PATIENCE) -> T:
+def wait_for_answer(probe: Callable[[], T], timeout: float = WAIT_TIMEOUT) -> T:
     """
     Wait until `probe` returns something true, and return that.
 
-    A probe may fail, as the first requests to a server do. After `patience` seconds, the test fails
+    A probe may fail, as the first requests to a server do. After `timeout` seconds, the test fails
     with what the probe returned or raised last.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     last: Any = None
     while time.monotonic() < end:
         try:
@@ -58,5 +58,5 @@ def wait_for_answer(probe: Callable[[], T], patience: float = PATIENCE) -> T:
         except (OSError, LookupError, AssertionError) as error:
             last = error
         time.sleep(0.05)
-    msg = f"not within {patience:g} s; last: {last!r}"
+    msg = f"not within {timeout:g} s; last: {last!r}"
     raise AssertionError(msg)

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.metrics import adapter_of, errors_of, job_states
 
 KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener", "not_awaited")
@@ -90,7 +90,7 @@ def wait_for_reading(seen: Watched) -> None:
         done = threading.Event()
         worker.submit("adapter", done.set)
         if adapter._patches.is_active:
-            assert done.wait(PATIENCE)
+            assert done.wait(WAIT_TIMEOUT)
 
 
 def due(job_id: str = "job") -> dict[str, Any]:

@@ -109,12 +109,12 @@ def server(
         yield Server(process, f"http://127.0.0.1:{port}", log)
         process.terminate()
         assert process.wait(30) in {0, -15, 143}, log.read_text()
-    said = log.read_text()
+    output = log.read_text()
     # APScheduler's thread may find a job due when Python has closed its pool already.
     at_exit = re.findall(
-        "RuntimeError: cannot schedule new futures after (?:interpreter )?shutdown", said
+        "RuntimeError: cannot schedule new futures after (?:interpreter )?shutdown", output
     )
-    assert said.count("Traceback") == len(at_exit), said
+    assert output.count("Traceback") == len(at_exit), output
 
 
 def gunicorn(*arguments: str) -> list[str]:

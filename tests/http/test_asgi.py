@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.http import HTTPEndpoints, limits
 from tests.helpers.collectors import HangingCollector, RaisingCollector, ReportedErrors
-from tests.helpers.http_clients import HEALTHY, PATIENCE, Reply, ask_asgi
+from tests.helpers.http_clients import HEALTHY, RESPONSE_TIMEOUT, Reply, ask_asgi
 from tests.helpers.threads import threads
 from tests.helpers.waiting import wait_until
 
@@ -37,7 +37,7 @@ class TestAsgi:
         async def main() -> Reply:
             loop = asyncio.get_running_loop()
             loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
-            job = loop.run_in_executor(None, busy.wait, PATIENCE)
+            job = loop.run_in_executor(None, busy.wait, RESPONSE_TIMEOUT)
             try:
                 return await ask_asgi(endpoints.asgi_app, "/metrics")
             finally:
@@ -58,8 +58,10 @@ class TestAsgi:
                 for _ in range(limits.MAX_THREADS_PER_PAGE + 5)
             ]
             for _ in range(limits.MAX_THREADS_PER_PAGE):
-                assert await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
-            reply = await asyncio.wait_for(ask_asgi(endpoints.asgi_app, "/health"), PATIENCE / 2)
+                assert await asyncio.to_thread(hanging.entered.acquire, timeout=RESPONSE_TIMEOUT)
+            reply = await asyncio.wait_for(
+                ask_asgi(endpoints.asgi_app, "/health"), RESPONSE_TIMEOUT / 2
+            )
             hanging.release.set()
             assert {(await task).status for task in ask} == {200}
             return reply
@@ -98,7 +100,7 @@ class TestAsgi:
 
         async def main() -> None:
             task = asyncio.create_task(ask_asgi(endpoints.asgi_app, "/metrics"))
-            await asyncio.to_thread(hanging.entered.acquire, timeout=PATIENCE)
+            await asyncio.to_thread(hanging.entered.acquire, timeout=RESPONSE_TIMEOUT)
             task.cancel()
 
         asyncio.run(main())
@@ -153,7 +155,7 @@ class TestAsgi:
         try:
             wait_until(lambda: uvicorn_server.started, "the start of uvicorn")
             host, port = uvicorn_server.servers[0].sockets[0].getsockname()
-            client = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+            client = http.client.HTTPConnection(host, port, timeout=RESPONSE_TIMEOUT)
             client.request("HEAD", "/metrics")
             assert client.getresponse().read() == b""
             client.request("GET", "/metrics")  # on the same connection, which HEAD must not break

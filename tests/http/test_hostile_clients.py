@@ -12,7 +12,14 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from apscheduler_telemetry.http import HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
-from tests.helpers.http_clients import GET_METRICS, PATIENCE, address, fetch, read_all, send_raw
+from tests.helpers.http_clients import (
+    GET_METRICS,
+    RESPONSE_TIMEOUT,
+    address,
+    fetch,
+    read_all,
+    send_raw,
+)
 from tests.helpers.waiting import wait_until
 
 
@@ -97,7 +104,7 @@ class TestHostileClients:
     def test_client_may_reset_the_connection(self, server: HTTPServer) -> None:
         """A client may reset the connection before or during the response."""
         for sent_bytes in (b"", b"GET /metrics HTTP/1.1\r\nHo", GET_METRICS):
-            connection = socket.create_connection(address(server), timeout=PATIENCE)
+            connection = socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
             connection.sendall(sent_bytes)
             # Closing with a linger time of 0 sends a reset.
             linger = (1).to_bytes(4, sys.byteorder) + (0).to_bytes(4, sys.byteorder)
@@ -109,7 +116,7 @@ class TestHostileClients:
     ) -> None:
         """A silent client blocks no other client, and is disconnected after a timeout."""
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
-        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent:
             assert fetch(server).status == 200
             assert read_all(silent) == b""
 
@@ -118,7 +125,7 @@ class TestHostileClients:
     ) -> None:
         """A client that sends single bytes is disconnected after a timeout."""
         monkeypatch.setattr(limits, "MAX_CONNECTION_AGE", 0.1)
-        with socket.create_connection(address(server), timeout=PATIENCE) as slow:
+        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as slow:
 
             def is_disconnected() -> bool:
                 try:
@@ -139,7 +146,7 @@ class TestHostileClients:
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         big = Gauge("big", "Big.", ["text"], registry=registry)
         big.labels(text="x" * 20_000_000)
-        with socket.create_connection(address(server), timeout=PATIENCE) as not_reading:
+        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as not_reading:
             not_reading.sendall(GET_METRICS)
             wait_until(lambda: server._server.connections, "the connection")
             wait_until(lambda: not server._server.connections, "the end of the connection")
@@ -150,7 +157,9 @@ class TestHostileClients:
     ) -> None:
         """If there are too many silent clients, the oldest are disconnected for new ones."""
         monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
-        silent = [socket.create_connection(address(server), timeout=PATIENCE) for _ in range(60)]
+        silent = [
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) for _ in range(60)
+        ]
         try:
             assert fetch(server).status == 200
             assert read_all(silent[0]) == b""

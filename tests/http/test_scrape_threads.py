@@ -14,7 +14,7 @@ import pytest
 
 from apscheduler_telemetry.http import HTTPEndpoints, limits
 from tests.helpers.collectors import HangingCollector, ReportedErrors
-from tests.helpers.http_clients import PATIENCE, Reply, ask_wsgi
+from tests.helpers.http_clients import RESPONSE_TIMEOUT, Reply, ask_wsgi
 from tests.helpers.threads import in_fork, threads
 from tests.helpers.waiting import wait_until
 
@@ -41,7 +41,7 @@ class TestThreads:
         assert len(failures) == 1
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", RESPONSE_TIMEOUT)
         assert ask("/metrics").status == 200
 
     def test_hanging_scrapes_are_bounded(
@@ -63,7 +63,7 @@ class TestThreads:
         assert "does a collector hang?" in str(failures[-1][1])
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", PATIENCE)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", RESPONSE_TIMEOUT)
         wait_until(lambda: ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200, "a scrape")
 
     def test_interpreter_exits_while_a_collector_hangs(self, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ class TestThreads:
             [sys.executable, "-W", "error", program],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=RESPONSE_TIMEOUT,
             check=False,
         )
 
@@ -109,7 +109,7 @@ class TestThreads:
         monkeypatch.setattr(limits, "MAX_THREADS_PER_PAGE", 1)
         scrape = threading.Thread(target=ask_wsgi, args=(endpoints.wsgi_app, "/metrics"))
         scrape.start()
-        assert hanging.entered.acquire(timeout=PATIENCE)
+        assert hanging.entered.acquire(timeout=RESPONSE_TIMEOUT)
 
         def child() -> bool:
             hanging.release.set()

@@ -14,7 +14,7 @@ import pytest
 
 from apscheduler_telemetry import errors
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
-from tests.helpers.http_clients import HEALTHY, PATIENCE, address, fetch, read_all, send_raw
+from tests.helpers.http_clients import HEALTHY, RESPONSE_TIMEOUT, address, fetch, read_all, send_raw
 
 
 class TestServe:
@@ -58,15 +58,15 @@ class TestServe:
     def test_close_does_not_wait_for_clients(self, endpoints: HTTPEndpoints) -> None:
         """Closing waits neither for a silent client nor for one in the middle of a request."""
         server = endpoints.serve(0)
-        silent = socket.create_connection(address(server), timeout=PATIENCE)
-        halfway = socket.create_connection(address(server), timeout=PATIENCE)
+        silent = socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
+        halfway = socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
         halfway.sendall(b"GET /metrics HTTP/1.1\r\nHo")
         fetch(server)  # after this response the others have been accepted
         began = time.monotonic()
 
         server.close()
 
-        assert time.monotonic() - began < PATIENCE / 2
+        assert time.monotonic() - began < RESPONSE_TIMEOUT / 2
         for connection in (silent, halfway):
             assert read_all(connection) == b""
             connection.close()
@@ -78,7 +78,7 @@ class TestServe:
         for thread in closing:
             thread.start()
         for thread in closing:
-            thread.join(PATIENCE)
+            thread.join(RESPONSE_TIMEOUT)
         assert not any(thread.is_alive() for thread in closing)
         endpoints.serve(server.port).close()
 

@@ -12,7 +12,14 @@ import pytest
 
 from apscheduler_telemetry import errors
 from apscheduler_telemetry.http import HTTPEndpoints, limits
-from tests.helpers.http_clients import GET_METRICS, PATIENCE, address, fetch, read_all, send_raw
+from tests.helpers.http_clients import (
+    GET_METRICS,
+    RESPONSE_TIMEOUT,
+    address,
+    fetch,
+    read_all,
+    send_raw,
+)
 from tests.helpers.servers import free_port
 
 
@@ -93,7 +100,7 @@ class TestTls:
         """Clients that do not complete the handshake block no other, and nothing is printed."""
         monkeypatch.setattr(limits, "IDLE_TIMEOUT", 1.0)
         server = endpoints.serve(0, certfile=certificates / "both.pem")
-        with socket.create_connection(address(server), timeout=PATIENCE) as silent:
+        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent:
             for sent_bytes in (
                 GET_METRICS,
                 b"",
@@ -104,7 +111,7 @@ class TestTls:
             assert fetch(server, context=trusting_context).status == 200
             assert read_all(silent) == b""
 
-        with socket.create_connection(address(server), timeout=PATIENCE):
+        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT):
             assert fetch(server, context=trusting_context).status == 200
             server.close()
         endpoints.serve(server.port).close()

@@ -79,8 +79,8 @@ class TestMetadata:
         """The requirement in the metadata is that of the instrumentor."""
         requires = map(Requirement, distribution("apscheduler-telemetry").requires or ())
         extra = [r for r in requires if r.marker and "instruments" in str(r.marker)]
-        said = map(Requirement, APSchedulerInstrumentor().instrumentation_dependencies())
-        assert [(r.name, r.specifier) for r in extra] == [(r.name, r.specifier) for r in said]
+        declared = map(Requirement, APSchedulerInstrumentor().instrumentation_dependencies())
+        assert [(r.name, r.specifier) for r in extra] == [(r.name, r.specifier) for r in declared]
 
     def test_each_variable_is_named_as_its_constant(self) -> None:
         """Each variable has the name of its constant, as `opentelemetry-instrument` requires."""
@@ -408,6 +408,6 @@ class TestServer:
             scheduler.start()
             assert scheduler.running
 
-        said = [r.getMessage() for r in caplog.records if "HTTP_PORT" in r.getMessage()]
-        assert len(said) == 1
-        assert f"cannot serve metrics on 127.0.0.1:{taken}" in said[0]
+        messages = [r.getMessage() for r in caplog.records if "HTTP_PORT" in r.getMessage()]
+        assert len(messages) == 1
+        assert f"cannot serve metrics on 127.0.0.1:{taken}" in messages[0]

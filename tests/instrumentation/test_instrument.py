@@ -183,7 +183,7 @@ class TestTwice:
 
 
 class TestSeveral:
-    def test_two_schedulers_of_one_registry_are_told_apart(self) -> None:
+    def test_two_schedulers_of_one_registry_are_kept_apart(self) -> None:
         """Two schedulers of one registry, and their jobs, are distinguished by a label."""
         registry = CollectorRegistry()
         with (
@@ -241,7 +241,7 @@ class TestSeveral:
 
 class TestHandle:
     def test_scheduler_info_names_type_version_host_and_time_zone(self) -> None:
-        """`scheduler_info` has type, versions, host, process and time zone."""
+        """`scheduler_info` has type, version, host, process, time zone and `singleton`."""
         scheduler = BackgroundScheduler(timezone="Asia/Tokyo")
         with watched(scheduler, singleton=False) as seen:
             import os

@@ -256,8 +256,8 @@ class TestScheduler:
                 BaseScheduler._process_jobs(rig.scheduler)  # as a scheduler that goes past our hook
                 print(rig.telemetry._exported_scheduler.adapter._loop.pass_thread_id)
         """
-        told, errors = output_of_script(script)
-        assert told == "1.0 1.0\nNone\n", errors
+        output, errors = output_of_script(script)
+        assert output == "1.0 1.0\nNone\n", errors
 
     def test_start_announces_parts_before_jobs(self) -> None:
         """The start sends events of executors and stores, then of jobs, then its own."""

@@ -126,7 +126,7 @@ class TestStoredJobs:
             scheduler.start(paused=True)
             print(*sorted(job.id for job in scheduler.get_jobs()))
             scheduler.resume()
-            assert ran.wait({jobs.PATIENCE})
+            assert ran.wait({jobs.WAIT_TIMEOUT})
             scheduler.shutdown()
         """
         done = subprocess.run(

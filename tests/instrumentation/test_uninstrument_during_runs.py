@@ -87,7 +87,7 @@ class TestUninstrument:
             rig.telemetry.uninstrument()
             job.modify(func=after.hold)
             again = Rig(scheduler)
-            again.is_told = False  # of more, namely of the run from before
+            again.checks_events = False  # of more, namely of the run from before
             clock.advance(10)
             scheduler.turn()
             after.wait_for_run()

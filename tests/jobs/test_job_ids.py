@@ -75,4 +75,4 @@ class TestLabels:
             assert {"long"} == {a.label for a in job_states(rig.telemetry)}
             rig.clock.advance(1)
             assert not list(job_states(rig.telemetry))
-            rig.is_told = False
+            rig.checks_events = False

@@ -139,7 +139,7 @@ class TestOtherProcesses:
         with scheduler_on(place) as seen:
             first = seen.last_read() or 0
             wait_until(lambda: (seen.last_read() or 0) > first + 3 * SOON)
-            assert time.time() - (seen.last_read() or 0) < jobs.PATIENCE
+            assert time.time() - (seen.last_read() or 0) < jobs.WAIT_TIMEOUT
 
     def test_reading_does_not_undo_a_later_change_by_this_process(self, place: Place) -> None:
         """A reading of the store does not undo a later change by this process."""
@@ -186,7 +186,9 @@ def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
 
 class TestEvery:
     @pytest.mark.parametrize(
-        ("seconds", "least", "most"), [(0, 5, 5), (0.4, 8, 20 * jobs.PATIENCE)], ids=["5", "20 x"]
+        ("seconds", "least", "most"),
+        [(0, 5, 5), (0.4, 8, 20 * jobs.WAIT_TIMEOUT)],
+        ids=["5", "20 x"],
     )
     def test_store_is_read_every_five_seconds_and_slow_ones_less_often(
         self,

@@ -34,7 +34,7 @@ class Slow:
     def hold(self) -> None:
         if threading.current_thread().name == "apscheduler-telemetry":
             self.read.set()
-            assert self.go_on.wait(jobs.PATIENCE)
+            assert self.go_on.wait(jobs.WAIT_TIMEOUT)
 
 
 class SlowStore(SQLAlchemyJobStore):
@@ -79,7 +79,7 @@ class TestRaces:
         rows.write("job", "other")
         store = rows.store() if self.by_rows else SlowStore(rows.url, self.slow)
         with driven(jobstores={"default": MemoryJobStore(), "sql": store}) as seen:
-            assert self.slow.read.wait(jobs.PATIENCE)
+            assert self.slow.read.wait(jobs.WAIT_TIMEOUT)
 
             def end() -> None:
                 self.slow.go_on.set()
@@ -160,12 +160,12 @@ class TestRaces:
         def job_label(job: Any) -> str:
             if threading.current_thread().name == "apscheduler-telemetry":
                 asked.set()
-                assert modified.wait(jobs.PATIENCE)
+                assert modified.wait(jobs.WAIT_TIMEOUT)
             return f"label of {scheduler.get_job(job.id).id}"
 
         with watched(scheduler, job_label=job_label) as seen:
             scheduler.start()
-            assert asked.wait(jobs.PATIENCE)
+            assert asked.wait(jobs.WAIT_TIMEOUT)
             scheduler.modify_job("job", name="changed")
             modified.set()
             wait_for_reading(seen)

@@ -182,7 +182,7 @@ class TestRowsThatCannotBeRestored:
             """Hold the listing when its transaction is over, and `get_jobs` has not returned."""
             if threading.current_thread() is lister:
                 deleted.set()
-                assert go_on.wait(jobs.PATIENCE), "the test did not go on"
+                assert go_on.wait(jobs.WAIT_TIMEOUT), "the test did not go on"
 
         sqlalchemy.event.listen(store.engine, "checkin", hold)
         with started(store) as seen:
@@ -190,13 +190,13 @@ class TestRowsThatCannotBeRestored:
             add(seen.scheduler, "other")
             rows.spoil("spoilt")
             lister.start()
-            assert deleted.wait(jobs.PATIENCE)
+            assert deleted.wait(jobs.WAIT_TIMEOUT)
             assert rows.ids() == {"other"}
             now = time.time()
             wait_until(lambda: (seen.last_read() or 0) > now, "a poll")
             polled = (seen.next_run("spoilt"), seen.withdrawn_run("spoilt"))
             go_on.set()
-            lister.join(jobs.PATIENCE)
+            lister.join(jobs.WAIT_TIMEOUT)
             assert polled == (NEVER.timestamp(), None)
             assert (seen.next_run("spoilt"), seen.withdrawn_run("spoilt")) == polled
             assert known_jobs(seen) == 1
@@ -214,13 +214,13 @@ class TestPolls:
             def get_all_jobs(self) -> Any:
                 if threading.current_thread() is not main:
                     reads.set()
-                    assert go_on.wait(jobs.PATIENCE), "the test did not go on"
+                    assert go_on.wait(jobs.WAIT_TIMEOUT), "the test did not go on"
                 return super().get_all_jobs()
 
         store = SlowStore(rows.url, engine_options=NO_POOL)
         with freeze_time() as clock, watched(scheduler_on(store)) as seen:
             seen.scheduler.start()
-            assert reads.wait(jobs.PATIENCE)
+            assert reads.wait(jobs.WAIT_TIMEOUT)
             began = clock.now
             clock.advance(30)
             assert seen.last_read() is None

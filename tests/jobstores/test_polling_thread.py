@@ -55,7 +55,7 @@ class TestThread:
         started = threading.Event()
 
         def fetch_next_runs(reader: SQLAlchemyReader) -> Any:
-            assert started.wait(jobs.PATIENCE)
+            assert started.wait(jobs.WAIT_TIMEOUT)
             return {}
 
         monkeypatch.setattr(SQLAlchemyReader, "fetch_next_runs", fetch_next_runs)
@@ -146,4 +146,4 @@ sys.stdin.readline()
             proxy.stall()
             wait_until(lambda: proxy.waiting)
             process.stdin.close()
-            assert process.wait(jobs.PATIENCE) == 0
+            assert process.wait(jobs.WAIT_TIMEOUT) == 0

@@ -62,7 +62,7 @@ class TestSchedulerThatStartsInTheChild:
                 scheduler.start(paused=True)
                 scheduler.add_job(print, "cron", hour="1-5", id="child")
                 try:
-                    wait_until(lambda: has_intervals("child"), patience=10)
+                    wait_until(lambda: has_intervals("child"), timeout=10)
                     os.write(1, b"child")
                 finally:
                     os._exit(0)
@@ -72,7 +72,7 @@ class TestSchedulerThatStartsInTheChild:
         assert written == "child"
 
 
-def told_by_child(ask: Callable[[], Any]) -> Any:
+def result_in_child(ask: Callable[[], Any]) -> Any:
     """Return what `ask` returns in a forked child, as JSON."""
     end_of_parent, end_of_child = os.pipe()
     child = os.fork()
@@ -131,7 +131,7 @@ class TestRunsInFlight:
             rig.after(10)
             before = show()
             assert before[:2] == [1, 1]
-            in_child = told_by_child(show)
+            in_child = result_in_child(show)
             assert in_child == [0, 0, 0, 0, 0, None, 1]
             assert show() == before
             second.open()
@@ -149,7 +149,7 @@ class TestRunsInFlight:
             registry = registry_of(rig.telemetry)
             name = "apscheduler_job_running", {"scheduler": "default", "job_id": "job"}
             assert registry.get_sample_value(*name) == 1
-            assert told_by_child(lambda: registry.get_sample_value(*name)) == 0
+            assert result_in_child(lambda: registry.get_sample_value(*name)) == 0
             gate.open()
 
     def test_run_that_forks_ends_in_its_parent(self) -> None:
@@ -195,7 +195,7 @@ class TestRunsInFlight:
                 executor._run_job_error("job", OSError("in the child"))
                 return [rig.outcomes(), recorder_of(rig.telemetry).executors()["default"].queued]
 
-            assert told_by_child(fail) == [{"lost": 1}, 0]
+            assert result_in_child(fail) == [{"lost": 1}, 0]
             assert not any(errors_of(rig.telemetry).counts().values())
             executor._run_job_error("job", OSError("in the parent"))
             assert rig.outcomes() == {"lost": 1}

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.paths import ROOT
 
 pytest.importorskip("opentelemetry.sdk")
@@ -32,7 +32,9 @@ def run(script: str) -> tuple[int, list[str]]:
     """Run a script, and return its exit status and what it wrote to its error output."""
     script = PRELUDE + textwrap.dedent(script)
     command = [sys.executable, "-W", "ignore", "-c", script]  # APScheduler 3.10 has some
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=WAIT_TIMEOUT, check=False
+    )
     return done.returncode, done.stderr.splitlines()
 
 
@@ -149,7 +151,7 @@ class TestSignals:
         self, scheduler: str, wait: str, number: str
     ) -> None:
         """Running and queued runs end, and their spans are exported."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + WAIT_TIMEOUT
         with subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.applications.ended_by_signal"),
@@ -170,7 +172,7 @@ class TestSignals:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(0.5)
                     assert time.monotonic() < deadline, "it hangs"
-                output, errors = process.communicate(timeout=PATIENCE)
+                output, errors = process.communicate(timeout=WAIT_TIMEOUT)
             finally:
                 process.kill()
         assert process.returncode == 0, errors

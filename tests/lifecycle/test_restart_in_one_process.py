@@ -74,7 +74,7 @@ class TestThreadThatGetsTheIdOfADeadThread:
 
             thread = threading.Thread(target=run)
             thread.start()
-            thread.join(jobs.PATIENCE)
+            thread.join(jobs.WAIT_TIMEOUT)
             return found[0]
 
         def reasons() -> list[str]:

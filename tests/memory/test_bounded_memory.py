@@ -143,7 +143,7 @@ class TestReferences:
 
             # Listeners hear of a run a moment after it no longer counts as one.
             wait_until(is_gone, "the job to be let go")
-            rig.is_told = False
+            rig.checks_events = False
 
 
 class TestNobodyReads:

@@ -146,7 +146,7 @@ class TestPage:
     def test_page_lists_every_attribute(self) -> None:
         """The table on the page has every attribute, and no other."""
         table = self.PAGE.split("| attribute | type | example | stability |")[1].split("\n\n")[0]
-        told = set(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE))
+        documented = set(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE))
 
         seen: set[str] = set()
         for func in (echo, fail):
@@ -160,7 +160,7 @@ class TestPage:
                 parts: list[Any] = [*span.events, *span.links]
                 for part in parts:
                     seen |= set(part.attributes)
-        assert seen == told
+        assert seen == documented
 
     def test_log_recipe_shows_the_ids_of_the_run(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The page's recipe for `logging` adds the ids of the run."""

@@ -34,8 +34,8 @@ class Logs(LoggerProvider):
         self.emitted.append(record)
 
 
-def tell(spans: Spans, monkeypatch: pytest.MonkeyPatch, wanted: str) -> Logs:
-    monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, wanted)
+def observe_failed_run(spans: Spans, monkeypatch: pytest.MonkeyPatch, opt_in: str) -> Logs:
+    monkeypatch.setenv(otel.EXCEPTION_SIGNAL_VARIABLE, opt_in)
     logs = Logs()
     go(spans.observer(logger_provider=logs), outcome=Outcome.ERROR, error=BOOM)
     return logs
@@ -56,7 +56,7 @@ class TestExceptions:
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By default an exception is an event of the span, without its traceback."""
-        logs = tell(spans, monkeypatch, "")
+        logs = observe_failed_run(spans, monkeypatch, "")
 
         (event,) = spans.one().events
         assert event.name == "exception"
@@ -68,12 +68,12 @@ class TestExceptions:
         assert logs.emitted == []
 
     @pytest.mark.skipif(not LOGS, reason="the logs API of this version knows no events")
-    @pytest.mark.parametrize(("wanted", "events"), [("logs", 0), ("logs/dup", 1), (" LOGS ", 0)])
+    @pytest.mark.parametrize(("opt_in", "events"), [("logs", 0), ("logs/dup", 1), (" LOGS ", 0)])
     def test_exception_is_a_log_record_if_opted_in(
-        self, spans: Spans, monkeypatch: pytest.MonkeyPatch, wanted: str, events: int
+        self, spans: Spans, monkeypatch: pytest.MonkeyPatch, opt_in: str, events: int
     ) -> None:
         """If opted in, an exception is a log record of the span, with or without a span event."""
-        logs = tell(spans, monkeypatch, wanted)
+        logs = observe_failed_run(spans, monkeypatch, opt_in)
 
         span = spans.one()
         assert len(span.events) == events
@@ -116,7 +116,7 @@ class TestExceptions:
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """An unknown value changes nothing and causes a warning."""
-        logs = tell(spans, monkeypatch, "metrics")
+        logs = observe_failed_run(spans, monkeypatch, "metrics")
 
         assert len(spans.one().events) == 1
         assert logs.emitted == []
@@ -135,7 +135,7 @@ class TestExceptions:
             def emit(self, record: object) -> None: ...
 
         monkeypatch.setattr(otel, "Logger", OldLogger)
-        logs = tell(spans, monkeypatch, "logs")
+        logs = observe_failed_run(spans, monkeypatch, "logs")
 
         assert len(spans.one().events) == 1
         assert logs.emitted == []

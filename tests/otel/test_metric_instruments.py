@@ -24,7 +24,7 @@ from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from tests.helpers import jobs, watching
 from tests.helpers.clocks import freeze_time
-from tests.helpers.meter_provider import Sdk, said
+from tests.helpers.meter_provider import Sdk, logged_messages
 from tests.helpers.rigs import hand_driven_rig, live_rig_async
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.waiting import wait_until
@@ -114,10 +114,10 @@ class TestInstruments:
             rig.settle()
             assert len(otel.points("job.run.duration")) == 1
 
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 2
-        assert "apscheduler.job.run.duration" in said[0]
-        assert f"ExplicitBucketHistogramAggregation({list(DURATION_BUCKETS)})" in said[0]
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == 2
+        assert "apscheduler.job.run.duration" in messages[0]
+        assert f"ExplicitBucketHistogramAggregation({list(DURATION_BUCKETS)})" in messages[0]
 
     def test_provider_without_an_sdk_is_accepted(self) -> None:
         """A provider of the API alone is accepted, and records nothing."""
@@ -188,7 +188,7 @@ class TestTargets:
         import asyncio
 
         asyncio.run(main())
-        assert [text for text in said(caplog) if "finite" in text] == []
+        assert [text for text in logged_messages(caplog) if "finite" in text] == []
 
 
 def test_exporter_of_opentelemetry_shows_the_same_as_a_scrape() -> None:

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry import DuplicateNameError, instrument
 from tests.helpers import jobs
 from tests.helpers.faults import raise_boom
-from tests.helpers.meter_provider import Sdk, said
+from tests.helpers.meter_provider import Sdk, logged_messages
 from tests.helpers.metrics import errors_of, recorder_of
 from tests.helpers.rigs import hand_driven_rig
 from tests.helpers.schedulers import hand_driven_scheduler
@@ -73,7 +73,7 @@ class TestLifecycle:
                 rig.after(0)
                 rig.settle()
                 assert otel.values("scheduler.jobs", "jobstore") == {"default": 0}
-        assert said(caplog) == []
+        assert logged_messages(caplog) == []
 
     def test_schedulers_of_one_provider_share_instruments(
         self, caplog: pytest.LogCaptureFixture
@@ -92,7 +92,7 @@ class TestLifecycle:
         handles[0].uninstrument()
         assert names() == ["b"]
         handles[1].uninstrument()
-        assert (otel.collect(), said(caplog), len(kept)) == ({}, [], 2)
+        assert (otel.collect(), logged_messages(caplog), len(kept)) == ({}, [], 2)
 
     def test_second_scheduler_of_one_name_is_rejected(self) -> None:
         """A second scheduler with the same name is rejected, as both would be one series."""
@@ -174,7 +174,7 @@ class TestLifecycle:
             for number in range(1, 4):
                 assert otel.values("telemetry.errors", "component")["meter"] == number
             assert otel.values("scheduler.up", "state") == {None: 1}
-            assert len(said(caplog)) == 1
+            assert len(logged_messages(caplog)) == 1
             monkeypatch.undo()
             rig.failing = {"meter"}
 

@@ -181,7 +181,7 @@ class TestRemovedJobs:
             assert otel.runs() == {"success": 1}
             rig.after(REMOVED_JOB_SECONDS + 1)
             found = otel.collect()
-            rig.is_told = False  # the run is not counted any more
+            rig.checks_events = False  # the run is not counted any more
 
         of_jobs = {name for name in found if name.startswith("apscheduler.job.")}
         # The SDK keeps what was recorded, and has no way to be told otherwise.
@@ -202,7 +202,7 @@ class TestRemovedJobs:
                 rig.scheduler.remove_job("job")
                 rig.after(REMOVED_JOB_SECONDS + 1)
                 seen.append(otel.runs())
-            rig.is_told = False  # the first runs are not counted any more
+            rig.checks_events = False  # the first runs are not counted any more
 
         total = 1 if temporality else 4
         assert seen == [{"success": 3}, {}, {"success": total}, {}]

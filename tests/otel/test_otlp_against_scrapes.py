@@ -154,10 +154,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         )
         with configured_prometheus(binary, directory, config) as server:
             pair = Both(url, server)
-            promise = 'apscheduler_job:promised_run_timestamp_seconds{scheduler="doomed"}'
+            next_runs = 'apscheduler_job:promised_run_timestamp_seconds{scheduler="doomed"}'
             for _ in range(2):
                 pair.page("start")
-                wait_for_answer(lambda: len(server.query(promise)) == 2)
+                wait_for_answer(lambda: len(server.query(next_runs)) == 2)
                 pair.page("stop")
             yield pair
 

@@ -188,7 +188,7 @@ class TestLinks:
             assert tracked.next_run_origin is not None
             rig.after(1)
             assert tracked.next_run_origin is None
-            rig.is_told = False
+            rig.checks_events = False
             rig.settle()
 
     def test_withdrawn_trigger_is_linked_to_by_no_run(self, process: Any) -> None:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from tests.helpers.jobs import PATIENCE, nothing
+from tests.helpers.jobs import WAIT_TIMEOUT, nothing
 from tests.helpers.jobstore_servers import Rows
 from tests.helpers.metrics import registry_of
 from tests.helpers.schedulers import HandDriven
@@ -147,7 +147,7 @@ class SlowStore(dict[str, str]):
         self.go_on = threading.Event()
 
     def __setitem__(self, key: str, value: str) -> None:
-        assert self.go_on.wait(PATIENCE), "the test did not go on"
+        assert self.go_on.wait(WAIT_TIMEOUT), "the test did not go on"
         time.sleep(0.05)
         super().__setitem__(key, value)
 

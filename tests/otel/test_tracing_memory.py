@@ -42,4 +42,4 @@ class TestJobsThatRunOnce:
             objects_after(JOBS)  # until caches are full
             before = objects_after(JOBS)
             assert objects_after(3 * JOBS) - before < JOBS
-            rig.is_told = False  # as the events were dropped
+            rig.checks_events = False  # as the events were dropped

@@ -77,7 +77,7 @@ class TestChanges:
             job.modify(args=["new"])
             (tmp_path / "gate.out").touch()
             wait_until(lambda: len(results) == 5)
-            rig.is_told = instrumented
+            rig.checks_events = instrumented
         assert results[3:] == ["new", "last"]
 
     def test_a_grace_time_that_is_set_while_a_run_is_queued_applies(self) -> None:

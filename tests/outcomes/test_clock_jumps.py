@@ -18,7 +18,7 @@ JUMPS = pytest.mark.parametrize("jump", [-5 * HOUR, -1.0, 0.5, 5 * HOUR], ids=st
 """Seconds: what a time server does to a clock, and what people do; a leap second is one back."""
 
 
-def promise(rig: HandRig) -> float:
+def seconds_to_next_run(rig: HandRig) -> float:
     return float(rig.job().next_run - START.timestamp())
 
 
@@ -88,7 +88,7 @@ class TestBetweenRuns:
             rig.after(10)
             rig.settle()
             rig.after(jump)
-            assert promise(rig) == 20
+            assert seconds_to_next_run(rig) == 20
             assert rig.job().last_run_due == at(10).timestamp()
             assert (rig.job().due_count, rig.job().cancelled_run_due_at) == (1, None)
             rig.clock.move_to(at(20))
@@ -103,7 +103,7 @@ class TestBetweenRuns:
             rig.after(HOUR)
             rig.settle()
             assert rig.outcomes() == {"success": 1, "coalesced": 359}
-            assert promise(rig) == HOUR + 10
+            assert seconds_to_next_run(rig) == HOUR + 10
 
     def test_clock_set_back_and_forth_makes_no_run_due_twice(self) -> None:
         """A clock that is set back and forth makes no run due twice."""
@@ -113,7 +113,7 @@ class TestBetweenRuns:
                 rig.after(step)
                 rig.settle()
             assert rig.outcomes() == {"success": 2}
-            assert promise(rig) == 30
+            assert seconds_to_next_run(rig) == 30
 
     def test_leap_second_has_one_run(self) -> None:
         """A cron job for each second runs once in a second that is repeated."""

@@ -94,9 +94,9 @@ class TestCoalescing:
             random.seed(seed)
             with hand_driven_rig() as rig:
                 job = rig.add(jobs.nothing, every(10, jitter=10), coalesce=True)
-                dice = random.getstate()
+                state = random.getstate()
                 actual += len(job._get_run_times(rig.clock.now + timedelta(seconds=300)))
-                random.setstate(dice)
+                random.setstate(state)
                 rig.after(300)
                 rig.settle()
                 guessed += rig.job().due_count
@@ -144,7 +144,7 @@ class TestCoalescing:
             if instrumented:
                 rig.settle()
                 assert rig.outcomes() == {"success": 1, "coalesced": 9}
-            rig.is_told = instrumented
+            rig.checks_events = instrumented
 
     def test_stateful_trigger_of_another_process_is_counted(self, tmp_path: Path) -> None:
         """This also holds if another process has stored the job."""

@@ -38,8 +38,8 @@ class TestWhatJobsRaise:
             assert rig.outcomes() == {"error": 1}
             name = CANCELLED if exception is asyncio.CancelledError else exception.__name__
             assert {name: 1} == rig.job().exceptions
-        (told,) = [e.exception for e in rig.events if getattr(e, "exception", None)]
-        assert exception is type(told)
+        (in_event,) = [e.exception for e in rig.events if getattr(e, "exception", None)]
+        assert exception is type(in_event)
 
     @pytest.mark.parametrize("exception", [e for e in BASE if e is not GeneratorExit])
     def test_coroutine_that_raises_is_one_error(self, exception: type[BaseException]) -> None:

@@ -31,11 +31,13 @@ class TestFastJobs:
             label = "tests.helpers.jobs:nothing"
             wait_until(lambda: rig.outcomes(label) == {"success": 500})
             wait_until(lambda: sum(e.code == EVENT_JOB_EXECUTED for e in rig.events) == 500)
-        told: dict[str, list[str]] = {}
+        codes_by_job: dict[str, list[str]] = {}
         for event in rig.events:
             if hasattr(event, "job_id"):
-                told.setdefault(event.job_id, rig.codes(event.job_id))
-        assert ["executed", "submitted"] in told.values(), "the case that is meant did not occur"
+                codes_by_job.setdefault(event.job_id, rig.codes(event.job_id))
+        assert ["executed", "submitted"] in codes_by_job.values(), (
+            "the case that is meant did not occur"
+        )
 
     def test_a_blocking_scheduler_is_no_different(self) -> None:
         """Runs of a blocking scheduler are counted."""
@@ -79,7 +81,7 @@ class TestBacklog:
             rig.settle()
             assert rig.outcomes() == {"missed": 4, "success": 2}
 
-    def test_errors_and_successes_of_a_burst_are_told_apart(self) -> None:
+    def test_errors_and_successes_of_a_burst_are_kept_apart(self) -> None:
         """Errors and successes of one burst are counted separately."""
         turns = iter(range(6))
 

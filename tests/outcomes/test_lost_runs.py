@@ -95,12 +95,12 @@ class TestProcesses:
             rig.settle()
             assert [rig.outcomes(job_id) for job_id in "abc"] == [{"error": 1}] * 3
             assert rig.outcomes("d") == {"success": 1}
-        told = {e.job_id: e for e in rig.events if hasattr(e, "retval")}
-        assert told["d"].retval == {"x": 1}
-        assert told["a"].exception.args == ("here",)
-        assert "child_process.py" not in told["a"].traceback
-        assert "in fail" in told["a"].traceback
-        assert {str} == {type(e.job_id) for e in told.values()}
+        events = {e.job_id: e for e in rig.events if hasattr(e, "retval")}
+        assert events["d"].retval == {"x": 1}
+        assert events["a"].exception.args == ("here",)
+        assert "child_process.py" not in events["a"].traceback
+        assert "in fail" in events["a"].traceback
+        assert {str} == {type(e.job_id) for e in events.values()}
 
 
 class TestSubmission:
@@ -139,7 +139,7 @@ class TestSubmission:
         """If another scheduler owns the executor, the run's result goes there."""
         executor = DebugExecutor()
         with hand_driven_rig({"default": executor}) as rig:
-            rig.is_told = False
+            rig.checks_events = False
             other = HandDriven(executors={"default": executor}, timezone=timezone.utc)
             other.start()
             rig.add(jobs.nothing, "date", run_date=START)

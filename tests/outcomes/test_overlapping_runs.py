@@ -17,7 +17,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 
 from tests.helpers.clocks import at, freeze_time
 from tests.helpers.interruptions import interrupt, raise_timeout
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.metrics import recorder_of, sample
 from tests.helpers.rigs import HandRig, Rig, hand_driven_rig, live_rig
 from tests.helpers.schedulers import HandDriven
@@ -38,13 +38,13 @@ class Calls:
     def __call__(self) -> None:
         number = next(self._number)
         self.entered[number].set()
-        assert self._released[number].wait(PATIENCE), "the test did not release the call"
+        assert self._released[number].wait(WAIT_TIMEOUT), "the test did not release the call"
         if (error := self._errors[number]) is not None:
             raise error
 
     def wait_for(self, number: int) -> None:
         """Wait until the call with this number runs."""
-        assert self.entered[number].wait(PATIENCE), "the call did not begin"
+        assert self.entered[number].wait(WAIT_TIMEOUT), "the call did not begin"
 
     def end(self, number: int, error: Exception | None = None) -> None:
         """Let the call with this number return, or raise `error`."""
@@ -144,7 +144,7 @@ class TestSubmissionThatIsInterrupted:
         while was_there:
             executor = KeptByHand()
             with hand_driven_rig({"default": executor}) as rig:
-                rig.is_told = False
+                rig.checks_events = False
                 job = rig.add(lambda: None, "interval", seconds=10, max_instances=2)
                 due = [job.next_run_time]
                 executor.submit_job(job, due)
@@ -164,7 +164,7 @@ class TestSubmissionThatIsInterrupted:
         """A run that ends in another thread during a rejection counts once."""
         executor = KeptByHand(KeyboardInterrupt())
         with hand_driven_rig({"default": executor}) as rig:
-            rig.is_told = False
+            rig.checks_events = False
             recorder = recorder_of(rig.telemetry)
             register = recorder.run_submitted
             registered: list[Any] = []
@@ -191,7 +191,7 @@ class TestErrorReportThatIsInterrupted:
         """The exception reaches APScheduler, which otherwise would keep the job as running."""
         executor = KeptByHand()
         with hand_driven_rig({"default": executor}) as rig:
-            rig.is_told = False
+            rig.checks_events = False
             job = rig.add(lambda: None, "interval", seconds=10)
             executor.submit_job(job, [job.next_run_time])
             interrupt(
@@ -260,7 +260,7 @@ class TestRunFromBeforeTelemetry:
             scheduler.turn()
             calls.wait_for(0)
             with live_rig(scheduler, start=False) as rig:
-                rig.is_told = False  # as listeners hear of the run from before
+                rig.checks_events = False  # as listeners hear of the run from before
                 clock.advance(10)
                 scheduler.turn()
                 calls.wait_for(1)
@@ -294,7 +294,9 @@ class TestRunWhoseFailureCannotBeLogged:
         logger = logging.getLogger("apscheduler.executors.default")
         request.addfinalizer(lambda: logger.removeFilter(refuse_first))
         with hand_driven_rig() as rig:
-            rig.is_told = False  # of the later run, for which APScheduler has a log and no event
+            rig.checks_events = (
+                False  # of the later run, for which APScheduler has a log and no event
+            )
             rig.add(calls, "interval", seconds=10, max_instances=2)
             for number in range(2):
                 rig.after(10)
@@ -354,7 +356,9 @@ class TestExecutorThatReportsThePlainJobId:
         calls = Calls()
         executor = PlainIdExecutor(has_traceback=has_traceback)
         with hand_driven_rig({"default": executor}) as rig:
-            rig.is_told = False  # of the failure, for which APScheduler has a log and no event
+            rig.checks_events = (
+                False  # of the failure, for which APScheduler has a log and no event
+            )
             rig.add(calls, "interval", seconds=10, max_instances=2)
             for number in range(2):
                 rig.after(10)
@@ -375,7 +379,7 @@ class TestExecutorThatReportsThePlainJobId:
         calls = Calls()
         telemetry = {"tracer_provider": provider}
         with hand_driven_rig({"default": PlainIdExecutor()}, telemetry=telemetry) as rig:
-            rig.is_told = False
+            rig.checks_events = False
             rig.add(calls, "interval", seconds=10, max_instances=2)
             for number in range(2):
                 rig.after(10)

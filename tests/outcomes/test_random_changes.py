@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 PERIODS = (5, 10, 15, 20, 30)  # divisors of a minute, so that cron can have them, too
 JUMPS = (0, 0.5, 5, 9.5, 10, 30, 44)  # so that no account is dropped within twenty of them
-PATIENCE = 10.0
+WAIT_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Hold:
         self.go_on = threading.Event()
 
     def run(self) -> None:
-        assert self.go_on.wait(jobs.PATIENCE)
+        assert self.go_on.wait(jobs.WAIT_TIMEOUT)
 
 
 class Refusing(BaseExecutor):
@@ -259,7 +259,7 @@ class Refusing(BaseExecutor):
         raise OSError
 
 
-class World:
+class SchedulerAndModel:
     """A real scheduler and the model of it, to both of which the same is done."""
 
     def __init__(self, rig: HandRig, specs: list[Spec]) -> None:
@@ -356,19 +356,19 @@ class World:
         under_way = sum(len(held) for held in self.model.held.values())
         try:
             wait_until(
-                lambda: self._books() == expected and self._instances() == under_way,
-                patience=PATIENCE,
+                lambda: self._metrics() == expected and self._instances() == under_way,
+                timeout=WAIT_TIMEOUT,
             )
         except AssertionError:
-            assert self._books() == expected
+            assert self._metrics() == expected
             assert self._instances() == under_way
         check_counts(self.rig.telemetry)
         for job_id, job in self.model.jobs.items():
-            promised = 0 if job.next is None else START.timestamp() + job.next
-            assert self.rig.job(job_id).next_run == promised
+            expected_next_run = 0 if job.next is None else START.timestamp() + job.next
+            assert self.rig.job(job_id).next_run == expected_next_run
         self._only_grows()
 
-    def _books(self) -> dict[str, tuple[int, int, int, dict[str, int]]]:
+    def _metrics(self) -> dict[str, tuple[int, int, int, dict[str, int]]]:
         return {
             a.label: (
                 a.due_count,
@@ -445,16 +445,16 @@ def test_each_due_run_has_one_outcome_under_random_changes(
         "refusing": Refusing(),
     }
     with hand_driven_rig(executors) as rig:
-        world = World(rig, specs)
+        both = SchedulerAndModel(rig, specs)
         try:
             for step in steps:
-                world.do(step)
-                world.agree()
-            for job_id in world.model.held:
-                world.release(job_id)
+                both.do(step)
+                both.agree()
+            for job_id in both.model.held:
+                both.release(job_id)
         finally:
-            world.end()
-        for outcome in {o for counter in world.model.outcomes.values() for o in counter}:
+            both.end()
+        for outcome in {o for counter in both.model.outcomes.values() for o in counter}:
             event(outcome)
 
 

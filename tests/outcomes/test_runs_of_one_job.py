@@ -158,7 +158,7 @@ class TestRunsOfOneJob:
         compute, may_compute = triggers.compute_intervals, threading.Event()
 
         def compute_late(*args: Any) -> Any:
-            assert may_compute.wait(jobs.PATIENCE)
+            assert may_compute.wait(jobs.WAIT_TIMEOUT)
             return compute(*args)
 
         class Slowing(BaseTrigger):
@@ -189,7 +189,7 @@ class TestRunsOfOneJob:
         compute, may_compute = triggers.compute_intervals, threading.Event()
 
         def compute_late(*args: Any) -> Any:
-            assert may_compute.wait(jobs.PATIENCE)
+            assert may_compute.wait(jobs.WAIT_TIMEOUT)
             return compute(*args)
 
         monkeypatch.setattr(triggers, "compute_intervals", compute_late)
@@ -373,7 +373,7 @@ class TestRunsOfOneJob:
                 assert len(seen[-1]) == 1, number
         assert seen[0] == seen[1] != seen[2] == seen[3]
 
-    def test_jobs_of_one_id_on_one_executor_are_told_apart(self) -> None:
+    def test_jobs_of_one_id_on_one_executor_are_kept_apart(self) -> None:
         """Jobs with the same id in two stores are counted separately."""
         gate = Gate()
         stores = {"default": MemoryJobStore(), "other": MemoryJobStore()}
@@ -419,7 +419,7 @@ class TestRunsOfOneJob:
             rig.after(10)
             assert rig.codes().count("executed") == 2
             assert rig.job().due_count == 1
-            rig.is_told = False
+            rig.checks_events = False
 
     def test_due_jobs_that_can_be_read_only_once_all_run(self) -> None:
         """All due jobs run if a user's store returns them as an iterator."""
@@ -455,7 +455,7 @@ class TestRunsOfOneJob:
                     assert not list(Kept.unpickled)
             finally:
                 gc.enable()
-            rig.is_told = False
+            rig.checks_events = False
             assert rig.outcomes() == {"success": 2}
             rig.scheduler.remove_job("job")
         engine.dispose()

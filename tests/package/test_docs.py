@@ -106,7 +106,7 @@ class TestMetricsPage:
     def test_page_lists_what_the_collector_shows(self) -> None:
         """The table has name, type and labels of every family, and no others."""
         page = (ROOT / "docs" / "metrics.md").read_text()
-        said = {
+        documented = {
             (name, kind, frozenset({"scheduler", *re.findall(r"`(\w+)`", labels)}))
             for name, kind, labels in re.findall(
                 r"^\| `(apscheduler_\w+)` \| (\w+) \| ([^|]*)\|", page, re.MULTILINE
@@ -120,14 +120,14 @@ class TestMetricsPage:
             )
             for family in PrometheusExporter(CollectorRegistry()).describe()
         }
-        assert said == shown
+        assert documented == shown
 
 
 class TestOpenTelemetryPage:
     def test_page_lists_the_metrics_that_exist(self) -> None:
         """The table has name, instrument, unit, attributes and translation of each metric."""
         page = (ROOT / "docs" / "opentelemetry.md").read_text()
-        said = {
+        documented = {
             (*found[:3], tuple(re.findall(r"`(\w+)`", found[3])), found[4])
             for found in re.findall(
                 r"^\| `(apscheduler\.[\w.]+)` \| ([\w -]+) \| `([^`]+)` \| ([^|]*)\| `(\w+)` \|$",
@@ -141,7 +141,7 @@ class TestOpenTelemetryPage:
             Kind.LOAD: "observable up-down counter",
             Kind.HISTOGRAM: "histogram",
         }
-        assert said == {
+        assert documented == {
             (
                 family.name,
                 kinds[family.kind],

@@ -41,7 +41,7 @@ BENCHMARK_JOBS = {"alerts.md": 1_000, "dashboards.md": 500}
 """Jobs in the measurements that a page gives, whose series it gives, too."""
 
 
-def said(pattern: str) -> list[int]:
+def documented_numbers(pattern: str) -> list[int]:
     """Return the numbers that a pattern with groups finds on all pages; at least one."""
     found = [
         group
@@ -146,14 +146,16 @@ class TestConstants:
     def test_all_pages_have_the_number_of_the_code(self, fact: str) -> None:
         """Each sentence with a limit has the number that is in the code."""
         number, patterns = CONSTANTS[fact]
-        assert {pattern: set(said(pattern)) for pattern in patterns} == {
+        assert {pattern: set(documented_numbers(pattern)) for pattern in patterns} == {
             pattern: {number} for pattern in patterns
         }
 
     def test_length_of_stack_traces(self) -> None:
         """The page has the limit of the span exporter, which needs OpenTelemetry."""
         otel_traces = pytest.importorskip("apscheduler_telemetry.export.otel_traces")
-        assert set(said(r"the last ([\d,]+) characters")) == {otel_traces.MAX_STACKTRACE}
+        assert set(documented_numbers(r"the last ([\d,]+) characters")) == {
+            otel_traces.MAX_STACKTRACE
+        }
 
     @pytest.mark.parametrize(
         ("name", "buckets"),
@@ -200,14 +202,18 @@ class TestSeries:
     def test_scraped(self, series: list[str]) -> None:
         """All pages have the number of series that a job really has."""
         links = r"\[(\d+) series\]\(metrics\.md#series-per-job\)"
-        assert set(said(links)) == set(said(r"has (\d+) series after")) == {len(series)}
+        assert (
+            set(documented_numbers(links))
+            == set(documented_numbers(r"has (\d+) series after"))
+            == {len(series)}
+        )
 
     def test_parts(self, series: list[str]) -> None:
         """The page has the numbers of histogram and outcome series."""
         histograms = [line for line in series if re.search(r"_(bucket|sum|count){", line)]
         outcomes = [line for line in series if "outcome=" in line]
-        assert said(r"(\d+) of them are the two histograms") == [len(histograms)]
-        assert said(r"and (\d+) are the outcomes") == [len(outcomes)]
+        assert documented_numbers(r"(\d+) of them are the two histograms") == [len(histograms)]
+        assert documented_numbers(r"and (\d+) are the outcomes") == [len(outcomes)]
 
     @pytest.mark.parametrize("page", BENCHMARK_JOBS)
     def test_measurements(self, page: str) -> None:
@@ -215,7 +221,7 @@ class TestSeries:
         [(jobs, all_series)] = re.findall(
             r"with ([\d,]+) jobs \(([\d,]+) (?:scraped )?series\)", PAGES[page]
         )
-        [each] = said(r"has (\d+) series after")
+        [each] = documented_numbers(r"has (\d+) series after")
         assert int(jobs.replace(",", "")) == BENCHMARK_JOBS[page]
         assert int(all_series.replace(",", "")) == BENCHMARK_JOBS[page] * each
 
@@ -223,7 +229,7 @@ class TestSeries:
         """The pages have the number of series that the rules record for an idle job."""
         recorded = re.findall(r"- record: apscheduler_job:(\S+)", RULES)
         at_rest = [name for name in recorded if name != "running_seconds" and ":" not in name]
-        assert set(said(r"\[?(\d+) recorded series")) == {len(at_rest)}
+        assert set(documented_numbers(r"\[?(\d+) recorded series")) == {len(at_rest)}
 
 
 class TestTables:
@@ -338,7 +344,7 @@ class TestAlerts:
         """The page has the number of groups, and of the rules in the largest group."""
         yaml = pytest.importorskip("yaml")
         groups = yaml.safe_load(RULES)["groups"]
-        assert said(r"has (\w+) groups, and the largest group has (\d+) rules") == [
+        assert documented_numbers(r"has (\w+) groups, and the largest group has (\d+) rules") == [
             len(groups),
             max(len(group["rules"]) for group in groups),
         ]
@@ -358,7 +364,7 @@ class TestDashboards:
             return sum(len(p.get("targets", [])) + count(p.get("panels", [])) for p in panels)
 
         queries = sum(count(dashboard["panels"]) for dashboard in dashboards)
-        assert said(r"None of the (\d+) queries") == [queries]
+        assert documented_numbers(r"None of the (\d+) queries") == [queries]
 
     def test_states(self) -> None:
         """Each state in the table is one that the overview shows."""

@@ -36,7 +36,7 @@ class TestExports:
     def test_names_for_type_checkers_are_those_at_run_time(self) -> None:
         """Type checkers see exactly the names that exist at run time."""
         path = importlib.resources.files(apscheduler_telemetry) / "__init__.py"
-        told = {
+        seen_by_type_checkers = {
             alias.asname or alias.name
             for node in ast.walk(ast.parse(path.read_text("utf-8")))
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -44,7 +44,7 @@ class TestExports:
             if isinstance(statement, ast.ImportFrom)
             for alias in statement.names
         }
-        assert told == set(apscheduler_telemetry.__all__)
+        assert seen_by_type_checkers == set(apscheduler_telemetry.__all__)
 
     def test_nothing_else_is_public(self) -> None:
         """Every public name of the namespace is exported, or a module of the package."""

@@ -303,7 +303,7 @@ class TestObserverGroup:
 
     @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
     def test_does_not_swallow_what_ends_the_program(self, exception: type[BaseException]) -> None:
-        """KeyboardInterrupt in an observer is raised."""
+        """KeyboardInterrupt and SystemExit in an observer are raised."""
         with pytest.raises(exception):
             ObserverGroup(ErrorReporter(), [Failing(exception)]).on_callable_start(RUN)
 

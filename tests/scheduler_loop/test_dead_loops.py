@@ -34,7 +34,7 @@ class TestDeadThread:
         seen.scheduler.add_job(lambda: reasons.extend(seen.reasons()))
         thread = threading.Thread(target=seen.scheduler.turn)
         thread.start()
-        thread.join(jobs.PATIENCE)
+        thread.join(jobs.WAIT_TIMEOUT)
         return reasons
 
     def test_thread_killed_by_its_job_store_is_reported(self) -> None:
@@ -44,7 +44,7 @@ class TestDeadThread:
             seen.scheduler.start()
             thread = seen.scheduler._thread
             add_due(seen)
-            thread.join(jobs.PATIENCE)
+            thread.join(jobs.WAIT_TIMEOUT)
             assert not thread.is_alive()
             assert seen.scheduler.running
             assert (seen.up(), state(seen), seen.reasons()) == (0, "running", ["loop_failed"])
@@ -95,7 +95,7 @@ class TestDeadThread:
             with suppress(KeyboardInterrupt):
                 scheduler.start()
             ended.set()
-            go_on.wait(jobs.PATIENCE)
+            go_on.wait(jobs.WAIT_TIMEOUT)
 
         with watched(scheduler) as seen:
             thread = threading.Thread(target=main)
@@ -103,7 +103,7 @@ class TestDeadThread:
             wait_until(lambda: seen.telemetry._exported_scheduler.last_pass_ended_at)
             assert seen.up() == 1
             interrupt(scheduler, KeyboardInterrupt)
-            assert ended.wait(jobs.PATIENCE)
+            assert ended.wait(jobs.WAIT_TIMEOUT)
             assert thread.is_alive()
             assert scheduler.running
             assert (seen.up(), seen.reasons()) == (0, ["thread_dead"])

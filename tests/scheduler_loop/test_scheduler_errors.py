@@ -133,11 +133,11 @@ class TestWhatTheUserIsTold:
     """A failure that reaches the user's own code is the user's to handle, and is not counted."""
 
     MISTAKES = (
-        lambda scheduler: scheduler.remove_job("nobody"),
-        lambda scheduler: scheduler.modify_job("nobody", name="x"),
-        lambda scheduler: scheduler.pause_job("nobody"),
-        lambda scheduler: scheduler.remove_executor("nobody"),
-        lambda scheduler: scheduler.remove_jobstore("nobody"),
+        lambda scheduler: scheduler.remove_job("unknown"),
+        lambda scheduler: scheduler.modify_job("unknown", name="x"),
+        lambda scheduler: scheduler.pause_job("unknown"),
+        lambda scheduler: scheduler.remove_executor("unknown"),
+        lambda scheduler: scheduler.remove_jobstore("unknown"),
     )
 
     @pytest.mark.parametrize("mistake", MISTAKES)
@@ -164,18 +164,18 @@ class TestWhatTheUserIsTold:
         self, mistake: Callable[[Any], Any]
     ) -> None:
         """A call by a listener during a pass that raises is not counted."""
-        told: list[Any] = []
+        received_codes: list[Any] = []
 
         def listen(event: Any) -> None:
             with pytest.raises((JobLookupError, KeyError)):
                 mistake(seen.scheduler)
-            told.append(event.code)
+            received_codes.append(event.code)
 
         with driven() as seen:
             seen.scheduler.add_listener(listen, EVENT_JOB_SUBMITTED)
             add_due(seen)
             seen.scheduler.turn()
-            assert told == [EVENT_JOB_SUBMITTED]
+            assert received_codes == [EVENT_JOB_SUBMITTED]
             assert seen.errors() == {}
 
     def test_store_failure_raised_to_the_user_is_not_counted(self) -> None:

@@ -132,5 +132,5 @@ class TestScrape:
             with scheduler._jobstores_lock, scheduler._executors_lock, scheduler._listeners_lock:
                 thread = threading.Thread(target=scrape)
                 thread.start()
-                assert done.wait(jobs.PATIENCE)
+                assert done.wait(jobs.WAIT_TIMEOUT)
             thread.join()

@@ -253,7 +253,7 @@ class TestService:
     def test_service_waits_for_existing_services(
         self, resolved: Mapping[str, Any], name: str
     ) -> None:
-        """Dependencies exist; the application depends on no other service."""
+        """Dependencies exist; the application waits for no other service to be healthy."""
         conditions = resolved["services"][name].get("depends_on", {})
         assert conditions.keys() <= PORTS.keys()
         if name in {"demo", "otel-collector"}:
@@ -568,7 +568,7 @@ class TestTogether:
 
     @contextlib.contextmanager
     def prometheus(self, directory: Path, port: int) -> Iterator[Prometheus]:
-        """Run Prometheus with its configuration, but for addresses and patience."""
+        """Run Prometheus with its configuration, apart from addresses and intervals."""
         root = staged("prometheus", directory)
         path = root / option("prometheus", "--config.file").removeprefix("/")
         config = load(path)
@@ -642,8 +642,10 @@ class TestPage:
             for service in resolved["services"].values()
             for port in service.get("ports", ())
         }
-        told = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", self.page.read_text())}
-        assert told == published
+        documented = {
+            int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", self.page.read_text())
+        }
+        assert documented == published
 
     def test_page_names_the_images_that_run(self, resolved: Mapping[str, Any]) -> None:
         """The table of images has the versions of the stack."""

@@ -129,7 +129,7 @@ class Harness:
         self.until(self._events_agree, "listeners to get all events")
 
     def _events_agree(self) -> bool:
-        events, counted = self.rig._as_told(), self.rig._as_counted()
+        events, counted = self.rig.events_by_outcome(), self.rig.counts_by_outcome()
         # APScheduler sends no event about a run that was due when its job was removed.
         return events.pop("missed") <= counted.pop("missed") and events == counted
 

@@ -17,7 +17,7 @@ from apscheduler_telemetry import instrument
 from apscheduler_telemetry.core.model import SchedulerErrorKind
 from tests.executors.matrix.schedulers import AsyncIO, Own, Qt, Runtime, Twisted
 from tests.helpers.faults import FaultyStore
-from tests.helpers.jobs import PATIENCE, nothing
+from tests.helpers.jobs import WAIT_TIMEOUT, nothing
 from tests.helpers.metrics import job_states, recorder_of
 from tests.helpers.watching import ago, ahead
 
@@ -61,12 +61,12 @@ class BreakableScheduler:
         """Check `/health` and `/metrics`: up and 200, or down and 503 for these reasons."""
         url = f"http://127.0.0.1:{self.server.port}"
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=PATIENCE) as response:
+            with urllib.request.urlopen(f"{url}/health", timeout=WAIT_TIMEOUT) as response:
                 status, health = response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
                 status, health = error.code, json.load(error)
-        with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE) as response:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=WAIT_TIMEOUT) as response:
             page = response.read().decode()
         (up,) = re.findall(r"(?m)^apscheduler_scheduler_up\{.*\} (.*)$", page)
         codes = [reason["code"] for reason in health["reasons"]]
@@ -177,7 +177,7 @@ def blocked(runtime: Runtime) -> None:
     seen: list[str] = []
 
     def watch() -> None:  # in a real thread, as no greenlet runs while the hub is blocked
-        deadline = time.perf_counter() + PATIENCE
+        deadline = time.perf_counter() + WAIT_TIMEOUT
         while not seen and time.perf_counter() < deadline:
             seen.extend(subject.reasons())
             time.sleep(0.005)
