@@ -1,1 +1,1 @@
-"""The tests of the package, and what helps them."""
+"""The tests of the package, and their helpers."""

@@ -1,4 +1,4 @@
-"""The labels that an application wants on the alerts of its jobs."""
+"""Alert labels that an application sets for its jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.rigs import hand_driven_rig
 
 
 class TestAlertInfo:
-    """``apscheduler_job_alert_info``, which carries the labels to the alert rules."""
+    """``apscheduler_job_alert_info``, which passes the labels to the alert rules."""
 
     @pytest.mark.parametrize(
         "options",

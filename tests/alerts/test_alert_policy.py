@@ -1,4 +1,4 @@
-"""What alert rules expect of jobs: validated at once, and callables that cannot do harm."""
+"""What alert rules expect of jobs: values are validated, and failing callables are ignored."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestValidate:
 
 
 class TestAlertPolicy:
-    """What is expected of one job, by values and by callables."""
+    """The policy of one job, from values and callables."""
 
     def test_grace_follows_the_job_and_other_options_are_unset(self) -> None:
         """Grace follows the job, but is at least a minute; the others are not set."""

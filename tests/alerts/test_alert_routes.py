@@ -1,4 +1,4 @@
-"""Which receiver gets an alert, by severity, owner and name."""
+"""The receivers of an alert, by severity, owner and name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 
 class TestRoutes:
-    """Where amtool says that alerts go."""
+    """The routes, as `amtool config routes test` reports them."""
 
     def test_tests_know_all_alerts_and_severities_of_the_rules(self) -> None:
         """The alerts and severities in this file are exactly those of the rules."""

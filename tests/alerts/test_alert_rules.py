@@ -122,7 +122,7 @@ def promtool() -> str:
 
 
 class TestPromtool:
-    """What Prometheus' own tool says."""
+    """The checks and tests of promtool."""
 
     def test_rules_are_valid(self, promtool: str) -> None:
         """The rules load, and no rule exists twice."""
@@ -149,7 +149,7 @@ class TestPromtool:
 
 
 class TestCases:
-    """Whether the cases are all that they should be."""
+    """The cases in `alerts/tests` are complete."""
 
     def test_there_are_cases(self) -> None:
         """The tests below find cases to check."""
@@ -219,7 +219,7 @@ def exposed() -> set[str]:
 
 
 class TestRules:
-    """Whether the rules are all that they should be."""
+    """The rules are complete and consistent."""
 
     @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
     def test_each_alert_has_severity_summary_description_and_runbook(
@@ -307,7 +307,7 @@ class TestRules:
 
 
 class TestRunbook:
-    """Whether it says what to do about every alert."""
+    """The runbook has a section for every alert."""
 
     def test_there_is_a_section_for_each_alert_and_no_other(self) -> None:
         """The runbook has one section for each alert, and no other sections."""

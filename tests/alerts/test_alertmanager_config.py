@@ -1,4 +1,4 @@
-"""The Alertmanager configuration: it loads, has no secrets in it, and groups as it says."""
+"""The Alertmanager configuration: it loads, contains no secrets, and groups as documented."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 
 class TestFile:
-    """The file as it is shipped."""
+    """The shipped file."""
 
     def test_amtool_accepts_the_configuration(self) -> None:
         """The file and its templates pass amtool, also if the files of secrets are missing."""

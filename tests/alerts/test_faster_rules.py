@@ -1,4 +1,4 @@
-"""Rules and routes are made faster as a whole, or not at all."""
+"""Rules and routes are made faster completely, or not at all."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ UNRELATED = {"critical": "APSchedulerRunsLost", "warning": "APSchedulerRunsMisse
 
 
 class TestInhibition:
-    """A cause silences its symptoms."""
+    """A cause inhibits its symptoms."""
 
     def test_tests_know_all_inhibitions_of_the_file(self) -> None:
         """The inhibitions in this file are exactly those of the configuration."""
@@ -137,7 +137,7 @@ class TestInhibition:
         unlike = {**labels, **inhibition.unlike}
         if unlike["job"] != application:
             unlike["job"] = f"{application}-other"
-        # The first symptom only tells when Alertmanager knows the cause, which takes it a moment.
+        # The first symptom only shows when Alertmanager has processed the cause.
         probe, target, other = (
             alert(name, probe=number, **own)
             for number, own in (("0", labels), ("1", labels), ("2", unlike))
@@ -172,7 +172,7 @@ class TestInhibition:
         """A JobDisappeared alert without `job_id` inhibits no alert about a job."""
         server, http = hooks
         labels = {"job": fresh("nameless"), "scheduler": "default"}
-        nameless = alert("APSchedulerMissedRun", **labels)  # tells when the cause is known
+        nameless = alert("APSchedulerMissedRun", **labels)  # shows when the cause is processed
         server.post(alert("APSchedulerJobDisappeared", **labels), nameless)
         wait_for_answer(lambda: [a for a in server.alerts(**labels) if a["status"]["inhibitedBy"]])
         missed = alert("APSchedulerMissedRun", job_id="nightly", **labels)
@@ -181,7 +181,7 @@ class TestInhibition:
 
 
 class TestMaintenance:
-    """The window that mutes."""
+    """The maintenance window, which mutes routes."""
 
     def test_nothing_but_the_watchdog_is_sent_in_the_window(self, tmp_path: Path) -> None:
         """During the maintenance window only the Watchdog is sent."""

@@ -262,7 +262,7 @@ class TestPagerDuty:
             f"Runbook: {RUNBOOK}#apschedulermissedrun",
         ]
         wires.server.post(resolved(missed))
-        # Only the incident's key tells which one is over.
+        # PagerDuty finds the incident by its key only.
         key = event["dedup_key"]
         wires.http.wait_for(
             lambda post: (

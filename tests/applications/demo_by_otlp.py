@@ -33,7 +33,7 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo"
 
 
 def providers(protocol: str, endpoint: str) -> tuple[TracerProvider, MeterProvider]:
-    """Return what sends spans and metrics there, as service `protocol`."""
+    """Return providers that send spans and metrics to an endpoint, as service `protocol`."""
     if protocol == "grpc":
         spans: Any = GrpcSpans(endpoint=endpoint, insecure=True)
         metrics: Any = GrpcMetrics(endpoint=endpoint, insecure=True)
@@ -48,7 +48,7 @@ def providers(protocol: str, endpoint: str) -> tuple[TracerProvider, MeterProvid
 
 
 def main(directory: Path, port: int, protocol: str, endpoint: str) -> None:
-    """Run the demo to its end, and send what is left."""
+    """Run the demo to its end, and send what was not sent yet."""
     tracers, meters = providers(protocol, endpoint)
     tracer = tracers.get_tracer("shop")
 

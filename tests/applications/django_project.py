@@ -3,7 +3,7 @@ A Django project whose jobs django-apscheduler keeps in its database, for tests/
 
 Usage: python -m tests.applications.django_project DATABASE first | second
 
-The first process adds jobs and runs them; the second one finds them. Either tells what it saw.
+The first process adds jobs and runs them; the second one finds them. Each prints a report as JSON.
 """
 
 from __future__ import annotations

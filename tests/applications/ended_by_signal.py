@@ -32,7 +32,7 @@ spans: list[Any] = []
 
 
 class Exporter(SpanExporter):
-    """Keeps what it gets, and tells at its end, which comes after that of all runs."""
+    """Keeps spans, and prints the report at its shutdown, which comes after the end of all runs."""
 
     def export(self, batch: Sequence[Any]) -> SpanExportResult:
         spans.extend(batch)
@@ -71,7 +71,7 @@ def work() -> None:
 
 
 def say() -> None:
-    """Tell whoever sends the signal that a run goes on, and others are queued."""
+    """Print ``running`` when one run has started and the two others are queued."""
     running.wait()
     while sum(job.queued for job in job_states(telemetry)) < 2:
         time.sleep(0.01)

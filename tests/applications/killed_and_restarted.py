@@ -1,10 +1,10 @@
 """
-A process that keeps jobs in a store, and the one that comes after it.
+A process that stores jobs and is killed, and the process that is started after it.
 
 Usage: python -m tests.applications.killed_and_restarted leave | return WHERE
 
-With ``leave``, it stores jobs whose runs were due, and dies. With ``return``, it starts as
-applications do, and prints what became of the runs.
+With ``leave``, it stores jobs whose runs were due, and kills itself. With ``return``, it starts as
+applications do, and prints the outcomes of the runs.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ HOURLY: dict[str, Any] = {"trigger": "interval", "hours": 1, "misfire_grace_time
 
 
 def scheduler(where: str) -> Any:
-    """Return a scheduler whose jobs are at a URL, or under the keys of a port."""
+    """Return a scheduler whose jobs are stored at a URL, or in Redis on a port."""
     store: Any = SQLAlchemyJobStore(where) if ":" in where else RedisJobStore(port=int(where))
     return BackgroundScheduler(jobstores={"default": store}, timezone=timezone.utc)
 
 
 def leave(where: str) -> None:
-    """Store jobs that were due 3.5, 2.5, 1.5 and 0.5 hours ago, and die."""
+    """Store jobs that were due 3.5, 2.5, 1.5 and 0.5 hours ago, and kill this process."""
     process = scheduler(where)
     process.start(paused=True)
     due = datetime.now(timezone.utc) - timedelta(hours=3.5)

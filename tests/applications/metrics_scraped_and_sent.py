@@ -1,10 +1,10 @@
 """
-An application in every kind of trouble whose page is both roads of its metrics at one moment.
+An application with many faults, whose page shows its metrics both as scraped and as sent by OTLP.
 
 Each scrape of ``/metrics`` has what the registry shows, with ``job="shop"``, and what the OTLP
 exporter of the SDK sends to a real receiver meanwhile, translated, with ``job="shop-otlp"``. Where
-the two differ, the answer is the differences and status 500. ``/start`` and ``/stop`` begin and end
-the life of a second process, so to speak. Prints its port.
+the two differ, the response has the differences and status 500. ``/start`` and ``/stop`` start and
+stop a second application in the same process. Prints its port.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ WAIT_TIMEOUT = 30.0
 """Seconds in which the application must hold still for the milliseconds of one collection."""
 
 
-class Roads:
-    """A registry and a meter provider, as the application is given them."""
+class Exports:
+    """A registry and a meter provider for an application, and the comparison of both."""
 
     def __init__(self, receiver: OtlpReceiver, instance: str) -> None:
         self._receiver = receiver
@@ -55,16 +55,16 @@ class Roads:
         self.provider = MeterProvider(
             [reader], resource=Resource.create(self._service), shutdown_on_exit=False
         )
-        self._looks: list[list[Metric]] = []
+        self._readings: list[list[Metric]] = []
         self._locks: list[Any] = []
         self._still: float | None = None
         self.mark("before")
 
     def hold(self, *telemetry: Telemetry) -> None:
         """
-        Let the metrics state of these, and its clock, stand still while it is read.
+        Freeze the metrics state of these handles, and its clock, while it is read.
 
-        A busy application rarely does so by itself for the milliseconds of a collection.
+        Otherwise the state of a busy application would change during a collection.
         """
         self._locks = [threading.RLock() for _ in telemetry]
         for lock, handle in zip(self._locks, telemetry, strict=True):
@@ -79,19 +79,19 @@ class Roads:
         return time.time() if self._still is None else self._still
 
     def mark(self, name: str) -> None:
-        """Have the registry looked at where a collection comes to this instrument."""
+        """Read the registry when a collection comes to this instrument."""
 
-        def look(_: object) -> list[Any]:
-            self._looks.append(list(self.registry.collect()))
+        def read(_: object) -> list[Any]:
+            self._readings.append(list(self.registry.collect()))
             return []
 
-        self.provider.get_meter("test").create_observable_gauge(name, callbacks=[look])
+        self.provider.get_meter("test").create_observable_gauge(name, callbacks=[read])
 
     def both(self) -> list[Metric]:
-        """Return the series of both roads, taken while nothing happened, and equal."""
+        """Return the series of both exports, which must be equal for one moment."""
         deadline = time.monotonic() + WAIT_TIMEOUT
         while True:
-            self._looks.clear()
+            self._readings.clear()
             self._receiver.clear()
             with contextlib.ExitStack() as held:
                 for lock in self._locks:
@@ -99,8 +99,8 @@ class Roads:
                 self._still = time.time()
                 self.provider.force_flush()
             self._still = None
-            before, after = self._looks
-            sent = self._receiver.exports  # none where it was too busy to take it
+            before, after = self._readings
+            sent = self._receiver.exports  # none if the receiver was too busy
             translated = translate(sent[0]) if sent else []
             wrong = differences(before, translated)
             if series(before) == series(after) and not wrong:
@@ -122,20 +122,20 @@ def locked(lock: Any, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Page:
-    """What is scraped: the application, and a second one while it lives."""
+    """The page that is scraped: the application, and a second one while that runs."""
 
     def __init__(self, receiver: OtlpReceiver) -> None:
         self._receiver = receiver
         self._lock = threading.Lock()
-        self.application = Roads(receiver, "one")
-        self._second: list[tuple[Roads, BackgroundScheduler]] = []
+        self.application = Exports(receiver, "one")
+        self._second: list[tuple[Exports, BackgroundScheduler]] = []
 
     def metrics(self) -> bytes:
         """Return the exposition."""
         families: dict[str, Metric] = {}
         with self._lock:
-            for roads in (self.application, *(roads for roads, _ in self._second)):
-                for family in roads.both():
+            for exports in (self.application, *(exports for exports, _ in self._second)):
+                for family in exports.both():
                     if family.name in families:
                         families[family.name].samples += family.samples
                     else:
@@ -146,25 +146,25 @@ class Page:
         return exposition
 
     def start(self) -> bytes:
-        """Begin another life of the second application, which promises a run."""
-        roads = Roads(self._receiver, "two")
+        """Start the second application, which has a next run."""
+        exports = Exports(self._receiver, "two")
         scheduler = BackgroundScheduler()
         telemetry = instrument(
             scheduler,
             name="doomed",
             grace=1,
-            registry=roads.registry,
-            meter_provider=roads.provider,
+            registry=exports.registry,
+            meter_provider=exports.provider,
         )
         scheduler.start()
         scheduler.add_job(troubled.ok, "interval", id="archive", seconds=2.5, args=[0])
-        roads.hold(telemetry)
+        exports.hold(telemetry)
         with self._lock:
-            self._second = [(roads, scheduler)]
+            self._second = [(exports, scheduler)]
         return b"started"
 
     def stop(self) -> bytes:
-        """End that life: it answers no more."""
+        """Stop the second application, whose series disappear."""
         with self._lock:
             [(_, scheduler)] = self._second
             self._second = []
@@ -179,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         pages = {"/metrics": self.page.metrics, "/start": self.page.start, "/stop": self.page.stop}
         try:
             status, body = 200, pages[self.path]()
-        except Exception as error:  # noqa: BLE001  # told to who asks
+        except Exception as error:  # noqa: BLE001  # sent to the client
             status, body = 500, f"{type(error).__name__}: {error}".encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/openmetrics-text; version=1.0.0")
@@ -188,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Be silent."""
+        """Log nothing."""
 
 
 async def main() -> None:

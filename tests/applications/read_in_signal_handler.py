@@ -1,7 +1,7 @@
 """
-A scheduler in the main thread, which a signal interrupts again and again to read its metrics.
+A scheduler in the main thread, which a signal handler interrupts to read its metrics.
 
-Prints ``complete`` if it gets to its end with each run accounted for; a deadlock prints where.
+Prints ``complete`` if all runs were counted; after a deadlock, faulthandler prints the traceback.
 """
 
 import faulthandler
@@ -25,7 +25,7 @@ START = datetime(2040, 1, 1, tzinfo=timezone.utc)
 
 
 class Frozen(datetime):
-    """The scheduler's clock, moved by hand."""
+    """The scheduler's clock, which the script sets."""
 
     at = START
 
@@ -35,7 +35,7 @@ class Frozen(datetime):
 
 
 class Scheduler(base.BaseScheduler):
-    """A real scheduler whose loop turns when it is told."""
+    """A real scheduler whose passes are started by the script."""
 
     def wakeup(self) -> None:
         """Do nothing."""
@@ -48,7 +48,7 @@ class Scheduler(base.BaseScheduler):
 
 
 def fail() -> None:
-    """Fail, which is recorded with the type of the exception."""
+    """Raise ValueError, which is recorded as the type of an error."""
     raise ValueError
 
 
@@ -67,7 +67,7 @@ signals = 0
 
 
 def interrupt(*_: Any) -> None:
-    """Do what handlers do before the end: push the last numbers, ask how things are."""
+    """Do what handlers do before an exit: write the metrics, and read the health report."""
     global signals  # noqa: PLW0603
     signals += 1
     generate_latest(registry)

@@ -25,7 +25,7 @@ def fails() -> None:
 
 
 def killed() -> None:
-    """Be killed, as by a kernel that is short of memory."""
+    """Be killed, as the kernel does when it is out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

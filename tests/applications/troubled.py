@@ -1,5 +1,5 @@
 """
-Applications in every kind of trouble, for the dashboards' queries; each prints its port.
+Applications with many faults, for the queries of the dashboards; each prints its port.
 
 Usage: troubled.py troubled SECONDS EXCEPTION | doomed PORT
 """
@@ -46,7 +46,7 @@ def hangs() -> None:
 
 
 def killed() -> None:
-    """Be killed, as by a kernel that is short of memory."""
+    """Be killed, as the kernel does when it is out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -56,7 +56,7 @@ async def awaits() -> None:
 
 
 class FlakyStore(MemoryJobStore):
-    """A job store that fails now and then."""
+    """A job store whose queries fail every other time."""
 
     _calls = itertools.count()
 
@@ -69,7 +69,7 @@ class FlakyStore(MemoryJobStore):
 
 
 def label(job: Any) -> str:
-    """Fail for one job, which telemetry counts and survives."""
+    """Return the id of a job, but fail for one job."""
     if job.id == "unlabelled":
         msg = "no label"
         raise ValueError(msg)
@@ -77,13 +77,13 @@ def label(job: Any) -> str:
 
 
 def disturb(_: object) -> None:
-    """Raise, as a listener."""
+    """Raise in a listener."""
     msg = "disturbed"
     raise RuntimeError(msg)
 
 
 def provider() -> Any:
-    """Return what gives runs a trace, so that there are exemplars."""
+    """Return a tracer provider, so that there are exemplars; None without an SDK."""
     with contextlib.suppress(ImportError):
         from opentelemetry.sdk.trace import TracerProvider
 
@@ -92,7 +92,7 @@ def provider() -> Any:
 
 
 def troubled_scheduler(seconds: float, exception: str) -> BackgroundScheduler:
-    """Return a scheduler with a job for every kind of trouble."""
+    """Return a scheduler with a job for each kind of fault."""
     scheduler = BackgroundScheduler(
         executors={
             "default": ThreadPoolExecutor(8),
@@ -178,7 +178,7 @@ async def troubled(seconds: float, exception: str) -> None:
 
 
 def doomed(port: int) -> None:
-    """Promise a run, and wait to be killed."""
+    """Schedule a run, and wait to be killed."""
     scheduler = BackgroundScheduler()
     telemetry = instrument(scheduler, name="doomed", grace=1)
     print(telemetry.start_http_server(port).port, flush=True)  # noqa: T201  # for the test

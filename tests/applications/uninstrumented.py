@@ -1,8 +1,8 @@
 """
-An application that knows nothing of telemetry, for ``opentelemetry-instrument``.
+An application without any code for telemetry, for ``opentelemetry-instrument``.
 
-Its scheduler is started and fed by a request, as the worst case: whatever that request's span is
-must not become the parent of what the scheduler does later. The directory is the only argument.
+Its scheduler is started, and gets its job, within a request. The span of that request must not
+become the parent of spans of the scheduler. The directory is the only argument.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ runs = threading.Semaphore(0)
 
 
 def report() -> None:
-    """Ask both web applications and the database."""
+    """Send requests to both web applications, and query the database."""
     for address in addresses:
         requests.get(f"{address}/work", timeout=20).raise_for_status()
     with engine.connect() as connection:
@@ -84,7 +84,7 @@ def fastapi_work() -> str:
 
 
 def main() -> None:
-    """Run until the job has run as often as it should."""
+    """Run until the job has run `RUNS` times."""
     flask_server = make_server("127.0.0.1", 0, flask_app, threaded=True)
     fastapi_server = uvicorn.Server(
         uvicorn.Config(fastapi_app, port=0, log_level="warning", lifespan="off")

@@ -1,8 +1,8 @@
 """
-A web application for servers with several processes, as it is without a thought of them.
+A web application that does not take several worker processes into account.
 
-``START`` says which of its processes start the scheduler: ``each`` that imports it, or the
-``first`` that makes the file ``FLAG``.
+``START`` says which processes start the scheduler: ``each`` process that imports the module, or the
+``first``, which creates the file ``FLAG``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Application = Callable[..., Iterable[bytes]]
 
 
 def tick() -> None:
-    """Do next to nothing."""
+    """Do nothing."""
 
 
 scheduler = BackgroundScheduler()
@@ -37,7 +37,7 @@ requests = Counter("application_requests", "What the application itself counts."
 
 
 def is_first() -> bool:
-    """Tell whether no other process has asked before."""
+    """Return whether this process is the first that calls this function."""
     with suppress(FileExistsError):
         Path(os.environ["FLAG"]).touch(exist_ok=False)
         return True
@@ -52,7 +52,7 @@ if os.environ["START"] == "each" or is_first():
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Serve the handle's pages, and ``/standard`` as prometheus_client's documentation has it."""
+    """Serve the handle's pages, and ``/standard`` as documented by prometheus_client."""
     requests.inc()
     if environ["PATH_INFO"] == "/standard":
         registry = CollectorRegistry()

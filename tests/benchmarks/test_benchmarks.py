@@ -1,4 +1,4 @@
-"""The benchmarks: that they work, and never how fast anything is."""
+"""The benchmarks work; how fast they are is not tested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure_row(
 
 @pytest.mark.slow
 class TestBenchmarks:
-    """Programs that measure; `make bench` runs all of them."""
+    """The programs that `make bench` runs."""
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -52,7 +52,7 @@ class TestBenchmarks:
 
 @pytest.mark.slow
 class TestRuns:
-    """`runs.py`, which has a row for every way of running jobs."""
+    """`runs.py`, which has a row for each executor and scheduler that it compares."""
 
     @pytest.mark.parametrize("row", ROWS)
     def test_verdict_and_exit_status_follow_from_the_ratio(self, row: str) -> None:

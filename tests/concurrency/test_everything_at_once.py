@@ -1,4 +1,4 @@
-"""Everything at once: changes, runs, scrapes and listeners, from many threads and from signals."""
+"""Changes of jobs, runs, scrapes and listeners at the same time, from threads and signals."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def background(**options: Any) -> BackgroundScheduler:
 
 
 def scrape(rig: Rig) -> None:
-    """Read the books in all ways that there are."""
+    """Read the metrics and the health report."""
     generate_latest(registry_of(rig.telemetry))
     rig.telemetry.health()
 
 
 def check_events(rig: Rig) -> None:
-    """Check that listeners were told of each run that came to its end, and of no other."""
+    """Check that listeners got an event for each run that ended, and for no other."""
     rig.checks_events = False  # of runs that are forgotten, as their job is changed before its turn
     rig.settle()
     names = ("success", "error", "skipped")
@@ -57,7 +57,7 @@ def check_events(rig: Rig) -> None:
 
 
 class Changes:
-    """Somebody who adds, changes and removes jobs, others' as well."""
+    """Adds, changes and removes random jobs, also those that another instance has added."""
 
     IDS = tuple(f"job-{n}" for n in range(12))
 
@@ -140,7 +140,7 @@ def all_at_once(enough: Callable[[], bool], *work: Callable[[], Any]) -> None:
 
 @pytest.mark.slow
 class TestEverythingAtOnce:
-    """Threads that change jobs while these run and scrapes come; `live_rig` checks the counts."""
+    """Threads change jobs while these run and are scraped; `live_rig` checks the counts."""
 
     def test_no_count_is_lost_with_many_threads_at_once(self) -> None:
         """No run is lost or counted twice, and the counts agree with the events."""
@@ -194,7 +194,7 @@ class TestEverythingAtOnce:
 
 
 class TestFromWithin:
-    """Who scrapes in the middle of it."""
+    """Scrapes inside a job and inside a listener."""
 
     @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor])
     def test_scrape_inside_a_job_sees_that_job_running(self, executor: Callable[[], Any]) -> None:
@@ -224,7 +224,7 @@ class TestFromWithin:
 
 
 class TestHandover:
-    """What comes between the pool's taking a run and its saying so."""
+    """Exceptions between the start of a run in the pool and the return of `submit`."""
 
     # As of "can't start new thread", and of Ctrl-C.
     @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])

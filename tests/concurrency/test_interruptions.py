@@ -40,7 +40,7 @@ def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -
 
 
 class TestScrape:
-    """An exception from outside at any executed line of ours, with runs in every state."""
+    """An exception at any line of the package during a scrape, with runs in every state."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize("raised", [Timeout(), KeyboardInterrupt(), MemoryError()], ids=repr)
@@ -80,7 +80,7 @@ class TestScrape:
 
 
 class TestPass:
-    """The same in a pass over due jobs that runs a job in the main thread."""
+    """An exception at any line during a pass that runs a job in the main thread."""
 
     @pytest.mark.parametrize("due_count", [1, 3])
     @pytest.mark.parametrize("func", [jobs.nothing, jobs.fail])
@@ -131,7 +131,7 @@ class Delegating(BaseExecutor):
 
 
 class TestResult:
-    """The same where the main thread reports a result, and no submission goes on."""
+    """An exception at any line while the main thread reports the result of a run."""
 
     @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Timeout(), OSError()], ids=repr)
     @pytest.mark.parametrize("failure", [None, ValueError()], ids=repr)
@@ -139,7 +139,7 @@ class TestResult:
         self, failure: Exception | None, interruption: BaseException
     ) -> None:
         """The run has one outcome, and APScheduler gets its result."""
-        # At the first line, `try`, nothing of ours has begun that could go on.
+        # At the first line, `try`, the package has not done anything yet.
         line, was_there, unheard = 1, True, 0
         while was_there:
             executor = Delegating()

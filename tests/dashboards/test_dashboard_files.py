@@ -1,4 +1,4 @@
-"""The dashboards' files: up to date, importable, with titles, variables and links that fit."""
+"""The dashboard files: up to date, importable, with titles, variables and valid links."""
 
 from __future__ import annotations
 

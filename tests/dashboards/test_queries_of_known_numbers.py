@@ -1,4 +1,4 @@
-"""The dashboards' queries, asked of a scene in which every number is known."""
+"""The queries of the dashboards, against a data set in which every number is known."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def position(name: str, title: str, ref: str) -> int:
 
 @pytest.mark.integration
 class TestNumbers:
-    """Each query's answer is the one that can be worked out by hand."""
+    """Each query returns the number that was computed by hand."""
 
     @pytest.mark.parametrize(("name", "title", "ref"), every_query())
     def test_every_query_has_exactly_the_known_answer(

@@ -1,4 +1,4 @@
-"""The dashboards' queries, asked of a real Prometheus over applications in trouble."""
+"""The queries of the dashboards, against a real Prometheus and applications with faults."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         server = stack.enter_context(
             scraping(binary, directory, rules, {"shop": [shop, doomed], "bank": [bank]})
         )
-        # It starts twice, and dies with a promise.
+        # It starts twice, and dies before its next run.
         for life in (1, 2):
             with application(directory / f"doomed-{life}.log", "doomed", doomed) as (_, kill):
                 wait_for_answer(
@@ -276,7 +276,7 @@ class TestQueries:
 
 @pytest.mark.integration
 class TestAnswers:
-    """What the dashboards say of jobs whose trouble is known."""
+    """The results for jobs with known faults."""
 
     def test_overview_shows_the_state_of_each_job(self, watched: Watched) -> None:
         """The table of the overview shows the state of each job."""

@@ -55,7 +55,7 @@ def rehearse(names: Sequence[str], directory: Path) -> dict[str, Result]:
 def _perform(performance: Performance) -> None:
     try:
         performance.drill.play(performance)
-    except Exception as error:  # noqa: BLE001  # told by whoever asks for the result
+    except Exception as error:  # noqa: BLE001  # raised where the result is read
         performance.result.error = f"{type(error).__name__}: {error}"
     finally:
         performance.is_over.set()

@@ -1,4 +1,4 @@
-"""The drills: each causes a fault that one alert has to report; the control must stay quiet."""
+"""The drills: each causes a fault that one alert must report; the control causes none."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def blocked(it: Performance) -> None:
 @drill("an interval job starved by restarts", "APSchedulerJobStarved", "sync")
 def starved(it: Performance) -> None:
     app = it.start("patient")
-    it.ran("sync")  # it did work before somebody made it restart all the time
+    it.ran("sync")  # it worked before the restarts begin
     it.fault()
     started = time.time()
     while not it.is_caught() and time.time() < it.since + WAIT_TIMEOUT:
@@ -285,7 +285,7 @@ def control(it: Performance) -> None:
     def played(play: Callable[[Performance, str, float], int], job: str) -> None:
         try:
             starts.append(play(it, job, end))
-        except BaseException as error:  # noqa: BLE001  # told below
+        except BaseException as error:  # noqa: BLE001  # raised again below
             failures.append(error)
 
     starts: list[int] = []

@@ -1,4 +1,4 @@
-"""One drill under way: start applications, cause the fault, wait for the alert and its end."""
+"""The run of a drill: start applications, cause the fault, wait for the alert and its end."""
 
 from __future__ import annotations
 

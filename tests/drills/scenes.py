@@ -307,7 +307,7 @@ def busy_service() -> None:
     add = scheduler.add_job
 
     def soon() -> None:
-        # Just before its run is due, so that the promise that is taken back is a very near one.
+        # Just before its run is due, so that a very near next run is cancelled.
         due = scheduler.get_job("changing").next_run_time
         time.sleep(max(0.0, due.timestamp() - time.time() - 0.3))
         scheduler.reschedule_job("changing", trigger="interval", seconds=5)

@@ -1,4 +1,4 @@
-"""What all drills share: Prometheus, the webhook, and the applications that they start."""
+"""Shared by all drills: Prometheus, the webhook, and the applications."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Stage:
         self.ended = threading.Event()
         self.prometheus: Prometheus
         self.webhook = Webhook()
-        # Any of 127.0.0.0/8 is this machine, so nobody needs to hope that a free port stays free.
+        # All of 127.0.0.0/8 is this machine, so ports need not be shared with other programs.
         random_numbers = random.SystemRandom()
         self.network = f"127.{random_numbers.randint(64, 250)}.{random_numbers.randint(1, 250)}"
         self.link = f"169.254.{random_numbers.randint(1, 250)}"

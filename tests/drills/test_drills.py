@@ -1,4 +1,4 @@
-"""Real faults of real applications reach somebody; a healthy application disturbs nobody."""
+"""Real faults of real applications cause alerts; a healthy application causes none."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def results(
 
 
 class TestDrills:
-    """Each fault, the alert that reaches the webhook, and the end of it."""
+    """Each fault, the alert at the webhook, and its resolution."""
 
     @pytest.mark.parametrize("name", EXPECTED)
     def test_alert_arrives_and_is_resolved(self, name: str, results: dict[str, Result]) -> None:
@@ -96,7 +96,7 @@ class TestDrills:
 
 
 class TestControl:
-    """Healthy applications under load, restarted, redeployed, scaled, their jobs changed."""
+    """Healthy applications under load, with restarts, deployments and changes of jobs."""
 
     def test_healthy_applications_cause_no_alert(self, results: dict[str, Result]) -> None:
         """Healthy applications cause no alert but the Watchdog."""

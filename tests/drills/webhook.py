@@ -1,4 +1,4 @@
-"""The webhook that all receivers of the drills are, and what has arrived there."""
+"""The webhook that stands in for all receivers, and the notifications that it got."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's tables can be read on terminals of any size and in pipes; its addresses answer."""
+"""The demo's tables fit terminals of any size and pipes; the printed addresses respond."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class TestTerminal:
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", "xterm")
-        # Rich asks the process's own terminal for its size, so the test's one takes its place.
+        # Rich reads the size of the process's own terminal, so the test replaces that one.
         with Terminal() as terminal:
             monkeypatch.setattr("rich.console._STD_STREAMS", (terminal.file.fileno(),))
             console = Console(file=terminal.file, force_terminal=True)
@@ -298,7 +298,7 @@ class TestPipe:
     def console(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> Console:
-        """Return the demo's console for a pipe, with an environment that asks for more."""
+        """Return the demo's console for a pipe, although the environment asks for colours."""
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TTY_INTERACTIVE", "1")
         monkeypatch.setattr("rich.console._STD_STREAMS", ())

@@ -1,6 +1,4 @@
-"""
-Tests that run the examples as their first lines say.
-"""
+"""The examples, started by the command in their first lines."""
 
 from __future__ import annotations
 

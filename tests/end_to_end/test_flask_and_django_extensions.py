@@ -21,7 +21,7 @@ from tests.helpers.waiting import wait_until
 
 
 class TestFlaskAPScheduler:
-    """Flask-APScheduler, whose scheduler is configured after it was made, by the application."""
+    """Flask-APScheduler, whose scheduler is configured by the application after it was made."""
 
     def test_jobs_of_flask_apscheduler_are_counted(self) -> None:
         """Runs are counted, and the extension's listeners and API work as before."""

@@ -1,8 +1,8 @@
 """
-Real servers with several processes, and what is to be seen of a scheduler in them.
+Real servers with several processes, and how their schedulers are shown.
 
-Three ways are right, and are examples; the others are what people do without a thought of it, and
-show what comes of that.
+Three of these ways are recommended, and are examples. The others are common mistakes, which alerts
+and metrics must reveal.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def room(tmp_path: Path) -> Path:
 
 
 class TestEachWorker:
-    """Every worker of gunicorn starts the scheduler, as it is imported in each."""
+    """Every gunicorn worker starts the scheduler, because each imports the module."""
 
     @pytest.fixture
     def workers(self, room: Path) -> Iterator[Server]:
-        """Run two of them in multiprocess mode."""
+        """Run two workers in multiprocess mode."""
         pytest.importorskip("gunicorn")
         command = gunicorn("--workers", "2", APP)
         metrics = str(room / "metrics")
@@ -136,7 +136,7 @@ class TestPreload:
 
 
 class TestOneWorkerByFlag:
-    """One worker finds that it is the first, and nobody takes its place."""
+    """The worker that creates a file first starts the scheduler; no other worker replaces it."""
 
     def test_worker_with_the_scheduler_is_shown_until_it_is_killed(
         self, room: Path, promtool: str
@@ -203,14 +203,14 @@ class TestUvicorn:
 
 class TestUwsgi:
     """
-    The uWSGI of Debian, whose Python has to make do with what is installed for this one.
+    Debian's uWSGI, whose Python uses the packages of the Python that runs the tests.
 
-    It is the one that compiles nothing, and all that is needed there is plain Python.
+    Other builds of uWSGI must be compiled. All packages that are needed are pure Python.
     """
 
     @pytest.fixture
     def command(self) -> list[str]:
-        """Return how it is called."""
+        """Return the command line of uWSGI."""
         path = shutil.which("uwsgi_python3")
         if path is None:
             pytest.skip("uwsgi-plugin-python3 of Debian is not installed")
@@ -219,7 +219,7 @@ class TestUwsgi:
 
     @pytest.fixture
     def environment(self) -> dict[str, Any]:
-        """Return what makes it find this application and its modules."""
+        """Return the variables with which it finds the application and its packages."""
         import apscheduler_telemetry
 
         ours = Path(apscheduler_telemetry.__file__).parents[1]
@@ -247,7 +247,7 @@ class TestUwsgi:
 
 
 class TestRight:
-    """The three ways to do it, as the examples have them."""
+    """The three recommended ways, as in the examples."""
 
     def test_dedicated_process_runs_and_shows_the_jobs(self, room: Path) -> None:
         """The process runs the jobs, serves their metrics, and ends on SIGTERM."""
@@ -288,7 +288,7 @@ class TestRight:
             self.runs_in_one(workers, not_in=pid)
 
     def runs_in_one(self, workers: Server, *, not_in: int = 0) -> int:
-        """Wait until the jobs run in one worker, and go on being counted; return that worker."""
+        """Wait until one worker runs the jobs and they are counted; return its process id."""
         # A request may reach the worker that has just been killed.
         before = wait_for_answer(workers.page).runs if not_in else 0.0
 
@@ -309,7 +309,7 @@ class TestRight:
 
 
 class TestChildren:
-    """Children that an application makes by itself."""
+    """Children that an application starts with `multiprocessing`."""
 
     SCRIPT = """
         import multiprocessing, sys, threading, time

@@ -1,7 +1,7 @@
 """
-The README works: its script runs, its commands lead to an alert, its web snippets are scraped.
+The README works: its script runs, its commands cause an alert, its snippets are scraped.
 
-Only addresses and waiting times are replaced, so that tests can run beside each other.
+Only addresses and intervals are replaced, so that tests can run at the same time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def script(directory: Path) -> Iterator[int]:
 
 @pytest.mark.once
 class TestText:
-    """What a look at the page tells."""
+    """The text of the README."""
 
     def test_python_compiles(self) -> None:
         """Each Python block can be parsed."""
@@ -78,7 +78,7 @@ class TestText:
 
 @pytest.mark.integration
 class TestScript:
-    """The script at the top."""
+    """The first script of the README."""
 
     def test_keeps_running_and_shows_metrics(self, tmp_path: Path) -> None:
         """`curl` prints the README's series while the script keeps running."""
@@ -108,7 +108,7 @@ class TestScript:
 
 @pytest.mark.integration
 class TestAlert:
-    """From the script to an alert."""
+    """The commands that lead from the script to an alert."""
 
     def test_commands_lead_to_the_alert(self, tmp_path: Path) -> None:
         """The commands start Prometheus and Alertmanager, and both show the alert."""
@@ -175,7 +175,7 @@ class TestAlert:
 
 @pytest.mark.integration
 class TestWebApplications:
-    """The snippets for Flask and FastAPI, in the smallest application around them."""
+    """The snippets for Flask and FastAPI, in minimal applications."""
 
     APPLICATION = """
 from apscheduler.schedulers.background import BackgroundScheduler

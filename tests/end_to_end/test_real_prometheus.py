@@ -52,7 +52,7 @@ def scraped(binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 class TestScrape:
-    """What a real Prometheus makes of `/metrics`."""
+    """Scrapes of `/metrics` by a real Prometheus."""
 
     def test_prometheus_accepts_the_exposition(self, scraped: Prometheus) -> None:
         """Prometheus scrapes the exposition without an error."""
@@ -118,7 +118,7 @@ class TestScrape:
 
 
 class TestDemo:
-    """`make demo`, without the set-up."""
+    """The program of `make demo`."""
 
     def run(self, seconds: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "DEMO_SECONDS": seconds, "COLUMNS": "80"}
@@ -127,7 +127,7 @@ class TestDemo:
         return subprocess.run(
             [sys.executable, ROOT / "examples" / "demo" / "run.py"],
             env=environment,
-            stdin=subprocess.DEVNULL,  # so that no terminal says how wide the tables may be
+            stdin=subprocess.DEVNULL,  # so that no terminal sets the width of the tables
             capture_output=True,
             text=True,
             timeout=120,

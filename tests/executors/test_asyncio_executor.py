@@ -1,4 +1,4 @@
-"""The executor of asyncio: coroutines, functions in threads, and their cancellation."""
+"""The asyncio executor: coroutines, functions in threads, and cancellation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.waiting import wait_until_async
 
 
 class TestAsyncio:
-    """Coroutines, and the threads that an asyncio executor gives other callables to."""
+    """Coroutines, and other callables, which the asyncio executor runs in threads."""
 
     def test_coroutines_and_functions_are_counted_by_how_they_end(self) -> None:
         """Coroutines and functions are counted as successes or errors."""

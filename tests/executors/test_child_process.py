@@ -1,4 +1,4 @@
-"""Runs in the child of a pool, with APScheduler's own ``run_job`` and the pickle of children."""
+"""Runs in the child of a process pool, with APScheduler's ``run_job`` and real pickling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executors of the user's with events and calls of their own."""
+"""Users' executors that create events, or call jobs, in their own way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_twice(rig: HandRig) -> Any:
 
 
 class TestEvents:
-    """What executors report as the result of a submission."""
+    """Events that executors report as the result of a submission."""
 
     def test_events_from_a_generator_are_read_once(self) -> None:
         """Events from a generator are read once, each after listeners got the previous one."""
@@ -142,7 +142,7 @@ class TestEvents:
         execute = lambda executor, job, _: executor._run_job_success(job.id, [object()] * 2)  # noqa: E731
         with executing(execute) as rig:
             rig.scheduler.remove_listener(rig.events.append)
-            rig.scheduler._dispatch_event = lambda event: None  # which asks events for their code
+            rig.scheduler._dispatch_event = lambda event: None  # which reads the code of an event
             run_twice(rig)
             assert rig.outcomes() == {"lost": 2}
 
@@ -162,7 +162,7 @@ class TestEvents:
 
 
 class TestCalls:
-    """How executors call jobs."""
+    """Ways in which executors call jobs."""
 
     @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
     def test_copy_of_a_job_is_measured(self, duplicate: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Executors of the user's: what is counted and measured of the runs that they make."""
+"""Users' executors: what is counted and measured of their runs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def executed(job_id: str, run_times: Sequence[datetime]) -> list[JobExecutionEve
 
 
 class TestExecutorsOfTheUser:
-    """Executors that do things in ways of their own."""
+    """Executors that call jobs and report results in their own way."""
 
     def test_one_that_iterates_over_the_run_times_is_measured(self) -> None:
         """An executor that calls the job in a loop over the run times is measured."""

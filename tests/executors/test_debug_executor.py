@@ -1,4 +1,4 @@
-"""The executor that runs jobs in the scheduler's loop: jobs and listeners that change jobs."""
+"""The debug executor, which runs jobs in the scheduler's loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UTC = timezone.utc
 
 
 class TestInline:
-    """Jobs that the debug executor runs in the loop itself, and jobs that use their scheduler."""
+    """Jobs that run in the loop, and jobs that change their scheduler."""
 
     @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor])
     def test_job_that_adds_another_job_counts_both(self, executor: type[BaseExecutor]) -> None:

@@ -1,4 +1,4 @@
-"""Process pools under tracing: bursts of runs, and children in which tracing does not work."""
+"""Process pools with tracing: bursts of runs, and children without OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def traced(executor: Any) -> Iterator[tuple[HandRig, Any]]:
 
 @pytest.mark.slow
 class TestTracedBurst:
-    """Several runs of a job that are submitted at once, as it does not coalesce."""
+    """Several runs of a job that are submitted at once, because it does not coalesce."""
 
     def test_each_run_has_its_own_span_as_the_parent_in_the_child(self) -> None:
         """Spans that a job makes in the child process are children of the span of its run."""

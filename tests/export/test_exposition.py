@@ -1,8 +1,8 @@
 """
-The exposition: names, types, labels and every byte of it.
+The exposition: names, types, labels, and the whole text.
 
-`golden/exposition.txt` and `golden/exposition.openmetrics.txt` are compared as a whole. Where a
-change of them is meant, ``UPDATE_GOLDEN=1 pytest tests/export`` writes them anew.
+The text is compared with `golden/exposition.txt` and `golden/exposition.openmetrics.txt`. After an
+intended change, ``UPDATE_GOLDEN=1 pytest tests/export`` writes these files.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class TestParsers:
 
 
 class TestHostileNames:
-    """Whatever an executor or an exception is called; for jobs see `test_hostile_names`."""
+    """Any names of executors and exceptions; for jobs see `test_hostile_names`."""
 
     HOSTILE = (
         'with "quotes" and \\ backslash',
@@ -474,11 +474,11 @@ class TestRegistry:
 
 
 class TestCollection:
-    """Our metrics are read when they are needed, and once for each collection."""
+    """Metrics are read when they are needed, once per collection."""
 
     @pytest.fixture
     def readings(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Return a list of readings of the recorder, which grows."""
+        """Return a list that grows with each reading of the recorder."""
         readings: list[str] = []
         snapshots = scene.main.recorder.snapshots
 
@@ -540,7 +540,7 @@ class TestCollection:
 
 
 class TestNames:
-    """Restricted to some names, the exposition is that of the library."""
+    """Expositions that are restricted to some names."""
 
     @pytest.mark.parametrize(
         "names",

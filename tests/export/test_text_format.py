@@ -1,4 +1,4 @@
-"""Text that is cached between scrapes, and must be that of the library to the byte."""
+"""The text that is cached between scrapes equals that of prometheus_client, byte by byte."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check(scene: Scene) -> None:
 
 
 class TestBytes:
-    """What is exposed from cached text is what the standard encoders write, to the byte."""
+    """The exposition from cached text equals that of prometheus_client, byte by byte."""
 
     def test_text_of_all_kinds_of_metrics_is_that_of_the_library(self, scene: Scene) -> None:
         """Counters, gauges, histograms and exemplars have the text of prometheus_client."""
@@ -127,7 +127,7 @@ class TestBytes:
 
 
 class TestManyJobs:
-    """A scrape of many jobs holds no other thread up for long."""
+    """A scrape of many jobs does not block other threads for long."""
 
     @pytest.fixture
     def scene(self, scene: Scene) -> Scene:
@@ -163,7 +163,7 @@ class TestManyJobs:
 
 
 class TestChanges:
-    """What has changed is written anew, whatever it was."""
+    """Text of what has changed is rendered again."""
 
     @pytest.mark.slow
     def test_text_is_right_after_random_changes(self, scene: Scene) -> None:
@@ -287,7 +287,7 @@ class Interrupter:
 
 @pytest.mark.slow
 class TestInterruptions:
-    """A scrape that an exception from outside ends harms no later one."""
+    """An exception that ends a scrape does not affect later scrapes."""
 
     @pytest.mark.parametrize(
         ("error", "accept"), [(Timeout, ""), (Boom, "application/openmetrics-text")]

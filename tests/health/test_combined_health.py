@@ -19,7 +19,7 @@ from tests.helpers.servers import free_port, get
 
 
 class TestSeveralSchedulers:
-    """What ``/health`` says of all schedulers that the instrumentor has found."""
+    """``/health`` of all schedulers that the instrumentor has found."""
 
     @pytest.fixture
     def url(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The metrics state as a health report."""
+"""The health report, computed from the metrics state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Alertmanager configuration as it is shipped, changed for tests, and alerts to post."""
+"""The shipped Alertmanager configuration, changed for tests, and alerts to post."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _numbers = itertools.count()
 
 
 def shipped() -> dict[str, Any]:
-    """Return the configuration as it is shipped, but for paths that depend on where it lies."""
+    """Return the shipped configuration, with paths of this checkout."""
     config: dict[str, Any] = yaml.safe_load((ALERTS / "alertmanager.yml").read_text("utf-8"))
     config["templates"] = [str(ALERTS / pattern) for pattern in config["templates"]]
     return config
@@ -97,7 +97,7 @@ def hasten(config: Mapping[str, Any], factor: int = HASTE) -> None:
 
 
 def destinations(config: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return where each receiver's messages end up."""
+    """Return the address of each receiver."""
     return {
         receiver["name"]: {
             " ".join(
@@ -126,7 +126,7 @@ def amtool(*arguments: str) -> str:
 
 
 def heard(**labels: str) -> set[str]:
-    """Return where amtool says that an alert with these labels is heard."""
+    """Return the receivers that `amtool config routes test` reports for these labels."""
     printed = amtool(
         *("config", "routes", "test", "--config.file=alertmanager.yml"),
         *(f"{name}={value}" for name, value in labels.items()),
@@ -157,5 +157,5 @@ def resolved(firing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fresh(word: str) -> str:
-    """Return the name of an application that no other test uses, and so a group of its own."""
+    """Return the name of an application that no other test uses, which gives a new group."""
     return f"{word}-{next(_numbers):03}"  # so that none is the beginning of another

@@ -47,7 +47,7 @@ class Inbox(Generic[Item]):
             return list(self._items)
 
     def put(self, item: Item) -> None:
-        """Keep an item, and wake who waits."""
+        """Keep an item, and wake up threads that wait for it."""
         with self._arrived:
             self._items.append(item)
             self._arrived.notify_all()
@@ -59,7 +59,7 @@ class Inbox(Generic[Item]):
         Wait until there are enough items of a kind.
 
         Args:
-            wanted: tells that kind.
+            wanted: returns whether an item is of that kind.
             count: how many are enough.
             timeout: seconds.
 
@@ -84,7 +84,7 @@ class Post:
     A request with a JSON body.
 
     Attributes:
-        path: its path, which tells who was meant where several receivers share a server.
+        path: its path, by which receivers that share a server are distinguished.
         json: its body.
     """
 
@@ -110,7 +110,7 @@ class Receiver(Inbox[Post]):
     """
 
     # Not pytest-httpserver: it would save ten lines here, but takes half a second to stop, prints a
-    # line for each request to stderr, and cannot wait for requests that it was not told to expect.
+    # line for each request to stderr, and waits only for requests with a handler of their own.
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Mail:
 
     Attributes:
         login: user and password that it was sent with.
-        to: the address it was handed in for.
+        to: the address of the recipient.
         message: the e-mail itself.
     """
 
@@ -237,7 +237,7 @@ class Alertmanager:
         self.log = log
 
     def post(self, *alerts: Mapping[str, Any]) -> None:
-        """Hand in alerts, as Prometheus does."""
+        """Post alerts, as Prometheus does."""
         request = urllib.request.Request(
             f"{self.url}/api/v2/alerts",
             data=json.dumps(alerts).encode(),
@@ -278,7 +278,7 @@ def alertmanager(
     Args:
         binary: the program.
         directory: where its files go; relative paths in `config` start there.
-        config: what would be in its configuration file.
+        config: the content of its configuration file.
         options: more command-line options.
     """
     directory.mkdir(exist_ok=True)

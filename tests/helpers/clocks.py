@@ -1,4 +1,4 @@
-"""The clock of this process, stopped, and a clock that a test sets."""
+"""The clock of this process, frozen, and a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ faked, finds no run too late.
 
 
 def at(seconds: float) -> datetime:
-    """Return the moment so many seconds after `START`."""
+    """Return the time that is some seconds after `START`."""
     return START + timedelta(seconds=seconds)
 
 
 class FrozenClock:
-    """The time of this process, which stands still until it is moved."""
+    """The time of this process, which only the test moves."""
 
     def __init__(self, traveller: Any) -> None:
         self._traveller = traveller
@@ -40,7 +40,7 @@ class FrozenClock:
 
 @contextmanager
 def freeze_time(at: datetime = START) -> Iterator[FrozenClock]:
-    """Stop the clock of this process."""
+    """Freeze the clock of this process."""
     with time_machine.travel(at, tick=False) as traveller:
         yield FrozenClock(traveller)
 

@@ -1,4 +1,4 @@
-"""Collectors of a user that fail or hang, and what is reported of them."""
+"""Users' collectors that fail or hang, and the reported errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReportedErrors(list[tuple[str, BaseException | None]]):
 
 
 class RaisingCollector:
-    """A collector of a user that raises."""
+    """A user's collector that raises."""
 
     def __init__(self, error: BaseException, names: Sequence[str] = ()) -> None:
         self.error = error
@@ -34,7 +34,7 @@ class RaisingCollector:
 
 
 class HangingCollector:
-    """A collector of a user that blocks until it is released."""
+    """A user's collector that blocks until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)

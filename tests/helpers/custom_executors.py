@@ -1,4 +1,4 @@
-"""An executor of the user's that calls APScheduler's functions by itself."""
+"""A user's executor that calls APScheduler's functions itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apscheduler.executors.base import BaseExecutor, run_job
 
 
 class Executing(BaseExecutor):
-    """An executor that does what the test says."""
+    """An executor that calls a function of the test for each submission."""
 
     def __init__(self, execute: Callable[[Any, Any, Sequence[datetime]], None]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """
-A scene in which every number is known: three hours of two applications, written down in advance.
+A data set in which every number is known: three hours of two applications.
 
-Both applications have the same schedulers, jobs and instances, and other numbers, so that whatever
-is mixed up shows. What the rules would have recorded is part of the scene.
+Both applications have the same schedulers, jobs and instances, and different numbers, so that a
+query that mixes them up is noticed. The results of the recording rules are part of the data.
 """
 
 from __future__ import annotations
@@ -158,11 +158,11 @@ def _durations(times: int, *, first: bool) -> Number:
 
 
 def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Number]]:
-    """Yield what the rules have recorded of a live job, and of one whose process is dead."""
+    """Yield the results of recording rules for a live job, and for one whose process is dead."""
     report = {"job": job, "scheduler": "main", "job_id": "report"}
     archive = {"job": job, "scheduler": "night", "job_id": "archive"}
     for labels, next_run, due, settled, unsettled, success in (
-        # Recorded a moment before the last scrape: what the process says itself is newer.
+        # Recorded just before the last scrape, so the values of the process itself are newer.
         (report, -45, 80, 20, None, 33),
         (archive, 400, 400, 4000, 400, 5000),
     ):
@@ -183,7 +183,7 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
 
 
 def _others(job: str) -> Iterator[tuple[str, dict[str, str], Number]]:
-    """Yield jobs, and schedulers, of which only the state matters."""
+    """Yield jobs and schedulers of which only the state matters."""
     one = {"job": job, "instance": "one:1"}
     yield "apscheduler_scheduler_up", {**one, "scheduler": "dead"}, _always(0)
     yield "apscheduler_scheduler_up", {**one, "scheduler": "resting"}, _always(1)
@@ -231,7 +231,7 @@ def _others(job: str) -> Iterator[tuple[str, dict[str, str], Number]]:
         yield metric, archive, lambda at, ago=ago: NOW - ago if at < -600 else None  # type: ignore[misc]
     longest: Number = lambda at: 86400 if at < -600 else None  # noqa: E731
     yield "apscheduler_job_longest_interval_seconds", archive, longest
-    # A run that is promised by a scheduler whose loop is dead.
+    # A next run of a scheduler whose loop is dead.
     down = {"job": job, "scheduler": "dead", "job_id": "down"}
     yield "apscheduler_job:promised_run_timestamp_seconds", down, _ago(-40)
 
@@ -255,7 +255,7 @@ def _alerts(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Number]
 
 
 def openmetrics() -> Iterator[str]:
-    """Yield the scene, as `promtool tsdb create-blocks-from openmetrics` reads it."""
+    """Yield the data in the format of `promtool tsdb create-blocks-from openmetrics`."""
     for name, labels, number in sorted(_lines(), key=lambda line: line[0]):
         series = ",".join(f'{key}="{value}"' for key, value in labels.items())
         for at in range(-LENGTH, 1, SCRAPE):

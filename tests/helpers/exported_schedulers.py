@@ -1,4 +1,4 @@
-"""Schedulers whose state is written by hand, as exporters see them; needs no scheduler."""
+"""Schedulers with a recorder that tests fill, for exporters; no APScheduler is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOW = 1_800_000_000.0  # 2027-01-15 08:00 UTC
 
 
 class FakeScheduler:
-    """An instrumented scheduler whose recorder is filled by hand, at a fixed time."""
+    """An instrumented scheduler whose recorder is filled by the test, at a fixed time."""
 
     def __init__(self, name: str = "main", **options: Any) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class FakeScheduler:
         }
 
     def add_job(self, job_id: str, next_run: float | None = NOW + 60, **changes: Any) -> JobRecord:
-        """Record that there is a job."""
+        """Record a job."""
         defaults = {
             "name": job_id.title(),
             "func": f"shop.jobs:{job_id}",
@@ -64,13 +64,13 @@ class FakeScheduler:
         return self.recorder.job_upserted(job_info(job_id, **{**defaults, **changes}), next_run)
 
     def submit(self, record: JobRecord, due: float, executor: str = "elsewhere") -> Run:
-        """Submit a run that is due then, in Unix seconds."""
+        """Submit a run with a due time in Unix seconds."""
         run = Run(record, datetime.fromtimestamp(due, timezone.utc), executor)
         self.recorder.run_submitted(run)
         return run
 
     def finish(self, run: Run, outcome: Outcome) -> None:
-        """End a run that was not measured."""
+        """End a run without a measurement."""
         run.finish(outcome)
 
     def run(
@@ -81,7 +81,7 @@ class FakeScheduler:
         error: RunError | None = None,
         exemplar: SpanContext | None = None,
     ) -> None:
-        """Record a run that started an eighth of a second late."""
+        """Record a run that started 0.125 s late."""
         run = self.submit(record, due)
         run.start(due + 0.125)
         if exemplar is not None:
@@ -92,7 +92,7 @@ class FakeScheduler:
 
 
 def fill(scheduler: FakeScheduler) -> None:
-    """Record a bit of everything."""
+    """Record at least one value of each kind."""
     recorder = scheduler.recorder
     recorder.executor_added("default", lambda: 10)
     recorder.executor_added("loop", lambda: float("inf"))

@@ -8,12 +8,12 @@ from typing import Any
 from apscheduler.jobstores.memory import MemoryJobStore
 
 
-class Boom(Exception):  # noqa: N818  # it is what it says
-    """What goes wrong on purpose."""
+class Boom(Exception):  # noqa: N818  # short, as many tests raise it
+    """An exception that tests raise on purpose."""
 
 
 class FaultyStore(MemoryJobStore):
-    """A memory store whose methods fail when they are told to."""
+    """A memory store whose methods fail if their names are in `faults`."""
 
     def __init__(self) -> None:
         super().__init__()

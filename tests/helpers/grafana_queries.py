@@ -1,4 +1,4 @@
-"""Dashboards as Grafana reads them: their parts, and their queries with variables filled in."""
+"""Dashboards as Grafana uses them: their parts, and queries with variables filled in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def panels(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the panels that show something."""
+    """Return all panels except rows."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
@@ -98,7 +98,7 @@ def queries(dashboard: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
-    """Yield the metric and the matchers of each selector; a metric must not stand without any."""
+    """Yield metric and matchers of each selector; each metric must have matchers."""
     found = r"([a-zA-Z_:][\w:]*|(?<![\w:]))\{((?:`[^`]*`|\"[^\"]*\"|[^`\"}])*)\}"
     rest = re.sub(r'"[^"]*"', '""', re.sub(found, "", expression))
     assert not re.search(r"(apscheduler|process|scrape)_|ALERTS", rest), expression
@@ -122,7 +122,7 @@ each_dashboard = pytest.mark.parametrize("name", NAMES)
 
 
 def every_query() -> list[Any]:
-    """Return each query of each panel, under a name that a failure can be found by."""
+    """Return each query of each panel as a parameter with a readable id."""
     return [
         pytest.param(name, panel["title"], target["refId"], id=f"{name}-{panel['title']}-{ref}")
         for name in NAMES

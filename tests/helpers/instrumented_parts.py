@@ -1,4 +1,4 @@
-"""What telemetry lays over a scheduler and its parts, and schedulers to see it with."""
+"""The objects that telemetry patches, their attributes, and schedulers to test this with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Snapshot = dict[str, dict[str, Any]]
 
 
 def parts(scheduler: Any) -> dict[str, Any]:
-    """Return the objects that telemetry may lay something over, and their pools."""
+    """Return the objects that telemetry may patch, and their pools."""
     found = {"scheduler": scheduler}
     for alias, executor in scheduler._executors.items():
         found[f"executor {alias}"] = executor
@@ -57,7 +57,7 @@ def snapshot(scheduler: Any) -> Snapshot:
 
 
 def assert_same(actual: Snapshot, expected: Snapshot) -> None:
-    """Check that two snapshots have the same attributes, which are the very same objects."""
+    """Check that two snapshots have the same attributes with identical objects."""
     assert actual.keys() == expected.keys()
     for part, attributes in expected.items():
         assert actual[part].keys() == attributes.keys(), part
@@ -69,7 +69,7 @@ def assert_same(actual: Snapshot, expected: Snapshot) -> None:
 
 
 def ours(scheduler: Any) -> list[tuple[str, str]]:
-    """Return the attributes of a scheduler and its parts that come from telemetry."""
+    """Return the attributes of a scheduler and its parts that telemetry has set."""
 
     def is_ours(value: Any) -> bool:
         function = getattr(value, "__func__", value)
@@ -104,7 +104,7 @@ def executors() -> dict[str, Any]:
 
 @contextmanager
 def started(scheduler: Any) -> Iterator[Any]:
-    """Start a scheduler, which may be one that blocks, and shut it down."""
+    """Start a scheduler, also one whose `start` blocks, and shut it down at the end."""
     thread = threading.Thread(target=scheduler.start)
     thread.start()
     wait_until(lambda: scheduler.running)
@@ -142,14 +142,14 @@ def ours_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @contextmanager
 def watched_only(scheduler: Any) -> Iterator[watching.Watched]:
-    """Instrument a scheduler, and leave it running in the end."""
+    """Instrument a scheduler, and leave it running at the end."""
     telemetry = instrument(scheduler, registry=CollectorRegistry())
     yield watching.Watched(scheduler, telemetry, registry_of(telemetry))
     telemetry.uninstrument()
 
 
 def wrap(function: Any) -> Any:
-    """Wrap a function as other libraries do, counting its calls."""
+    """Wrap a function, as other libraries do, and count its calls."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Interrupt code at a chosen line, as the handler of a signal does."""
+"""Interrupt code at a chosen line, as a signal handler does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Timeout(BaseException):
-    """What the handler of a signal raises in the middle of something."""
+    """The exception of a signal handler."""
 
 
 def interrupt(

@@ -1,6 +1,4 @@
-"""
-Jobs for processes of a pool. A spawned child imports this module, so it stays light.
-"""
+"""Jobs for process pools. Spawned children import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ def fail_with_context() -> NoReturn:
 
 
 def throw(name: str) -> NoReturn:
-    """Raise the exception that is called `name`, `BaseException` and its like included."""
+    """Raise the exception with this name, which may be a `BaseException`."""
     raise {
         "BaseException": BaseException,
         "GeneratorExit": GeneratorExit,
@@ -56,7 +54,7 @@ def throw(name: str) -> NoReturn:
 
 
 def nap(seconds: float) -> float:
-    """Sleep, and return for how long."""
+    """Sleep, and return the number of seconds."""
     time.sleep(seconds)
     return seconds
 
@@ -68,7 +66,7 @@ def nap_and_fail(seconds: float) -> NoReturn:
 
 
 def kill_me() -> None:
-    """Die as a process dies that the kernel runs out of memory for."""
+    """Be killed, as the kernel does when it is out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -78,24 +76,24 @@ def result_without_pickle() -> Callable[[], None]:
 
 
 class UnloadableError(Exception):
-    """An exception that can be pickled and not unpickled, as its arguments are not its text."""
+    """An exception that can be pickled, but not unpickled."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
 
 
 def fail_without_unpickle() -> NoReturn:
-    """Raise what the parent cannot load."""
+    """Raise an exception that the parent cannot unpickle."""
     raise UnloadableError(7, "no way home")
 
 
 def announce(directory: str, name: str) -> None:
-    """Let the test see that the job has come here."""
+    """Create a file that says that the job has come to this point."""
     Path(directory, name).touch()
 
 
 def hold(directory: str, name: str = "gate") -> int:
-    """Say in `directory` that the job runs, and go on when it is let go; return the process id."""
+    """Announce in `directory` that the job runs; wait for its release; return the process id."""
     announce(directory, f"{name}.in")
     deadline = time.monotonic() + WAIT_TIMEOUT
     while not Path(directory, f"{name}.out").exists():
@@ -106,13 +104,13 @@ def hold(directory: str, name: str = "gate") -> int:
 
 
 def die_when_let_go(directory: str, name: str) -> None:
-    """Wait in `directory`, then die."""
+    """Wait for the release in `directory`, then kill this process."""
     hold(directory, name)
     kill_me()
 
 
 def lose_the_first(directory: str) -> Any:
-    """Of two runs at a time, return from the first what cannot be pickled."""
+    """Of two concurrent runs, return a result that cannot be pickled from the first."""
     try:
         Path(directory, "first.in").touch(exist_ok=False)
     except FileExistsError:

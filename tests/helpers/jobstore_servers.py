@@ -1,4 +1,4 @@
-"""Job stores that outlive a scheduler: what is in them, and the servers that keep them."""
+"""Persistent job stores: their contents, and the servers that keep them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_POOL = {"poolclass": sqlalchemy.pool.NullPool}
 
 
 class Rows:
-    """A job store in a file, and what is in it."""
+    """A job store in a SQLite file, and its rows."""
 
     def __init__(self, directory: Path) -> None:
         self.url = f"sqlite:///{directory / 'jobs.sqlite'}"
@@ -51,7 +51,7 @@ class Rows:
             return {row.id for row in rows}
 
     def spoil(self, job_id: str, state: bytes = b"no pickle") -> None:
-        """Make a row such that no job can be restored from it."""
+        """Make it impossible to deserialize a row."""
         with self.engine.begin() as connection:
             connection.execute(
                 sqlalchemy.text("update apscheduler_jobs set job_state = :state where id = :id"),
@@ -59,7 +59,7 @@ class Rows:
             )
 
     def write(self, *job_ids: str, at: datetime = NEVER) -> None:
-        """Write jobs as a process without telemetry does."""
+        """Store jobs as a process without telemetry does."""
         scheduler = hand_driven_scheduler(jobstores={"default": self.store()})
         scheduler.start(paused=True)
         for job_id in job_ids:
@@ -107,7 +107,7 @@ class Postgres:
         wait_for_answer(lambda: self.execute("select 1"))
 
     def stop(self) -> None:
-        """Stop it at once, whoever is connected."""
+        """Stop it at once, also if clients are connected."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(WAIT_TIMEOUT)
@@ -180,14 +180,14 @@ class RedisServer:
 
 class Proxy:
     """
-    A TCP proxy on a free port that cuts and holds up connections.
+    A TCP proxy on a free port that can reset, stall and delay connections.
 
     Attributes:
         port: where it listens.
-        delay: seconds for which an answer of the server is held up, of connections that are opened
-            from now on; see `slow_down` for all of them.
+        delay: seconds by which responses are delayed, on connections that are opened from now on;
+            see `slow_down` for all of them.
         opened: how many connections were opened so far.
-        waiting: how many messages wait for a proxy that is stalled.
+        waiting: how many messages wait while the proxy is stalled.
         held: how many answers were held up so far.
     """
 
@@ -205,11 +205,11 @@ class Proxy:
         self._thread.start()
 
     def slow_down(self, delay: float) -> None:
-        """Hold up each answer, on all connections."""
+        """Delay each response, on all connections."""
         self._delay_of_all = delay
 
     def stall(self) -> None:
-        """Pass on nothing any more, and close nothing."""
+        """Forward nothing any more, and close nothing."""
         self._open.clear()
 
     def go_on(self) -> None:
@@ -297,12 +297,12 @@ class Place:
         raise NotImplementedError
 
     def spoil(self, job_id: str) -> None:
-        """Make it impossible to restore a job."""
+        """Make it impossible to deserialize a job."""
         raise NotImplementedError
 
 
 class File(Place):
-    """A file of SQLite."""
+    """A SQLite file."""
 
     def __init__(self, directory: Path) -> None:
         self._rows = Rows(directory)

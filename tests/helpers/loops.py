@@ -1,4 +1,4 @@
-"""Schedulers whose loop a test breaks, and what is shown of that."""
+"""Schedulers whose loop a test breaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.watching import Watched, watched
 
 
 class Monotonic:
-    """A clock for the adapter, to make the loop overdue with."""
+    """A clock for the adapter, with which a test makes the loop overdue."""
 
     def __init__(self, seen: Watched) -> None:
         self.now = 1_000.0
@@ -24,7 +24,7 @@ class Monotonic:
 
 @contextmanager
 def driven(**options: Any) -> Iterator[Watched]:
-    """Start a scheduler that is driven by hand on a store that can fail."""
+    """Start a scheduler whose passes are started by the test, on a store that can fail."""
     options.setdefault("jobstores", {"default": FaultyStore()})
     with watched(hand_driven_scheduler(**options)) as seen:
         seen.scheduler.start()
@@ -47,7 +47,7 @@ def store_of(seen: Watched) -> FaultyStore:
 
 
 def state(seen: Watched) -> str:
-    """Return the one state that is 1."""
+    """Return the state whose series is 1."""
     (on,) = [
         s for s in ("running", "paused", "stopped") if seen.value("scheduler_state", state=s) == 1
     ]
@@ -55,7 +55,7 @@ def state(seen: Watched) -> str:
 
 
 def end_thread(scheduler: Any, exception: type[BaseException]) -> None:
-    """Let the thread of a scheduler end where it waits."""
+    """Make the thread of a scheduler end while it waits."""
     scheduler.start()
     interrupt(scheduler, exception)
     scheduler._thread.join(jobs.WAIT_TIMEOUT)
@@ -63,7 +63,7 @@ def end_thread(scheduler: Any, exception: type[BaseException]) -> None:
 
 
 def interrupt(scheduler: Any, exception: type[BaseException]) -> None:
-    """Raise in the thread of a scheduler when it waits again."""
+    """Make the thread of a scheduler raise an exception when it waits again."""
 
     class Interrupted(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""A meter provider of the test's own, and the metrics that it collects."""
+"""A meter provider for one test, and the metrics that it collects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def by_name(data: Any) -> dict[str, Any]:
 
 
 class Sdk:
-    """A meter provider of the test's own, and what it collects."""
+    """A meter provider for one test, and what it collects."""
 
     def __init__(self, *, views: Any = (), other_readers: Any = (), **reader: Any) -> None:
         self.reader = InMemoryMetricReader(**reader)
@@ -53,11 +53,11 @@ class Sdk:
         )
 
     def collect(self) -> dict[str, Any]:
-        """Return the metrics by name, as one collection has them."""
+        """Return the metrics of one collection by name."""
         return by_name(self.reader.get_metrics_data())
 
     def points(self, name: str) -> Points:
-        """Return the points of a metric by their attributes, ``scheduler`` left out."""
+        """Return the points of a metric by their attributes without ``scheduler``."""
         metric = self.collect().get(f"apscheduler.{name}")
         points = metric.data.data_points if metric is not None else []
         return {frozenset((k, v) for k, v in p.attributes.items() if k != "scheduler"): p
@@ -68,7 +68,7 @@ class Sdk:
         return {dict(key).get(label): point.value for key, point in self.points(name).items()}
 
     def runs(self, job_id: str = "job") -> dict[str, int]:
-        """Return the runs of a job by outcome, those at 0 left out."""
+        """Return the runs of a job by outcome, without zeros."""
         found = {
             dict(key)["outcome"]: point.value
             for key, point in self.points("job.runs").items()
@@ -78,6 +78,6 @@ class Sdk:
 
 
 def logged_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged, without the warning about an API that is too old."""
+    """Return the logged messages, without the warning about an old API."""
     others = [record for record in caplog.records if record.name != otel_metrics.__name__]
     return [record.getMessage() for record in others]

@@ -1,4 +1,4 @@
-"""What telemetry has counted, read from its handle and its registry."""
+"""Counts and states of telemetry, read from its handle and its registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTCOMES = ("success", "error", "missed", "skipped", "coalesced", "lost")
 
 
 def outcomes(telemetry: Telemetry, job_id: str = "job") -> dict[str, int]:
-    """Return the runs of a job by outcome, as Prometheus sees them, those at 0 left out."""
+    """Return the runs of a job by outcome, as Prometheus gets them, without zeros."""
     seen = {
         outcome: sample(telemetry, "apscheduler_job_runs_total", job_id=job_id, outcome=outcome)
         for outcome in OUTCOMES
@@ -24,7 +24,7 @@ def outcomes(telemetry: Telemetry, job_id: str = "job") -> dict[str, int]:
 
 
 def sample(telemetry: Telemetry, name: str, **labels: str) -> float:
-    """Return one sample of the registry; it must be there."""
+    """Return the value of a sample, which must exist."""
     labels["scheduler"] = telemetry.name
     value = registry_of(telemetry).get_sample_value(name, labels)
     assert value is not None, f"no sample {name}{labels}"
@@ -37,12 +37,12 @@ def recorder_of(telemetry: Telemetry) -> Recorder:
 
 
 def adapter_of(telemetry: Telemetry) -> Any:
-    """Return the adapter of a scheduler, for tests that reach for its private parts."""
+    """Return the adapter of a scheduler, for tests of its private parts."""
     return telemetry._exported_scheduler.adapter
 
 
 def errors_of(telemetry: Telemetry) -> ErrorReporter:
-    """Return what counts the failures of telemetry itself."""
+    """Return the reporter of telemetry's own errors."""
     return telemetry._exported_scheduler.error_reporter
 
 
@@ -80,7 +80,7 @@ def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
 
 
 def check_counts(telemetry: Telemetry) -> None:
-    """Check that no count is negative, and that executors and jobs agree on what is in flight."""
+    """Check that no count is negative, and that executors and jobs agree on runs in flight."""
     running = queued = 0
     for job in recorder_of(telemetry).snapshots():
         assert min(*job.in_flight, *job.stats.outcomes.values()) >= 0, job

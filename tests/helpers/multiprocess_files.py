@@ -71,7 +71,7 @@ def counts(directory: Path) -> tuple[float | None, float | None]:
 
 
 def failing(read: Callable[[Path], Any], prefix: str) -> Callable[[Path], Any]:
-    """Return a function that reads files, but fails with those whose name has this in it."""
+    """Return a function that reads files, but fails for names that contain a text."""
 
     def read_or_fail(path: Path) -> Any:
         if prefix in path.name:
@@ -125,7 +125,7 @@ class Process:
         self.finish(self.begin(due), seconds, outcome)
 
     def finish(self, run: Run, seconds: float, outcome: Outcome = Outcome.SUCCESS) -> None:
-        """End a run that has lasted so many seconds."""
+        """End a run after some seconds."""
         run.stop(seconds)
         run.finish(outcome)
 
@@ -134,7 +134,7 @@ class Process:
         assert not any(self.error_reporter.counts().values()), self.error_reporter.counts()
 
     def die(self) -> None:
-        """End as after SIGKILL: nothing is written, and the kernel releases the lock."""
+        """End like after SIGKILL: nothing is written, and the kernel releases the lock."""
         assert self.writer._slot is not None
         self.writer._slot.release()
         self.writer._pid = None

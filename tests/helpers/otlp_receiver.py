@@ -1,8 +1,9 @@
 """
 An OTLP receiver for tests: gRPC and HTTP/protobuf on free loopback ports.
 
-Made of the protocol's own messages (`opentelemetry-proto`), and of nothing of the SDK's, so that
-what arrives is what any collector would get.
+It uses the messages of the protocol (`opentelemetry-proto`) and nothing of the SDK, so that it gets
+what any collector would get. pytest-httpserver could replace only the HTTP half, with the drawbacks
+that are named at `alertmanager_server.Receiver`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _SERVICES: Mapping[str, tuple[Any, Any, str]] = {
 @dataclass(frozen=True, kw_only=True)
 class Received:
     """
-    A span, log record or metric, with what OTLP says of it in its envelope.
+    A span, log record or metric, with the scope and the resource of its request.
 
     Attributes:
         data: the message of the protocol.
@@ -93,37 +94,37 @@ class OtlpReceiver:
 
     @property
     def grpc_endpoint(self) -> str:
-        """What an OTLP/gRPC exporter takes as its endpoint."""
+        """The endpoint for an OTLP/gRPC exporter."""
         return f"http://127.0.0.1:{self._grpc_port}"
 
     @property
     def http_endpoint(self) -> str:
-        """The base of an OTLP/HTTP exporter's endpoint, to which it adds ``/v1/traces``."""
+        """The base of the endpoint for an OTLP/HTTP exporter, which adds ``/v1/traces``."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     @property
     def spans(self) -> list[Received]:
-        """All spans so far, in the order of their arrival."""
+        """All spans so far, in the order of arrival."""
         return list(self._received("resource_spans", "scope_spans", "spans"))
 
     @property
     def logs(self) -> list[Received]:
-        """All log records so far, in the order of their arrival."""
+        """All log records so far, in the order of arrival."""
         return list(self._received("resource_logs", "scope_logs", "log_records"))
 
     @property
     def metrics(self) -> list[Received]:
-        """All metrics so far, in the order of their arrival."""
+        """All metrics so far, in the order of arrival."""
         return list(self._received("resource_metrics", "scope_metrics", "metrics"))
 
     @property
     def exports(self) -> list[Any]:
-        """All requests with metrics so far, whole, in the order of their arrival."""
+        """All complete requests with metrics so far, in the order of arrival."""
         with self._arrived:
             return [request for request in self._requests if hasattr(request, "resource_metrics")]
 
     def span(self, name: str) -> Received:
-        """Return the only span of that name so far."""
+        """Return the only span with a name so far."""
         (span,) = (span for span in self.spans if span.data.name == name)
         return span
 
@@ -132,7 +133,7 @@ class OtlpReceiver:
         Wait until `predicate` of this receiver is true, looking whenever something arrives.
 
         Args:
-            predicate: what is waited for.
+            predicate: the condition; it gets this receiver.
             timeout: seconds.
 
         Returns:
@@ -150,16 +151,16 @@ class OtlpReceiver:
             return result
 
     def wait_for_spans(self, *names: str, timeout: float = 30.0) -> None:
-        """Wait until there is a span of each of the names."""
+        """Wait until there is a span with each of the names."""
         self.wait_for(lambda _: set(names) <= {s.data.name for s in self.spans}, timeout)
 
     def clear(self) -> None:
-        """Forget what has arrived."""
+        """Drop what has arrived so far."""
         with self._arrived:
             self._requests.clear()
 
     def accept(self, request: Any) -> None:
-        """Keep what has arrived."""
+        """Keep a request."""
         with self._arrived:
             self._requests.append(request)
             self._arrived.notify_all()
@@ -195,7 +196,7 @@ class OtlpReceiver:
 
 
 def plain(attributes: Iterable[Any]) -> dict[str, Any]:
-    """Return the protocol's attributes as a dict; only those of scalar types."""
+    """Return the attributes of the protocol, of scalar types only, as a dict."""
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
 
 

@@ -1,9 +1,9 @@
 """
-What Prometheus makes of OTLP metrics, and how that differs from a scrape.
+The translation of OTLP metrics to Prometheus, and its differences from a scrape.
 
-Our own reading of its default translation, `UnderscoreEscapingWithSuffixes`, after what is
-documented: OpenTelemetry's "Prometheus and OpenMetrics Compatibility" and Prometheus' guide
-"Using Prometheus as your OpenTelemetry backend". Debian's Prometheus, 2.42, cannot receive OTLP.
+This implements the default translation `UnderscoreEscapingWithSuffixes` as documented in
+OpenTelemetry's "Prometheus and OpenMetrics Compatibility" and in Prometheus' guide "Using
+Prometheus as your OpenTelemetry backend". Debian's Prometheus 2.42 cannot receive OTLP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 def metric_name(name: str, unit: str, *, gauge: bool, monotonic: bool) -> str:
-    """Return what Prometheus calls a metric; a counter's ``_total`` included."""
+    """Return the name of a metric in Prometheus, including the ``_total`` of a counter."""
     words = [word for word in re.split(r"[^a-zA-Z0-9:]+", name) if word]
     bare = re.sub(r"\{[^}]*\}", "", unit)
     suffix = UNITS[bare] if bare else ""
@@ -41,7 +41,7 @@ def metric_name(name: str, unit: str, *, gauge: bool, monotonic: bool) -> str:
 
 
 def label_name(name: str) -> str:
-    """Return what Prometheus calls a label."""
+    """Return the name of a label in Prometheus."""
     clean = re.sub(r"[^a-zA-Z0-9_]+", "_", name)
     return f"key_{clean}" if clean[:1].isdigit() else clean
 
@@ -50,7 +50,7 @@ def translate(request: Any) -> list[Metric]:
     """
     Return the series of one export, with the labels ``job`` and ``instance`` of its resource.
 
-    Deltas have no translation, and are an error here.
+    Delta temporality is an error, as it has no translation.
     """
     families: dict[str, Metric] = {}
     for of_resource in request.resource_metrics:
@@ -67,7 +67,7 @@ def translate(request: Any) -> list[Metric]:
 
 
 def target_labels(resource: Mapping[str, Any]) -> dict[str, str]:
-    """Return ``job`` and ``instance``, as far as a resource has them."""
+    """Return ``job`` and ``instance``, if the resource has them."""
     name, namespace, instance = (resource.get(key, "") for key in IDENTITY)
     labels = {"job": f"{namespace}/{name}" if namespace else name, "instance": instance}
     return {label: value for label, value in labels.items() if value}
@@ -105,7 +105,7 @@ def _add_histogram(family: Metric, labels: dict[str, str], point: Any) -> None:
 
 
 def _exemplar(point: Any, index: int) -> Exemplar | None:
-    """Return the exemplar of a bucket: that of the latest value that is in it."""
+    """Return the exemplar of a bucket: that of its latest value."""
     low = point.explicit_bounds[index - 1] if index else float("-inf")
     high = (*point.explicit_bounds, float("inf"))[index]
     found = [e for e in point.exemplars if low < e.as_double <= high]
@@ -121,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 def series(families: Iterable[Metric], leave_out: Iterable[str] = ()) -> dict[Series, float]:
-    """Return the values by name and labels, empty labels left out, as Prometheus does."""
+    """Return the values by name and labels, without empty labels."""
 
     def labels(sample: Any) -> Iterator[tuple[str, str]]:
         for name, value in sample.labels.items():
@@ -137,10 +137,10 @@ def series(families: Iterable[Metric], leave_out: Iterable[str] = ()) -> dict[Se
 
 def differences(scraped: list[Metric], translated: list[Metric]) -> list[str]:
     """
-    Return in what a scrape and the translation of an export are not the same.
+    Return the differences between a scrape and the translation of an export.
 
-    Apart from what is documented to differ: histograms of what never ran, and the workers of
-    executors that nothing limits, are not there by OTLP, and ``target_info`` only there.
+    Documented differences are left out: OTLP has no histograms of jobs that never ran, and no
+    workers of executors without a limit; only OTLP has ``target_info``.
     """
     ours = [family for family in translated if family.name != "target"]
     here, there = series(scraped), series(ours, ("job", "instance"))

@@ -1,7 +1,7 @@
 """
-A scheduler that is not APScheduler, and its adapter: what a second adapter has to do.
+A scheduler that is not APScheduler, and its adapter, as an example of a second adapter.
 
-Its jobs are queued by one process and run by another, as those of APScheduler 4 are; their ids are
+Its jobs are queued by one process and run by another, like those of APScheduler 4. Their ids are
 UUIDs, and a run may be cancelled.
 """
 
@@ -19,11 +19,11 @@ from apscheduler_telemetry.core.records import JobRecord, Run
 
 
 class CancelledRunError(Exception):
-    """A run was cancelled in the middle of it."""
+    """A run was cancelled while it was running."""
 
 
 class QueueScheduler:
-    """Puts due jobs into a queue in one process, and runs what is in it in another one."""
+    """Puts due jobs into a queue in one process, and runs them in another one."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
@@ -37,7 +37,7 @@ class QueueScheduler:
         self.is_alive = True
 
     def enqueue_due(self, now: datetime) -> None:
-        """Put all due jobs into the queue, each once."""
+        """Put each due job into the queue once."""
         for job_id, (func, due, every) in self.jobs.items():
             if due <= now:
                 self.queue.put((job_id, due))
@@ -53,7 +53,7 @@ class QueueScheduler:
 
 
 class QueueSchedulerAdapter:
-    """Watches a `QueueScheduler`."""
+    """Instruments a `QueueScheduler`."""
 
     def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:
         self._scheduler: QueueScheduler = scheduler

@@ -1,4 +1,4 @@
-"""A recorder with a clock that is set by hand; needs no scheduler."""
+"""A recorder with a clock that the test sets; no scheduler is needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RecorderRig:
         self.record = self.recorder.job_upserted(job_info(), AT)
 
     def submit(self, *seconds: float, record: JobRecord | None = None) -> list[Run]:
-        """Submit runs that are due so many seconds after `DUE`; one at `DUE` by default."""
+        """Submit runs that are due some seconds after `DUE`; one at `DUE` by default."""
         due_times = [DUE + timedelta(seconds=each) for each in seconds or (0,)]
         runs = [Run(record or self.record, due, "default") for due in due_times]
         for run in runs:
@@ -73,7 +73,7 @@ class RecorderRig:
         return [job.label for job in self.recorder.snapshots()]
 
     def counts(self) -> tuple[int, int, int, dict[str, int]]:
-        """Return due, queued and running runs, and the outcomes that there are."""
+        """Return due, queued and running runs, and the outcomes without zeros."""
         job = self.job()
         queued, running = job.in_flight.queued, job.in_flight.running
         assert self.recorder.executors() == {"default": (4, running, queued)}
@@ -81,7 +81,7 @@ class RecorderRig:
         return job.due_count, queued, running, outcomes
 
     def numbers(self, label: str = "job") -> dict[str, Any]:
-        """Return all that the snapshot of a label says, to be compared."""
+        """Return all values of the snapshot of a label, for comparisons."""
         job = self.job(label)
         numbers = job._asdict() | {name: getattr(job.stats, name) for name in job.stats.__slots__}
         del numbers["version"], numbers["stats"]

@@ -1,4 +1,4 @@
-"""What a user can see of a scheduler: its events, its log, its jobs."""
+"""Records what a user can see of a scheduler: its events, its log, its jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDS = ev.EVENT_JOB_EXECUTED | ev.EVENT_JOB_ERROR | ev.EVENT_JOB_MISSED
 
 
 class AsyncHandDriven(AsyncIOScheduler):
-    """An asyncio scheduler whose loop turns when the test says so."""
+    """An asyncio scheduler whose passes are started by the test."""
 
     def wakeup(self) -> None:
         """Do nothing: see `turn`."""
@@ -44,7 +44,7 @@ class Recording:
         self.events.append((type(event).__name__, type(job_id), attributes))
 
     def ended(self, count: int) -> bool:
-        """Tell whether this many runs have ended."""
+        """Return whether this many runs have ended."""
         codes = [attributes["code"] for _, _, attributes in list(self.events)]
         return sum(1 for code in codes if code & ENDS) >= count
 
@@ -53,7 +53,7 @@ class Recording:
 
 
 def described(exception: BaseException | None) -> Any:
-    """Return everything about an exception, and what it came from, but its identity."""
+    """Return all properties of an exception and its causes, except for its identity."""
     if exception is None:
         return None
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(exception.__traceback__)]
@@ -68,7 +68,7 @@ def described(exception: BaseException | None) -> Any:
 
 
 class Handler(logging.Handler):
-    """Writes down log records as they are when they are made."""
+    """Keeps the properties that log records have when they are created."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__(logging.DEBUG)
@@ -92,7 +92,7 @@ class Handler(logging.Handler):
 
 @contextmanager
 def recorded(scheduler: Any, instrumented: bool) -> Iterator[Recording]:
-    """Record what happens, with or without telemetry; see in the end that it was one of both."""
+    """Record a scenario with or without telemetry, and check that it was recorded in that way."""
     recording = Recording()
     logger = logging.getLogger("apscheduler")
     handler, level = Handler(recording), logger.level

@@ -1,7 +1,7 @@
 """
-Schedulers with their telemetry; at the end of each, every run must be accounted for.
+Schedulers with telemetry; at the end, each run must be counted exactly once.
 
-Schedulers and executors are real; only the time may be stopped.
+Schedulers and executors are real; only the time may be frozen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.helpers.waiting import wait_until, wait_until_async
 
 
 class Gate:
-    """A job that says when it runs and goes on when it is let go."""
+    """A job that reports that it runs, and waits until the test opens the gate."""
 
     def __init__(self) -> None:
         self._inside = threading.Semaphore(0)
@@ -45,7 +45,7 @@ class Gate:
     def hold(self, *arguments: Any) -> None:
         self.arguments.append(arguments)
         self._inside.release()
-        assert self._open.wait(WAIT_TIMEOUT), "nobody opened the gate"
+        assert self._open.wait(WAIT_TIMEOUT), "the test did not open the gate"
 
     def wait_for_run(self) -> None:
         assert self._inside.acquire(timeout=WAIT_TIMEOUT), "the job did not start"
@@ -56,15 +56,15 @@ class Gate:
 
 class Rig:
     """
-    A scheduler with its telemetry, and everything that listeners were told.
+    A scheduler with its telemetry, and all events that listeners got.
 
     Attributes:
         scheduler: the scheduler.
         telemetry: its handle, on a registry of its own.
         events: all events, in the order in which a listener got them.
-        failing: components of ours in which the test expects failures.
-        checks_events: whether listeners are told of all that is counted.
-        forgotten: how many missed runs they are not told of, as APScheduler forgets them.
+        failing: components of telemetry in which the test expects errors.
+        checks_events: whether each counted run must have an event.
+        forgotten: the number of missed runs without an event, which APScheduler drops.
     """
 
     def __init__(self, scheduler: Any, **options: Any) -> None:
@@ -77,7 +77,7 @@ class Rig:
         scheduler.add_listener(self.events.append)
 
     def add(self, func: Callable[..., Any], trigger: Any = None, **options: Any) -> Any:
-        """Add a job, ``job`` by default, that no delay makes miss its time."""
+        """Add a job, ``job`` by default, without a grace time."""
         options.setdefault("id", "job")
         options.setdefault("misfire_grace_time", None)
         return self.scheduler.add_job(func, trigger, **options)
@@ -89,11 +89,11 @@ class Rig:
         return job_state(self.telemetry, job_id)
 
     def errors_of(self, kind: str) -> float:
-        """Return how often APScheduler only logged something of this kind."""
+        """Return the number of scheduler errors of a kind."""
         return sample(self.telemetry, "apscheduler_scheduler_errors_total", kind=kind)
 
     def codes(self, job_id: str = "job") -> list[str]:
-        """Return what listeners were told of a job's runs."""
+        """Return the names of the events of a job's runs."""
         return [
             _NAMES[event.code]
             for event in list(self.events)
@@ -105,7 +105,7 @@ class Rig:
         wait_until(self.is_quiet, "runs to end")
 
     def check(self) -> None:
-        """Check what must hold whatever happened: the counts, and what listeners were told."""
+        """Check the counts, and that they agree with the events that listeners got."""
         check_counts(self.telemetry)
         if self.checks_events:
             wait_until(
@@ -115,7 +115,7 @@ class Rig:
         assert self.failing == {k for k, n in errors_of(self.telemetry).counts().items() if n}
 
     def is_quiet(self) -> bool:
-        """Tell whether no run is queued or running, for us and for APScheduler."""
+        """Return whether neither telemetry nor APScheduler has a run in flight."""
         in_flight = [job.in_flight for job in recorder_of(self.telemetry).snapshots()]
         executors = list(self.scheduler._executors.values())
         return not any(each.running or each.queued for each in in_flight) and not any(
@@ -142,7 +142,7 @@ class Rig:
 
 class HandRig(Rig):
     """
-    A rig whose scheduler is driven by hand on a clock that stands still.
+    A rig with a frozen clock, whose scheduler runs a pass when the test says so.
 
     Attributes:
         clock: the clock.
@@ -155,7 +155,7 @@ class HandRig(Rig):
         self.clock = clock
 
     def after(self, seconds: float) -> None:
-        """Let time pass and the loop turn once."""
+        """Advance the clock, and run one pass."""
         self.clock.advance(seconds)
         self.scheduler.turn()
 
@@ -170,7 +170,7 @@ def hand_driven_rig(
     **options: Any,
 ) -> Iterator[HandRig]:
     """
-    Start a scheduler that is driven by hand; see in the end that all runs are accounted for.
+    Start a scheduler whose passes the test starts; check at the end that each run is counted once.
 
     Args:
         executors: by default a thread pool of four.
@@ -191,7 +191,7 @@ def hand_driven_rig(
 
 @contextmanager
 def live_rig(scheduler: Any, *, start: bool = True, **telemetry: Any) -> Iterator[Rig]:
-    """Start a scheduler that turns by itself; see in the end that all runs are accounted for."""
+    """Start a scheduler with its own loop; check at the end that each run is counted once."""
     rig = Rig(scheduler, **telemetry)
     if start:
         scheduler.start()
@@ -203,7 +203,7 @@ def live_rig(scheduler: Any, *, start: bool = True, **telemetry: Any) -> Iterato
 async def live_rig_async(
     executors: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Rig]:
-    """Start an asyncio scheduler in the running event loop; see in the end as `live_rig` does."""
+    """Start an asyncio scheduler in the running event loop; check at the end as `live_rig` does."""
     scheduler = AsyncIOScheduler(executors=executors or {}, timezone=timezone.utc, **options)
     rig = Rig(scheduler)
     scheduler.start()

@@ -1,8 +1,8 @@
 """
-Rotel, a collector that shares no code with us nor with Python's SDK, and what it has received.
+Rotel, a collector that shares no code with this package or Python's SDK.
 
-Its wheel brings one program, written in Rust. It prints what it decodes, in the words of the
-Collector's debug exporter; that is read here.
+Its wheel contains one program, written in Rust. The program prints what it receives in the format
+of the Collector's debug exporter, which is parsed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A scheduler whose loop turns when the test says so, and a pool whose children are spawned."""
+"""A scheduler whose passes are started by the test, and a pool with spawned children."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def finish_pass(scheduler: Any) -> None:
 
 
 class HandDriven(BaseScheduler):
-    """A real scheduler whose loop turns when the test says so."""
+    """A real scheduler whose passes are started by the test."""
 
     def wakeup(self) -> None:
         """Do nothing: see `turn`."""
@@ -33,16 +33,16 @@ class HandDriven(BaseScheduler):
         super().shutdown(wait)
 
     def turn(self) -> None:
-        """Look for due jobs once."""
+        """Run one pass over due jobs."""
         self._process_jobs()
 
 
 def spawning_pool(workers: int = 1) -> ProcessPoolExecutor:
-    """Return an executor whose children are spawned, on old versions of APScheduler as well."""
+    """Return a process pool with spawned children, on old versions of APScheduler as well."""
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, pool_kwargs={"mp_context": spawn})
 
 
 def hand_driven_scheduler(**options: Any) -> HandDriven:
-    """Return a scheduler that is driven by hand and runs its jobs right there."""
+    """Return a scheduler whose passes are started by the test, with the debug executor."""
     return HandDriven(**{"executors": {"default": DebugExecutor()}, **options})

@@ -40,7 +40,7 @@ everywhere = pytest.mark.parametrize("kind", ["sqlite", POSTGRES, REDIS])
 
 @contextlib.contextmanager
 def another_process(place: Place) -> Iterator[HandDriven]:
-    """Change jobs in the store as another process does, one without telemetry."""
+    """Yield a scheduler without telemetry that changes the store like another process."""
     other = hand_driven_scheduler(jobstores={"default": place.store()}, timezone=timezone.utc)
     other.start(paused=True)
     yield other

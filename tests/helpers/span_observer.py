@@ -1,4 +1,4 @@
-"""Runs that a `SpanObserver` is called for, and the spans that come out of it."""
+"""Runs for a `SpanObserver`, and the spans that it makes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of a scheduler that is driven by hand, and what telemetry knows of them."""
+"""Jobs of a scheduler whose passes are started by the test, and their metrics state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls in several threads at once and in a fork, and which threads there are."""
+"""Calls in several threads at once and in a fork, and the names of running threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triggers that fire at `START` for the first time, unless the options say otherwise."""
+"""Triggers whose first fire time is `START`, unless options change it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Watched:
         return self.job("next_run_timestamp_seconds", job_id)
 
     def withdrawn_run(self, job_id: str = "job") -> float | None:
-        """Return the latest run that was withdrawn before it was due."""
+        """Return the latest run that was cancelled before it was due."""
         return self.job("withdrawn_run_timestamp_seconds", job_id)
 
     def next_and_withdrawn_run(self, job_id: str = "job") -> tuple[float | None, float | None]:
@@ -49,17 +49,17 @@ class Watched:
         return self.value("jobstore_last_read_timestamp_seconds", jobstore=jobstore)
 
     def runs(self, job_id: str = "job") -> dict[str, float]:
-        """Return the runs of a job by outcome, without the outcomes that did not happen."""
+        """Return the runs of a job by outcome, without zeros."""
         account = next(a for a in job_states(self.telemetry) if a.label == job_id)
         return {outcome.value: count for outcome, count in account.outcomes.items() if count}
 
     def errors(self) -> dict[str, float]:
-        """Return what APScheduler only logged, by kind, without what did not happen."""
+        """Return scheduler errors by kind, without zeros."""
         counts = {kind: self.value("scheduler_errors_total", kind=kind) or 0 for kind in KINDS}
         return {kind: count for kind, count in counts.items() if count}
 
     def own_errors(self) -> dict[str, int]:
-        """Return telemetry's own failures, without what did not happen."""
+        """Return telemetry's own errors by component, without zeros."""
         return {component: n for component, n in errors_of(self.telemetry).counts().items() if n}
 
     def reasons(self) -> list[str]:
@@ -71,7 +71,7 @@ class Watched:
 
 @contextmanager
 def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
-    """Instrument a scheduler on a registry of its own, and end both."""
+    """Instrument a scheduler on its own registry; uninstrument and stop it at the end."""
     options.setdefault("registry", CollectorRegistry())
     telemetry = instrument(scheduler, **options)
     try:
@@ -83,7 +83,7 @@ def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
 
 
 def wait_for_reading(seen: Watched) -> None:
-    """Wait until telemetry has done all that it does aside, and will not do later."""
+    """Wait until telemetry has done all of its background work."""
     adapter = adapter_of(seen.telemetry)
     pollers = [hooks._poller for hooks in adapter._jobstore_hooks.values()]
     for worker in [*(poller._worker for poller in pollers), adapter._worker]:
@@ -94,7 +94,7 @@ def wait_for_reading(seen: Watched) -> None:
 
 
 def due(job_id: str = "job") -> dict[str, Any]:
-    """Return how to add a job that is due now, however busy the machine is, and then hourly."""
+    """Return the options of a job that is due now, without a grace time, and then hourly."""
     return {
         "trigger": "interval",
         "hours": 1,

@@ -1,4 +1,4 @@
-"""Servers with several processes: started, asked, and judged by the alert rules."""
+"""Servers with several processes, their pages, and the alerts that these would cause."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def alerts(promtool: str, directory: Path, pages: Sequence[Page], at: int) -> se
     Args:
         promtool: where it is.
         directory: for its files.
-        pages: one for each minute. What they say of times is moved to that minute, as the clock of
-            promtool begins at 0, and a job that runs every second goes on to do so.
+        pages: one for each minute. Their timestamps are moved to that minute, as promtool's clock
+            starts at 0, and as a job that runs every second continues to run.
         at: minute at which alerts are looked at.
     """
     (now,) = pages[0].values("apscheduler_scheduler_last_wakeup_timestamp_seconds")

@@ -1,4 +1,4 @@
-"""A registry and its endpoints, called as WSGI and ASGI applications and by a server."""
+"""A registry and its endpoints, as WSGI application, as ASGI application and in a server."""
 
 from __future__ import annotations
 

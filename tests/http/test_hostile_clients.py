@@ -1,4 +1,4 @@
-"""Clients that send nonsense, are slow or silent, or are too many."""
+"""Clients that send invalid data, are slow or silent, or are too many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threads that collect for the endpoints: they end, are bounded, and survive a fork."""
+"""The threads that collect metrics for the endpoints: their end, number, and forks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of `instrument()`: what is refused, and callables that fail."""
+"""Arguments of `instrument()`: invalid values, and callables that fail."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Scheduler4.__module__ = "apscheduler._schedulers.sync"
 
 
 class TestBadInput:
-    """What cannot work is refused at once, with what to pass instead, and nothing is half done."""
+    """Invalid arguments are rejected at once, and nothing is instrumented."""
 
     SCHEDULERS = (
         (None, r"BackgroundScheduler\(\); got None"),
@@ -177,7 +177,7 @@ class TestBadInput:
 
 
 class TestCallbacks:
-    """Callbacks of the user's that fail are counted, logged once, and replaced by the default."""
+    """Users' callbacks that fail are counted, logged once, and replaced by the default."""
 
     @pytest.mark.parametrize(
         "job_label",

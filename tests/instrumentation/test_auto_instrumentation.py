@@ -1,4 +1,4 @@
-"""The instrumentor: what it does to APScheduler's class, and how all of it is undone."""
+"""The instrumentor: how it patches APScheduler's class, and how this is undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`instrument()`: when it can be called, how often, for how many schedulers, and its handle."""
+"""`instrument()`: before and after the start, repeatedly, for several schedulers; its handle."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class TestHandle:
 
 
 class TestLeaks:
-    """An instrumented scheduler can be forgotten; nobody has to uninstrument it."""
+    """An instrumented scheduler can be freed without `uninstrument`."""
 
     @pytest.mark.parametrize("used", [False, True], ids=["never started", "used"])
     def test_forgotten_scheduler_is_freed(self, tmp_path: Path, used: bool) -> None:

@@ -21,7 +21,7 @@ from tests.helpers.watching import watched
 
 
 class TestParts:
-    """Executors and job stores come and go while the scheduler runs."""
+    """Executors and job stores that are added and removed while the scheduler runs."""
 
     def test_added_executor_is_watched_and_removed_one_is_not(self) -> None:
         """An added executor is instrumented; a removed one is not shown any more."""

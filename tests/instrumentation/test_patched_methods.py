@@ -1,4 +1,4 @@
-"""What is put in place of a scheduler's methods."""
+"""The methods that replace those of a scheduler."""
 
 from __future__ import annotations
 

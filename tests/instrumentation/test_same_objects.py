@@ -1,4 +1,4 @@
-"""Jobs and listeners get the very objects that they get without telemetry."""
+"""Jobs and listeners get the same objects as without telemetry."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ here = pytest.mark.parametrize("kind", ["inline", "thread", "executor", "task"])
 @both
 @here
 class TestIdentity:
-    """What goes in and what comes out are the user's own objects, not copies."""
+    """Arguments, results and exceptions are the user's objects, not copies."""
 
     def test_listener_gets_the_object_that_the_job_returned(
         self, kind: str, instrumented: bool
@@ -284,7 +284,7 @@ flaky.owner = "payments"  # type: ignore[attr-defined]
 @both
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, Passing], ids=["stock", "custom"])
 class TestReplacedRunJob:
-    """Where the user has replaced APScheduler's ``run_job``, it gets the job's own callable."""
+    """If the user has replaced APScheduler's ``run_job``, it gets the job's own callable."""
 
     def test_it_sees_the_callable_itself(
         self, kind: Any, instrumented: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The same scenario with and without telemetry: results, events, logs and stored jobs are equal."""
+"""The same scenario with and without telemetry has equal results, events, logs and jobs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def assert_rich(recording: Recording) -> None:
 
 
 class TestScenario:
-    """Every event, log record, exception and traceback is the same, in the same order."""
+    """Events, log records, exceptions and tracebacks are equal and in the same order."""
 
     def compare(self, play: Callable[[bool], Recording]) -> None:
         alone, observed = play(False), play(True)

@@ -1,4 +1,4 @@
-"""Jobs in stores are the same bytes with and without telemetry."""
+"""Stored jobs have the same bytes with and without telemetry."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, 
 
 
 class TestStoredJobs:
-    """A job store holds nothing of ours, so that it is read without us, and the other way round."""
+    """A job store contains nothing of telemetry, so that either can read the other's jobs."""
 
     def test_stored_rows_are_the_same_bytes(self, written: dict[bool, Any]) -> None:
         """The stored rows are the same as without telemetry, byte by byte."""

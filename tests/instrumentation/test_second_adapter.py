@@ -1,4 +1,4 @@
-"""The seam: an adapter for another scheduler goes through metrics, spans and health unchanged."""
+"""The adapter interface: another scheduler gets metrics, spans and health by its adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`uninstrument()` puts back all that `instrument()` has laid over a scheduler and its parts."""
+"""`uninstrument()` restores everything that `instrument()` has patched."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.helpers.watching import watched
 
 
 class TestPutBack:
-    """`uninstrument` leaves no attribute behind, and puts back what was there."""
+    """`uninstrument` leaves no attribute behind, and restores the former ones."""
 
     @pytest.mark.parametrize("kind", [BackgroundScheduler, BlockingScheduler])
     def test_scheduler_that_never_started_is_as_before(

@@ -23,7 +23,7 @@ UTC = timezone.utc
 
 
 class TestUninstrument:
-    """Telemetry that is taken off while runs are under way."""
+    """`uninstrument` while runs are queued and running."""
 
     @pytest.mark.parametrize("kind", ["threads", "processes"])
     def test_runs_of_a_burst_end_as_without_telemetry(self, kind: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Zero code: the command ``opentelemetry-instrument``, and what a collector gets from it."""
+"""The command ``opentelemetry-instrument``, and what a collector gets from it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def plain(_receiver: OtlpReceiver, tmp_path_factory: Any) -> Outcome:
 
 @pytest.mark.slow
 class TestScript:
-    """A script that does not know of telemetry."""
+    """A script without any code for telemetry."""
 
     def test_every_scheduler_is_traced_and_served_on_one_port(self, plain: Outcome) -> None:
         """Each scheduler has its own name and spans, and one port serves the metrics of all."""

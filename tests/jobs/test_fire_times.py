@@ -1,4 +1,4 @@
-"""Fire times of triggers: which were due, and the intervals between coming ones."""
+"""Fire times of triggers: those that were due, and intervals between the next ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Stuck(BaseTrigger):
 
 
 class TestFireTimesBefore:
-    """The fire times that APScheduler merges into a later one."""
+    """The fire times that APScheduler coalesces into a later one."""
 
     @pytest.mark.parametrize(
         "trigger",
@@ -135,7 +135,7 @@ class TestDueTimes:
         """The hour that is repeated when daylight saving ends counts twice."""
         since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
         due = due_times(job(make(3600), since), SECOND_TIME)
-        # 0:15, 1:15, 2:15 and 2:15 again; the trigger of the user's ignores that.
+        # 0:15, 1:15, 2:15 and 2:15 again; the user's trigger ignores that.
         assert due.total == (4 if make is interval else 3)
 
     @pytest.mark.parametrize("trigger", [interval(10), cron(second="*/10")])
@@ -158,7 +158,7 @@ class TestDueTimes:
 
 
 class TestSnapshot:
-    """Copies of triggers whose answers depend on how often they were called."""
+    """Copies of triggers whose result depends on how often they were called."""
 
     @pytest.mark.parametrize(
         "trigger",
@@ -177,7 +177,7 @@ class TestSnapshot:
 
 
 class TestIntervals:
-    """The shortest and the longest interval between coming fire times."""
+    """The shortest and the longest interval between the next fire times."""
 
     @pytest.mark.parametrize(
         ("trigger", "expected"),
@@ -241,7 +241,7 @@ class TestIntervals:
             def tzname(self, _: datetime | None) -> str:
                 return "east"
 
-            def localize(self, at: datetime) -> datetime:  # APScheduler 3.10 asks pytz's zones
+            def localize(self, at: datetime) -> datetime:  # APScheduler 3.10 needs it
                 return at.replace(tzinfo=self)
 
             def normalize(self, at: datetime) -> datetime:

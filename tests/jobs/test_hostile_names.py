@@ -1,4 +1,4 @@
-"""Hostile names of real jobs: whatever a job is called, the scrape succeeds."""
+"""Hostile names of real jobs: with any name, the scrape succeeds."""
 
 from __future__ import annotations
 

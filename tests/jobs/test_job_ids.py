@@ -1,4 +1,4 @@
-"""Ids of jobs as labels: equal ones, generated ones, too many, and those of removed jobs."""
+"""Job ids as labels: equal ids, generated ids, too many ids, and those of removed jobs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.helpers.waiting import wait_until
 
 
 class TestLabels:
-    """Accounts that several jobs share, and jobs that share an id."""
+    """Labels that several jobs share, and jobs with the same id."""
 
     def test_jobs_of_one_id_in_two_stores_are_both_counted(self) -> None:
         """Two jobs with the same id in different stores are both counted under that id."""
         with hand_driven_rig(
             jobstores={"one": {"type": "memory"}, "two": {"type": "memory"}}
         ) as rig:
-            # An executor tells them apart by their ids only, and counts the runs of both as one's.
+            # An executor knows only ids, and counts the runs of both as those of one job.
             rig.add(jobs.nothing, every(10), jobstore="one", max_instances=2)
             rig.add(jobs.fail, every(5), jobstore="two", max_instances=2)
             rig.scheduler.turn()

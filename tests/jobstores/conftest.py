@@ -1,7 +1,7 @@
 """
-Job stores for tests, and a clock that stands still.
+Job stores for tests, and a frozen clock.
 
-The libraries of the stores are imported where they are used, as tests skip without them.
+The libraries of the stores are imported where they are used, because tests skip without them.
 """
 
 from __future__ import annotations

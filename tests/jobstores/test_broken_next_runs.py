@@ -1,4 +1,4 @@
-"""Next runs of jobs that APScheduler has dropped with an error, so that they are never kept."""
+"""Next runs of jobs that APScheduler has dropped with an error: they never happen."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from tests.helpers.watching import watched
 @everywhere
 @pytest.mark.usefixtures("poll_often")
 class TestOtherProcesses:
-    """Changes by other processes in a shared store are seen soon, without a due job."""
+    """Changes by other processes in a shared store are noticed without a due job."""
 
     def test_job_that_another_process_adds_has_a_next_run(self, place: Place) -> None:
         """A job that another process adds has a next run and intervals."""

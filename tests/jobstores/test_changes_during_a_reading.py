@@ -62,7 +62,7 @@ class SlowReader(SQLAlchemyReader):
 
 
 class TestRaces:
-    """A reading does not undo what changes meanwhile."""
+    """A reading does not undo changes that happen during it."""
 
     @pytest.fixture(params=["all jobs", "rows"], autouse=True)
     def way_of_reading(

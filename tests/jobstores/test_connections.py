@@ -1,4 +1,4 @@
-"""Connections to the user's database: none of the user's is used in a way that disturbs."""
+"""Connections to the user's database: telemetry does not disturb them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.helpers.watching import wait_for_reading, watched
 
 
 class TestOneConnectionForAll:
-    """Databases that are reached over one connection, or from one thread only."""
+    """Databases with one connection only, or for one thread only."""
 
     @pytest.fixture(params=["StaticPool", "SingletonThreadPool"])
     def engine(self, request: pytest.FixtureRequest) -> Iterator[Any]:
-        """Return an engine whose pool would return the scheduler's own connection."""
+        """Return an engine whose pool returns the scheduler's own connection."""
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         engine = sqlalchemy.create_engine(
             "sqlite://",

@@ -1,4 +1,4 @@
-"""The description of a job, and its link to where it was added."""
+"""The information about a job, and its link to the span that added it."""
 
 from __future__ import annotations
 

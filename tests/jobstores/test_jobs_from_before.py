@@ -32,7 +32,7 @@ from tests.helpers.watching import wait_for_reading, watched
 
 @pytest.mark.usefixtures("clock")
 class TestRestart:
-    """A scheduler may be shut down and started again in one process."""
+    """A scheduler that is shut down and started again in one process."""
 
     def test_jobs_of_a_memory_store_are_gone(self, clock: FrozenClock) -> None:
         """Jobs of a memory store are gone; their next runs stay for 15 minutes, not cancelled."""
@@ -132,7 +132,7 @@ class Broken(SQLAlchemyJobStore):
 
 
 class TestJobsFromBefore:
-    """Jobs that are in a store already are known without waiting until they are due."""
+    """Jobs that are already in a store are known before they are due."""
 
     @pytest.mark.parametrize("running", [False, True], ids=["before start", "after start"])
     def test_jobs_of_a_former_process_are_shown_soon(self, rows: Rows, running: bool) -> None:

@@ -1,4 +1,4 @@
-"""The next run of a job that is added, moved, paused, removed or finished."""
+"""The next run of a job that is added, changed, paused, removed or finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.watching import watched
 
 @pytest.mark.usefixtures("clock")
 class TestNextRun:
-    """The next run of a job, which the user may withdraw."""
+    """The next run of a job, which the user may cancel."""
 
     def test_next_run_of_a_new_job_is_known_at_once(self) -> None:
         """The next run of a job is known as soon as the job is in its store."""

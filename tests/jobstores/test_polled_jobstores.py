@@ -1,7 +1,7 @@
 """
-Job stores that other processes change, as telemetry sees them when it polls.
+Job stores that other processes change, as telemetry polls them.
 
-Real polls, every five seconds: what the interval is called inside is no business of these tests.
+The polls happen every five seconds, as by default; these tests do not change the interval.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def known_jobs(seen: Watched) -> float | None:
 
 @pytest.mark.slow
 class TestDueJobThatAnotherProcessTakes:
-    """A job that another process removes or moves when it is due and was not run here."""
+    """A due job that another process removes or changes before it runs here."""
 
     @pytest.mark.parametrize("looked", [False, True], ids=["before a pass", "after a pass"])
     def test_run_stays_owed_unless_a_pass_has_found_it_gone(
@@ -133,7 +133,7 @@ class OwnStore(SQLAlchemyJobStore):
 
 
 class TestRowsThatCannotBeRestored:
-    """Rows of a store from which no job can be made, at least for the moment."""
+    """Rows of a store that cannot be deserialized, at least at the moment."""
 
     def test_jobs_stay_known_where_the_rows_cannot_be_told_apart(self, rows: Rows) -> None:
         """If a listing hides which row failed, no job is dropped at a restart."""
@@ -179,7 +179,7 @@ class TestRowsThatCannotBeRestored:
         lister = threading.Thread(target=lambda: seen.scheduler.get_jobs())  # noqa: PLW0108  # it comes later
 
         def hold(*_: Any) -> None:
-            """Hold the listing when its transaction is over, and `get_jobs` has not returned."""
+            """Hold the listing after its transaction, before `get_jobs` returns."""
             if threading.current_thread() is lister:
                 deleted.set()
                 assert go_on.wait(jobs.WAIT_TIMEOUT), "the test did not go on"
@@ -203,7 +203,7 @@ class TestRowsThatCannotBeRestored:
 
 
 class TestPolls:
-    """When a store is read, and what is said of that."""
+    """When a store is read, and what is exported and logged about that."""
 
     def test_last_read_is_the_beginning_of_the_reading(self, rows: Rows) -> None:
         """The time of a reading is its start, as later changes may be missing in it."""
@@ -284,7 +284,7 @@ class TestPolls:
 
 
 class TestStoreThatIsRemoved:
-    """A store that was removed from the scheduler and is not shut down."""
+    """A store that was removed from its scheduler without a shutdown."""
 
     def test_jobs_of_another_scheduler_in_it_are_not_shown(self, rows: Rows) -> None:
         """If another scheduler uses the store afterwards, its jobs are not shown."""

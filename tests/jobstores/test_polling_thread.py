@@ -34,7 +34,7 @@ from tests.helpers.watching import Watched, wait_for_reading, watched
 
 @pytest.mark.usefixtures("poll_often")
 class TestThread:
-    """The thread that reads stores keeps nothing alive, and ends by itself."""
+    """The thread that reads stores ends by itself and keeps nothing alive."""
 
     def test_thread_ends_and_starts_with_the_scheduler(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Restarts: runs that fell due while no process was running are counted, whatever comes next."""
+"""Restarts: runs that were due while no process ran are counted, whatever changes next."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ FOUR_RUNS = pytest.mark.parametrize(
 
 
 class TestPlain:
-    """The application adds nothing, and the scheduler finds what is due."""
+    """The application adds no jobs, and the scheduler finds the due ones."""
 
     @FOUR_RUNS
     def test_runs_later_than_their_grace_are_missed(
@@ -137,7 +137,7 @@ class TestPlain:
 
 
 class TestReplaced:
-    """The application adds its jobs at every start, by which APScheduler drops due runs."""
+    """The application replaces its jobs at every start, which makes APScheduler drop due runs."""
 
     @FOUR_RUNS
     @pytest.mark.parametrize("when", ["before the start", "after the start", "when known"])
@@ -297,7 +297,7 @@ class Moody(IntervalTrigger):
 
 
 class TestOtherwise:
-    """Other changes by the application to a job that was due."""
+    """Other changes by the application to a job with due runs."""
 
     @pytest.mark.parametrize("known", [False, True], ids=["at once", "when known"])
     @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ class TestOtherwise:
 
 
 class TestOfOneProcess:
-    """The same if the scheduler does not look for due jobs, as it is paused."""
+    """Changes to a job with due runs while the scheduler is paused."""
 
     @pytest.mark.parametrize(
         "options",

@@ -1,4 +1,4 @@
-"""Runs that fell due between a process that is killed and the next one."""
+"""Runs that were due between the kill of a process and the start of the next one."""
 
 from __future__ import annotations
 

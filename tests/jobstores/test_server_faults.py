@@ -1,4 +1,4 @@
-"""Servers of job stores that stop, stall, are slow or cut connections."""
+"""Servers of job stores that stop, do not respond, are slow, or lose connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.helpers.waiting import wait_until
 @remote
 @pytest.mark.usefixtures("poll_often")
 class TestFaults:
-    """Servers that stop, come back, or do not answer."""
+    """Servers that stop and start, or do not respond."""
 
     @pytest.fixture
     def rig(self, place: Place, proxy: Proxy) -> Iterator[Rig]:

@@ -1,4 +1,4 @@
-"""The warning at the end of a process whose scheduler still has jobs to run."""
+"""The warning at the exit of a process whose scheduler has jobs to run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.helpers.scripts import output_of_script
 
 
 class TestJobsAtExit:
-    """A process that ends while its scheduler, in a daemon thread, has several jobs."""
+    """A process that exits while its scheduler, in a daemon thread, has several jobs."""
 
     def test_warning_names_the_job_that_runs_next(self) -> None:
         """The warning names the job with the earliest next run."""

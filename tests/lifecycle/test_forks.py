@@ -1,4 +1,4 @@
-"""Forks at bad moments: telemetry in the child goes on by itself."""
+"""Forks at any moment: telemetry works in the child."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def answer_and_exit(ask: Callable[[], Any], end_of_child: int) -> None:
     """In a child: write what `ask` returns, or why it fails, and end."""
     try:
         answer = json.dumps(ask())
-    except BaseException:  # noqa: BLE001  # nothing of pytest's may go on in the child
+    except BaseException:  # noqa: BLE001  # pytest must not continue in the child
         answer = json.dumps(traceback.format_exc())
     os.write(end_of_child, answer.encode())
     os._exit(0)
@@ -108,7 +108,7 @@ class Holding(BaseExecutor):
 
 
 class TestRunsInFlight:
-    """Runs that are under way, or wait for their start, when their process forks."""
+    """Runs that are queued or running when their process forks."""
 
     def test_child_shows_no_runs_in_flight_of_its_parent(self) -> None:
         """The child shows no runs in flight of its parent; ended runs count in both."""

@@ -1,4 +1,4 @@
-"""The end of a process: nothing hangs, no run is lost, and pending jobs are logged."""
+"""The exit of a process: it does not hang, no run is lost, and pending jobs are logged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(script: str) -> tuple[int, list[str]]:
 
 
 class TestJobsLeft:
-    """A script that ends while its scheduler, in a daemon thread, has jobs to run."""
+    """A script that exits while its scheduler, in a daemon thread, has jobs to run."""
 
     def test_one_warning_names_the_next_job(self) -> None:
         """One warning names the next job, what to do, and how to avoid the warning."""
@@ -136,7 +136,7 @@ class TestJobsLeft:
 
 @pytest.mark.slow
 class TestSignals:
-    """A signal in the middle of a run, with others queued, and a handler that shuts down."""
+    """A signal during a run, with other runs queued; its handler shuts the scheduler down."""
 
     @pytest.mark.parametrize(
         ("scheduler", "wait", "number"),

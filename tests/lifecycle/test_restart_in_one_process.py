@@ -18,7 +18,7 @@ from tests.helpers.scripts import output_of_script
 
 @pytest.mark.slow
 class TestHealthAfterRestart:
-    """What a scheduler's health says right after it was started again."""
+    """The health of a scheduler right after it was started again."""
 
     def test_is_not_overdue_before_the_first_pass(self) -> None:
         """The time during which the scheduler was stopped does not make it overdue."""
@@ -56,7 +56,7 @@ class TestHealthAfterRestart:
 
 
 class TestThreadThatGetsTheIdOfADeadThread:
-    """Python gives the identifier of a thread that has ended to a thread that starts later."""
+    """Python may give the identifier of a thread that has ended to a new thread."""
 
     def test_scheduler_is_alive_in_the_new_thread(self) -> None:
         """A scheduler whose thread has ended is healthy again when another thread runs it."""

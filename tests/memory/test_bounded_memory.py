@@ -1,4 +1,4 @@
-"""What stays small, whatever users do: memory, labels, and what hostile input can cost."""
+"""Bounds on memory, labels and the cost of hostile input."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Nowhere(tzinfo):
 
     def tzname(self, at: datetime | None) -> str:
         if at is None:
-            return "nowhere"  # as APScheduler asks
+            return "nowhere"  # which APScheduler calls
         raise ValueError
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ class TestReferences:
 
 
 class TestNobodyReads:
-    """What waits to be added up stays small, also if there is never a scrape."""
+    """The number of runs that wait to be added up is bounded, also without scrapes."""
 
     @pytest.mark.parametrize("func", [nothing, fail])
     def test_ended_runs_that_nobody_reads_are_bounded(self, func: Callable[[], None]) -> None:

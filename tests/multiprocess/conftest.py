@@ -1,4 +1,4 @@
-"""Multiprocess mode, turned on."""
+"""Fixtures for multiprocess mode."""
 
 from __future__ import annotations
 

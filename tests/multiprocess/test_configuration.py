@@ -1,4 +1,4 @@
-"""The variable that turns the mode on, and the modules of the mode."""
+"""The variable that enables multiprocess mode, and the modules of the mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that die, hang or start again: gauges go, counts stay."""
+"""Processes that die, hang or restart: gauges are removed, counters stay."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ NOW = 1_800_000_000.0
 
 
 class TestServed:
-    """The pages that the handle serves in this mode."""
+    """The pages that a handle serves in multiprocess mode."""
 
     @pytest.fixture
     def telemetry(self, directory_without_threads: Path) -> Iterator[Telemetry]:

@@ -23,14 +23,27 @@ from tests.helpers.paths import ROOT
 NOW = 1_800_000_000.0
 
 
+def process_with_a_run(directory: Path) -> Process:
+    """Return a process that has a job with one run, and has written nothing yet."""
+    process = Process(directory)
+    process.job(NOW)
+    process.run(1)
+    return process
+
+
+def leave_files_of_a_dead_process(directory: Path) -> None:
+    """Write the files of a process that has a job with one run, and that has died."""
+    process = process_with_a_run(directory)
+    process.write()
+    process.die()
+
+
 class TestTrouble:
     """Problems with the directory and with the other processes that use it."""
 
     def test_emptied_directory_is_written_again(self, directory_without_threads: Path) -> None:
         """If all files are deleted, they are written again, and nothing is counted twice."""
-        process = Process(directory_without_threads)
-        process.job(NOW)
-        process.run(1)
+        process = process_with_a_run(directory_without_threads)
         process.write()
         before = scrape(directory_without_threads)
         for path in directory_without_threads.iterdir():
@@ -42,9 +55,7 @@ class TestTrouble:
 
     def test_removed_lock_files_count_nothing_twice(self, directory_without_threads: Path) -> None:
         """If only the lock files are deleted, nothing is counted twice."""
-        process = Process(directory_without_threads)
-        process.job(NOW)
-        process.run(1)
+        process = process_with_a_run(directory_without_threads)
         process.write()
         before = scrape(directory_without_threads)
         for path in directory_without_threads.glob("*.lock"):
@@ -125,39 +136,26 @@ class TestTrouble:
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         """The process that takes the slot retries, and until then the files stay unchanged."""
-        dead = Process(directory_without_threads)
-        dead.job(NOW)
-        dead.run(1)
-        dead.write()
-        dead.die()
+        leave_files_of_a_dead_process(directory_without_threads)
         before = counts(directory_without_threads)
-        heir = Process(directory_without_threads)
-        heir.job(NOW)
-        heir.run(1)
+        successor = process_with_a_run(directory_without_threads)
         with monkeypatch.context() as patch:
             patch.setattr(slots, "read_values", failing(read_values, f"{kind}_"))
             for failures in (1, 2):
-                heir.writer.write()
-                assert heir.error_reporter.counts()["multiprocess"] == failures
+                successor.writer.write()
+                assert successor.error_reporter.counts()["multiprocess"] == failures
                 assert counts(directory_without_threads) == before == (1, 1)
-        heir.writer.write()
+        successor.writer.write()
         assert counts(directory_without_threads) == (2, 2)
-        heir.writer.write()
+        successor.writer.write()
         assert counts(directory_without_threads) == (2, 2)
 
     def test_slot_that_cannot_be_read_is_left_to_whoever_can(
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Another process that can read the slot continues its counts, once."""
-        dead = Process(directory_without_threads)
-        dead.job(NOW)
-        dead.run(1)
-        dead.write()
-        dead.die()
-        first, second = Process(directory_without_threads), Process(directory_without_threads)
-        for process in (first, second):
-            process.job(NOW)
-            process.run(1)
+        leave_files_of_a_dead_process(directory_without_threads)
+        first, second = (process_with_a_run(directory_without_threads) for _ in range(2))
         with monkeypatch.context() as patch:
             patch.setattr(slots, "read_values", failing(read_values, "histogram_"))
             first.writer.write()
@@ -171,19 +169,13 @@ class TestTrouble:
         self, directory_without_threads: Path, kind: str, expected: tuple[int, int]
     ) -> None:
         """A damaged file is written anew, because no scrape could succeed otherwise."""
-        dead = Process(directory_without_threads)
-        dead.job(NOW)
-        dead.run(1)
-        dead.write()
-        dead.die()
+        leave_files_of_a_dead_process(directory_without_threads)
         (path,) = directory_without_threads.glob(f"{kind}_*.db")
         path.write_bytes(path.read_bytes()[:100])
-        heir = Process(directory_without_threads)
-        heir.job(NOW)
-        heir.run(1)
+        successor = process_with_a_run(directory_without_threads)
         for _ in range(2):
-            heir.writer.write()
-            assert heir.error_reporter.counts()["multiprocess"] == 1
+            successor.writer.write()
+            assert successor.error_reporter.counts()["multiprocess"] == 1
             assert counts(directory_without_threads) == expected
 
     def test_files_grow_with_the_number_of_jobs(self, directory_without_threads: Path) -> None:

@@ -1,4 +1,4 @@
-"""An SDK of the test's own, and a check of what a test leaves in the context."""
+"""An SDK for one test, and a check that no test leaves a context attached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a job's own data leaves the process: nothing, and what is asked for."""
+"""Data of jobs in spans: by default none, and only what is enabled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OTLP with a collector in trouble: jobs do not wait for it, and nothing piles up."""
+"""OTLP with a failing collector: jobs do not wait for it, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_jobs_do_not_wait_for_the_collector(
     protocol: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failing collector delays no run; all runs count, and memory stays bounded."""
-    caplog.set_level(logging.CRITICAL + 1)  # the SDK says what it thinks of the collector
+    caplog.set_level(logging.CRITICAL + 1)  # the SDK logs failed exports
     with trouble(kind) as (port, asked), exporting(port, protocol) as providers:
         scheduler = hand_driven_scheduler()
         rig = Rig(scheduler, **providers)
@@ -240,7 +240,7 @@ print("end", flush=True)
 
 @pytest.mark.slow
 class TestEnd:
-    """The end of a program that does nothing for it."""
+    """The exit of a program that does not shut down its providers."""
 
     def test_process_ends_soon_with_a_silent_collector(self, tmp_path: Path) -> None:
         """The process exits soon after the configured timeout, once for each signal."""

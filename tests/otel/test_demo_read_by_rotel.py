@@ -1,4 +1,4 @@
-"""The demo by OTLP, as a collector that shares no code with us, nor with the SDK, has read it."""
+"""The demo by OTLP, received by a collector that shares no code with package and SDK."""
 
 from __future__ import annotations
 

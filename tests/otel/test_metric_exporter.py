@@ -1,4 +1,4 @@
-"""The exporter of OpenTelemetry by itself: histograms, exemplars and totals; needs no scheduler."""
+"""The OpenTelemetry exporter alone: histograms, exemplars and totals; without a scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instruments of OpenTelemetry: names, buckets, attributes, and schedulers without Prometheus."""
+"""OpenTelemetry instruments: names, buckets, attributes, and schedulers without Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics by OpenTelemetry when schedulers and providers come and go."""
+"""OpenTelemetry metrics while schedulers and providers are added and removed."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class TestLifecycle:
         monkeypatch.setattr(_internal, "_METER_PROVIDER_SET_ONCE", Once())
         monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
         monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
-        # A process has but one proxy; that of a test before is none of ours.
+        # A process has only one proxy, which an earlier test may have used.
         known = "apscheduler_telemetry.export.otel_metrics._exporters"
         monkeypatch.setattr(known, weakref.WeakKeyDictionary())
         otel = Sdk()

@@ -1,4 +1,4 @@
-"""Metrics of runs by OpenTelemetry: outcomes, durations, exemplars and removed jobs."""
+"""OpenTelemetry metrics of runs: outcomes, durations, exemplars and removed jobs."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class TestRemovedJobs:
             rig.checks_events = False  # the run is not counted any more
 
         of_jobs = {name for name in found if name.startswith("apscheduler.job.")}
-        # The SDK keeps what was recorded, and has no way to be told otherwise.
+        # The SDK keeps what was recorded; its API cannot remove it.
         assert of_jobs == {"apscheduler.job.run.duration", "apscheduler.job.start_delay"}
 
     @pytest.mark.parametrize("temporality", [{}, DELTA], ids=["cumulative", "delta"])

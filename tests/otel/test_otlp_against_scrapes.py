@@ -1,9 +1,9 @@
 """
-Metrics by OTLP against those of ``/metrics``: series by series, rules and dashboards.
+Metrics by OTLP compared with those of ``/metrics``: series, rules and dashboards.
 
-The page of one application, `metrics_scraped_and_sent`, has both: what its registry shows, and what
+The application `metrics_scraped_and_sent` has one page with both: what its registry shows, and what
 arrived by OTLP at the same moment, in Prometheus' translation. A real Prometheus scrapes that page,
-so each query must have two equal answers.
+so each query must have two equal results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Answer = dict[frozenset[tuple[str, str]], list[float]]
 
 
 class TestTranslation:
-    """The translation that the rest of this file relies on, against documented examples."""
+    """The translation that this file uses, compared with documented examples."""
 
     @pytest.mark.parametrize(
         ("name", "unit", "kind", "expected"),
@@ -67,14 +67,14 @@ class TestTranslation:
 
 
 class Both:
-    """An application whose page is both roads, and a Prometheus that scrapes it."""
+    """An application whose page has both exports, and a Prometheus that scrapes it."""
 
     def __init__(self, url: str, prometheus: Prometheus) -> None:
         self.url = url
         self.prometheus = prometheus
 
     def page(self, path: str = "metrics") -> str:
-        """Return a page; the application answers with an error where its two roads differ."""
+        """Return a page; the application responds with an error if its two exports differ."""
         status, body = get(f"{self.url}/{path}")
         assert status == 200, body
         return body
@@ -93,18 +93,18 @@ class Both:
                 metric["le"] = str(float(metric["le"]))
             labels = frozenset(metric.items())
             values = [float(v) for _, v in (one["values"] if "values" in one else [one["value"]])]
-            # Of a job that never ran /metrics has a histogram, at 0: quantiles that are no number,
-            # and empty buckets.
+            # Only /metrics has histograms of jobs that never ran, with empty buckets, whose
+            # quantiles are not numbers.
             if not (all(map(math.isnan, values)) or ("le" in metric and not any(values))):
                 answers[labels] = values
         return answers
 
     def moment(self) -> float:
-        """Return the latest moment of which everything is known: nothing comes in afterwards."""
+        """Return a time for which all samples have arrived."""
         return self.prometheus.value('timestamp(up{job="both"})') - 1
 
     def ask(self, name: str, title: str, ref: str, at: float, **chosen: Any) -> Answer:
-        """Return what a panel's query has."""
+        """Return the result of a panel's query."""
         panel, target = find(name, title, ref)
         model = grafana_queries.variables(grafana_queries.load(name))
         values = {key: chosen.get(key, [grafana_queries.ALL]) for key in model}
@@ -116,12 +116,12 @@ class Both:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """Start the application, and the Prometheus; let a second process live and die twice."""
+    """Start the application and Prometheus; start and stop a second application twice."""
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("prometheus is not installed")
     pytest.importorskip("yaml")
-    directory = tmp_path_factory.mktemp("roads")
+    directory = tmp_path_factory.mktemp("exports")
     faster_rules = runpy.run_path(str(ROOT / "examples" / "demo" / "speed.py"))["faster_rules"]
     rules = directory / "rules.yml"
     rules.write_text(faster_rules((ROOT / "alerts" / "apscheduler.rules.yml").read_text(), 30))
@@ -202,7 +202,7 @@ class TestSeries:
 
         def exemplars() -> list[dict[Any, Any]]:
             families = list(parse(both.page()))  # type: ignore[no-untyped-call]
-            both_roads = [
+            by_job = [
                 {
                     (s.labels["job_id"], float(s.labels["le"])): s.exemplar
                     for family in families
@@ -212,7 +212,7 @@ class TestSeries:
                 }
                 for job in (SENT, SCRAPED)
             ]  # fmt: skip
-            return both_roads if both_roads[0] else []  # Prometheus has just had them
+            return by_job if by_job[0] else []  # Prometheus has just had them
 
         sent, scraped = wait_for_answer(exemplars)
         for key, exemplar in sent.items():
@@ -221,7 +221,7 @@ class TestSeries:
 
 @pytest.fixture(scope="module")
 def at(both: Both) -> float:
-    """Wait for the alerts of what is wrong, and return a moment that is past."""
+    """Wait until the alerts fire, and return a time that is past."""
     wanted = {"APSchedulerMissedRun", "APSchedulerJobFailing", "APSchedulerJobStuck"}
 
     def firing() -> bool:
@@ -283,7 +283,7 @@ class TestRules:
 
 
 def same(one: Answer, other: Answer) -> bool:
-    """Tell whether two answers are equal, but for the order in which floats were added up."""
+    """Return whether two results are equal, apart from rounding errors of sums."""
     return one.keys() == other.keys() and all(
         values == pytest.approx(other[labels], rel=1e-9, nan_ok=True)
         for labels, values in one.items()

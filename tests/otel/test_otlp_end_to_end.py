@@ -193,7 +193,7 @@ def check_child(query: Received, run: Received) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 class TestExecutors:
-    """One span per run, with the job's own spans as its children, whatever runs the job."""
+    """One span per run, with the job's spans as its children, in each kind of executor."""
 
     @pytest.mark.parametrize("executor", [ThreadPoolExecutor, DebugExecutor])
     def test_spans_of_threads_and_the_debug_executor_arrive(

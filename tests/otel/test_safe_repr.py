@@ -1,4 +1,4 @@
-"""Bounded representations: plain values as they are, all others by their type only."""
+"""Bounded representations: plain values have Python's, others only their type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context of a run: its span is current in the callable, and nowhere else."""
+"""The context of a run: its span is the current one in the job, and nowhere else."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestContext:
 
 
 class TestContextOfScheduler:
-    """What is current while telemetry and the scheduler's loop work."""
+    """The current context while telemetry and the scheduler's loop work."""
 
     def test_context_is_cleared_and_restored(self, spans: Spans) -> None:
         """The context is cleared and then restored; without a context nothing is done."""

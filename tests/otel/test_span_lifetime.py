@@ -1,4 +1,4 @@
-"""What a `SpanObserver` keeps of runs, and for how long."""
+"""How long a `SpanObserver` keeps runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans of runs: names, attributes, links, status, and the conventions that they follow."""
+"""Spans of runs: names, attributes, links, status, and semantic conventions."""
 
 from __future__ import annotations
 

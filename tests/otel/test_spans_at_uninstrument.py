@@ -253,7 +253,7 @@ def _meter_provider(recorded: list[float]) -> MeterProvider:
 
 
 class TestOtherExecutors:
-    """Runs elsewhere."""
+    """Runs in other executors."""
 
     def test_inline_job_that_uninstruments_its_scheduler_has_its_span_ended(
         self, spans: Spans, make_scheduler: Any

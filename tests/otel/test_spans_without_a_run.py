@@ -1,4 +1,4 @@
-"""Spans of runs that never ran: missed, skipped, coalesced and lost."""
+"""Spans of runs that did not run: missed, skipped, coalesced and lost."""
 
 from __future__ import annotations
 

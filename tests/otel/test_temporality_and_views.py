@@ -1,4 +1,4 @@
-"""Delta temporality, and views of the user's on our instruments."""
+"""Delta temporality, and users' views of the instruments."""
 
 from __future__ import annotations
 

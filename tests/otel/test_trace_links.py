@@ -1,4 +1,4 @@
-"""What runs link to, what baggage they see, and what of it outlives the process."""
+"""Links of runs, their baggage, and how both are stored."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class TestLinks:
 
 @pytest.mark.parametrize("make", [FileContextStore, lambda _: {}], ids=["file", "dict"])
 class TestRestart:
-    """With a context store, links outlive the process."""
+    """With a context store, links survive a restart."""
 
     @pytest.fixture
     def store(self, make: Any, tmp_path: Path) -> MutableMapping[str, str]:
@@ -354,7 +354,7 @@ def test_exiting_process_takes_a_moment_to_keep_a_link(tmp_path: Path) -> None:
 
 
 class TestTrouble:
-    """A context store that fails is counted and gone without."""
+    """Failures of a context store are counted, and runs have no links then."""
 
     @pytest.mark.parametrize(
         "kept",
@@ -411,7 +411,7 @@ class TestTrouble:
 
 
 class TestBaggage:
-    """Baggage is seen by the job where the application asks for it, and nowhere else."""
+    """A job sees baggage if the application enables it."""
 
     def seen(self, app: Any) -> str:
         (run,) = app.runs()

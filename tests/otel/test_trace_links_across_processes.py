@@ -1,4 +1,4 @@
-"""Links of runs to where their job was added, and how they are kept in a context store."""
+"""Links of runs to the span that added their job, and how a context store keeps them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class UnreadableStore(dict[str, str]):
 
 
 class TestJobThatAnotherProcessTriggers:
-    """A job that one process adds, and another triggers that does not know where that was."""
+    """A job that one process adds, and another one triggers without knowing that link."""
 
     def test_run_still_links_to_where_the_job_was_added(
         self, rows: Rows, processes: list[TracedProcess]
@@ -153,7 +153,7 @@ class SlowStore(dict[str, str]):
 
 
 class TestEnd:
-    """The end of telemetry while links are still to be written."""
+    """`uninstrument` while links are still to be stored."""
 
     def test_end_waits_for_the_writing_a_second_at_most(
         self, rows: Rows, processes: list[TracedProcess]

@@ -1,4 +1,4 @@
-"""The memory that tracing takes."""
+"""Memory use of tracing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOBS = 1000
 
 @pytest.mark.slow
 class TestJobsThatRunOnce:
-    """An application that adds a job for each thing to do, which runs once and is gone."""
+    """An application that adds many one-off jobs."""
 
     def test_memory_does_not_grow_with_their_number(self) -> None:
         """Memory for removed jobs is bounded, also if each of their runs has a span."""
@@ -29,7 +29,7 @@ class TestJobsThatRunOnce:
             registry = registry_of(rig.telemetry)
 
             def objects_after(count: int) -> int:
-                """Run so many jobs, and return how many objects there are afterwards."""
+                """Run some jobs, and return the number of objects afterwards."""
                 for _ in range(count // 100):
                     for _ in range(100):
                         rig.add(nothing, id=None)

@@ -1,4 +1,4 @@
-"""Spans without an SDK, with one that is disabled, and with a provider that comes later."""
+"""Spans without an SDK, with a disabled one, and with a provider that is set later."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TestWithoutSdk:
             "_is_global_provider_unset",
         }
         ours |= {"finish_run", "finish", "ended_at"}
-        # "time" is the clock, where a test before this one has had it stand still.
+        # "time" is the clock if an earlier test has frozen it.
         assert called - ours <= {"<lambda>", "test_nothing_is_done_without_an_sdk", "time"}
         assert carrier is None
         assert (run.exemplar_span, injected.exemplar_span, len(observer._spans)) == (None, None, 0)

@@ -1,4 +1,4 @@
-"""Wall clocks that jump: no negative time, no run missed or made up, and promises as they are."""
+"""Wall clocks that jump: no negative times, no missed or extra runs, correct next runs."""
 
 from __future__ import annotations
 

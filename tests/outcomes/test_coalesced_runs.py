@@ -1,4 +1,4 @@
-"""Coalesced runs: APScheduler folds several runs into one, and all but the last are coalesced."""
+"""Coalesced runs: of several due runs, APScheduler runs the last, and the others count here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cases(of: dict[str, Any]) -> pytest.MarkDecorator:
 
 
 class TestCoalescing:
-    """Ten runs fall due, one of them runs (``coalesce=True``), and nothing tells of the others."""
+    """Ten runs are due and one of them runs (``coalesce=True``); the others have no events."""
 
     @cases(FOLDED)
     def test_all_runs_but_the_last_are_coalesced(

@@ -1,4 +1,4 @@
-"""Runs in nights in which an hour is missing or comes twice."""
+"""Runs in nights in which daylight saving time begins or ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AUTUMN = datetime(2030, 10, 26, 22, 0, tzinfo=UTC)  # midnight; at 3:00 it is 2:
 
 
 class TestDaylightSaving:
-    """Nights in which an hour is missing, or comes twice."""
+    """Nights in which an hour is missing or repeated."""
 
     @pytest.mark.parametrize("coalesce", [True, False])
     @pytest.mark.parametrize("midnight", [SPRING, AUTUMN], ids=["spring", "autumn"])

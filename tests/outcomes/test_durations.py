@@ -1,7 +1,7 @@
 """
-Durations and start delays, measured where the callable runs: in its thread, task or process.
+Durations and start delays, measured where the job runs: in its thread, task or process.
 
-Bounds are wide upwards, as machines are busy; what must not happen lies outside of them.
+Upper bounds are wide, as machines may be busy; wrong values are outside of the bounds.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TestQueue:
 
 
 class TestInPlace:
-    """Runs that do not wait for anybody."""
+    """Runs that do not wait for a worker."""
 
     def test_run_of_the_debug_executor_is_measured(self) -> None:
         """A run of the debug executor has a duration and a delay."""
@@ -159,7 +159,7 @@ class TestInPlace:
 
 
 class TestClockJumps:
-    """Wall clocks that are set while jobs wait and run."""
+    """Wall clocks that are set while jobs are queued and running."""
 
     def test_start_before_the_due_time_has_a_delay_of_0(self) -> None:
         """A run that starts before its due time, by the wall clock, has a delay of 0."""

@@ -1,4 +1,4 @@
-"""Runs that raise, `BaseException` and cancellation included."""
+"""Runs that raise, also `BaseException` and cancellation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CANCELLED = "asyncio.exceptions.CancelledError"
 
 
 class TestWhatJobsRaise:
-    """Exceptions that are not meant for jobs; APScheduler calls each of them an error."""
+    """Exceptions that jobs usually do not raise; APScheduler counts each as an error."""
 
     @pytest.mark.parametrize("exception", BASE)
     @pytest.mark.parametrize("executor", [ThreadPoolExecutor, DebugExecutor])

@@ -1,4 +1,4 @@
-"""Telemetry that fails: jobs go on, and each failure is counted."""
+"""Telemetry that fails: jobs run, and each failure is counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UTC = timezone.utc
 
 
 class TestOurOwnFailures:
-    """Faults of telemetry itself, at each place where it meets a run."""
+    """Failures of telemetry at each point at which it handles a run."""
 
     @pytest.mark.parametrize(
         ("kind", "place"),

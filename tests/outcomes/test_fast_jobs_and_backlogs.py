@@ -1,4 +1,4 @@
-"""Fast jobs and backlogs: each run of a burst is counted, whatever the order of events."""
+"""Fast jobs and backlogs: each run is counted, in whatever order events arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UTC = timezone.utc
 
 
 class TestFastJobs:
-    """Jobs that end before APScheduler gets around to telling that they were submitted."""
+    """Jobs that end before APScheduler sends the event of their submission."""
 
     def test_each_of_500_one_off_runs_counts_once(self) -> None:
         """500 one-off jobs with one label are 500 successes, in whatever order events arrive."""
@@ -54,7 +54,7 @@ class TestFastJobs:
 
 
 class TestBacklog:
-    """Many runs due at once, with ``coalesce=False``: one submission, one burst of events."""
+    """Many due runs with ``coalesce=False``: one submission with several events."""
 
     def test_each_run_of_a_burst_is_counted(self) -> None:
         """Five due runs without a grace time are five successes."""

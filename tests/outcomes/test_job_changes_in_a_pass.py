@@ -1,4 +1,4 @@
-"""Jobs that they themselves or a listener change in a pass over due jobs."""
+"""Jobs that are changed by themselves or by a listener during a pass."""
 
 from __future__ import annotations
 

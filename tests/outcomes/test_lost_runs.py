@@ -1,4 +1,4 @@
-"""Lost runs: a worker is killed, a result cannot be pickled, an executor takes nothing."""
+"""Lost runs: a worker is killed, a result cannot be pickled, an executor rejects a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.waiting import wait_until
 
 
 class TestProcesses:
-    """What gets lost on the way to another process, there, or on the way back."""
+    """Runs that are lost on the way to a process pool, in it, or on the way back."""
 
     def test_all_runs_of_a_pool_are_lost_with_a_killed_worker(self, tmp_path: Path) -> None:
         """If a worker is killed, all runs of its pool are lost; the next run is measured."""
@@ -104,7 +104,7 @@ class TestProcesses:
 
 
 class TestSubmission:
-    """Runs that do not even reach an executor."""
+    """Runs that do not reach an executor."""
 
     @pytest.mark.parametrize(
         ("coalesce", "expected"), [(True, {"coalesced": 2, "lost": 1}), (False, {"lost": 3})]

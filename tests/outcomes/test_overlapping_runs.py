@@ -1,4 +1,4 @@
-"""Runs that overlap: those of one job, and those that began before telemetry was there."""
+"""Overlapping runs of one job, and runs that started before `instrument`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TestRunThatIsOvertaken:
 
 
 class TestRunsThatAreDueAtTheSameTime:
-    """Two runs of a job whose next run the user has set twice to one time."""
+    """Two runs of a job whose next run the user has set to the same time twice."""
 
     @pytest.mark.parametrize("first", [0, 1])
     def test_runs_due_at_the_same_time_each_end_once(self, first: int) -> None:
@@ -228,7 +228,7 @@ def _running_in(rig: HandRig, alias: str) -> float:
 
 
 class TestRunFromBeforeTelemetry:
-    """A run that was under way when its scheduler was instrumented."""
+    """A run that was in flight when its scheduler was instrumented."""
 
     @pytest.mark.parametrize("logged", [True, False], ids=["the job", "the log of its failure"])
     def test_its_failure_does_not_end_a_later_run(
@@ -276,7 +276,7 @@ class TestRunFromBeforeTelemetry:
 
 
 class TestRunWhoseFailureCannotBeLogged:
-    """A run that breaks APScheduler's own code, so that the executor only says which job it was."""
+    """A run whose failure the executor reports only with the id of its job."""
 
     def test_failure_that_cannot_be_logged_does_not_end_the_earlier_run(
         self, request: pytest.FixtureRequest
@@ -347,7 +347,7 @@ class PlainIdExecutor(BaseExecutor):
 
 
 class TestExecutorThatReportsThePlainJobId:
-    """An executor of an application whose reports do not say which run of a job has ended."""
+    """A user's executor that reports results without saying which run of the job ended."""
 
     @pytest.mark.parametrize("failing", [0, 1], ids=["the earlier", "the later"])
     @pytest.mark.parametrize("has_traceback", [True, False])
@@ -410,7 +410,7 @@ class RepeatingPool(ThreadPool):
 
 
 class TestPoolThatCallsTheJobTwice:
-    """A thread pool of an application that runs what is submitted twice."""
+    """A user's thread pool that calls what is submitted twice."""
 
     @pytest.mark.parametrize(("fails", "outcome"), [(False, "success"), (True, "error")])
     def test_one_run_is_counted_and_has_one_span(

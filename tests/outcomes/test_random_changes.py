@@ -1,9 +1,9 @@
 """
-The law under mixtures of jobs, faults and changes that nobody thought of.
+Random jobs, faults and changes: each due run has exactly one outcome.
 
-A model with arithmetic of its own, that knows neither telemetry nor APScheduler's code, follows
-what is done to a real scheduler, and says after each step how many runs are due and where each of
-them is. The books must agree with it, number by number, and listeners must have been told the same.
+A model with its own arithmetic, which uses neither telemetry nor APScheduler's code, follows each
+step. After each step, the metrics must equal the model's numbers of due, queued and running runs
+and of outcomes, and listeners must have got the events of these runs.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Job:
 @dataclass(frozen=True)
 class Held:
     """
-    A submission whose job waits to be let go.
+    A submission whose job waits to be released.
 
     Attributes:
         job: the job as it was when it was submitted, or is modified later.
@@ -138,15 +138,15 @@ class Held:
 
 class Model:
     """
-    What is expected of the books.
+    The expected metrics.
 
     Attributes:
         now: seconds since `START`.
-        jobs: those that the scheduler has.
-        due: due runs by job id.
-        outcomes: how they ended, by job id.
-        held: submissions under way by job id; what was missed in a burst is told at its end.
-        forgotten: how many missed runs APScheduler knows nothing of.
+        jobs: the jobs of the scheduler.
+        due: numbers of due runs by job id.
+        outcomes: numbers of outcomes by job id.
+        held: submissions in flight by job id; missed runs of a burst are reported at its end.
+        forgotten: the number of missed runs that APScheduler drops without an event.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Model:
         self.forgotten += len(times) - folded
 
     def turn(self) -> None:
-        """Do what one turn of the loop does."""
+        """Do what a pass does."""
         if not self.is_paused:
             for job, times in self.submissions():
                 self._run(job, times)
@@ -219,7 +219,7 @@ class Model:
                 yield job, times
 
     def release(self, job_id: str) -> None:
-        """Let all runs go on that are held."""
+        """Release all held runs."""
         for held in self.held[job_id]:
             too_late = sum(held.job.is_too_late(at, self.now) for at in held.waiting)
             self.outcomes[job_id]["missed"] += held.missed + too_late
@@ -243,7 +243,7 @@ class Model:
 
 
 class Hold:
-    """A job that goes on when it is let go."""
+    """A job that ends when it is released."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -253,14 +253,14 @@ class Hold:
 
 
 class Refusing(BaseExecutor):
-    """An executor that takes nothing."""
+    """An executor that rejects every job."""
 
     def _do_submit_job(self, job: Any, run_times: Any) -> None:
         raise OSError
 
 
 class SchedulerAndModel:
-    """A real scheduler and the model of it, to both of which the same is done."""
+    """A real scheduler and its model, to which the same steps are applied."""
 
     def __init__(self, rig: HandRig, specs: list[Spec]) -> None:
         self.rig = rig
@@ -272,7 +272,7 @@ class SchedulerAndModel:
             self.add(job_id)
 
     def do(self, step: tuple[str, int, Any]) -> None:
-        """Do one step: a verb, the number of a job, and what the verb needs to know."""
+        """Apply a step: the name of a method, the number of a job, and an argument."""
         verb, number, value = step
         job_id = f"job {number % len(self._specs)}"
         if verb in ("remove", "pause", "resume", "reschedule", "modify"):
@@ -291,20 +291,20 @@ class SchedulerAndModel:
         self.model.add(job_id, spec)
 
     def wait(self, _job_id: str, seconds: float) -> None:
-        """Let time pass and the loop turn."""
+        """Advance the clock, and run a pass."""
         self.model.now += seconds
         self.rig.after(seconds)
         self.model.turn()
 
     def release(self, job_id: str) -> None:
-        """Let held runs go on, and those that come right after them."""
+        """Release held runs, and those that start right after them."""
         self.model.release(job_id)
         self._held[job_id].go_on.set()
         self.agree()
         self._held[job_id].go_on.clear()
 
     def end(self) -> None:
-        """Let nothing hang on, and let listeners be told only what they can be."""
+        """Release all runs, and set how many events are not expected."""
         self.rig.forgotten = self.model.forgotten
         for held in self._held.values():
             held.go_on.set()
@@ -351,7 +351,7 @@ class SchedulerAndModel:
         self.model.is_paused = False
 
     def agree(self) -> None:
-        """Wait until all is where it should be, and check that it is."""
+        """Wait until the metrics equal those of the model, and check this."""
         expected = {job_id: self.model.expected(job_id) for job_id in self.model.outcomes}
         under_way = sum(len(held) for held in self.model.held.values())
         try:
@@ -495,7 +495,7 @@ def test_each_due_run_of_a_child_has_one_outcome_under_random_faults(
             is_alive = True
             for job, times in model.submissions():
                 behaviour = job.spec.behaviour
-                # One child works them off in order; what comes after its death is lost with it.
+                # One child runs them in order; runs after its death are lost with it.
                 is_alive = is_alive and behaviour != "kill"
                 done = {"work": "success", "fail": "error"}.get(behaviour, "lost")
                 model.outcomes[job.id][done if is_alive else "lost"] += len(times)

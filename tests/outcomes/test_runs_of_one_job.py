@@ -1,4 +1,4 @@
-"""Runs of one job that are in flight at the same time: none is taken for another."""
+"""Concurrent runs of one job: each is counted separately."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ UTC = timezone.utc
 
 
 class TestRunsOfOneJob:
-    """Runs of one job after and beside each other."""
+    """Successive and concurrent runs of one job."""
 
     @staticmethod
     def settle(rig: Rig) -> None:
-        """Wait until no run is in flight, without a look at the metrics state."""
+        """Wait until no run is in flight, without a reading of the metrics state."""
         executors = rig.scheduler._executors.values()
 
         def is_enabled_final() -> bool:

@@ -20,7 +20,7 @@ UTC = timezone.utc
 
 
 class TestShutdown:
-    """Schedulers that stop while runs are queued and running."""
+    """Schedulers that are shut down while runs are queued and running."""
 
     @pytest.mark.parametrize("wait", [False, True])
     def test_queued_runs_of_a_thread_pool_run_after_shutdown(self, wait: bool) -> None:

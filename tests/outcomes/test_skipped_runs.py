@@ -15,7 +15,7 @@ from tests.helpers.waiting import wait_until
 
 
 class TestMaxInstances:
-    """Runs that are refused, as others of the job are under way."""
+    """Runs that are skipped because other runs of the job are in flight."""
 
     def test_a_run_that_meets_one_in_flight_is_skipped(self) -> None:
         """A run that is due while another one is in flight is skipped."""

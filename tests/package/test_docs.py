@@ -1,4 +1,4 @@
-"""What the documents say is so: links lead somewhere, named tests exist, metrics are real."""
+"""The documentation is correct: links have targets, named tests and metrics exist."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def named_tests(path: Path) -> set[str]:
 
 
 class TestLinks:
-    """Links between the pages, and to files."""
+    """Links between pages, and to files."""
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
     def test_links_lead_to_existing_files_and_headings(self, page: Path) -> None:
@@ -57,7 +57,7 @@ class TestLinks:
 
 
 class TestReliability:
-    """The table of faults."""
+    """The table of failure modes."""
 
     def test_each_fault_names_a_test(self) -> None:
         """Each row names existing tests in the file that its section links to, or says why not."""
@@ -101,7 +101,7 @@ class TestContributing:
 
 
 class TestMetricsPage:
-    """The contract."""
+    """The tables of metrics."""
 
     def test_page_lists_what_the_collector_shows(self) -> None:
         """The table has name, type and labels of every family, and no others."""

@@ -1,4 +1,4 @@
-"""The numbers in the documentation: each is the same on all pages, and that of the code."""
+"""Numbers in the documentation are equal on all pages, and are those of the code."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
 
 
 class TestConstants:
-    """Numbers that stand in the code."""
+    """Numbers that are constants in the code."""
 
     @pytest.mark.parametrize("fact", CONSTANTS)
     def test_all_pages_have_the_number_of_the_code(self, fact: str) -> None:
@@ -197,7 +197,7 @@ def series() -> Iterator[list[str]]:
 
 
 class TestSeries:
-    """How many series a job has."""
+    """The number of series per job."""
 
     def test_scraped(self, series: list[str]) -> None:
         """All pages have the number of series that a job really has."""
@@ -233,7 +233,7 @@ class TestSeries:
 
 
 class TestTables:
-    """Tables whose rows are members of an enumeration."""
+    """Tables with a row for each member of an enumeration."""
 
     @pytest.mark.parametrize(
         ("page", "header"),
@@ -351,7 +351,7 @@ class TestAlerts:
 
 
 class TestDashboards:
-    """What the page says of the dashboards."""
+    """Facts on the page about dashboards."""
 
     def test_queries(self) -> None:
         """The page has the number of queries."""
@@ -376,7 +376,7 @@ class TestDashboards:
 
 
 class TestStack:
-    """What the page says of the stack."""
+    """Facts on the page about the stack."""
 
     def test_memory(self) -> None:
         """The page has the sum of the memory limits of all services."""
@@ -388,7 +388,7 @@ class TestStack:
 
 
 class TestPages:
-    """How each page begins."""
+    """The first sentence of each page."""
 
     @pytest.mark.parametrize("page", sorted(PAGES.keys()))
     def test_says_what_it_is_for(self, page: str) -> None:

@@ -1,4 +1,4 @@
-"""The page about failure modes: each row names a test that exists, each alert is a rule."""
+"""The page about failure modes: each row names an existing test, each alert a rule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def methods_of(path: Path) -> set[str]:
 
 
 class TestSituations:
-    """What APScheduler hides."""
+    """The table of failures that APScheduler hides."""
 
     def test_each_names_a_test_that_exists(self) -> None:
         rows = [
@@ -49,7 +49,7 @@ class TestSituations:
 
 
 class TestAlerts:
-    """The alerts that detect them."""
+    """The alerts that detect these failures."""
 
     def test_each_is_one_of_the_rules(self) -> None:
         rules = (ROOT / "alerts" / "apscheduler.rules.yml").read_text("utf-8")

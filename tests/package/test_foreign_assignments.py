@@ -1,4 +1,4 @@
-"""No module assigns to an attribute of another object: each object changes itself only."""
+"""No module assigns to an attribute of another object."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _is_setter(function: ast.expr) -> bool:
 
 
 class TestPackage:
-    """The package as it is installed."""
+    """The installed package."""
 
     @pytest.fixture
     def found(self) -> Mapping[str, Mapping[str, int]]:
@@ -128,7 +128,7 @@ class TestPackage:
 
 @pytest.mark.once
 class TestForeignAssignments:
-    """The finder of assignments itself."""
+    """The search for assignments itself."""
 
     @pytest.mark.parametrize(
         ("source", "target"),

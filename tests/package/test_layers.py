@@ -16,7 +16,7 @@ import apscheduler_telemetry
 
 PACKAGE = Path(apscheduler_telemetry.__file__).parent
 LAYERS: Sequence[frozenset[str]] = (
-    # Know nothing of ours. The packages named here have an empty `__init__`.
+    # Import nothing of the package. Packages that are named here have an empty `__init__`.
     frozenset({"_version", "context_store", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
@@ -208,7 +208,7 @@ def cycles(imports: Sequence[Import]) -> list[str]:
 
 
 class TestPackage:
-    """The package as it is installed."""
+    """The installed package."""
 
     def test_imports_only_go_down(self) -> None:
         """No module imports one of its own layer or of a higher one, and each has a layer."""
@@ -262,7 +262,7 @@ class TestPackage:
 
 @pytest.mark.once
 class TestViolations:
-    """The reader of imports itself, on packages made up for it."""
+    """The check of imports itself, on generated packages."""
 
     LAYERS = (
         frozenset({"low"}),
@@ -274,7 +274,7 @@ class TestViolations:
 
     @pytest.fixture
     def package(self, tmp_path: Path) -> Path:
-        """Make a package that is in order."""
+        """Make a package without violations."""
         package = tmp_path / "package"
         for name, source in {
             "__init__": "from package.top import t",

@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what is in it, and what must not be."""
+"""The package as a whole: its exports, its metadata, and the files of the repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GENERATED = {".envs", ".git", ".hypothesis", ".venv", "__pycache__", "build", "d
 
 
 class TestExports:
-    """What `import apscheduler_telemetry` offers."""
+    """The exports of `import apscheduler_telemetry`."""
 
     def test_every_exported_name_is_importable(self) -> None:
         """Every exported name can be imported lazily, and is the same object the second time."""
@@ -72,7 +72,7 @@ class TestExports:
 
 
 class TestMetadata:
-    """What pip and type checkers read."""
+    """Metadata for pip and type checkers."""
 
     def test_version_is_that_of_the_metadata(self) -> None:
         """The version is that of the metadata."""
@@ -99,7 +99,7 @@ class TestMetadata:
 
 @pytest.mark.once
 class TestRepository:
-    """What is in the repository says nothing about the machines that it was written on."""
+    """The repository contains nothing about the machines of its developers."""
 
     # In pieces, so that this file does not contain what it looks for.
     PRIVATE = (
@@ -114,7 +114,7 @@ class TestRepository:
     )
 
     def files(self) -> Iterator[Path]:
-        """Yield the files of the checkout: what git knows or would add; without git, all."""
+        """Yield the files of the checkout: those that git tracks or would add; all without git."""
         listed = None
         if shutil.which("git") and (ROOT / ".git").exists():
             listed = subprocess.run(

@@ -1,4 +1,4 @@
-"""Failures of telemetry itself: counted, logged once, kept away from jobs and from each other."""
+"""Errors of telemetry: counted, logged once, and without effect on jobs and other observers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recorder knows of jobs, job stores and executors."""
+"""Jobs, job stores and executors in the recorder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers.recorder_rig import AT, DUE, RecorderRig, job_info, readings
 
 
 class TestJobs:
-    """Jobs that come, change and go."""
+    """Jobs that are added, changed and removed."""
 
     def test_jobs_of_one_label_share_numbers_and_the_earliest_next_run(
         self, rig: RecorderRig
@@ -206,7 +206,7 @@ class TestTooManyLabels:
 
 
 class TestErrors:
-    """What APScheduler only logs."""
+    """Errors that APScheduler only logs."""
 
     def test_every_kind_of_error_counts_by_itself(self, rig: RecorderRig) -> None:
         """Every kind of error starts at 0 and counts separately."""

@@ -1,4 +1,4 @@
-"""What the recorder knows of runs: each ends once, and is counted once."""
+"""Runs in the recorder: each ends once, and is counted once."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class TestRuns:
 
 
 class TestFailures:
-    """What is kept of errors and losses."""
+    """Numbers of errors and lost runs."""
 
     def test_errors_and_losses_add_up_until_a_success(self, rig: RecorderRig) -> None:
         """Errors and losses add up until a success; other outcomes do not change the number."""
@@ -260,7 +260,7 @@ class TestHistogram:
 
 
 class TestChanges:
-    """Readers that know a version are given what has changed since."""
+    """A reader that passes a version gets what has changed since."""
 
     @pytest.mark.parametrize(
         "change",
@@ -305,7 +305,7 @@ class TestChanges:
 
 
 class TestMemory:
-    """Finished runs wait to be added up, but not for ever."""
+    """The number of finished runs that wait to be added up is bounded."""
 
     def test_registered_runs_are_bounded(self, rig: RecorderRig) -> None:
         """Without readings, the number of ended runs is bounded."""
@@ -356,7 +356,7 @@ class TestMemory:
 
 
 class TestRun:
-    """What a run says of itself."""
+    """The attributes of a run."""
 
     def test_run_keeps_the_labels_of_its_submission(self, rig: RecorderRig) -> None:
         """A run keeps its label and its job from its submission."""

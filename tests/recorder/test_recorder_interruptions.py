@@ -1,4 +1,4 @@
-"""The recorder, interrupted at any line and used by several threads at once."""
+"""The recorder, with interruptions at any line and with several threads."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class TestInterruptions:
 
 
 class TestThreads:
-    """Many threads that record at the same time, and one that reads."""
+    """Many threads record at the same time, and one reads."""
 
     def test_every_reading_is_consistent(self) -> None:
         """No count ever decreases, and in the end each run has its outcome."""

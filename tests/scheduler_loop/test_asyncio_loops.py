@@ -1,4 +1,4 @@
-"""Loops of asyncio schedulers: lost timers, event loops that are closed, moved or blocked."""
+"""Loops of asyncio schedulers: lost timers; closed, moved or blocked event loops."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestAsyncio:
                     late.append(seen.reasons())
 
                 def wake_up() -> None:
-                    asyncio.get_running_loop().call_soon(block)  # before the pass that is asked for
+                    asyncio.get_running_loop().call_soon(block)  # before the pass after the wakeup
                     seen.scheduler.wakeup()
 
                 seen.scheduler.start()

@@ -1,4 +1,4 @@
-"""Schedulers of the user's, whose passes over due jobs differ from those of APScheduler."""
+"""Users' schedulers whose passes over due jobs differ from those of APScheduler."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def moved(seen: Watched, seconds: float) -> None:
 
 
 class TestPassesThatBypassTheHook:
-    """A scheduler that calls what it inherits, past what is laid over its instance."""
+    """A scheduler that calls inherited methods, which bypass the patches of its instance."""
 
     def test_scheduler_is_up_while_it_turns(self) -> None:
         """The scheduler is up, and the end of its pass is exported."""
@@ -138,7 +138,7 @@ class TestPassesThatBypassTheHook:
 
 
 class TestPassesOfTheUser:
-    """A scheduler with a pass of its own around APScheduler's."""
+    """A scheduler whose own pass calls APScheduler's."""
 
     @pytest.mark.parametrize("answer", [object(), "soon", None], ids=["object", "str", "None"])
     def test_pass_may_return_anything(self, answer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loops that have died or hang: threads, passes that do not end, forks."""
+"""Loops that have ended or hang: threads, passes that do not end, forks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.watching import Watched, watched
 class TestDeadThread:
     @staticmethod
     def reasons_in_another_thread(seen: Watched) -> list[str]:
-        """Return why the scheduler does not live, as seen from a pass in a thread of its own."""
+        """Return the reasons that a job sees during a pass in another thread."""
         reasons: list[str] = []
         seen.scheduler.add_job(lambda: reasons.extend(seen.reasons()))
         thread = threading.Thread(target=seen.scheduler.turn)

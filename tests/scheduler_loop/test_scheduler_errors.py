@@ -1,4 +1,4 @@
-"""Errors that APScheduler only logs: each is counted by its kind, and those of the user are not."""
+"""Errors that APScheduler only logs are counted by kind; those raised to the user are not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ShutPool(ThreadPoolExecutor):
 
 
 class TestErrors:
-    """What APScheduler only logs is counted by kind."""
+    """Errors that APScheduler only logs are counted by kind."""
 
     def test_no_error_counts_without_a_fault(self) -> None:
         """Without a fault, no error is counted."""
@@ -130,7 +130,7 @@ class TestErrors:
 
 
 class TestWhatTheUserIsTold:
-    """A failure that reaches the user's own code is the user's to handle, and is not counted."""
+    """A failure that is raised to the user's own code is not counted."""
 
     MISTAKES = (
         lambda scheduler: scheduler.remove_job("unknown"),
@@ -190,7 +190,7 @@ class TestWhatTheUserIsTold:
 
 
 class TestLog:
-    """The log says what it said without telemetry."""
+    """The log is the same as without telemetry."""
 
     @staticmethod
     def record_of(caplog: pytest.LogCaptureFixture, *, instrumented: bool) -> logging.LogRecord:

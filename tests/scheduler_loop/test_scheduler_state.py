@@ -1,4 +1,4 @@
-"""The state of a scheduler, and that scrapes do not touch its stores and locks."""
+"""The state of a scheduler; scrapes do not touch its stores and locks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestState:
             assert (seen.up(), state(seen)) == (1, "paused")
             seen.scheduler.resume()
             assert (seen.up(), state(seen)) == (1, "running")
-            clock.now += OVERDUE_SECONDS + 1  # and nobody turns the loop
+            clock.now += OVERDUE_SECONDS + 1  # without a pass
             assert (seen.up(), seen.reasons()) == (0, ["overdue"])
 
     def test_paused_thread_is_up(self) -> None:

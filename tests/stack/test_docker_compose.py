@@ -149,7 +149,7 @@ def succeeds(command: list[str]) -> bool:
 
 
 class TestCompose:
-    """What Compose itself says."""
+    """The checks of Docker Compose."""
 
     def test_compose_file_is_valid_without_warnings(self) -> None:
         """The file is valid, without warnings."""
@@ -190,7 +190,7 @@ class TestCompose:
 
 @pytest.mark.parametrize("name", SERVICES)
 class TestService:
-    """Each service by itself."""
+    """Each single service."""
 
     def test_image_is_pinned(self, resolved: Mapping[str, Any], name: str) -> None:
         """The image has an exact version, or is built."""
@@ -261,7 +261,7 @@ class TestService:
 
 
 class TestDockerfiles:
-    """What images are built from."""
+    """The Dockerfiles of the images."""
 
     @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
     def test_base_images_are_pinned(self, path: Path) -> None:
@@ -425,7 +425,7 @@ class TestAlertmanager:
 
 
 class TestCollector:
-    """`compose/otel-collector.yml`, of which no checker can be had here."""
+    """`compose/otel-collector.yml`, for which no checker is available here."""
 
     config = load(STACK / "otel-collector.yml")
 
@@ -460,7 +460,7 @@ class TestCollector:
 
 
 class TestTempo:
-    """`compose/tempo.yml`, of which no checker can be had here."""
+    """`compose/tempo.yml`, for which no checker is available here."""
 
     config = load(STACK / "tempo.yml")
 
@@ -481,9 +481,9 @@ class TestTempo:
 
 
 class TestGrafana:
-    """`grafana/provisioning`, of which no checker can be had here."""
+    """`grafana/provisioning`, for which no checker is available here."""
 
-    sources = {  # noqa: RUF012  # read once, changed by nobody
+    sources = {  # noqa: RUF012  # read once, never changed
         source["uid"]: source
         for source in load(PROVISIONING / "datasources" / "apscheduler.yml")["datasources"]
     }
@@ -544,7 +544,7 @@ class TestGrafana:
 
 @pytest.mark.integration
 class TestTogether:
-    """The application and Prometheus, with the files of the stack, without containers."""
+    """The application and Prometheus with the files of the stack, without containers."""
 
     @contextlib.contextmanager
     def demo(self, directory: Path, endpoint: str) -> Iterator[int]:
