@@ -75,7 +75,7 @@ class Watched:
 
 @contextlib.contextmanager
 def application(log: Path, *arguments: object) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Run an application, and yield its port and what kills it."""
+    """Run an application, and yield its port and a function that kills it."""
     script = APPLICATIONS / "troubled.py"
     command = [sys.executable, str(script), *map(str, arguments)]
     with running_process(command, log) as process:
@@ -85,7 +85,7 @@ def application(log: Path, *arguments: object) -> Iterator[tuple[int, Callable[[
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Start it all: two applications that share names, and one that dies."""
+    """Start two applications that share names, a third one that is killed, and Prometheus."""
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("prometheus is not installed")
@@ -152,7 +152,7 @@ def scraping(
 
 
 def plausible(panel: dict[str, Any], values: list[float]) -> bool:
-    """Tell whether values are what the panel's unit and mappings are made for."""
+    """Return whether values fit the unit and the mappings of a panel."""
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers or not all(map(math.isfinite, numbers)):
         return False
@@ -247,16 +247,16 @@ class TestQueries:
             url = f"{watched.prometheus.url}/api/v1/label/{found[2]}/values"
             return set(json.loads(get(f"{url}?{urllib.parse.urlencode(query)}")[1])["data"])
 
-        assert options("application") == {"shop", "bank"}
-        bank = options("scheduler", application="bank")
-        assert bank == {"main", "resting", "loop"}
-        assert options("scheduler", application="shop") == {*bank, "doomed"}
+        def offers(expected: set[str], variable: str, **chosen: Any) -> None:
+            """Wait until both applications have been scraped, and a variable has these options."""
+            wait_for_answer(lambda: options(variable, **chosen) == expected)
+
+        offers({"shop", "bank"}, "application")
+        offers({"main", "resting", "loop"}, "scheduler", application="bank")
+        offers({"main", "resting", "loop", "doomed"}, "scheduler", application="shop")
         if "job_id" in model:
-            jobs = wait_for_answer(
-                lambda: options("job_id", application="shop", scheduler="doomed")
-            )
-            assert jobs == {"archive"}
-            assert ODD in options("job_id", application="bank", scheduler="main")
+            offers({"archive"}, "job_id", application="shop", scheduler="doomed")
+            wait_for_answer(lambda: ODD in options("job_id", application="bank", scheduler="main"))
 
     @each_dashboard
     def test_annotations_mark_starts_and_alerts(self, watched: Watched, name: str) -> None:

@@ -141,8 +141,8 @@ class TestReferences:
                     reference() for reference in references + results
                 )
 
-            # Listeners hear of a run a moment after it no longer counts as one.
-            wait_until(is_gone, "the job to be let go")
+            # Listeners get the event just after the run has ended.
+            wait_until(is_gone, "the job to be freed")
             rig.checks_events = False
 
 
