@@ -1,9 +1,8 @@
 """
-The alert rules: promtool runs their tests, and these tests see to it that nothing is left out.
+The alert rules: promtool runs their cases in `alerts/tests`, and these tests check completeness.
 
-What each case shows is said in `alerts/tests`. Here it counts that every alert has cases in which
-it fires and in which it does not, a page that says what to do, and nothing but what Prometheus 2.42
-and the exposition offer.
+Every alert must have a case in which it fires, one in which it does not, and a section of the
+runbook. Rules may only use what Prometheus 2.42 and the exposition have.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def bare(expression: str) -> str:
 def metrics_in(expression: str) -> set[str]:
     """Return the metrics that an expression selects by name."""
     by_regex = re.findall(r'__name__=~"([^"]*)"', expression)
-    assert by_regex == [], "tests cannot tell which metrics that is, nor can readers"
+    assert by_regex == [], "the metrics of a rule must be named, not matched by a pattern"
     return set(re.findall(r"\bapscheduler_[\w:]+", bare(expression)))
 
 
@@ -208,7 +207,7 @@ class TestCases:
 
 
 def exposed() -> set[str]:
-    """Return the names of all series that the page of metrics promises."""
+    """Return the names of all series that the page of metrics documents."""
     page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     names = set()
     for name, kind in re.findall(r"^\| `(apscheduler_\w+)` \| (\w+) \|", page, re.MULTILINE):

@@ -1,8 +1,9 @@
 """
-Metrics that are read while something else goes on, at whatever line that comes in between.
+Metrics that are read while jobs run or change, at each line of the reading.
 
-A thread that reads is stopped at a line of the package and goes on when others have done something,
-or wait for it. So each case is one order of things, and the same whenever it is run.
+The thread that reads is stopped at a line of the package, and continues when other threads have
+done something or wait for it. So each case is one fixed order of events, which is the same in every
+run.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ class StoppedThread:
         self._stopped.wait(PAUSE)
 
     def go_on(self) -> None:
-        """Let it go on, and wait until it has ended, or waits for others."""
+        """Continue the thread, and wait until it has ended or waits for others."""
         self._go_on.set()
         self._thread.join(PAUSE)
 
     def end(self) -> Any:
-        """Let it go on to its end, and return what its action returned or raised."""
+        """Continue the thread to its end, and return what its action returned or raised."""
         self._go_on.set()
         self._thread.join(WAIT_TIMEOUT)
         assert not self._thread.is_alive(), "a deadlock"

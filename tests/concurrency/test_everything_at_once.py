@@ -162,10 +162,10 @@ class TestEverythingAtOnce:
 
             def within_a_pass() -> bool:
                 """
-                Whether APScheduler's own thread goes through its jobs at the moment.
+                Return whether this is APScheduler's own thread, during a pass.
 
-                It dies when one that is due is removed then. A listener is called there for a job
-                that is over, and for a run that is over before APScheduler asks to be told.
+                The thread dies if a due job is removed then. Listeners are called there for jobs
+                that are finished, and for runs that end before APScheduler adds its callback.
                 """
                 return (
                     threading.current_thread() is rig.scheduler._thread

@@ -25,7 +25,7 @@ OUR_FILES = tuple(map(str, Path(apscheduler_telemetry.__file__).parent.rglob("*.
 
 
 def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -> bool:
-    """Raise an exception by a signal at the n-th line of ours that `read` executes."""
+    """Raise an exception by a signal at the n-th line of the package that `read` executes."""
 
     def handler(*_: Any) -> None:
         raise raised
@@ -159,7 +159,7 @@ class TestResult:
 
 
 def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
-    """Return, of each job, how often it had which outcome, and how many of its runs are running."""
+    """Return the outcomes of each job, and the number of its running runs."""
     check_counts(rig.telemetry)
     return {
         job.label: (

@@ -28,7 +28,7 @@ class Stage:
     def ask(
         self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any
     ) -> list[tuple[dict[str, str], float]]:
-        """Return labels and values of what an expression, filled in, had at the scene's end."""
+        """Return labels and values of an expression, filled in, at the end of the data."""
         model = grafana_queries.variables(grafana_queries.load(name))
         values = {key: chosen.get(key, [ALL]) for key in model}
         window = Range(scene.RANGE, scrape=scene.SCRAPE)
@@ -42,7 +42,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Write the scene into blocks, as if Prometheus had scraped it, and start one upon them."""
+    """Write the data into blocks, as if they had been scraped, and start Prometheus."""
     binary, promtool = shutil.which("prometheus"), shutil.which("promtool")
     if binary is None or promtool is None:
         pytest.skip("prometheus is not installed")

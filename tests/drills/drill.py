@@ -1,10 +1,10 @@
 """
-Drills: real faults of real applications, and whether an alert reaches somebody.
+Drills: real faults of real applications, and whether the right alert arrives.
 
-One Prometheus and one Alertmanager for all of them, with the rules and routes of `alerts/` made
-`FACTOR` times faster, scrape and evaluate every second; all receivers are one webhook, which notes
-what arrives. The drills run side by side, as they mostly wait; each has a ``job`` label of its own.
-``python tests/drills/drill.py`` prints the table, `test_drills` asserts what is in it.
+All drills share one Prometheus and one Alertmanager, with the rules and routes of `alerts/` made
+`FACTOR` times faster, and scrapes every second. All receivers are one webhook, which records what
+arrives. The drills run at the same time, as they mostly wait; each has its own ``job`` label.
+``python tests/drills/drill.py`` prints the table, and `test_drills` checks its content.
 """
 
 # ruff: noqa: T201  # main() talks to a person
@@ -32,7 +32,7 @@ from tests.drills.stage import FACTOR
 
 
 def rehearse(names: Sequence[str], directory: Path) -> dict[str, Result]:
-    """Play some drills, all at once, and return what they have shown."""
+    """Run some drills at the same time, and return their results."""
     drills = [DRILLS[name] for name in names]
     with stage(directory, drills) as scene:
         performances = [Performance(drill, scene) for drill in drills]

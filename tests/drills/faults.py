@@ -52,7 +52,7 @@ def killed(it: Performance) -> None:
 
 @drill("the application is frozen (SIGSTOP)", "APSchedulerSchedulerDown")
 def frozen(it: Performance) -> None:
-    # Guarded, as while it is frozen it cannot see that we have ended.
+    # Guarded, because a frozen process does not notice the end of the drill.
     app = it.prepare("steady", *guarded()).go()
     it.watched()
     app.signal(signal.SIGSTOP)

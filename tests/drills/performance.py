@@ -35,7 +35,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Drill:
-    """A fault, the alert that is to tell of it, and how it is played."""
+    """A fault, the alert that must report it, and the function that causes it."""
 
     name: str
     fault: str
@@ -51,7 +51,7 @@ class Drill:
 
 
 class Performance:
-    """One drill under way."""
+    """A drill while it runs."""
 
     def __init__(self, drill: Drill, stage: Stage) -> None:
         self.drill = drill
@@ -77,10 +77,10 @@ class Performance:
 
     def replace(self, app: App, scene: str) -> App:
         """
-        Start an application in the place of another one.
+        Start an application in place of another one.
 
-        The end of that one resolves some alerts already, and nobody may be so busy with imports
-        then that the news comes before it is waited for.
+        The new one is imported before the old one ends, because that end resolves alerts, and the
+        drill must already wait for them.
         """
         successor = self.prepare(scene).ready()
         app.kill()
@@ -130,7 +130,7 @@ class Performance:
         self.result.since = since
 
     def is_caught(self) -> bool:
-        """Tell whether the alert has arrived already."""
+        """Return whether the alert has arrived."""
         return any(self._is_it(notice) for notice in self.stage.webhook.about([self.job]))
 
     def caught(self) -> None:
@@ -195,7 +195,7 @@ class Performance:
 
 
 def has_namespaces() -> bool:
-    """Tell whether there is the right to make network namespaces, and there are the programs."""
+    """Return whether network namespaces can be made, with the rights and programs for that."""
     global _namespaces  # noqa: PLW0603  # asked once
     if _namespaces is None:
         try:

@@ -1,10 +1,10 @@
 """
-The applications of the drills: ``scenes.py SCENE ADDRESS DIRECTORY``, healthy until told otherwise.
+The applications of the drills: ``scenes.py SCENE ADDRESS DIRECTORY``; at first, all are healthy.
 
-Each is a process of its own that uses the public API only. It takes orders on standard input, a
-word a line: ``go`` lets it start (what takes time, importing, is done by then), any other word is
-for its scene, and ``-word`` takes it back. When standard input ends, all of its session ends: no
-application outlives the drill, however that ends.
+Each is a process that uses the public API only. It reads orders on standard input, one word per
+line. ``go`` starts it, when the slow imports are done; any other word is for its scene, and
+``-word`` takes that back. When standard input ends, its whole session ends, so that no application
+outlives the drill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GRACE_OF_CONTROL = 10.0
 
 
 class Orders:
-    """What the drill has said so far."""
+    """The words that the drill has sent so far."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -54,7 +54,7 @@ class Orders:
             return word in self._words
 
     def wait_for(self, word: str) -> None:
-        """Wait until the drill has said a word."""
+        """Wait until the drill has sent a word."""
         with self._changed:
             self._changed.wait_for(lambda: word in self._words)
 
@@ -101,20 +101,20 @@ def busy(seconds: float) -> None:
 
 
 def unreliable() -> None:
-    """Fail while told so."""
+    """Fail while the drill has ordered it."""
     if "fail" in orders:
         msg = "the supplier's server says no"
         raise ConnectionError(msg)
 
 
 def hanging() -> None:
-    """Hang while told so."""
+    """Hang while the drill has ordered it."""
     while "hang" in orders:
         time.sleep(0.1)
 
 
 def slow() -> None:
-    """Take longer than the interval while told so."""
+    """Take longer than the interval while the drill has ordered it."""
     time.sleep(3 if "slow" in orders else 0.05)
 
 
@@ -182,7 +182,7 @@ def steady() -> None:
 
 
 def port() -> None:
-    """One that closes its port when told so."""
+    """An application that closes its port on an order."""
     scheduler = BackgroundScheduler()
     scheduler.add_job(report, "interval", seconds=3, id="report")
     telemetry = instrument(scheduler, name="main", grace=GRACE)
@@ -204,7 +204,7 @@ def pool() -> None:
 
 
 class FailingStore(MemoryJobStore):
-    """A job store whose database goes away when told so."""
+    """A job store whose database is not available on an order."""
 
     def update_job(self, job: Any) -> None:
         """Update, or fail."""
@@ -223,7 +223,7 @@ def store() -> None:
 
 
 def script() -> None:
-    """A script that waits for SIGTERM, or was made to exit at once by somebody who tidied up."""
+    """A script that waits for SIGTERM, or exits at once by mistake."""
     scheduler = BackgroundScheduler()
     scheduler.add_job(report, "interval", seconds=3, id="report")
     serve(scheduler)
@@ -253,7 +253,7 @@ def patient() -> None:
 
 
 def troubled() -> None:
-    """One whose jobs hang, are slow, or fail, and whose scheduler is paused, when told so."""
+    """An application that, on orders, has hanging, slow or failing jobs, or is paused."""
     scheduler = BackgroundScheduler()
     for job, seconds in ((hanging, 3), (slow, 2), (unreliable, 2)):
         scheduler.add_job(job, "interval", seconds=seconds, id=job.__name__)

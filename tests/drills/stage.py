@@ -120,7 +120,7 @@ class Stage:
         return self.directory / f"targets-{job}.json"
 
     def set_targets(self, job: str, addresses: Iterable[str]) -> None:
-        """Tell Prometheus whom to scrape; it takes some seconds to look."""
+        """Set the targets of Prometheus for a job; Prometheus reads them within seconds."""
         targets = [f"{address}:{PORT}" for address in addresses]
         file = self.targets_file(job)
         draft = file.with_suffix(".new")

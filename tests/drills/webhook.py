@@ -17,7 +17,7 @@ class DrillError(AssertionError):
 
 @dataclass(frozen=True)
 class Notice:
-    """What the webhook was told of one alert."""
+    """A notification about one alert."""
 
     at: float
     receiver: str

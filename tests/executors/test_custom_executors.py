@@ -22,7 +22,7 @@ from tests.helpers.triggers import every
 
 
 class Calling(BaseExecutor):
-    """An executor of the user's that calls jobs by itself, and reports what it likes to."""
+    """A user's executor that calls jobs itself, and reports the events of a function."""
 
     def __init__(self, report: Callable[[Any, Sequence[datetime]], Sequence[Any]]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Calling(BaseExecutor):
 
 
 class Iterating(Calling):
-    """An executor of the user's that calls jobs in a loop over their run times."""
+    """A user's executor that calls jobs in a loop over their run times."""
 
     def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
         for _ in run_times:
@@ -44,7 +44,7 @@ class Iterating(Calling):
 
 
 class Copying(Calling):
-    """An executor of the user's that calls jobs in a loop over a copy of their run times."""
+    """A user's executor that calls jobs in a loop over a copy of their run times."""
 
     def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
         for _ in list(run_times):
@@ -53,7 +53,7 @@ class Copying(Calling):
 
 
 class Retrying(BaseExecutor):
-    """An executor of the user's that runs each job again that has failed."""
+    """A user's executor that runs a failed job again."""
 
     def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
         for _ in range(2):
@@ -64,7 +64,7 @@ class Retrying(BaseExecutor):
 
 
 class Deferring(BaseExecutor):
-    """An executor of the user's that hands jobs to somewhere else, of which it keeps the ids."""
+    """A user's executor that keeps submissions, which the test ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,14 +81,14 @@ class Deferring(BaseExecutor):
 
 
 class OnPool(BasePoolExecutor):
-    """An executor on a pool of the user's."""
+    """A user's executor with a pool of its own."""
 
     def __init__(self) -> None:
         super().__init__(concurrent.futures.ThreadPoolExecutor(2))
 
 
 class Awaiting(BaseExecutor):
-    """An executor of the user's that runs coroutine functions, each in an event loop of its own."""
+    """A user's executor that runs coroutine functions, each in a new event loop."""
 
     def _do_submit_job(self, job: Any, run_times: Sequence[datetime]) -> None:
         events = asyncio.run(run_coroutine_job(job, "default", run_times, "apscheduler"))

@@ -42,7 +42,7 @@ class Range:
     seconds: float
     points: int = 600
     scrape: float = 1.0
-    """Seconds between scrapes, as the data source is told."""
+    """Seconds between scrapes, as configured in the data source."""
 
     def interval(self, panel: Mapping[str, Any]) -> float:
         """Return $__interval in seconds, which is the step as well."""

@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = WA
 
 
 async def wait_until_async(condition: Callable[[], Any], what: str = "") -> Any:
-    """Wait as `wait_until` does, and let the event loop turn meanwhile."""
+    """Wait like `wait_until`, and let the event loop run meanwhile."""
     deadline = time.perf_counter() + WAIT_TIMEOUT
     while not (met := condition()):
         assert time.perf_counter() < deadline, f"waited too long for {what or condition}"

@@ -39,11 +39,11 @@ both = pytest.mark.parametrize("instrumented", [False, True], ids=["without", "w
 
 class Ran:
     """
-    One job that was run, and what its events said.
+    One job that was run, and its events.
 
     Attributes:
-        events: of a run's end.
-        scheduler: which still knows the job.
+        events: the events of the run's end.
+        scheduler: the scheduler, which still has the job.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -59,7 +59,7 @@ class Ran:
         )
 
     def has_ended(self, count: int) -> bool:
-        """Tell whether so many runs have ended."""
+        """Return whether so many runs have ended."""
         return len(self.events) == count
 
     @property
@@ -239,7 +239,7 @@ def test_executors_see_the_kind_of_callable(coroutine: bool) -> None:
 
 
 class Passing(ThreadPoolExecutor):
-    """An executor of the user's on a thread pool."""
+    """A user's executor on a thread pool."""
 
     def _do_submit_job(self, job: Any, run_times: Any) -> None:
         super()._do_submit_job(job, run_times)

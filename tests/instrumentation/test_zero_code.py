@@ -224,7 +224,7 @@ class TestApplication:
             assert Counter(span.data.name for span in sql).most_common(1)[0][1] == 1
             assert {span.data.parent_span_id for span in sql} == {job.data.span_id}
 
-    def test_queries_of_the_scheduler_are_nobodys_children(self, spans: list[Received]) -> None:
+    def test_queries_of_the_scheduler_are_root_spans(self, spans: list[Received]) -> None:
         """Queries of the scheduler itself are root spans."""
         (start,) = (span for span in spans if span.data.name == "GET /start")
         queries = [span for span in spans if span.scope.name == SQL]

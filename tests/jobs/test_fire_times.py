@@ -43,14 +43,14 @@ def cron(**options: Any) -> CronTrigger:
 
 
 class Hourly(BaseTrigger):
-    """A trigger of the user's."""
+    """A user's trigger."""
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
         return (previous or now) + timedelta(hours=1)
 
 
 class Stuck(BaseTrigger):
-    """A trigger of the user's that does not move on."""
+    """A user's trigger that returns the same time again and again."""
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
         return previous

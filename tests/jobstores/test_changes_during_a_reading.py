@@ -26,7 +26,7 @@ from tests.helpers.watching import Watched, wait_for_reading, watched
 
 
 class Slow:
-    """Delays what telemetry has read until the test lets it go on."""
+    """Delays a reading of telemetry until the test continues it."""
 
     def __init__(self) -> None:
         self.read, self.go_on = threading.Event(), threading.Event()

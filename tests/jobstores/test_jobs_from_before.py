@@ -89,7 +89,7 @@ class TestRestart:
 
 
 class Foreign(BaseJobStore):
-    """A store of the user's, which is none of APScheduler's."""
+    """A user's job store, which is not derived from APScheduler's stores."""
 
     def __init__(self) -> None:
         super().__init__()

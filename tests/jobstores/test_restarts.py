@@ -285,7 +285,7 @@ class TestReplaced:
 
 
 class Moody(IntervalTrigger):
-    """A trigger of the user's that raises."""
+    """A user's trigger that raises."""
 
     content = True
 

@@ -165,8 +165,8 @@ class TestSignals:
             assert process.stdout is not None
             assert process.stdout.readline() == "running\n"
             try:
-                # Again and again, as Python overlooks one that comes just before a thread waits:
-                # without us, too, one in eight does not end APScheduler's loop.
+                # Repeatedly, because Python handles a signal late that comes just before the main
+                # thread waits: without telemetry, too, one in eight does not end the loop.
                 while process.poll() is None:
                     process.send_signal(getattr(signal, number))
                     with contextlib.suppress(subprocess.TimeoutExpired):

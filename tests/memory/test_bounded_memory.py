@@ -30,7 +30,7 @@ from tests.helpers.waiting import wait_until
 
 
 class Thing:
-    """Something that a job works on; no weak reference to a plain object can be had."""
+    """An object that can be weakly referenced, for jobs to work on."""
 
 
 def give_back(_: Thing) -> Thing:

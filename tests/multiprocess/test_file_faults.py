@@ -150,7 +150,7 @@ class TestTrouble:
         successor.writer.write()
         assert counts(directory_without_threads) == (2, 2)
 
-    def test_slot_that_cannot_be_read_is_left_to_whoever_can(
+    def test_slot_that_cannot_be_read_is_left_to_another_process(
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Another process that can read the slot continues its counts, once."""

@@ -42,7 +42,7 @@ ALL: dict[str, Any] = {
 
 
 class Unspeakable:
-    """A value whose text cannot be had."""
+    """A value whose text raises."""
 
     def __repr__(self) -> str:
         raise AssertionError("no code of the user's is to be called")

@@ -61,7 +61,7 @@ LATE = 0.5
 
 
 class Collector:
-    """Takes connections, and answers each with the same, or never."""
+    """Accepts connections, and sends the same bytes to each, or nothing."""
 
     def __init__(self, answer: bytes | None, delay: float = 0) -> None:
         self._answer = answer
@@ -97,7 +97,7 @@ class Collector:
 
 @contextmanager
 def trouble(kind: str) -> Iterator[tuple[int, threading.Event]]:
-    """Yield the port of a collector in trouble, and what is set when it was asked."""
+    """Yield the port of a failing collector, and an event that is set by the first request."""
     if kind == "down":
         asked = threading.Event()
         asked.set()
@@ -112,7 +112,7 @@ def trouble(kind: str) -> Iterator[tuple[int, threading.Event]]:
 
 @contextmanager
 def exporting(port: int, protocol: str) -> Iterator[dict[str, Any]]:
-    """Yield providers that export all the time to that port."""
+    """Yield providers that export continuously to a port."""
     url = f"http://127.0.0.1:{port}"
     spans: Any
     metrics: Any
@@ -177,10 +177,10 @@ def test_jobs_do_not_wait_for_the_collector(
 
         assert slowest < TIMEOUT / 2
         assert rig.outcomes() == {"success": 2 * ROUNDS}
-        # Those in the queue, in the export under way, and one that a thread has in its hands.
+        # Those in the queue, those of the current export, and one that a thread is processing.
         assert spans <= QUEUE + QUEUE // 8 + 1
-        # A run that was kept, with its points, would be some kilobytes of each; what spans are made
-        # of is taken by us as well, and goes with them.
+        # A run that is kept with its points takes some kilobytes. The attributes of spans are also
+        # allocated by the package, and are freed with the spans.
         assert sum(trace.size for trace in taken.traces) < 100 * ROUNDS + 5_000 * spans
         scheduler.shutdown()
         rig.telemetry.uninstrument()
@@ -188,7 +188,7 @@ def test_jobs_do_not_wait_for_the_collector(
 
 
 def recipe(word: str) -> str:
-    """Return the one piece of Python on the page about OpenTelemetry that has this word."""
+    """Return the Python block of docs/opentelemetry.md that contains a word."""
     page = (ROOT / "docs" / "opentelemetry.md").read_text()
     (found,) = (
         block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in block
@@ -198,7 +198,7 @@ def recipe(word: str) -> str:
 
 @contextmanager
 def script(path: Path, code: str, endpoint: str, **variables: str) -> Iterator[Any]:
-    """Run an application that exports there; yields the process, whose output is piped."""
+    """Run an application that exports to an endpoint; yield the process, whose output is piped."""
     path.write_text(code)
     with subprocess.Popen(
         [sys.executable, path],

@@ -51,7 +51,7 @@ INTERVALS = {
 }
 """The jobs of the demo, but for the one that runs at night, and the one that a request adds."""
 AS_OF_NOW = "apscheduler_jobstore_last_read_timestamp_seconds"
-"""A store in memory counts as read whenever somebody looks, and two have looked."""
+"""A memory store counts as read at every reading; page and export are two readings."""
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class TestCoalescing:
 
 
 class Countdown(BaseTrigger):
-    """A trigger of the user's: every minute, so many times, and it keeps count of itself."""
+    """A user's trigger that fires every minute, a number of times, and counts its calls."""
 
     def __init__(self, times: int) -> None:
         self.left = times

@@ -1,10 +1,10 @@
 """
-The stack of `docker-compose.yml`: what it runs, how it is confined, and whether its parts fit.
+The stack of `docker-compose.yml`: its services, their limits, and whether their parts fit.
 
-There is no Docker engine here. The file is read by the real Compose, which needs none; the
-configurations are held against the checkers of their servers, and run by those servers that can be
-had (Prometheus, Alertmanager, the application). The Collector, Tempo and Grafana cannot be had, so
-theirs are only held against each other.
+No Docker engine is needed. The real Compose reads the file. The configurations are checked by the
+tools of their servers, and run by the servers that are available (Prometheus, Alertmanager, the
+application). The Collector, Tempo and Grafana are not available, so their configurations are only
+compared with each other.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def docker_compose() -> list[str]:
 
 
 def compose(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run Compose, without the variables of whoever runs the tests."""
+    """Run Compose, without variables of the test's own environment."""
     return subprocess.run(
         [*docker_compose(), *arguments],
         cwd=directory,
@@ -129,7 +129,7 @@ def option(service: str, name: str) -> str:
 
 
 def in_the_stack(address: str) -> bool:
-    """Tell whether somebody in the stack listens at an address, a URL or host:port."""
+    """Return whether a service of the stack listens at an address, a URL or host:port."""
     parts = urlsplit(address if "//" in address else f"//{address}")
     return parts.port in PORTS.get(str(parts.hostname), ())
 
@@ -144,7 +144,7 @@ def health_check(service: str, port: int) -> list[str]:
 
 
 def succeeds(command: list[str]) -> bool:
-    """Run a command and tell whether its exit status was 0."""
+    """Run a command, and return whether its exit status was 0."""
     return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
 
