@@ -99,7 +99,7 @@ class TestList:
             tree = ast.parse(file.read_text())
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and is_private(node.attr):
-                    # On self it is a name of this package; on other objects it may be APScheduler's.
+                    # On self it is a name of this package; on others it may be APScheduler's.
                     on_self = isinstance(node.value, ast.Name) and node.value.id == "self"
                     (own if on_self else used).add(node.attr)
                 elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

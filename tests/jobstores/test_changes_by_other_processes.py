@@ -17,7 +17,7 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
 from tests.helpers import jobs, watching
 from tests.helpers.jobstore_servers import NEVER, File, Place
-from tests.helpers.schedulers import hand_driven_scheduler
+from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
 from tests.helpers.shared_jobstores import (
     EARLIER,
     SOON,
@@ -29,7 +29,20 @@ from tests.helpers.shared_jobstores import (
     scheduler_on,
 )
 from tests.helpers.waiting import wait_until
-from tests.helpers.watching import watched
+from tests.helpers.watching import Watched, watched
+
+
+def add_two_jobs(seen: Watched, other: HandDriven) -> None:
+    """Add two jobs in another process, and wait until telemetry has found them."""
+    for job_id in ("job", "other"):
+        add(other, job_id)
+    wait_until(
+        lambda: (
+            seen.next_and_withdrawn_run()
+            == seen.next_and_withdrawn_run("other")
+            == (NEVER.timestamp(), None)
+        )
+    )
 
 
 @everywhere
@@ -61,15 +74,7 @@ class TestOtherProcesses:
     ) -> None:
         """If another process removes or pauses a job, its next run is cancelled."""
         with scheduler_on(place) as seen, another_process(place) as other:
-            add(other)
-            add(other, "other")
-            wait_until(
-                lambda: (
-                    seen.next_and_withdrawn_run()
-                    == seen.next_and_withdrawn_run("other")
-                    == (NEVER.timestamp(), None)
-                )
-            )
+            add_two_jobs(seen, other)
             getattr(other, what)("job")
             wait_until(lambda: seen.next_and_withdrawn_run() == (0, NEVER.timestamp()))
             assert seen.next_and_withdrawn_run("other") == (NEVER.timestamp(), None)
@@ -77,15 +82,7 @@ class TestOtherProcesses:
     def test_next_runs_of_a_store_that_lost_all_jobs_stay_expected(self, place: Place) -> None:
         """If all jobs are gone at once, their next runs stay expected, as the store may be lost."""
         with scheduler_on(place) as seen, another_process(place) as other:
-            add(other)
-            add(other, "other")
-            wait_until(
-                lambda: (
-                    seen.next_and_withdrawn_run()
-                    == seen.next_and_withdrawn_run("other")
-                    == (NEVER.timestamp(), None)
-                )
-            )
+            add_two_jobs(seen, other)
             other.remove_all_jobs()
             wait_until(lambda: seen.value("scheduler_jobs", jobstore="default") == 0)
             assert (
@@ -153,8 +150,8 @@ class TestOtherProcesses:
                 time.sleep(0.001)
 
 
-class Dawdling(SQLAlchemyJobStore):
-    """A store that returns late after a job is removed."""
+class SlowToReturn(SQLAlchemyJobStore):
+    """A store that calls a function after it has removed a job, before it returns."""
 
     after: Callable[[], Any]
 
@@ -166,7 +163,7 @@ class Dawdling(SQLAlchemyJobStore):
 @pytest.mark.usefixtures("poll_often")
 def test_read_in_the_middle_of_a_change(tmp_path: Path) -> None:
     """A reading between the change of a row and the return of the store is ignored."""
-    store = Dawdling(f"sqlite:///{tmp_path / 'jobs'}")
+    store = SlowToReturn(f"sqlite:///{tmp_path / 'jobs'}")
     scheduler = hand_driven_scheduler(jobstores={"default": store})
     with watched(scheduler) as seen:
 
