@@ -74,8 +74,9 @@ class Postgres:
     PostgreSQL refuses to run as root. Root therefore runs it as the user `nobody`.
     """
 
-    # Not pytest-postgresql: its `pg_ctl initdb` fails for root, as which CI runs. It needs another
-    # driver (psycopg 3), Python 3.11, and Debian's path of `pg_ctl`.
+    # Not pytest-postgresql: its `pg_ctl initdb` fails for root, as which CI runs. It also brings
+    # another driver (psycopg 3), needs the path of `pg_ctl`, and stops the server gently, where
+    # these tests want a crash.
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -140,8 +141,8 @@ class Postgres:
 class RedisServer:
     """A real Redis on a free port, which keeps its data when it is stopped and started again."""
 
-    # Not pytest-redis: it works, also for root, but would replace 20 lines by five packages and a
-    # fixture that cannot be imported where the package is absent.
+    # Not pytest-redis: it works, also for root, but would replace 20 lines by four packages and a
+    # fixture that must not be imported where the packages are absent.
 
     def __init__(self) -> None:
         self.port = free_port()
