@@ -167,10 +167,10 @@ def skipped_by_restart(it: Performance) -> None:
 def blocked(it: Performance) -> None:
     app = it.start("sharing")
     it.ran("sync")
-    app.tell("hang")
+    app.send("hang")
     it.fault()
     it.caught()
-    app.tell("-hang")
+    app.send("-hang")
     it.repaired("the threads are free")
 
 

@@ -132,7 +132,7 @@ class TestRunsInFlight:
             before = show()
             assert before[:2] == [1, 1]
             in_child = result_in_child(show)
-            assert in_child == [0, 0, 0, 0, 0, None, 1]
+            assert in_child == [0, 0, 0, 0, 0, 0, None, 1]
             assert show() == before
             second.open()
             third.open()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -16,7 +18,14 @@ from tests.helpers import jobs
 from tests.helpers.rigs import hand_driven_rig, live_rig_async
 from tests.helpers.waiting import wait_until_async
 
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+
+@pytest.fixture(autouse=True)
+def never_awaited() -> Iterator[None]:
+    """Collect the coroutines of a test while Python's warning about them is ignored."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        yield
+        gc.collect()
 
 
 async def coroutine() -> None: ...
