@@ -169,7 +169,11 @@ class Telemetry:
                 exporter.reject_duplicate_name(self.name)
             if directory is not None:
                 self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
-                registry = MultiprocessRegistry(directory, refresh=self._snapshot_writer.write)
+                registry = MultiprocessRegistry(
+                    directory,
+                    refresh=self._snapshot_writer.write,
+                    on_skipped=self._snapshot_writer.on_skipped,
+                )
                 expose_from_cache = None
             self._exported_scheduler.adapter.install()
         except BaseException:

@@ -15,6 +15,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from apscheduler_telemetry.core.files import check_regular, ensure_private
+
 logger = logging.getLogger("apscheduler_telemetry")
 
 T = TypeVar("T")
@@ -24,6 +26,9 @@ MAX_JOBS = 10_000
 
 BUSY_TIMEOUT = 0.2
 """Seconds to wait for a lock of the file that another process or thread holds."""
+
+_SQLITE_SUFFIXES = ("-journal", "-wal", "-shm")
+"""Of the files that SQLite opens next to a database, if they are there."""
 
 _CREATE_TABLE = (
     "CREATE TABLE IF NOT EXISTS contexts "
@@ -39,8 +44,9 @@ class FileContextStore(MutableMapping[str, str]):
     """
     A mutable mapping in an SQLite file, which several processes may share.
 
-    The file is created with permissions for its owner only. A damaged file is renamed to
-    ``....broken`` with a warning, and a new one is created.
+    Only the owner of the file may read and write it, also if it was there before. A damaged file is
+    renamed to ``....broken`` with a warning, and a new one is created. What is no regular file, or
+    belongs to another user, raises an `OSError` that names it.
 
     Args:
         path: the file, created when it is first needed in a directory that must exist. Use one file
@@ -112,8 +118,11 @@ class FileContextStore(MutableMapping[str, str]):
             return self._run_transaction_once(operation)
 
     def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        # SQLite itself would create a file that others may read.
-        os.close(os.open(self._path, os.O_CREAT, 0o600))
+        # SQLite itself would create a file that others may read, and follow symbolic links.
+        ensure_private(self._path)
+        for suffix in _SQLITE_SUFFIXES:
+            with suppress(FileNotFoundError):
+                check_regular(self._path.with_name(self._path.name + suffix))
         # A new connection each time, as one cannot be used after a fork or in another thread.
         with closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT)) as connection, connection:
             # A crash of the machine may lose the latest entries; one of the process does not.

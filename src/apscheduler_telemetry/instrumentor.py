@@ -39,7 +39,10 @@ from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
 from apscheduler_telemetry.export.multiprocess.directory import configured_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
-from apscheduler_telemetry.export.multiprocess.writer import write_all_snapshots
+from apscheduler_telemetry.export.multiprocess.writer import (
+    report_skipped_file,
+    write_all_snapshots,
+)
 from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 from apscheduler_telemetry.http.pages import MetricsExposer
@@ -206,7 +209,10 @@ def _choose_served_registry(
         return None, None
     directory = configured_directory()
     if directory is not None:
-        return MultiprocessRegistry(directory, refresh=write_all_snapshots), None
+        merged = MultiprocessRegistry(
+            directory, refresh=write_all_snapshots, on_skipped=report_skipped_file
+        )
+        return merged, None
 
     def expose_from_cache(encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
         # Looked up each time: there is none while no scheduler is instrumented on the registry.

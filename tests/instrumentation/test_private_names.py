@@ -41,6 +41,8 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from apscheduler.util import iscoroutinefunction_partial
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 import apscheduler_telemetry
 from tests.helpers import jobs
@@ -533,6 +535,15 @@ class TestPrometheusClient:
         import weakref
 
         weakref.WeakKeyDictionary({CollectorRegistry(): SimpleNamespace()})
+
+    def test_samples_of_several_processes_are_combined(self) -> None:
+        """`MultiProcessCollector` combines the samples of a metric, gauges by the mode in it."""
+        metric: Any = Metric("shop", "h", "gauge")
+        metric._multiprocess_mode = "max"
+        for pid, number in (("1", 3.0), ("2", 2.0)):
+            metric.add_sample("shop", (("a", "b"), ("pid", pid)), number, 0.0)
+        (combined,) = MultiProcessCollector._accumulate_metrics({"shop": metric}, True)  # type: ignore[no-untyped-call]
+        assert [(s.name, s.labels, s.value) for s in combined.samples] == [("shop", {"a": "b"}, 3)]
 
 
 run_coroutine_job = next(

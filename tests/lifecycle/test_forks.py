@@ -212,12 +212,10 @@ class TestMultiprocessDirectory:
         end_of_child, end_of_parent = os.pipe()
         lock = fcntl.flock
 
-        path = tmp_path / "apscheduler.lock"
-
         def lock_and_fork(file: Any, operation: int) -> None:
             lock(file, operation)
-            is_directory_s = path.exists() and os.path.samestat(_status(file), path.stat())
-            if is_directory_s and not children and operation & fcntl.LOCK_EX:
+            is_directory = os.path.samestat(_status(file), tmp_path.stat())
+            if is_directory and not children and operation & fcntl.LOCK_EX:
                 child = os.fork()
                 if not child:
                     os.close(end_of_parent)
@@ -230,7 +228,7 @@ class TestMultiprocessDirectory:
         try:
             instrument(HandDriven(), registry=CollectorRegistry()).uninstrument()
             assert children, "nothing was locked"
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(tmp_path, os.O_RDONLY)
             try:
                 lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:

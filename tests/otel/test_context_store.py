@@ -6,15 +6,25 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry import FileContextStore
+from apscheduler_telemetry import FileContextStore, instrument
+from tests.helpers.foreign_files import FOREIGN_FILES, assert_untouched, make_victim
+from tests.helpers.metrics import errors_of
+from tests.helpers.waiting import wait_until
 
 
 def write_entries(path: Path, name: str) -> None:
@@ -74,6 +84,13 @@ class TestMapping:
         FileContextStore(path)["a"] = "1"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
+    def test_file_from_before_becomes_that_of_its_owner(self, path: Path) -> None:
+        """A file that others could read keeps its entries, and others cannot read it any more."""
+        FileContextStore(path)["a"] = "1"
+        path.chmod(0o666)
+        assert FileContextStore(path)["a"] == "1"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
     def test_no_temporary_files_remain(self, path: Path) -> None:
         """No temporary files remain."""
         FileContextStore(path)["a"] = "1"
@@ -128,3 +145,85 @@ class TestErrors:
             writer.join()
 
         assert len(FileContextStore(path)) == 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither FIFOs nor owners of this kind")
+class TestForeignFiles:
+    """A directory that other users may write to."""
+
+    @pytest.mark.parametrize("suffix", ["", "-journal", "-wal", "-shm"])
+    @pytest.mark.parametrize("foreign", FOREIGN_FILES.values(), ids=FOREIGN_FILES)
+    def test_what_is_no_regular_file_is_not_opened(
+        self, path: Path, foreign: Callable[[Path, Path], None], suffix: str
+    ) -> None:
+        """Reading and writing raise an error that names the path, and wait for nothing."""
+        victim = make_victim(path.parent / "elsewhere")
+        store = FileContextStore(path)
+        if suffix:
+            store["a"] = "1"
+        foreign(path.with_name(path.name + suffix), victim)
+        for _ in range(2):
+            with pytest.raises(OSError, match=f"is not opened: '{path}{suffix}'"):
+                store["a"] = "2"
+            with pytest.raises(OSError, match="is not opened"):
+                store.get("a")
+        assert_untouched(victim)
+
+    def test_hard_link_is_not_opened(self, path: Path) -> None:
+        """A file that has another name elsewhere is not written to."""
+        victim = make_victim(path.parent / "elsewhere")
+        path.hardlink_to(victim)
+        with pytest.raises(OSError, match="Is a hard link"):
+            FileContextStore(path)["a"] = "1"
+        assert_untouched(victim)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+    def test_file_of_a_third_user_is_not_opened(self, path: Path) -> None:
+        """A file of another user is not used, but one of the directory's owner is."""
+        store = FileContextStore(path)
+        store["a"] = "1"
+        os.chown(path, 65534, -1)
+        with pytest.raises(OSError, match="Belongs to another user"):
+            store.get("a")
+        os.chown(path.parent, 65534, -1)
+        assert store["a"] == "1"
+
+    def test_lock_is_not_released_by_another_thread(self, path: Path) -> None:
+        """The locks of SQLite hold while other threads of the process use the file."""
+        store = FileContextStore(path)
+        store["a"] = "1"
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            store["a"] = "2"
+        script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('VACUUM')"
+        done = subprocess.run(
+            [sys.executable, "-c", script, path], capture_output=True, text=True, check=False
+        )
+        blocker.close()
+        assert "database is locked" in done.stderr
+        assert store["a"] == "1"
+
+    def test_scheduler_with_a_fifo_as_its_store_runs_its_jobs(
+        self, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Start, runs, shutdown and uninstrument go on; it is counted, and logged with the path."""
+        sqlalchemy = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        os.mkfifo(path)
+        jobs = {
+            "default": sqlalchemy.SQLAlchemyJobStore(url=f"sqlite:///{path.with_name('jobs.db')}")
+        }
+        scheduler = BackgroundScheduler(jobstores=jobs, timezone="UTC")
+        telemetry = instrument(
+            scheduler, registry=CollectorRegistry(), context_store=FileContextStore(path)
+        )
+        scheduler.start()
+        try:
+            with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))):
+                scheduler.add_job(print, id="job")
+            wait_until(lambda: errors_of(telemetry).counts()["spans"])
+            wait_until(lambda: not scheduler.get_jobs())
+        finally:
+            scheduler.shutdown()
+            telemetry.uninstrument()
+        assert str(path) in caplog.text

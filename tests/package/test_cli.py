@@ -4,9 +4,12 @@ Tests of the installed command ``apscheduler-telemetry``.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from apscheduler_telemetry import __version__
 from apscheduler_telemetry.cli import main
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.export import export_files
+from tests.helpers.foreign_files import FOREIGN_FILES, assert_untouched, make_victim
 from tests.helpers.paths import ROOT
 
 
@@ -130,6 +134,80 @@ class TestExport:
         (tmp_path / "alerts" / "alertmanager.yml").symlink_to(tmp_path / "nowhere")
         with pytest.raises(CommandError, match=r"alertmanager\.yml"):
             export_files(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+class TestSharedDirectory:
+    """`apscheduler-telemetry export` to a directory that other users may write to."""
+
+    @pytest.mark.parametrize("foreign", FOREIGN_FILES.values(), ids=FOREIGN_FILES)
+    def test_foreign_file_is_not_opened(
+        self, tmp_path: Path, foreign: Callable[[Path, Path], None]
+    ) -> None:
+        """What is no regular file counts as a file that differs; --force replaces it."""
+        victim = make_victim(tmp_path / "elsewhere")
+        path = tmp_path / "m" / "alerts" / "alertmanager.yml"
+        path.parent.mkdir(parents=True)
+        foreign(path, victim)
+        with pytest.raises(CommandError, match=r"alertmanager\.yml"):
+            export_files(tmp_path / "m")
+        assert not (tmp_path / "m" / "grafana").exists()
+        if path.is_dir():
+            with pytest.raises(CommandError, match="Is a directory"):
+                export_files(tmp_path / "m", force=True)
+        else:
+            export_files(tmp_path / "m", force=True)
+            assert files_in(tmp_path / "m") == exported_files()
+        assert_untouched(victim)
+
+    @pytest.mark.parametrize("foreign", FOREIGN_FILES.values(), ids=FOREIGN_FILES)
+    def test_temporary_file_has_a_random_name(
+        self, tmp_path: Path, foreign: Callable[[Path, Path], None]
+    ) -> None:
+        """A file with a name that could be guessed changes nothing."""
+        victim = make_victim(tmp_path / "elsewhere")
+        alerts = tmp_path / "m" / "alerts"
+        alerts.mkdir(parents=True)
+        foreign(alerts / ".alertmanager.yml.partial", victim)
+        export_files(tmp_path / "m")
+        assert_untouched(victim)
+
+    @pytest.mark.parametrize("name", ["alerts", "grafana", "grafana/dashboards"])
+    @pytest.mark.parametrize("force", [False, True])
+    def test_link_to_a_directory_is_not_followed(
+        self, tmp_path: Path, name: str, *, force: bool
+    ) -> None:
+        """Nothing is written, neither there nor elsewhere."""
+        (tmp_path / "elsewhere").mkdir()
+        link = tmp_path / "m" / name
+        link.parent.mkdir(parents=True)
+        link.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CommandError, match=f"{link} is a symbolic link"):
+            export_files(tmp_path / "m", force=force)
+        assert files_in(tmp_path) == {}
+
+    def test_other_users_may_read_the_files(self, tmp_path: Path) -> None:
+        """Prometheus runs as another user: the files have the mode that the umask allows."""
+        previous = os.umask(0o022)
+        try:
+            export_files(tmp_path)
+        finally:
+            os.umask(previous)
+        modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in exported_files()}
+        assert modes == {0o644}
+
+    def test_no_temporary_file_remains_after_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """If a file cannot be replaced, the temporary file is removed."""
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error", "x")
+
+        monkeypatch.setattr(Path, "replace", fail)
+        with pytest.raises(CommandError, match="cannot write x"):
+            export_files(tmp_path)
+        assert files_in(tmp_path) == {}
 
 
 class TestCommand:

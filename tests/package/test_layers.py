@@ -17,10 +17,11 @@ import apscheduler_telemetry
 PACKAGE = Path(apscheduler_telemetry.__file__).parent
 LAYERS: Sequence[frozenset[str]] = (
     # Import nothing of the package. Packages that are named here have an empty `__init__`.
-    frozenset({"_version", "context_store", "environment_variables", "errors"}),
+    frozenset({"_version", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.forks", "core.locks", "core.model"}),
+    frozenset({"core.files", "core.forks", "core.locks", "core.model"}),
+    frozenset({"context_store"}),
     frozenset({"core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),
     frozenset({"core.observers"}),
@@ -74,7 +75,13 @@ LAYERS: Sequence[frozenset[str]] = (
             "export.multiprocess.gauge_modes",
         }
     ),
-    frozenset({"export.multiprocess.slots", "export.multiprocess.snapshot"}),
+    frozenset(
+        {
+            "export.multiprocess.merge",
+            "export.multiprocess.slots",
+            "export.multiprocess.snapshot",
+        }
+    ),
     frozenset({"export.multiprocess.counter_offsets", "export.multiprocess.registry"}),
     frozenset({"export.multiprocess.writer"}),
     # What serves it.

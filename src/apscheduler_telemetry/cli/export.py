@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from apscheduler_telemetry.cli.errors import CommandError
+from apscheduler_telemetry.core.files import ForeignFileError, open_regular, replace_public
 
 _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _EXPORTED_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
@@ -61,7 +62,8 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     """
     Write alert rules, Alertmanager configuration and dashboards into a directory.
 
-    All conflicts are found before the first file is written.
+    All conflicts are found before the first file is written. Other users, such as that of
+    Prometheus, may read the files; no symbolic link below the directory is followed.
 
     Args:
         directory: where to write them; created if missing.
@@ -72,6 +74,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     """
     contents = {directory / name: source.read_bytes() for name, source in _find_files_to_export()}
     try:
+        _reject_linked_directories(directory, contents)
         unchanged = [path for path, content in contents.items() if _has_content(path, content)]
         written = [path for path in contents if path not in unchanged]
         if not force:
@@ -80,7 +83,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
         for path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
         for path in written:
-            _write_atomically(path, contents[path])
+            replace_public(path, contents[path])
     except OSError as error:
         msg = (
             f"cannot write {error.filename}: {error.strerror}. "
@@ -104,7 +107,23 @@ def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
 
 
 def _has_content(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            return file.read(len(content) + 1) == content
+    except (FileNotFoundError, NotADirectoryError, ForeignFileError):
+        return False
+
+
+def _reject_linked_directories(directory: Path, paths: Iterable[Path]) -> None:
+    """Reject links to directories: whoever may write to `directory` decides where they lead."""
+    names = {parent for path in paths for parent in path.relative_to(directory).parents}
+    for name in sorted(names - {Path()}):
+        if (directory / name).is_symlink():
+            msg = (
+                f"{directory / name} is a symbolic link, which is not followed. Nothing was "
+                "written. Replace the link by a directory, or pass another directory."
+            )
+            raise CommandError(msg)
 
 
 def _reject_existing(paths: list[Path]) -> None:
@@ -120,12 +139,5 @@ def _reject_existing(paths: list[Path]) -> None:
 
 def _reject_directories(paths: list[Path]) -> None:
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file and rename it, so that no reader sees half of the content."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

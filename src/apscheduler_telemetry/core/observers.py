@@ -32,6 +32,10 @@ ERROR_COMPONENTS = (
 """The ``component`` label of ``apscheduler_telemetry_errors_total``; each exists at 0."""
 
 
+MAX_LOGGED_SUBJECTS = 1_000
+"""Things of which `ErrorReporter.report_subject` writes to the log; the others are only counted."""
+MAX_SUBJECT_LENGTH = 4_096
+"""Characters of their names in the log: the longest path of Linux."""
 MAX_STALE_RUNS = 1_000
 """Ended runs that an observer may still hold: at most half a megabyte of spans."""
 STALE_SECONDS_AFTER_END = 60.0
@@ -46,6 +50,7 @@ class ErrorReporter:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
+        self._logged_subjects: set[str] = set()
         renew_lock_after_fork(self)
 
     def exception(self, component: str) -> None:
@@ -55,6 +60,25 @@ class ErrorReporter:
     def report(self, component: str, description: str) -> None:
         """Report a failure of `component` that happened in another process, such as a worker."""
         self._count(component, description, exc_info=False)
+
+    def report_subject(self, component: str, subject: str, problem: str) -> None:
+        """
+        Report that `component` could not use one of several things, each of which is logged once.
+
+        Args:
+            component: as of `exception`.
+            subject: what it is, such as the path of a file.
+            problem: what is wrong with it, as the rest of a sentence that begins with its name.
+        """
+        self._increment(component)
+        if self._is_new_subject(subject):
+            logger.warning(
+                "%s %s; apscheduler-telemetry leaves it out. This is not logged again, only "
+                "counted in apscheduler_telemetry_errors_total as component %r",
+                subject[:MAX_SUBJECT_LENGTH],
+                problem,
+                component,
+            )
 
     def _count(self, component: str, description: str, *, exc_info: bool) -> None:
         if self._increment(component) == 1:
@@ -71,6 +95,14 @@ class ErrorReporter:
     def counts(self) -> Mapping[str, int]:
         """Return how often each component failed."""
         return dict(self._counts)
+
+    @synchronized
+    def _is_new_subject(self, subject: str) -> bool:
+        is_new = subject not in self._logged_subjects
+        if is_new and len(self._logged_subjects) < MAX_LOGGED_SUBJECTS:
+            self._logged_subjects.add(subject)
+            return True
+        return False
 
     @synchronized
     def _increment(self, component: str) -> int:

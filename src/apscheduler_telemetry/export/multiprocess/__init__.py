@@ -14,6 +14,8 @@ Here, each process takes a slot, the first one that is free:
 
 - A file is always written as a whole and replaced in one step, so series that no longer exist
   disappear from it.
+- What other users have put in the place of a file is neither followed nor opened (`core.files`),
+  and a file that cannot be read is left out of a scrape.
 - The process holds a lock on its slot. The kernel releases the lock when the process ends, even if
   it is killed. Gauges in a slot that is not locked are stale, and any process removes them.
 - Counters and histograms stay in the slot. The next process that takes the slot continues from
@@ -29,5 +31,6 @@ The modules, each of which imports only modules above it:
 - `snapshot`: the current metrics of a scheduler in the form in which files store them
 - `counter_offsets`: what is added to the counters of this process before they are written
 - `writer`: writes snapshots to a slot, in a thread
-- `registry`: reads the metrics of all processes
+- `merge`: reads the files of all processes and combines their values
+- `registry`: the metrics of all processes
 """

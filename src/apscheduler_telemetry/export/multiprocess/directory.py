@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.export.multiprocess.locks import try_lock
+from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The name in lower case is read as well, as prometheus_client does."""
@@ -47,8 +47,8 @@ def _problem_with(directory: str) -> str | None:
     if not directory or not Path(directory).is_dir():
         return "this is not an existing directory"
     try:
-        with tempfile.TemporaryFile(dir=directory) as probe:
-            try_lock(probe)
+        with tempfile.TemporaryFile(dir=directory), try_lock_directory(Path(directory)):
+            pass
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -9,17 +9,57 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.utils import floatToGoString
 
+from apscheduler_telemetry.core.files import open_regular, replace_private
 from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.export.metric_families import Kind, MetricFamily
 
-_ENTRY_OVERHEAD = 28
-"""Bytes of an entry besides its key: length 4, padding at most 8, value 8 and timestamp 8."""
+MAX_FILE_BYTES = 1 << 29
+"""
+Of a file that is read, as other users may write to the directory.
+
+The histograms of 10,000 jobs take a seventh of it.
+"""
+MAX_KEY_BYTES = 1 << 20
+"""Of a key that is read: the help text of a metric, and the values of its labels."""
+
+_HEADER = struct.Struct("i4x")
+"""The number of bytes in use, this header included."""
+_LENGTH = struct.Struct("i")
+"""The number of bytes of the key that follows, without its padding."""
+_VALUE = struct.Struct("dd")
+"""The value and the timestamp, after the key."""
+_SUFFIXES = frozenset({"", "_total", "_bucket", "_sum", "_count", "_created"})
+
+
+OnSkipped = Callable[[str, str], None]
+"""Called with the path of a file that is not used, and with what is wrong with it."""
+
+
+_EMPTY = "is empty"
+_BAD_KEY = "has a key that is no sample of Prometheus"
+
+
+class DamagedFileError(ValueError):
+    """
+    Raised for a file that is not in the format of prometheus_client.
+
+    Args:
+        problem: what is wrong, as the rest of a sentence that begins with the file's name.
+    """
+
+    def __init__(self, problem: str = "is damaged") -> None:
+        super().__init__(problem)
 
 
 def sample_keys(
@@ -62,24 +102,115 @@ def write_values(
         timestamps: their timestamps, where these are not 0.
     """
     timestamps = timestamps or {}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as new:
-        # Allocate all space here, where a full disk raises an error. Without it, a write to the
-        # memory that is mapped to the file would end the process with a SIGBUS.
-        new.write(bytes(8 + sum(len(key.encode()) + _ENTRY_OVERHEAD for key in values)))
-    file = MmapedDict(str(partial))  # type: ignore[no-untyped-call]
-    try:
-        for key, value in values.items():
-            file.write_value(key, value, timestamps.get(key, 0.0))  # type: ignore[no-untyped-call]
-    finally:
-        file.close()  # type: ignore[no-untyped-call]
-    partial.replace(path)
+    content = bytearray(_HEADER.size)
+    for key, value in values.items():
+        encoded = key.encode()
+        content += _LENGTH.pack(len(encoded))
+        content += encoded.ljust(_padded_length(len(encoded)))
+        content += _VALUE.pack(value, timestamps.get(key, 0.0))
+    _HEADER.pack_into(content, 0, len(content))
+    replace_private(path, bytes(content))
+
+
+def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
+    """
+    Yield the keys of a file with their values and timestamps.
+
+    Raises:
+        DamagedFileError: the file is not in the format of prometheus_client. What was yielded
+            before is not to be used.
+        OSError: the file cannot be opened, or is no regular file.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            raise DamagedFileError if header else DamagedFileError(_EMPTY)
+        (used,) = _HEADER.unpack(header)
+        if not (used == 0 or _HEADER.size <= used <= MAX_FILE_BYTES):  # 0 in a new file
+            raise DamagedFileError
+        position = _HEADER.size
+        while position < used:
+            entry = file.read(_LENGTH.size)
+            length = _LENGTH.unpack(entry)[0] if len(entry) == _LENGTH.size else 0
+            if not 0 < length <= MAX_KEY_BYTES:
+                raise DamagedFileError
+            padded = _padded_length(length)
+            position += _LENGTH.size + padded + _VALUE.size
+            entry = file.read(padded + _VALUE.size)
+            if position > used or len(entry) < padded + _VALUE.size:
+                raise DamagedFileError
+            try:
+                key = entry[:length].decode()
+            except UnicodeDecodeError as error:
+                raise DamagedFileError from error
+            yield (key, *_VALUE.unpack_from(entry, padded))
 
 
 def read_values(path: Path) -> dict[str, float]:
-    """Return the values of a file by key."""
-    entries = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
-    return {key: value for key, value, *_ in entries}
+    """
+    Return the values of a file by key.
+
+    Raises:
+        DamagedFileError: the file, or a key in it, is not in the format of prometheus_client.
+        OSError: the file cannot be opened, or is no regular file.
+    """
+    values = {key: value for key, value, _ in read_entries(path)}
+    for key in values:
+        parse_key(key)
+    return values
+
+
+class SampleKey(NamedTuple):
+    """
+    What a key says of its sample.
+
+    Attributes:
+        family: the name of the metric.
+        name: the name of the sample.
+        labels: names and values of the labels, sorted by name.
+        description: the help text.
+    """
+
+    family: str
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    description: str
+
+
+def parse_key(key: str) -> SampleKey:
+    """
+    Return what a key says.
+
+    Raises:
+        DamagedFileError: it is no key of prometheus_client, or no exposition can have such a
+            sample.
+    """
+    try:
+        family, name, labels, description = json.loads(key)
+        texts = [family, name, description, *labels, *labels.values()]
+        # The name of a sample is that of its metric with a suffix.
+        is_valid = all(type(text) is str for text in texts) and name.startswith(family)
+        suffix = name[len(family) :]
+        if is_valid and suffix in _SUFFIXES and all(map(_is_valid_name, [family, *labels])):
+            return SampleKey(family, name, tuple(sorted(labels.items())), description)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    raise DamagedFileError(_BAD_KEY)
+
+
+@lru_cache(maxsize=1024)
+def _is_valid_name(name: str) -> bool:
+    """Return whether the installed prometheus_client can expose that name."""
+    try:
+        Metric(name, "", "gauge")
+    except ValueError:
+        return False
+    return True
+
+
+def _padded_length(length: int) -> int:
+    """Return the length of a key with its padding, after which the value is aligned."""
+    return length + 8 - (length + _LENGTH.size) % 8
 
 
 def parse_job_label(key: str) -> str | None:

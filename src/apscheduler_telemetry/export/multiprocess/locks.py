@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from apscheduler_telemetry.core.files import ForeignFileError, open_regular
+
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
 
@@ -33,12 +35,17 @@ def is_locked(path: Path) -> bool:
     Call it inside `try_lock_directory`, because it takes the lock for a moment.
     """
     try:
-        with path.open("rb") as file:
-            if not try_lock(file):
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)
-    except FileNotFoundError:
-        pass
+        file = open_regular(path)
+    except (FileNotFoundError, ForeignFileError):
+        return False
+    except PermissionError:
+        return True  # a file of another user, of which nothing is known
+    try:
+        if not try_lock(file):
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+    finally:
+        os.close(file)
     return False
 
 
@@ -50,8 +57,8 @@ def try_lock_directory(directory: Path) -> Iterator[bool]:
     Yields:
         Whether this process holds the lock. If not, the caller tries again later.
     """
-    # Opened for reading only, which also works if the file belongs to another user.
-    file = os.open(directory / "apscheduler.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+    # The directory itself, which no other user can replace by something else.
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         is_acquired = try_lock(file)
         try:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from apscheduler_telemetry.export.multiprocess.file_format import OnSkipped
+from apscheduler_telemetry.export.multiprocess.merge import read_metrics
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 
 
@@ -18,34 +21,46 @@ class MultiprocessRegistry(CollectorRegistry):
     """
     The metrics of all processes as a registry, those of the application included.
 
+    A file that is damaged, or that is no regular file, is left out.
+
     Args:
         directory: the directory of multiprocess mode.
         refresh: called before the files are read, to write the current metrics of this process.
+        on_skipped: called with the path of a file that is left out, and with what is wrong with it.
     """
 
-    def __init__(self, directory: Path, *, refresh: Callable[[], None]) -> None:
+    def __init__(
+        self, directory: Path, *, refresh: Callable[[], None], on_skipped: OnSkipped
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._refresh = refresh
+        self._on_skipped = on_skipped
 
     def collect(self) -> Iterable[Metric]:
-        """Return the gauges of live processes, and the counters of all processes so far."""
-        self._prepare()
-        return self._new_collector(None).collect()  # type: ignore[no-any-return, no-untyped-call]
+        """
+        Return the gauges of live processes, and the counters of all processes so far.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        self._refresh()
+        remove_stale_gauges(self._directory)
+        return read_metrics(self._directory, self._on_skipped)
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
         """Return a registry of the series that have one of these names."""
-        self._prepare()
         registry = CollectorRegistry(auto_describe=True)
-        self._new_collector(registry)
+        registry.register(_ReadMetrics(self.collect()))
         return registry.restricted_registry(names)
 
-    def _prepare(self) -> None:
-        self._refresh()
-        remove_stale_gauges(self._directory)
 
-    def _new_collector(
-        self, registry: CollectorRegistry | None
-    ) -> multiprocess.MultiProcessCollector:
-        """Return a reader of the directory, registered with `registry` if there is one."""
-        return multiprocess.MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
+class _ReadMetrics(Collector):
+    """Metrics that were read before, as a registry reads its collectors more than once."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._metrics

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import re
 import time
@@ -21,8 +22,11 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
+from apscheduler_telemetry.core import files
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import (
+    DamagedFileError,
+    OnSkipped,
     keep_jobs,
     read_values,
     write_values,
@@ -39,10 +43,35 @@ def remove_stale_gauges(directory: Path) -> None:
         if not is_acquired:
             return  # another process is taking a slot or removing files
         for path in directory.glob("gauge_live*_apscheduler-*.db"):
-            with contextlib.suppress(FileNotFoundError):
-                is_stale = time.time() - path.stat().st_mtime > STALE_AFTER
+            # It may be gone, or belong to another user, whose processes remove it.
+            with contextlib.suppress(OSError):
+                is_stale = time.time() - path.lstat().st_mtime > STALE_AFTER
                 if is_stale or not is_locked(path.with_name(f"{_stem_of(path)}.lock")):
                     path.unlink()
+
+
+def add_to_reader_counts(directory: Path, scheduler: str, added: Mapping[str, float]) -> bool:
+    """
+    Add to the counters of processes that do not run a scheduler, and so have no slot.
+
+    They share one file, as there may be many of them.
+
+    Args:
+        directory: the directory of multiprocess mode.
+        scheduler: the name of the scheduler.
+        added: what is added, by key.
+
+    Returns:
+        Whether it was added; False if another process has locked the directory.
+    """
+    path = directory / f"counter_{_scheduler_stem(scheduler)}.readers.db"
+    with try_lock_directory(directory) as is_acquired:
+        if is_acquired:
+            values: dict[str, float] = {}
+            with contextlib.suppress(FileNotFoundError, files.ForeignFileError, DamagedFileError):
+                values = read_values(path)
+            write_values(path, {**values, **{k: values.get(k, 0.0) + n for k, n in added.items()}})
+        return is_acquired
 
 
 class ProcessSlot:
@@ -65,35 +94,43 @@ class ProcessSlot:
             False  # the slot is held until the process has really ended
         )
         self._written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
-        self._counting_since = float(os.pread(lock, 100, 0) or "inf")
+        self._counting_since = _parse_start(os.pread(lock, 100, 0))
         self.remove_gauges()
-        for path in directory.glob(f"*_{stem}.partial"):
-            path.unlink(missing_ok=True)  # a previous holder died while it wrote
+        for path in directory.glob(f".*_{stem}.db.*"):
+            if files.is_partial(path):  # a previous holder died while it wrote
+                _unlink(path)
 
     @classmethod
-    def take(cls, directory: Path, scheduler: str) -> ProcessSlot | None:
+    def take(cls, directory: Path, scheduler: str, on_skipped: OnSkipped) -> ProcessSlot | None:
         """
         Take the first free slot of a scheduler.
 
         Args:
             directory: the directory of multiprocess mode.
             scheduler: the name of the scheduler.
+            on_skipped: called with the path of a file that keeps a slot from being used, because
+                others control it, and with what is wrong with it.
 
         Returns:
             The slot; None if another process has locked the directory, so try again later.
         """
-        readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
-        digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
         with try_lock_directory(directory) as is_acquired:
             for number in itertools.count():
                 if not is_acquired:
                     break
-                stem = f"apscheduler-{readable}-{digest}.{number}"
+                stem = f"{_scheduler_stem(scheduler)}.{number}"
+                path = directory / f"{stem}.lock"
                 try:
-                    lock = os.open(directory / f"{stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+                    lock = files.open_private(path, os.O_RDWR)
+                except files.ForeignFileError as error:
+                    on_skipped(str(path), str(error.strerror))
+                    continue
                 except PermissionError:
                     continue  # made by another user: by root, before gunicorn changed its user
-                if try_lock(lock):
+                foreign = _find_foreign_file(directory, stem)
+                if foreign is not None:
+                    on_skipped(str(foreign), "is not a file of this scheduler")
+                elif try_lock(lock):
                     return cls(directory, stem, lock)
                 os.close(lock)
         return None
@@ -116,8 +153,10 @@ class ProcessSlot:
 
     def read_cumulative(self, kind: str) -> dict[str, float]:
         """Return the values in the file of ``counter`` or ``histogram``."""
-        path = self._path(kind)
-        return read_values(path) if path.exists() else {}
+        try:
+            return read_values(self.path(kind))
+        except FileNotFoundError:
+            return {}
 
     def write_cumulative(self, kind: str, values: Mapping[str, float]) -> None:
         """Replace the values in the file of ``counter`` or ``histogram``."""
@@ -141,6 +180,10 @@ class ProcessSlot:
     def is_lock_file_deleted(self) -> bool:
         """Return whether the lock file was deleted, so that others would find the slot free."""
         return os.fstat(self._lock).st_nlink == 0
+
+    def has_foreign_file(self) -> bool:
+        """Return whether a file of the slot is now one that this process cannot replace."""
+        return _find_foreign_file(self._directory, self._stem) is not None
 
     def has_gauges_elsewhere(self) -> bool:
         """Return whether another slot has gauges of a scheduler of the same name."""
@@ -167,22 +210,26 @@ class ProcessSlot:
                 return
             for lock in others:
                 for path in self._directory.glob(f"[ch]*_{lock.stem}.db"):
-                    if time.time() - path.stat().st_mtime > REMOVED_JOB_SECONDS:
-                        values = read_values(path)
-                        kept = keep_jobs(values, job_labels)
-                        if len(kept) < len(values):
-                            write_values(path, kept)
+                    # Left alone; each scrape reports it.
+                    with contextlib.suppress(
+                        DamagedFileError, files.ForeignFileError, PermissionError
+                    ):
+                        if time.time() - path.lstat().st_mtime > REMOVED_JOB_SECONDS:
+                            values = read_values(path)
+                            kept = keep_jobs(values, job_labels)
+                            if len(kept) < len(values):
+                                write_values(path, kept)
 
     def remove_gauges(self) -> None:
         """Remove the gauges, which are only true while a process holds the slot."""
         for path in self._directory.glob(f"gauge_*_{self._stem}.db"):
-            path.unlink(missing_ok=True)
+            _unlink(path)
         self._written.clear()
 
     def delete_values_and_release(self) -> None:
         """Delete all values of the slot, and release it."""
         for path in self._directory.glob(f"*_{self._stem}.db"):
-            path.unlink(missing_ok=True)
+            _unlink(path)
         self.release()
 
     def release(self) -> None:
@@ -194,18 +241,48 @@ class ProcessSlot:
         """The part of the stem that all slots of the scheduler share."""
         return self._stem.rpartition(".")[0]
 
-    def _path(self, file_prefix: str) -> Path:
+    def path(self, file_prefix: str) -> Path:
+        """Return the path of a file, of which this is the first part of the name."""
         return self._directory / f"{file_prefix}_{self._stem}.db"
 
     def _replace_file(
         self, file_prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
-        path = self._path(file_prefix)
-        if self._written.get(file_prefix) == (values, timestamps) and path.exists():
-            os.utime(path)  # nothing has changed, but the file must not become stale
+        path = self.path(file_prefix)
+        if self._written.get(file_prefix) == (values, timestamps) and os.path.lexists(path):
+            # Nothing has changed, but the file must not become stale.
+            os.utime(path, follow_symlinks=False)
         else:
             write_values(path, values, timestamps)
             self._written[file_prefix] = values, timestamps
+
+
+def _scheduler_stem(scheduler: str) -> str:
+    """Return the part of the stem that all slots of a scheduler share."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
+    digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"apscheduler-{readable}-{digest}"
+
+
+def _find_foreign_file(directory: Path, stem: str) -> Path | None:
+    """Return a file in the place of one of a slot that is not ours; None if all are."""
+    paths = directory.glob(f"*_{stem}.db")
+    return next((path for path in paths if not files.is_ours(path)), None)
+
+
+def _unlink(path: Path) -> None:
+    # What cannot be removed is a directory, or a file of another user.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+        path.unlink()
+
+
+def _parse_start(text: bytes) -> float:
+    """Return what the lock file of a slot says; infinity if that is no time."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
 
 
 def _stem_of(path: Path) -> str:

@@ -11,12 +11,15 @@ import time
 import weakref
 from pathlib import Path
 
+from apscheduler_telemetry.export import metric_families as families
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOffsets
+from apscheduler_telemetry.export.multiprocess.file_format import DamagedFileError, sample_keys
 from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
 from apscheduler_telemetry.export.multiprocess.slots import (
     STALE_AFTER,
     ProcessSlot,
+    add_to_reader_counts,
     remove_stale_gauges,
 )
 from apscheduler_telemetry.export.multiprocess.snapshot import (
@@ -55,10 +58,16 @@ class SnapshotWriter:
         self._is_inherited = False
         self._slot: ProcessSlot | None = None
         self._pruned_at = 0.0
+        self._skipped_count = 0  # by this process, which is not shown to others yet
         self._snapshot_builder = SnapshotBuilder(scheduler)
         self._offsets = CounterOffsets()
         _writers.add(self)
         remove_stale_gauges(directory)
+
+    @property
+    def scheduler_name(self) -> str:
+        """The name of the scheduler."""
+        return self._scheduler.name
 
     def start(self) -> None:
         """Begin to write the metrics of the scheduler, which is being started in this process."""
@@ -86,10 +95,11 @@ class SnapshotWriter:
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
         with self._lock:
-            if self._pid != os.getpid():
-                return
             try:
-                self._write_snapshot()
+                if self._pid == os.getpid():
+                    self._write_snapshot()
+                elif self._skipped_count:
+                    self._write_skipped_count()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
                 self._scheduler.error_reporter.exception(COMPONENT)
 
@@ -139,19 +149,35 @@ class SnapshotWriter:
             self._pruned_at = time.monotonic()
             slot.prune_free_slots(snapshot.job_labels)
 
+    def _write_skipped_count(self) -> None:
+        """Count skipped files for all processes, as the error reporter of this one is not shown."""
+        labels = self._scheduler.name, COMPONENT
+        (key,) = sample_keys(families.TELEMETRY_ERRORS, labels, 0.0)
+        count = self._skipped_count
+        if add_to_reader_counts(self._directory, self._scheduler.name, {key: float(count)}):
+            self._skipped_count -= count
+
     def _ensure_slot(self) -> ProcessSlot | None:
         """Return the slot of this process, and take one if there is none."""
-        if self._slot is not None and self._slot.is_lock_file_deleted():
+        if self._slot is not None and (
+            self._slot.is_lock_file_deleted() or self._slot.has_foreign_file()
+        ):
             # Delete its values. The next holder would take them for counts of another process,
             # and they would be counted twice.
             self._slot.delete_values_and_release()
             self._slot = None
         if self._slot is None:
-            slot = ProcessSlot.take(self._directory, self._scheduler.name)
+            slot = ProcessSlot.take(self._directory, self._scheduler.name, self.on_skipped)
             if slot is not None:
                 self._continue_counts_of(slot)
                 self._slot = slot
         return self._slot
+
+    def on_skipped(self, path: str, problem: str) -> None:
+        """Report a file that is not used; see `OnSkipped`."""
+        if self._pid != os.getpid():
+            self._skipped_count += 1
+        self._scheduler.error_reporter.report_subject(COMPONENT, path, problem)
 
     def _continue_counts_of(self, slot: ProcessSlot) -> None:
         """
@@ -168,8 +194,8 @@ class SnapshotWriter:
             except OSError:  # noqa: PERF203  # each file on its own
                 slot.release()
                 raise
-            except Exception:  # noqa: BLE001  # a broken file stays so, and breaks each scrape
-                self._scheduler.error_reporter.exception(COMPONENT)
+            except DamagedFileError as error:  # it stays so, and is replaced by the next write
+                self.on_skipped(str(slot.path(kind)), str(error))
         for kind, values in counted.items():
             self._offsets.add(kind, values)
 
@@ -191,6 +217,13 @@ def write_all_snapshots() -> None:
     """Write the current metrics of all schedulers that this process runs."""
     for writer in list(_writers):
         writer.write()
+
+
+def report_skipped_file(path: str, problem: str) -> None:
+    """Report a file that is not used, for one of the schedulers of this process."""
+    writers = sorted(_writers, key=lambda writer: writer.scheduler_name)
+    for writer in writers[:1]:
+        writer.on_skipped(path, problem)
 
 
 def _write_final_snapshots() -> None:

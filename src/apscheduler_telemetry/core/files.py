@@ -1,0 +1,227 @@
+"""
+Opens and replaces files in directories that other users may write to.
+
+Another user can put a symbolic link, a FIFO or a device in the place of a file of ours. A link
+would make this process change a file elsewhere, and opening a FIFO waits until somebody writes to
+it. So nothing but regular files is opened here, no link in the last part of a path is followed, and
+temporary files have random names. Files that this package writes are for their owner only, unless
+the caller says otherwise.
+
+Everything that reads or writes a file uses this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+OWNER_ONLY = 0o600
+"""The mode of a file that only its owner may read and write."""
+
+# O_NOFOLLOW and O_NONBLOCK matter only if the file is exchanged after `lstat` has looked at it.
+_FLAGS = (
+    getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)  # on Windows
+)
+
+
+class ForeignFileError(OSError):
+    """Raised instead of opening what is no regular file, or a file that others control."""
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """
+    Open an existing regular file, without waiting for anything.
+
+    Args:
+        path: the file; a symbolic link is not followed.
+        flags: those of `os.open`.
+
+    Returns:
+        A descriptor that child programs do not inherit.
+
+    Raises:
+        ForeignFileError: there is something else than a regular file.
+        OSError: it is missing, or cannot be opened.
+    """
+    check_regular(path)  # first, as opening a device may already do something
+    descriptor = os.open(path, flags | _FLAGS)
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """
+    Return the status of a regular file; for files that a library opens by name.
+
+    Raises:
+        ForeignFileError: there is something else than a regular file.
+        FileNotFoundError: it is missing.
+    """
+    status = path.lstat()
+    _check_mode(path, status.st_mode)
+    return status
+
+
+def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
+    """
+    Open a regular file that only its owner may read and write, and create it if it is missing.
+
+    A file that is there already gets that mode. A file that root creates gets the owner of the
+    directory, so that root and the user of a service can share a directory of that user.
+
+    Args:
+        path: the file; a symbolic link is not followed.
+        flags: those of `os.open`.
+
+    Returns:
+        A descriptor that child programs do not inherit.
+
+    Raises:
+        ForeignFileError: there is something else than a regular file, a file of a third user, or
+            one with another name elsewhere (a hard link).
+        OSError: it cannot be created or opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, OWNER_ONLY)
+    except FileExistsError:
+        descriptor = open_regular(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            _check_private(path, status)
+            if not _is_owner_only(status):
+                with suppress(PermissionError):  # it belongs to root, or the directory's owner
+                    os.fchmod(descriptor, OWNER_ONLY)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    else:
+        _give_to_owner_of_directory(path, descriptor)
+    return descriptor
+
+
+def ensure_private(path: Path) -> None:
+    """
+    Do the same as `open_private` for a file that a library opens by name.
+
+    The file is not even opened if nothing has to be changed: closing it would release all locks
+    that SQLite holds on it in this process.
+
+    Raises:
+        OSError: as of `open_private`.
+    """
+    with suppress(FileNotFoundError):
+        status = check_regular(path)
+        _check_private(path, status)
+        if _is_owner_only(status):
+            return
+    os.close(open_private(path))
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether nothing is there, or a regular file that no third user controls."""
+    try:
+        status = check_regular(path)
+    except FileNotFoundError:
+        return True
+    except ForeignFileError:
+        return False
+    return _has_trusted_owner(path, status)
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """
+    Replace a file in one step by one that only its owner may read and write.
+
+    If root does so, the file gets the owner of the directory.
+
+    Args:
+        path: the file; if it is a symbolic link, the link is replaced.
+        content: the whole new content.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    _replace(path, content, OWNER_ONLY)
+
+
+def replace_public(path: Path, content: bytes) -> None:
+    """Do the same as `replace_private` for a file that is meant for others, with the usual mode."""
+    _replace(path, content, 0o666)
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether this is a temporary file of `replace_private` or `replace_public`."""
+    return path.suffix == _PARTIAL_SUFFIX
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if mode == OWNER_ONLY:
+                _give_to_owner_of_directory(path, descriptor)
+            file.write(content)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((text for is_kind, text in _KINDS if is_kind(mode)), "no regular file")
+        raise ForeignFileError(errno.EINVAL, f"Is {kind} and is not opened", str(path))
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if status.st_nlink > 1:
+        raise ForeignFileError(errno.EMLINK, "Is a hard link and is not opened", str(path))
+    if not _has_trusted_owner(path, status):
+        message = "Belongs to another user and is not opened"
+        raise ForeignFileError(errno.EPERM, message, str(path))
+
+
+def _is_owner_only(status: os.stat_result) -> bool:
+    return os.name == "nt" or not stat.S_IMODE(status.st_mode) & ~OWNER_ONLY
+
+
+def _has_trusted_owner(path: Path, status: os.stat_result) -> bool:
+    """Return whether a file belongs to this process' user, to root, or to the directory's owner."""
+    if os.name == "nt":
+        return True
+    # The owner of the directory could replace the file anyway. A network file system may show an
+    # owner that is none of its users, but then it shows the same one for the directory.
+    return status.st_uid in {os.geteuid(), 0, path.parent.stat().st_uid}
+
+
+def _give_to_owner_of_directory(path: Path, descriptor: int) -> None:
+    if os.name != "nt" and os.geteuid() == 0:
+        owner = path.parent.stat().st_uid
+        if owner:
+            with suppress(PermissionError):  # a root without that capability
+                os.fchown(descriptor, owner, -1)
+
+
+_PARTIAL_SUFFIX = ".partial"
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
