@@ -116,7 +116,7 @@ class Telemetry:
         directory = configured_directory() if config.registry is not None else None
         self._snapshot_writer: SnapshotWriter | None = None
         self._exporters: list[Exporter] = []
-        error_reporter = ErrorReporter()
+        error_reporter = ErrorReporter(config.capture)
         recorder = Recorder(
             config.name,
             duration_buckets=config.duration_buckets,
@@ -285,6 +285,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     capture_arguments: bool = False,
     capture_result: bool = False,
     capture_stacktrace: bool = False,
+    capture_message: bool = True,
+    redact: Callable[[str], str] | None = None,
     duration_buckets: Sequence[float] = DURATION_BUCKETS,
     delay_buckets: Sequence[float] = DELAY_BUCKETS,
     max_labels: int = MAX_LABELS,
@@ -323,10 +325,19 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             link to it after a restart: a `FileContextStore`, or any fast mapping of str to str. By
             default these links are lost when the process ends.
         capture_arguments: whether a span has the arguments of the job. Only the type is recorded
-            of values that are not of a plain type; 1,024 characters in total at most.
+            of values that are not of a plain type, and ``***`` of those of arguments and keys that
+            are named like a secret; 1,024 characters in total at most.
         capture_result: whether a span has the return value of the job, with the same limits.
         capture_stacktrace: whether a recorded exception has its stack trace, the last 16,384
             characters. It contains lines of source code, but no values of variables.
+        capture_message: False: the messages of exceptions stay out of spans, stack traces and the
+            log of this package, and so do lines of source code; their types do not.
+        redact: called with the message of each exception that a span or the log of this package
+            contains and, if its stack trace is recorded, with each of its notes and each line of
+            source code. It gets a str of at most 65,536 characters and returns the str to export
+            instead, an empty one for nothing. If it raises, or returns anything else, nothing of
+            the text is exported, and an error of component ``redact`` is counted. It is called in
+            the thread of the run, so it should be fast. Not called with ``capture_message=False``.
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
             ascending.
         delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
@@ -358,6 +369,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         capture_arguments=capture_arguments,
         capture_result=capture_result,
         capture_stacktrace=capture_stacktrace,
+        capture_message=capture_message,
+        redact=redact,
         duration_buckets=duration_buckets,
         delay_buckets=delay_buckets,
         max_labels=max_labels,

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.core.alert_policy import validate
 from apscheduler_telemetry.core.labels import MAX_LABELS
-from apscheduler_telemetry.core.model import Capture
+from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, Capture
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 
@@ -45,6 +45,8 @@ class Config:
     capture_arguments: bool
     capture_result: bool
     capture_stacktrace: bool
+    capture_message: bool
+    redact: Callable[[str], str] | None
     duration_buckets: Sequence[float]
     delay_buckets: Sequence[float]
     max_labels: int
@@ -65,6 +67,12 @@ class Config:
             self.job_label,
             "a callable that takes a job and returns a str",
             ok=self.job_label is None or callable(self.job_label),
+        )
+        _check_type(
+            "redact",
+            self.redact,
+            "a callable that takes a str and returns one",
+            ok=self.redact is None or callable(self.redact),
         )
         for option in _BOOLEAN_OPTIONS:
             value = getattr(self, option)
@@ -89,6 +97,8 @@ class Config:
             arguments=self.capture_arguments,
             result=self.capture_result,
             stacktrace=self.capture_stacktrace,
+            message=self.capture_message,
+            redact=self.redact,
         )
 
 
@@ -98,6 +108,7 @@ _BOOLEAN_OPTIONS = (
     "capture_arguments",
     "capture_result",
     "capture_stacktrace",
+    "capture_message",
 )
 
 
@@ -107,6 +118,12 @@ def _check_name(name: str) -> None:
         msg = (
             "name must not be empty, because it is the label that distinguishes schedulers; omit "
             "it for 'default'"
+        )
+        raise ArgumentValueError(msg)
+    if len(name) > MAX_NAME_LENGTH:
+        msg = (
+            f"name must have at most {MAX_NAME_LENGTH} characters, as every series repeats it, "
+            f"got {len(name)}; pass a shorter one"
         )
         raise ArgumentValueError(msg)
     if not name.isprintable():

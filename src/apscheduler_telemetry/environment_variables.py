@@ -39,6 +39,9 @@ OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT = "OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT
 OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE = "OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE"
 """``true`` or ``false``: ``capture_stacktrace=`` of `instrument`."""
 
+OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSAGE = "OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSAGE"
+"""``true`` or ``false``: as ``capture_message=`` of `instrument`."""
+
 OTEL_PYTHON_APSCHEDULER_HTTP_PORT = "OTEL_PYTHON_APSCHEDULER_HTTP_PORT"
 """A port, at which ``/metrics`` and ``/health`` of the process are served; by default nowhere."""
 

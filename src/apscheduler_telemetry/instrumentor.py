@@ -34,6 +34,7 @@ from apscheduler_telemetry.api import (
 )
 from apscheduler_telemetry.context_store import FileContextStore
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.model import qualified_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
@@ -84,6 +85,11 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_RESULT: ("capture_result", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_STACKTRACE: (
         "capture_stacktrace",
+        _parse_bool,
+        "true or false",
+    ),
+    names.OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSAGE: (
+        "capture_message",
         _parse_bool,
         "true or false",
     ),
@@ -164,7 +170,8 @@ class _ProcessInstrumentation:
                 self._instrument(scheduler)
                 self._serve()
         except Exception:
-            logger.exception("%r cannot be instrumented, and runs without telemetry", scheduler)
+            kind = qualified_name(type(scheduler))
+            logger.exception("%s cannot be instrumented, and runs without telemetry", kind)
 
     def _instrument(self, scheduler: Any) -> None:
         if get_handle(scheduler) is not None:
@@ -233,7 +240,7 @@ def _options_from_environment() -> dict[str, Any]:
             if text:
                 options[option] = read(text)
         except (KeyError, ValueError):
-            logger.warning("%s=%r is ignored: it is not %s", name, text, kind)
+            logger.warning("%s=%r is ignored: it is not %s", name, shorten(text), kind)
     return options
 
 

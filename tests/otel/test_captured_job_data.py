@@ -114,6 +114,18 @@ class TestOnRequest:
         assert span.attributes["apscheduler.job.arguments"] == "{'order': [1, 2]}"
         assert span.attributes["apscheduler.result"] == "{'order': [1, 2]}"
 
+    def test_secrets_are_masked(self, executor: Any) -> None:
+        """The values of arguments and keys that are named like secrets are not captured."""
+        value = {"user": "ann", "password": SECRET}
+        with scheduler(executor(), **ALL) as (made, exporter):
+            made.add_job(echo, args=[value], kwargs={"api_key": SECRET}, misfire_grace_time=None)
+            wait_until(exporter.get_finished_spans)
+        (span,) = exporter.get_finished_spans()
+        assert SECRET not in span.to_json()
+        shown = "{'user': 'ann', 'password': ***}"
+        assert (span.attributes or {})["apscheduler.job.arguments"] == f"{shown}, api_key=***"
+        assert (span.attributes or {})["apscheduler.result"] == shown
+
     def test_objects_are_captured_by_their_type(self, executor: Any) -> None:
         """Objects are captured by their type; a ``__repr__`` that fails is not called."""
         span = span_of(executor(), unspeakable, Unspeakable(), **ALL)

@@ -9,7 +9,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS, safe_repr, safe_repr_call
+from apscheduler_telemetry.core.safe_repr import (
+    MAX_CHARACTERS,
+    is_secret_name,
+    safe_repr,
+    safe_repr_call,
+)
 
 
 class Untouchable:
@@ -121,3 +126,52 @@ class TestCall:
     def test_first_twenty_arguments_are_written(self) -> None:
         """The first twenty positional and keyword arguments are written."""
         assert safe_repr_call(range(25), {"last": 1}).endswith("18, 19, ..., last=1")
+
+
+class TestSecrets:
+    """Values whose names look like those of secrets are masked."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("password", "PASSWORD", "db_password", "dbPassword", "password2", "passwd", "pwd"),
+            *("user_pwd", "smtp_pass", "MY_PASS1", "passphrase", "secret", "client_secret"),
+            *("token", "access_token", "accessToken", "api_key", "apiKey", "APIKEY", "X-Api-Key"),
+            *("authorization", "Proxy-Authorization", "auth", "basic_auth", "credential"),
+            *("credentials", "aws_secret_access_key", "private_key", "cookie", "Set-Cookie"),
+            *("sessionid", "jwt", "dsn", b"password", Text("password"), "x" * 1_000 + "Token"),
+        ],
+        ids=lambda name: f"{type(name).__name__} of {len(name)}",
+    )
+    def test_names_of_secrets(self, name: Any) -> None:
+        """A key at any depth and the name in a pair are recognised."""
+        assert is_secret_name(name)
+        assert "hunter2" not in safe_repr({"a": [{name: "hunter2"}]})
+        assert "hunter2" not in safe_repr([(name, "hunter2"), [name, "hunter2"]])
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("author", "keys", "primary_key", "passenger", "compass", "user", "url", "pinned"),
+            *("monkey", "bypass", "option", "", 1, None, ("password",)),
+        ],
+        ids=str,
+    )
+    def test_other_names(self, name: Any) -> None:
+        """Names that only contain such a word by chance are not masked."""
+        assert not is_secret_name(name)
+        assert safe_repr({name: "plain"}) == f"{{{name!r}: 'plain'}}"
+
+    def test_masked_call(self) -> None:
+        """Names stay, and only values of secrets are masked."""
+        kwargs = {
+            "user": "ann",
+            "password": "hunter2",
+            "headers": [("Authorization", "Bearer hunter2"), ("Accept", "*/*")],
+            "config": {"db": {"api_key": {"deep": "hunter2"}, "port": 1}},
+        }
+        assert safe_repr_call([("a", "b")], kwargs) == (
+            "('a', 'b'), user='ann', password=***, "
+            "headers=[('Authorization', ***), ('Accept', '*/*')], "
+            "config={'db': {'api_key': ***, 'port': 1}}"
+        )

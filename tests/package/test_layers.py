@@ -22,7 +22,7 @@ LAYERS: Sequence[frozenset[str]] = (
     # Plain data, the metrics state, and who follows single runs.
     frozenset({"core.files", "core.forks", "core.locks", "core.model"}),
     frozenset({"context_store"}),
-    frozenset({"core.safe_repr", "core.stats"}),
+    frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),
     frozenset({"core.observers"}),
     frozenset({"core.labels"}),

@@ -15,6 +15,7 @@ from typing import Any
 
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_DEFAULT_GRACE = 60.0
@@ -131,8 +132,8 @@ class AlertPolicy:
                 return default
             if not known.has_type(returned) or not known.is_in_range(returned):
                 msg = (
-                    f"{option} must return {known.range_text}, got {returned!r} for job "
-                    f"{job.id!r}; using {default!r}"
+                    f"{option} must return {known.range_text}, got {safe_repr(returned)} for job "
+                    f"{label_value(job.id)!r}; using {default!r}"
                 )
                 raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
         except Exception:  # noqa: BLE001  # user code

@@ -5,13 +5,13 @@ Label values of jobs: readable, valid in every text format, and of bounded lengt
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
 
-from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH
+from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH, MAX_NAME_LENGTH, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.safe_repr import safe_repr
 
 OVERFLOW = "__overflow__"
 MAX_LABELS = 1_000
@@ -21,7 +21,8 @@ Values of the ``job_id`` label for each scheduler before further jobs share `OVE
 A Prometheus server of default size handles about 10 million series. A thousand jobs have about
 sixty thousand, recorded ones included, which is less than one percent of that.
 """
-MAX_LABEL_LENGTH = 200
+
+MAX_LABEL_LENGTH = MAX_NAME_LENGTH
 """Characters of a label value. Ids of 10 kB exist, and every sample would repeat them."""
 
 _GENERATED_ID = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
@@ -37,10 +38,7 @@ def label_value(value: object) -> str:
     valid = str(value)
     if not valid.isascii():
         valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(valid) <= MAX_LABEL_LENGTH:
-        return valid
-    digest = hashlib.sha256(valid.encode()).hexdigest()[:8]
-    return f"{valid[: MAX_LABEL_LENGTH - 10]}..{digest}"
+    return shorten(valid)
 
 
 def function_name(job: Any) -> str:
@@ -95,8 +93,8 @@ class JobLabeller:
                 label: object = self._get_custom_label(job)
                 if not isinstance(label, str) or not label:
                     msg = (
-                        f"job_label must return a non-empty str, got {label!r} for job "
-                        f"{job.id!r}; using its id"
+                        f"job_label must return a non-empty str, got {safe_repr(label)} for job "
+                        f"{label_value(job.id)!r}; using its id"
                     )
                     raise TypeError(msg)  # noqa: TRY301  # reported like one that it raises
                 return label_value(label)

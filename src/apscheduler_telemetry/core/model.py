@@ -6,6 +6,7 @@ This module does not depend on APScheduler, Prometheus or OpenTelemetry.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +22,9 @@ Characters of an exception's message.
 A database driver that quotes its statement produces messages of megabytes. They would be kept until
 the next scrape, and a collector would reject a whole batch of spans because of one.
 """
+
+MAX_NAME_LENGTH = 200
+"""Characters of a name, such as that of a type, and of a label value."""
 
 Clock = Callable[[], float]
 """Returns Unix seconds."""
@@ -119,38 +123,42 @@ class RunError:
     Attributes:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
             ``error.type`` and ``exception.type`` have it.
-        message: the text of the exception.
+        message: the text of the exception; None if it may not be exported.
         traceback: the stack trace as Python prints it; empty unless it may be exported.
     """
 
     type: str
-    message: str
+    message: str | None
     traceback: str = field(default="", repr=False)
 
     @classmethod
     def from_exception(cls, exception: BaseException, traceback: str = "") -> RunError:
         """Describe `exception`, surviving one whose ``__str__`` raises, be it SystemExit."""
-        try:
-            message = str(exception)[:MAX_MESSAGE]
-        except BaseException:  # noqa: BLE001  # as the standard library's traceback does
-            message = "<exception whose __str__ failed>"
-        return cls(type=exception_type(exception), message=message, traceback=traceback)
+        return cls(
+            type=exception_type(exception),
+            message=exception_message(exception),
+            traceback=traceback,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capture:
     """
-    Which data of a job may leave the process; by default none.
+    Which data of a job may leave the process; by default only messages of exceptions.
 
     Attributes:
         arguments: the arguments of its callable.
         result: its return value.
         stacktrace: the stack trace of its exception.
+        message: the message of its exception, and of exceptions in the log of this package.
+        redact: returns the part of a message that may leave the process; None for all of it.
     """
 
     arguments: bool = False
     result: bool = False
     stacktrace: bool = False
+    message: bool = True
+    redact: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +210,14 @@ class SchedulerStatus(Protocol):
         """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
 
 
+def exception_message(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
+    """Return the text of an exception, surviving one whose ``__str__`` raises, be it SystemExit."""
+    try:
+        return str(exception)[:limit]
+    except BaseException:  # noqa: BLE001  # as the standard library's traceback does
+        return "<exception whose __str__ failed>"
+
+
 def exception_type(exception: BaseException) -> str:
     """Return the qualified name of the type of an exception, surviving one that hides it."""
     try:
@@ -211,6 +227,18 @@ def exception_type(exception: BaseException) -> str:
 
 
 def qualified_name(cls: type) -> str:
-    """Return ``module.qualname`` of `cls`, without the module for builtins."""
+    """Return ``module.qualname`` of `cls`, shortened, and without the module for builtins."""
     module = cls.__module__
-    return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
+    return shorten(cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}")
+
+
+def shorten(name: str) -> str:
+    """
+    Return a name of at most `MAX_NAME_LENGTH` characters.
+
+    If it is too long, it is truncated, and a hash of the whole keeps it distinct from similar ones.
+    """
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{name[: MAX_NAME_LENGTH - 10]}..{digest}"

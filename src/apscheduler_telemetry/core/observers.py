@@ -5,12 +5,15 @@ Observers of single runs, such as spans, and the counter of errors of the teleme
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionText
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture, exception_type
 from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
@@ -25,6 +28,7 @@ ERROR_COMPONENTS = (
     "meter",
     "multiprocess",
     "owner",
+    "redact",
     "schedule",
     "severity",
     "spans",
@@ -45,9 +49,15 @@ _T = TypeVar("_T")
 
 
 class ErrorReporter:
-    """Counts what fails inside telemetry, and logs the first failure of each component."""
+    """
+    Counts what fails inside telemetry, and logs the first failure of each component.
 
-    def __init__(self) -> None:
+    Args:
+        capture: whether the log may have the messages of exceptions.
+    """
+
+    def __init__(self, capture: Capture | None = None) -> None:
+        self._exception_text = ExceptionText(capture or Capture(), self._report_redact_failure)
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
         self._logged_subjects: set[str] = set()
@@ -55,11 +65,22 @@ class ErrorReporter:
 
     def exception(self, component: str) -> None:
         """Report the exception that is being handled, as a failure of `component`."""
-        self._count(component, "see below", exc_info=True)
+        if self._increment(component) > 1:
+            return
+        exception = sys.exc_info()[1]
+        try:
+            text = "" if exception is None else self._exception_text.stacktrace(exception)
+        except Exception:  # noqa: BLE001  # an exception of the user's may be anything
+            text = "" if exception is None else exception_type(exception)
+        if self._exception_text.is_restricted or len(text) >= MAX_STACKTRACE:
+            self._log(component, f"see below\n{text}", exc_info=False)
+        else:
+            self._log(component, "see below", exc_info=True)
 
     def report(self, component: str, description: str) -> None:
         """Report a failure of `component` that happened in another process, such as a worker."""
-        self._count(component, description, exc_info=False)
+        if self._increment(component) == 1:
+            self._log(component, description[:MAX_MESSAGE], exc_info=False)
 
     def report_subject(self, component: str, subject: str, problem: str) -> None:
         """
@@ -80,16 +101,19 @@ class ErrorReporter:
                 component,
             )
 
-    def _count(self, component: str, description: str, *, exc_info: bool) -> None:
-        if self._increment(component) == 1:
-            logger.error(
-                "apscheduler-telemetry failed in its component %r (%s); jobs and scheduler are "
-                "not affected. Further failures of it are not logged, only counted in "
-                "apscheduler_telemetry_errors_total",
-                component,
-                description,
-                exc_info=exc_info,
-            )
+    def _report_redact_failure(self, description: str) -> None:
+        self.report("redact", description)
+
+    @staticmethod
+    def _log(component: str, description: str, *, exc_info: bool) -> None:
+        logger.error(
+            "apscheduler-telemetry failed in its component %r (%s); jobs and scheduler are "
+            "not affected. Further failures of it are not logged, only counted in "
+            "apscheduler_telemetry_errors_total",
+            component,
+            description,
+            exc_info=exc_info,
+        )
 
     @synchronized
     def counts(self) -> Mapping[str, int]:

@@ -2,12 +2,13 @@
 Bounded ``repr()`` of arbitrary values that calls no code of the user's.
 
 Only values of plain types are written out. All others are represented by their type, as a
-``__repr__`` may raise, take minutes, or reveal a secret.
+``__repr__`` may raise, take minutes, or reveal a secret. What is named like a secret is masked.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -24,6 +25,50 @@ MAX_DEPTH = 4
 """Of nested collections, which may contain themselves."""
 MAX_BITS = 256
 """Of an integer; the time to convert one grows with the square of its length."""
+
+MASK = "***"
+"""Stands for the value of an argument, or of a key, that is named like a secret."""
+
+_SECRET_WORDS = frozenset(
+    {
+        "auth",
+        "bearer",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+        "creds",
+        "dsn",
+        "jwt",
+        "otp",
+        "pass",
+        "pin",
+        "pw",
+        "pwd",
+    }
+)
+"""Words that make a name that of a secret; as parts of other words, as of "author", they do not."""
+_SECRET_PARTS = (
+    "accesskey",
+    "apikey",
+    "authorization",
+    "authtoken",
+    "connectionstring",
+    "credential",
+    "encryptionkey",
+    "passphrase",
+    "passwd",
+    "password",
+    "passcode",
+    "privatekey",
+    "secret",
+    "sessionid",
+    "sessionkey",
+    "signingkey",
+    "token",
+)
+"""The same anywhere in a name, of which only letters and digits are looked at."""
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
 _PLAIN_TYPES = (
     bool,
@@ -46,9 +91,30 @@ def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Return the arguments of a call as Python writes them, truncated to `MAX_CHARACTERS`."""
     positional = (_format_value(value, MAX_DEPTH) for value in args)
     named = (
-        f"{_truncate(name)}={_format_value(value, MAX_DEPTH)}" for name, value in kwargs.items()
+        f"{_truncate(name)}={_format_named_value(name, value, MAX_DEPTH)}"
+        for name, value in kwargs.items()
     )
     return _truncate(", ".join([*_limit(positional), *_limit(named)]))
+
+
+def is_secret_name(name: Any) -> bool:
+    """Return whether an argument or a key of this name looks like that of a secret."""
+    kind = type(name)  # `isinstance` would ask the object for its class
+    if issubclass(kind, bytes):
+        text = bytes.decode(bytes.__getitem__(name, slice(MAX_CHARACTERS)), "utf-8", "replace")
+    elif issubclass(kind, str):
+        text = str.__getitem__(name, slice(MAX_CHARACTERS))
+    else:
+        return False
+    words = _WORD.findall(text)
+    joined = "".join(words).lower()
+    if any(part in joined for part in _SECRET_PARTS):
+        return True
+    return any(word.lower() in _SECRET_WORDS for word in words)
+
+
+def _format_named_value(name: object, value: object, depth: int) -> str:
+    return MASK if is_secret_name(name) else _format_value(value, depth)
 
 
 def _format_value(value: Any, depth: int) -> str:
@@ -67,25 +133,33 @@ def _format_value(value: Any, depth: int) -> str:
     return format_collection(value, depth - 1) if depth else "..."
 
 
+def _format_sequence(value: Sequence[object], depth: int) -> str:
+    # A pair of a name and a value, as of HTTP headers.
+    if len(value) == 2 and is_secret_name(value[0]):  # noqa: PLR2004
+        return f"{_format_value(value[0], depth)}, {MASK}"
+    return _format_items(value, depth)
+
+
 def _format_items(value: Iterable[object], depth: int) -> str:
     return ", ".join(_limit(_format_value(item, depth) for item in value))
 
 
 def _format_dict(value: Mapping[object, object], depth: int) -> str:
     items = (
-        f"{_format_value(key, depth)}: {_format_value(item, depth)}" for key, item in value.items()
+        f"{_format_value(key, depth)}: {_format_named_value(key, item, depth)}"
+        for key, item in value.items()
     )
     return "{" + ", ".join(_limit(items)) + "}"
 
 
 def _format_tuple(value: tuple[object, ...], depth: int) -> str:
-    return f"({_format_items(value, depth)}{',' if len(value) == 1 else ''})"
+    return f"({_format_sequence(value, depth)}{',' if len(value) == 1 else ''})"
 
 
 _COLLECTION_FORMATTERS: Mapping[type, Callable[[Any, int], str]] = {
     dict: _format_dict,
     frozenset: lambda value, depth: f"frozenset({{{_format_items(value, depth)}}})",
-    list: lambda value, depth: f"[{_format_items(value, depth)}]",
+    list: lambda value, depth: f"[{_format_sequence(value, depth)}]",
     set: lambda value, depth: f"{{{_format_items(value, depth)}}}" if value else "set()",
     tuple: _format_tuple,
 }

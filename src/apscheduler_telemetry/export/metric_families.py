@@ -375,7 +375,14 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
     if info.severity or info.owner:
         yield ALERT_INFO, (*labels, info.severity, info.owner), 1
     persistent = "true" if info.persistent else "false"
-    texts = (info.name, info.func, info.trigger, info.executor, info.jobstore, persistent)
+    texts = (
+        info.name,
+        info.func,
+        info.trigger,
+        info.executor,
+        label_value(info.jobstore),
+        persistent,
+    )
     yield JOB_INFO, (*labels, *texts), 1
 
 

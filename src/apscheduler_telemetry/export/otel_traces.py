@@ -45,7 +45,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.model import ERROR, SUCCESS, Clock, JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
+from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.model import (
+    ERROR,
+    MAX_MESSAGE,
+    SUCCESS,
+    Clock,
+    JobInfo,
+    Outcome,
+    RunError,
+)
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
 
@@ -71,9 +81,6 @@ EXCEPTION_LOG_EVENT_NAME = "apscheduler.job.run.exception"
 
 MAX_CACHED_JOBS = 1_000
 """Jobs whose attributes are cached, as most are the same for all runs of a job."""
-
-MAX_STACKTRACE = 16_384
-"""Characters of a stack trace: the last ones, as the cause is at its end."""
 
 _STATUS_DESCRIPTIONS = {
     ERROR: "failed with an exception that is not known",
@@ -322,10 +329,10 @@ class SpanObserver:
         span.set_attribute("apscheduler.outcome", outcome.value)
         description = _STATUS_DESCRIPTIONS.get(outcome)
         if description is not None:
-            span.set_attribute("error.type", _utf8(error.type) if error else outcome.value)
-            span.set_status(
-                trace.StatusCode.ERROR, _exception_message(error) if error else description
-            )
+            span.set_attribute("error.type", label_value(error.type) if error else outcome.value)
+            if error is not None:
+                description = None if error.message is None else _utf8(error.message[:MAX_MESSAGE])
+            span.set_status(trace.StatusCode.ERROR, description)
         if error is not None and self._exceptions_as_span_events:
             span.add_event("exception", _exception_attributes(error), event_time_ns)
 
@@ -341,8 +348,8 @@ class SpanObserver:
             event_name=EXCEPTION_LOG_EVENT_NAME,
             attributes={
                 **_exception_attributes(error),
-                "apscheduler.job.id": _utf8(run.job_info.id),
-                "apscheduler.scheduler": _utf8(run.scheduler_name),
+                "apscheduler.job.id": label_value(run.job_info.id),
+                "apscheduler.scheduler": label_value(run.scheduler_name),
             },
         )
 
@@ -533,28 +540,25 @@ def _add_run_baggage(run: Run, context: Context | None = None) -> Context:
 def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
     return {
         "job.system": "apscheduler",
-        "apscheduler.job.id": _utf8(job.id),
-        "apscheduler.job.name": _utf8(job.name),
-        "apscheduler.scheduler": _utf8(scheduler),
-        "apscheduler.executor": _utf8(job.executor),
-        "apscheduler.jobstore": _utf8(job.jobstore),
-        "apscheduler.trigger": _utf8(job.trigger),
-        "code.function.name": _utf8(job.func.replace(":", ".", 1)),
+        "apscheduler.job.id": label_value(job.id),
+        "apscheduler.job.name": label_value(job.name),
+        "apscheduler.scheduler": label_value(scheduler),
+        "apscheduler.executor": label_value(job.executor),
+        "apscheduler.jobstore": label_value(job.jobstore),
+        "apscheduler.trigger": label_value(job.trigger),
+        "code.function.name": label_value(job.func.replace(":", ".", 1)),
     }
 
 
 def _exception_attributes(error: RunError) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
-        "exception.type": _utf8(error.type),
-        "exception.message": _exception_message(error),
+        "exception.type": label_value(error.type),
     }
+    if error.message is not None:
+        attributes["exception.message"] = _utf8(error.message[:MAX_MESSAGE])
     if error.traceback:
         attributes["exception.stacktrace"] = _utf8(error.traceback[-MAX_STACKTRACE:])
     return attributes
-
-
-def _exception_message(error: RunError) -> str:
-    return _utf8(error.message)
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -20,6 +20,9 @@ from sys import _getframe  # public, as documented
 from types import FrameType
 from typing import Any, Protocol
 
+MAX_ERROR = 1_000
+"""Characters of the description of an error that a child process sends."""
+
 
 def is_job_runner(caller: FrameType) -> bool:
     """
@@ -154,7 +157,7 @@ class MeasuringRunTimes(list[datetime]):
                 try:
                     token = _attach_context(carrier)
                 except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
-                    error = repr(exception)
+                    error = repr(exception)[:MAX_ERROR]
             started_at, since = time.time(), time.perf_counter()
             try:
                 yield measured
@@ -164,7 +167,7 @@ class MeasuringRunTimes(list[datetime]):
                     try:
                         _detach_context(token)
                     except Exception as exception:  # noqa: BLE001
-                        error = repr(exception)
+                        error = repr(exception)[:MAX_ERROR]
                 measured.set_measurement(*self._address, due, position, started_at, duration, error)
 
 

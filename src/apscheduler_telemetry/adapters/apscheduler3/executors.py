@@ -24,7 +24,7 @@ from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submiss
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.core.forks import reset_in_forked_children
-from apscheduler_telemetry.core.model import Clock, Outcome, RunError, SchedulerErrorKind
+from apscheduler_telemetry.core.model import Clock, Outcome, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
@@ -370,7 +370,7 @@ class ExecutorHooks:
         self, submission: Submission, outcome: Outcome, error: BaseException | None = None
     ) -> None:
         """End the runs of a submission that have not ended."""
-        reason = None if error is None else RunError.from_exception(error)
+        reason = None if error is None else self.run_tracker.describe_error(error)
         for run in submission.runs:
             self.run_tracker.finish_run(run, outcome, reason)
         self._open_submissions.pop(submission.key, None)

@@ -32,7 +32,8 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.core.model import Clock, RemovalReason
+from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.model import Clock, RemovalReason, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -206,8 +207,8 @@ class JobStorePoller:
                 "apscheduler-telemetry could not read the job store %r (%s). It will try again; "
                 "until then metrics show the jobs as they were at "
                 "apscheduler_jobstore_last_read_timestamp_seconds",
-                alias,
-                type(error.__cause__).__name__,
+                label_value(alias),
+                shorten(type(error.__cause__).__name__),
             )
 
     # One reading

@@ -10,7 +10,6 @@ callable and the call stack. How run number k ended is known from event number k
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from sys import _getframe  # public, as documented
@@ -29,6 +28,7 @@ except ImportError:  # before APScheduler 3.11
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.core.exception_text import ExceptionText
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
@@ -107,6 +107,9 @@ class RunTracker:
         self.captures_arguments = capture.arguments
         self._captures_result = capture.result
         self._captures_stacktrace = capture.stacktrace
+        self._exception_text = ExceptionText(
+            capture, lambda failure: error_reporter.report("redact", failure)
+        )
 
     def capture_arguments(self, job: Any, runs: Sequence[Run]) -> None:
         """Let the runs keep what their callable is called with."""
@@ -133,10 +136,14 @@ class RunTracker:
         elif (exception := getattr(event, "exception", None)) is not None:
             if self.observers.is_enabled:
                 stack = self._format_stack(exception, getattr(event, "traceback", None))
-                error = RunError.from_exception(exception, stack)
+                error = self._exception_text.describe(exception, stack)
             else:  # metrics need its type only
                 error = RunError(type=exception_type(exception), message="")
         self.finish_run(run, outcome, error)
+
+    def describe_error(self, exception: BaseException) -> RunError:
+        """Describe why a run was lost, as far as that may be exported."""
+        return self._exception_text.describe(exception)
 
     def finish_run(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
@@ -164,6 +171,8 @@ class RunTracker:
 
     def report_child_error(self, failure: str) -> None:
         """Count a failure of telemetry in a child process."""
+        if self._exception_text.is_restricted:
+            failure = failure.partition("(")[0]  # the type, of the ``repr()`` of an exception
         self._error_reporter.report("spans", failure)
 
     def _try_describe(self, describe: Callable[..., str], *values: Any) -> str | None:
@@ -178,11 +187,7 @@ class RunTracker:
         if not self._captures_stacktrace:
             return ""
         try:
-            whole = traceback.TracebackException.from_exception(exception)
-            last = "".join(whole.format_exception_only())
-            if entries:
-                return f"Traceback (most recent call last):\n{entries}{last}"
-            return "".join(whole.format())
+            return self._exception_text.stacktrace(exception, entries)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             self._error_reporter.exception("spans")
             return ""

@@ -19,7 +19,7 @@ from apscheduler.schedulers.base import BaseScheduler
 
 from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import LoopState, check_liveness
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.core.model import Clock, Liveness, SchedulerErrorKind, qualified_name
+from apscheduler_telemetry.core.model import Clock, Liveness, SchedulerErrorKind, exception_type
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -229,7 +229,7 @@ class SchedulerLoop:
             try:
                 wait_seconds = original()
             except BaseException as exception:
-                self._last_pass_error_type = qualified_name(type(exception))
+                self._last_pass_error_type = exception_type(exception)
                 if self._patches.is_active:
                     self._recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
                 raise

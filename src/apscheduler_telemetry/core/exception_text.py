@@ -1,0 +1,192 @@
+"""
+What may be exported of an exception: its message and its stack trace, bounded and redacted.
+
+An exception's message often quotes what the job worked on, such as a URL with a password. So the
+application can keep messages in the process, or have them redacted by a function of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Iterator
+
+from apscheduler_telemetry.core.model import (
+    MAX_MESSAGE,
+    Capture,
+    RunError,
+    exception_message,
+    exception_type,
+)
+
+MAX_STACKTRACE = 16_384
+"""Characters of a stack trace: the last ones, as the cause is at its end."""
+MAX_REDACTED = 65_536
+"""
+Characters that are passed to ``redact=`` of one text.
+
+More than are exported of it, so that what it looks for is not cut off in the middle.
+"""
+MAX_CHAINED = 20
+"""Exceptions in a redacted stack trace: the last ones of the chain, and the first of a group."""
+
+
+class ExceptionText:
+    """
+    Describes exceptions as the application allows.
+
+    Args:
+        capture: which of a job's own data may leave the process.
+        on_redact_failure: called with a description if ``redact=`` fails; that has no text of the
+            exception.
+    """
+
+    def __init__(self, capture: Capture, on_redact_failure: Callable[[str], None]) -> None:
+        self._captures_message = capture.message
+        self._redact = capture.redact
+        self._on_redact_failure = on_redact_failure
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether an exception must not be exported as it is."""
+        return not self._captures_message or self._redact is not None
+
+    def describe(self, exception: BaseException, stacktrace: str = "") -> RunError:
+        """Describe `exception`, whose stack trace was made by `stacktrace`."""
+        if not self.is_restricted:
+            return RunError.from_exception(exception, stacktrace)
+        return RunError(
+            type=exception_type(exception),
+            message=self.message(exception),
+            traceback=stacktrace,
+        )
+
+    def message(self, exception: BaseException) -> str | None:
+        """Return the message of an exception; None if it may not be exported."""
+        if not self._captures_message:
+            return None
+        if self._redact is None:
+            return exception_message(exception)
+        redacted = self.redact(exception_message(exception, MAX_REDACTED))
+        return None if redacted is None else redacted[:MAX_MESSAGE]
+
+    def redact(self, text: str) -> str | None:
+        """Return what may be exported of a text about an exception; None for nothing."""
+        if not self._captures_message:
+            return None
+        if self._redact is None:
+            return text
+        try:
+            redacted: object = self._redact(text[:MAX_REDACTED])
+        except Exception as error:  # noqa: BLE001  # user code, whose error may quote the text
+            self._on_redact_failure(f"redact raised {exception_type(error)}")
+            return None
+        if not isinstance(redacted, str):
+            self._on_redact_failure("redact must return a str")
+            return None
+        return redacted
+
+    def stacktrace(self, exception: BaseException, entries: str | None = None) -> str:
+        """
+        Return the stack trace of an exception, no longer than `MAX_STACKTRACE`.
+
+        If messages are restricted, lines of source count as such: they may be the message, as in
+        ``raise ValueError("...")``.
+
+        Args:
+            exception: the exception.
+            entries: those of its stack, as text, if it was raised in another process.
+        """
+        if self.is_restricted:
+            text = "".join(self._restricted_stacktrace(exception, entries))
+        else:
+            whole = traceback.TracebackException.from_exception(exception)
+            if entries:
+                last = "".join(whole.format_exception_only())
+                text = f"{_HEADER}{entries}{last}"
+            else:
+                text = "".join(whole.format())
+        return text[-MAX_STACKTRACE:]
+
+    def _restricted_stacktrace(
+        self, exception: BaseException, entries: str | None
+    ) -> Iterator[str]:
+        if entries:
+            yield _HEADER
+            yield from self._restrict_entries(entries)
+            yield from self._last_lines(exception)
+            return
+        for link, (each, connection) in enumerate(_chain(exception)):
+            if link:
+                yield connection
+            if each.__traceback__ is not None:
+                yield _HEADER
+                stack = traceback.extract_tb(each.__traceback__)
+                yield from self._restrict_entries("".join(stack.format()))
+            yield from self._last_lines(each)
+            for part in _parts_of_group(each):
+                yield f"Part of it, {exception_type(part)}:\n"
+                yield from self._restricted_stacktrace_of_part(part)
+
+    def _restricted_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
+        stack = traceback.extract_tb(part.__traceback__)
+        yield from self._restrict_entries("".join(stack.format()))
+        yield from self._last_lines(part)
+
+    def _restrict_entries(self, entries: str) -> Iterator[str]:
+        """Yield the lines of `entries` that name a frame, and what may be exported of others."""
+        for line in entries.splitlines():
+            if _FRAME_LINE.match(line):
+                yield f"{line}\n"
+            elif self._captures_message and (redacted := self.redact(line)):
+                yield f"{redacted}\n"
+
+    def _last_lines(self, exception: BaseException) -> Iterator[str]:
+        """Yield the type of an exception with its message, and its notes."""
+        message = self.message(exception)
+        yield f"{exception_type(exception)}{f': {message}' if message else ''}\n"
+        notes = getattr(exception, "__notes__", None)
+        if self._captures_message and isinstance(notes, (list, tuple)):
+            for note in notes[:MAX_CHAINED]:
+                if isinstance(note, str) and (redacted := self.redact(note)):
+                    yield f"{redacted}\n"
+
+
+def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
+    """
+    Return an exception and those that led to it, the first one first.
+
+    Returns:
+        Each exception with the sentence that connects it to the one before.
+    """
+    chain: list[tuple[BaseException, str]] = []
+    each: BaseException | None = exception
+    while each is not None and len(chain) < MAX_CHAINED and all(each is not e for e, _ in chain):
+        if each.__cause__ is not None:
+            following, connection = each.__cause__, _CAUSE
+        elif each.__context__ is not None and not each.__suppress_context__:
+            following, connection = each.__context__, _CONTEXT
+        else:
+            following, connection = None, ""
+        chain.append((each, connection))
+        each = following
+    return chain[::-1]
+
+
+def _parts_of_group(exception: BaseException) -> tuple[BaseException, ...]:
+    """Return the exceptions of a group, those of groups in it included."""
+    found: list[BaseException] = []
+    groups = [exception]
+    while groups and len(found) < MAX_CHAINED:
+        parts = getattr(groups.pop(0), "exceptions", ())
+        if isinstance(parts, tuple):
+            found.extend(part for part in parts if isinstance(part, BaseException))
+            groups.extend(part for part in parts if isinstance(part, BaseException))
+    return tuple(found[:MAX_CHAINED])
+
+
+_HEADER = "Traceback (most recent call last):\n"
+_FRAME_LINE = re.compile(r'  File "|  \[Previous line repeated |\s*[\^~ ]+$')
+"""Of a stack trace: a frame, a number of equal frames, or a line of markers."""
+_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
