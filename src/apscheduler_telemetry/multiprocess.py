@@ -30,8 +30,10 @@ def mark_process_dead(pid: int, path: str | None = None) -> None:
     """
     path = path or directory_from_environment()
     if path:
-        with contextlib.suppress(OSError):  # an exception in a hook would end gunicorn
+        # An exception in a hook would end gunicorn.
+        with contextlib.suppress(OSError):
             multiprocess.mark_process_dead(pid, path)  # type: ignore[no-untyped-call]
+        with contextlib.suppress(OSError):
             remove_stale_gauges(Path(path))
 
 
