@@ -106,7 +106,8 @@ def logged_errors() -> Any:
     """Return the number of errors that APScheduler only logs."""
     return parts.tiles(
         "APScheduler errors",
-        "Errors in the time range that no outcome shows. A panel below shows them by kind.",
+        "Errors in the time range, other than exceptions that jobs raise. A panel below shows them"
+        " by kind.",
         [Query(f"sum(increase(apscheduler_scheduler_errors_total{S}[$__range]))", instant=True)],
         no_value="not scraped",
         steps=((None, GOOD), (0.5, BAD)),
@@ -299,7 +300,7 @@ def errors() -> Any:
     """Return the errors that APScheduler only logs, by kind."""
     panel = parts.lines(
         "APScheduler errors by kind",
-        "Errors that no outcome of a run shows, for each bar. jobstore: a job store failed"
+        "Errors other than exceptions that jobs raise, for each bar. jobstore: a job store failed"
         " in the scheduler loop. restore: APScheduler deleted a stored job that it could not"
         " unpickle. executor_lookup: APScheduler deleted a job because its executor does not exist."
         " submit: an executor rejected a run. loop: an exception ended a pass over due jobs."

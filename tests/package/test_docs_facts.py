@@ -107,7 +107,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     ),
     "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
-    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"two of the next (\w+) fire times",)),
+    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"consecutive fire times of the next (\w+)",)),
     "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Only ids",)),
     "pause after a read": (1 / JobStorePoller.MAX_DUTY_CYCLE, (r"waits for (\d+) times the",)),
     "share of reads": (100 * JobStorePoller.MAX_DUTY_CYCLE, (r"at most (\d+) % of the time",)),

@@ -58,7 +58,9 @@ FAILURES = frozenset({ERROR, LOST})
 
 class SchedulerErrorKind(str, Enum):
     """
-    Errors that no outcome shows: the label ``kind`` of ``apscheduler_scheduler_errors_total``.
+    Errors other than exceptions that jobs raise.
+
+    The values are the ``kind`` label of ``apscheduler_scheduler_errors_total``.
     """
 
     JOBSTORE = "jobstore"

@@ -192,14 +192,14 @@ SHORTEST_UPCOMING_INTERVAL = _add_family(
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Shortest time between two of the next ten fire times.",
+    "Shortest time between two consecutive fire times of the next ten.",
 )
 LONGEST_UPCOMING_INTERVAL = _add_family(
     "job.longest_interval",
     Kind.GAUGE,
     "s",
     _JOB_LABELS,
-    "Longest time between two of the next ten fire times.",
+    "Longest time between two consecutive fire times of the next ten.",
 )
 GRACE = _add_family(
     "job.grace", Kind.GAUGE, "s", _JOB_LABELS, "How late a run may start before an alert fires."
@@ -261,7 +261,7 @@ LAST_READ = _add_family(
     Kind.GAUGE,
     "s",
     (*_SCHEDULER_LABELS, "jobstore"),
-    "When the jobs in the store were last known to be complete.",
+    "Start of the latest successful read of the store; for a store in memory, the scrape.",
 )
 READ_FAILURES = _add_family(
     "jobstore.read_failures",
@@ -275,7 +275,7 @@ ERRORS = _add_family(
     Kind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "kind"),
-    "Errors that no outcome of a run shows, by kind.",
+    "Errors other than exceptions that jobs raise, by kind.",
 )
 WORKERS = _add_family(
     "executor.workers",
