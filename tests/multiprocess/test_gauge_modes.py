@@ -31,7 +31,7 @@ class TestModes:
         page = (ROOT / "docs" / "metrics.md").read_text()
         section = page.split("## Multiprocess mode")[1].split("\n## ")[0]
         documented = re.findall(
-            r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by weight)? \|", section, re.MULTILINE
+            r"^\| `(\w+)` \| [^|]+ \| `(\w+)`( by priority)? \|", section, re.MULTILINE
         )
         assert {name: mode for name, mode, _ in documented} == {
             family.prometheus_family_name: mode for family, mode in GAUGE_MODES.items()
