@@ -307,7 +307,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             default nowhere. For the global one, pass
             ``opentelemetry.metrics.get_meter_provider()``.
         job_label: called when a job is added or changed, returns the value of its ``job_id`` label.
-            By default the job's id, or ``module:function`` for jobs whose id was generated.
+            By default the job's id. If APScheduler generated the id: the name that the job was
+            given, or else ``module:function``.
         grace: how many seconds late a run may start before the alert rules count it as missed, or
             a callable that returns them for a job. By default the job's ``misfire_grace_time``,
             but at least 60.
