@@ -17,7 +17,7 @@ from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerAdapter
-from apscheduler_telemetry.adapters.registry import find_adapter_class
+from apscheduler_telemetry.adapters.registry import find_adapter
 from apscheduler_telemetry.config import Config
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import MAX_LABELS, JobLabeller
@@ -298,7 +298,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     handle is returned; options that differ from the first ones are ignored with a warning.
 
     Args:
-        scheduler: an instance of an APScheduler 3 scheduler.
+        scheduler: an instance of an APScheduler 3 scheduler, or of a wrapper that starts one, which
+            is then the one that is instrumented.
         name: the value of the ``scheduler`` label; must differ between schedulers of one registry
             and of one meter provider.
         registry: where the metrics are registered for Prometheus to scrape; None for nowhere.
@@ -353,7 +354,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         DuplicateNameError: another scheduler of that name is instrumented on the registry, or on
             the meter provider.
     """
-    adapter_class = find_adapter_class(scheduler)
+    adapter_class, scheduler = find_adapter(scheduler)
     config = Config(
         name=name,
         registry=registry,

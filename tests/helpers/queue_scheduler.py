@@ -63,11 +63,11 @@ class QueueSchedulerAdapter:
         self._last_pass_ended_at: float | None = None
 
     @staticmethod
-    def accepts(scheduler: object) -> bool:
-        return isinstance(scheduler, QueueScheduler)
+    def find_scheduler(candidate: object) -> Any:
+        return candidate if isinstance(candidate, QueueScheduler) else None
 
     @staticmethod
-    def rejection_hint(scheduler: object) -> str | None:
+    def rejection_hint(candidate: object) -> str | None:
         return None
 
     def install(self) -> None:

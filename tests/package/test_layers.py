@@ -41,6 +41,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
             "adapters.apscheduler3.triggers",
+            "adapters.apscheduler3.wrappers",
         }
     ),
     frozenset(

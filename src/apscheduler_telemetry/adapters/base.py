@@ -80,12 +80,16 @@ class SchedulerAdapter(SchedulerStatus, Protocol):
         """Prepare to watch a scheduler; it is not changed before `install`."""
 
     @staticmethod
-    def accepts(scheduler: object) -> bool:
-        """Return whether an object is a scheduler that this adapter can watch."""
+    def find_scheduler(candidate: object) -> Any:
+        """
+        Return the scheduler that this adapter can watch if it gets `candidate`; None if it cannot.
+
+        It is `candidate` itself, or the one that it wraps.
+        """
 
     @staticmethod
-    def rejection_hint(scheduler: object) -> str | None:
-        """Return advice for the caller of `instrument` about an object that is not accepted."""
+    def rejection_hint(candidate: object) -> str | None:
+        """Return advice for the caller of `instrument` about an object without a scheduler."""
 
     def install(self) -> None:
         """Begin to watch; if that fails, revert everything before the exception is raised."""

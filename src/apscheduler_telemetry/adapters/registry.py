@@ -1,5 +1,5 @@
 """
-The adapters that exist, and which of them fits a scheduler.
+The adapters that exist, and which of them fits what the user passes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ ADAPTERS: list[type[SchedulerAdapter]] = [APScheduler3Adapter]
 AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [StartPatch]
 
 
-def find_adapter_class(scheduler: Any) -> type[SchedulerAdapter]:
+def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:
     """
-    Return the adapter that can watch `scheduler`.
+    Return the adapter that can watch `candidate`, and the scheduler to watch.
+
+    They differ if `candidate` wraps the scheduler that runs.
 
     Raises:
         ArgumentTypeError: none can; the message suggests what to pass instead.
     """
     for adapter in ADAPTERS:
-        if adapter.accepts(scheduler):
-            return adapter
-    hints = (adapter.rejection_hint(scheduler) for adapter in ADAPTERS)
-    hint = next((hint for hint in hints if hint), None) or _repr.repr(scheduler)
+        scheduler = adapter.find_scheduler(candidate)
+        if scheduler is not None:
+            return adapter, scheduler
+    hints = (adapter.rejection_hint(candidate) for adapter in ADAPTERS)
+    hint = next((hint for hint in hints if hint), None) or _repr.repr(candidate)
     msg = (
         "instrument() takes a scheduler of APScheduler 3, such as "
         f"apscheduler.schedulers.background.BackgroundScheduler(); got {hint}"

@@ -20,7 +20,7 @@ from apscheduler.events import (
     EVENT_SCHEDULER_SHUTDOWN,
     EVENT_SCHEDULER_STARTED,
 )
-from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
+from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
@@ -34,6 +34,11 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
+from apscheduler_telemetry.adapters.apscheduler3.wrappers import (
+    find_running_scheduler,
+    held_schedulers,
+    is_scheduler,
+)
 from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import Liveness
 
@@ -97,23 +102,34 @@ class APScheduler3Adapter:
         )
 
     @staticmethod
-    def accepts(scheduler: object) -> bool:
-        """Return whether an object is a scheduler of APScheduler 3."""
-        return isinstance(scheduler, BaseScheduler)
+    def find_scheduler(candidate: object) -> Any:
+        """Return the scheduler of APScheduler 3 that runs when `candidate` is started, or None."""
+        return find_running_scheduler(candidate)
 
     @staticmethod
-    def rejection_hint(scheduler: object) -> str | None:
-        """Return advice for the caller of `instrument` about an object that is not accepted."""
-        kind = type(scheduler)
-        if isinstance(scheduler, type):
-            return f"the class {scheduler.__name__} itself; pass an instance of it"
+    def rejection_hint(candidate: object) -> str | None:
+        """Return advice for the caller of `instrument` about an object without a scheduler."""
+        kind = type(candidate)
+        if isinstance(candidate, type):
+            return f"the class {candidate.__name__} itself; pass an instance of it"
         if kind.__module__.split(".")[0] == "apscheduler":
             return (
                 f"{kind.__module__}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 "
                 "is not supported: install 'apscheduler>=3.10,<4'"
             )
-        if isinstance(getattr(scheduler, "scheduler", None), BaseScheduler):
-            return f"{_repr.repr(scheduler)}, which has one; pass its attribute scheduler"
+        attributes = list(held_schedulers(candidate))
+        if not attributes and is_scheduler(getattr(candidate, "scheduler", None)):
+            attributes = ["scheduler"]  # a property
+        if len(attributes) > 1:
+            names = ", ".join(attributes)
+            return f"{_repr.repr(candidate)}, which has several; pass one of its attributes {names}"
+        if attributes:
+            return f"{_repr.repr(candidate)}, which has one; pass its attribute {attributes[0]}"
+        if is_scheduler(candidate):
+            return (
+                f"{_repr.repr(candidate)}, whose start() does not start it, but another one; pass "
+                "the scheduler that it starts"
+            )
         return None
 
     def install(self) -> None:

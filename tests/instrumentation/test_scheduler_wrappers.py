@@ -1,0 +1,291 @@
+"""Objects that wrap a scheduler: the one that runs is instrumented, or the user is told which."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import STATE_RUNNING, BaseScheduler
+from prometheus_client import CollectorRegistry, generate_latest
+
+from apscheduler_telemetry import ArgumentTypeError, instrument
+from tests.helpers import jobs, watching
+from tests.helpers.instrumented_parts import ours
+from tests.helpers.metrics import errors_of, outcomes
+from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
+from tests.helpers.waiting import wait_until, wait_until_async
+
+
+class Forwarding(BaseScheduler):
+    """Passes on what an application calls, as the decorator of apscheduler-di does."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        super().__init__()
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self._scheduler.start(*args, **kwargs)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        self._scheduler.shutdown(*args, **kwargs)
+
+    def wakeup(self) -> None:
+        self._scheduler.wakeup()
+
+    def add_job(self, *args: Any, **kwargs: Any) -> Any:
+        return self._scheduler.add_job(*args, **kwargs)
+
+
+class ForwardingListeners(Forwarding):
+    """Passes listeners on, too."""
+
+    def add_listener(self, *args: Any, **kwargs: Any) -> None:
+        self._scheduler.add_listener(*args, **kwargs)
+
+
+class ForwardingBackground(BackgroundScheduler):
+    """Inherits from the kind of scheduler that it wraps, and mangles the name of the attribute."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.__inner = scheduler
+        super().__init__()
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.__inner.start(*args, **kwargs)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        self.__inner.shutdown(*args, **kwargs)
+
+    def add_job(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__inner.add_job(*args, **kwargs)
+
+
+class Proxy:
+    """Is no scheduler, and passes every attribute on."""
+
+    __slots__ = ("_target",)
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+class Intercepting(BaseScheduler):
+    """Passes on even what it inherits."""
+
+    def __init__(self, scheduler: Any) -> None:
+        object.__setattr__(self, "target", scheduler)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"__class__", "__dict__"}:
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "target"), name)
+
+    def wakeup(self) -> None:
+        raise NotImplementedError
+
+    def shutdown(self, wait: bool = True) -> None:
+        raise NotImplementedError
+
+
+def _local_proxy(scheduler: Any) -> Any:
+    return pytest.importorskip("werkzeug.local").LocalProxy(lambda: scheduler)
+
+
+def _object_proxy(scheduler: Any) -> Any:
+    return pytest.importorskip("wrapt").ObjectProxy(scheduler)
+
+
+def _lazy_object(scheduler: Any) -> Any:
+    return pytest.importorskip("django.utils.functional").SimpleLazyObject(lambda: scheduler)
+
+
+def _twice(scheduler: Any) -> Any:
+    return ForwardingListeners(Proxy(Forwarding(scheduler))._target)
+
+
+WRAPPERS: list[Callable[[Any], Any]] = [
+    Forwarding,
+    ForwardingListeners,
+    ForwardingBackground,
+    Proxy,
+    Intercepting,
+    _twice,
+    _local_proxy,
+    _object_proxy,
+    _lazy_object,
+]
+
+
+class TestWrapperOfOneScheduler:
+    @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
+    def test_scheduler_that_runs_is_instrumented(self, wrap: Callable[[Any], Any]) -> None:
+        """Runs count, the scheduler is healthy once the wrapper was started, and nothing fails."""
+        inner = BackgroundScheduler(timezone="UTC")
+        wrapper = wrap(inner)
+        telemetry = instrument(wrapper, registry=CollectorRegistry())
+        wrapper.start()
+        try:
+            wrapper.add_job(jobs.nothing, **watching.due())
+            wait_until(lambda: outcomes(telemetry, "job") == {"success": 1})
+            assert telemetry.health()["status"] == "healthy"
+            assert not any(errors_of(telemetry).counts().values())
+        finally:
+            wrapper.shutdown()
+        telemetry.uninstrument()
+        assert ours(inner) == []
+
+    @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
+    def test_wrapper_and_scheduler_have_one_handle(self, wrap: Callable[[Any], Any]) -> None:
+        """Instrumenting both, in either order, gives the same handle."""
+        inner = hand_driven_scheduler()
+        registry = CollectorRegistry()
+        telemetry = instrument(wrap(inner), registry=registry)
+        assert instrument(inner, registry=registry) is telemetry
+        assert instrument(wrap(inner), registry=registry) is telemetry
+        telemetry.uninstrument()
+
+    def test_scheduler_of_apscheduler_di_is_instrumented(self) -> None:
+        """The same for apscheduler-di itself, where it is installed, on an event loop."""
+        apscheduler_di = pytest.importorskip("apscheduler_di")
+
+        async def main() -> None:
+            wrapper = apscheduler_di.ContextSchedulerDecorator(AsyncIOScheduler(timezone="UTC"))
+            telemetry = instrument(wrapper, registry=CollectorRegistry())
+            wrapper.add_job(jobs.nothing, "interval", seconds=0.1, id="job")
+            wrapper.start()
+            await wait_until_async(lambda: outcomes(telemetry, "job").get("success", 0) >= 2)
+            assert telemetry.health()["status"] == "healthy"
+            assert not any(errors_of(telemetry).counts().values())
+            wrapper.shutdown()
+
+        asyncio.run(main())
+
+
+class Fallback(HandDriven):
+    """Runs by itself, and has another scheduler besides."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+        super().__init__()
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        super().start(*args, **kwargs)
+
+
+def _logged(start: Any) -> Any:
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return start(self, *args, **kwargs)
+
+    return wrapper
+
+
+class DecoratedFallback(Fallback):
+    """Its own start() is decorated, and calls that of its base class by name."""
+
+    @_logged
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        Fallback.start(self, *args, **kwargs)
+
+
+class WrappedFallback(Fallback):
+    """Its own start() calls a method that calls the inherited one."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self._really_start(*args, **kwargs)
+
+    @functools.wraps(BaseScheduler.start)
+    def _really_start(self, *args: Any, **kwargs: Any) -> None:
+        super().start(*args, **kwargs)
+
+
+class SelfMade(Fallback):
+    """Starts without any code of APScheduler."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.state = STATE_RUNNING
+
+
+class TestSchedulerWithAnotherOne:
+    @pytest.mark.parametrize("kind", [Fallback, DecoratedFallback, WrappedFallback, SelfMade])
+    def test_scheduler_that_runs_by_itself_is_instrumented(self, kind: type[Any]) -> None:
+        """It is not taken for a wrapper of the other one."""
+        scheduler = kind(hand_driven_scheduler())
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        assert ours(scheduler.other) == []
+        assert ours(scheduler) != []
+        telemetry.uninstrument()
+
+
+class Choosing(Forwarding):
+    """May start either of two schedulers."""
+
+    def __init__(self, scheduler: Any, other: Any) -> None:
+        self.other = other
+        super().__init__(scheduler)
+
+
+class Late(Forwarding):
+    """Makes the scheduler when it is started."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+class Facade:
+    """Is no scheduler, and has its own start()."""
+
+    def __init__(self, **schedulers: Any) -> None:
+        vars(self).update(schedulers)
+
+    def start(self) -> None:
+        """Do as it likes."""
+
+
+class TestRefused:
+    """Where it is not clear which scheduler runs, the message says what to pass."""
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (
+                lambda: Choosing(hand_driven_scheduler(), hand_driven_scheduler()),
+                "has several; pass one of its attributes other, _scheduler",
+            ),
+            (Late, "does not start it, but another one; pass the scheduler that it starts"),
+            (
+                lambda: Facade(_aps=hand_driven_scheduler()),
+                "has one; pass its attribute _aps",
+            ),
+            (
+                lambda: Facade(cron=hand_driven_scheduler(), once=hand_driven_scheduler()),
+                "has several; pass one of its attributes cron, once",
+            ),
+            (
+                lambda: SimpleNamespace(job_scheduler=hand_driven_scheduler()),
+                "has one; pass its attribute job_scheduler",
+            ),
+        ],
+        ids=["two", "made later", "facade", "facade of two", "no start"],
+    )
+    def test_message_names_what_to_pass(self, make: Callable[[], Any], message: str) -> None:
+        """The attributes that hold schedulers are named, and nothing is instrumented."""
+        registry = CollectorRegistry()
+        with pytest.raises(ArgumentTypeError, match=message):
+            instrument(make(), registry=registry)
+        assert generate_latest(registry) == b""
+
+    def test_wrappers_of_each_other_are_refused(self) -> None:
+        """Two wrappers that wrap each other have no scheduler, and do not hang the search."""
+        first = Forwarding(None)
+        first._scheduler = Forwarding(first)
+        with pytest.raises(ArgumentTypeError, match="pass"):
+            instrument(first, registry=CollectorRegistry())
