@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ArgumentTypeError,
         ArgumentValueError,
         DuplicateNameError,
+        NotInstrumentedError,
         TelemetryError,
     )
     from apscheduler_telemetry.http import HTTPServer
@@ -29,6 +30,7 @@ __all__ = [
     "DuplicateNameError",
     "FileContextStore",
     "HTTPServer",
+    "NotInstrumentedError",
     "Telemetry",
     "TelemetryError",
     "__version__",
@@ -41,6 +43,7 @@ _MODULES = {
     "DuplicateNameError": "errors",
     "FileContextStore": "context_store",
     "HTTPServer": "http",
+    "NotInstrumentedError": "errors",
     "Telemetry": "api",
     "TelemetryError": "errors",
     "__version__": "_version",

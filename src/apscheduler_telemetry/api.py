@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -25,6 +26,7 @@ from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
+from apscheduler_telemetry.errors import DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus
 from apscheduler_telemetry.export.metric_families import Exporter
 from apscheduler_telemetry.export.multiprocess.directory import configured_directory
@@ -38,6 +40,8 @@ from apscheduler_telemetry.export.otel_traces import (
     suppress_tracing,
 )
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+
+logger = logging.getLogger("apscheduler_telemetry")
 
 _HANDLE_ATTRIBUTE = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
@@ -54,9 +58,10 @@ class _ExportedScheduler:
         adapter: watches the scheduler.
         is_declared_singleton: whether only one scheduler of this name should be alive; only
             exported, not enforced.
+        get_handle: returns the handle; None when it was freed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each part by name
         self,
         name: str,
         *,
@@ -64,11 +69,13 @@ class _ExportedScheduler:
         error_reporter: ErrorReporter,
         adapter: SchedulerAdapter,
         is_declared_singleton: bool,
+        get_handle: Callable[[], Telemetry | None],
     ) -> None:
         self.name = name
         self.recorder = recorder
         self.error_reporter = error_reporter
         self.adapter = adapter
+        self.get_handle = get_handle
         self._is_declared_singleton = is_declared_singleton
 
     @property
@@ -112,8 +119,11 @@ class Telemetry:
         self._scheduler = scheduler
         self._config = config
         self._servers: list[HTTPServer] = []
+        self._end_reason: str | None = None
         # First, as it raises if the environment is wrong.
         directory = configured_directory() if config.registry is not None else None
+        # Before exporters are created, as the last scheduler of a registry removes its exporter.
+        _release_name(config)
         self._snapshot_writer: SnapshotWriter | None = None
         self._exporters: list[Exporter] = []
         error_reporter = ErrorReporter(config.capture)
@@ -163,10 +173,9 @@ class Telemetry:
             error_reporter=error_reporter,
             adapter=adapter_class(scheduler, dependencies),
             is_declared_singleton=config.singleton,
+            get_handle=weakref.ref(self),  # weakly, so that both are freed at once
         )
         try:
-            for exporter in self._exporters:
-                exporter.reject_duplicate_name(self.name)
             if directory is not None:
                 self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
                 registry = MultiprocessRegistry(
@@ -211,7 +220,11 @@ class Telemetry:
         Raises:
             OSError: the port is taken, or the address is not this machine's.
             ArgumentTypeError, ArgumentValueError: a port or a TLS option is wrong.
+            NotInstrumentedError: the scheduler is not instrumented any more.
         """
+        if self._end_reason is not None:
+            msg = f"nothing is left to serve: {self._describe_end()}"
+            raise NotInstrumentedError(msg)
         server = self._endpoints.serve(port, addr, **tls)
         self._servers.append(server)
         return server
@@ -222,8 +235,11 @@ class Telemetry:
 
         Returns:
             ``status`` (``healthy`` or ``unhealthy``), ``reasons`` (each a ``code`` and a
-            ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC.
+            ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC. After
+            `uninstrument` it is unhealthy, for the reason ``uninstrumented``.
         """
+        if self._end_reason is not None:
+            return health.report_end(self.name, self._describe_end())
         return health.report(self._exported_scheduler)
 
     def uninstrument(self) -> None:
@@ -239,14 +255,53 @@ class Telemetry:
 
         Calling it again does nothing; the scheduler can be instrumented again.
         """
+        self._end("uninstrument() was called")
+
+    def _end(self, reason: str) -> None:
         with _instrumentation_lock:
-            if get_handle(self._scheduler) is not self:
+            if not is_current(self):
                 return
+            self._end_reason = reason
             delattr(self._scheduler, _HANDLE_ATTRIBUTE)
             self._exported_scheduler.adapter.uninstall()
             self._stop_exporting()
         while self._servers:
             self._servers.pop().close()
+
+    def _reject_if_starting(self) -> None:
+        """
+        Raise an error if another scheduler cannot have the name, as this one is being started.
+
+        Raises:
+            DuplicateNameError: it was instrumented by its start, which goes on in another thread.
+        """
+        if self in _provisional_handles and self._exported_scheduler.started_at is None:
+            msg = f"a scheduler named {self.name!r} is being started: pass another name"
+            raise DuplicateNameError(msg)
+
+    def _give_way(self) -> None:
+        """End, as another scheduler gets the name; say so if this one is started after all."""
+        if self._exported_scheduler.liveness().is_forked_copy:
+            return  # the parent goes on with it
+        self._end(f"another scheduler was instrumented as {self.name!r}")
+        scheduler, name = self._scheduler, self.name
+
+        def warn() -> None:
+            if get_handle(scheduler) is None:
+                logger.warning(
+                    "%r was started without telemetry: while it did not run, another scheduler was "
+                    "instrumented as %r. Call instrument() again, with a name of its own for each",
+                    scheduler,
+                    name,
+                )
+
+        self._exported_scheduler.adapter.call_at_next_start(warn)
+
+    def _describe_end(self) -> str:
+        return (
+            f"The scheduler {self.name!r} is not instrumented by this handle any more, as "
+            f"{self._end_reason}; call instrument() again."
+        )
 
     def _on_scheduler_started(self) -> None:
         if self._snapshot_writer is not None:
@@ -264,7 +319,8 @@ class Telemetry:
 
     def __repr__(self) -> str:
         """Name the scheduler."""
-        return f"<Telemetry of the scheduler {self.name!r}>"
+        end = "" if self._end_reason is None else ", uninstrumented"
+        return f"<Telemetry of the scheduler {self.name!r}{end}>"
 
 
 def instrument(  # noqa: PLR0913  # keyword-only, each with a default
@@ -300,8 +356,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     Args:
         scheduler: an instance of an APScheduler 3 scheduler, or of a wrapper that starts one, which
             is then the one that is instrumented.
-        name: the value of the ``scheduler`` label; must differ between schedulers of one registry
-            and of one meter provider.
+        name: the value of the ``scheduler`` label; must differ between schedulers that run at the
+            same time on one registry or on one meter provider.
         registry: where the metrics are registered for Prometheus to scrape; None for nowhere.
         tracer_provider: where spans go; by default the global one, even if it is set later.
         meter_provider: where the same metrics go by OpenTelemetry, in addition to `registry`; by
@@ -351,8 +407,8 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     Raises:
         ArgumentTypeError: an argument is of the wrong type; the message says what to pass.
         ArgumentValueError: an argument has an impossible value.
-        DuplicateNameError: another scheduler of that name is instrumented on the registry, or on
-            the meter provider.
+        DuplicateNameError: another scheduler of that name runs, and is instrumented on the registry
+            or on the meter provider. One that does not run is uninstrumented instead.
     """
     adapter_class, scheduler = find_adapter(scheduler)
     config = Config(
@@ -409,6 +465,37 @@ def get_handle(scheduler: Any) -> Telemetry | None:
     """Return the handle of a scheduler; None if it is not instrumented."""
     handle: Telemetry | None = getattr(scheduler, _HANDLE_ATTRIBUTE, None)
     return handle
+
+
+def is_current(handle: Telemetry) -> bool:
+    """Tell whether the scheduler of a handle is still instrumented by it."""
+    return get_handle(handle._scheduler) is handle  # noqa: SLF001  # ours
+
+
+def _release_name(config: Config) -> None:
+    """
+    Uninstrument the schedulers of that name that do not run, where the new one is to be exported.
+
+    Raises:
+        DuplicateNameError: one of them runs, or is just being started.
+    """
+    exporters: list[Exporter] = []
+    if config.registry is not None and (found := prometheus.find_exporter(config.registry)):
+        exporters.append(found)
+    if config.meter_provider is not None and (
+        known := otel_metrics.find_exporter(config.meter_provider)
+    ):
+        exporters.append(known)
+    for exporter in exporters:
+        exporter.reject_duplicate_name(config.name)
+    schedulers = [exporter.find(config.name) for exporter in exporters]
+    handles = [s.get_handle() for s in schedulers if isinstance(s, _ExportedScheduler)]
+    for handle in handles:
+        if handle is not None:
+            handle._reject_if_starting()  # noqa: SLF001  # ours
+    for handle in handles:
+        if handle is not None:
+            handle._give_way()  # noqa: SLF001  # ours
 
 
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()

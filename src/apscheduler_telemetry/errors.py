@@ -3,8 +3,9 @@ What `instrument` and its handle raise.
 
     TelemetryError
     ├── ArgumentTypeError(TypeError)
-    └── ArgumentValueError(ValueError)
-        └── DuplicateNameError
+    ├── ArgumentValueError(ValueError)
+    │   └── DuplicateNameError
+    └── NotInstrumentedError(RuntimeError)
 
 Nothing here is ever raised into a job, a listener or a scrape.
 """
@@ -25,4 +26,8 @@ class ArgumentValueError(TelemetryError, ValueError):
 
 
 class DuplicateNameError(ArgumentValueError):
-    """Raised when another live scheduler already uses the name on the same registry."""
+    """Raised when another scheduler that runs already uses the name on the same registry."""
+
+
+class NotInstrumentedError(TelemetryError, RuntimeError):
+    """Raised when a handle is to serve a scheduler that it does not follow any more."""

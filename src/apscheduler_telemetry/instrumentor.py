@@ -31,6 +31,7 @@ from apscheduler_telemetry.api import (
     get_handle,
     instrument,
     instrument_provisionally,
+    is_current,
 )
 from apscheduler_telemetry.context_store import FileContextStore
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
@@ -192,7 +193,8 @@ class _ProcessInstrumentation:
 
         def get_health_report() -> Mapping[str, Any]:
             with self._lock:
-                handles = sorted(self._handles, key=lambda handle: handle.name)
+                current = [handle for handle in self._handles if is_current(handle)]
+            handles = sorted(current, key=lambda handle: handle.name)
             return health.combine([handle.health() for handle in handles])
 
         registry, expose_from_cache = _choose_served_registry(self._options["registry"])

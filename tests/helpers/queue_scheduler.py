@@ -82,6 +82,9 @@ class QueueSchedulerAdapter:
             delattr(self._scheduler, name)
         self._dependencies.observers.stop(lambda: None)  # a run that is under way ends in `_call`
 
+    def call_at_next_start(self, callback: Callable[[], None]) -> None:
+        """Do nothing: it is started only once."""
+
     @property
     def started_at(self) -> float | None:
         return self._started_at

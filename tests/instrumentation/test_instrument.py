@@ -207,15 +207,15 @@ class TestSeveral:
             assert b.up() == 0
 
     def test_second_scheduler_of_one_name_is_refused(self) -> None:
-        """A second scheduler with the same name on one registry is rejected and unchanged."""
+        """A scheduler with the name of one that runs is rejected and unchanged."""
         registry = CollectorRegistry()
         first, second = hand_driven_scheduler(), hand_driven_scheduler()
         before = snapshot(second)
         with watched(first, registry=registry, name="shop") as seen:
+            first.start()
             with pytest.raises(DuplicateNameError, match=r"'shop'.*name="):
                 instrument(second, registry=registry, name="shop")
             assert_same(snapshot(second), before)
-            first.start()
             assert seen.up() == 1
         with watched(second, registry=registry, name="shop") as seen:
             assert seen.up() == 0

@@ -100,6 +100,7 @@ class TestLifecycle:
         scheduler = hand_driven_scheduler()
         options = {"meter_provider": otel.provider}
         telemetry = instrument(scheduler, registry=CollectorRegistry(), **options)
+        scheduler.start()
         second = CollectorRegistry()
         with pytest.raises(DuplicateNameError, match=r"'default'.*this meter provider already"):
             instrument(hand_driven_scheduler(), registry=second, **options)

@@ -102,6 +102,9 @@ class SchedulerAdapter(SchedulerStatus, Protocol):
         that they already observe, or spans would stay open: patches for that may stay until then.
         """
 
+    def call_at_next_start(self, callback: Callable[[], None]) -> None:
+        """Call back, once, when the scheduler is started the next time; also if uninstalled."""
+
 
 class AutomaticInstrumentation(Protocol):
     """Calls back whenever a scheduler is started in this process, for zero code."""

@@ -172,16 +172,23 @@ class Liveness:
         scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler reports.
         up: whether the loop is alive and not overdue.
         reasons: why not, as pairs of a code and a sentence; empty if there is no problem.
+        has_ended: whether the loop, its thread or its event loop has ended, also without a shutdown.
     """
 
     scheduler_state: str
     up: bool
     reasons: Sequence[tuple[str, str]] = ()
+    has_ended: bool = False
 
     @property
     def is_forked_copy(self) -> bool:
         """Whether this process has only a copy of a scheduler, made by a fork."""
         return any(code == "forked" for code, _ in self.reasons)
+
+    @property
+    def may_run_jobs(self) -> bool:
+        """Whether the scheduler may run jobs in this process without being started again."""
+        return not (self.scheduler_state == "stopped" or self.has_ended or self.is_forked_copy)
 
 
 class SpanIds(Protocol):

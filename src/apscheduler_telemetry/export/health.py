@@ -41,6 +41,16 @@ def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[s
     }
 
 
+def report_end(name: str, message: str) -> dict[str, Any]:
+    """Return the health of a scheduler that is not followed any more, for the reason given."""
+    return {
+        "status": "unhealthy",
+        "reasons": [{"code": "uninstrumented", "message": message}],
+        "scheduler": {"name": name, "state": None, "loop_alive": None, "last_wakeup": None},
+        "jobs": [],
+    }
+
+
 def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Combine the reports of all schedulers of a process; any unhealthy one makes it unhealthy."""
     return {

@@ -7,6 +7,7 @@ dashboards build on them.
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -461,22 +462,30 @@ class Exporter:
 
     def reject_duplicate_name(self, name: str) -> None:
         """
-        Check that no scheduler of this name is exported.
-
-        A forked child has a copy of what its parent exports. Such a copy does not count.
+        Check that no scheduler of this name is exported that may run jobs in this process.
 
         Raises:
-            DuplicateNameError: there is one.
+            DuplicateNameError: there is one, and it is not garbage.
         """
-        other = self._schedulers.get(name)
-        if other is not None and not other.liveness().is_forked_copy:
+        if self._may_run_jobs(name):
+            gc.collect()  # or the answer would depend on when Python did this last
+        if self._may_run_jobs(name):
             msg = (
-                f"a scheduler named {name!r} is instrumented on this {self._target_noun} already, "
-                "and their series would be the same: pass instrument(..., name=...) with a "
+                f"a scheduler named {name!r} runs and is instrumented on this {self._target_noun} "
+                "already, and their series would be the same: pass instrument(..., name=...) with a "
                 f"different name for each scheduler, or another {self._target_noun}, or "
-                "uninstrument() the first"
+                "shutdown() or uninstrument() the first. In tests and notebooks, shut down the "
+                "previous scheduler before you create the next one"
             )
             raise DuplicateNameError(msg)
+
+    def find(self, name: str) -> InstrumentedScheduler | None:
+        """Return the scheduler of this name, or None."""
+        return self._schedulers.get(name)
+
+    def _may_run_jobs(self, name: str) -> bool:
+        scheduler = self.find(name)
+        return scheduler is not None and scheduler.liveness().may_run_jobs
 
     @synchronized
     def add(self, scheduler: InstrumentedScheduler) -> None:

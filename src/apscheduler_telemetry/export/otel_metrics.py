@@ -241,14 +241,25 @@ def get_or_create_exporter(
     The buckets are those of the first scheduler.
     """
     with _lock:
-        exporter = _exporters.get(provider)
-        if exporter is None and provider is metrics.get_meter_provider():
-            # The proxy is the global provider before one is set, and delegates to it afterwards.
-            exporter = next((known for known in _exporters.values() if known.is_global), None)
+        exporter = _find_exporter(provider)
         if exporter is None:
             exporter = OpenTelemetryExporter(provider, duration_buckets, delay_buckets)
         _exporters[provider] = exporter
         return exporter
+
+
+def find_exporter(provider: metrics.MeterProvider) -> OpenTelemetryExporter | None:
+    """Return the exporter of `provider`; None if no scheduler was instrumented on it."""
+    with _lock:
+        return _find_exporter(provider)
+
+
+def _find_exporter(provider: metrics.MeterProvider) -> OpenTelemetryExporter | None:
+    exporter = _exporters.get(provider)
+    if exporter is None and provider is metrics.get_meter_provider():
+        # The proxy that stands for the global provider before it is set delegates to it.
+        exporter = next((known for known in _exporters.values() if known.is_global), None)
+    return exporter
 
 
 def _create_histogram(

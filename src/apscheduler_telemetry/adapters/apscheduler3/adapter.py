@@ -157,6 +157,16 @@ class APScheduler3Adapter:
         self._patches.restore()
         self._scheduler.remove_listener(self._on_scheduler_event)
 
+    def call_at_next_start(self, callback: Callable[[], None]) -> None:
+        """Call back, once, when the scheduler is started the next time; also if uninstalled."""
+        scheduler = self._scheduler
+
+        def on_scheduler_started(_: Any) -> None:
+            scheduler.remove_listener(on_scheduler_started)
+            callback()
+
+        scheduler.add_listener(on_scheduler_started, EVENT_SCHEDULER_STARTED)
+
     @property
     def started_at(self) -> float | None:
         """When the scheduler was started, in Unix seconds; None before it."""

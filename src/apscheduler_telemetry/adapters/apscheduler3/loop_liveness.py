@@ -58,6 +58,7 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
         reason = ("stopped", "The scheduler has not been started, or was shut down.")
         return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
     state = "paused" if scheduler.state == STATE_PAUSED else "running"
+    has_ended = _has_ended(scheduler, loop)
     if loop.pid is not None and loop.pid != os.getpid():
         message = (
             f"The scheduler was started in process {loop.pid}, and a fork does not copy its "
@@ -66,16 +67,33 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
         )
         reasons = [("forked", message)]
     else:
-        reasons = [*_death_reasons(scheduler, loop), *_overdue_reasons(loop, state, now)]
-    return Liveness(scheduler_state=state, up=not reasons, reasons=reasons)
-
-
-def _death_reasons(scheduler: Any, loop: LoopState) -> Iterator[tuple[str, str]]:
+        reasons = [
+            *_death_reasons(scheduler, loop, has_ended=has_ended),
+            *_overdue_reasons(loop, state, now),
+        ]
     event_loop = _event_loop_of(scheduler)
+    return Liveness(
+        scheduler_state=state,
+        up=not reasons,
+        reasons=reasons,
+        has_ended=has_ended or (event_loop is not None and event_loop.is_closed()),
+    )
+
+
+def _has_ended(scheduler: Any, loop: LoopState) -> bool:
+    """Tell whether the loop has returned, or its thread or greenlet has ended."""
     greenlet = getattr(scheduler, "_greenlet", None)
-    has_ended = loop.has_ended or (greenlet is not None and greenlet.dead)
-    if event_loop is None and loop.thread is not None:  # an event loop may change threads
-        has_ended = has_ended or not loop.thread.is_alive()
+    if loop.has_ended or (greenlet is not None and greenlet.dead):
+        return True
+    # An event loop may change threads.
+    has_thread = _event_loop_of(scheduler) is None and loop.thread is not None
+    return has_thread and not loop.thread.is_alive()  # type: ignore[union-attr]  # as just asked
+
+
+def _death_reasons(
+    scheduler: Any, loop: LoopState, *, has_ended: bool
+) -> Iterator[tuple[str, str]]:
+    event_loop = _event_loop_of(scheduler)
     if loop.pass_error_type is not None:
         message = (
             f"The latest pass over due jobs ended with {loop.pass_error_type}, which ends the "
@@ -83,7 +101,7 @@ def _death_reasons(scheduler: Any, loop: LoopState) -> Iterator[tuple[str, str]]
         )
         yield "loop_failed", message
     elif has_ended:
-        kind = "thread" if greenlet is None else "greenlet"
+        kind = "thread" if getattr(scheduler, "_greenlet", None) is None else "greenlet"
         yield "thread_dead", f"The scheduler's {kind} has ended: no job runs any more."
     if event_loop is not None and event_loop.is_closed():
         yield "event_loop_closed", "The scheduler's event loop was closed."
