@@ -40,6 +40,8 @@ scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that `finally` is reached
     with telemetry.start_http_server(int(os.environ.get("PORT", "9476"))) as server:
+        if not server.is_serving:
+            sys.exit("The port is taken, perhaps by another process that runs the same jobs.")
         print(f"running on {server.url}", flush=True)
         try:
             scheduler.start()

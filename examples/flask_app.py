@@ -11,6 +11,7 @@ see docs/deployment.md.
 
 from __future__ import annotations
 
+import atexit
 import random
 import time
 
@@ -50,6 +51,7 @@ def index() -> dict[str, str]:
 
 
 scheduler.start()
+atexit.register(scheduler.shutdown)  # which waits for runs in progress
 
 if __name__ == "__main__":
     app.run(port=8000)

@@ -13,6 +13,7 @@ each worker imports the app by itself: no --preload.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import random
@@ -51,6 +52,7 @@ def run_jobs_when_it_is_our_turn() -> None:
     """Wait for the lock, which is kept until this process ends, and then start the scheduler."""
     fcntl.lockf(lock, fcntl.LOCK_EX)
     scheduler.start()
+    atexit.register(scheduler.shutdown)  # which waits for runs in progress
 
 
 lock = LOCK.open("w")

@@ -42,6 +42,15 @@ def post_worker_init(worker: Any) -> None:
         scheduler.start()
 
 
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Shut the scheduler down; this runs in the worker, when it ends."""
+    if worker is chosen:
+        from app import scheduler  # noqa: PLC0415
+
+        if scheduler.running:
+            scheduler.shutdown()  # waits for runs in progress
+
+
 def child_exit(server: Any, worker: Any) -> None:
     """Let go of a worker that is dead, and of its gauges."""
     global chosen  # noqa: PLW0603

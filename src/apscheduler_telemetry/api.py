@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
+import inspect
 import logging
 import os
 import socket
@@ -26,7 +29,7 @@ from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
-from apscheduler_telemetry.errors import DuplicateNameError, NotInstrumentedError
+from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus
 from apscheduler_telemetry.export.metric_families import Exporter
 from apscheduler_telemetry.export.multiprocess.directory import configured_directory
@@ -39,7 +42,7 @@ from apscheduler_telemetry.export.otel_traces import (
     restore_context,
     suppress_tracing,
 )
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, UnavailableHTTPServer
 
 logger = logging.getLogger("apscheduler_telemetry")
 
@@ -202,32 +205,63 @@ class Telemetry:
         self.asgi_app = self._endpoints.asgi_app
 
     def start_http_server(
-        self, port: int = 9476, addr: str = "127.0.0.1", **tls: Any
+        self, port: int = 9476, addr: str = "127.0.0.1", **options: Any
     ) -> HTTPServer:
         """
         Serve ``/metrics`` and ``/health`` from a thread of this process.
 
+        If the port is taken, mostly by another worker or the reloader of the application, an error
+        is logged, and the application goes on without a server in this process.
+
         Args:
             port: TCP port; 0 takes a free one, which is the server's ``port`` then.
             addr: address to bind; by default the loopback interface.
-            **tls: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
+            **options: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
                 ``client_auth_required``, as for ``prometheus_client.start_http_server``.
 
         Returns:
             The server, to be closed with ``close()`` or a ``with`` statement; `uninstrument`
-            closes it, too.
+            closes it, too. Its ``is_serving`` is False if the port is taken.
 
         Raises:
-            OSError: the port is taken, or the address is not this machine's.
-            ArgumentTypeError, ArgumentValueError: a port or a TLS option is wrong.
+            OSError: the address is not this machine's, or the port or a file cannot be used.
+            ArgumentTypeError, ArgumentValueError: an option is wrong, or there is no such option.
             NotInstrumentedError: the scheduler is not instrumented any more.
         """
         if self._end_reason is not None:
             msg = f"nothing is left to serve: {self._describe_end()}"
             raise NotInstrumentedError(msg)
-        server = self._endpoints.serve(port, addr, **tls)
+        _reject_unknown_server_options(options)
+        try:
+            server = self._endpoints.serve(port, addr, **options)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # Every worker of a web server does the same; raised, it would end all but the first.
+            logger.error("%s", self._describe_taken_port(port, error))  # noqa: TRY400  # expected
+            return UnavailableHTTPServer(port, addr, is_https="certfile" in options)
         self._servers.append(server)
+        _servers[server] = self.name
         return server
+
+    def _describe_taken_port(self, port: int, error: OSError) -> str:
+        others = [
+            name
+            for server, name in list(_servers.items())
+            if server.is_serving and server.port == port
+        ]
+        if others:
+            return (
+                f"No further server was started for the scheduler {self.name!r}: that of the "
+                f"scheduler {others[0]!r} has port {port} in this process, and serves all "
+                "schedulers of its registry. Start one server for each registry, or pass another "
+                "port"
+            )
+        return (
+            f"The scheduler {self.name!r} has no server in process {os.getpid()}, which goes on "
+            f"without: {error.strerror}. If each of these processes starts the scheduler, each "
+            "runs all of its jobs"
+        )
 
     def health(self) -> dict[str, Any]:
         """
@@ -498,6 +532,26 @@ def _release_name(config: Config) -> None:
             handle._give_way()  # noqa: SLF001  # ours
 
 
+def _reject_unknown_server_options(options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(HTTPEndpoints.serve).parameters if name != "self"]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, 1)
+            hint = _SERVER_OPTIONS_ELSEWHERE.get(option) or (close[0] if close else None)
+            advice = f"pass {hint}=" if hint else f"there are {', '.join(known)}"
+            msg = f"start_http_server() has no option {option!r}; {advice}"
+            raise ArgumentTypeError(msg)
+
+
+_SERVER_OPTIONS_ELSEWHERE = {
+    **dict.fromkeys(("host", "hostname", "address", "bind", "interface", "ip", "listen"), "addr"),
+    **dict.fromkeys(("ssl_certfile", "cert", "certificate", "tls_cert"), "certfile"),
+    **dict.fromkeys(("ssl_keyfile", "key", "private_key", "tls_key"), "keyfile"),
+    **dict.fromkeys(("ssl_ca_certs", "cafile", "ca_certs"), "client_cafile"),
+}
+"""What other servers call the same."""
+_servers: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
+"""Servers that handles have started, with the name of their scheduler."""
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 """Handles made by `instrument_provisionally`."""
 _instrumentation_lock = threading.RLock()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.paths import ROOT
 from tests.helpers.servers import get, running_process
 from tests.helpers.waiting import wait_for_answer, wait_until
@@ -31,7 +33,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     pytest.importorskip(module)
     pytest.importorskip("fastapi" if module == "uvicorn" else "werkzeug")
     log = tmp_path / "log"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    (tmp_path / "sitecustomize.py").write_text("import logging; logging.basicConfig(level='INFO')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": path,
+    }
     with running_process([sys.executable, *command], log, cwd=EXAMPLES, env=environment) as process:
 
         def address() -> str | None:
@@ -40,6 +49,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             return found and found[1]
 
         yield wait_until(address, "the start of the example")
+        process.send_signal(signal.SIGINT)
+        process.wait(WAIT_TIMEOUT)
+    assert "Scheduler has been shut down" in log.read_text()
+    assert "pending job(s)" not in log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()
 
 

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import PATIENCE
 from tests.helpers.scripts import output_of_script
+from tests.helpers.waiting import wait_until
+
+SCHEDULER = """
+import logging
+import os
+import signal
+import time
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from apscheduler_telemetry import instrument
+
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+logging.getLogger("apscheduler_telemetry").setLevel(logging.INFO)
+scheduler = BackgroundScheduler(timezone="UTC")
+instrument(scheduler)
+scheduler.add_job(print, "interval", hours=1, id="backup")
+scheduler.start()
+"""
 
 
 class TestJobsAtExit:
@@ -26,3 +54,121 @@ class TestJobsAtExit:
         assert [job_id for job_id in ("next", "later", "last") if repr(job_id) in errors] == [
             "next"
         ]
+
+
+def levels(text: str) -> list[str]:
+    """Return the levels of what the log has of jobs at exit."""
+    return [line.split()[0] for line in text.splitlines() if "pending job(s)" in line]
+
+
+class TestScriptThatRunsOut:
+    """The main thread ends by itself, which is mostly a mistake."""
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "",
+            "time.sleep(0.1)",
+            "raise SystemExit(3)",
+            "1 / 0",
+            "import asyncio; asyncio.run(asyncio.sleep(0))",
+            "import wsgiref.simple_server, http.server, unittest",
+        ],
+    )
+    def test_warning_is_logged(self, end: str) -> None:
+        """A warning is logged, whatever the end was like."""
+        _, errors = output_of_script(f"{SCHEDULER}\n{end}\n")
+        assert levels(errors) == ["WARNING"]
+        assert "Keep the main thread alive" in errors
+
+    @pytest.mark.parametrize("module", ["flask", "django", "fastapi"])
+    def test_application_that_is_not_served_is_warned_of(self, module: str) -> None:
+        """The same if a web framework is imported, and no server was started."""
+        pytest.importorskip(module)
+        _, errors = output_of_script(f"import {module}\n{SCHEDULER}")
+        assert levels(errors) == ["WARNING"]
+
+
+def end_of(script: str, number: signal.Signals, directory: Path, *options: str) -> str:
+    """Run a script until it says so, send it a signal, and return what it wrote."""
+    path = directory / "script.py"
+    path.write_text(f"{SCHEDULER}{textwrap.dedent(script)}")
+    log = directory / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *options, path], stdout=output, stderr=output, cwd=directory
+        )
+    try:
+        wait_until(lambda: "serving" in log.read_text(), patience=30)
+        process.send_signal(number)
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    return log.read_text()
+
+
+class TestProcessThatIsEnded:
+    """The main thread ends as it was told to."""
+
+    @pytest.mark.parametrize("end", ["unhandled", "handled"])
+    def test_interrupted_server_is_not_warned_of(self, end: str, tmp_path: Path) -> None:
+        """Ctrl-C of a server in the script, whether the exception is caught or not."""
+        pytest.importorskip("werkzeug")
+        catch = "except KeyboardInterrupt: pass" if end == "handled" else "finally: pass"
+        script = f"""
+        from werkzeug.serving import make_server, run_simple
+
+        def app(environ, start_response):
+            raise AssertionError
+
+        import threading
+        threading.Timer(0.5, lambda: print("serving", flush=True)).start()
+        try:
+            run_simple("127.0.0.1", 0, app)
+        {catch}
+        """
+        assert levels(end_of(script, signal.SIGINT, tmp_path)) == ["INFO"]
+
+    def test_interrupted_script_is_not_warned_of(self, tmp_path: Path) -> None:
+        """Ctrl-C of a script that waits."""
+        script = "print('serving', flush=True)\nwhile True: time.sleep(0.05)\n"
+        text = end_of(script, signal.SIGINT, tmp_path)
+        assert levels(text) == ["INFO"]
+        assert "KeyboardInterrupt" in text
+
+    def test_script_that_handles_sigterm_is_not_warned_of(self, tmp_path: Path) -> None:
+        """SIGTERM of a script that ends in an orderly way."""
+        script = """
+        signal.signal(signal.SIGTERM, lambda *_: exit())
+        print("serving", flush=True)
+        while True: time.sleep(0.05)
+        """
+        assert levels(end_of(script, signal.SIGTERM, tmp_path)) == ["INFO"]
+
+    def test_tests_of_pytest_are_not_warned_of(self, tmp_path: Path) -> None:
+        """A scheduler that a test has left running when pytest ends."""
+        (tmp_path / "test_it.py").write_text(f"{SCHEDULER}\ndef test_it(): pass\n")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert "1 passed" in done.stdout
+        assert set(levels(done.stderr)) <= {"INFO"}
+
+    def test_tests_of_unittest_are_not_warned_of(self, tmp_path: Path) -> None:
+        """The same with the standard library's runner."""
+        (tmp_path / "test_it.py").write_text(SCHEDULER)
+        command = [sys.executable, "-m", "unittest", "test_it"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert levels(done.stderr) == ["INFO"]
+
+    def test_shell_is_not_warned_of(self) -> None:
+        """A shell whose user ends it."""
+        done = subprocess.run(
+            [sys.executable, "-i", "-q"],
+            input=SCHEDULER,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert levels(done.stderr.replace(">>> ", "")) == ["INFO"]

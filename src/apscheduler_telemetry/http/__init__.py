@@ -14,6 +14,6 @@ From the bottom up:
 from __future__ import annotations
 
 from apscheduler_telemetry.http.endpoints import HTTPEndpoints
-from apscheduler_telemetry.http.server import HTTPServer
+from apscheduler_telemetry.http.server import HTTPServer, UnavailableHTTPServer
 
-__all__ = ["HTTPEndpoints", "HTTPServer"]
+__all__ = ["HTTPEndpoints", "HTTPServer", "UnavailableHTTPServer"]

@@ -38,6 +38,11 @@ class HTTPServer:
         )
         self._thread.start()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether this process answers there: not if it was closed, or the port was taken."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Stop serving and wait until the port is free; further calls do nothing."""
         with self._lock:
@@ -53,6 +58,29 @@ class HTTPServer:
     def __exit__(self, *exc_info: object) -> None:
         """Close the server."""
         self.close()
+
+
+class UnavailableHTTPServer(HTTPServer):
+    """
+    The handle of a server that could not be started, as its port is taken.
+
+    Args:
+        port: the port that was requested.
+        addr: the address that was requested.
+        is_https: whether it would speak TLS.
+    """
+
+    def __init__(self, port: int, addr: str, *, is_https: bool) -> None:
+        self.addr, self.port = addr, port
+        self.url = f"{'https' if is_https else 'http'}://{_format_netloc(addr, port)}"
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this process answers there: never."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def start_http_server(
@@ -82,7 +110,8 @@ def start_http_server(
     except (OSError, ValueError) as error:  # ValueError: impossible as a host name
         code = getattr(error, "errno", errno.EADDRNOTAVAIL)
         hint = (
-            "stop the process that uses it, or pass another port; port=0 takes a free one"
+            "most likely another worker or the reloader of this application serves there: start "
+            "the server in one process only, or pass another port; port=0 takes a free one"
             if code == errno.EADDRINUSE
             else "pass an addr of this machine, such as '127.0.0.1', and a port you may use"
         )

@@ -4,6 +4,7 @@ The adapter for APScheduler 3: puts its parts together and patches one scheduler
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import reprlib
 import time
@@ -20,6 +21,7 @@ from apscheduler.events import (
     EVENT_SCHEDULER_SHUTDOWN,
     EVENT_SCHEDULER_STARTED,
 )
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
@@ -199,6 +201,8 @@ class APScheduler3Adapter:
         self._loop.install()
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)
         self._patches.patch(scheduler, "_configure", self._wrap_configure)
+        if isinstance(scheduler, AsyncIOScheduler):
+            self._patches.patch(scheduler, "start", _wrap_asyncio_start)
         scheduler.add_listener(
             self._on_scheduler_event,
             EVENT_EXECUTOR_ADDED
@@ -320,6 +324,30 @@ class APScheduler3Adapter:
         store = self._scheduler._jobstores.get(alias)  # noqa: SLF001
         hooks = self._jobstore_hooks.get(id(store))
         return hooks is not None and hooks.is_persistent
+
+
+def _wrap_asyncio_start(original: Callable[..., Any]) -> Callable[..., Any]:
+    def start(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except RuntimeError as error:
+            if not _is_event_loop_running() and hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(
+                    "AsyncIOScheduler.start() needs an event loop that runs: call it in a "
+                    "coroutine, such as the one of asyncio.run(), or in the lifespan or startup "
+                    "function of the web application"
+                )
+            raise
+
+    return start
+
+
+def _is_event_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 @functools.cache

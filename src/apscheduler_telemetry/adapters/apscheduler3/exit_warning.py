@@ -3,11 +3,18 @@ Logs a warning when the process ends while a scheduler still has jobs to run.
 
 A `BackgroundScheduler` runs in a daemon thread. Python ends it together with the main thread, and
 without a message.
+
+If the main thread was that of a web server, a test runner or a shell, or was interrupted, the
+process was meant to end, and the message has level INFO.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
+import os
+import signal
+import sys
 from datetime import datetime
 from typing import Any, NamedTuple
 from weakref import ref
@@ -45,8 +52,8 @@ def cancel_exit_warning(scheduler: Any) -> None:
     _exit_checks.pop(id(scheduler), None)
 
 
-def scheduled_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
-    """Return the warning to log if the process ended now, or None if there is no reason for one."""
+def pending_jobs_message(scheduler: Any, recorder: Recorder, *, is_told_to_end: bool) -> str | None:
+    """Return what to log if the process ended now, or None if there are no jobs to run."""
     thread = getattr(scheduler, "_thread", None)
     if (
         not isinstance(scheduler, BackgroundScheduler)
@@ -60,27 +67,79 @@ def scheduled_jobs_warning(scheduler: Any, recorder: Recorder) -> str | None:
         return None
     (_, job_id), next_run = min(next_runs.items(), key=lambda item: item[1])
     at = datetime.fromtimestamp(next_run, scheduler.timezone).isoformat(timespec="seconds")
+    pending = (
+        f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler_name!r}"
+    )
+    following = f"Next: {label_value(job_id)!r} at {at}"
+    if is_told_to_end:
+        return f"{pending}. {following}. To let runs in progress end, call its shutdown() first."
     return (
-        f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler_name!r}: "
-        f"it runs in a daemon thread, which ends with the main thread. Next: "
-        f"{label_value(job_id)!r} at {at}. Keep the main thread alive or use BlockingScheduler; if "
-        "this is intended, call the scheduler's shutdown() first."
+        f"{pending}: it runs in a daemon thread, which ends with the main thread. {following}. "
+        "Keep the main thread alive or use BlockingScheduler; if this is intended, call the "
+        "scheduler's shutdown() first."
     )
 
 
-def _warn_of_scheduled_jobs() -> None:
+def is_told_to_end() -> bool:
+    """
+    Tell whether this process ends because something has ended it, and not as its script ran out.
+
+    Python does not tell which signals came, so this looks for whoever had the main thread.
+    """
+    main = sys.modules.get("__main__")
+    program = getattr(getattr(main, "__spec__", None), "name", None) or ""
+    return (
+        any(module in sys.modules for module in _OWNERS_OF_THE_MAIN_THREAD)
+        or program.startswith("unittest.")
+        # Set by Werkzeug's server, which is Flask's; importing Flask loads the module.
+        or ("werkzeug.serving" in sys.modules and "WERKZEUG_SERVER_FD" in os.environ)
+        or hasattr(sys, "ps1")  # a shell
+        or issubclass(getattr(sys, "last_type", None) or object, KeyboardInterrupt)
+        or callable(signal.getsignal(signal.SIGTERM))  # it knows how to end
+    )
+
+
+def _log_scheduled_jobs() -> None:
     for check in list(_exit_checks.values()):
         scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
         error_reporter = check.error_reporter_ref()
         if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
-            message = scheduled_jobs_warning(scheduler, recorder)
+            is_intended = is_told_to_end()
+            message = pending_jobs_message(scheduler, recorder, is_told_to_end=is_intended)
         except Exception:  # noqa: BLE001  # the process must still end
             error_reporter.exception("adapter")
             continue
         if message is not None:
-            logger.warning("%s", message)
+            logger.log(logging.INFO if is_intended else logging.WARNING, "%s", message)
+
+
+_OWNERS_OF_THE_MAIN_THREAD = (
+    "aiohttp.web",
+    "bjoern",
+    "cheroot.server",
+    "daphne.server",
+    "django.core.servers.basehttp",
+    "eventlet.wsgi",
+    "gevent.pywsgi",
+    "granian.server",
+    "gunicorn.arbiter",
+    "hypercorn.run",
+    "mod_wsgi",
+    "tornado.httpserver",
+    "twisted.web.server",
+    "uvicorn.server",
+    "uwsgi",
+    "waitress.server",
+    # test runners
+    "_pytest.main",
+    "django.test.runner",
+    # notebooks and shells
+    "IPython.terminal.ipapp",
+    "ipykernel.kernelapp",
+)
+"""Modules that are loaded where something else than a script has the main thread until the end."""
 
 
 class _ExitCheck(NamedTuple):
@@ -92,4 +151,4 @@ class _ExitCheck(NamedTuple):
 _exit_checks: dict[int, _ExitCheck] = {}
 # Registered on import, so that functions that the application registers later run before it: they
 # may shut the scheduler down. By then Python has joined all threads that are not daemons.
-atexit.register(_warn_of_scheduled_jobs)
+atexit.register(_log_scheduled_jobs)
