@@ -120,8 +120,8 @@ class APScheduler3Adapter:
                 "is not supported: install 'apscheduler>=3.10,<4'"
             )
         attributes = list(held_schedulers(candidate))
-        if not attributes and is_scheduler(getattr(candidate, "scheduler", None)):
-            attributes = ["scheduler"]  # a property
+        if len(attributes) <= 1 and is_scheduler(getattr(candidate, "scheduler", None)):
+            attributes = ["scheduler"]  # perhaps a property, which is the public name
         if len(attributes) > 1:
             names = ", ".join(attributes)
             return f"{_repr.repr(candidate)}, which has several; pass one of its attributes {names}"
