@@ -8,8 +8,8 @@ another one. Nothing of it ever runs, so there is nothing to watch.
 from __future__ import annotations
 
 import dis
-import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
@@ -48,7 +48,9 @@ def is_scheduler(thing: object) -> bool:
 
 def held_schedulers(holder: object) -> Mapping[str, Any]:
     """Return the schedulers that an object has, by attribute, without its class's own code."""
-    attributes = dict(getattr(holder, "__dict__", {}))
+    attributes: dict[str, Any] = {}
+    with suppress(Exception):  # user code
+        attributes.update(getattr(holder, "__dict__", {}))
     for kind in type(holder).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, MemberDescriptorType):  # of __slots__
@@ -92,9 +94,9 @@ def _functions_in(value: Any, depth: int = 3) -> Iterator[FunctionType]:
     if not isinstance(value, FunctionType) or not depth:
         return
     yield value
-    cells = inspect.getclosurevars(value).nonlocals.values() if value.__closure__ else ()
-    for inner in cells:
-        yield from _functions_in(inner, depth - 1)
+    for cell in value.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            yield from _functions_in(cell.cell_contents, depth - 1)
 
 
 def _calls_inherited_start(function: FunctionType, kind: type) -> bool:
