@@ -19,7 +19,7 @@ from apscheduler_telemetry import (
     TelemetryError,
     instrument,
 )
-from tests.helpers.http_clients import PATIENCE
+from tests.helpers.http_clients import RESPONSE_TIMEOUT
 from tests.helpers.schedulers import APSCHEDULER, hand_driven_scheduler
 from tests.helpers.servers import get
 
@@ -166,4 +166,4 @@ class TestStartWithoutAnEventLoop:
             await asyncio.sleep(0)
             telemetry.uninstrument()
 
-        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        asyncio.run(asyncio.wait_for(main(), RESPONSE_TIMEOUT))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.jobs import PATIENCE
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.scripts import output_of_script
 from tests.helpers.waiting import wait_until
 
@@ -99,9 +99,9 @@ def end_of(script: str, number: signal.Signals, directory: Path, *options: str) 
             [sys.executable, *options, path], stdout=output, stderr=output, cwd=directory
         )
     try:
-        wait_until(lambda: "serving" in log.read_text(), patience=30)
+        wait_until(lambda: "serving" in log.read_text(), timeout=30)
         process.send_signal(number)
-        process.wait(PATIENCE)
+        process.wait(WAIT_TIMEOUT)
     finally:
         process.kill()
         process.wait()

@@ -172,7 +172,7 @@ class Liveness:
         scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler reports.
         up: whether the loop is alive and not overdue.
         reasons: why not, as pairs of a code and a sentence; empty if there is no problem.
-        has_ended: whether the loop, its thread or its event loop has ended, also without a shutdown.
+        has_ended: whether the loop, its thread or its event loop ended, with or without shutdown().
     """
 
     scheduler_state: str

@@ -472,8 +472,8 @@ class Exporter:
         if self._may_run_jobs(name):
             msg = (
                 f"a scheduler named {name!r} runs and is instrumented on this {self._target_noun} "
-                "already, and their series would be the same: pass instrument(..., name=...) with a "
-                f"different name for each scheduler, or another {self._target_noun}, or "
+                "already, and their series would be the same: pass instrument(..., name=...) with "
+                f"a different name for each scheduler, or another {self._target_noun}, or "
                 "shutdown() or uninstrument() the first. In tests and notebooks, shut down the "
                 "previous scheduler before you create the next one"
             )
