@@ -40,12 +40,16 @@ def job(**changes: Any) -> JobInfo:
 
 
 def new_run(
-    info: JobInfo | None = None, *, scheduler: str = "main", links: Sequence[Any] = ()
+    info: JobInfo | None = None,
+    *,
+    scheduler: str = "main",
+    links: Sequence[Any] = (),
+    due: datetime = DUE,
 ) -> Run:
-    """Return a run that was submitted a quarter of a second before `NOW`."""
+    """Return a run that was submitted, by default a quarter of a second before `NOW`."""
     recorder = Recorder(scheduler)
     record = recorder.job_upserted(info or job(), None)
-    run = Run(record, DUE, "default", links)
+    run = Run(record, due, "default", links)
     recorder.run_submitted(run)
     return run
 

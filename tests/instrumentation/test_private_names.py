@@ -78,6 +78,7 @@ APSCHEDULER = {
     "_reconstitute_job",
     "_reconstitute_jobs",
     # of a job
+    "_get_run_times",
     "_jobstore_alias",
 }
 CONCURRENT_FUTURES = {"_broken", "_max_workers"}
@@ -507,6 +508,21 @@ class TestJob:
         """A trigger is called with the previous fire time."""
         asked = source(Job._get_run_times)
         assert "self.trigger.get_next_fire_time(next_run_time, now)" in asked
+
+    def test_class_of_a_job_may_change_for_a_moment(self) -> None:
+        """A job may become one of a subclass without slots of its own, and `Job` again."""
+        job = hand_driven_scheduler().add_job(jobs.nothing)
+        kind = type("Sub", (Job,), {"__slots__": ()})
+        job.__class__ = kind
+        assert type(job) is kind
+        job.__class__ = Job
+        assert type(job) is Job
+
+    def test_loop_asks_each_due_job_once_for_its_run_times(self) -> None:
+        """The loop iterates over the due jobs, and calls a method of each for its run times."""
+        process = source(BaseScheduler._process_jobs)
+        assert "for job in due_jobs:" in process
+        assert process.count("job._get_run_times(now)") == 1
 
     def test_job_knows_a_reference_to_its_callable(self) -> None:
         """A job has a text reference to its callable, if there is one."""

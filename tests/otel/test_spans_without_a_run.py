@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 from opentelemetry.trace import StatusCode
 
@@ -38,6 +40,19 @@ class TestNeverRan:
         assert span.status.status_code is StatusCode.UNSET
         assert span.attributes["apscheduler.outcome"] == "coalesced"
         assert "error.type" not in span.attributes
+
+    @pytest.mark.parametrize("hours", [-12, 0, 14])
+    @pytest.mark.parametrize("limit", [datetime.min, datetime.max])  # noqa: DTZ901
+    def test_run_at_the_end_of_the_calendar(
+        self, spans: Spans, limit: datetime, hours: int
+    ) -> None:
+        """Its scheduled time is UTC, or the nearest time that there is."""
+        due = limit.replace(tzinfo=timezone(timedelta(hours=hours)))
+        finish_run(spans.observer(), new_run(due=due), Outcome.MISSED)
+
+        scheduled = datetime.fromisoformat(spans.one().attributes["apscheduler.scheduled_time"])
+        assert scheduled.utcoffset() == timedelta()
+        assert abs(scheduled.timestamp() - due.timestamp()) < 15 * 3600
 
     def test_exception_is_the_reason_of_a_loss(self, spans: Spans) -> None:
         """The exception of a lost run is the message of its span."""

@@ -15,7 +15,7 @@ from apscheduler.triggers.combining import AndTrigger, OrTrigger
 
 from tests.helpers import jobs
 from tests.helpers.clocks import START, freeze_time
-from tests.helpers.metrics import recorder_of
+from tests.helpers.metrics import errors_of, recorder_of
 from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.triggers import calendar, cron, every
@@ -87,20 +87,30 @@ class TestCoalescing:
                 rig.settle()
                 assert rig.outcomes() == {"success": 1, "coalesced": 9}, f"seed {seed}"
 
-    def test_jitter_as_large_as_the_interval_makes_the_count_an_estimate(self) -> None:
-        """With jitter as large as the interval, the count is an estimate."""
-        guessed = actual = 0
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: every(10, jitter=10),
+            lambda: every(10, jitter=35),
+            lambda: cron(second="*/10", jitter=25),
+            lambda: OrTrigger([every(10, jitter=35), cron(second="5", jitter=90)]),
+        ],
+        ids=["as large", "larger", "cron", "or"],
+    )
+    def test_jitter_larger_than_the_interval_leaves_the_count_exact(
+        self, make: Callable[[], BaseTrigger]
+    ) -> None:
+        """Where only the dice knew how many there were, the number is APScheduler's own."""
         for seed in range(20):
             random.seed(seed)
             with hand_driven_rig() as rig:
-                job = rig.add(jobs.nothing, every(10, jitter=10), coalesce=True)
-                state = random.getstate()
-                actual += len(job._get_run_times(rig.clock.now + timedelta(seconds=300)))
-                random.setstate(state)
+                job = rig.add(jobs.nothing, make(), coalesce=True)
+                dice = random.getstate()
+                expected = len(job._get_run_times(rig.clock.now + timedelta(seconds=300)))
+                random.setstate(dice)
                 rig.after(300)
                 rig.settle()
-                guessed += rig.job().due_count
-        assert actual == pytest.approx(guessed, rel=0.05)
+                assert rig.job().due_count == expected, f"seed {seed}"
 
     @cases(THROWN)
     def test_telemetry_draws_no_random_numbers(
@@ -164,14 +174,15 @@ class TestCoalescing:
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
 
     def test_trigger_that_cannot_be_copied_is_a_telemetry_error(self) -> None:
-        """A trigger that cannot be copied works as before; the failed copy is counted."""
+        """Its coalesced runs are known all the same, and that its intervals are not is counted."""
         trigger = Countdown(10)
         trigger.lock = threading.Lock()
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, trigger, coalesce=True)
             rig.after(9.5 * MINUTE)
             rig.settle()
-            assert rig.outcomes() == {"success": 1}
+            assert rig.outcomes() == {"success": 1, "coalesced": 9}
+            wait_until(lambda: errors_of(rig.telemetry).counts()["schedule"])
             rig.failing = {"schedule"}
 
     def test_a_week_of_missed_seconds_is_counted_at_once(self) -> None:

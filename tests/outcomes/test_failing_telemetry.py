@@ -33,7 +33,7 @@ class TestOurOwnFailures:
             ("threads", "adapters.apscheduler3.runs.Submission.__init__"),
             ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run_by_event"),
             ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run"),
-            ("threads", "adapters.apscheduler3.triggers.fire_times_before"),
+            ("threads", "adapters.apscheduler3.triggers.search_times_before"),
             ("threads", "adapters.apscheduler3.tracked_jobs.TrackedJobs.upsert"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._open_submission"),
             ("threads", "adapters.apscheduler3.executors.ExecutorHooks._on_result"),
@@ -51,7 +51,7 @@ class TestOurOwnFailures:
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._on_result_lost"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._estimate_starts"),
             ("processes", "adapters.apscheduler3.executors.ExecutorHooks._abandon"),
-            ("processes", "adapters.apscheduler3.triggers.fire_times_before"),
+            ("processes", "adapters.apscheduler3.triggers.search_times_before"),
         ],
     )
     def test_jobs_go_on_and_telemetry_failures_are_counted(

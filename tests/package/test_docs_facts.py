@@ -16,7 +16,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import Telemetry, context_store, instrument
-from apscheduler_telemetry.adapters.apscheduler3 import loop_liveness
+from apscheduler_telemetry.adapters.apscheduler3 import (
+    look_ahead,
+    loop_liveness,
+    time_limit,
+    unsubmitted_runs,
+)
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
 from apscheduler_telemetry.core import labels, model, recorder, safe_repr, stats
@@ -31,7 +36,7 @@ pytestmark = pytest.mark.once
 PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 RULES = (ROOT / "alerts" / "apscheduler.rules.yml").read_text("utf-8")
 
-WORDS = {"five": 5, "six": 6, "ten": 10, "second": 1}
+WORDS = {"one": 1, "three": 3, "five": 5, "six": 6, "ten": 10, "second": 1}
 """Numbers that the pages write as words."""
 
 SDK_SERIES = 2_000
@@ -107,7 +112,14 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     ),
     "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
-    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"consecutive fire times of the next (\w+)",)),
+    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
+    "time for a trigger": (look_ahead.MAX_SECONDS, (r"at most (\w+) second, which includes",)),
+    "threads that wait": (time_limit.MAX_ABANDONED_THREADS, (r"At most (\w+) such threads",)),
+    "slow triggers": (look_ahead.MAX_SLOW_SEARCHES, (r"is slow, (\w+) times in a row",)),
+    "coalesced at once": (
+        unsubmitted_runs.QUESTIONS_IN_PASS,
+        (r"more than (\d+) coalesced runs of a cron trigger",),
+    ),
     "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Only ids",)),
     "pause after a read": (1 / JobStorePoller.MAX_DUTY_CYCLE, (r"waits for (\d+) times the",)),
     "share of reads": (100 * JobStorePoller.MAX_DUTY_CYCLE, (r"at most (\d+) % of the time",)),

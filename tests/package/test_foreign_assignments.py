@@ -22,6 +22,9 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy._due": COPY,
         "copy._measurement": COPY,
     },
+    "adapters.apscheduler3.due_jobs": {
+        "job.__class__": "for the moment in which the loop asks the job for its run times",
+    },
     "adapters.apscheduler3.patching": {
         "setattr(owner, name)": "patches of APScheduler's objects, and their removal",
         "delattr(owner, name)": "the same",
@@ -29,7 +32,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
     "adapters.apscheduler3.scheduler_loop": {
         "setattr(self._logger, name)": "a stand-in for the user's logger passes this on to it",
     },
-    "adapters.apscheduler3.triggers": {"part.jitter": COPY},
+    "adapters.apscheduler3.triggers": {"trigger.jitter": COPY},
     "adapters.registry": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "api": {
         "setattr(scheduler, _HANDLE_ATTRIBUTE)": "the user's scheduler refers to its handle",

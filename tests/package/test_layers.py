@@ -20,7 +20,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_version", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.files", "core.forks", "core.locks", "core.model"}),
+    frozenset({"core.files", "core.forks", "core.locks", "core.model", "core.times"}),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),
@@ -35,15 +35,18 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.auto_instrumentation",
             "adapters.apscheduler3.background_worker",
             "adapters.apscheduler3.child_process",
+            "adapters.apscheduler3.due_jobs",
             "adapters.apscheduler3.exit_warning",
             "adapters.apscheduler3.jobstore_changes",
             "adapters.apscheduler3.jobstore_reader",
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
+            "adapters.apscheduler3.time_limit",
             "adapters.apscheduler3.triggers",
             "adapters.apscheduler3.wrappers",
         }
     ),
+    frozenset({"adapters.apscheduler3.look_ahead"}),
     frozenset(
         {
             "adapters.apscheduler3.job_description",

@@ -82,6 +82,10 @@ class ErrorReporter:
         if self._increment(component) == 1:
             self._log(component, description[:MAX_MESSAGE], exc_info=False)
 
+    def count(self, component: str) -> None:
+        """Count a failure of `component` that the caller logs."""
+        self._increment(component)
+
     def report_subject(self, component: str, subject: str, problem: str) -> None:
         """
         Report that `component` could not use one of several things, each of which is logged once.

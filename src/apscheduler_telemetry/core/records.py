@@ -19,6 +19,7 @@ from apscheduler_telemetry.core.model import (
     SpanIds,
 )
 from apscheduler_telemetry.core.stats import JobStats, delay
+from apscheduler_telemetry.core.times import to_unix_seconds
 
 JobKey = tuple[str, Hashable]
 """Identifies a job: the alias of its job store, and its id."""
@@ -559,7 +560,7 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCo
 
 
 def _to_unix_seconds(at: datetime | float) -> float:
-    return at.timestamp() if isinstance(at, datetime) else at
+    return to_unix_seconds(at) if isinstance(at, datetime) else at
 
 
 _finish_numbers = itertools.count(1)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any
 
 from apscheduler_telemetry.core.model import Clock
 from apscheduler_telemetry.core.records import JobSnapshot
+from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 
 
@@ -87,4 +87,4 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
 def _iso(timestamp: float | None) -> str | None:
     if timestamp is None:
         return None
-    return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds")
+    return to_datetime(timestamp).isoformat(timespec="milliseconds")

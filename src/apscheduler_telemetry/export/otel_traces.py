@@ -33,7 +33,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from datetime import timezone
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -58,6 +57,7 @@ from apscheduler_telemetry.core.model import (
 )
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
+from apscheduler_telemetry.core.times import to_datetime
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ class SpanObserver:
         attributes = attributes.copy()
         due = run.due.isoformat()
         if not due.endswith("+00:00"):
-            due = run.due.astimezone(timezone.utc).isoformat()
+            due = to_datetime(run.due_timestamp).isoformat()
         attributes["apscheduler.scheduled_time"] = due
         if run.arguments is not None:
             attributes["apscheduler.job.arguments"] = _utf8(run.arguments)

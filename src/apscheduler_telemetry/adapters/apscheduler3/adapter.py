@@ -30,6 +30,7 @@ from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
 from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
 from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
+from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -79,14 +80,17 @@ class APScheduler3Adapter:
             attach_empty_context=dependencies.attach_empty_context,
             restore_context=dependencies.restore_context,
         )
+        self._look_ahead = LookAhead(
+            recorder.scheduler_name, self._worker, error_reporter, dependencies.suppress_tracing
+        )
         self._unsubmitted_recorder = UnsubmittedRunRecorder(
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
             error_reporter=error_reporter,
-            worker=self._worker,
+            look_ahead=self._look_ahead,
         )
-        self._jobs = TrackedJobs(recorder, self._worker)
+        self._jobs = TrackedJobs(recorder, self._look_ahead)
         self._events = JobEvents(
             jobs=self._jobs,
             recorder=recorder,
@@ -153,6 +157,7 @@ class APScheduler3Adapter:
         exit_warning.cancel_exit_warning(self._scheduler)
         self._links.flush(MAX_FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
+        self._look_ahead.stop()
         for hooks in list(self._jobstore_hooks.values()):
             hooks.stop_polling()
         self._dependencies.observers.stop(self._result_patches.restore)

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-from datetime import datetime
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -25,6 +24,7 @@ from apscheduler.schedulers.base import STATE_RUNNING
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.times import to_datetime
 
 
 def warn_of_scheduled_jobs_at_exit(
@@ -66,7 +66,7 @@ def pending_jobs_message(scheduler: Any, recorder: Recorder, *, is_told_to_end: 
     if not next_runs:
         return None
     (_, job_id), next_run = min(next_runs.items(), key=lambda item: item[1])
-    at = datetime.fromtimestamp(next_run, scheduler.timezone).isoformat(timespec="seconds")
+    at = to_datetime(next_run, scheduler.timezone).isoformat(timespec="seconds")
     pending = (
         f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler_name!r}"
     )

@@ -15,6 +15,7 @@ from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob,
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.core.model import Clock, JobInfo, RemovalReason, SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.times import to_unix_seconds
 
 
 class JobEvents:
@@ -31,8 +32,8 @@ class JobEvents:
         clock: returns Unix seconds.
 
     Attributes:
-        copy_stateful_triggers: see `UnsubmittedRunRecorder`; to be called with due jobs before the
-            loop calls their triggers.
+        observe_run_times: see `UnsubmittedRunRecorder`; to be called with the due jobs that the
+            loop gets.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -54,7 +55,7 @@ class JobEvents:
         self._links = links
         self._unsubmitted_recorder = unsubmitted_recorder
         # The method itself, as every pass calls it.
-        self.copy_stateful_triggers = unsubmitted_recorder.copy_stateful_triggers
+        self.observe_run_times = unsubmitted_recorder.observe_run_times
         self._clock = clock
 
     # What this process does
@@ -178,7 +179,7 @@ class JobEvents:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
         info = info or self.describe(job, alias)
-        self._unsubmitted_recorder.detect_stateful_trigger(job.trigger)
+        self._unsubmitted_recorder.detect_uncountable_trigger(job.trigger)
         tracked = self.jobs.upsert(info, job, is_from_other_process=True)
         if has_changed:
             self._links.load_origins(tracked)
@@ -203,7 +204,7 @@ class JobEvents:
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
-        self._unsubmitted_recorder.detect_stateful_trigger(job.trigger)
+        self._unsubmitted_recorder.detect_uncountable_trigger(job.trigger)
         return self.jobs.upsert(info, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
@@ -225,4 +226,4 @@ class JobEvents:
 
 
 def _to_unix_seconds_or_none(at: datetime | None) -> float | None:
-    return None if at is None else at.timestamp()
+    return None if at is None else to_unix_seconds(at)

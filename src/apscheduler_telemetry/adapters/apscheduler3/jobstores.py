@@ -24,6 +24,7 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.core.model import Clock, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.times import to_datetime
 
 COMPONENT = "adapter"
 
@@ -202,7 +203,7 @@ class JobStoreHooks:
     def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         patches, loop = self._patches, self._loop
         set_due_jobs = loop.set_due_jobs
-        copy_stateful_triggers = self._events.copy_stateful_triggers
+        observe_run_times = self._events.observe_run_times
         list_due_jobs = original
         if self.is_persistent:
             list_due_jobs = self._wrap_get_due_jobs_with_sync(original)
@@ -224,7 +225,7 @@ class JobStoreHooks:
                 raise
             try:
                 set_due_jobs(jobs)
-                copy_stateful_triggers(jobs)
+                jobs = observe_run_times(jobs)
                 if self._poller.is_to_be_read_in_pass and loop.is_running_own_code:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001
@@ -341,7 +342,7 @@ class JobStoreHooks:
                 next_run = tracked.next_run
                 if next_run is None or next_run > now.timestamp():
                     continue
-                due = datetime.fromtimestamp(next_run, now.tzinfo)
+                due = to_datetime(next_run, now.tzinfo)
             self._events.on_undeserializable_job_deleted(tracked, due)
 
 

@@ -4,16 +4,17 @@ Follows the jobs of a scheduler: what happens to them in their stores becomes me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.look_ahead import RETRY_SECONDS, LookAhead
+from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimeSearch
 from apscheduler_telemetry.core.model import JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobKey, JobRecord, Run
+from apscheduler_telemetry.core.times import to_unix_seconds
 
 INTERVALS_VALID_SECONDS = 60.0
 """
@@ -21,6 +22,8 @@ Seconds for which the intervals of a job are not computed again, however short t
 
 Otherwise the trigger of a job that runs every second would be called twice as often.
 """
+MAX_SHARE_OF_TIME = 0.01
+"""The largest share of time for which the trigger of one job may be asked for its intervals."""
 
 
 class TrackedJob:
@@ -28,8 +31,9 @@ class TrackedJob:
     The adapter's state of one job.
 
     Attributes:
-        record: the recorder's state of the job.
-        intervals_trigger: the trigger from which its intervals were computed.
+        record: what the recorder has of it.
+        trigger: its trigger, when that was last looked at.
+        intervals_search: the latest search from which its intervals are computed.
         coalesce: whether late runs are merged into one.
         last_submitted_due: the latest fire time that was submitted to an executor or refused by it;
             None before the first.
@@ -45,12 +49,14 @@ class TrackedJob:
 
     __slots__ = (
         *("added_origin", "coalesce", "intervals_expiry", "is_from_other_process", "is_removed"),
-        *("intervals_trigger", "last_submitted_due", "link_origins", "next_run_origin", "record"),
+        *("intervals_search", "last_submitted_due", "link_origins", "next_run_origin", "record"),
+        "trigger",
     )
 
     def __init__(self, record: JobRecord, *, is_from_other_process: bool) -> None:
         self.record = record
-        self.intervals_trigger: Any = None
+        self.trigger: Any = None
+        self.intervals_search: FireTimeSearch | None = None
         self.coalesce = False
         self.last_submitted_due: datetime | None = None
         self.is_from_other_process = is_from_other_process
@@ -94,15 +100,18 @@ class TrackedJob:
         self.last_submitted_due = due
         return Run(self.record, due, executor, self.link_origins)
 
-    def set_intervals_trigger(self, trigger: Any) -> None:
-        """Note from which trigger the intervals are computed."""
-        self.intervals_trigger = trigger
+    def set_trigger(self, trigger: Any) -> None:
+        """Note what its trigger is."""
+        self.trigger = trigger
+
+    def set_intervals_search(self, search: FireTimeSearch | None) -> None:
+        """Note from which search the intervals are computed; None if from none."""
+        self.intervals_search = search
         self.intervals_expiry = None
 
-    def set_intervals_expiry(self, trigger: Any, expiry: float | None) -> None:
-        """Note when the intervals of a trigger have to be computed again, None if never."""
-        if self.intervals_trigger is trigger:
-            self.intervals_expiry = expiry
+    def set_intervals_expiry(self, expiry: float) -> None:
+        """Note when the intervals have to be computed again."""
+        self.intervals_expiry = expiry
 
     def set_origins(self, added_origin: Any, next_run_origin: Any) -> None:
         """Set where the job was added, and where the user has set its next run."""
@@ -116,15 +125,15 @@ class TrackedJobs:
 
     Args:
         recorder: where they are recorded.
-        worker: asks the triggers that take long to answer.
+        look_ahead: asks their triggers for coming fire times.
 
     Attributes:
         get: returns the job of a key, or None; a dictionary's own method, as every run calls it.
     """
 
-    def __init__(self, recorder: Recorder, worker: BackgroundWorker) -> None:
+    def __init__(self, recorder: Recorder, look_ahead: LookAhead) -> None:
         self._recorder = recorder
-        self._worker = worker
+        self._look_ahead = look_ahead
         self._jobs: dict[JobKey, TrackedJob] = {}
         self.get: Callable[[JobKey], TrackedJob | None] = self._jobs.get
 
@@ -144,15 +153,24 @@ class TrackedJobs:
                 already.
         """
         record = self._recorder.job_upserted(info, job.next_run_time)
-        tracked = self._jobs.get(record.key)
+        tracked, trigger = self._jobs.get(record.key), job.trigger
         if tracked is None:
             tracked = self._jobs[record.key] = TrackedJob(
                 record, is_from_other_process=is_from_other_process
             )
+        before = tracked.trigger
         if tracked.record is not record:  # under another label, which has no intervals yet
-            tracked.set_intervals_trigger(None)
+            before = None
+        # A job that is read again from its store has another object that means the same.
+        is_same = before is trigger or (
+            is_from_other_process
+            and type(before) is type(trigger)
+            and tracked.record.info.trigger == info.trigger
+            and not tracked.needs_intervals
+        )
         tracked.update_record(record, coalesce=job.coalesce)
-        if tracked.intervals_trigger is not job.trigger:
+        tracked.set_trigger(trigger)
+        if not is_same:
             self.update_intervals(tracked, job)
         return tracked
 
@@ -174,19 +192,28 @@ class TrackedJobs:
         """Compute the shortest and the longest interval between coming runs, if not paused."""
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
         if next_run is None:
-            return  # paused: when it is resumed
-        tracked.set_intervals_trigger(trigger)
+            tracked.set_trigger(None)  # paused: when it is resumed
+            return
+        tracked.set_intervals_search(None)
         if triggers.has_constant_intervals(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
             recorder.job_intervals_changed(tracked.record, triggers.get_constant_intervals(trigger))
             return
+        search = triggers.search_coming_times(trigger, next_run)
+        tracked.set_intervals_search(search)
 
-        def compute() -> None:
-            intervals, until = triggers.compute_intervals(trigger, next_run)
-            if tracked.intervals_trigger is not trigger:
-                return  # the job has got another one meanwhile
-            recorder.job_intervals_changed(tracked.record, intervals)
-            valid_until = max(until, next_run.timestamp() + INTERVALS_VALID_SECONDS)
-            tracked.set_intervals_expiry(trigger, None if until == math.inf else valid_until)
+        def is_wanted() -> bool:  # not if the job was removed or has got another trigger meanwhile
+            return tracked.intervals_search is search and not tracked.is_removed
 
-        self._worker.submit("schedule", compute)
+        def record_intervals(search: FireTimeSearch) -> None:
+            coming = search.coming
+            if not is_wanted():
+                return
+            if coming.intervals is not None or search.problem is None:  # else they stay
+                recorder.job_intervals_changed(tracked.record, coming.intervals)
+            seconds = max(INTERVALS_VALID_SECONDS, search.seconds / MAX_SHARE_OF_TIME)
+            if search.problem is not None:
+                seconds = max(seconds, RETRY_SECONDS)
+            tracked.set_intervals_expiry(max(coming.last, to_unix_seconds(next_run) + seconds))
+
+        self._look_ahead.submit(search, tracked.record.info, record_intervals, is_wanted=is_wanted)

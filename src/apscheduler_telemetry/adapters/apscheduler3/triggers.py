@@ -1,15 +1,18 @@
 """
-Fire times of triggers, computed on a copy of the trigger, with jitter disabled.
+Fire times of triggers, found without changing the trigger and with jitter disabled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import MAXYEAR, datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,19 +21,33 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from apscheduler_telemetry.core.model import MAX_MESSAGE, RunError
+from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
+
 MAX_COMING_FIRE_TIMES = 10
 """Coming fire times from which the shortest and the longest interval are computed."""
 MAX_LISTED_FIRE_TIMES = 1_000
 """
-Past fire times that are returned; earlier ones are only counted.
+Past fire times that are listed; earlier ones are only counted.
 
 A job that should run every second has 600,000 of them after a week, too many for spans.
 """
+MAX_AND_STEPS = 10_000
+"""
+Steps in which the parts of an `AndTrigger` must agree on a fire time.
+
+Parts of APScheduler's own need three at most, see `_get_common_fire_time`. Those of the user's may
+move on by a minute or a day with each step; these are a week of minutes, or 27 years of days.
+"""
+MAX_DEPTH = 20
+"""How many combined triggers may be inside each other; one may even contain itself."""
+MAX_REPEATED_STEPS = 100
+"""Equal steps in a row after which the parts will not agree, if some of them are the user's."""
 
 
-class PastFireTimes(NamedTuple):
+class FireTimes(NamedTuple):
     """
-    Past fire times of a trigger.
+    Fire times of a trigger.
 
     Attributes:
         total: how many there are.
@@ -40,25 +57,199 @@ class PastFireTimes(NamedTuple):
     total: int
     latest_times: Sequence[datetime]
 
+    def without_last(self) -> FireTimes:
+        """Return all but the last of them."""
+        return FireTimes(self.total - 1, self.latest_times[:-1])
 
-def fire_times_before(job: Any, end: datetime, trigger: Any = None) -> PastFireTimes:
+    def last(self) -> FireTimes:
+        """Return the last of them only."""
+        return FireTimes(1, self.latest_times[-1:])
+
+
+class ComingRuns(NamedTuple):
     """
-    Return the fire times of a job from its next run time up to, but not including, `end`.
+    What is known of the coming runs of a job.
+
+    Attributes:
+        intervals: the shortest and the longest interval in seconds; None for fewer than two runs.
+        last: the last run that is known, in Unix seconds.
+    """
+
+    intervals: tuple[float, float] | None
+    last: float
+
+
+def list_fire_times(times: Sequence[datetime]) -> FireTimes:
+    """Return fire times that are known, such as those that APScheduler has found."""
+    return FireTimes(len(times), times[-MAX_LISTED_FIRE_TIMES:])
+
+
+class FireTimeSearch:
+    """
+    Finds fire times of a trigger, one after the other, as far as that is possible.
+
+    The trigger is asked only in `run`. It does not change: what may have a state is copied.
 
     Args:
-        job: the job, before its next run time is advanced.
-        end: the latest fire time that is due, as the job's trigger returned it.
-        trigger: a copy of the job's trigger, if its answers depend on how often it was called;
-            see `copy_if_stateful`.
+        trigger: the trigger.
+        first: the first fire time; None if there is none.
+        end: Unix seconds up to which fire times are looked for, without the end itself.
+        max_count: the most fire times that are looked for.
+
+    Attributes:
+        trigger: the trigger.
+        is_finished: whether there is nothing more to be asked.
+        problem: why not all fire times could be found; None if they were.
+        question_count: how often the trigger was asked.
+        seconds: for how long.
     """
-    return _fire_times_between(job.next_run_time, end.timestamp(), trigger or job.trigger)
+
+    def __init__(
+        self,
+        trigger: Any,
+        first: datetime | None,
+        *,
+        end: float = math.inf,
+        max_count: float = math.inf,
+    ) -> None:
+        self.trigger = trigger
+        self.is_finished = False
+        self.problem: FireTimeProblem | None = None
+        self.question_count = 0
+        self.seconds = 0.0
+        self._end = end
+        self._max_count = max_count
+        self._copy: Any = None
+        self._coming: ComingRuns | None = None
+        self._mean_jitter = 0.0
+        self._total = 0
+        self._latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
+        # As a search that is given up may still be running, and is read by another thread.
+        self._lock = threading.Lock()
+        if first is None or first.timestamp() >= end:
+            self.is_finished = True
+        elif type(trigger) is IntervalTrigger and end != math.inf:
+            self._count_intervals(first, trigger)
+        else:
+            self._add(first)
+
+    @property
+    def found(self) -> FireTimes:
+        """What was found up to now."""
+        with self._lock:
+            return FireTimes(self._total, list(self._latest))  # a deque cannot be sliced
+
+    @property
+    def coming(self) -> ComingRuns:
+        """What follows from what was found, once the search is finished."""
+        if self._coming is None:
+            times = self.found.latest_times
+            self._coming = ComingRuns(compute_intervals(times), to_unix_seconds(times[-1]))
+        return self._coming
+
+    def run(self, max_questions: float = math.inf, deadline: float = math.inf) -> None:
+        """
+        Ask the trigger until all is found, or the limit is reached; `is_finished` tells.
+
+        Args:
+            max_questions: how often it may be asked.
+            deadline: when it may be asked no more, as `time.perf_counter` has it.
+        """
+        if self.is_finished:
+            return
+        started_at = time.perf_counter()
+        try:
+            if self._copy is None:
+                self._copy_trigger()
+            max_questions += self.question_count
+            while self.question_count < max_questions and self._find_next(deadline):
+                pass
+        except TookTooLongError:
+            self.give_up_after_time_limit()
+        except Exception as error:  # noqa: BLE001  # a trigger may be the user's code
+            self.give_up_after_exception(error)
+        finally:
+            self.seconds += time.perf_counter() - started_at
+
+    def give_up_after_exception(self, error: BaseException) -> None:
+        """Give up because of what the trigger has raised."""
+        self.give_up(FireTimeProblem.from_exception(error, self._latest[-1]))
+
+    def give_up_after_time_limit(self) -> None:
+        """Give up because the trigger did not answer, or could not be copied, in time."""
+        if self.question_count:
+            self.give_up(FireTimeProblem.from_exception(TookTooLongError(), self._latest[-1]))
+        else:
+            self.give_up(FireTimeProblem(TOOK_TOO_LONG, "is too large to be copied in a second"))
+
+    def give_up(self, problem: FireTimeProblem) -> None:
+        """Keep what was found up to now, and ask no more."""
+        with self._lock:
+            if not self.is_finished:
+                self.problem = problem
+                self._finish()
+
+    def _count_intervals(self, first: datetime, trigger: Any) -> None:
+        # Computed without a loop, as this runs while the scheduler holds its lock.
+        step, since, zone = _mean_interval(trigger), first.timestamp(), first.tzinfo
+        self._total = math.floor((self._end - since) / step) + 1
+        kept = range(max(0, self._total - MAX_LISTED_FIRE_TIMES), self._total)
+        self._latest.extend(to_datetime(since + n * step, zone) for n in kept)
+        self.is_finished = True
+
+    def _copy_trigger(self) -> None:
+        try:
+            self._copy, max_jitter = _copy_without_jitter(self.trigger)
+        except Exception as error:
+            raise NotCopiedError from error
+        if self._end != math.inf:
+            # The jitter of past fire times is not known; its average is one half of the limit.
+            self._mean_jitter = max_jitter / 2
+
+    def _find_next(self, deadline: float) -> bool:
+        """Ask for the next fire time; return False if nothing more is to be asked."""
+        previous = self._latest[-1]
+        end = self._end - self._mean_jitter
+        if self._total >= self._max_count:
+            return self._finish()
+        if time.perf_counter() > deadline:
+            raise TookTooLongError
+        now = previous if end == math.inf else to_datetime(self._end, previous.tzinfo)
+        self.question_count += 1
+        at = _get_later_fire_time(self._copy, previous, now, deadline)
+        if at is not None and self._mean_jitter:
+            at = to_datetime(at.timestamp() + self._mean_jitter, at.tzinfo)
+        # In the last year of the calendar are the sentinels for "never".
+        if at is None or at.timestamp() >= end or at.year == MAXYEAR:
+            return self._finish()
+        return self._add(at)
+
+    def _finish(self) -> bool:
+        self.is_finished = True
+        self._copy = None  # it may be large
+        return False
+
+    def _add(self, at: datetime) -> bool:
+        with self._lock:
+            if self.is_finished:  # given up
+                return False
+            self._latest.append(at)
+            self._total += 1
+            return True
 
 
-def list_due_times(
+def search_times_before(first: datetime | None, end: datetime, trigger: Any) -> FireTimeSearch:
+    """Return a search for the fire times from `first` up to, but not including, `end`."""
+    # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
+    # which is wrong in the hour that is repeated when daylight saving time ends.
+    return FireTimeSearch(trigger, first, end=to_unix_seconds(end) - _TICK)
+
+
+def search_due_times(
     first: datetime | None, trigger: Any, now: datetime, before: datetime | None = None
-) -> PastFireTimes:
+) -> FireTimeSearch:
     """
-    Return the fire times of a trigger from `first` up to and including `now`.
+    Return a search for the fire times of a trigger from `first` up to and including `now`.
 
     Args:
         first: the earliest of them; None if there is none.
@@ -66,117 +257,80 @@ def list_due_times(
         now: the end of the range.
         before: if it is before `now`, the end of the range instead, and not included.
     """
-    end = now.timestamp() + _TICK
+    end = to_unix_seconds(now) + _TICK
     if before is not None:
-        end = min(end, before.timestamp() - _TICK)
-    if type(trigger) is IntervalTrigger and first is not None and first.timestamp() < end:
-        # The first fire time that is not due, as `_fire_times_between` counts whole steps.
-        step = _mean_interval(trigger)
-        end = first.timestamp() + math.ceil((end - first.timestamp()) / step) * step
-    return _fire_times_between(first, end, trigger)
+        end = min(end, to_unix_seconds(before) - _TICK)
+    return FireTimeSearch(trigger, first, end=end)
 
 
-def copy_if_stateful(trigger: Any) -> Any:
-    """
-    Return a copy of a trigger whose answers may depend on how often it was called, or None.
-
-    Take it before the scheduler's loop calls the trigger: then the copy can be called again for
-    the fire times that the loop got.
-    """
-    if type(trigger) in STATELESS_TRIGGER_TYPES or _is_stateless(trigger):
-        return None
-    return _copy(trigger)
-
-
-def _fire_times_between(first: datetime | None, end: float, trigger: Any) -> PastFireTimes:
-    # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
-    # which is wrong in the hour that is repeated when daylight saving time ends.
-    if first is None or first.timestamp() >= end:
-        return PastFireTimes(0, ())
-    zone = first.tzinfo
-    if type(trigger) is IntervalTrigger:
-        # Computed without a loop, as this runs while the scheduler holds its lock.
-        step = _mean_interval(trigger)
-        count = max(1, round((end - first.timestamp()) / step))
-        kept = range(min(count, MAX_LISTED_FIRE_TIMES), 0, -1)
-        return PastFireTimes(count, [datetime.fromtimestamp(end - n * step, zone) for n in kept])
-    trigger, jitter = _copy_without_jitter(trigger)
-    # The jitter of each fire time is not known any more; its average is one half of the limit.
-    mean_jitter = jitter / 2
-    now = datetime.fromtimestamp(end, zone)
-    latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
-    count = 0
-    at: datetime | None = first
-    while at is not None and (not count or at.timestamp() < end - mean_jitter):
-        latest.append(at)
-        count += 1
-        at = _get_later_fire_time(trigger, at, now)
-        if at is not None and mean_jitter:
-            at = datetime.fromtimestamp(at.timestamp() + mean_jitter, zone)
-    return PastFireTimes(count, list(latest))  # unlike a deque, a list can be sliced
-
-
-def compute_intervals(trigger: Any, next_run: datetime) -> tuple[tuple[float, float] | None, float]:
-    """
-    Compute the shortest and the longest interval between coming fire times.
-
-    These are the next `MAX_COMING_FIRE_TIMES` of them, if there are so many.
-
-    Returns:
-        Both in seconds, or None if fewer than two fire times are left; and the Unix seconds up to
-        which this is valid.
-    """
-    if isinstance(trigger, DateTrigger):
-        return None, math.inf
+def search_coming_times(trigger: Any, next_run: datetime) -> FireTimeSearch:
+    """Return a search for the next `MAX_COMING_FIRE_TIMES` fire times, if there are so many."""
     if type(trigger) is CronTrigger:
-        return _compute_cron_intervals(_CronIntervalsKey(trigger, next_run))
-    return _compute_intervals_from_copy(trigger, next_run)
+        return _CronSearch(trigger, next_run)
+    return FireTimeSearch(trigger, next_run, max_count=MAX_COMING_FIRE_TIMES)
 
 
-def _compute_intervals_from_copy(
-    trigger: Any, next_run: datetime
-) -> tuple[tuple[float, float] | None, float]:
-    trigger, _ = _copy_without_jitter(trigger)
-    times = [next_run]
-    while len(times) < MAX_COMING_FIRE_TIMES and (
-        at := _get_later_fire_time(trigger, times[-1], times[-1])
-    ):
-        times.append(at)
-    stamps = [at.timestamp() for at in times]
-    gaps = [round(b - a, 6) for a, b in pairwise(stamps)]
-    return (min(gaps), max(gaps)) if gaps else None, stamps[-1]
+class _CronSearch(FireTimeSearch):
+    """
+    A search for coming fire times that is made once for all cron triggers that are alike.
+
+    Each question to a cron trigger takes as long as a fourth of `add_job`, and an application that
+    adds jobs for each of its customers adds thousands with the same schedule.
+    """
+
+    def __init__(self, trigger: CronTrigger, next_run: datetime) -> None:
+        super().__init__(trigger, None)  # which has nothing to find itself
+        self.is_finished = False
+        self._next_run = next_run
+        self._shared: FireTimeSearch | None = None
+
+    def run(self, max_questions: float = math.inf, deadline: float = math.inf) -> None:  # noqa: ARG002
+        self._shared = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
+        self.is_finished, self.problem = True, self._shared.problem
+
+    @property
+    def found(self) -> FireTimes:
+        return super().found if self._shared is None else self._shared.found
+
+    @property
+    def coming(self) -> ComingRuns:
+        return super().coming if self._shared is None else self._shared.coming
 
 
-class _CronIntervalsKey:
-    """A cron trigger and a next run; equal to others with the same fire times, without jitter."""
+class _CronSchedule:
+    """A cron trigger and a next run; it equals all with the same fire times, but for jitter."""
 
     def __init__(self, trigger: CronTrigger, next_run: datetime) -> None:
         self.trigger = trigger
         self.next_run = next_run
         fields = tuple(map(str, trigger.fields))
         limits = trigger.start_date, trigger.end_date
-        self._timezone = trigger.timezone  # kept alive, because its id() is part of the key
-        # A timestamp, because the two datetimes of an hour that comes twice are equal.
-        self._key = fields, id(self._timezone), limits, next_run.timestamp()
+        self._timezone = trigger.timezone  # kept, as it is known by its identity: some have no hash
+        # A timestamp, as the two datetimes of an hour that comes twice are equal.
+        self._key = fields, id(self._timezone), limits, to_unix_seconds(next_run)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _CronIntervalsKey) and self._key == other._key
+        return isinstance(other, _CronSchedule) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
 
 @functools.lru_cache(maxsize=256)
-def _compute_cron_intervals(
-    schedule: _CronIntervalsKey,
-) -> tuple[tuple[float, float] | None, float]:
-    # Each call of a cron trigger takes a quarter of the time of `add_job`, and an application may
-    # add thousands of jobs with the same schedule, for example one for each customer.
-    return _compute_intervals_from_copy(schedule.trigger, schedule.next_run)
+def _search_coming_cron_times(schedule: _CronSchedule) -> FireTimeSearch:
+    search = FireTimeSearch(schedule.trigger, schedule.next_run, max_count=MAX_COMING_FIRE_TIMES)
+    search.run()
+    return search
+
+
+def compute_intervals(times: Sequence[datetime]) -> tuple[float, float] | None:
+    """Return the shortest and the longest interval in seconds; None for fewer than two times."""
+    gaps = [round(b - a, 6) for a, b in pairwise(map(to_unix_seconds, times))]
+    return (min(gaps), max(gaps)) if gaps else None
 
 
 def has_constant_intervals(trigger: Any) -> bool:
-    """Return whether `get_constant_intervals` can be used instead of `compute_intervals`."""
+    """Tell whether `get_constant_intervals` can be used, and no fire time has to be found."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
@@ -189,20 +343,185 @@ def get_constant_intervals(trigger: Any) -> tuple[float, float] | None:
     return step, step
 
 
+def is_countable(trigger: Any) -> bool:
+    """
+    Tell whether the past fire times of a trigger can be found again afterwards.
+
+    They cannot with jitter, nor if the trigger has a state. A combined trigger could take long.
+    """
+    kind = type(trigger)
+    return kind in _SIMPLE_TRIGGER_TYPES and not getattr(trigger, "jitter", None)
+
+
+def is_of_apscheduler(trigger: Any, max_depth: int = MAX_DEPTH) -> bool:
+    """
+    Tell whether asking a trigger runs no code of the user's.
+
+    Args:
+        trigger: the trigger.
+        max_depth: how many combined triggers may be inside each other.
+    """
+    if type(trigger) in _SIMPLE_TRIGGER_TYPES:
+        return True
+    if type(trigger) in {AndTrigger, OrTrigger}:
+        return max_depth > 0 and all(
+            is_of_apscheduler(part, max_depth - 1) for part in trigger.triggers
+        )
+    return str(type(trigger).__module__).startswith("apscheduler.triggers.")
+
+
+def custom_class_name(trigger: Any) -> str:
+    """Return the name of the user's class that a trigger, or the first such part of it, is of."""
+    for _ in range(MAX_DEPTH):
+        if type(trigger) in {AndTrigger, OrTrigger}:
+            trigger = next(part for part in trigger.triggers if not is_of_apscheduler(part))
+    return type(trigger).__qualname__
+
+
 def describe(trigger: Any) -> str:
-    """Return a trigger as text; triggers that fire once share one text, as their dates differ."""
+    """
+    Return a trigger as text.
+
+    Triggers that fire once share one text, as their dates differ; those without a text of their own
+    have that of their class, as Python's would have a memory address.
+    """
     if isinstance(trigger, DateTrigger):
         return "date"
+    kind = type(trigger)
     try:
+        if _has_no_text(kind):
+            return kind.__qualname__
         return str(trigger)
-    except Exception:  # noqa: BLE001  # user code; the job still counts
-        return type(trigger).__qualname__
+    except Exception:  # noqa: BLE001  # user code; the job is counted all the same
+        return kind.__qualname__
 
 
-def _get_later_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
+TOOK_TOO_LONG = "took too long"
+
+
+class FireTimeProblem(NamedTuple):
+    """
+    Why fire times of a trigger are not known.
+
+    Attributes:
+        kind: identifies the reason.
+        description: a sentence about the trigger, without its subject and without a full stop.
+    """
+
+    kind: str
+    description: str
+
+    @classmethod
+    def from_exception(cls, error: BaseException, previous: datetime) -> FireTimeProblem:
+        """Describe what was raised when a trigger was asked for the fire time after `previous`."""
+        if isinstance(error, NoCommonFireTimeError):
+            return cls(
+                "no common fire time",
+                f"has no fire time after {previous} on which its parts agree. At {previous}, "
+                "APScheduler will search for one without an end, and from then on no job of the "
+                "scheduler will run. Combine only triggers of fixed times of the day with 'and', "
+                "or write one cron trigger",
+            )
+        if isinstance(error, TookTooLongError):
+            return cls(
+                TOOK_TOO_LONG,
+                f"took too long to say when it fires after {previous}. APScheduler will ask the "
+                "same in its loop, where all jobs of the scheduler have to wait for the answer",
+            )
+        if isinstance(error, NotCopiedError):
+            return cls("not copied", f"cannot be copied ({_describe_exception(error.__cause__)})")
+        return cls(
+            "raised",
+            f"raised {_describe_exception(error)} when it was asked for the fire time after "
+            f"{previous}",
+        )
+
+
+class NoCommonFireTimeError(Exception):
+    """The parts of an `AndTrigger` never agree; APScheduler's search would not end."""
+
+
+class NotCopiedError(Exception):
+    """A trigger cannot be copied, as its cause tells."""
+
+
+class TookTooLongError(Exception):
+    """A trigger needs too long for its answers."""
+
+
+def _get_later_fire_time(
+    trigger: Any, previous: datetime, now: datetime, deadline: float
+) -> datetime | None:
     """Return the fire time after `previous`; None if there is none, or no later one."""
-    at: datetime | None = trigger.get_next_fire_time(previous, now)
+    at = _get_next_fire_time(trigger, previous, now, deadline)
     return at if at is not None and at.timestamp() > previous.timestamp() else None
+
+
+def _get_next_fire_time(
+    trigger: Any, previous: datetime, now: datetime, deadline: float
+) -> datetime | None:
+    """Ask a trigger without jitter; combined ones part by part, as they may search for ever."""
+    ask = type(trigger).get_next_fire_time
+    if ask is AndTrigger.get_next_fire_time:
+        return _get_common_fire_time(trigger.triggers, previous, now, deadline)
+    if ask is OrTrigger.get_next_fire_time:
+        times = [_get_next_fire_time(part, previous, now, deadline) for part in trigger.triggers]
+        return min((at for at in times if at is not None), default=None)
+    if _is_at_end_of_calendar(trigger, previous):
+        return None
+    try:
+        at: datetime | None = trigger.get_next_fire_time(previous, now)
+    except (OverflowError, ValueError):
+        if is_of_apscheduler(trigger):  # no datetime can hold a later fire time
+            return None
+        raise
+    return at
+
+
+def _get_common_fire_time(
+    parts: Sequence[Any], previous: datetime, now: datetime, deadline: float
+) -> datetime | None:
+    """
+    Return the fire time on which all parts agree, as `AndTrigger` finds it.
+
+    Raises:
+        NoCommonFireTimeError: `AndTrigger` would search without an end. Triggers of APScheduler's
+            own answer the same if they are asked the same, and in each step only `now` changes;
+            if it does not, nothing ever will.
+    """
+    max_repeated_steps = 1 if all(map(is_of_apscheduler, parts)) else MAX_REPEATED_STEPS
+    repeated_steps = 0
+    for _ in range(MAX_AND_STEPS):
+        times = [_get_next_fire_time(part, previous, now, deadline) for part in parts]
+        found = [at for at in times if at is not None]
+        if len(found) < len(times):
+            return None
+        if min(found) == max(found):
+            return found[0]
+        latest = max(found)
+        repeated_steps = repeated_steps + 1 if latest.timestamp() == now.timestamp() else 0
+        if repeated_steps >= max_repeated_steps:
+            raise NoCommonFireTimeError
+        now = latest
+        if time.perf_counter() > deadline:
+            raise TookTooLongError
+    raise NoCommonFireTimeError
+
+
+def _is_at_end_of_calendar(trigger: Any, previous: datetime) -> bool:
+    """
+    Tell whether a `CalendarIntervalTrigger` might search beyond the last year, without an end.
+
+    It skips dates that do not exist, such as a 29th of February in 8 of 25 tries in a row.
+    """
+    if not hasattr(trigger, "months") or not is_of_apscheduler(trigger):
+        return False
+    years = trigger.years + trigger.months // 12 + 1
+    return bool(previous.year + 25 * years > MAXYEAR)
+
+
+def _has_no_text(kind: Any) -> bool:
+    return kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
 
 
 def _mean_interval(trigger: Any) -> float:
@@ -210,38 +529,55 @@ def _mean_interval(trigger: Any) -> float:
     return float(trigger.interval_length + (trigger.jitter or 0) / 2)
 
 
-def _is_stateless(trigger: Any) -> bool:
-    if type(trigger) in (AndTrigger, OrTrigger):
-        return all(_is_stateless(part) for part in trigger.triggers)
-    return type(trigger).__module__.startswith("apscheduler.triggers.")
-
-
-def _copy(trigger: Any) -> Any:
-    if type(trigger) in (AndTrigger, OrTrigger):
-        # Their own copying works only for parts that are pickled as APScheduler's triggers are.
-        return type(trigger)([_copy(part) for part in trigger.triggers], trigger.jitter)
-    return copy.deepcopy(trigger)
-
-
 def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     """
-    Return a copy of a trigger without jitter, and its largest jitter in seconds.
+    Return a trigger without jitter, and its largest jitter in seconds.
 
-    A user's trigger may count its calls, and jitter uses the random number generator, which the
-    application may have seeded. Telemetry must not change either of them.
+    A trigger of the user's may count its calls, and jitter draws from the random number generator
+    that the user may have seeded. Telemetry must change neither. Triggers of APScheduler's own have
+    no state besides, so that they need not be copied, or not deeply.
     """
-    trigger = _copy(trigger)
-    pending, max_jitter = [trigger], 0.0
+    if type(trigger) in {AndTrigger, OrTrigger}:
+        parts = [_copy_without_jitter(part) for part in trigger.triggers]
+        max_jitter = max([trigger.jitter or 0.0, *(jitter for _, jitter in parts)])
+        return type(trigger)([part for part, _ in parts]), max_jitter
+    if is_of_apscheduler(trigger):
+        jitter = getattr(trigger, "jitter", None)
+        if not jitter:
+            return trigger, 0.0
+        trigger = copy.copy(trigger)
+        trigger.jitter = None
+        return trigger, jitter
+    trigger = copy.deepcopy(trigger)
+    return trigger, max(map(_remove_jitter, _parts_of(trigger)), default=0.0)
+
+
+def _parts_of(trigger: Any) -> Iterable[Any]:
+    """Return a trigger and all that it combines, each once."""
+    parts, pending = {}, [trigger]
     while pending:
         part = pending.pop()
-        if jitter := getattr(part, "jitter", None):
-            part.jitter = None
-            max_jitter = max(max_jitter, jitter)
-        pending.extend(getattr(part, "triggers", ()))
-    return trigger, max_jitter
+        if id(part) not in parts:
+            parts[id(part)] = part
+            triggers = getattr(part, "triggers", ())
+            pending.extend(triggers if isinstance(triggers, (list, tuple)) else ())
+    return parts.values()
 
 
-STATELESS_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
-"""The triggers of most jobs, recognised by their type alone."""
+def _remove_jitter(trigger: Any) -> float:
+    jitter = getattr(trigger, "jitter", None)
+    if not jitter or not isinstance(jitter, (int, float)):
+        return 0.0
+    with contextlib.suppress(Exception):  # it may be read-only, and then it stays
+        trigger.jitter = None
+    return jitter
+
+
+def _describe_exception(error: BaseException | None) -> str:
+    described = RunError.from_exception(error or Exception())
+    return f"{described.type}: {described.message[: MAX_MESSAGE // 16]}"
+
+
+_SIMPLE_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
 _TICK = 1e-6
 """The resolution of a datetime, in seconds."""

@@ -5,18 +5,27 @@ Due runs that never reach an executor: coalesced into a later one, dropped, or l
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.due_jobs import DueJobs, create_due_job_class
+from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.adapters.apscheduler3.triggers import PastFireTimes
+from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimes, FireTimeSearch
 from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord
+from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
+
+QUESTIONS_IN_PASS = 200
+"""
+Questions to a cron trigger in a pass over due jobs, at about 0.01 milliseconds each.
+
+More of them are asked in the background.
+"""
 
 
 class UnsubmittedRunRecorder:
@@ -26,9 +35,9 @@ class UnsubmittedRunRecorder:
     Args:
         scheduler: an APScheduler 3 scheduler.
         recorder: where they are recorded.
-        observers: observe single runs.
-        error_reporter: counts triggers that fail.
-        worker: calls the triggers of jobs that the application changes, which may take long.
+        observers: who follows single runs.
+        error_reporter: counts failures of telemetry.
+        look_ahead: asks triggers for due runs that APScheduler does not ask for.
     """
 
     def __init__(
@@ -38,22 +47,23 @@ class UnsubmittedRunRecorder:
         recorder: Recorder,
         observers: ObserverGroup,
         error_reporter: ErrorReporter,
-        worker: BackgroundWorker,
+        look_ahead: LookAhead,
     ) -> None:
         self._scheduler = scheduler
         self._recorder = recorder
         self._observers = observers
         self._error_reporter = error_reporter
-        self._worker = worker
-        self._trigger_copies: dict[str, Any] = {}
-        self._has_stateful_triggers = False
+        self._look_ahead = look_ahead
+        self._has_uncountable_triggers = False
+        self._found_in_pass: FireTimes | None = None
+        self._due_job_class = create_due_job_class(self._on_run_times_found)
 
     def record_runs(
         self,
         record: JobRecord,
         link_origins: Sequence[Any],
         outcome: Outcome,
-        fire_times: PastFireTimes,
+        fire_times: FireTimes,
     ) -> None:
         """Record that due runs of a job have ended without being submitted."""
         if not fire_times.total:
@@ -67,44 +77,66 @@ class UnsubmittedRunRecorder:
     def record_all_due_runs_lost(self, tracked: TrackedJob, job: Any) -> None:
         """Record that all due runs of a job are lost, as its executor does not exist."""
         now = datetime.now(self._scheduler.timezone)
-        fire_times = triggers.list_due_times(job.next_run_time, job.trigger, now)
-        self.record_runs(tracked.record, tracked.link_origins, Outcome.LOST, fire_times)
+        search = triggers.search_due_times(job.next_run_time, job.trigger, now)
+        record, link_origins = tracked.record, tracked.link_origins
+        self._search(
+            search,
+            record,
+            lambda found: self.record_runs(record, link_origins, Outcome.LOST, found),
+        )
 
     def record_run_lost(self, tracked: TrackedJob, due: datetime) -> None:
         """Record that one due run of a job is lost, as its store could not deserialize it."""
-        self.record_runs(
-            tracked.record, tracked.link_origins, Outcome.LOST, PastFireTimes(1, [due])
-        )
+        self.record_runs(tracked.record, tracked.link_origins, Outcome.LOST, FireTimes(1, [due]))
 
     def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
+        record, link_origins = tracked.record, tracked.link_origins
+        found, self._found_in_pass = self._found_in_pass, None
         try:
-            trigger = self._trigger_copies.pop(job.id, None)
-            fire_times = triggers.fire_times_before(job, until, trigger)
-            self.record_runs(tracked.record, tracked.link_origins, Outcome.COALESCED, fire_times)
-        except Exception:  # noqa: BLE001  # a trigger may be the user's code
+            if found is not None and found.latest_times[-1] is until:
+                self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
+                return
+            self._search(
+                triggers.search_times_before(job.next_run_time, until, job.trigger),
+                record,
+                lambda found: self.record_runs(record, link_origins, Outcome.COALESCED, found),
+            )
+        except Exception:  # noqa: BLE001  # the run itself is to be recorded all the same
             self._error_reporter.exception("schedule")
 
-    def detect_stateful_trigger(self, trigger: Any) -> None:
-        """Note whether any job has a trigger that may depend on how often it was called."""
-        if type(trigger) not in triggers.STATELESS_TRIGGER_TYPES:
-            self._has_stateful_triggers = True
+    def detect_uncountable_trigger(self, trigger: Any) -> None:
+        """Note whether the past fire times of any job cannot be found again afterwards."""
+        if not triggers.is_countable(trigger):
+            self._has_uncountable_triggers = True
 
-    def copy_stateful_triggers(self, jobs: Iterable[Any]) -> None:
-        """Copy the triggers of due jobs that change when the loop calls them for the next run."""
-        if not self._has_stateful_triggers:
+    def observe_run_times(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        """Return due jobs for the loop, so that it is seen which run times it finds."""
+        if not self._has_uncountable_triggers:
+            return jobs
+        self._found_in_pass = None
+        return DueJobs(
+            jobs,
+            self._due_job_class,
+            lambda job: job.coalesce and not triggers.is_countable(job.trigger),
+        )
+
+    def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
+        self._found_in_pass = triggers.list_fire_times(run_times) if len(run_times) > 1 else None
+
+    def _search(
+        self,
+        search: FireTimeSearch,
+        record: JobRecord,
+        record_found: Callable[[FireTimes], None],
+    ) -> None:
+        """Search at once if that is quick, and else in the background."""
+        if triggers.is_countable(search.trigger):
+            search.run(QUESTIONS_IN_PASS)
+        if search.is_finished and search.problem is None:
+            record_found(search.found)
             return
-        self._trigger_copies.clear()
-        for job in jobs:
-            if type(job.trigger) in triggers.STATELESS_TRIGGER_TYPES or not job.coalesce:
-                continue
-            try:
-                trigger_copy = triggers.copy_if_stateful(job.trigger)
-            except Exception:  # noqa: BLE001  # the user's trigger may be impossible to copy
-                self._error_reporter.exception("schedule")
-                continue
-            if trigger_copy is not None:
-                self._trigger_copies[job.id] = trigger_copy
+        self._look_ahead.submit(search, record.info, lambda search: record_found(search.found))
 
     def record_dropped_runs(
         self, tracked: TrackedJob, new_next_run: datetime | None = None
@@ -128,25 +160,20 @@ class UnsubmittedRunRecorder:
             return False
         if last_submitted_due is not None and next_run <= last_submitted_due.timestamp():
             return False
-        if new_next_run is not None and new_next_run.timestamp() <= next_run:
+        if new_next_run is not None and to_unix_seconds(new_next_run) <= next_run:
             return True  # the loop will reach it after earlier runs
         record = copy.copy(tracked.record)  # as it is before the change
-        trigger, coalesce = tracked.intervals_trigger, tracked.coalesce
-        link_origins = tracked.link_origins
-        first = datetime.fromtimestamp(next_run, now.tzinfo)
+        coalesce, link_origins = tracked.coalesce, tracked.link_origins
 
-        def compute_and_record() -> None:
-            try:
-                fire_times = triggers.list_due_times(first, trigger, now, new_next_run)
-            except Exception:  # noqa: BLE001  # the user's trigger; one run is known in any case
-                self._error_reporter.exception("schedule")
-                fire_times = PastFireTimes(1, [first])
-            if coalesce and fire_times.total > 1:
-                merged = PastFireTimes(fire_times.total - 1, fire_times.latest_times[:-1])
-                self.record_runs(record, link_origins, Outcome.COALESCED, merged)
-                fire_times = PastFireTimes(1, fire_times.latest_times[-1:])
-            self.record_runs(record, link_origins, Outcome.MISSED, fire_times)
+        def record_found(search: FireTimeSearch) -> None:
+            found = search.found
+            if coalesce and found.total > 1:
+                self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
+                found = found.last()
+            self.record_runs(record, link_origins, Outcome.MISSED, found)
 
-        # In the background, because many runs must not block the start of the application.
-        self._worker.submit("schedule", compute_and_record)
+        first = to_datetime(next_run, now.tzinfo)
+        search = triggers.search_due_times(first, tracked.trigger, now, new_next_run)
+        # In the background, as many runs must not hold up the user's start.
+        self._look_ahead.submit(search, record.info, record_found)
         return True

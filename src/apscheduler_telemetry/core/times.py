@@ -1,0 +1,32 @@
+"""
+Conversions between datetimes and Unix seconds that also work at both ends of the calendar.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone, tzinfo
+
+
+def to_unix_seconds(at: datetime) -> float:
+    """
+    Return the Unix seconds of a datetime.
+
+    If its time zone fails, as some do at the ends of the calendar, it is taken for UTC.
+    """
+    try:
+        return at.timestamp()
+    except Exception:  # noqa: BLE001  # the time zone may be the user's code
+        return at.replace(tzinfo=timezone.utc).timestamp()
+
+
+def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetime:
+    """
+    Return Unix seconds as a datetime, or the nearest datetime that there is in this time zone.
+
+    `datetime.max.timestamp()` itself is rounded up to a second that no datetime has.
+    """
+    try:
+        return datetime.fromtimestamp(timestamp, zone)
+    except Exception:  # noqa: BLE001  # OverflowError, ValueError, OSError, or the zone's own
+        limits = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
+        return limits[timestamp > 0]
