@@ -95,7 +95,7 @@ class Waiting(Hourly):
     gate = threading.Event()
 
     def answer_late(self, previous: datetime) -> Any:
-        assert self.gate.wait(jobs.PATIENCE)
+        assert self.gate.wait(jobs.WAIT_TIMEOUT)
 
 
 class Unique(Hourly):
@@ -119,7 +119,7 @@ class Expensive(Hourly):
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandRig]:
     """Start a scheduler that has time for triggers that answer, and expect a failure."""
-    monkeypatch.setattr(look_ahead, "MAX_SECONDS", jobs.PATIENCE)
+    monkeypatch.setattr(look_ahead, "MAX_SECONDS", jobs.WAIT_TIMEOUT)
     with hand_driven_rig() as rig:
         rig.failing = {"schedule"}
         yield rig
@@ -288,7 +288,7 @@ class TestTriggersOfTheUser:
             rig.settle()
             rig.clock.advance(3600)
         assert (rig.outcomes(), errors(rig)) == ({"success": 5}, 1)
-        assert "cannot be copied (TypeError:" in caplog.text
+        assert "cannot be copied (TypeError)" in caplog.text
 
     def test_trigger_is_not_copied_in_the_loop(self, rig: HandRig) -> None:
         """A trigger that is expensive to copy is copied in other threads only."""
@@ -392,7 +392,7 @@ class TestTriggersOfTheUser:
         wait_until(lambda: "apscheduler-telemetry-trigger" in threads())
         rig.telemetry.uninstrument()
         wait_until(lambda: not any(name.startswith("apscheduler-telemetry") for name in threads()))
-        rig.failing, rig.is_told = {"schedule"}, False
+        rig.failing, rig.checks_events = {"schedule"}, False
 
 
 class TestEndOfTheCalendar:

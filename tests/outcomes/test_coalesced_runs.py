@@ -179,11 +179,12 @@ class TestCoalescing:
         trigger.lock = threading.Lock()
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, trigger, coalesce=True)
+            # Before its last run, because the job is forgotten then.
+            wait_until(lambda: errors_of(rig.telemetry).counts()["schedule"])
+            rig.failing = {"schedule"}
             rig.after(9.5 * MINUTE)
             rig.settle()
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
-            wait_until(lambda: errors_of(rig.telemetry).counts()["schedule"])
-            rig.failing = {"schedule"}
 
     def test_a_week_of_missed_seconds_is_counted_at_once(self) -> None:
         """A job of every second that was down for a week is counted within one pass."""

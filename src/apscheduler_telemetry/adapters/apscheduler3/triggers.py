@@ -21,7 +21,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from apscheduler_telemetry.core.model import MAX_MESSAGE, RunError
+from apscheduler_telemetry.core.model import exception_type
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
 MAX_COMING_FIRE_TIMES = 10
@@ -429,11 +429,11 @@ class FireTimeProblem(NamedTuple):
                 "same in its loop, where all jobs of the scheduler have to wait for the answer",
             )
         if isinstance(error, NotCopiedError):
-            return cls("not copied", f"cannot be copied ({_describe_exception(error.__cause__)})")
+            cause = exception_type(error.__cause__ or error)
+            return cls("not copied", f"cannot be copied ({cause})")
         return cls(
             "raised",
-            f"raised {_describe_exception(error)} when it was asked for the fire time after "
-            f"{previous}",
+            f"raised {exception_type(error)} when it was asked for the fire time after {previous}",
         )
 
 
@@ -571,11 +571,6 @@ def _remove_jitter(trigger: Any) -> float:
     with contextlib.suppress(Exception):  # it may be read-only, and then it stays
         trigger.jitter = None
     return jitter
-
-
-def _describe_exception(error: BaseException | None) -> str:
-    described = RunError.from_exception(error or Exception())
-    return f"{described.type}: {described.message[: MAX_MESSAGE // 16]}"
 
 
 _SIMPLE_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
