@@ -96,7 +96,6 @@ INHIBITIONS = [
             ("JobStuck", "MissedRun"),
             ("JobFailing", "RunFailed"),
             ("JobDisappeared", "MissedRun"),
-            ("RunsSkipped", "MissedRun"),
         )
         for unlike in (WEEKLY, OTHER_SCHEDULER, OTHER_JOB)
     ),

@@ -267,8 +267,7 @@ def sharing() -> None:
     loop.set_default_executor(threads)
     threading.Thread(target=loop.run_forever, daemon=True).start()
     scheduler = AsyncIOScheduler(event_loop=loop)
-    options = {"max_instances": 1000, "misfire_grace_time": None}
-    scheduler.add_job(report, "interval", seconds=1, id="sync", **options)
+    scheduler.add_job(report, "interval", seconds=1, id="sync")
     serve(scheduler)
     obeying(scheduler, hang=lambda: [threads.submit(hanging) for _ in range(2)])
 
