@@ -21,6 +21,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.paths import ROOT
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.servers import free_port, get, running_process
@@ -282,7 +283,7 @@ class TestDefaultPort:
             else:
                 assert "Address already in use" not in site.log
             os.killpg(site.process.pid, signal.SIGINT)
-            site.process.wait(30)
+            site.process.wait(WAIT_TIMEOUT)
         assert not re.search(r"Traceback(?!.*KeyboardInterrupt)", site.log, re.DOTALL), site.log
         assert "pending job(s)" not in site.log
 
@@ -298,6 +299,7 @@ class TestDefaultPort:
     def test_sigterm_ends_it_without_a_warning(self, name: str, tmp_path: Path) -> None:
         """The same for SIGTERM, as a supervisor sends it."""
         with running(SERVERS[name], tmp_path) as site:
+            # A worker of gunicorn that is just starting may miss it, and is killed after 30 seconds.
             site.process.terminate()
-            site.process.wait(30)
+            site.process.wait(WAIT_TIMEOUT)
         assert "pending job(s)" not in site.log
