@@ -120,7 +120,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
         unsubmitted_runs.QUESTIONS_IN_PASS,
         (r"more than (\d+) coalesced runs of a cron trigger",),
     ),
-    "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Only ids",)),
+    "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Normally",)),
     "pause after a read": (1 / JobStorePoller.MAX_DUTY_CYCLE, (r"waits for (\d+) times the",)),
     "share of reads": (100 * JobStorePoller.MAX_DUTY_CYCLE, (r"at most (\d+) % of the time",)),
     "interval of writes": (writer.WRITE_INTERVAL, (r"writes its values every (\w+)\.",)),
