@@ -123,11 +123,17 @@ class TestAlert:
             check=True,
             capture_output=True,
         )
-        ports = {"9090": free_port(), "9093": free_port()}
+        ports = {"127.0.0.1:9090": free_port(), "127.0.0.1:9093": free_port()}
+
+        def with_ports(words: list[str]) -> list[str]:
+            for there, here in ports.items():
+                words = [word.replace(there, f"127.0.0.1:{here}") for word in words]
+            return words
+
         with script(tmp_path) as port:
             for there, here in (
                 ("127.0.0.1:9476", f"127.0.0.1:{port}"),
-                ("127.0.0.1:9093", f"127.0.0.1:{ports['9093']}"),
+                ("127.0.0.1:9093", f"127.0.0.1:{ports['127.0.0.1:9093']}"),
                 ("_interval: 30s", "_interval: 1s"),
             ):
                 assert there in config
@@ -136,8 +142,7 @@ class TestAlert:
             with (
                 running_process(
                     [
-                        *command("prometheus --config"),
-                        f"--web.listen-address=127.0.0.1:{ports['9090']}",
+                        *with_ports(command("prometheus --config")),
                         # An alert that fires before Alertmanager is discovered is sent again soon.
                         "--rules.alert.resend-delay=1s",
                     ],
@@ -145,22 +150,23 @@ class TestAlert:
                     cwd=tmp_path,
                 ),
                 running_process(
-                    [
-                        *command("prometheus-alertmanager"),
-                        f"--web.listen-address=127.0.0.1:{ports['9093']}",
-                    ],
+                    with_ports(command("prometheus-alertmanager")),
                     tmp_path / "alertmanager.log",
                     cwd=tmp_path,
                 ),
             ):
-                ask = [word.replace("9093", str(ports["9093"])) for word in command("amtool alert")]
+                ask = with_ports(command("amtool alert"))
 
-                def listed() -> bool:
+                def listed() -> list[str]:
                     done = subprocess.run(ask, capture_output=True, text=True, check=False)
-                    return "APSchedulerJobFailing" in done.stdout
+                    return [line.split()[0] for line in done.stdout.splitlines()[1:]]
 
-                wait_for_answer(listed, 60)
-                self.check_page(f"http://127.0.0.1:{ports['9090']}")
+                wait_for_answer(lambda: "APSchedulerJobFailing" in listed(), 60)
+                wait_for_answer(lambda: "APSchedulerRunFailed" not in listed())
+                assert listed()[0] == "APSchedulerWatchdog"
+                self.check_page(f"http://127.0.0.1:{ports['127.0.0.1:9090']}")
+            log = (tmp_path / "alertmanager.log").read_text()
+            assert "data retention" not in log
 
     def check_page(self, url: str) -> None:
         """Debian's Prometheus shows the alert on the page that the README names for it."""
@@ -180,7 +186,6 @@ class TestWebApplications:
     APPLICATION = """
 from apscheduler.schedulers.background import BackgroundScheduler
 from {package} import {framework}
-from apscheduler_telemetry import instrument
 
 app = {framework}({arguments})
 scheduler = BackgroundScheduler()
@@ -191,7 +196,7 @@ scheduler.start()
 
     def scrape(self, directory: Path, framework: str, server: list[str], text: str) -> None:
         """Run the application, and scrape the path that the README names."""
-        comment = re.search(rf"# {framework}, .*: scrape port \d+ with metrics_path: (\S+)", text)
+        comment = re.search(rf"# {framework} .* metrics_path: (\S+)", text)
         assert comment is not None
         (directory / "webapp.py").write_text(text)
         port = free_port()
@@ -213,7 +218,7 @@ scheduler.start()
         """`flask run` has the port of the README, and its metrics path answers with the metrics."""
         cli = pytest.importorskip("flask.cli")
         [port] = [option.default for option in cli.run_command.params if option.name == "port"]
-        assert f"# Flask, started by `flask run`: scrape port {port} with" in README
+        assert f"started by `flask run`: scrape port {port} with metrics_path: /metrics" in README
         text = self.APPLICATION.format(
             package="flask",
             framework="Flask",
@@ -227,7 +232,10 @@ scheduler.start()
         pytest.importorskip("fastapi")
         uvicorn = pytest.importorskip("uvicorn")
         port = inspect.signature(uvicorn.Config).parameters["port"].default
-        assert f"# FastAPI, started by `uvicorn`: scrape port {port} with" in README
+        assert f"uvicorn`): scrape port {port} with metrics_path: /telemetry/metrics" in README
+        [entry] = re.findall(r"`- (\{job_name: .*\})`", README)
+        assert "metrics_path: /telemetry/metrics, " in entry
+        assert f"'127.0.0.1:{port}'" in entry
         text = self.APPLICATION.format(
             package="fastapi",
             framework="FastAPI",
