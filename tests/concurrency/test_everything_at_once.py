@@ -228,7 +228,7 @@ class TestHandover:
 
     # As of "can't start new thread", and of Ctrl-C.
     @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-    def test_run_that_a_thread_has_begun_is_counted_by_its_end(
+    def test_run_that_a_thread_has_begun_is_lost_when_it_ends(
         self, failure: type[BaseException]
     ) -> None:
         """If `submit` fails after a thread has begun the run, the run is lost when it ends."""

@@ -268,8 +268,8 @@ class TestExecutorsOfTheUser:
             assert rig.outcomes() == {"error": 1}
             assert 0.02 <= rig.job().durations.sum < 1
 
-    def test_coroutine_function_in_a_thread_pool_is_left_as_it_is(self) -> None:
-        """In a thread pool, a coroutine function returns a coroutine that never runs, as always."""
+    def test_coroutine_in_a_thread_pool_reaches_the_listener(self) -> None:
+        """A thread pool never runs a coroutine: listeners get it, and the run is a success."""
 
         async def never() -> None:
             raise AssertionError

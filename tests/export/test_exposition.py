@@ -80,7 +80,11 @@ FAMILIES = {
     ),
     "apscheduler_telemetry_errors": ("counter", ("scheduler", "component")),
 }
-"""DESIGN section 4: name (a counter's samples add ``_total``), type, labels."""
+"""
+Name (a counter's samples add ``_total``), type and labels, as in ``docs/metrics.md``.
+
+Written here once more, so that a change of what alert rules and dashboards depend on is noticed.
+"""
 
 VALUES = {
     "outcome": {"success", "error", "missed", "skipped", "coalesced", "lost"},

@@ -168,7 +168,7 @@ class TestTrouble:
     def test_slot_with_a_broken_file_is_taken_all_the_same(
         self, directory_without_threads: Path, kind: str, expected: tuple[int, int]
     ) -> None:
-        """A damaged file is written anew, because no scrape could succeed otherwise."""
+        """The process that takes the slot replaces a damaged file; only its counts are lost."""
         leave_files_of_a_dead_process(directory_without_threads)
         (path,) = directory_without_threads.glob(f"{kind}_*.db")
         path.write_bytes(path.read_bytes()[:100])
