@@ -299,7 +299,7 @@ class TestDefaultPort:
     def test_sigterm_ends_it_without_a_warning(self, name: str, tmp_path: Path) -> None:
         """The same for SIGTERM, as a supervisor sends it."""
         with running(SERVERS[name], tmp_path) as site:
-            # A worker of gunicorn that is just starting may miss it, and is killed after 30 seconds.
+            # A worker of gunicorn that is starting may miss it, and is killed after 30 seconds.
             site.process.terminate()
             site.process.wait(WAIT_TIMEOUT)
         assert "pending job(s)" not in site.log
