@@ -16,6 +16,7 @@ QUICK = {
     "runs.py": ["--jobs", "5", "--repeat", "3", "--clocks"],
     "scrapes.py": ["--jobs", "10", "--repeat", "2"],
     "interference.py": ["--jobs", "10", "--seconds", "1"],
+    "hostile_clients.py": ["--jobs", "10", "--clients", "5", "--seconds", "1"],
     "memory.py": ["--jobs", "50", "--repeat", "1"],
     "growth.py": ["--quick"],
 }

@@ -111,7 +111,8 @@ class Telemetry:
 
     Attributes:
         name: the value of the ``scheduler`` label.
-        wsgi_app: a WSGI application that serves ``/metrics`` and ``/health``; mount it anywhere.
+        wsgi_app: a WSGI application that serves ``/metrics``, ``/health`` and ``/livez``; mount it
+            anywhere.
         asgi_app: the same as an ASGI application.
     """
 
@@ -129,7 +130,7 @@ class Telemetry:
         _release_name(config)
         self._snapshot_writer: SnapshotWriter | None = None
         self._exporters: list[Exporter] = []
-        error_reporter = ErrorReporter(config.capture)
+        self._error_reporter = error_reporter = ErrorReporter(config.capture)
         recorder = Recorder(
             config.name,
             duration_buckets=config.duration_buckets,
@@ -198,6 +199,7 @@ class Telemetry:
         self._endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=self.health,
+            is_healthy=self._is_healthy,
             report_exception=error_reporter.exception,
             expose_from_cache=expose_from_cache,
         )
@@ -208,7 +210,7 @@ class Telemetry:
         self, port: int = 9476, addr: str = "127.0.0.1", **options: Any
     ) -> HTTPServer:
         """
-        Serve ``/metrics`` and ``/health`` from a thread of this process.
+        Serve ``/metrics``, ``/health`` and ``/livez`` from a thread of this process.
 
         If the port is taken, mostly by another worker or the reloader of the application, an error
         is logged, and the application goes on without a server in this process.
@@ -216,8 +218,20 @@ class Telemetry:
         Args:
             port: TCP port; 0 takes a free one, which is the server's ``port`` then.
             addr: address to bind; by default the loopback interface.
-            **options: ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
-                ``client_auth_required``, as for ``prometheus_client.start_http_server``.
+            **options: all of them are optional:
+
+                - ``certfile``, ``keyfile``, ``client_cafile``, ``client_capath`` and
+                  ``client_auth_required``, as for ``prometheus_client.start_http_server``. The
+                  files are read again when they change.
+                - ``bearer_token_file``: a file with a token that clients must send, except for
+                  ``/livez``. It is read again when it changes.
+                - ``allowed_hosts``: host names, without a port, by which clients may call the
+                  server, besides ``localhost`` and loopback addresses, or ``["*"]`` for any. By
+                  default only those if `addr` is a loopback address, and any otherwise.
+                - ``max_connections`` (256): open connections, beyond which the oldest is closed.
+                - ``idle_timeout`` (30): seconds to wait for a client that neither sends nor reads.
+                - ``max_buffered_bytes`` (32 MiB): bytes of responses that clients are still
+                  reading, beyond which the slowest clients are disconnected.
 
         Returns:
             The server, to be closed with ``close()`` or a ``with`` statement; `uninstrument`
@@ -336,6 +350,10 @@ class Telemetry:
             f"The scheduler {self.name!r} is not instrumented by this handle any more, as "
             f"{self._end_reason}; call instrument() again."
         )
+
+    def _is_healthy(self) -> bool:
+        """Return whether the ``status`` of `health` is ``healthy``, without looking at jobs."""
+        return self._end_reason is None and self._exported_scheduler.liveness().up
 
     def _on_scheduler_started(self) -> None:
         if self._snapshot_writer is not None:

@@ -43,7 +43,19 @@ OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSAGE = "OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSA
 """``true`` or ``false``: as ``capture_message=`` of `instrument`."""
 
 OTEL_PYTHON_APSCHEDULER_HTTP_PORT = "OTEL_PYTHON_APSCHEDULER_HTTP_PORT"
-"""A port, at which ``/metrics`` and ``/health`` of the process are served; by default nowhere."""
+"""A port, at which ``/metrics``, ``/health`` and ``/livez`` are served; by default nowhere."""
 
 OTEL_PYTHON_APSCHEDULER_HTTP_HOST = "OTEL_PYTHON_APSCHEDULER_HTTP_HOST"
 """The address to bind for this port; by default 127.0.0.1."""
+
+OTEL_PYTHON_APSCHEDULER_HTTP_BEARER_TOKEN_FILE = "OTEL_PYTHON_APSCHEDULER_HTTP_BEARER_TOKEN_FILE"  # noqa: S105  # a name
+"""A path: as ``bearer_token_file=`` of `Telemetry.start_http_server`."""
+
+OTEL_PYTHON_APSCHEDULER_HTTP_CERTFILE = "OTEL_PYTHON_APSCHEDULER_HTTP_CERTFILE"
+"""A path: as ``certfile=`` of `Telemetry.start_http_server`."""
+
+OTEL_PYTHON_APSCHEDULER_HTTP_KEYFILE = "OTEL_PYTHON_APSCHEDULER_HTTP_KEYFILE"
+"""A path: as ``keyfile=`` of `Telemetry.start_http_server`."""
+
+OTEL_PYTHON_APSCHEDULER_HTTP_ALLOWED_HOSTS = "OTEL_PYTHON_APSCHEDULER_HTTP_ALLOWED_HOSTS"
+"""Names, separated by commas: as ``allowed_hosts=`` of `Telemetry.start_http_server`."""

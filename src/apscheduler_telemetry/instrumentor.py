@@ -61,6 +61,19 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 
 
+_SERVER_OPTIONS = {
+    "http_bearer_token_file": "bearer_token_file",
+    "http_certfile": "certfile",
+    "http_keyfile": "keyfile",
+    "http_allowed_hosts": "allowed_hosts",
+}
+"""Options that are passed on to `Telemetry.start_http_server`, with their names there."""
+
+
+def _parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _parse_bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
@@ -96,6 +109,14 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     ),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT: ("http_port", int, "a whole number"),
     names.OTEL_PYTHON_APSCHEDULER_HTTP_HOST: ("http_host", str, "a text"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_BEARER_TOKEN_FILE: ("http_bearer_token_file", str, "a path"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_CERTFILE: ("http_certfile", str, "a path"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_KEYFILE: ("http_keyfile", str, "a path"),
+    names.OTEL_PYTHON_APSCHEDULER_HTTP_ALLOWED_HOSTS: (
+        "http_allowed_hosts",
+        _parse_names,
+        "a list of names",
+    ),
 }
 """For each variable: the option, the function that parses it, and what the text must be."""
 
@@ -115,10 +136,12 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         Instrument schedulers from now on.
 
         Args:
-            **options: those of `apscheduler_telemetry.instrument`, ``http_port`` and
-                ``http_host``; they override environment variables. `name` is the name of the first
-                scheduler; later ones get ``-2``, ``-3`` and so on. By default metrics go to the
-                global meter provider, and a separate registry serves them at `http_port`.
+            **options: those of `apscheduler_telemetry.instrument`, ``http_port``, ``http_host``,
+                and ``http_bearer_token_file``, ``http_certfile``, ``http_keyfile`` and
+                ``http_allowed_hosts`` as for `Telemetry.start_http_server`; they override
+                environment variables. `name` is the name of the first scheduler; later ones get
+                ``-2``, ``-3`` and so on. By default metrics go to the global meter provider, and a
+                separate registry serves them at `http_port`.
 
         Raises:
             ArgumentTypeError: there is no such option.
@@ -139,6 +162,11 @@ class _ProcessInstrumentation:
         self._options = dict(options)
         self._port: int | None = self._options.pop("http_port", None)
         self._host: str = self._options.pop("http_host", "127.0.0.1")
+        self._server_options = {
+            name: self._options.pop(option)
+            for option, name in _SERVER_OPTIONS.items()
+            if option in self._options
+        }
         self._name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
@@ -191,21 +219,27 @@ class _ProcessInstrumentation:
         if port is None:
             return
 
-        def get_health_report() -> Mapping[str, Any]:
+        def get_handles() -> list[Telemetry]:
             with self._lock:
                 current = [handle for handle in self._handles if is_current(handle)]
-            handles = sorted(current, key=lambda handle: handle.name)
-            return health.combine([handle.health() for handle in handles])
+            return sorted(current, key=lambda handle: handle.name)
+
+        fallback = ErrorReporter()
+
+        def report_exception(component: str) -> None:
+            reporters = [handle._error_reporter for handle in get_handles()]  # noqa: SLF001  # ours
+            [*reporters, fallback][0].exception(component)
 
         registry, expose_from_cache = _choose_served_registry(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
-            get_health_report=get_health_report,
-            report_exception=ErrorReporter().exception,
+            get_health_report=lambda: health.combine([h.health() for h in get_handles()]),
+            is_healthy=lambda: all(h._is_healthy() for h in get_handles()),  # noqa: SLF001  # ours
+            report_exception=report_exception,
             expose_from_cache=expose_from_cache,
         )
         try:
-            self._server = endpoints.serve(port, self._host)
+            self._server = endpoints.serve(port, self._host, **self._server_options)
         except Exception as error:  # noqa: BLE001  # mostly a port that is taken
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
 
@@ -247,7 +281,12 @@ def _options_from_environment() -> dict[str, Any]:
 
 
 def _reject_unknown_options(options: Mapping[str, Any]) -> None:
-    known = {*inspect.signature(instrument).parameters, "http_port", "http_host"} - {"scheduler"}
+    known = {
+        *inspect.signature(instrument).parameters,
+        "http_port",
+        "http_host",
+        *_SERVER_OPTIONS,
+    } - {"scheduler"}
     if unknown := sorted(options.keys() - known):
         msg = f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         raise ArgumentTypeError(msg)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,10 @@ class TestBenchmarks:
             (("stress.py", "--seconds", "0.5", "--repeat", "1"), "a second, "),
             (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
             (("interference.py", "--jobs", "10", "--seconds", "0.5"), "asyncio      10"),
+            (
+                ("hostile_clients.py", "--jobs", "10", "--clients", "5", "--seconds", "1"),
+                "survivors",
+            ),
             (("memory.py", "--jobs", "20", "--repeat", "1"), "start with 20 stored jobs, with us"),
         ],
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -48,6 +53,22 @@ class TestBenchmarks:
         command = [sys.executable, str(BENCHMARKS / script), *rest]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, expected in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+class TestHostileClients:
+    """`hostile_clients.py`, whose target is one of memory and not of speed."""
+
+    @pytest.mark.parametrize("server", ["ours", "wsgi", "asgi"])
+    def test_silent_clients_stay_below_the_target(self, server: str) -> None:
+        """250 clients that do not read the metrics of 1,000 jobs take at most 60 MB."""
+        pytest.importorskip("werkzeug")
+        pytest.importorskip("uvicorn")
+        few = ("--attacks", "silent", "--servers", server, "--seconds", "3")
+        command = [sys.executable, str(BENCHMARKS / "hostile_clients.py"), *few]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ HEALTHY = {"status": "healthy", "reasons": [], "jobs": [{"id": "nightly"}]}
 UNHEALTHY = {"status": "unhealthy", "reasons": [{"code": "loop_dead", "message": "It died."}]}
 
 
-GET_METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_METRICS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def address(server: HTTPServer) -> tuple[str, int]:

@@ -7,9 +7,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from tests.helpers.collectors import HangingCollector, ReportedErrors
 from tests.helpers.http_clients import HEALTHY, Reply, ask_asgi_sync, ask_wsgi
+
+
+@pytest.fixture(autouse=True)
+def threads_end_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no thread wait for further requests, so that a test sees only its own."""
+    monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -29,7 +35,10 @@ def failures() -> ReportedErrors:
 @pytest.fixture
 def endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> HTTPEndpoints:
     return HTTPEndpoints(
-        registry=registry, get_health_report=lambda: HEALTHY, report_exception=failures
+        registry=registry,
+        get_health_report=lambda: HEALTHY,
+        is_healthy=lambda: True,
+        report_exception=failures,
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from apscheduler_telemetry.http import HTTPServer, limits
+from apscheduler_telemetry import errors
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
@@ -111,21 +114,34 @@ class TestHostileClients:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
 
+
+class TestLimits:
+    """Limits of a server, which its options set."""
+
     def test_silent_client_is_disconnected_and_blocks_no_other(
-        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+        self, endpoints: HTTPEndpoints, failures: ReportedErrors
     ) -> None:
         """A silent client blocks no other client, and is disconnected after a timeout."""
-        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
-        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent:
+        with (
+            endpoints.serve(0, idle_timeout=0.1) as server,
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent,
+        ):
             assert fetch(server).status == 200
             assert read_all(silent) == b""
+        assert failures == []
 
     def test_slow_client_is_disconnected(
-        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+        self,
+        endpoints: HTTPEndpoints,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A client that sends single bytes is disconnected after a timeout."""
-        monkeypatch.setattr(limits, "MAX_CONNECTION_AGE", 0.1)
-        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as slow:
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", -0.1)  # part of the age of a connection
+        with (
+            endpoints.serve(0, idle_timeout=0.1) as server,
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as slow,
+        ):
 
             def is_disconnected() -> bool:
                 try:
@@ -135,37 +151,60 @@ class TestHostileClients:
                 return False
 
             wait_until(is_disconnected, "the end of the connection")
+        assert failures == []
 
     def test_client_that_does_not_read_is_disconnected(
-        self,
-        server: HTTPServer,
-        registry: CollectorRegistry,
-        monkeypatch: pytest.MonkeyPatch,
+        self, endpoints: HTTPEndpoints, failures: ReportedErrors, registry: CollectorRegistry
     ) -> None:
         """A client that does not read the response is disconnected after a timeout."""
-        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 0.1)
         big = Gauge("big", "Big.", ["text"], registry=registry)
         big.labels(text="x" * 20_000_000)
-        with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as not_reading:
+        with (
+            endpoints.serve(0, idle_timeout=0.1) as server,
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as not_reading,
+        ):
             not_reading.sendall(GET_METRICS)
             wait_until(lambda: server._server.connections, "the connection")
             wait_until(lambda: not server._server.connections, "the end of the connection")
-        registry.unregister(big)
+        assert failures == []
 
     def test_oldest_silent_clients_are_disconnected_for_new_ones(
-        self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
+        self, endpoints: HTTPEndpoints, failures: ReportedErrors
     ) -> None:
         """If there are too many silent clients, the oldest are disconnected for new ones."""
-        monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
-        silent = [
-            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) for _ in range(60)
-        ]
-        try:
+        with endpoints.serve(0, max_connections=20) as server, contextlib.ExitStack() as stack:
+            silent = [
+                stack.enter_context(
+                    socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
+                )
+                for _ in range(60)
+            ]
             assert fetch(server).status == 200
             assert read_all(silent[0]) == b""
             wait_until(
                 lambda: len(server._server.connections) <= 20, "the end of the excess connections"
             )
-        finally:
-            for connection in silent:
-                connection.close()
+        assert {component for component, _ in failures} == {"http"}
+        assert "start_http_server(max_connections=...)" in str(failures[0][1])
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"max_connections": 0}, errors.ArgumentValueError),
+            ({"max_connections": 1.5}, errors.ArgumentTypeError),
+            ({"max_connections": True}, errors.ArgumentTypeError),
+            ({"idle_timeout": -1}, errors.ArgumentValueError),
+            ({"idle_timeout": float("nan")}, errors.ArgumentValueError),
+            ({"idle_timeout": float("inf")}, errors.ArgumentValueError),
+            ({"idle_timeout": None}, errors.ArgumentTypeError),
+            ({"max_buffered_bytes": 0}, errors.ArgumentValueError),
+            ({"max_buffered_bytes": "32 MB"}, errors.ArgumentTypeError),
+        ],
+        ids=str,
+    )
+    def test_impossible_limit_raises_an_error_that_says_what_to_pass(
+        self, endpoints: HTTPEndpoints, options: dict[str, Any], error: type[Exception]
+    ) -> None:
+        """An impossible limit raises an error that says what to pass."""
+        with pytest.raises(error, match=rf"{next(iter(options))}.*pass"):
+            endpoints.serve(0, **options)

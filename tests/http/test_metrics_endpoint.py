@@ -80,6 +80,7 @@ class TestMetrics:
         endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=lambda: HEALTHY,
+            is_healthy=lambda: True,
             report_exception=failures,
             expose_from_cache=lambda _encode, _names: pieces,
         )

@@ -19,18 +19,19 @@ class TestOtherPaths:
         reply = ask(path)
 
         assert reply.status == 404
-        assert reply.text == "Not found. There are /metrics and /health.\n"
+        assert reply.text == "Not found. There are /metrics, /health and /livez.\n"
 
-    def test_landing_page_links_to_both_pages(self, ask: Callable[..., Reply]) -> None:
-        """The landing page links to both pages below the mount point."""
+    def test_landing_page_links_to_all_pages(self, ask: Callable[..., Reply]) -> None:
+        """The landing page links to all pages below the mount point."""
         reply = ask("/", mount="/ops/x y")
 
         assert reply.status == 200
         assert reply.headers["content-type"].startswith("text/html")
         assert 'href="/ops/x%20y/metrics"' in reply.text
         assert 'href="/ops/x%20y/health"' in reply.text
+        assert 'href="/ops/x%20y/livez"' in reply.text
 
-    @pytest.mark.parametrize("path", ["/metrics/", "/health/"])
+    @pytest.mark.parametrize("path", ["/metrics/", "/health/", "/livez/"])
     def test_trailing_slash_is_ignored(self, ask: Callable[..., Reply], path: str) -> None:
         """A trailing slash is ignored."""
         assert ask(path).status == 200

@@ -15,7 +15,7 @@ import pytest
 from apscheduler_telemetry.http import HTTPEndpoints, limits
 from tests.helpers.collectors import HangingCollector, ReportedErrors
 from tests.helpers.http_clients import RESPONSE_TIMEOUT, Reply, ask_wsgi
-from tests.helpers.threads import in_fork, threads
+from tests.helpers.threads import in_fork
 from tests.helpers.waiting import wait_until
 
 
@@ -24,9 +24,31 @@ class TestThreads:
         """Threads end when no request is waiting."""
         assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
 
-        wait_until(
-            lambda: "apscheduler-telemetry-collect" not in threads(), "the end of the thread"
-        )
+        queue = endpoints._app._queues_by_page["metrics"]
+        wait_until(lambda: not queue._thread_count, "the end of the thread")
+
+    def test_one_thread_waits_for_the_next_scrape(
+        self, endpoints: HTTPEndpoints, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One thread stays for the next scrape, as memory of many threads is not reused."""
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT)
+        name = "apscheduler-telemetry-collect"
+
+        def collecting() -> list[int | None]:
+            return [thread.ident for thread in threading.enumerate() if thread.name == name]
+
+        before = set(collecting())
+        assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
+        waiting = set(collecting()) - before
+        assert len(waiting) == 1
+        for _ in range(5):
+            assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
+            assert set(collecting()) - before == waiting
+        queue = endpoints._app._queues_by_page["metrics"]
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
+        with queue._condition:
+            queue._condition.notify_all()
+        wait_until(lambda: not waiting & set(collecting()), "the end of the thread")
 
     def test_scrape_that_takes_too_long_fails_and_the_next_works(
         self,
@@ -51,15 +73,16 @@ class TestThreads:
         failures: ReportedErrors,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """If a collector hangs, the numbers of threads and waiting requests stay bounded."""
+        """If a collector hangs, the number of threads stays bounded, and requests fail in time."""
         monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.01)
-        monkeypatch.setattr(limits, "MAX_PENDING_REQUESTS", 5)
+        monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", 0.0)
 
         for _ in range(limits.MAX_THREADS_PER_PAGE + 10):
             assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 500
 
-        running = [t for t in threading.enumerate() if t.name == "apscheduler-telemetry-collect"]
-        assert len(running) == limits.MAX_THREADS_PER_PAGE
+        queue = endpoints._app._queues_by_page["metrics"]
+        assert queue._thread_count == limits.MAX_THREADS_PER_PAGE
+        assert len(failures) == limits.MAX_THREADS_PER_PAGE + 10
         assert "does a collector hang?" in str(failures[-1][1])
 
         hanging.release.set()
@@ -83,7 +106,10 @@ class TestThreads:
             registry.register(HangingCollector())
             limits.RENDER_TIMEOUT = 0.1
             endpoints = HTTPEndpoints(
-                registry=registry, get_health_report=dict, report_exception=lambda _: None
+                registry=registry,
+                get_health_report=dict,
+                is_healthy=bool,
+                report_exception=lambda _: None,
             )
             endpoints.serve(0)
             environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}

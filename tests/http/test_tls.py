@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import ssl
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import errors
-from apscheduler_telemetry.http import HTTPEndpoints, limits
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
     RESPONSE_TIMEOUT,
@@ -94,12 +96,10 @@ class TestTls:
         endpoints: HTTPEndpoints,
         certificates: Path,
         trusting_context: ssl.SSLContext,
-        monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         """Clients that do not complete the handshake block no other, and nothing is printed."""
-        monkeypatch.setattr(limits, "IDLE_TIMEOUT", 1.0)
-        server = endpoints.serve(0, certfile=certificates / "both.pem")
+        server = endpoints.serve(0, certfile=certificates / "both.pem", idle_timeout=1.0)
         with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent:
             for sent_bytes in (
                 GET_METRICS,
@@ -179,3 +179,87 @@ class TestTls:
                 certfile=certificates / "cert.pem",
                 keyfile=certificates / "locked.pem",
             )
+
+
+class TestReplacedFiles:
+    """Files that are replaced while the server runs, as certbot and Kubernetes do it."""
+
+    @pytest.fixture
+    def files(self, certificates: Path, tmp_path: Path) -> dict[str, Path]:
+        for name in ("cert.pem", "key.pem"):
+            shutil.copy(certificates / name, tmp_path)
+        return {"certfile": tmp_path / "cert.pem", "keyfile": tmp_path / "key.pem"}
+
+    @staticmethod
+    def serial_number(server: HTTPServer, context: ssl.SSLContext) -> Any:
+        """Return the serial number of the certificate of a server, which is trusted."""
+        with (
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as wrapped,
+        ):
+            return (wrapped.getpeercert() or {})["serialNumber"]
+
+    def test_new_certificate_is_used_for_new_connections(
+        self,
+        endpoints: HTTPEndpoints,
+        certificate_authority: Any,
+        files: dict[str, Path],
+        trusting_context: ssl.SSLContext,
+        failures: ReportedErrors,
+    ) -> None:
+        """A new certificate is used at once; while only one file is new, the old one is used."""
+        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+            old = self.serial_number(server, trusting_context)
+            issued = certificate_authority.issue_cert("127.0.0.1")
+            issued.cert_chain_pems[0].write_to_path(files["certfile"])
+            for _ in range(3):
+                assert self.serial_number(server, trusting_context) == old
+            assert [component for component, _ in failures] == ["http"]
+            issued.private_key_pem.write_to_path(files["keyfile"])
+            new = self.serial_number(server, trusting_context)
+
+            assert new != old
+            assert fetch(server, context=trusting_context).status == 200
+            assert len(failures) == 1
+
+    @pytest.mark.parametrize("name", ["certfile", "keyfile"])
+    def test_missing_file_leaves_the_old_certificate(
+        self,
+        endpoints: HTTPEndpoints,
+        files: dict[str, Path],
+        trusting_context: ssl.SSLContext,
+        failures: ReportedErrors,
+        name: str,
+    ) -> None:
+        """A file that is missing for a while leaves the old certificate in use."""
+        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+            content = files[name].read_bytes()
+            files[name].unlink()
+            assert fetch(server, context=trusting_context).status == 200
+            files[name].write_bytes(content)
+            assert fetch(server, context=trusting_context).status == 200
+            assert len(failures) == 1
+
+    def test_new_authority_of_clients_is_used(
+        self,
+        endpoints: HTTPEndpoints,
+        certificates: Path,
+        tmp_path: Path,
+        trusting_context: ssl.SSLContext,
+    ) -> None:
+        """Certificates of clients are checked against the new authority."""
+        trustme = pytest.importorskip("trustme")
+        new_authority = trustme.CA()
+        new_authority.issue_cert("client.example").configure_cert(trusting_context)
+        authorities = tmp_path / "ca.pem"
+        shutil.copy(certificates / "ca.pem", authorities)
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_cafile=authorities,
+            client_auth_required=True,
+        ) as server:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, context=trusting_context)
+            new_authority.cert_pem.write_to_path(authorities)
+            assert fetch(server, context=trusting_context).status == 200

@@ -326,6 +326,28 @@ class TestServer:
             ("default-2", "stopped")
         ]
 
+    def test_variables_protect_the_port(
+        self, instrumentor: Any, schedulers: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """The token and the allowed hosts apply to the port, and its errors are counted."""
+        token_file = tmp_path / "token"
+        token_file.write_text("secret")
+        prefix = "OTEL_PYTHON_APSCHEDULER_HTTP_"
+        monkeypatch.setenv(f"{prefix}BEARER_TOKEN_FILE", str(token_file))
+        monkeypatch.setenv(f"{prefix}ALLOWED_HOSTS", "a.example, b.example")
+        instrumentor.instrument(http_port=0)
+        schedulers().start()
+        url = f"http://127.0.0.1:{instrumentor._process._server.port}"
+
+        assert get(f"{url}/livez")[0] == 200
+        assert get(f"{url}/metrics")[0] == 401
+        token_file.unlink()
+        headers = {"Authorization": "Bearer secret", "Host": "b.example"}
+        status, page = get(f"{url}/metrics", **headers)
+        assert status == 200
+        assert 'errors_total{component="http",scheduler="default"} 1.0' in page
+        assert get(f"{url}/metrics", **headers | {"Host": "c.example"})[0] == 421
+
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no multiprocess mode")
     def test_port_shows_the_schedulers_of_all_processes_in_multiprocess_mode(
         self, instrumentor: Any, schedulers: Any, tmp_path: Path, monkeypatch: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -57,3 +58,19 @@ class TestServed:
         page = ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).text
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         assert lines == ['apscheduler_scheduler_up{scheduler="other"} 1.0']
+
+    def test_name_parameter_reads_the_files_once(
+        self, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """``name[]`` reads the files once, as the whole page does, which is what costs most."""
+        collect = MultiProcessCollector.collect
+        readings = []
+
+        def counting_collect(collector: MultiProcessCollector) -> Any:
+            readings.append(collector)
+            return collect(collector)  # type: ignore[no-untyped-call]
+
+        monkeypatch.setattr(MultiProcessCollector, "collect", counting_collect)
+        query = "name[]=apscheduler_scheduler_up&name[]=nothing"
+        assert ask_wsgi(telemetry.wsgi_app, "/metrics", query=query).status == 200
+        assert len(readings) == 1

@@ -89,8 +89,18 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"export.multiprocess.counter_offsets", "export.multiprocess.registry"}),
     frozenset({"export.multiprocess.writer"}),
     # What serves it.
-    frozenset({"http.limits", "http.messages", "http.negotiation"}),
-    frozenset({"http.connections", "http.pages", "http.thread_pool", "http.tls"}),
+    frozenset({"http.limits", "http.negotiation", "http.watched_files"}),
+    frozenset({"http.messages"}),
+    frozenset(
+        {
+            "http.access",
+            "http.connections",
+            "http.pages",
+            "http.readers",
+            "http.render_queue",
+            "http.tls",
+        }
+    ),
     frozenset({"http.app", "http.wsgi_server"}),
     frozenset({"http.asgi", "http.server", "http.wsgi"}),
     frozenset({"http.endpoints"}),

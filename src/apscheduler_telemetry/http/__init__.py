@@ -1,13 +1,14 @@
 """
-Serve ``/metrics`` and ``/health``: as a WSGI app, as an ASGI app, or from a built-in server.
+Serve ``/metrics``, ``/health`` and ``/livez``: by WSGI, by ASGI, or from a built-in server.
 
 From the bottom up:
 
 - `limits`: time limits and size limits
-- `messages`, `negotiation`, `thread_pool`: requests and responses, headers, threads
+- `messages`, `negotiation`: requests and responses, headers
+- `render_queue`, `readers`: work and memory that many clients share
 - `pages`, `app`: the pages, and the routing to them
 - `wsgi`, `asgi`: the same for either kind of server
-- `connections`, `tls`, `wsgi_server`, `server`: the built-in server
+- `connections`, `watched_files`, `tls`, `access`, `wsgi_server`, `server`: the built-in server
 - `endpoints`: all of it for one registry
 """
 

@@ -5,15 +5,22 @@ The application behind all servers: routes requests to pages, and limits the wor
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote
 
-from apscheduler_telemetry.http.messages import INTERNAL_ERROR_RESPONSE, Request, Response
+from apscheduler_telemetry.http.messages import (
+    HEALTHY_RESPONSE,
+    INTERNAL_ERROR_RESPONSE,
+    LIVENESS_PAGE,
+    UNHEALTHY_RESPONSE,
+    Request,
+    Response,
+)
 from apscheduler_telemetry.http.pages import Page
-from apscheduler_telemetry.http.thread_pool import DaemonThreadPool
+from apscheduler_telemetry.http.render_queue import RenderQueue
 
 ALLOWED_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -27,30 +34,53 @@ class TelemetryApp:
 
     Args:
         pages: the pages by name; the landing page links to them in this order.
+        is_healthy: what ``/livez`` tells by its status; must return at once.
         report_exception: called with ``"http"`` while the exception of a page is being handled.
     """
 
     def __init__(
-        self, pages: Mapping[str, Page], *, report_exception: Callable[[str], None]
+        self,
+        pages: Mapping[str, Page],
+        *,
+        is_healthy: Callable[[], bool],
+        report_exception: Callable[[str], None],
     ) -> None:
         self._pages = pages
+        self._is_healthy = is_healthy
         self._report_exception = report_exception
-        # One pool each, so that /health responds even if every scrape hangs.
-        self._pools_by_page = {name: DaemonThreadPool() for name in pages}
+        # One queue each, so that /health responds even if every scrape hangs.
+        self._queues_by_page = {name: RenderQueue() for name in pages}
+        self._latest_responses: weakref.WeakValueDictionary[Hashable, Response] = (
+            weakref.WeakValueDictionary()
+        )
 
     def submit_request(self, request: Request) -> Future[Response]:
         """
         Start to produce the response to a request.
 
+        Returns:
+            The response, which may be that of other requests, too. It is cancelled if the client
+            has disconnected before it could be produced.
+
         Raises:
             RuntimeError: too many requests for the page are already waiting.
         """
         name = request.page_name
-        if name in self._pages and request.method in ("GET", "HEAD"):
-            return self._pools_by_page[name].submit(partial(self._pages[name].render, request))
-        response: Future[Response] = Future()
-        response.set_result(self._static_response(request))
-        return response
+        if name not in self._pages or request.method not in ("GET", "HEAD"):
+            return _completed(self._static_response(request))
+        page = self._pages[name]
+        variant = page.choose_variant(request)
+        key = (name, variant)
+        latest = self._latest_responses.get(key)
+        if latest is not None and latest.is_shareable:
+            return _completed(latest)
+
+        def render() -> Response:
+            response = page.render(variant)
+            self._latest_responses[key] = response
+            return response
+
+        return self._queues_by_page[name].submit(key, render, request.is_client_gone)
 
     def handle_exception(self, request: Request) -> Response:
         """
@@ -64,7 +94,7 @@ class TelemetryApp:
 
     def _static_response(self, request: Request) -> Response:
         """Return the response to a request that no page has to be rendered for."""
-        if request.page_name not in ("", *self._pages):
+        if request.page_name not in ("", LIVENESS_PAGE, *self._pages):
             return self._not_found_response()
         allow = (("Allow", ", ".join(ALLOWED_METHODS)),)
         if request.method == "OPTIONS":
@@ -72,15 +102,26 @@ class TelemetryApp:
         if request.method not in ALLOWED_METHODS:
             body = f"Method not allowed. Use {', '.join(ALLOWED_METHODS)}.\n".encode()
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra_headers=allow)
+        if request.page_name == LIVENESS_PAGE:
+            return HEALTHY_RESPONSE if self._is_healthy() else UNHEALTHY_RESPONSE
         return self._landing_page_response(request.root_path)
 
     def _not_found_response(self) -> Response:
-        paths = " and ".join(f"/{name}" for name in self._pages)
-        verb = "are" if len(self._pages) > 1 else "is"
-        return Response(HTTPStatus.NOT_FOUND, [f"Not found. There {verb} {paths}.\n".encode()])
+        *names, last = self._link_names()
+        paths = f"{', '.join(f'/{name}' for name in names)} and /{last}"
+        return Response(HTTPStatus.NOT_FOUND, [f"Not found. There are {paths}.\n".encode()])
+
+    def _link_names(self) -> list[str]:
+        return [*self._pages, LIVENESS_PAGE]
 
     def _landing_page_response(self, root_path: str) -> Response:
         prefix = html.escape(quote(root_path.rstrip("/"), errors="replace"))
-        links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._pages)
+        links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._link_names())
         body = f"<!doctype html><title>APScheduler telemetry</title>{''.join(links)}\n".encode()
         return Response(HTTPStatus.OK, [body], "text/html; charset=utf-8")
+
+
+def _completed(response: Response) -> Future[Response]:
+    future: Future[Response] = Future()
+    future.set_result(response)
+    return future

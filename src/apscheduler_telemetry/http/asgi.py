@@ -5,13 +5,15 @@ The endpoints as an ASGI application.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.messages import Request, Response
+from apscheduler_telemetry.http.readers import ReaderBudget
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -25,10 +27,12 @@ class ASGIApp:
 
     Args:
         app: produces the responses.
+        budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp) -> None:
+    def __init__(self, app: TelemetryApp, budget: ReaderBudget) -> None:
         self._app = app
+        self._budget = budget
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """
@@ -38,8 +42,10 @@ class ASGIApp:
             ValueError: the scope is of a type that ASGI 3 does not define.
         """
         if scope["type"] == "http":
-            with suppress(OSError):  # raised by an ASGI 2.4 server if the client disconnected
-                await self._handle_http(scope, send)
+            # How a server of ASGI 2.4 says that the client disconnected, and `SlowReaderError`:
+            # a server closes the connection if the response is not completed.
+            with suppress(OSError):
+                await self._handle_http(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
@@ -49,14 +55,52 @@ class ASGIApp:
             msg = f"unknown ASGI scope type {scope['type']!r}; this app serves HTTP"
             raise ValueError(msg)
 
-    async def _handle_http(self, scope: Mapping[str, Any], send: Send) -> None:
+    async def _handle_http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         request = _to_request(scope)
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            future = asyncio.wrap_future(self._app.submit_request(request))
-            response = await asyncio.wait_for(future, limits.RENDER_TIMEOUT)
+            # No variable, so that the response is freed if its reader is dropped.
+            await self._send_response(
+                await self._get_response(request, disconnect), send, disconnect, request.method
+            )
+        finally:
+            disconnect.cancel()
+
+    async def _get_response(
+        self, request: Request, disconnect: asyncio.Future[None]
+    ) -> Response | None:
+        """Return the response; None if the client has disconnected."""
+        try:
+            return await _wait_for_response(self._app.submit_request(request), disconnect)
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            response = self._app.handle_exception(request)
-        await _send_response(response, send, with_body=request.method != "HEAD")
+            return self._app.handle_exception(request)
+
+    async def _send_response(
+        self,
+        response: Response | None,
+        send: Send,
+        disconnect: asyncio.Future[None],
+        method: str,
+    ) -> None:
+        if response is None:
+            return
+        headers = [
+            (name.lower().encode(), value.encode("latin-1")) for name, value in response.headers
+        ]
+        status = int(response.status)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if method != "HEAD":
+            reader = self._budget.open_reader(response, max_piece=limits.MAX_FOREIGN_PIECE_BYTES)
+            del response
+            with closing(reader):
+                for piece in reader:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    # A server may buffer without letting the loop turn, by which alone it is
+                    # noticed that the client has disconnected.
+                    await asyncio.sleep(0)
+                    if disconnect.done():
+                        return
+        await send({"type": "http.response.body", "body": b""})
 
     async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
         event = ""
@@ -80,10 +124,48 @@ def _to_request(scope: Mapping[str, Any]) -> Request:
     )
 
 
-async def _send_response(response: Response, send: Send, *, with_body: bool) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers]
-    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
-    *chunks, last = response.chunks if with_body else [b""]
-    for chunk in chunks:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": last})
+async def _wait_for_response(
+    submitted: concurrent.futures.Future[Response], disconnect: asyncio.Future[None]
+) -> Response | None:
+    """
+    Wait for a response.
+
+    Args:
+        submitted: the response.
+        disconnect: done once the client has disconnected.
+
+    Returns:
+        None if the client disconnects before that.
+
+    Raises:
+        TimeoutError: it took longer than `limits.RENDER_TIMEOUT`.
+    """
+    if submitted.done():
+        return submitted.result()
+    future = asyncio.wrap_future(submitted)
+    try:
+        done, _ = await asyncio.wait(
+            (future, disconnect),
+            timeout=limits.RENDER_TIMEOUT,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not done:
+            msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
+            raise TimeoutError(msg)
+        return future.result() if future in done else None
+    finally:
+        submitted.cancel()  # at once, unlike `future.cancel()`, which the loop passes on later
+        future.cancel()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Return once the client has disconnected; never if the server does not tell it."""
+    is_request_complete = False
+    with suppress(Exception):  # a server that fails here will fail when the response is sent, too
+        while (message := await receive())["type"] != "http.disconnect":
+            if is_request_complete:  # not as ASGI specifies it
+                break
+            is_request_complete = not message.get("more_body", False)
+        else:
+            return
+    await asyncio.Event().wait()

@@ -5,13 +5,16 @@ Put the HTTP endpoints of one registry together.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry
 
+from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.asgi import ASGIApp
+from apscheduler_telemetry.http.limits import ConnectionLimits
 from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
+from apscheduler_telemetry.http.readers import ReaderBudget
 from apscheduler_telemetry.http.server import HTTPServer, start_http_server
 from apscheduler_telemetry.http.tls import TLSOptions
 from apscheduler_telemetry.http.wsgi import WSGIApp
@@ -19,7 +22,7 @@ from apscheduler_telemetry.http.wsgi import WSGIApp
 
 class HTTPEndpoints:
     """
-    ``/metrics`` and ``/health``, as a WSGI application, an ASGI application or a server.
+    The pages, as a WSGI application, an ASGI application or a server.
 
     Nothing is collected before the first request.
 
@@ -27,6 +30,7 @@ class HTTPEndpoints:
         registry: the metrics to serve; None to serve ``/health`` only.
         get_health_report: returns the health report; its ``status`` is ``healthy`` or
             ``unhealthy``.
+        is_healthy: whether it is ``healthy``; must return at once, whatever the number of jobs.
         report_exception: called with ``"http"`` while an exception of `registry` or
             `get_health_report` is being handled.
         expose_from_cache: a faster way to encode `registry`, if there is one.
@@ -41,17 +45,20 @@ class HTTPEndpoints:
         *,
         registry: CollectorRegistry | None,
         get_health_report: Callable[[], Mapping[str, object]],
+        is_healthy: Callable[[], bool],
         report_exception: Callable[[str], None],
         expose_from_cache: MetricsExposer | None = None,
     ) -> None:
         pages: dict[str, Page] = {"health": HealthPage(get_health_report)}
         if registry is not None:
             pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
-        app = TelemetryApp(pages, report_exception=report_exception)
-        self.wsgi_app = WSGIApp(app)
-        self.asgi_app = ASGIApp(app)
+        self._report_exception = report_exception
+        self._app = TelemetryApp(pages, is_healthy=is_healthy, report_exception=report_exception)
+        budget = ReaderBudget(limits.MAX_BUFFERED_BYTES, report_exception)
+        self.wsgi_app = WSGIApp(self._app, budget)
+        self.asgi_app = ASGIApp(self._app, budget)
 
-    def serve(  # noqa: PLR0913  # the arguments of prometheus_client.start_http_server
+    def serve(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         port: int = 9476,
         addr: str = "127.0.0.1",
@@ -61,8 +68,17 @@ class HTTPEndpoints:
         client_cafile: str | os.PathLike[str] | None = None,
         client_capath: str | os.PathLike[str] | None = None,
         client_auth_required: bool = False,
+        bearer_token_file: str | os.PathLike[str] | None = None,
+        allowed_hosts: Collection[str] | None = None,
+        max_connections: int = ConnectionLimits.max_connections,
+        idle_timeout: float = ConnectionLimits.idle_timeout,
+        max_buffered_bytes: int = ConnectionLimits.max_buffered_bytes,
     ) -> HTTPServer:
-        """Start a server: see `start_http_server`, and `TLSOptions` for the keyword arguments."""
+        """
+        Start a server.
+
+        See `start_http_server`, `TLSOptions` and `ConnectionLimits` for the arguments.
+        """
         tls = TLSOptions(
             certfile=certfile,
             keyfile=keyfile,
@@ -70,4 +86,19 @@ class HTTPEndpoints:
             client_capath=client_capath,
             client_auth_required=client_auth_required,
         )
-        return start_http_server(self.wsgi_app, port, addr, tls)
+        connection_limits = ConnectionLimits(
+            max_connections=max_connections,
+            idle_timeout=idle_timeout,
+            max_buffered_bytes=max_buffered_bytes,
+        )
+        budget = ReaderBudget(max_buffered_bytes, self._report_exception)
+        return start_http_server(
+            WSGIApp(self._app, budget),
+            port,
+            addr,
+            tls=tls,
+            connection_limits=connection_limits,
+            allowed_hosts=allowed_hosts,
+            bearer_token_file=bearer_token_file,
+            report_exception=self._report_exception,
+        )

@@ -4,9 +4,20 @@ HTTP requests and responses, independent of WSGI and ASGI.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
+
+from apscheduler_telemetry.http import limits
+
+LIVENESS_PAGE = "livez"
+PAGE_NAMES = ("metrics", "health", LIVENESS_PAGE)
+
+
+def assume_connected() -> bool:
+    """Return that the client is not gone, where that cannot be known."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +32,7 @@ class Request:
         query: the query string, without the question mark.
         accept: the ``Accept`` header, empty if there is none.
         accept_encoding: the ``Accept-Encoding`` header, empty if there is none.
+        is_client_gone: returns whether the client has disconnected, as far as that is known.
     """
 
     method: str
@@ -29,14 +41,15 @@ class Request:
     query: str
     accept: str
     accept_encoding: str
+    is_client_gone: Callable[[], bool] = assume_connected
 
     @property
     def page_name(self) -> str:
         """
         The path below the mount point, without leading and trailing slashes.
 
-        An application that is mounted at ``/metrics`` or ``/health`` serves that page at its root,
-        as `prometheus_client.make_wsgi_app` does.
+        An application that is mounted at the path of a page serves that page at its root, as
+        `prometheus_client.make_wsgi_app` does.
         """
         path, root_path = self.path, self.root_path.rstrip("/")
         # An ASGI path starts with the whole root_path (the specification), without it (older
@@ -48,10 +61,10 @@ class Request:
             _, slash, rest = root_path[1:].partition("/")
             root_path = slash + rest
         last_segment = self.root_path.rstrip("/").rpartition("/")[2]
-        return path.strip("/") or (last_segment if last_segment in ("metrics", "health") else "")
+        return path.strip("/") or (last_segment if last_segment in PAGE_NAMES else "")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Response:
     """
     A response to `GET`; one to `HEAD` has the same headers and no body.
@@ -61,19 +74,47 @@ class Response:
         chunks: the body, in one or more parts.
         content_type: the ``Content-Type`` header.
         extra_headers: headers besides those that every response has.
+        created_at: when it was created, in seconds of `time.monotonic`.
+        readers: the `ResponseReader`s that have not been given the last chunk.
+        has_been_read: whether one of them was given it, or has ended before.
     """
 
     status: HTTPStatus
     chunks: Sequence[bytes]
     content_type: str = "text/plain; charset=utf-8"
     extra_headers: tuple[tuple[str, str], ...] = ()
+    created_at: float = field(default_factory=time.monotonic)
+    readers: set[object] = field(default_factory=set, repr=False)
+    has_been_read: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the body."""
+        return sum(map(len, self.chunks))
+
+    @property
+    def is_shareable(self) -> bool:
+        """
+        Whether further requests may get this response, instead of one that is made for them.
+
+        Only while a client still has to read it, as it is in memory in any case then. A client that
+        has read it and asks again always gets a new one.
+        """
+        age = time.monotonic() - self.created_at
+        is_in_use = bool(self.readers) or not self.has_been_read
+        return is_in_use and age < limits.SHARED_RESPONSE_SECONDS
+
+    def end_reading(self, reader: object) -> None:
+        """Note that a reader was given the last chunk, or has ended before."""
+        self.has_been_read = True
+        self.readers.discard(reader)
 
     @property
     def headers(self) -> list[tuple[str, str]]:
         """All headers, with their names in title case."""
         return [
             ("Content-Type", self.content_type),
-            ("Content-Length", str(sum(map(len, self.chunks)))),
+            ("Content-Length", str(self.size)),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
             *self.extra_headers,
@@ -84,3 +125,5 @@ INTERNAL_ERROR_MESSAGE = "Internal error; see the application log."
 INTERNAL_ERROR_RESPONSE = Response(
     HTTPStatus.INTERNAL_SERVER_ERROR, [f"{INTERNAL_ERROR_MESSAGE}\n".encode()]
 )
+HEALTHY_RESPONSE = Response(HTTPStatus.OK, [b"healthy\n"])
+UNHEALTHY_RESPONSE = Response(HTTPStatus.SERVICE_UNAVAILABLE, [b"unhealthy\n"])

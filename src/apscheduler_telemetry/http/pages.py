@@ -5,13 +5,15 @@ The pages ``/metrics`` and ``/health``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
+from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import (
     INTERNAL_ERROR_MESSAGE,
     INTERNAL_ERROR_RESPONSE,
@@ -35,13 +37,34 @@ if it is empty.
 
 
 class Page(Protocol):
-    """A page that is rendered anew for every request."""
+    """A page that is rendered anew, unless several clients request it at the same time."""
 
-    def render(self, request: Request) -> Response:
+    def choose_variant(self, request: Request) -> Hashable:
+        """Return what `render` needs of a request; equal for requests with equal responses."""
+
+    def render(self, variant: Any) -> Response:
         """Return the page; any exception becomes `render_error`."""
 
     def render_error(self) -> Response:
         """Return the response to send if `render` failed or took too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsVariant:
+    """
+    What is requested of ``/metrics``.
+
+    Attributes:
+        encode: the encoder; the one that belongs to `content_type`.
+        content_type: the text format.
+        is_gzipped: whether to compress the body.
+        names: the values of ``name[]``; empty for all metrics.
+    """
+
+    encode: Encoder = field(compare=False)
+    content_type: str
+    is_gzipped: bool
+    names: tuple[str, ...]
 
 
 class MetricsPage:
@@ -59,14 +82,25 @@ class MetricsPage:
         self._registry = registry
         self._expose_from_cache = expose_from_cache
 
-    def render(self, request: Request) -> Response:
-        """Collect and encode the metrics, only those that ``name[]`` names if it is given."""
+    def choose_variant(self, request: Request) -> MetricsVariant:
+        """Return the format that the client prefers, and what ``name[]`` names if it is given."""
         encode, content_type = choose_text_format(request.accept)
-        chunks = self._encode_metrics(encode, parse_qs(request.query).get("name[]", []))
-        if accepts_gzip(request.accept_encoding):
-            content_encoding = (("Content-Encoding", "gzip"),)
-            return Response(HTTPStatus.OK, [gzip_chunks(chunks)], content_type, content_encoding)
-        return Response(HTTPStatus.OK, chunks, content_type)
+        names = parse_qs(request.query).get("name[]", [])
+        return MetricsVariant(
+            encode=encode,
+            content_type=content_type,
+            is_gzipped=accepts_gzip(request.accept_encoding),
+            names=tuple(sorted(set(names))),
+        )
+
+    def render(self, variant: MetricsVariant) -> Response:
+        """Collect and encode the metrics."""
+        chunks = self._encode_metrics(variant.encode, variant.names)
+        content_encoding = (("Content-Encoding", "gzip"),) if variant.is_gzipped else ()
+        if variant.is_gzipped:
+            chunks = [gzip_chunks(chunks)]
+        chunks = list(_split_large_chunks(chunks))
+        return Response(HTTPStatus.OK, chunks, variant.content_type, content_encoding)
 
     def _encode_metrics(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
         if self._expose_from_cache is not None:
@@ -77,6 +111,21 @@ class MetricsPage:
     def render_error(self) -> Response:
         """Return a plain 500."""
         return INTERNAL_ERROR_RESPONSE
+
+
+def _split_large_chunks(chunks: Sequence[bytes]) -> Iterator[bytes]:
+    """
+    Split chunks into parts of at most `limits.MAX_CHUNK_BYTES`.
+
+    So a response is only shared while clients still have to read much of it, and a slow client
+    holds only one part of a response that was dropped.
+    """
+    size = limits.MAX_CHUNK_BYTES
+    for chunk in chunks:
+        if len(chunk) <= size:
+            yield chunk
+        else:
+            yield from (chunk[start : start + size] for start in range(0, len(chunk), size))
 
 
 class HealthPage:
@@ -90,7 +139,10 @@ class HealthPage:
     def __init__(self, get_report: Callable[[], Mapping[str, object]]) -> None:
         self._get_report = get_report
 
-    def render(self, _request: Request) -> Response:
+    def choose_variant(self, _request: Request) -> None:
+        """Return nothing, as all requests get the same report."""
+
+    def render(self, _variant: None) -> Response:
         """Return the current report."""
         return self._to_response(self._get_report())
 

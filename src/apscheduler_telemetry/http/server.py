@@ -5,12 +5,21 @@ Start and stop the built-in server.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
-from apscheduler_telemetry.http.tls import TLSOptions
+from apscheduler_telemetry.http.access import (
+    AccessControl,
+    AllowedHosts,
+    BearerToken,
+    is_loopback_address,
+)
+from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.messages import LIVENESS_PAGE
+from apscheduler_telemetry.http.tls import ReloadingTLSContext, TLSOptions
 from apscheduler_telemetry.http.wsgi_server import ThreadingWSGIServer
 
 
@@ -36,6 +45,12 @@ class HTTPServer:
         self._thread = threading.Thread(
             target=server.serve_forever, name="apscheduler-telemetry-http", daemon=True
         )
+        spare_thread = threading.Thread(
+            target=server.serve_in_spare_thread,
+            name="apscheduler-telemetry-http-spare",
+            daemon=True,
+        )
+        spare_thread.start()
         self._thread.start()
 
     @property
@@ -83,8 +98,16 @@ class UnavailableHTTPServer(HTTPServer):
         """Do nothing."""
 
 
-def start_http_server(
-    app: Callable[..., Iterable[bytes]], port: int, addr: str, tls: TLSOptions
+def start_http_server(  # noqa: PLR0913  # keyword-only
+    app: Callable[..., Iterable[bytes]],
+    port: int,
+    addr: str,
+    *,
+    tls: TLSOptions,
+    connection_limits: ConnectionLimits,
+    allowed_hosts: Collection[str] | None,
+    bearer_token_file: str | os.PathLike[str] | None,
+    report_exception: Callable[[str], None],
 ) -> HTTPServer:
     """
     Serve a WSGI application from a daemon thread until the returned server is closed.
@@ -94,19 +117,38 @@ def start_http_server(
         port: 0 to 65535; 0 takes a free one.
         addr: an address or host name of this machine; ``0.0.0.0`` or ``::`` opens all of them.
         tls: whether and how to speak HTTPS.
+        connection_limits: the limits on connections.
+        allowed_hosts: names by which clients may call the server, besides those of the loopback,
+            or ``*``. By default none if it listens on the loopback, and otherwise any.
+        bearer_token_file: a file with the token that clients must send; by default none is
+            necessary.
+        report_exception: called with ``"http"`` for what keeps clients from being served.
 
     Raises:
-        ArgumentTypeError: `port` or `addr` is of the wrong type.
-        ArgumentValueError: `port` is out of range, `addr` is empty, or a TLS option is missing.
+        ArgumentTypeError: `port`, `addr` or another option is of the wrong type.
+        ArgumentValueError: `port` is out of range, `addr` is empty, or an option is impossible or
+            missing.
         OSError: the port is taken or forbidden, the address is not one of this machine, or a file
             cannot be loaded; ``errno`` says which.
     """
     _validate_address(port, addr)
-    tls_context = tls.create_context()
+    tls_context = ReloadingTLSContext(tls, report_exception)
+    hosts = None if allowed_hosts is None else AllowedHosts(allowed_hosts)
+    token = None if bearer_token_file is None else BearerToken(bearer_token_file, report_exception)
     try:
         found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return HTTPServer(ThreadingWSGIServer(family, address, app, tls_context))
+        if hosts is None:
+            hosts = AllowedHosts([addr] if is_loopback_address(str(address[0])) else ["*"])
+        server = ThreadingWSGIServer(
+            family=family,
+            address=address,
+            app=AccessControl(app, hosts=hosts, token=token, public_page=LIVENESS_PAGE),
+            tls=tls_context,
+            connection_limits=connection_limits,
+            report_exception=report_exception,
+        )
+        return HTTPServer(server)
     except (OSError, ValueError) as error:  # ValueError: impossible as a host name
         code = getattr(error, "errno", errno.EADDRNOTAVAIL)
         hint = (

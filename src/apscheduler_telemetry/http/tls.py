@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from apscheduler_telemetry.errors import ArgumentValueError
+from apscheduler_telemetry.http.watched_files import read_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,12 @@ class TLSOptions:
     client_cafile: str | os.PathLike[str] | None = None
     client_capath: str | os.PathLike[str] | None = None
     client_auth_required: bool = False
+
+    @property
+    def paths(self) -> tuple[str | os.PathLike[str], ...]:
+        """The files and the directory that are given."""
+        paths = (self.certfile, self.keyfile, self.client_cafile, self.client_capath)
+        return tuple(path for path in paths if path)
 
     def create_context(self) -> ssl.SSLContext | None:
         """
@@ -51,8 +59,7 @@ class TLSOptions:
             # The empty password makes an encrypted key an error, not a prompt on the terminal.
             context.load_cert_chain(self.certfile, self.keyfile, password="")
         except OSError as error:
-            paths = (self.certfile, self.keyfile, self.client_cafile, self.client_capath)
-            listed = ", ".join(str(path) for path in paths if path)
+            listed = ", ".join(str(path) for path in self.paths)
             reason = error.strerror or error
             msg = f"cannot load {listed}: {reason}; pass PEM files that this process may read"
             raise type(error)(error.errno, msg) from error
@@ -72,3 +79,43 @@ class TLSOptions:
         if self.certfile is None and (self.keyfile or self.client_auth_required):
             msg = "without certfile the server would speak plain HTTP; pass certfile as well"
             raise ArgumentValueError(msg)
+
+
+class ReloadingTLSContext:
+    """
+    The TLS context of a server, which is created anew when one of its files changes.
+
+    If the new files cannot be loaded, as while only one of two is replaced, the previous context
+    stays in use, and they are tried again when one of them changes.
+
+    Args:
+        options: the files.
+        report_exception: called with ``"http"`` while the error of such a failure is being handled.
+
+    Raises:
+        ArgumentValueError, OSError: see `TLSOptions.create_context`.
+    """
+
+    def __init__(self, options: TLSOptions, report_exception: Callable[[str], None]) -> None:
+        self._options = options
+        self._report_exception = report_exception
+        self._versions = read_versions(options.paths)
+        self._context = options.create_context()
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the server speaks TLS."""
+        return self._context is not None
+
+    def current(self) -> ssl.SSLContext | None:
+        """Return the context for a new connection; None for plain HTTP."""
+        if self._context is None:
+            return None
+        versions = read_versions(self._options.paths)
+        if versions != self._versions:
+            self._versions = versions
+            try:
+                self._context = self._options.create_context()
+            except OSError:
+                self._report_exception("http")
+        return self._context

@@ -4,12 +4,26 @@ The endpoints as a WSGI application.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeoutError  # the built-in one from 3.11 on
+from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import TelemetryApp
-from apscheduler_telemetry.http.messages import Request
+from apscheduler_telemetry.http.connections import SOCKET_KEY, is_disconnected, shutdown_socket
+from apscheduler_telemetry.http.messages import (
+    INTERNAL_ERROR_RESPONSE,
+    Request,
+    Response,
+    assume_connected,
+)
+from apscheduler_telemetry.http.readers import ReaderBudget
+
+_SOCKET_KEYS = (SOCKET_KEY, "gunicorn.socket", "werkzeug.socket")
+"""Keys of the connection in the WSGI environments of our server and of others."""
 
 
 class WSGIApp:
@@ -18,26 +32,56 @@ class WSGIApp:
 
     Args:
         app: produces the responses.
+        budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp) -> None:
+    def __init__(self, app: TelemetryApp, budget: ReaderBudget) -> None:
         self._app = app
+        self._budget = budget
 
     def __call__(
         self, environ: Mapping[str, Any], start_response: Callable[..., object]
     ) -> Iterable[bytes]:
         """Respond to one request, within `limits.RENDER_TIMEOUT`."""
-        request = Request(
-            method=environ["REQUEST_METHOD"],
-            root_path=environ.get("SCRIPT_NAME", ""),
-            path=environ.get("PATH_INFO", ""),
-            query=environ.get("QUERY_STRING", ""),
-            accept=environ.get("HTTP_ACCEPT", ""),
-            accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
-        )
-        try:
-            response = self._app.submit_request(request).result(limits.RENDER_TIMEOUT)
-        except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            response = self._app.handle_exception(request)
+        connection = next((environ[key] for key in _SOCKET_KEYS if key in environ), None)
+        request = _to_request(environ, connection)
+        response = self._get_response(request)
         start_response(f"{response.status:d} {response.status.phrase}", response.headers)
-        return [] if request.method == "HEAD" else response.chunks
+        if request.method == "HEAD":
+            return []
+        disconnect = None if connection is None else partial(shutdown_socket, connection)
+        max_piece = None if SOCKET_KEY in environ else limits.MAX_FOREIGN_PIECE_BYTES
+        return self._budget.open_reader(response, disconnect=disconnect, max_piece=max_piece)
+
+    def _get_response(self, request: Request) -> Response:
+        try:
+            future = self._app.submit_request(request)
+            try:
+                return future.result(limits.RENDER_TIMEOUT)
+            except FutureTimeoutError:
+                if future.cancel():
+                    msg = (
+                        f"no thread was free for {limits.RENDER_TIMEOUT} s; does a collector hang?"
+                    )
+                    raise TimeoutError(msg) from None
+                raise
+        except CancelledError:
+            return INTERNAL_ERROR_RESPONSE  # the client has disconnected, so no one reads it
+        except Exception:  # noqa: BLE001  # of any collector, or the timeout
+            return self._app.handle_exception(request)
+
+
+def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
+    if connection is not None:
+        is_client_gone = partial(is_disconnected, connection, since=time.monotonic())
+    else:  # waitress knows it if its option channel_request_lookahead is set
+        is_client_gone = environ.get("waitress.client_disconnected", assume_connected)
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        root_path=environ.get("SCRIPT_NAME", ""),
+        path=environ.get("PATH_INFO", ""),
+        query=environ.get("QUERY_STRING", ""),
+        accept=environ.get("HTTP_ACCEPT", ""),
+        accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
+        is_client_gone=is_client_gone,
+    )

@@ -4,33 +4,49 @@ The built-in WSGI server: threads, TLS handshakes and malformed requests.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import socket
-import ssl
+import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from queue import SimpleQueue
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.connections import ConnectionTracker, shutdown_socket
+from apscheduler_telemetry.http.connections import (
+    SOCKET_KEY,
+    ConnectionTracker,
+    shutdown_socket,
+)
+from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.tls import ReloadingTLSContext
 
 logger = logging.getLogger("apscheduler_telemetry")
+
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The errors of ``accept`` after which the connection is still waiting to be accepted."""
 
 
 class RequestHandler(WSGIRequestHandler):
     """Reads one request, with a timeout, and writes nothing to stderr."""
 
     default_request_version = "HTTP/1.0"  # so that errors have a status line, unlike with 0.9
+    server: ThreadingWSGIServer
 
     def setup(self) -> None:
         """Set the timeout of the connection."""
-        self.request.settimeout(limits.IDLE_TIMEOUT)
+        self.request.settimeout(self.server.limits.idle_timeout)
         super().setup()
+
+    def get_environ(self) -> dict[str, Any]:
+        """Add the connection, so that `WSGIApp` can look whether the client is still there."""
+        return {**super().get_environ(), SOCKET_KEY: self.request}
 
     def parse_request(self) -> bool:
         """Reject malformed headers; the library ignores them and all headers after them."""
@@ -59,8 +75,17 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
     accepting thread, waits forever for silent clients, writes tracebacks of broken connections to
     stderr, and speaks plain HTTP if it is given a certificate without a key.
 
+    Args:
+        family: of the address.
+        address: where to listen.
+        app: the WSGI application.
+        tls: the TLS context, if it has one.
+        connection_limits: the limits on connections.
+        report_exception: called with ``"http"`` for what keeps clients from being served.
+
     Attributes:
         is_https: whether it speaks TLS.
+        limits: the limits on connections.
         connections: the open connections.
     """
 
@@ -71,23 +96,26 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
     # and this one would elsewhere.
     allow_reuse_port = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only
         self,
+        *,
         family: socket.AddressFamily,
         address: Any,
         app: Callable[..., Iterable[bytes]],
-        tls_context: ssl.SSLContext | None,
+        tls: ReloadingTLSContext,
+        connection_limits: ConnectionLimits,
+        report_exception: Callable[[str], None],
     ) -> None:
         self.address_family = family
-        self.is_https = tls_context is not None
-        self.connections = ConnectionTracker()
+        self.is_https = tls.is_enabled
+        self.limits = connection_limits
+        self.connections = ConnectionTracker(connection_limits, report_exception)
+        self._tls = tls
+        self._report_exception = report_exception
+        self._is_stopping = threading.Event()
+        self._connections_without_thread: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
         super().__init__(address, RequestHandler)
         self.set_app(app)
-        if tls_context is not None:
-            # The first read does the handshake, in the thread of the connection.
-            self.socket = tls_context.wrap_socket(
-                self.socket, server_side=True, do_handshake_on_connect=False
-            )
         reset_in_forked_children(self)
 
     def server_bind(self) -> None:
@@ -96,10 +124,54 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
 
+    def get_request(self) -> tuple[Any, Any]:
+        """
+        Accept a connection.
+
+        If the process has no file descriptor left, wait, as the connection cannot even be refused.
+        """
+        try:
+            connection, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                self._report_exception("http")
+                self._is_stopping.wait(limits.ACCEPT_RETRY_SECONDS)
+            raise
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.SEND_BUFFER_BYTES)
+        context = self._tls.current()
+        if context is None:
+            return connection, address
+        try:
+            # The first read does the handshake, in the thread of the connection.
+            wrapped = context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return wrapped, address
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Track the connection and start its thread."""
+        """
+        Track the connection, and start its thread.
+
+        No thread can be started if the process has too many, or, since Python 3.12, after the main
+        thread has ended. Then `serve_in_spare_thread` handles the connection.
+        """
         self.connections.add(request)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                self._report_exception("http")
+            self._connections_without_thread.put((request, client_address))
+
+    def serve_in_spare_thread(self) -> None:
+        """Handle connections for which no thread could be started, until `stop` is called."""
+        while (pending := self._connections_without_thread.get()) is not None:
+            request, client_address = pending
+            self.connections.set_deadline(request, limits.SPARE_THREAD_SECONDS)
+            self.process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Close the connection."""
@@ -112,10 +184,12 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
 
     def stop(self) -> None:
         """End `serve_forever` and all connections; call this from another thread."""
+        self._is_stopping.set()
         # Wakes the accepting thread, and stops copies of the socket in forked children too.
         shutdown_socket(self.socket)
         self.shutdown()
         self.connections.shutdown_all()
+        self._connections_without_thread.put(None)
 
     def reset_after_fork(self) -> None:
         """Close the socket, so that a child does not hold the port after the parent has ended."""

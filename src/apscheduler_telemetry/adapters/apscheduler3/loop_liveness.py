@@ -8,8 +8,10 @@ import math
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from apscheduler.executors.pool import BasePoolExecutor
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 
 from apscheduler_telemetry.core.model import Liveness
@@ -70,6 +72,7 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
         reasons = [
             *_death_reasons(scheduler, loop, has_ended=has_ended),
             *_overdue_reasons(loop, state, now),
+            *_pool_reasons(scheduler),
         ]
     event_loop = _event_loop_of(scheduler)
     return Liveness(
@@ -123,6 +126,42 @@ def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[
             "blocked, or its timer was lost."
         )
         yield "overdue", message
+
+
+def _pool_reasons(scheduler: Any) -> Iterator[tuple[str, str]]:
+    """Yield a reason if the loop lives, but its thread pools and process pools accept no run."""
+    if threading.main_thread().is_alive() or _pools_accept_calls():
+        return
+    aliases = sorted(
+        alias
+        for alias, executor in scheduler._executors.copy().items()  # noqa: SLF001
+        if isinstance(executor, BasePoolExecutor)
+    )
+    if aliases:
+        message = (
+            "The main thread has ended, after which Python's thread pools and process pools "
+            f"accept nothing: no job of the executors {', '.join(map(repr, aliases))} can be "
+            "submitted any more. Let the main thread wait for the others, such as by join()."
+        )
+        yield "main_thread_ended", message
+
+
+def _pools_accept_calls() -> bool:
+    """
+    Return whether a pool of `concurrent.futures` accepts a call.
+
+    Asked, as what `threading` takes for the main thread may have ended before, as in a program that
+    embeds Python.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        pool.submit(bool)
+    except RuntimeError:
+        return False
+    else:
+        return True
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _lateness(loop: LoopState, now: float) -> float:

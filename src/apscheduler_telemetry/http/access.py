@@ -1,0 +1,211 @@
+"""
+Who may use the built-in server: bearer tokens and host names.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Callable, Collection, Iterable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+from apscheduler_telemetry.http.messages import Response
+from apscheduler_telemetry.http.watched_files import read_versions
+
+MAX_TOKEN_FILE_BYTES = 65_536
+"""Tokens that are longer than the longest header that the server reads can never be sent."""
+
+_WSGIApp = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
+_BEARER = re.compile(r"bearer +(\S+)\s*\Z", re.IGNORECASE)
+_PORT = re.compile(r":[0-9]*\Z")
+_HOST = re.compile(r"[^\s/:,*\[\]]+|\*")
+
+
+class BearerToken:
+    """
+    A token in a file, which is read again when the file changes.
+
+    If the file cannot be read then, or has no token, the previous token stays valid.
+
+    Args:
+        path: a file that has the token, and nothing else but white space around it.
+        report_exception: called with ``"http"`` while the error of such a failure is being handled.
+
+    Raises:
+        ArgumentTypeError: `path` is no path.
+        ArgumentValueError: the file has no token.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, path: object, report_exception: Callable[[str], None]) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            msg = f"bearer_token_file must not be {path!r}; pass the path of a file with the token"
+            raise ArgumentTypeError(msg)
+        self._path = Path(path)
+        self._report_exception = report_exception
+        self._version = read_versions([path])
+        self._token = _read_token(self._path)
+
+    def is_valid(self, authorization: str) -> bool:
+        """Return whether an ``Authorization`` header has the token."""
+        version = read_versions([self._path])
+        if version != self._version:
+            self._version = version
+            try:
+                self._token = _read_token(self._path)
+            except (OSError, ValueError):
+                self._report_exception("http")
+        match = _BEARER.match(authorization)
+        given = match.group(1).encode("latin-1", "replace") if match else b""
+        return hmac.compare_digest(given, self._token)
+
+
+def _read_token(path: Path) -> bytes:
+    # Opening a FIFO would wait for its writer.
+    if not stat.S_ISREG(path.stat().st_mode):
+        msg = f"bearer_token_file={str(path)!r} is not a regular file; pass one that has the token"
+        raise ArgumentValueError(msg)
+    with path.open("rb") as file:
+        token = file.read(MAX_TOKEN_FILE_BYTES).strip()
+    if not token or not re.fullmatch(rb"[!-~]+", token):
+        msg = (
+            f"bearer_token_file={str(path)!r} must have one token of ASCII characters without "
+            "spaces, such as `openssl rand -hex 32` prints"
+        )
+        raise ArgumentValueError(msg)
+    return token
+
+
+class AllowedHosts:
+    """
+    The names by which clients may call a server, against DNS rebinding.
+
+    In such an attack, a page of another site lets its own name point to the server, and the
+    browser of a user then reads the server's responses. Names and addresses of the loopback are
+    always allowed, as no such page has them. So are requests without a ``Host`` header, which
+    browsers do not send.
+
+    Args:
+        hosts: the names, in addition to those of the loopback; None or ``*`` for any name.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: `hosts` is no collection of host names.
+    """
+
+    def __init__(self, hosts: Collection[str] | None) -> None:
+        if isinstance(hosts, (str, bytes)):
+            msg = f"allowed_hosts must not be {hosts!r}; pass a list, such as [{hosts!r}]"
+            raise ArgumentTypeError(msg)
+        names = {"*"} if hosts is None else {*map(_validate_host, hosts)}
+        self._names = None if "*" in names else names
+
+    def is_allowed(self, host_header: str | None) -> bool:
+        """Return whether a ``Host`` header, with a port or not, names an allowed host."""
+        if self._names is None or host_header is None:
+            return True
+        host = _normalize(_PORT.sub("", host_header.strip()))
+        return host in self._names or _is_loopback(host)
+
+
+def _validate_host(host: object) -> str:
+    expectation = "pass names or addresses without a port, such as 'metrics.example', or '*'"
+    if not isinstance(host, str):
+        msg = f"allowed_hosts has {host!r}, which is not a str; {expectation}"
+        raise ArgumentTypeError(msg)
+    normalized = _normalize(host)
+    if not _HOST.fullmatch(normalized) and not _is_address(normalized):
+        msg = f"allowed_hosts has {host!r}, which is no host; {expectation}"
+        raise ArgumentValueError(msg)
+    return normalized
+
+
+def _normalize(host: str) -> str:
+    host = host.lower().removesuffix(".")
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    return _is_address(host) and is_loopback_address(host)
+
+
+def is_loopback_address(address: str) -> bool:
+    """Return whether an IP address is one of the loopback."""
+    parsed = ipaddress.ip_address(address)
+    mapped = getattr(parsed, "ipv4_mapped", None)  # ::ffff:127.0.0.1
+    return (mapped or parsed).is_loopback
+
+
+class AccessControl:
+    """
+    A WSGI application that passes on the requests that are allowed.
+
+    Args:
+        app: the application.
+        hosts: the allowed hosts.
+        token: the token that clients must send; None if none is necessary.
+        public_page: the name of a page that needs no token.
+    """
+
+    def __init__(
+        self,
+        app: _WSGIApp,
+        *,
+        hosts: AllowedHosts,
+        token: BearerToken | None,
+        public_page: str,
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._token = token
+        self._public_page = public_page
+
+    def __call__(
+        self, environ: Mapping[str, Any], start_response: Callable[..., object]
+    ) -> Iterable[bytes]:
+        """Respond to one request."""
+        rejection = self._find_rejection(environ)
+        if rejection is None:
+            return self._app(environ, start_response)
+        start_response(f"{rejection.status:d} {rejection.status.phrase}", rejection.headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else rejection.chunks
+
+    def _find_rejection(self, environ: Mapping[str, Any]) -> Response | None:
+        if not self._hosts.is_allowed(environ.get("HTTP_HOST")):
+            return _HOST_REJECTION
+        if self._token is None or environ.get("PATH_INFO", "").strip("/") == self._public_page:
+            return None
+        if self._token.is_valid(environ.get("HTTP_AUTHORIZATION", "")):
+            return None
+        return _TOKEN_REJECTION
+
+
+_HOST_ADVICE = (
+    "The Host header names a host that is not allowed here. To allow it, pass it in "
+    "start_http_server(allowed_hosts=[...]).\n"
+)
+_HOST_REJECTION = Response(HTTPStatus.MISDIRECTED_REQUEST, [_HOST_ADVICE.encode()])
+_AUTHORIZATION_ADVICE = (
+    "The header 'Authorization: Bearer ...' is missing, or its token is not the one in the file "
+    "of start_http_server(bearer_token_file=...).\n"
+)
+_TOKEN_REJECTION = Response(
+    HTTPStatus.UNAUTHORIZED,
+    [_AUTHORIZATION_ADVICE.encode()],
+    extra_headers=(("WWW-Authenticate", "Bearer"),),
+)

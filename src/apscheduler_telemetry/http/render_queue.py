@@ -1,0 +1,195 @@
+"""
+Renders pages in threads that never delay the exit of the interpreter, once for equal requests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from apscheduler_telemetry.core.forks import reset_in_forked_children
+from apscheduler_telemetry.http import limits
+from apscheduler_telemetry.http.messages import assume_connected
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    """
+    A request that waits for a rendering.
+
+    Attributes:
+        future: gets the result; cancelled if nobody waits any more.
+        is_client_gone: returns whether the client has disconnected.
+    """
+
+    future: Future[Any]
+    is_client_gone: Callable[[], bool]
+
+
+@dataclass(eq=False)
+class _Rendering:
+    """A call, and the requests that wait for its result."""
+
+    key: Hashable
+    render: Callable[[], Any]
+    waiters: list[_Waiter] = field(default_factory=list)
+
+    def drop_waiters_without_client(self) -> None:
+        """Forget waiters that are cancelled, or whose client has disconnected."""
+        for waiter in self.waiters:
+            if waiter.is_client_gone():
+                waiter.future.cancel()
+        self.waiters = [waiter for waiter in self.waiters if not waiter.future.cancelled()]
+
+    def run(self) -> None:
+        """Call, and give the result to all waiters."""
+        waiters = [w for w in self.waiters if w.future.set_running_or_notify_cancel()]
+        try:
+            result = self.render()
+        except BaseException as error:  # noqa: BLE001  # re-raised by future.result()
+            # sys.exit() in a collector must not end the caller's thread.
+            raised = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            for waiter in waiters:
+                waiter.future.set_exception(raised)
+        else:
+            for waiter in waiters:
+                waiter.future.set_result(result)
+
+
+class RenderQueue:
+    """
+    Renders in at most `limits.MAX_THREADS_PER_PAGE` daemon threads, which end when idle.
+
+    One stays for `limits.IDLE_THREAD_SECONDS`, as memory is reused less well by new threads.
+
+    Requests with equal keys that wait at the same time share one result, which is rendered after
+    the last of them arrived. Renderings with equal keys run one after the other, unless one of
+    them takes longer than `limits.SLOW_RENDER_SECONDS`. Nothing is rendered if all clients that
+    wait for it have disconnected.
+
+    This is not a `concurrent.futures.ThreadPoolExecutor` because the interpreter joins the threads
+    of that one at exit, which would block forever if a collector hangs. It also accepts nothing
+    more once the main thread has ended.
+    """
+
+    def __init__(self) -> None:
+        self.reset_after_fork()
+        reset_in_forked_children(self)
+
+    def reset_after_fork(self) -> None:
+        """Start over with an empty queue and no threads."""
+        self._condition = threading.Condition()
+        self._pending: dict[Hashable, _Rendering] = {}
+        self._started_at: dict[Hashable, float] = {}
+        self._thread_count = self._rendering_count = 0
+
+    def submit(
+        self,
+        key: Hashable,
+        render: Callable[[], Any],
+        is_client_gone: Callable[[], bool] = assume_connected,
+    ) -> Future[Any]:
+        """
+        Render in a thread, or in this one if no thread can be started.
+
+        Args:
+            key: equal for requests that can share a result.
+            render: produces the result.
+            is_client_gone: returns whether the client has disconnected; must not block.
+
+        Returns:
+            The result. It is cancelled if the client has disconnected before the rendering. A
+            `BaseException` that is no `Exception` becomes a `RuntimeError`.
+
+        Raises:
+            RuntimeError: `limits.MAX_PENDING_REQUESTS` requests are waiting.
+        """
+        waiter = _Waiter(Future(), is_client_gone)
+        with self._condition:
+            self._reject_if_full()
+            rendering = self._pending.setdefault(key, _Rendering(key, render))
+            rendering.waiters.append(waiter)
+            if self._has_thread_for_pending() or self._start_thread():
+                self._condition.notify()
+                return waiter.future
+            del self._pending[key]
+        rendering.run()
+        return waiter.future
+
+    def _reject_if_full(self) -> None:
+        if self._count_waiters() < limits.MAX_PENDING_REQUESTS:
+            return
+        for rendering in list(self._pending.values()):
+            rendering.drop_waiters_without_client()
+            if not rendering.waiters:
+                del self._pending[rendering.key]
+        if self._count_waiters() >= limits.MAX_PENDING_REQUESTS:
+            msg = (
+                f"{limits.MAX_PENDING_REQUESTS} requests are already waiting; "
+                "does a collector hang?"
+            )
+            raise RuntimeError(msg)
+
+    def _count_waiters(self) -> int:
+        return sum(len(rendering.waiters) for rendering in self._pending.values())
+
+    def _has_thread_for_pending(self) -> bool:
+        """Return whether more threads would not help, or are not allowed."""
+        available = self._thread_count - self._rendering_count
+        return len(self._pending) <= available or self._thread_count >= limits.MAX_THREADS_PER_PAGE
+
+    def _start_thread(self) -> bool:
+        """Start a thread; return False if that is impossible, as after the main thread's end."""
+        name = "apscheduler-telemetry-collect"
+        try:
+            threading.Thread(target=self._run_pending, name=name, daemon=True).start()
+        except RuntimeError:
+            return False
+        self._thread_count += 1
+        return True
+
+    def _run_pending(self) -> None:
+        while (rendering := self._take()) is not None:
+            rendering.run()
+            with self._condition:
+                self._rendering_count -= 1
+                self._started_at.pop(rendering.key, None)
+                self._condition.notify_all()
+            del rendering  # the result may be large
+
+    def _take(self) -> _Rendering | None:
+        """Wait for a rendering that may start; return None if this thread is to end."""
+        with self._condition:
+            while True:
+                rendering, seconds_to_wait = self._find_ready()
+                if rendering is not None:
+                    self._started_at[rendering.key] = time.monotonic()
+                    self._rendering_count += 1
+                    return rendering
+                is_other_available = self._thread_count - self._rendering_count > 1
+                if not self._pending and is_other_available:
+                    break
+                if not self._condition.wait(seconds_to_wait) and not self._pending:
+                    break
+            self._thread_count -= 1
+            return None
+
+    def _find_ready(self) -> tuple[_Rendering | None, float]:
+        """Return a rendering that may start, or for how many seconds to wait."""
+        now = time.monotonic()
+        seconds_to_wait = limits.IDLE_THREAD_SECONDS
+        for key, rendering in list(self._pending.items()):
+            ready_at = self._started_at.get(key, -inf) + limits.SLOW_RENDER_SECONDS
+            if ready_at > now:
+                seconds_to_wait = min(seconds_to_wait, ready_at - now)
+                continue
+            del self._pending[key]
+            rendering.drop_waiters_without_client()
+            if rendering.waiters:
+                return rendering, 0.0
+        return None, seconds_to_wait

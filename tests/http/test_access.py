@@ -1,0 +1,269 @@
+"""Who may use the built-in server: bearer tokens and host names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apscheduler_telemetry import errors
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from tests.helpers.collectors import ReportedErrors
+from tests.helpers.http_clients import address, fetch, send_raw
+
+TOKEN = "c0ffee-._~+/="
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    return path
+
+
+@pytest.fixture
+def protected(endpoints: HTTPEndpoints, token_file: Path) -> Iterator[HTTPServer]:
+    with endpoints.serve(0, bearer_token_file=token_file) as server:
+        yield server
+
+
+def status_with_token(server: HTTPServer, token: str, path: str = "/metrics") -> int:
+    return fetch(server, path, headers={"Authorization": f"Bearer {token}"}).status
+
+
+def status_with_host(server: HTTPServer, host: str) -> int:
+    answer = send_raw(address(server), f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    return int(answer.split()[1])
+
+
+class TestBearerToken:
+    @pytest.mark.parametrize("path", ["/metrics", "/health", "/", "/nothing"])
+    def test_client_with_the_token_is_served(self, protected: HTTPServer, path: str) -> None:
+        """A client that sends the token is served; others get a 401 that names the scheme."""
+        assert status_with_token(protected, TOKEN, path) in (200, 404)
+        reply = fetch(protected, path)
+        assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
+        assert "bearer_token_file" in reply.text
+        assert TOKEN not in reply.text
+
+    @pytest.mark.parametrize(
+        "authorization",
+        [
+            "",
+            "Bearer",
+            "Bearer ",
+            f"Basic {TOKEN}",
+            TOKEN,
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            f"Bearer {TOKEN} {TOKEN}",
+            f"Bearer {TOKEN}, Bearer {TOKEN}",
+            "Bearer \xff\xfe",
+        ],
+    )
+    def test_wrong_authorization_is_rejected(
+        self, protected: HTTPServer, authorization: str
+    ) -> None:
+        """A wrong token, another scheme and a malformed header are rejected."""
+        assert fetch(protected, headers={"Authorization": authorization}).status == 401
+
+    @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER  "])
+    def test_scheme_is_case_insensitive(self, protected: HTTPServer, scheme: str) -> None:
+        """The name of the scheme may be in lower case or upper case, as RFC 9110 has it."""
+        headers = {"Authorization": f"{scheme} {TOKEN}"}
+        assert fetch(protected, headers=headers).status == 200
+
+    @pytest.mark.parametrize("path", ["/livez", "/livez/"])
+    def test_livez_needs_no_token(self, protected: HTTPServer, path: str) -> None:
+        """Probes, which cannot send a secret, may use ``/livez``."""
+        assert fetch(protected, path).status == 200
+
+    def test_rejected_client_costs_no_rendering(
+        self, endpoints: HTTPEndpoints, token_file: Path, hanging: Any
+    ) -> None:
+        """Nothing is rendered for a client without the token."""
+        with endpoints.serve(0, bearer_token_file=token_file) as server:
+            assert fetch(server).status == 401
+        assert not hanging.entered.acquire(blocking=False)
+
+    @pytest.mark.parametrize("replace", [Path.write_text, None], ids=["written", "renamed"])
+    def test_changed_file_is_read_again(
+        self, protected: HTTPServer, token_file: Path, replace: Callable[..., Any] | None
+    ) -> None:
+        """A token that is written to the file, or renamed to it, is valid at once."""
+        if replace is None:
+            other = token_file.with_name("new")
+            other.write_text("other")
+            other.replace(token_file)
+        else:
+            replace(token_file, "other")
+
+        assert status_with_token(protected, "other") == 200
+        assert status_with_token(protected, TOKEN) == 401
+
+    def test_link_to_another_directory_is_followed(
+        self, endpoints: HTTPEndpoints, tmp_path: Path
+    ) -> None:
+        """A link whose target is replaced is followed, as Kubernetes updates secrets."""
+        for number in (1, 2):
+            (tmp_path / str(number)).mkdir()
+            (tmp_path / str(number) / "token").write_text(f"token{number}")
+        (tmp_path / "data").symlink_to("1")
+        (tmp_path / "token").symlink_to(Path("data") / "token")
+        with endpoints.serve(0, bearer_token_file=tmp_path / "token") as server:
+            assert status_with_token(server, "token1") == 200
+            (tmp_path / "new").symlink_to("2")
+            (tmp_path / "new").replace(tmp_path / "data")
+            assert status_with_token(server, "token2") == 200
+            assert status_with_token(server, "token1") == 401
+
+    @pytest.mark.parametrize("damage", ["missing", "empty", "two lines", "directory"])
+    def test_file_that_becomes_unusable_leaves_the_token_valid(
+        self, protected: HTTPServer, token_file: Path, failures: ReportedErrors, damage: str
+    ) -> None:
+        """If the file becomes unusable, its last token stays valid, and one error is counted."""
+        token_file.unlink()
+        if damage == "directory":
+            token_file.mkdir()
+        elif damage != "missing":
+            token_file.write_text({"empty": " \n", "two lines": "a\nb"}[damage])
+
+        for _ in range(3):
+            assert status_with_token(protected, TOKEN) == 200
+            assert fetch(protected).status == 401
+        assert [component for component, _ in failures] == ["http"]
+
+    @pytest.mark.parametrize(
+        ("content", "error"),
+        [
+            (b"", errors.ArgumentValueError),
+            (b" \n", errors.ArgumentValueError),
+            (b"a b", errors.ArgumentValueError),
+            (b"a\nb", errors.ArgumentValueError),
+            (b"\xff\xfe", errors.ArgumentValueError),
+            (None, FileNotFoundError),
+        ],
+    )
+    def test_file_without_a_token_raises_an_error(
+        self,
+        endpoints: HTTPEndpoints,
+        tmp_path: Path,
+        content: bytes | None,
+        error: type[Exception],
+    ) -> None:
+        """A file without one token is an error at the start, which does not show the content."""
+        path = tmp_path / "secret"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(error, match=re.escape(str(path))):
+            endpoints.serve(0, bearer_token_file=path)
+
+    def test_fifo_raises_an_error(self, endpoints: HTTPEndpoints, tmp_path: Path) -> None:
+        """A FIFO raises an error instead of being opened, which would wait for its writer."""
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no FIFO here")
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(errors.ArgumentValueError, match="regular file"):
+            endpoints.serve(0, bearer_token_file=tmp_path / "fifo")
+
+    def test_token_instead_of_a_path_raises_an_error(self, endpoints: HTTPEndpoints) -> None:
+        """A value that is no path raises an error."""
+        with pytest.raises(errors.ArgumentTypeError, match="pass the path of a file"):
+            endpoints.serve(0, bearer_token_file=b"x")  # type: ignore[arg-type]
+
+
+class TestAllowedHosts:
+    LOOPBACK = (
+        "localhost",
+        "LocalHost:9476",
+        "localhost.",
+        "app.localhost:80",
+        "127.0.0.1:9476",
+        "127.0.0.2",
+        "[::1]:9476",
+        "[::1]",
+    )
+    OTHERS = (
+        "evil.example",
+        "evil.example:9476",
+        "localhost.evil.example",
+        "evillocalhost",
+        "127.0.0.1.evil.example",
+        "192.168.1.5",
+        "[2001:db8::1]:80",
+        "localhost, evil.example",
+        "localhost:80:80",
+        "[::1",
+        "",
+    )
+
+    @pytest.mark.parametrize("host", LOOPBACK)
+    def test_names_of_the_loopback_are_allowed(self, server: HTTPServer, host: str) -> None:
+        """A server on the loopback can be called by all names and addresses of the loopback."""
+        assert status_with_host(server, host) == 200
+
+    @pytest.mark.parametrize("host", OTHERS)
+    def test_other_names_are_rejected_on_the_loopback(self, server: HTTPServer, host: str) -> None:
+        """A server on the loopback rejects other names, as DNS rebinding needs one."""
+        assert status_with_host(server, host) == 421
+
+    def test_rejection_says_which_option_allows_the_name(self, server: HTTPServer) -> None:
+        """The response to another name says which option allows it, for all pages."""
+        for path in ("/metrics", "/health", "/livez", "/"):
+            reply = fetch(server, path, headers={"Host": "evil.example"})
+            assert reply.status == 421
+            assert "start_http_server(allowed_hosts=[...])" in reply.text
+
+    def test_request_without_a_host_is_allowed(self, server: HTTPServer) -> None:
+        """A request without a ``Host`` header is allowed, as every browser sends one."""
+        assert send_raw(address(server), b"GET /livez HTTP/1.0\r\n\r\n").split()[1] == b"200"
+
+    @pytest.mark.parametrize("host", [*LOOPBACK, "pod.example", "10.1.2.3:9476", "node-1"])
+    def test_any_name_is_allowed_on_all_addresses(
+        self, endpoints: HTTPEndpoints, host: str
+    ) -> None:
+        """A server on all addresses can be called by any name, as Prometheus and probes do it."""
+        with endpoints.serve(0, "0.0.0.0") as server:
+            assert status_with_host(server, host) == 200
+
+    @pytest.mark.parametrize("addr", ["127.0.0.1", "0.0.0.0"])
+    def test_list_is_allowed_besides_the_loopback(
+        self, endpoints: HTTPEndpoints, addr: str
+    ) -> None:
+        """With a list, the names in it and those of the loopback are allowed, and no others."""
+        hosts = ["Metrics.Example", "10.1.2.3", "::ffff:10.1.2.4"]
+        with endpoints.serve(0, addr, allowed_hosts=hosts) as server:
+            for host in ("metrics.example:80", "10.1.2.3", "[::ffff:10.1.2.4]:80", "localhost:1"):
+                assert status_with_host(server, host) == 200
+            for host in ("evil.example", "x.metrics.example", "10.1.2.5"):
+                assert status_with_host(server, host) == 421
+
+    def test_star_allows_any_name(self, endpoints: HTTPEndpoints) -> None:
+        """``*`` allows any name on the loopback, too, as behind a proxy that passes names on."""
+        with endpoints.serve(0, allowed_hosts=["*"]) as server:
+            assert status_with_host(server, "app.example") == 200
+
+    @pytest.mark.parametrize(
+        ("hosts", "error"),
+        [
+            ("metrics.example", errors.ArgumentTypeError),
+            (b"metrics.example", errors.ArgumentTypeError),
+            ([b"metrics.example"], errors.ArgumentTypeError),
+            ([None], errors.ArgumentTypeError),
+            ([""], errors.ArgumentValueError),
+            (["metrics.example:9476"], errors.ArgumentValueError),
+            (["http://metrics.example"], errors.ArgumentValueError),
+            (["*.example"], errors.ArgumentValueError),
+            (["a b"], errors.ArgumentValueError),
+        ],
+    )
+    def test_impossible_list_raises_an_error_that_says_what_to_pass(
+        self, endpoints: HTTPEndpoints, hosts: Any, error: type[Exception]
+    ) -> None:
+        """A text instead of a list, and what is no host name, raise an error."""
+        with pytest.raises(error, match=r"allowed_hosts.*pass"):
+            endpoints.serve(0, allowed_hosts=hosts)
