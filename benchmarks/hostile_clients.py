@@ -19,6 +19,7 @@ silent clients got a whole response in the end.
 import argparse
 import contextlib
 import logging
+import math
 import os
 import socket
 import statistics
@@ -243,7 +244,7 @@ def measure(kind: str, name: str, jobs: int, clients: int, seconds: float) -> fl
         while attacker.is_alive():
             peak = max(peak, memory_mb(process.pid))
             time.sleep(0.02)
-        late_ms = ask_patiently(process)
+        late_ms = ask_patiently(process) or [math.nan]  # an attack may end before the first run
         held = max(0, count_sockets(process.pid) - sockets)
         attack.end()
         scraper.is_stopping.set()
