@@ -76,7 +76,6 @@ class TestScrape:
             rig.settle()
             assert rig.outcomes("running") == {"success": 1}
             rig.failing = {"collector"} if isinstance(raised, Exception) else set()
-            assert set(errors_of(rig.telemetry).counts()) >= rig.failing
 
 
 class TestPass:
