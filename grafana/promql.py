@@ -45,6 +45,7 @@ def recorded_lateness(jobs: str) -> str:
     (
       ({due} > 0)
       and time() - {due} > apscheduler_job:grace_seconds{{{jobs}}}
+      unless apscheduler_job:last_in_progress_timestamp_seconds{{{jobs}}} >= {due}
     )
     or
     max {BY_JOB} (

@@ -6,7 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +55,26 @@ class TestEvents:
             run_twice(rig)
             assert rig.outcomes() == {"success": 2}
             assert counts_of_events == [1, 2]
+
+    def test_jobs_that_share_a_due_time_get_their_own_results(self) -> None:
+        """Their next run is one object, and the executor puts that into both events."""
+        submitted: list[tuple[Any, datetime]] = []
+
+        def execute(_: Any, job: Any, __: Any) -> None:
+            submitted.append((job, job.next_run_time))
+
+        with executing(execute) as rig:
+            due = rig.clock.now + timedelta(seconds=10)
+            for job_id in ("good", "bad"):
+                rig.add(jobs.nothing, "date", run_date=due, id=job_id)
+            rig.after(10)
+            executor = rig.scheduler._executors["default"]
+            for job, at in reversed(submitted):
+                code = EVENT_JOB_EXECUTED if job.id == "good" else EVENT_JOB_ERROR
+                event = JobExecutionEvent(code, job.id, job._jobstore_alias, at)
+                executor._run_job_success(job.id, [event])
+            assert rig.outcomes("good") == {"success": 1}
+            assert rig.outcomes("bad") == {"error": 1}
 
     def test_runs_whose_events_are_never_read_are_lost(self) -> None:
         """Runs whose events an executor never reads are lost, and do not stay in flight."""

@@ -175,6 +175,8 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
             yield f"apscheduler_job:{name}_timestamp_seconds", labels, _ago(ago * times)
         oldest = _always(0) if unsettled is None else _ago(unsettled * times)
         yield "apscheduler_job:oldest_unsettled_run_timestamp_seconds", labels, oldest
+        in_progress = _ago(5000 * times)
+        yield "apscheduler_job:last_in_progress_timestamp_seconds", labels, in_progress
         yield "apscheduler_job:grace_seconds", labels, _always(60 * times)
     failed = {**report, "outcome": "error"}
     yield "apscheduler_job:failed_runs:increase10m", failed, _always(10 * times)

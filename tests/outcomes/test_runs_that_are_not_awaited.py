@@ -14,6 +14,7 @@ import pytest
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 
+from apscheduler_telemetry.adapters.apscheduler3 import runs
 from tests.helpers import jobs
 from tests.helpers.rigs import hand_driven_rig, live_rig_async
 from tests.helpers.waiting import wait_until_async
@@ -78,6 +79,21 @@ class TestNotAwaited:
         assert f"The code of job 'job' did not run: its callable only returned {expected}" in (
             record.getMessage()
         )
+
+    def test_the_number_of_warnings_is_bounded(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One-off jobs may have ever new ids; all their runs are counted."""
+        monkeypatch.setattr(runs, "MAX_NOT_AWAITED_WARNINGS", 2)
+        with (
+            caplog.at_level(logging.WARNING, "apscheduler_telemetry"),
+            hand_driven_rig({"default": DebugExecutor()}) as rig,
+        ):
+            for number in range(4):
+                rig.add(generator, id=f"mail-{number}")
+            rig.scheduler.turn()
+            assert rig.errors_of("not_awaited") == 4
+        assert len(caplog.records) == 2
 
     @pytest.mark.parametrize("result", [None, 5, [], {}, iter(())])
     def test_other_results_are_none_of_these_errors(self, result: Any) -> None:

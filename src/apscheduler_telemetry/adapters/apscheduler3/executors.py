@@ -141,7 +141,7 @@ class ExecutorHooks:
                 elif not isinstance(events, Iterator):  # of a user's executor
                     on_result(job_id, list(events) if isinstance(events, Iterable) else [])
             except BaseException as error:
-                self._finish_interrupted_result(events)
+                self._finish_interrupted_result(job_id, events)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -259,7 +259,7 @@ class ExecutorHooks:
             submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
-        if submission is None:
+        if submission is None or submission.job_id != job_id:
             submission = self._find_submission_by_events(job_id, events)
             if submission is None:
                 return
@@ -280,12 +280,13 @@ class ExecutorHooks:
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
-    def _finish_interrupted_result(self, events: Any) -> None:
+    def _finish_interrupted_result(self, job_id: str, events: Any) -> None:
         """End the runs of a result whose recording an exception from outside has ended early."""
         try:
             submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
-            if submission is not None:  # else `_on_result` has ended them
-                self._finish_interrupted(submission, events)
+            if submission is None or submission.job_id != job_id:
+                return  # `_on_result` has ended its runs, or they are another job's
+            self._finish_interrupted(submission, events)
         except Exception:  # noqa: BLE001  # no events, or objects of the user's
             self._error_reporter.exception("adapter")
 
@@ -409,7 +410,7 @@ class ExecutorHooks:
             return next(self._iter_open_submissions(job_id), None)
         due = getattr(events[-1], "scheduled_run_time", None)
         submission = self._open_submissions.get(id(due))
-        if submission is not None:
+        if submission is not None and submission.job_id == job_id:
             return submission
         for submission in self._iter_open_submissions(job_id):
             if due is None or _find_run_of_event(events[-1], submission.runs) is not None:

@@ -51,6 +51,9 @@ _OUTCOMES: Mapping[Any, Outcome] = {
     EVENT_JOB_MISSED: Outcome.MISSED,
 }
 
+MAX_NOT_AWAITED_WARNINGS = 100
+"""Labels for which a warning is logged; there may be ever new ones."""
+
 _NOT_AWAITED_TYPES: Mapping[type, tuple[str, str]] = {
     CoroutineType: (
         "a coroutine",
@@ -153,7 +156,8 @@ class RunTracker:
     def _report_not_awaited(self, run: Run, result: Any) -> None:
         """Count that a run has executed nothing, and warn of it once for each label."""
         self._recorder.count_scheduler_error(SchedulerErrorKind.NOT_AWAITED)
-        if run.label in self._labels_not_awaited:
+        known = self._labels_not_awaited
+        if run.label in known or len(known) >= MAX_NOT_AWAITED_WARNINGS:
             return
         self._labels_not_awaited.add(run.label)
         what, advice = _NOT_AWAITED_TYPES[type(result)]
@@ -224,6 +228,7 @@ class Submission(list[datetime]):
 
     Attributes:
         key: identifies it among the open submissions of its executor.
+        job_id: the id of the job.
         tracked: what the adapter keeps of the job.
         runs: one for each run time.
         pool: the `concurrent.futures` pool that runs it; None until that is known.
@@ -231,7 +236,7 @@ class Submission(list[datetime]):
 
     __slots__ = (
         *("_trace_carriers", "_is_abandoned", "_iterating_thread_id", "_job", "_owner"),
-        *("key", "pool", "runs", "tracked"),
+        *("job_id", "key", "pool", "runs", "tracked"),
     )
     pool: Any
     _trace_carriers: Sequence[Mapping[str, str]] | None
@@ -250,6 +255,7 @@ class Submission(list[datetime]):
         self.key = key
         self.runs = runs
         self._job = job
+        self.job_id: str = job.id
         self.tracked = tracked
         self._owner = owner
         self.pool = self._trace_carriers = self._iterating_thread_id = None
@@ -294,11 +300,6 @@ class Submission(list[datetime]):
             self._iterating_thread_id = None
             if self._is_abandoned:
                 self._owner.on_abandoned_submission_end(self)
-
-    @property
-    def job_id(self) -> str:
-        """The id of the job."""
-        return self._job.id  # type: ignore[no-any-return]
 
     @property
     def misfire_grace_time(self) -> float | None:
