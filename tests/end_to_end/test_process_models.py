@@ -66,6 +66,7 @@ class TestEachWorker:
         self, workers: Server, promtool: str, room: Path
     ) -> None:
         """Any worker reports that two workers run the jobs, and the alert fires."""
+        wait_for_answer(lambda: workers.page().runs >= 1)
         page = workers.page()
         assert page.pids == workers.workers()
         assert page.value("scheduler_state", state="running") == 2

@@ -31,7 +31,8 @@ class TestJobQueue:
         """The application's error handler gets the exception, and so does APScheduler."""
         telegram_ext = pytest.importorskip("telegram.ext")
         text = (ROOT / "docs/schedulers.md").read_text("utf-8")
-        define, build = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        define, build = (block for block in blocks if "JobQueue" in block)
         registry = CollectorRegistry()
         code = {
             "ApplicationBuilder": telegram_ext.ApplicationBuilder,

@@ -14,6 +14,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from tests.helpers import jobs
 from tests.helpers.clocks import START, FrozenClock, at, freeze_time
 from tests.helpers.metrics import check_counts
+from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, wait_for_reading, watched
 
 pytest.importorskip("sqlalchemy")
@@ -256,7 +257,7 @@ class TestReplaced:
         monkeypatch.setattr(Moody, "content", False)
         with restart.restarted() as seen:
             add(seen)
-            assert settled(seen) == {"missed": 1}
+            wait_until(lambda: settled(seen) == {"missed": 1})
             assert seen.own_errors().keys() == {"schedule"}
 
     def test_runs_that_were_due_have_spans(self, restart: Restart) -> None:

@@ -208,11 +208,11 @@ class TestForeignFiles:
         self, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Start, runs, shutdown and uninstrument go on; it is counted, and logged with the path."""
-        sqlalchemy = pytest.importorskip("apscheduler.jobstores.sqlalchemy")
+        pytest.importorskip("sqlalchemy")
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
         os.mkfifo(path)
-        jobs = {
-            "default": sqlalchemy.SQLAlchemyJobStore(url=f"sqlite:///{path.with_name('jobs.db')}")
-        }
+        jobs = {"default": SQLAlchemyJobStore(url=f"sqlite:///{path.with_name('jobs.db')}")}
         scheduler = BackgroundScheduler(jobstores=jobs, timezone="UTC")
         telemetry = instrument(
             scheduler, registry=CollectorRegistry(), context_store=FileContextStore(path)

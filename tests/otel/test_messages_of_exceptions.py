@@ -82,7 +82,7 @@ def lines(secret: str) -> NoReturn:
 
 def noted(secret: str) -> NoReturn:
     error = ValueError(secret)
-    error.__notes__ = [f"a note with {secret}", 7]  # type: ignore[attr-defined]
+    vars(error)["__notes__"] = [f"a note with {secret}", 7]  # anything can be put there
     raise error
 
 
