@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,14 @@ from tests.helpers.instrumented_parts import ours
 from tests.helpers.metrics import errors_of, outcomes
 from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
 from tests.helpers.waiting import wait_until, wait_until_async
+
+
+def _logged(start: Any) -> Any:
+    @functools.wraps(start)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return start(self, *args, **kwargs)
+
+    return wrapper
 
 
 class Forwarding(BaseScheduler):
@@ -64,6 +74,43 @@ class ForwardingBackground(BackgroundScheduler):
 
     def add_job(self, *args: Any, **kwargs: Any) -> Any:
         return self.__inner.add_job(*args, **kwargs)
+
+
+class ForwardingMore(Forwarding):
+    """Does more when it is started, and inherits how; also has a scheduler that it never starts."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__(scheduler)
+        self.spare = hand_driven_scheduler()
+        self.starts = 0
+
+    @property
+    def target(self) -> Any:
+        return self._scheduler
+
+    @functools.wraps(BaseScheduler.start)
+    def start(self, *args: Any, **kwargs: Any) -> Any:
+        super().configure(timezone="UTC")
+        self.starts += 1
+        self._log()
+        if not self.target.running:
+            super().start(*args, **kwargs)
+        return self
+
+    def _log(self) -> None:
+        logging.getLogger(__name__).debug("start %d", self.starts)
+
+
+class ForwardingDecorated(Forwarding):
+    """Its own start() is decorated, and uses a property."""
+
+    @property
+    def target(self) -> Any:
+        return self._scheduler
+
+    @_logged
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.target.start(*args, **kwargs)
 
 
 class Proxy:
@@ -116,6 +163,8 @@ WRAPPERS: list[Callable[[Any], Any]] = [
     Forwarding,
     ForwardingListeners,
     ForwardingBackground,
+    ForwardingMore,
+    ForwardingDecorated,
     Proxy,
     Intercepting,
     _twice,
@@ -170,33 +219,28 @@ class TestWrapperOfOneScheduler:
         asyncio.run(main())
 
 
-class Fallback(HandDriven):
-    """Runs by itself, and has another scheduler besides."""
-
+class _WithOther(HandDriven):
     def __init__(self, other: Any) -> None:
         self.other = other
         super().__init__()
+
+
+class Fallback(_WithOther):
+    """Runs by itself, and has another scheduler besides."""
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         super().start(*args, **kwargs)
 
 
-def _logged(start: Any) -> Any:
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return start(self, *args, **kwargs)
-
-    return wrapper
-
-
-class DecoratedFallback(Fallback):
+class DecoratedFallback(_WithOther):
     """Its own start() is decorated, and calls that of its base class by name."""
 
     @_logged
     def start(self, *args: Any, **kwargs: Any) -> None:
-        Fallback.start(self, *args, **kwargs)
+        HandDriven.start(self, *args, **kwargs)
 
 
-class WrappedFallback(Fallback):
+class WrappedFallback(_WithOther):
     """Its own start() calls a method that calls the inherited one."""
 
     def start(self, *args: Any, **kwargs: Any) -> None:
@@ -207,20 +251,150 @@ class WrappedFallback(Fallback):
         super().start(*args, **kwargs)
 
 
-class SelfMade(Fallback):
+class SelfMade(_WithOther):
     """Starts without any code of APScheduler."""
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         self.state = STATE_RUNNING
 
 
+class _Bound:
+    """A decorator that is no function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return functools.partial(self.function, instance)
+
+
+class PartialFallback(_WithOther):
+    """Its own start() is no function."""
+
+    start = functools.partialmethod(HandDriven.start, paused=True)
+
+
+class DescriptorFallback(_WithOther):
+    """The same, made by a decorator."""
+
+    @_Bound
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        super().start(*args, **kwargs)
+
+
+class CachedFallback(_WithOther):
+    """The same, made by a decorator of the standard library."""
+
+    @functools.lru_cache  # noqa: B019  # on purpose
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        super().start(*args, **kwargs)
+
+
+_start_of_fallback = HandDriven.start
+
+
+def _boot(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    _start_of_fallback(scheduler, *args, **kwargs)
+
+
+class AliasFallback(_WithOther):
+    """Passes itself to a function, and starts the other one, too."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        _boot(self, *args, **kwargs)
+        self.other.start()
+
+
+class DynamicFallback(_WithOther):
+    """Finds what it inherits by its name, and starts the other one, too."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        getattr(super(), "start")(*args, **kwargs)  # noqa: B009  # on purpose
+        self.other.start()
+
+
+class SuperFallback(_WithOther):
+    """Passes on access to what it inherits."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        _start_parent(super(), *args, **kwargs)
+        self.other.start()
+
+
+def _start_parent(parent: Any, *args: Any, **kwargs: Any) -> None:
+    parent.start(*args, **kwargs)
+
+
+class ClosureFallback(_WithOther):
+    """Starts itself in a function within its method."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        def start() -> None:
+            HandDriven.start(self, *args, **kwargs)
+
+        start()
+        self.other.start()
+
+
+class ThreadFallback(_WithOther):
+    """Starts itself in a thread."""
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.starter = threading.Thread(target=self._start)
+        self.starter.start()
+        self.starter.join()
+        self.other.start()
+
+    def _start(self) -> None:
+        super().start()
+
+
+class CallbackFallback(_WithOther):
+    """Is started by what it has as an attribute."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__(other)
+        self.boot = functools.partial(HandDriven.start, self)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        self.boot(*args, **kwargs)
+        self.other.start()
+
+
+STARTED_BY_THEMSELVES = [
+    Fallback,
+    DecoratedFallback,
+    WrappedFallback,
+    SelfMade,
+    PartialFallback,
+    DescriptorFallback,
+    CachedFallback,
+    AliasFallback,
+    DynamicFallback,
+    SuperFallback,
+    ClosureFallback,
+    ThreadFallback,
+    CallbackFallback,
+]
+
+
 class TestSchedulerWithAnotherOne:
-    @pytest.mark.parametrize("kind", [Fallback, DecoratedFallback, WrappedFallback, SelfMade])
+    @pytest.mark.parametrize("kind", STARTED_BY_THEMSELVES)
     def test_scheduler_that_runs_by_itself_is_instrumented(self, kind: type[Any]) -> None:
         """It is not taken for a wrapper of the other one."""
         scheduler = kind(hand_driven_scheduler())
         telemetry = instrument(scheduler, registry=CollectorRegistry())
         assert ours(scheduler.other) == []
+        assert ours(scheduler) != []
+        telemetry.uninstrument()
+        scheduler.start()
+        assert scheduler.running
+
+    def test_scheduler_that_was_started_is_instrumented(self) -> None:
+        """Even if its start() seems to be that of a wrapper."""
+        scheduler = Forwarding(hand_driven_scheduler())
+        BaseScheduler.start(scheduler, paused=True)
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
         assert ours(scheduler) != []
         telemetry.uninstrument()
 
@@ -231,6 +405,12 @@ class Choosing(Forwarding):
     def __init__(self, scheduler: Any, other: Any) -> None:
         self.other = other
         super().__init__(scheduler)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            self.other.start(*args, **kwargs)
+        else:
+            self._scheduler.start(*args)
 
 
 class Late(Forwarding):

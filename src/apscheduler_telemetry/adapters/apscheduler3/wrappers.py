@@ -3,17 +3,22 @@ Finds the scheduler that runs the jobs of an object that wraps one.
 
 A wrapper may be a `BaseScheduler` itself, as that of apscheduler-di, and pass every call on to
 another one. Nothing of it ever runs, so there is nothing to watch.
+
+A scheduler is taken for such a wrapper only if the code of its ``start()`` proves it: `self` goes
+nowhere, nothing inherited from APScheduler starts it, and ``start()`` of one of its attributes is
+called. In doubt, it is what it claims to be, and runs by itself.
 """
 
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
-from apscheduler.schedulers.base import BaseScheduler
+from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
 
 
 def find_running_scheduler(candidate: object) -> Any:
@@ -21,23 +26,25 @@ def find_running_scheduler(candidate: object) -> Any:
     Return the scheduler that runs when `candidate` is started.
 
     Returns:
-        `candidate`, if it is a scheduler that runs by itself; the one that it passes ``start()``
-        on to, also over several wrappers; None if there is none, or more than one.
+        `candidate`, if it is a scheduler that runs, or may run, by itself; the one that it passes
+        ``start()`` on to, also over several wrappers; None if there is none, or more than one.
     """
     seen: list[object] = []
     while not any(candidate is other for other in seen):
         seen.append(candidate)
-        starting = _owner_of_start(candidate)
-        if starting is not None and starting is not candidate:
-            candidate = starting
+        if is_scheduler(candidate) and _has_started(candidate):
+            return candidate
+        owner = _owner_of_start(candidate)
+        if owner is not None and owner is not candidate:
+            candidate = owner
             continue
         if not is_scheduler(candidate):
             return None
-        if _runs_by_itself(type(candidate)):
+        targets = _started_instead(candidate)
+        if targets is None:
             return candidate
-        held = held_schedulers(candidate)
-        if len({id(scheduler) for scheduler in held.values()}) == 1:
-            candidate = next(iter(held.values()))
+        if len(targets) == 1:
+            candidate = targets[0]
     return None
 
 
@@ -71,46 +78,116 @@ def _owner_of_start(candidate: object) -> Any:
     return owner if is_scheduler(owner) else None
 
 
-def _runs_by_itself(kind: type) -> bool:
-    """
-    Tell whether ``start()`` of a class starts the object itself.
-
-    It does if it is that of APScheduler, if any method of the user's own classes calls what it
-    inherits, or if one sets ``state``, without which no scheduler runs.
-    """
-    own = [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] != "apscheduler"]
-    if not any("start" in vars(cls) for cls in own):
-        return True
-    return any(
-        _calls_inherited_start(function, kind) or _sets_state(function)
-        for cls in own
-        for value in vars(cls).values()
-        for function in _functions_in(value)
-    )
-
-
-def _functions_in(value: Any, depth: int = 3) -> Iterator[FunctionType]:
-    """Yield a function, and those that it decorates."""
-    if not isinstance(value, FunctionType) or not depth:
-        return
-    yield value
-    for cell in value.__closure__ or ():
-        with suppress(ValueError):  # an empty cell
-            yield from _functions_in(cell.cell_contents, depth - 1)
-
-
-def _calls_inherited_start(function: FunctionType, kind: type) -> bool:
-    code = function.__code__
-    if "start" not in code.co_names:
+def _has_started(scheduler: object) -> bool:
+    """Tell whether a scheduler itself was started, whatever a property of its class returns."""
+    try:
+        return bool(vars(scheduler).get("state", STATE_STOPPED) != STATE_STOPPED)
+    except Exception:  # noqa: BLE001  # user code
         return False
-    names = {cls.__name__ for cls in kind.__mro__}
-    return "__class__" in code.co_freevars or any(
-        name in names or function.__globals__.get(name) in kind.__mro__ for name in code.co_names
-    )
 
 
-def _sets_state(function: FunctionType) -> bool:
-    return any(
-        instruction.opname == "STORE_ATTR" and instruction.argval == "state"
-        for instruction in dis.get_instructions(function)
-    )
+def _started_instead(scheduler: object) -> list[Any] | None:
+    """
+    Return what ``start()`` starts instead of the scheduler, also by way of its other methods.
+
+    Returns:
+        Each object once, without those that are still to be made; None if nothing proves that the
+        scheduler itself is not started.
+    """
+    mro = type(scheduler).__mro__
+    targets: dict[int, Any] = {}
+    members = [("start", 0)]  # that are used, and the position in `mro` from which to look them up
+    for name, first in members:  # grows
+        cls = next((cls for cls in mro[first:] if name in vars(cls)), object)
+        if name != "start" and cls.__module__.partition(".")[0] == "apscheduler":
+            continue
+        paths = _paths_of_member(scheduler, name, vars(cls).get(name))
+        if paths is None:
+            return None
+        for path in paths:
+            used = (path[1], mro.index(cls) + 1) if path[0] == _SUPER else (path[0], 0)
+            if used not in members:
+                members.append(used)
+            if path[0] != _SUPER and path[-1] == "start":
+                target = _follow(scheduler, path[:-1])
+                if target is scheduler or not (target is None or _leads_to_scheduler(target)):
+                    return None
+                targets[id(target)] = target
+    return [target for target in targets.values() if target is not None] if targets else None
+
+
+def _paths_of_member(
+    scheduler: object, name: str, member: object
+) -> Iterable[tuple[str, ...]] | None:
+    """Do the same as `_paths_from_self` for any member of a class, or attribute of the object."""
+    function = member.fget if isinstance(member, property) else member
+    if isinstance(function, FunctionType):
+        paths = _paths_from_self(function)
+        decorated = inspect.unwrap(function)
+        return _paths_from_self(decorated) if paths is None and decorated is not function else paths
+    value = _follow(scheduler, (name,))
+    return None if callable(value) and not _leads_to_scheduler(value) else ()
+
+
+def _leads_to_scheduler(thing: object) -> bool:
+    return is_scheduler(thing) or _owner_of_start(thing) is not None
+
+
+def _follow(thing: Any, path: Iterable[str]) -> Any:
+    """Return an attribute of an attribute; None if it is missing."""
+    try:
+        for name in path:
+            thing = getattr(thing, name)
+    except Exception:  # noqa: BLE001  # user code
+        return None
+    return thing
+
+
+def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
+    """
+    Return the attributes that a method reads from `self`, and theirs.
+
+    Returns:
+        The names in ``self.scheduler.start`` and ``super().configure``, as ``("scheduler",
+        "start")`` and ``("super", "configure")``; None if the method may start `self`, as it
+        passes it on, sets its state, or reads a ``start`` from elsewhere.
+    """
+    code = function.__code__
+    own_name = code.co_varnames[0] if code.co_argcount else None
+    if own_name is None or own_name in code.co_cellvars or "start" in code.co_consts:
+        return None
+    paths: set[tuple[str, ...]] = set()
+    path: tuple[str, ...] | None = None  # the one that is being read
+    for instruction in dis.get_instructions(function):
+        operation, argument = instruction.opname, instruction.argval
+        loaded = argument if isinstance(argument, tuple) else (argument,)
+        if path is not None and operation in _READING:
+            path += (argument,)
+            continue
+        if path == () and operation in _COPYING:  # as in self.count += 1
+            continue
+        if path == (_SUPER,) and (operation in _CALLING or argument in (own_name, "__class__")):
+            continue
+        if (
+            path == (_SUPER,)
+            or (path == () and operation not in {"STORE_ATTR", "RETURN_VALUE"})
+            or (operation in _READING and argument == "start")
+            or (operation == "STORE_ATTR" and argument == "state")
+            or ("LOAD_FAST" in operation and own_name in loaded[:-1])
+        ):
+            return None
+        if path:
+            paths.add(path)
+        path = None
+        if operation == "LOAD_GLOBAL" and argument == _SUPER:
+            path = (_SUPER,)
+        elif "LOAD_FAST" in operation and loaded[-1] == own_name:
+            path = ()
+    return paths
+
+
+_SUPER = "super"
+_READING = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
+_COPYING = {"COPY", "DUP_TOP"}
+_CALLING = {"CALL", "CALL_FUNCTION", "PRECALL", "PUSH_NULL"}
+"""Names of instructions, in all versions of Python."""
