@@ -42,7 +42,12 @@ from apscheduler_telemetry.export.otel_traces import (
     restore_context,
     suppress_tracing,
 )
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, UnavailableHTTPServer
+from apscheduler_telemetry.http import (
+    HTTPEndpoints,
+    HTTPServer,
+    UnavailableHTTPServer,
+    has_address_in_common,
+)
 
 logger = logging.getLogger("apscheduler_telemetry")
 
@@ -252,17 +257,17 @@ class Telemetry:
             if error.errno != errno.EADDRINUSE:
                 raise
             # Every worker of a web server does the same; raised, it would end all but the first.
-            logger.error("%s", self._describe_taken_port(port, error))  # noqa: TRY400  # expected
-            return UnavailableHTTPServer(port, addr, is_https="certfile" in options)
+            logger.error("%s", self._describe_taken_port(port, addr, error))  # noqa: TRY400  # expected
+            return UnavailableHTTPServer(port, addr, is_https=options.get("certfile") is not None)
         self._servers.append(server)
         _servers[server] = self.name
         return server
 
-    def _describe_taken_port(self, port: int, error: OSError) -> str:
+    def _describe_taken_port(self, port: int, addr: str, error: OSError) -> str:
         others = [
             name
             for server, name in list(_servers.items())
-            if server.is_serving and server.port == port
+            if server.is_serving and has_address_in_common(server, port, addr)
         ]
         if others:
             return (

@@ -92,6 +92,38 @@ class TestTakenPort:
         [record] = caplog.records
         assert "'bar': that of the scheduler 'shop' has port" in record.getMessage()
 
+    def test_server_at_another_address_is_not_named(
+        self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A foreign socket may have the same port at another address of this machine."""
+        with (
+            telemetry.start_http_server(0) as server,
+            socket.create_server(("127.0.0.2", server.port)),
+        ):
+            assert not telemetry.start_http_server(server.port, "127.0.0.2").is_serving
+        [record] = caplog.records
+        assert "'shop' has no server" in record.getMessage()
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")],
+    )
+    def test_server_at_the_same_address_is_named(
+        self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, first: str, second: str
+    ) -> None:
+        """Also if one of them is for all addresses."""
+        with telemetry.start_http_server(0, first) as server:
+            assert not telemetry.start_http_server(server.port, second).is_serving
+        [record] = caplog.records
+        assert "that of the scheduler 'shop' has port" in record.getMessage()
+
+    def test_url_is_that_of_the_server_it_would_be(self, telemetry: Telemetry) -> None:
+        """Options that are None are as if they were not given."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            server = telemetry.start_http_server(port, certfile=None, keyfile=None)
+        assert server.url == f"http://127.0.0.1:{port}"
+
     def test_other_errors_are_raised(self, telemetry: Telemetry) -> None:
         """An address of another machine is an error for every process, and raised."""
         with pytest.raises(OSError, match="pass an addr of this machine"):

@@ -5,10 +5,12 @@ Start and stop the built-in server.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http.access import (
@@ -136,8 +138,7 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
     hosts = None if allowed_hosts is None else AllowedHosts(allowed_hosts)
     token = None if bearer_token_file is None else BearerToken(bearer_token_file, report_exception)
     try:
-        found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        family, address = _resolve(addr, port)
         if hosts is None:
             hosts = AllowedHosts([addr] if is_loopback_address(str(address[0])) else ["*"])
         server = ThreadingWSGIServer(
@@ -160,6 +161,24 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
         reason = getattr(error, "strerror", None) or error
         msg = f"cannot serve metrics on {_format_netloc(addr, port)}: {reason}; {hint}"
         raise OSError(code, msg) from error
+
+
+def has_address_in_common(server: HTTPServer, port: int, addr: str) -> bool:
+    """Tell whether a server listens where one of `port` and `addr` would."""
+    if server.port != port:
+        return False
+    requested = str(_resolve(addr, port)[1][0])
+    return server.addr == requested or any(
+        ipaddress.ip_address(address.partition("%")[0]).is_unspecified
+        for address in (server.addr, requested)
+    )
+
+
+def _resolve(addr: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and the address to bind."""
+    found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return family, address
 
 
 def _validate_address(port: object, addr: object) -> None:
