@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from apscheduler_telemetry.core.files import check_regular, ensure_private
+from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
 
 logger = logging.getLogger("apscheduler_telemetry")
 
@@ -119,7 +121,7 @@ class FileContextStore(MutableMapping[str, str]):
 
     def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         # SQLite itself would create a file that others may read, and follow symbolic links.
-        ensure_private(self._path)
+        _file_creator.ensure_private(self._path)
         for suffix in _SQLITE_SUFFIXES:
             with suppress(FileNotFoundError):
                 check_regular(self._path.with_name(self._path.name + suffix))
@@ -137,3 +139,23 @@ class FileContextStore(MutableMapping[str, str]):
             logger.warning(
                 "%s is not an SQLite file (%s); renamed to %s", self._path, error, new_path
             )
+
+
+class _FileCreator:
+    """
+    Creates files for one thread of this process at a time.
+
+    Otherwise a thread that finds no file could open and close the one that another thread has just
+    created, and release the locks that SQLite holds on it there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        renew_lock_after_fork(self)
+
+    @synchronized
+    def ensure_private(self, path: Path) -> None:
+        ensure_private(path)
+
+
+_file_creator = _FileCreator()

@@ -22,6 +22,7 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import FileContextStore, instrument
+from apscheduler_telemetry.core import files
 from tests.helpers.foreign_files import FOREIGN_FILES, assert_untouched, make_victim
 from tests.helpers.metrics import errors_of
 from tests.helpers.waiting import wait_until
@@ -203,6 +204,29 @@ class TestForeignFiles:
         blocker.close()
         assert "database is locked" in done.stderr
         assert store["a"] == "1"
+
+    def test_file_is_opened_once_by_threads_that_create_it(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A second one would release the locks of SQLite as it closes the file."""
+        opened: list[Path] = []
+        twice = threading.Event()
+        open_private = files.open_private
+
+        def wait_and_open(path: Path) -> int:
+            opened.append(path)
+            if len(opened) > 1:
+                twice.set()
+            twice.wait(0.2)  # as long as it takes the other thread to get here
+            return open_private(path)
+
+        monkeypatch.setattr(files, "open_private", wait_and_open)
+        threads = [threading.Thread(target=len, args=(FileContextStore(path),)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert opened == [path]
 
     def test_scheduler_with_a_fifo_as_its_store_runs_its_jobs(
         self, path: Path, caplog: pytest.LogCaptureFixture
