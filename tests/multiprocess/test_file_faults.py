@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,19 @@ def leave_files_of_a_dead_process(directory: Path) -> None:
     process = process_with_a_run(directory)
     process.write()
     process.die()
+
+
+@contextlib.contextmanager
+def unwritable(directory: Path) -> Iterator[None]:
+    """Let this process read a directory only; root becomes another user meanwhile."""
+    mode, user = directory.stat().st_mode, os.geteuid()
+    directory.chmod(0o555)
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        directory.chmod(mode)
 
 
 class TestTrouble:
@@ -81,6 +97,39 @@ class TestTrouble:
         shown = dict(scrape(directory_without_threads))
         assert value(shown, "telemetry_errors_total", component="multiprocess") == 3
         assert len(shown) == len(before)
+
+    @pytest.mark.parametrize("slot", ["free", "held by another user"])
+    def test_directory_that_becomes_unwritable_is_a_counted_error(
+        self, no_writer_threads: None, slot: str
+    ) -> None:
+        """Each write fails and is counted, none searches on, and later all is written."""
+        # Not tmp_path, which is only accessible to its owner.
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            if slot != "free":
+                process_with_a_run(directory).write()
+            process = process_with_a_run(directory)
+            with unwritable(directory):
+                for failures in (1, 2):
+                    process.writer.write()
+                    assert process.error_reporter.counts()["multiprocess"] == failures
+            process.writer.write()
+            assert value(scrape(directory), "job_runs_total", outcome="success") == (
+                1 if slot == "free" else 2
+            )
+            Process.living.clear()
+
+    def test_slots_that_are_all_in_use_are_a_counted_error(
+        self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The search for a free slot ends."""
+        monkeypatch.setattr(slots, "MAX_SLOTS", 2)
+        for _ in range(2):
+            process_with_a_run(directory_without_threads).write()
+        process = process_with_a_run(directory_without_threads)
+        process.writer.write()
+        assert process.error_reporter.counts()["multiprocess"] == 1
+        assert counts(directory_without_threads) == (2, 2)
 
     @pytest.mark.slow
     def test_full_disk_is_a_counted_error(self, directory: Path) -> None:

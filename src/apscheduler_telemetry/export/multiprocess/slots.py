@@ -12,8 +12,8 @@ name, number of the slot):
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import itertools
 import math
 import os
 import re
@@ -33,6 +33,8 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
 )
 from apscheduler_telemetry.export.multiprocess.locks import is_locked, try_lock, try_lock_directory
 
+MAX_SLOTS = 10_000
+"""Slots of one scheduler, of which each process has one."""
 STALE_AFTER = 30.0
 """Seconds without a write after which gauges are removed: their process hangs or is stopped."""
 
@@ -113,11 +115,15 @@ class ProcessSlot:
 
         Returns:
             The slot; None if another process has locked the directory, so try again later.
+
+        Raises:
+            OSError: the lock file of a free slot cannot be created, as in a directory in which
+                this process may not write, or all slots are in use.
         """
         with try_lock_directory(directory) as is_acquired:
-            for number in itertools.count():
-                if not is_acquired:
-                    break
+            if not is_acquired:
+                return None
+            for number in range(MAX_SLOTS):
                 stem = f"{_scheduler_stem(scheduler)}.{number}"
                 path = directory / f"{stem}.lock"
                 try:
@@ -126,6 +132,8 @@ class ProcessSlot:
                     on_skipped(str(path), str(error.strerror))
                     continue
                 except PermissionError:
+                    if not os.path.lexists(path):
+                        raise  # and so it would be for all that follow
                     continue  # made by another user: by root, before gunicorn changed its user
                 foreign = _find_foreign_file(directory, stem)
                 if foreign is not None:
@@ -133,7 +141,8 @@ class ProcessSlot:
                 elif try_lock(lock):
                     return cls(directory, stem, lock)
                 os.close(lock)
-        return None
+        message = f"All {MAX_SLOTS} slots of the scheduler are in use"
+        raise OSError(errno.EUSERS, message, str(directory))
 
     def keep_earliest_start(self, started_at: float) -> float:
         """
