@@ -20,6 +20,10 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from apscheduler_telemetry.adapters.apscheduler3 import look_ahead, time_limit
+from apscheduler_telemetry.adapters.apscheduler3.triggers import (
+    custom_class_name,
+    is_of_apscheduler,
+)
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.metrics import adapter_of, errors_of, recorder_of
@@ -328,6 +332,21 @@ class TestTriggersOfTheUser:
         add(rig, OrTrigger([cron(minute="0"), Hourly(START + 1000 * HOUR)]), "other")
         wait_until(lambda: rig.job("other").intervals)
         assert errors(rig) == look_ahead.MAX_SLOW_SEARCHES
+
+    @pytest.mark.parametrize("depth", [15, 25, 100])
+    def test_deep_combined_trigger_is_looked_at(self, rig: HandRig, depth: int) -> None:
+        """However many triggers are inside each other, the application's own part is found."""
+        own: BaseTrigger = cron(minute="0")
+        custom: BaseTrigger = Hourly(START + 1000 * HOUR)
+        for _ in range(depth):
+            own, custom = (OrTrigger([part, cron(minute="30")]) for part in (own, custom))
+        assert is_of_apscheduler(own)
+        assert not is_of_apscheduler(custom)
+        assert custom_class_name(custom) == "Hourly"
+        add(rig, own, "own")
+        add(rig, custom, "custom")
+        wait_until(lambda: rig.job("own").intervals and rig.job("custom").intervals)
+        rig.failing = set()
 
     def test_trigger_that_contains_itself_is_reported(self, rig: HandRig) -> None:
         """APScheduler cannot ask it either."""

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import MAXYEAR, datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -39,8 +39,6 @@ Steps in which the parts of an `AndTrigger` must agree on a fire time.
 Parts of APScheduler's own need three at most, see `_get_common_fire_time`. Those of the user's may
 move on by a minute or a day with each step; these are a week of minutes, or 27 years of days.
 """
-MAX_DEPTH = 20
-"""How many combined triggers may be inside each other; one may even contain itself."""
 MAX_REPEATED_STEPS = 100
 """Equal steps in a row after which the parts will not agree, if some of them are the user's."""
 
@@ -353,29 +351,15 @@ def is_countable(trigger: Any) -> bool:
     return kind in _SIMPLE_TRIGGER_TYPES and not getattr(trigger, "jitter", None)
 
 
-def is_of_apscheduler(trigger: Any, max_depth: int = MAX_DEPTH) -> bool:
-    """
-    Tell whether asking a trigger runs no code of the user's.
-
-    Args:
-        trigger: the trigger.
-        max_depth: how many combined triggers may be inside each other.
-    """
-    if type(trigger) in _SIMPLE_TRIGGER_TYPES:
-        return True
-    if type(trigger) in {AndTrigger, OrTrigger}:
-        return max_depth > 0 and all(
-            is_of_apscheduler(part, max_depth - 1) for part in trigger.triggers
-        )
-    return str(type(trigger).__module__).startswith("apscheduler.triggers.")
+def is_of_apscheduler(trigger: Any) -> bool:
+    """Tell whether asking a trigger runs no code of the user's."""
+    return _find_custom_part(trigger) is None
 
 
 def custom_class_name(trigger: Any) -> str:
     """Return the name of the user's class that a trigger, or the first such part of it, is of."""
-    for _ in range(MAX_DEPTH):
-        if type(trigger) in {AndTrigger, OrTrigger}:
-            trigger = next(part for part in trigger.triggers if not is_of_apscheduler(part))
-    return type(trigger).__qualname__
+    part = _find_custom_part(trigger)
+    return type(trigger if part is None else part).__qualname__
 
 
 def describe(trigger: Any) -> str:
@@ -537,7 +521,7 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     that the user may have seeded. Telemetry must change neither. Triggers of APScheduler's own have
     no state besides, so that they need not be copied, or not deeply.
     """
-    if type(trigger) in {AndTrigger, OrTrigger}:
+    if type(trigger) in _COMBINED_TRIGGER_TYPES:
         parts = [_copy_without_jitter(part) for part in trigger.triggers]
         max_jitter = max([trigger.jitter or 0.0, *(jitter for _, jitter in parts)])
         return type(trigger)([part for part, _ in parts]), max_jitter
@@ -552,16 +536,26 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     return trigger, max(map(_remove_jitter, _parts_of(trigger)), default=0.0)
 
 
-def _parts_of(trigger: Any) -> Iterable[Any]:
-    """Return a trigger and all that it combines, each once."""
-    parts, pending = {}, [trigger]
+def _find_custom_part(trigger: Any) -> Any:
+    """Return the first part of a trigger that is of a class of the user's; None if none is."""
+    return next((part for part in _parts_of(trigger) if not _is_own_class(type(part))), None)
+
+
+def _is_own_class(kind: type) -> bool:
+    return str(kind.__module__).startswith("apscheduler.triggers.")
+
+
+def _parts_of(trigger: Any) -> Iterator[Any]:
+    """Yield a trigger and all that it combines, each once, as one may even contain itself."""
+    seen, pending = {}, [trigger]
     while pending:
         part = pending.pop()
-        if id(part) not in parts:
-            parts[id(part)] = part
+        if id(part) not in seen:
+            seen[id(part)] = part
+            yield part
             triggers = getattr(part, "triggers", ())
-            pending.extend(triggers if isinstance(triggers, (list, tuple)) else ())
-    return parts.values()
+            if isinstance(triggers, (list, tuple)) or type(part) in _COMBINED_TRIGGER_TYPES:
+                pending.extend([*triggers][::-1])
 
 
 def _remove_jitter(trigger: Any) -> float:
@@ -574,5 +568,6 @@ def _remove_jitter(trigger: Any) -> float:
 
 
 _SIMPLE_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
+_COMBINED_TRIGGER_TYPES = frozenset({AndTrigger, OrTrigger})
 _TICK = 1e-6
 """The resolution of a datetime, in seconds."""
