@@ -150,6 +150,27 @@ class TestDueTimes:
             [at(10 * n) for n in range(expected)],
         )
 
+    @pytest.mark.parametrize("kind", ["interval", "cron"])
+    @pytest.mark.parametrize(
+        ("end_date", "expected"), [(0, 1), (9.9, 1), (10, 2), (25, 3), (35, 4), (99, 4), (-5, 1)]
+    )
+    def test_fire_times_after_the_end_date_do_not_count(
+        self, kind: str, end_date: float, expected: int
+    ) -> None:
+        """Those up to and including the end date count, and the next run of the job always."""
+        options = {"end_date": at(end_date)}
+        trigger = interval(10, **options) if kind == "interval" else cron(second="*/10", **options)
+        due = due_times(trigger, at(35))
+        assert (due.total, list(due.latest_times)) == (
+            expected,
+            [at(10 * n) for n in range(expected)],
+        )
+
+    def test_end_date_limits_runs_with_jitter(self) -> None:
+        """Each run is later by one half of the jitter on average, and none is after the end."""
+        trigger = interval(10, jitter=4, end_date=at(36))
+        assert list(due_times(trigger, at(500)).latest_times) == [at(0), at(12), at(24), at(36)]
+
     @pytest.mark.parametrize("make", [interval, lambda _: Hourly()], ids=["interval", "own"])
     def test_repeated_hour_counts_twice(self, make: Callable[[float], BaseTrigger]) -> None:
         """The hour that is repeated when daylight saving ends counts twice."""

@@ -190,7 +190,11 @@ class FireTimeSearch:
     def _count_intervals(self, first: datetime, trigger: Any) -> None:
         # Computed without a loop, as this runs while the scheduler holds its lock.
         step, since, zone = _mean_interval(trigger), first.timestamp(), first.tzinfo
-        self._total = math.floor((self._end - since) / step) + 1
+        end = self._end
+        if trigger.end_date is not None:
+            end = min(end, trigger.end_date.timestamp() + _TICK)
+        # The first one may be later than the end date, if the user has chosen the next run.
+        self._total = max(1, math.floor((end - since) / step) + 1)
         kept = range(max(0, self._total - MAX_LISTED_FIRE_TIMES), self._total)
         self._latest.extend(to_datetime(since + n * step, zone) for n in kept)
         self.is_finished = True
