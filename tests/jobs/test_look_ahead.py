@@ -7,6 +7,7 @@ import copy
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -246,6 +247,26 @@ class TestTriggersOfTheUser:
         wait_until(lambda: errors(rig))
         assert "is too large to be copied in a second" in caplog.text
         wait_until(lambda: "apscheduler-telemetry-trigger" not in threads())
+
+    @pytest.mark.usefixtures("impatience")
+    def test_copy_that_is_made_too_late_is_not_kept(
+        self, rig: HandRig, gate: threading.Event
+    ) -> None:
+        """What the abandoned thread copies after the time limit is freed again."""
+        copies: list[weakref.ref[Hourly]] = []
+
+        class Slow(Hourly):
+            def __deepcopy__(self, _: Any) -> Hourly:
+                assert gate.wait(jobs.WAIT_TIMEOUT)
+                late = Hourly()
+                copies.append(weakref.ref(late))
+                return late
+
+        add(rig, Slow())
+        wait_until(lambda: errors(rig))
+        gate.set()
+        wait_until(lambda: "apscheduler-telemetry-trigger" not in threads())
+        assert [copy() for copy in copies] == [None]
 
     @pytest.mark.usefixtures("impatience")
     def test_part_of_a_combined_trigger_has_the_same_limit(self, rig: HandRig) -> None:

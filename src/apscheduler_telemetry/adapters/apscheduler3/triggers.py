@@ -160,7 +160,11 @@ class FireTimeSearch:
             if self._copy is None:
                 self._copy_trigger()
             max_questions += self.question_count
-            while self.question_count < max_questions and self._find_next(deadline):
+            while (
+                not self.is_finished
+                and self.question_count < max_questions
+                and self._find_next(deadline)
+            ):
                 pass
         except TookTooLongError:
             self.give_up_after_time_limit()
@@ -201,9 +205,12 @@ class FireTimeSearch:
 
     def _copy_trigger(self) -> None:
         try:
-            self._copy, max_jitter = _copy_without_jitter(self.trigger)
+            trigger, max_jitter = _copy_without_jitter(self.trigger)
         except Exception as error:
             raise NotCopiedError from error
+        with self._lock:
+            if not self.is_finished:  # not given up
+                self._copy = trigger
         if self._end != math.inf:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
