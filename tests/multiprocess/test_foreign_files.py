@@ -172,7 +172,6 @@ def with_key(family: object, name: object, labels: object, description: object) 
 
 
 DAMAGED = {
-    "empty": b"",
     "short": b"\x08\0",
     "text": b"a text of somebody, and not a file of prometheus_client\n" * 100,
     "cut": GOOD[:-8],
@@ -194,6 +193,10 @@ DAMAGED = {
     "label name": with_key("shop", "shop_total", {"": "a"}, "h"),
     "labels": with_key("shop", "shop_total", ["a"], "h"),
     "help": with_key("shop", "shop_total", {}, None),
+    "surrogate in a name": with_key("shop\ud800", "shop\ud800_total", {}, "h"),
+    "surrogate in a label name": with_key("shop", "shop_total", {"a\ud800": "x"}, "h"),
+    "surrogate in a label value": with_key("shop", "shop_total", {"a": "\udfff"}, "h"),
+    "surrogate in a help text": with_key("shop", "shop_total", {}, "h\ud800"),
 }
 
 
@@ -223,6 +226,15 @@ class TestDamagedFiles:
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert record.getMessage().startswith(f"{path} ")
+
+    def test_empty_file_is_no_error(self, directory_without_threads: Path) -> None:
+        """prometheus_client creates each file empty, and others may read it at that moment."""
+        (directory_without_threads / "counter_999.db").touch()
+        process = Process(directory_without_threads)
+        process.job(NOW)
+        process.run(1)
+        assert_complete(show(process, directory_without_threads), 1)
+        assert errors(process) == 0
 
     def test_histogram_with_a_bound_that_is_no_number(
         self, directory_without_threads: Path
@@ -270,7 +282,7 @@ class TestDamagedFiles:
         self, directory_without_threads: Path
     ) -> None:
         """What any worker has left out is counted in one file, which all workers show."""
-        (directory_without_threads / "counter_999.db").touch()
+        (directory_without_threads / "counter_999.db").write_bytes(b"x")
         workers = [instrument(HandDriven(), registry=CollectorRegistry()) for _ in range(2)]
         try:
             for worker in (*workers, *workers):

@@ -46,7 +46,6 @@ OnSkipped = Callable[[str, str], None]
 """Called with the path of a file that is not used, and with what is wrong with it."""
 
 
-_EMPTY = "is empty"
 _BAD_KEY = "has a key that is no sample of Prometheus"
 
 
@@ -123,8 +122,10 @@ def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
     """
     with os.fdopen(open_regular(path), "rb") as file:
         header = file.read(_HEADER.size)
+        if not header:
+            return  # prometheus_client has created it just now, and will write to it
         if len(header) < _HEADER.size:
-            raise DamagedFileError if header else DamagedFileError(_EMPTY)
+            raise DamagedFileError
         (used,) = _HEADER.unpack(header)
         if not (used == 0 or _HEADER.size <= used <= MAX_FILE_BYTES):  # 0 in a new file
             raise DamagedFileError
@@ -191,6 +192,7 @@ def parse_key(key: str) -> SampleKey:
         # The name of a sample is that of its metric with a suffix.
         is_valid = all(type(text) is str for text in texts) and name.startswith(family)
         suffix = name[len(family) :]
+        "".join(texts).encode()  # raises an exception for what no exposition can contain
         if is_valid and suffix in _SUFFIXES and all(map(_is_valid_name, [family, *labels])):
             return SampleKey(family, name, tuple(sorted(labels.items())), description)
     except (ValueError, TypeError, AttributeError, RecursionError):
