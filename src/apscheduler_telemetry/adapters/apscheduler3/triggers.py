@@ -160,11 +160,7 @@ class FireTimeSearch:
             if self._copy is None:
                 self._copy_trigger()
             max_questions += self.question_count
-            while (
-                not self.is_finished
-                and self.question_count < max_questions
-                and self._find_next(deadline)
-            ):
+            while self.question_count < max_questions and self._find_next(deadline):
                 pass
         except TookTooLongError:
             self.give_up_after_time_limit()
@@ -219,7 +215,7 @@ class FireTimeSearch:
         """Ask for the next fire time; return False if nothing more is to be asked."""
         previous = self._latest[-1]
         end = self._end - self._mean_jitter
-        if self._total >= self._max_count:
+        if self.is_finished or self._total >= self._max_count:
             return self._finish()
         if time.perf_counter() > deadline:
             raise TookTooLongError
