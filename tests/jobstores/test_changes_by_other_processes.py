@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,16 @@ class TestOtherProcesses:
             assert seen.runs() == {}
             seen.scheduler.wakeup()
             wait_until(lambda: sum(seen.runs().values()) == 1)
+
+    def test_job_at_the_end_of_the_calendar_is_shown(self, place: Place) -> None:
+        """APScheduler itself cannot read `datetime.max` from a store, which rounds it up."""
+        last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other, at=last)
+            wait_until(lambda: seen.next_and_withdrawn_run()[0] == pytest.approx(last.timestamp()))
+            [job] = seen.telemetry.health()["jobs"]
+            assert (job["next_run"][:10], job["overdue"]) == ("9999-12-31", False)
+            assert seen.own_errors() == {}
 
     def test_time_of_the_latest_reading_is_exported(self, place: Place) -> None:
         """The time of the latest reading is exported, and stays recent."""
