@@ -162,7 +162,7 @@ class TestAlert:
                     return [line.split()[0] for line in done.stdout.splitlines()[1:]]
 
                 expected = {"APSchedulerJobFailing", "APSchedulerWatchdog"}
-                wait_for_answer(lambda: expected <= set(listed()), 120)
+                wait_for_answer(lambda: expected <= set(listed()), 90)
                 wait_for_answer(lambda: "APSchedulerRunFailed" not in listed())
                 self.check_page(f"http://127.0.0.1:{ports['127.0.0.1:9090']}")
             log = (tmp_path / "alertmanager.log").read_text()
