@@ -105,7 +105,8 @@ class AlertPolicy:
 
     def grace(self, job: Any) -> float:
         """Return the seconds that a run of `job` may be late."""
-        default = max(MIN_DEFAULT_GRACE, float(job.misfire_grace_time or 0))
+        own = job.misfire_grace_time
+        default = float(own) if own is not None and own > MIN_DEFAULT_GRACE else MIN_DEFAULT_GRACE
         return float(self._option(job, "grace", default))
 
     def max_duration(self, job: Any) -> float | None:
@@ -115,16 +116,20 @@ class AlertPolicy:
 
     def severity(self, job: Any) -> str:
         """Return the severity of alerts on `job`; empty for the severity of each rule."""
-        return str(self._option(job, "severity", ""))
+        severity = self._option(job, "severity", "")
+        return str(severity) if severity else ""
 
     def owner(self, job: Any) -> str:
         """Return who is responsible for `job`; empty if not configured."""
-        return label_value(self._option(job, "owner", ""))
+        owner = self._option(job, "owner", "")
+        return label_value(owner) if owner else ""
 
     def _option(self, job: Any, option: str, default: Any) -> Any:
         value = self._options.get(option)
+        if value is None:
+            return default
         if not callable(value):
-            return default if value is None else value
+            return value
         known = _OPTION_RULES[option]
         try:
             returned = value(job)

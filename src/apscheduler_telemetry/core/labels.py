@@ -35,10 +35,11 @@ def label_value(value: object) -> str:
     Lone surrogates, which UTF-8 cannot encode, become escapes. A text that is too long is
     truncated, and a hash of the whole text keeps it distinct from similar ones.
     """
-    valid = str(value)
+    valid = value if type(value) is str else str(value)
     if not valid.isascii():
         valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
-    return shorten(valid)
+    # Most are short, and a call for each would be a hundredth of what adding a job costs.
+    return valid if len(valid) <= MAX_NAME_LENGTH else shorten(valid)
 
 
 def function_name(job: Any) -> str:
@@ -57,7 +58,9 @@ def function_name(job: Any) -> str:
 
 def is_generated(job_id: object) -> bool:
     """Return whether APScheduler generated this id (``uuid4().hex``), as for one-off jobs."""
-    return isinstance(job_id, str) and _GENERATED_ID.fullmatch(job_id) is not None
+    if not isinstance(job_id, str) or len(job_id) != GENERATED_ID_LENGTH:  # as most are
+        return False
+    return _GENERATED_ID.fullmatch(job_id) is not None
 
 
 class JobLabeller:

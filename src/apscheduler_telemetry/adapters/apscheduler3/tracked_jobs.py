@@ -82,9 +82,10 @@ class TrackedJob:
         expiry, next_run = self.intervals_expiry, self.next_run
         return expiry is not None and next_run is not None and next_run > expiry
 
-    def update_record(self, record: JobRecord, *, coalesce: bool) -> None:
+    def update(self, record: JobRecord, trigger: Any, coalesce: bool) -> None:  # noqa: FBT001
         """Note what the job is now."""
         self.record = record
+        self.trigger = trigger
         self.coalesce = coalesce
 
     def mark_removed(self) -> None:
@@ -168,8 +169,7 @@ class TrackedJobs:
             and tracked.record.info.trigger == info.trigger
             and not tracked.needs_intervals
         )
-        tracked.update_record(record, coalesce=job.coalesce)
-        tracked.set_trigger(trigger)
+        tracked.update(record, trigger, job.coalesce)
         if not is_same:
             self.update_intervals(tracked, job)
         return tracked

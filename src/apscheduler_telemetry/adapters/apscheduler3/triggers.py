@@ -380,7 +380,7 @@ def describe(trigger: Any) -> str:
         return "date"
     kind = type(trigger)
     try:
-        if _has_no_text(kind):
+        if kind not in _SIMPLE_TRIGGER_TYPES and _has_no_text(kind):
             return kind.__qualname__
         return str(trigger)
     except Exception:  # noqa: BLE001  # user code; the job is counted all the same
