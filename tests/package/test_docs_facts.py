@@ -113,9 +113,12 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
     "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
-    "time for a trigger": (look_ahead.MAX_SECONDS, (r"at most (\w+) second, which includes",)),
+    "time for a trigger": (look_ahead.MAX_SECONDS, (r"together may take at most (\w+) second",)),
     "threads that wait": (time_limit.MAX_ABANDONED_THREADS, (r"At most (\w+) such threads",)),
-    "slow triggers": (look_ahead.MAX_SLOW_SEARCHES, (r"is slow, (\w+) times in a row",)),
+    "slow triggers": (
+        look_ahead.MAX_SLOW_SEARCHES,
+        (r"others of its class, (\w+) times in a row",),
+    ),
     "coalesced at once": (
         unsubmitted_runs.QUESTIONS_IN_PASS,
         (r"more than (\d+) coalesced runs of a cron trigger",),
