@@ -277,8 +277,8 @@ class Telemetry:
                 "port"
             )
         return (
-            f"The scheduler {self.name!r} has no server in process {os.getpid()}, which goes on "
-            f"without: {error.strerror}. If each of these processes starts the scheduler, each "
+            f"The scheduler {self.name!r} has no server in process {os.getpid()}, and the process "
+            f"goes on without one. Reason: {error.strerror}. If each of these processes starts the scheduler, each "
             "runs all of its jobs"
         )
 
