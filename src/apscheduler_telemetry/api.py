@@ -278,8 +278,8 @@ class Telemetry:
             )
         return (
             f"The scheduler {self.name!r} has no server in process {os.getpid()}, and the process "
-            f"goes on without one. Reason: {error.strerror}. If each of these processes starts the scheduler, each "
-            "runs all of its jobs"
+            f"goes on without one. Reason: {error.strerror}. If each of these processes starts the "
+            "scheduler, each runs all of its jobs"
         )
 
     def health(self) -> dict[str, Any]:
