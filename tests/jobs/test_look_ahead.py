@@ -377,7 +377,8 @@ class TestTriggersOfTheUser:
         trigger = OrTrigger([cron(minute="0")])
         trigger.triggers.append(trigger)
         add(rig, trigger)
-        add(rig, Hourly(START + 1000 * HOUR), "later")
+        wait_until(lambda: errors(rig))
+        add(rig, cron(minute="0"), "later")
         wait_until(lambda: rig.job("later").intervals)
         assert errors(rig) == 1
 
