@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.helpers.jobs import nothing
 from tests.helpers.metrics import sample
 from tests.helpers.rigs import HandRig, hand_driven_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.waiting import wait_until
 
 
@@ -54,7 +54,7 @@ class TestTracedBurst:
 
     def test_each_run_has_its_own_span_as_the_parent_in_the_child(self) -> None:
         """Spans that a job makes in the child process are children of the span of its run."""
-        with traced(spawning_pool()) as (rig, exporter):
+        with traced(forkserver_pool()) as (rig, exporter):
             rig.add(current_span_id, "interval", seconds=10, coalesce=False, max_instances=2)
             rig.after(20)
             rig.settle()

@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry import instrument
 from tests.helpers import watching
 from tests.helpers.metrics import registry_of
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.waiting import wait_until
 
 Snapshot = dict[str, dict[str, Any]]
@@ -98,7 +98,7 @@ def executors() -> dict[str, Any]:
     return {
         "default": DebugExecutor(),
         "threads": ThreadPoolExecutor(2),
-        "processes": spawning_pool(),
+        "processes": forkserver_pool(),
     }
 
 

@@ -18,7 +18,7 @@ from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
 from tests.helpers.recording import AsyncHandDriven, Recording, as_coroutine, recorded
 from tests.helpers.rigs import Gate
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.waiting import wait_until, wait_until_async
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=timezone.utc)
@@ -130,7 +130,7 @@ class TestScenario:
         def play(instrumented: bool) -> Recording:
             directory = tmp_path / str(instrumented)
             directory.mkdir()
-            scheduler = HandDriven(executors={"default": spawning_pool(1)}, timezone=timezone.utc)
+            scheduler = HandDriven(executors={"default": forkserver_pool(1)}, timezone=timezone.utc)
             with freeze_time(NOON) as clock, recorded(scheduler, instrumented) as recording:
                 scheduler.start()
                 count = add_all(scheduler, FUNCTIONS, jobs.hold, str(directory))

@@ -18,7 +18,7 @@ from apscheduler.executors.debug import DebugExecutor
 from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
 from tests.helpers.recording import recorded
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.waiting import wait_until
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=timezone.utc)
@@ -45,7 +45,7 @@ def sql_store(path: Path) -> Any:
 def write(path: Path, *, instrumented: bool) -> dict[str, bytes]:
     """Store, run and change jobs; return the rows."""
     scheduler = HandDriven(
-        executors={"default": DebugExecutor(), "processes": spawning_pool(1)},
+        executors={"default": DebugExecutor(), "processes": forkserver_pool(1)},
         jobstores={"default": sql_store(path)},
         timezone=timezone.utc,
     )

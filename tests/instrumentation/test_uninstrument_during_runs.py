@@ -15,7 +15,7 @@ from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
 from tests.helpers.metrics import check_counts, job_state, outcomes
 from tests.helpers.rigs import Gate, Rig
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until, wait_until_async
 
@@ -28,7 +28,7 @@ class TestUninstrument:
     @pytest.mark.parametrize("kind", ["threads", "processes"])
     def test_runs_of_a_burst_end_as_without_telemetry(self, kind: str, tmp_path: Path) -> None:
         """Running and queued runs end as without telemetry."""
-        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        executor = ThreadPoolExecutor(1) if kind == "threads" else forkserver_pool()
         scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
         with freeze_time() as clock:
             rig = Rig(scheduler)

@@ -436,7 +436,9 @@ class TestTriggersOfTheUser:
         wait_until(lambda: "apscheduler-telemetry-trigger" in threads())
         rig.telemetry.uninstrument()
         # Others, which served pages to earlier tests, stay for a minute.
-        wait_until(lambda: not {"apscheduler-telemetry", "apscheduler-telemetry-trigger"} & threads())
+        wait_until(
+            lambda: not {"apscheduler-telemetry", "apscheduler-telemetry-trigger"} & threads()
+        )
         rig.failing, rig.checks_events = {"schedule"}, False
 
 

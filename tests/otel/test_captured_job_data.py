@@ -29,11 +29,11 @@ from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import get_handle
 from tests.helpers.metrics import errors_of
 from tests.helpers.paths import ROOT
-from tests.helpers.schedulers import finish_pass, spawning_pool
+from tests.helpers.schedulers import finish_pass, forkserver_pool
 from tests.helpers.waiting import wait_until, wait_until_async
 
 SECRET = "hunter2"
-EXECUTORS = [DebugExecutor, ThreadPoolExecutor, spawning_pool]
+EXECUTORS = [DebugExecutor, ThreadPoolExecutor, forkserver_pool]
 ALL: dict[str, Any] = {
     "capture_arguments": True,
     "capture_result": True,

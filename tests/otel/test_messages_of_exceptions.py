@@ -31,11 +31,11 @@ from apscheduler_telemetry.core.exception_text import MAX_REDACTED
 from apscheduler_telemetry.core.model import MAX_MESSAGE
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from tests.helpers.metrics import errors_of
-from tests.helpers.schedulers import finish_pass, spawning_pool
+from tests.helpers.schedulers import finish_pass, forkserver_pool
 from tests.helpers.waiting import wait_until, wait_until_async
 
 SECRET = "hunter2"
-EXECUTORS = [DebugExecutor, ThreadPoolExecutor, spawning_pool]
+EXECUTORS = [DebugExecutor, ThreadPoolExecutor, forkserver_pool]
 
 
 class RefusingError(Exception):

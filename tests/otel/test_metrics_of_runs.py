@@ -24,7 +24,7 @@ from tests.helpers import jobs
 from tests.helpers.meter_provider import DELTA, Sdk, by_name, job_of
 from tests.helpers.metrics import recorder_of
 from tests.helpers.rigs import Gate, hand_driven_rig, live_rig
-from tests.helpers.schedulers import hand_driven_scheduler, spawning_pool
+from tests.helpers.schedulers import forkserver_pool, hand_driven_scheduler
 from tests.helpers.waiting import wait_until
 
 
@@ -71,7 +71,7 @@ class TestRuns:
         """A run in a process pool is recorded when its result arrives, with its trace."""
         otel = Sdk()
         tracers = TracerProvider(shutdown_on_exit=False)
-        scheduler = BackgroundScheduler(executors={"default": spawning_pool()})
+        scheduler = BackgroundScheduler(executors={"default": forkserver_pool()})
         with live_rig(scheduler, meter_provider=otel.provider, tracer_provider=tracers) as rig:
             rig.add(jobs.nap, args=[0.01])
             wait_until(lambda: rig.outcomes() == {"success": 1})

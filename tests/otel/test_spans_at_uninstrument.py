@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry import Telemetry, instrument
 from tests.helpers import jobs
 from tests.helpers.rigs import Gate
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.waiting import wait_until, wait_until_async
 
 
@@ -304,7 +304,7 @@ class TestOtherExecutors:
         self, spans: Spans, make_scheduler: Any, tmp_path: Path, is_killed: bool
     ) -> None:
         """The span ends with the result, also if the child dies."""
-        scheduler = make_scheduler(spawning_pool())
+        scheduler = make_scheduler(forkserver_pool())
         telemetry = spans.instrument(scheduler)
         if is_killed:
             add(scheduler, jobs.die_when_let_go, "job", str(tmp_path), "gate")

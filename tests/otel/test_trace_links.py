@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry import ArgumentTypeError, FileContextStore, Telemetry, instrument
 from tests.helpers.metrics import adapter_of, errors_of
 from tests.helpers.rigs import hand_driven_rig
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.scripts import output_of_script
 from tests.helpers.waiting import wait_until
 
@@ -424,7 +424,7 @@ class TestBaggage:
             app.add(tenant)
         assert self.seen(app) == repr("{}")
 
-    @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor, spawning_pool])
+    @pytest.mark.parametrize("executor", [DebugExecutor, ThreadPoolExecutor, forkserver_pool])
     def test_runs_have_the_baggage_of_where_the_job_was_added(
         self, process: Any, executor: Any
     ) -> None:

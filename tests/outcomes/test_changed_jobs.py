@@ -14,7 +14,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.rigs import Gate, hand_driven_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
 
@@ -62,7 +62,7 @@ class TestChanges:
     ) -> None:
         """A queued run gets the arguments that its job has at its start, as without telemetry."""
         results: list[Any] = []
-        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        executor = ThreadPoolExecutor(1) if kind == "threads" else forkserver_pool()
         with hand_driven_rig({"default": executor}) as rig:
             if not instrumented:
                 rig.telemetry.uninstrument()

@@ -12,7 +12,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from tests.helpers import jobs
 from tests.helpers.rigs import hand_driven_rig
-from tests.helpers.schedulers import APSCHEDULER, spawning_pool
+from tests.helpers.schedulers import APSCHEDULER, forkserver_pool
 
 UTC = timezone.utc
 
@@ -53,7 +53,7 @@ class TestDaylightSaving:
         """Though the time zone that comes back from the child is another object."""
         zone = ZoneInfo.no_cache("Europe/Berlin")
         due = datetime(2030, 10, 27, 0, 30, tzinfo=UTC).astimezone(zone)
-        with hand_driven_rig({"default": spawning_pool()}, at=AUTUMN, zone=UTC) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}, at=AUTUMN, zone=UTC) as rig:
             rig.add(jobs.nothing, DateTrigger(due, timezone=zone))
             rig.after(2.5 * HOUR)
             rig.settle()

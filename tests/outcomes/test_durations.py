@@ -18,7 +18,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from tests.helpers import jobs
 from tests.helpers.clocks import START, freeze_time
 from tests.helpers.rigs import Gate, Rig, hand_driven_rig, live_rig, live_rig_async
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.waiting import wait_until, wait_until_async
 
 UTC = timezone.utc
@@ -53,7 +53,7 @@ class TestQueue:
     @pytest.mark.parametrize("kind", ["threads", "processes"])
     def test_delay_of_a_queued_run_is_not_part_of_its_duration(self, kind: str) -> None:
         """The third takes as long as the first and starts after two of them; one may fail."""
-        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        executor = ThreadPoolExecutor(1) if kind == "threads" else forkserver_pool()
         with live_rig(by_the_clock(executor)) as rig:
             rig.add(jobs.nothing, id="first")  # starts the child process, which takes time
             rig.scheduler.turn()
@@ -147,7 +147,7 @@ class TestInPlace:
 
     def test_runs_without_a_start_have_no_duration(self) -> None:
         """Lost runs are in no histogram."""
-        with hand_driven_rig({"default": spawning_pool()}) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
             rig.add(lambda: None, id="lost")
             rig.add(jobs.nothing, executor="nowhere", id="nowhere")
             rig.scheduler.turn()
@@ -188,7 +188,7 @@ class TestClockJumps:
     def test_child_whose_clock_is_behind_has_a_delay_of_0(self) -> None:
         """If the child's clock is behind, the delay is 0."""
         with freeze_time(datetime.now(UTC) + timedelta(hours=1)):
-            scheduler = by_the_clock(spawning_pool())
+            scheduler = by_the_clock(forkserver_pool())
             with live_rig(scheduler) as rig:
                 rig.add(jobs.nap, args=[0.05])
                 scheduler.turn()

@@ -13,7 +13,7 @@ from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
 from tests.helpers.metrics import errors_of
 from tests.helpers.rigs import Rig
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
 
@@ -58,7 +58,7 @@ class TestOurOwnFailures:
         self, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Failures of telemetry are counted; runs and events are as without telemetry."""
-        executor = ThreadPoolExecutor(1) if kind == "threads" else spawning_pool()
+        executor = ThreadPoolExecutor(1) if kind == "threads" else forkserver_pool()
         scheduler = HandDriven(executors={"default": executor}, timezone=UTC)
 
         def broken(*_: Any) -> Any:

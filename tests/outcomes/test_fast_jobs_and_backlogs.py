@@ -11,7 +11,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 
 from tests.helpers import jobs
 from tests.helpers.rigs import hand_driven_rig, live_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
 
@@ -98,7 +98,7 @@ class TestBacklog:
 
     def test_a_burst_in_a_process_is_counted_run_by_run(self) -> None:
         """A burst in another process is counted run by run, with durations."""
-        with hand_driven_rig({"default": spawning_pool()}) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
             rig.add(jobs.nap, every(10), args=[0.02], coalesce=False)
             rig.after(25)
             assert (rig.job().running, rig.job().queued) == (1, 2)

@@ -14,7 +14,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.rigs import hand_driven_rig
-from tests.helpers.schedulers import HandDriven, spawning_pool
+from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
 
@@ -24,7 +24,7 @@ class TestProcesses:
 
     def test_all_runs_of_a_pool_are_lost_with_a_killed_worker(self, tmp_path: Path) -> None:
         """If a worker is killed, all runs of its pool are lost; the next run is measured."""
-        with hand_driven_rig({"default": spawning_pool(2)}) as rig:
+        with hand_driven_rig({"default": forkserver_pool(2)}) as rig:
             directory = str(tmp_path)
             rig.add(jobs.hold, args=[directory, "bystander"], id="bystander")
             rig.add(jobs.die_when_let_go, args=[directory, "dying"], id="dying")
@@ -47,7 +47,7 @@ class TestProcesses:
 
     def test_a_broken_pool_loses_no_run_of_the_fresh_pool(self, tmp_path: Path) -> None:
         """A job has a run in both; the one in the fresh pool is measured."""
-        executor, fresh = spawning_pool(), spawning_pool()
+        executor, fresh = forkserver_pool(), forkserver_pool()
         with hand_driven_rig({"default": executor, "unused": fresh}) as rig:
             broken = executor._pool
             rig.add(jobs.hold, every(10), args=[str(tmp_path), "first"], max_instances=2)
@@ -73,7 +73,7 @@ class TestProcesses:
     )
     def test_what_cannot_be_pickled_is_a_lost_run(self, func: Callable[[], Any]) -> None:
         """A callable, result or exception that cannot be pickled or unpickled is a lost run."""
-        with hand_driven_rig({"default": spawning_pool()}) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
             rig.add(func, id="lost")
             rig.scheduler.turn()
             rig.settle()
@@ -86,7 +86,7 @@ class TestProcesses:
 
     def test_errors_and_results_of_a_child_reach_listeners(self) -> None:
         """A child's errors and results reach listeners as they are without telemetry."""
-        with hand_driven_rig({"default": spawning_pool()}) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
             rig.add(jobs.fail, args=["here"], id="a")
             rig.add(jobs.throw, args=["SystemExit"], id="b")
             rig.add(jobs.throw, args=["KeyboardInterrupt"], id="c")

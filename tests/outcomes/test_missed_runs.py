@@ -8,7 +8,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 
 from tests.helpers import jobs
 from tests.helpers.rigs import Gate, hand_driven_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.triggers import every
 
 UTC = timezone.utc
@@ -65,7 +65,7 @@ class TestMisfires:
     def test_a_run_that_a_child_finds_too_late_is_missed(self) -> None:
         """A run that a child finds too late is missed, also if its start was estimated."""
         long_ago = datetime.now(UTC) - timedelta(hours=1)  # for the child, whose clock is right
-        with hand_driven_rig({"default": spawning_pool()}, at=long_ago) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}, at=long_ago) as rig:
             rig.add(jobs.nothing, misfire_grace_time=60)
             rig.scheduler.turn()
             rig.settle()

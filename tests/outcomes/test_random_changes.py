@@ -31,7 +31,7 @@ from tests.helpers import jobs
 from tests.helpers.clocks import START, at
 from tests.helpers.metrics import check_counts, job_states
 from tests.helpers.rigs import HandRig, hand_driven_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -479,7 +479,7 @@ def test_each_due_run_of_a_child_has_one_outcome_under_random_faults(
         "kill": (jobs.die_when_let_go, [str(directory), "gate"]),
     }
     model = Model()
-    with hand_driven_rig({"default": spawning_pool()}) as rig:
+    with hand_driven_rig({"default": forkserver_pool()}) as rig:
         for number, behaviour in enumerate(behaviours):
             job_id, schedule = f"job {number}", Schedule("interval", 10)
             spec = Spec(schedule, "default", behaviour, coalesce[number], 1, None)

@@ -13,7 +13,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from tests.helpers import jobs
 from tests.helpers.metrics import check_counts
 from tests.helpers.rigs import Gate, hand_driven_rig, live_rig
-from tests.helpers.schedulers import finish_pass, spawning_pool
+from tests.helpers.schedulers import finish_pass, forkserver_pool
 from tests.helpers.waiting import wait_until
 
 UTC = timezone.utc
@@ -48,7 +48,7 @@ class TestShutdown:
         self, wait: bool, tmp_path: Path
     ) -> None:
         """Queued runs of a process pool run after `shutdown`, with and without `wait`."""
-        with hand_driven_rig({"default": spawning_pool()}) as rig:
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
             rig.add(jobs.hold, args=[str(tmp_path)], id="a")
             rig.add(jobs.nothing, id="b")
             rig.add(jobs.nap, args=[0.1], id="c")

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.rigs import Gate, hand_driven_rig
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
 
@@ -63,7 +63,7 @@ class TestMaxInstances:
 
     def test_a_lost_run_leaves_the_other_one_running(self, tmp_path: Path) -> None:
         """Of two runs in flight, a lost one does not end the other."""
-        with hand_driven_rig({"default": spawning_pool(2)}) as rig:
+        with hand_driven_rig({"default": forkserver_pool(2)}) as rig:
             rig.add(jobs.lose_the_first, every(10), args=[str(tmp_path)], max_instances=2)
             rig.scheduler.turn()
             wait_until((tmp_path / "first.in").exists)

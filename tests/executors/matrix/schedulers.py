@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 
-from tests.helpers.schedulers import spawning_pool
+from tests.helpers.schedulers import forkserver_pool
 
 CELL_TIMEOUT = 30.0
 """Seconds after which a cell fails; short enough for the process to report which cell it is."""
@@ -46,7 +46,7 @@ class Runtime:
         if alias == "threadpool":
             return ThreadPoolExecutor(1)
         if alias == "processpool":
-            return spawning_pool()
+            return forkserver_pool()
         return DebugExecutor() if alias == "debug" else self.own_executor()
 
     def own_executor(self) -> Any:
