@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,9 @@ def status_with_host(server: HTTPServer, host: str) -> int:
 
 
 class TestBearerToken:
-    @pytest.mark.parametrize("path", ["/metrics", "/health", "/", "/nothing"])
+    @pytest.mark.parametrize(
+        "path", ["/metrics", "/health", "/", "/nothing", "/livez/metrics", "/metrics/livez"]
+    )
     def test_client_with_the_token_is_served(self, protected: HTTPServer, path: str) -> None:
         """A client that sends the token is served; others get a 401 that names the scheme."""
         assert status_with_token(protected, TOKEN, path) in (200, 404)
@@ -90,6 +95,12 @@ class TestBearerToken:
             assert fetch(server).status == 401
         assert not hanging.entered.acquire(blocking=False)
 
+    def test_rejection_of_head_has_no_body(self, protected: HTTPServer) -> None:
+        """A rejected ``HEAD`` request gets the headers only."""
+        answer = send_raw(address(protected), b"HEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.0 401 ")
+        assert answer.endswith(b"\r\n\r\n")
+
     @pytest.mark.parametrize("replace", [Path.write_text, None], ids=["written", "renamed"])
     def test_changed_file_is_read_again(
         self, protected: HTTPServer, token_file: Path, replace: Callable[..., Any] | None
@@ -103,6 +114,18 @@ class TestBearerToken:
             replace(token_file, "other")
 
         assert status_with_token(protected, "other") == 200
+        assert status_with_token(protected, TOKEN) == 401
+
+    def test_file_with_the_time_and_size_of_the_former_is_read(
+        self, protected: HTTPServer, token_file: Path
+    ) -> None:
+        """A file of the same size and time is noticed, as tools that copy files keep the time."""
+        other = token_file.with_name("new")
+        other.write_text(f"{TOKEN[::-1]}\n")
+        shutil.copystat(token_file, other)
+        other.replace(token_file)
+
+        assert status_with_token(protected, TOKEN[::-1]) == 200
         assert status_with_token(protected, TOKEN) == 401
 
     def test_link_to_another_directory_is_followed(
@@ -162,6 +185,20 @@ class TestBearerToken:
         with pytest.raises(error, match=re.escape(str(path))):
             endpoints.serve(0, bearer_token_file=path)
 
+    def test_large_file_is_not_read_as_a_whole(
+        self, endpoints: HTTPEndpoints, tmp_path: Path
+    ) -> None:
+        """Of a large file, which can be no token, only the start is read."""
+        with (tmp_path / "large").open("wb") as file:
+            file.truncate(50_000_000)
+        tracemalloc.start()
+        try:
+            with pytest.raises(errors.ArgumentValueError, match="one token"):
+                endpoints.serve(0, bearer_token_file=tmp_path / "large")
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+
     def test_fifo_raises_an_error(self, endpoints: HTTPEndpoints, tmp_path: Path) -> None:
         """A FIFO raises an error instead of being opened, which would wait for its writer."""
         if not hasattr(os, "mkfifo"):
@@ -186,6 +223,7 @@ class TestAllowedHosts:
         "127.0.0.2",
         "[::1]:9476",
         "[::1]",
+        "[::ffff:127.0.0.1]:9476",
     )
     OTHERS = (
         "evil.example",
@@ -198,6 +236,7 @@ class TestAllowedHosts:
         "localhost, evil.example",
         "localhost:80:80",
         "[::1",
+        "[::1x",
         "",
     )
 
@@ -210,6 +249,20 @@ class TestAllowedHosts:
     def test_other_names_are_rejected_on_the_loopback(self, server: HTTPServer, host: str) -> None:
         """A server on the loopback rejects other names, as DNS rebinding needs one."""
         assert status_with_host(server, host) == 421
+
+    def test_name_that_the_server_listens_on_is_allowed(
+        self, endpoints: HTTPEndpoints, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server on a name of the loopback, as in ``/etc/hosts``, can be called by that name."""
+        resolve = socket.getaddrinfo
+
+        def resolve_name_of_the_machine(host: Any, *args: Any, **kwargs: Any) -> Any:
+            return resolve("127.0.0.1" if host == "pod.example" else host, *args, **kwargs)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve_name_of_the_machine)
+        with endpoints.serve(0, "pod.example") as server:
+            assert status_with_host(server, "pod.example:9476") == 200
+            assert status_with_host(server, "evil.example") == 421
 
     def test_rejection_says_which_option_allows_the_name(self, server: HTTPServer) -> None:
         """The response to another name says which option allows it, for all pages."""
