@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import socket
 import sys
@@ -14,6 +15,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from apscheduler_telemetry import errors
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
+from apscheduler_telemetry.http.connections import ConnectionTracker
+from apscheduler_telemetry.http.limits import ConnectionLimits
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
@@ -137,17 +140,21 @@ class TestLimits:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A client that sends single bytes is disconnected after a timeout."""
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", -0.1)  # part of the age of a connection
+        idle_timeout = RESPONSE_TIMEOUT * 10  # which cannot be what ends the connection
+        # The other part of the age of a connection; so the age is 0.1 seconds.
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.1 - 2 * idle_timeout)
         with (
-            endpoints.serve(0, idle_timeout=0.1) as server,
+            endpoints.serve(0, idle_timeout=idle_timeout) as server,
             socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as slow,
         ):
+            sent = itertools.count()
 
             def is_disconnected() -> bool:
                 try:
                     slow.sendall(b"x")
                 except ConnectionError:
                     return True
+                assert next(sent) < 60_000, "the end of the longest line of a request"
                 return False
 
             wait_until(is_disconnected, "the end of the connection")
@@ -186,6 +193,33 @@ class TestLimits:
             )
         assert {component for component, _ in failures} == {"http"}
         assert "start_http_server(max_connections=...)" in str(failures[0][1])
+
+    def test_connection_may_be_idle_before_and_after_its_response(
+        self, endpoints: HTTPEndpoints, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The greatest age of a connection leaves time for a slow request and a slow reader."""
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.0)  # part of the age of a connection
+        with (
+            endpoints.serve(0) as server,
+            socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as idle,
+        ):
+            wait_until(lambda: server._server.connections, "the connection")
+            server._server.connections.enforce_limits()
+            idle.sendall(GET_METRICS)
+            assert read_all(idle).startswith(b"HTTP/1.0 ")
+
+    def test_excess_connection_is_counted_once(self, failures: ReportedErrors) -> None:
+        """A connection that is closed for a new one counts once, however long its thread takes."""
+        tracker = ConnectionTracker(ConnectionLimits(max_connections=2), failures)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                for end in socket.socketpair():
+                    stack.enter_context(end)
+                tracker.add(end)
+            for _ in range(3):
+                tracker.enforce_limits()
+            assert len(tracker) == 2
+        assert len(failures) == 1
 
     @pytest.mark.parametrize(
         ("options", "error"),
