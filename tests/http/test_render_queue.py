@@ -7,6 +7,7 @@ import contextlib
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -99,6 +100,22 @@ class TestQueue:
                 future.result(RESPONSE_TIMEOUT)
         assert queue.submit("page", renderer).result(RESPONSE_TIMEOUT) == 2
 
+    def test_result_is_freed_while_a_thread_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The thread that waits for the next request does not keep the last result."""
+
+        class Page:
+            pass
+
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT)
+        queue = RenderQueue()
+        page = weakref.ref(queue.submit("page", Page).result(RESPONSE_TIMEOUT))
+        wait_until(lambda: page() is None, "the end of the result")
+        assert queue._thread_count == 1
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
+        with queue._condition:
+            queue._condition.notify_all()
+        wait_until(lambda: not queue._thread_count, "the end of the thread")
+
     def test_waiting_requests_are_bounded(
         self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -147,12 +164,14 @@ class TestVanishedClients:
         monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", RESPONSE_TIMEOUT * 10)
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
 
-    @pytest.fixture
-    def no_patience_with_half_closed_connections(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "HALF_CLOSED_SECONDS", 0.0)
+    @pytest.fixture(params=[True, False], ids=["reset", "closed"])
+    def is_reset(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Let only a connection that was reset be known at once to have no client."""
+        is_reset = bool(request.param)
+        patience = RESPONSE_TIMEOUT * 10 if is_reset else 0.0
+        monkeypatch.setattr(limits, "HALF_CLOSED_SECONDS", patience)
+        return is_reset
 
-    @pytest.mark.usefixtures("no_patience_with_half_closed_connections")
-    @pytest.mark.parametrize("is_reset", [True, False], ids=["reset", "closed"])
     def test_server_renders_nothing_for_them(
         self,
         server: HTTPServer,
@@ -238,6 +257,30 @@ class TestVanishedClients:
         wait_until(lambda: queue._count_waiters() == 0, "the end of the requests")
         assert not hanging.entered.acquire(blocking=False)
         assert (sent, failures) == ([], [])
+
+    @pytest.mark.parametrize("key", ["gunicorn.socket", "werkzeug.socket"])
+    @pytest.mark.parametrize("is_closed_here", [False, True])
+    def test_sockets_of_other_servers_tell_of_them(
+        self,
+        endpoints: HTTPEndpoints,
+        hanging: HangingCollector,
+        key: str,
+        is_closed_here: bool,
+    ) -> None:
+        """Where a server passes its socket on, that is looked at, whoever has closed it."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            theirs.close()
+            if is_closed_here:
+                ours.close()
+            environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", key: ours}
+            assert list(endpoints.wsgi_app(environ, lambda *_args: None))
+        assert not hanging.entered.acquire(blocking=False)
+
+    def test_unknown_kind_of_socket_tells_nothing(self, endpoints: HTTPEndpoints) -> None:
+        """A server may pass on what is no socket, such as one of its own library."""
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", "gunicorn.socket": object()}
+        assert b"runs_total" in b"".join(endpoints.wsgi_app(environ, lambda *_args: None))
 
     def test_waitress_tells_of_them(
         self, endpoints: HTTPEndpoints, hanging: HangingCollector
