@@ -47,7 +47,12 @@ class TestNoThreads:
     def test_server_can_be_closed(self, exhausted: HTTPServer, endpoints: HTTPEndpoints) -> None:
         """A server that has served without threads can be closed."""
         fetch(exhausted)
+        name = "apscheduler-telemetry-http-spare"
+        spare_threads = [thread for thread in threading.enumerate() if thread.name == name]
         exhausted.close()
+        for thread in spare_threads:
+            thread.join(RESPONSE_TIMEOUT)
+            assert not thread.is_alive()
         with pytest.raises(ConnectionRefusedError):
             fetch(exhausted)
 

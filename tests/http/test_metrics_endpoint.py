@@ -24,6 +24,8 @@ class TestMetrics:
         assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert reply.body == generate_latest(registry)
         assert reply.headers["content-length"] == str(len(reply.body))
+        assert reply.headers["cache-control"] == "no-store"
+        assert reply.headers["x-content-type-options"] == "nosniff"
 
     def test_openmetrics_has_exemplars(self, ask: Callable[..., Reply]) -> None:
         """A client that accepts OpenMetrics gets it, exemplars included."""

@@ -95,6 +95,13 @@ class TestNameFilter:
 
         assert 0 < filtered < whole + 2 * self.JOBS
 
+    def test_empty_name_is_none(self, telemetry: Telemetry) -> None:
+        """``name[]=`` names nothing, and so the whole page is sent, from the same cache."""
+        pages = {ask_wsgi(telemetry.wsgi_app, "/metrics", query=q).text for q in ("", "name[]=")}
+        assert len(pages) == 1
+        (page,) = pages
+        assert "\napscheduler_scheduler_up{" in page
+
     def test_other_collectors_are_not_called(
         self, telemetry: Telemetry, registry: CollectorRegistry
     ) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
+import os
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ from apscheduler_telemetry.http.messages import Request, Response
 from apscheduler_telemetry.http.readers import ReaderBudget, SlowReaderError
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import GET_METRICS, RESPONSE_TIMEOUT, address, fetch, read_all
+from tests.helpers.threads import in_fork
 from tests.helpers.waiting import wait_until
 
 
@@ -88,9 +92,7 @@ class TestSharedResponses:
         """A response that was rendered, and that no client has read yet, is shared."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
         app = make_endpoints(registry, failures)._app
-        request = Request(
-            method="GET", root_path="", path="/metrics", query="", accept="", accept_encoding=""
-        )
+        request = request_for_metrics()
         first = app.submit_request(request).result(RESPONSE_TIMEOUT)
         assert app.submit_request(request).result(RESPONSE_TIMEOUT) is first
 
@@ -115,6 +117,45 @@ class TestSharedResponses:
         assert b'text="1x' in fetch(server).body
         assert b'text="2x' in fetch(server).body
         assert big.count == 2
+
+    def test_names_in_another_order_are_the_same(
+        self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Requests for the same names share a response, whatever their order."""
+        monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
+        app = make_endpoints(registry, failures)._app
+        queries = "name[]=jobs&name[]=runs", "name[]=runs&name[]=jobs&name[]=runs"
+        first, second = (
+            app.submit_request(request_for_metrics(query)).result(RESPONSE_TIMEOUT)
+            for query in queries
+        )
+        assert second is first
+
+    def test_response_is_not_kept_after_it_was_read(
+        self, registry: CollectorRegistry, failures: ReportedErrors
+    ) -> None:
+        """Nothing but its readers keeps a response in memory."""
+        app = make_endpoints(registry, failures)._app
+        response = weakref.ref(app.submit_request(request_for_metrics()).result(RESPONSE_TIMEOUT))
+        wait_until(lambda: gc.collect() is not None and response() is None, "the end of it")
+
+    def test_reader_with_the_last_part_shares_no_more(self, failures: ReportedErrors) -> None:
+        """A client that was given the last part may ask again before its connection ends."""
+        response = Response(200, [b"x", b"y"])  # type: ignore[arg-type]
+        reader = ReaderBudget(100, failures).open_reader(response)
+        next(reader)
+        assert response.is_shareable
+        next(reader)
+        assert not response.is_shareable
+
+    def test_reader_that_is_closed_early_shares_no_more(self, failures: ReportedErrors) -> None:
+        """A client that has disconnected lets go of the response at once."""
+        response = Response(200, [b"x", b"y"])  # type: ignore[arg-type]
+        reader = ReaderBudget(100, failures).open_reader(response)
+        next(reader)
+        reader.close()
+        assert reader.response is None
+        assert not response.is_shareable
 
     def test_other_formats_are_not_shared(
         self,
@@ -168,10 +209,100 @@ class TestReaderBudget:
         slow = iter(app(ENVIRON, start_response))
         newest = iter(app(ENVIRON, start_response))
 
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError) as info:
             next(slow)
+        assert info.value.errno == errno.ECONNRESET  # by which gunicorn knows it
         assert b"runs_total" in b"".join(newest)
         assert len(failures) == 1
+
+    @pytest.mark.parametrize("key", ["gunicorn.socket", "werkzeug.socket"])
+    def test_slowest_client_of_another_server_is_disconnected(
+        self,
+        registry: CollectorRegistry,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+        key: str,
+    ) -> None:
+        """Where a server passes its socket on, a slow client is disconnected at once."""
+        monkeypatch.setattr(limits, "MAX_BUFFERED_BYTES", 1)
+        monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
+        app = make_endpoints(registry, failures).wsgi_app
+        connection, client = socket.socketpair()
+        with connection, client:
+            client.settimeout(RESPONSE_TIMEOUT)
+            slow = app({**ENVIRON, key: connection}, start_response)
+            newest = app(ENVIRON, start_response)
+            assert client.recv(1) == b""
+            del slow, newest
+
+    def test_slow_client_with_an_unknown_kind_of_socket_is_dropped(
+        self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that cannot be disconnected is dropped without an error for the next one."""
+        monkeypatch.setattr(limits, "MAX_BUFFERED_BYTES", 1)
+        monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
+        app = make_endpoints(registry, failures).wsgi_app
+        slow = iter(app({**ENVIRON, "gunicorn.socket": object()}, start_response))
+        assert b"runs_total" in b"".join(app(ENVIRON, start_response))
+        with pytest.raises(ConnectionResetError):
+            next(slow)
+
+    def test_other_servers_get_small_pieces(
+        self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A WSGI server gets small pieces, as it may keep one for each client."""
+        monkeypatch.setattr(limits, "MAX_FOREIGN_PIECE_BYTES", 10)
+        app = make_endpoints(registry, failures).wsgi_app
+        pieces = list(app(ENVIRON, start_response))
+        assert b"runs_total" in b"".join(pieces)
+        assert max(map(len, pieces)) == 10
+
+    def test_large_body_is_kept_in_parts(
+        self, registry: CollectorRegistry, failures: ReportedErrors, big: BigCollector
+    ) -> None:
+        """A client of the built-in server holds one part of a response that was dropped."""
+        app = make_endpoints(registry, failures)._app
+        response = app.submit_request(request_for_metrics()).result(RESPONSE_TIMEOUT)
+        assert response.size > 20_000_000
+        assert max(map(len, response.chunks)) == limits.MAX_CHUNK_BYTES
+        assert big.count == 1
+
+    def test_kernel_keeps_little_for_a_client(self, server: HTTPServer) -> None:
+        """The kernel keeps no more for a client than the limit, which Linux doubles."""
+        with socket.create_connection(address(server), RESPONSE_TIMEOUT):
+            connections = server._server.connections._deadlines
+            wait_until(lambda: connections, "the connection")
+            (connection,) = connections
+            size = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert size <= 2 * limits.SEND_BUFFER_BYTES
+
+    def test_asgi_client_that_disconnects_gets_no_more(
+        self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The response ends when the client disconnects, also if the server never waits."""
+        monkeypatch.setattr(limits, "MAX_FOREIGN_PIECE_BYTES", 1)
+        app = make_endpoints(registry, failures).asgi_app
+        scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
+        sent: list[Any] = []
+
+        async def main() -> None:
+            started = asyncio.Event()
+
+            async def receive() -> Any:
+                await started.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+                if len(sent) > 1:
+                    started.set()
+
+            await asyncio.wait_for(app(scope, receive, send), RESPONSE_TIMEOUT)
+
+        asyncio.run(main())
+        assert 2 <= len(sent) < 20
+        assert sent[-1]["more_body"]
+        assert failures == []
 
     def test_budget_applies_to_asgi(
         self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +360,41 @@ class TestReaderBudget:
             next(silent)
         assert next(progressing) == b"y" * 50
 
+    def test_response_that_one_of_its_clients_reads_is_not_dropped_first(
+        self, failures: ReportedErrors
+    ) -> None:
+        """A shared response counts as read when any of its clients has read last."""
+        budget = ReaderBudget(250, failures)
+        shared = Response(200, [b"x" * 50, b"y" * 50])  # type: ignore[arg-type]
+        readers = [budget.open_reader(shared) for _ in range(2)]
+        other = budget.open_reader(Response(200, [b"x" * 50, b"y" * 50]))  # type: ignore[arg-type]
+        next(other)
+        next(readers[1])
+
+        budget.open_reader(Response(200, [b"z" * 100]))  # type: ignore[arg-type]
+
+        with pytest.raises(SlowReaderError):
+            next(other)
+        assert next(readers[0]) == b"x" * 50
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_child_does_not_disconnect_the_clients_of_its_parent(
+        self, failures: ReportedErrors
+    ) -> None:
+        """What clients of the parent read does not count in a child, which has the same sockets."""
+        budget = ReaderBudget(1, failures)
+        disconnected: list[bool] = []
+        reader = budget.open_reader(
+            Response(200, [b"x" * 100]),  # type: ignore[arg-type]
+            disconnect=lambda: disconnected.append(True),
+        )
+
+        def child() -> bool:
+            budget.open_reader(Response(200, [b"y" * 100]))  # type: ignore[arg-type]
+            return not disconnected and reader.response is not None
+
+        assert in_fork(child)
+
     def test_shared_response_counts_once(self, failures: ReportedErrors) -> None:
         """A response that many clients read counts once, and is dropped for all of them."""
         budget = ReaderBudget(250, failures)
@@ -267,6 +433,12 @@ class TestReaderBudget:
         reader = budget.open_reader(Response(200, [b"x", b"y" * 100]))  # type: ignore[arg-type]
         assert b"".join(reader) == b"x" + b"y" * 100
         assert failures == []
+
+
+def request_for_metrics(query: str = "") -> Request:
+    return Request(
+        method="GET", root_path="", path="/metrics", query=query, accept="", accept_encoding=""
+    )
 
 
 def make_endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> HTTPEndpoints:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,17 @@ class TestTakenPort:
             port = other.getsockname()[1]
             server = telemetry.start_http_server(port, certfile=None, keyfile=None)
         assert server.url == f"http://127.0.0.1:{port}"
+
+    def test_url_has_the_scheme_of_the_server_it_would_be(
+        self, telemetry: Telemetry, tmp_path: Path
+    ) -> None:
+        """With a certificate it is that of HTTPS, as for a server that serves."""
+        issued = pytest.importorskip("trustme").CA().issue_cert("127.0.0.1")
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            server = telemetry.start_http_server(port, certfile=tmp_path / "both.pem")
+        assert (server.is_serving, server.url) == (False, f"https://127.0.0.1:{port}")
 
     def test_other_errors_are_raised(self, telemetry: Telemetry) -> None:
         """An address of another machine is an error for every process, and raised."""
