@@ -300,11 +300,17 @@ class TestAllowedHosts:
         with endpoints.serve(0, allowed_hosts=["*"]) as server:
             assert status_with_host(server, "app.example") == 200
 
+    @pytest.mark.parametrize("hosts", ["metrics.example", b"metrics.example"])
+    def test_text_instead_of_a_list_raises_an_error_that_shows_the_list(
+        self, endpoints: HTTPEndpoints, hosts: Any
+    ) -> None:
+        """A text is not taken for a list of its characters."""
+        with pytest.raises(errors.ArgumentTypeError, match=rf"pass a list, such as \[{hosts!r}\]"):
+            endpoints.serve(0, allowed_hosts=hosts)
+
     @pytest.mark.parametrize(
         ("hosts", "error"),
         [
-            ("metrics.example", errors.ArgumentTypeError),
-            (b"metrics.example", errors.ArgumentTypeError),
             ([b"metrics.example"], errors.ArgumentTypeError),
             ([None], errors.ArgumentTypeError),
             ([""], errors.ArgumentValueError),
@@ -317,6 +323,6 @@ class TestAllowedHosts:
     def test_impossible_list_raises_an_error_that_says_what_to_pass(
         self, endpoints: HTTPEndpoints, hosts: Any, error: type[Exception]
     ) -> None:
-        """A text instead of a list, and what is no host name, raise an error."""
+        """What is no host name raises an error."""
         with pytest.raises(error, match=r"allowed_hosts.*pass"):
             endpoints.serve(0, allowed_hosts=hosts)

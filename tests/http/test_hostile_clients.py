@@ -221,6 +221,17 @@ class TestLimits:
             assert len(tracker) == 2
         assert len(failures) == 1
 
+    def test_connection_that_is_closed_keeps_no_other_open(self, failures: ReportedErrors) -> None:
+        """All connections end, also if one of them has just been closed by its client."""
+        tracker = ConnectionTracker(ConnectionLimits(), failures)
+        closed, (ours, theirs) = socket.socket(), socket.socketpair()
+        closed.close()
+        with ours, theirs:
+            for connection in (closed, ours):
+                tracker.add(connection)
+            tracker.shutdown_all()
+            assert read_all(theirs) == b""
+
     @pytest.mark.parametrize(
         ("options", "error"),
         [

@@ -100,6 +100,24 @@ class TestMetrics:
                 assert gzip.decompress(reply.body) == whole
         assert not failures
 
+    @pytest.mark.parametrize("ask", [ask_wsgi, ask_asgi_sync])
+    def test_page_is_missing_without_a_registry(
+        self, failures: ReportedErrors, ask: Callable[..., Reply]
+    ) -> None:
+        """Without a registry there are the other pages, which link to no metrics."""
+        endpoints = HTTPEndpoints(
+            registry=None,
+            get_health_report=lambda: HEALTHY,
+            is_healthy=lambda: True,
+            report_exception=failures,
+        )
+        app = endpoints.wsgi_app if ask is ask_wsgi else endpoints.asgi_app
+        reply = ask(app, "/metrics")
+        assert (reply.status, reply.text) == (404, "Not found. There are /health and /livez.\n")
+        assert ask(app, "/health").json == HEALTHY
+        assert "metrics" not in ask(app, "/").text
+        assert failures == []
+
     def test_name_parameter_restricts_the_samples(self, ask: Callable[..., Reply]) -> None:
         """``name[]`` restricts the response to samples of these names."""
         reply = ask("/metrics", query="name[]=jobs&name%5B%5D=nothing")

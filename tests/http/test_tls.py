@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,31 @@ class TestReplacedFiles:
                 fetch(server, context=trusting_context)
             new_authority.cert_pem.write_to_path(authorities)
             assert fetch(server, context=trusting_context).status == 200
+
+    def test_authority_that_is_removed_from_its_directory_is_not_trusted_any_more(
+        self,
+        endpoints: HTTPEndpoints,
+        certificate_authority: Any,
+        certificates: Path,
+        tmp_path: Path,
+        trusting_context: ssl.SSLContext,
+    ) -> None:
+        """A directory of authorities is used, and read again when it changes."""
+        openssl = shutil.which("openssl")
+        if openssl is None:
+            pytest.skip("no openssl here, which names files in such a directory")
+        command = [openssl, "x509", "-hash", "-noout", "-in", certificates / "ca.pem"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        authority = tmp_path / f"{done.stdout.strip()}.0"
+        shutil.copy(certificates / "ca.pem", authority)
+        certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=tmp_path,
+            client_auth_required=True,
+        ) as server:
+            assert fetch(server, context=trusting_context).status == 200
+            authority.unlink()
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, context=trusting_context)
