@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import logging
 import re
 import sys
@@ -27,8 +28,8 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import get_handle
-from apscheduler_telemetry.core.exception_text import MAX_REDACTED
-from apscheduler_telemetry.core.model import MAX_MESSAGE
+from apscheduler_telemetry.core.exception_text import MAX_CHAINED, MAX_REDACTED, ExceptionText
+from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from tests.helpers.metrics import errors_of
 from tests.helpers.schedulers import finish_pass, forkserver_pool
@@ -217,9 +218,6 @@ class TestStackTraces:
 
     def test_whole_chain_of_an_exception(self) -> None:
         """All exceptions that led to one are in its stack trace, without their messages."""
-        from apscheduler_telemetry.core.exception_text import ExceptionText
-        from apscheduler_telemetry.core.model import Capture
-
         text = ExceptionText(Capture(message=False), pytest.fail)
         with pytest.raises(ValueError, match="bad") as raised:
             chained(SECRET)
@@ -229,6 +227,66 @@ class TestStackTraces:
         assert types == ["KeyError", "LookupError", "ValueError"]
         assert "direct cause of the following" in stack
         assert "During handling of the above" in stack
+        assert SECRET not in stack
+
+    def test_suppressed_context_is_left_out(self) -> None:
+        """What ``raise ... from None`` hides is hidden, as Python does it."""
+        error = ValueError()
+        error.__context__ = KeyError()
+        text = ExceptionText(Capture(message=False), pytest.fail)
+        assert "KeyError" in text.stacktrace(error)
+        error.__suppress_context__ = True
+        assert text.stacktrace(error) == "ValueError\n"
+
+    def test_end_of_a_long_chain_is_kept(self) -> None:
+        """Of a long chain, the last exceptions are in the stack trace."""
+        last: Exception = KeyError()
+        for number in range(100):
+            following = OSError(number)
+            following.__cause__ = last
+            last = following
+        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(last)
+        assert stack.count("OSError\n") == MAX_CHAINED
+        assert "KeyError" not in stack
+
+    def test_parts_of_a_group_are_told_by_their_types(self) -> None:
+        """Each exception of a group, and of groups in it, is named; what is none is left out."""
+        parts: list[Any] = []
+        for fail in (plain, literal):
+            try:
+                fail(SECRET)
+            except (ConnectionError, ValueError) as error:
+                parts.append(error)
+        group = GroupError(*parts, SECRET, GroupError(KeyError(SECRET)))
+        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(group)
+        named = re.findall(r"^Part of it, (?:\w+\.)*(\w+):$", stack, re.MULTILINE)
+        assert named == ["ConnectionError", "ValueError", "GroupError", "KeyError"]
+        assert "in literal\n" in stack
+        assert SECRET not in stack
+
+    def test_parts_of_a_large_group_are_bounded(self) -> None:
+        """The first exceptions of a large group are named."""
+        group = GroupError(*(ValueError() for _ in range(100)))
+        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(group)
+        assert stack.count("Part of it, ") == MAX_CHAINED
+
+    def test_notes_are_redacted(self) -> None:
+        """Notes are in the stack trace, redacted like messages."""
+        error = ValueError(SECRET)
+        vars(error)["__notes__"] = [f"a note with {SECRET}", 7]
+        stack = ExceptionText(Capture(redact=masked), pytest.fail).stacktrace(error)
+        assert stack.endswith("ValueError: ***\na note with ***\n")
+
+    def test_line_of_source_that_looks_like_a_frame_is_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The source may be a template, of which a line can begin as that of a frame does."""
+        line = f'  File "{SECRET}", line 1, in {SECRET}\n'
+        monkeypatch.setitem(linecache.cache, "template", (len(line), None, [line], "template"))
+        with pytest.raises(ZeroDivisionError) as raised:
+            exec(compile("1 / 0", "template", "exec"))
+        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(raised.value)
+        assert 'File "template", line 1' in stack
         assert SECRET not in stack
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no groups")
