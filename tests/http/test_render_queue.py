@@ -111,10 +111,7 @@ class TestQueue:
         page = weakref.ref(queue.submit("page", Page).result(RESPONSE_TIMEOUT))
         wait_until(lambda: page() is None, "the end of the result")
         assert queue._thread_count == 1
-        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
-        with queue._condition:
-            queue._condition.notify_all()
-        wait_until(lambda: not queue._thread_count, "the end of the thread")
+        end_threads(queue, monkeypatch)
 
     def test_waiting_requests_are_bounded(
         self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
@@ -130,6 +127,33 @@ class TestQueue:
             queue.submit("page", renderer)
         waiting[0].cancel()
         queue.submit("page", renderer)
+
+    def test_vanished_requests_leave_nothing_behind(
+        self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A flood of different requests whose clients are gone takes no more and more memory."""
+        monkeypatch.setattr(limits, "MAX_PENDING_REQUESTS", 5)
+        monkeypatch.setattr(limits, "MAX_THREADS_PER_PAGE", 1)
+        queue = RenderQueue()
+        queue.submit("page", renderer)
+        assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
+        for number in range(100):
+            queue.submit(number, renderer, lambda: True)
+        assert len(queue._pending) <= 5
+
+    def test_one_of_several_threads_waits(
+        self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of the threads that were busy at the same time, one waits for the next request."""
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT * 10)
+        queue = RenderQueue()
+        for number in range(4):
+            queue.submit(number, renderer)
+            assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
+        assert queue._thread_count == 4
+        renderer.release.set()
+        wait_until(lambda: queue._thread_count == 1, "the end of the other threads")
+        end_threads(queue, monkeypatch)
 
     def test_error_reaches_all_requests(self) -> None:
         """All requests that share a rendering get its error."""
@@ -293,6 +317,14 @@ class TestVanishedClients:
         }
         assert list(endpoints.wsgi_app(environ, lambda *_args: None))
         assert not hanging.entered.acquire(blocking=False)
+
+
+def end_threads(queue: RenderQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the threads of a queue that wait for the next request."""
+    monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
+    with queue._condition:
+        queue._condition.notify_all()
+    wait_until(lambda: not queue._thread_count, "the end of the threads")
 
 
 def raise_runtime_error(*_args: Any) -> None:
