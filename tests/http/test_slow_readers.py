@@ -407,6 +407,20 @@ class TestReaderBudget:
         assert len(failures) == 100
         assert all(reader.response is None for reader in readers)
 
+    def test_dropped_client_is_counted_once(self, failures: ReportedErrors) -> None:
+        """A client that is about to be dropped is not dropped for another response as well."""
+        budget = ReaderBudget(150, failures)
+        shared = Response(200, [b"x" * 100])  # type: ignore[arg-type]
+
+        def open_another() -> None:
+            budget.open_reader(Response(200, [b"z" * 10]))  # type: ignore[arg-type]
+
+        readers = [budget.open_reader(shared, disconnect=open_another) for _ in range(2)]
+        budget.open_reader(Response(200, [b"y" * 100]))  # type: ignore[arg-type]
+
+        assert all(reader.response is None for reader in readers)
+        assert len(failures) == 2
+
     def test_closed_reader_holds_nothing(self, failures: ReportedErrors) -> None:
         """A client that has read its response, or has disconnected, is not counted."""
         budget = ReaderBudget(100, failures)
