@@ -73,6 +73,7 @@ class TestScriptThatRunsOut:
             "1 / 0",
             "import asyncio; asyncio.run(asyncio.sleep(0))",
             "import wsgiref.simple_server, http.server, unittest",
+            "os.environ['WERKZEUG_SERVER_FD'] = '3'",  # as of a program that Flask's server runs
         ],
     )
     def test_warning_is_logged(self, end: str) -> None:
