@@ -10,6 +10,7 @@ import os
 import socket
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,14 @@ from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from apscheduler_telemetry.http.messages import Request, Response
 from apscheduler_telemetry.http.readers import ReaderBudget, SlowReaderError
 from tests.helpers.collectors import ReportedErrors
-from tests.helpers.http_clients import GET_METRICS, RESPONSE_TIMEOUT, address, fetch, read_all
+from tests.helpers.http_clients import (
+    GET_METRICS,
+    OPENMETRICS,
+    RESPONSE_TIMEOUT,
+    address,
+    fetch,
+    read_all,
+)
 from tests.helpers.threads import in_fork
 from tests.helpers.waiting import wait_until
 
@@ -86,16 +94,6 @@ class TestSharedResponses:
         assert b"big{" in fetch(server).body
         assert big.count == 1
 
-    def test_response_that_no_one_has_read_is_shared(
-        self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A response that was rendered, and that no client has read yet, is shared."""
-        monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
-        app = make_endpoints(registry, failures)._app
-        request = request_for_metrics()
-        first = app.submit_request(request).result(RESPONSE_TIMEOUT)
-        assert app.submit_request(request).result(RESPONSE_TIMEOUT) is first
-
     def test_response_is_not_shared_for_longer_than_a_second(
         self,
         server: HTTPServer,
@@ -117,6 +115,21 @@ class TestSharedResponses:
         assert b'text="1x' in fetch(server).body
         assert b'text="2x' in fetch(server).body
         assert big.count == 2
+
+    @pytest.mark.parametrize("accept", ["", OPENMETRICS, "text/plain; version=1.0.0"])
+    def test_equal_requests_share_a_response_in_every_format(
+        self,
+        registry: CollectorRegistry,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+        accept: str,
+    ) -> None:
+        """A response that no client has read yet is shared, also as Prometheus asks for it."""
+        monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
+        app = make_endpoints(registry, failures)._app
+        request = replace(request_for_metrics(), accept=accept)
+        first = app.submit_request(request).result(RESPONSE_TIMEOUT)
+        assert app.submit_request(request).result(RESPONSE_TIMEOUT) is first
 
     def test_names_in_another_order_are_the_same(
         self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
@@ -159,21 +172,24 @@ class TestSharedResponses:
 
     def test_other_formats_are_not_shared(
         self,
-        server: HTTPServer,
+        endpoints: HTTPEndpoints,
         big: BigCollector,
         connect_silent: Callable[[HTTPServer], socket.socket],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Requests for another format, for gzip or for other names are not mixed up."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
-        connect_silent(server)
+        with endpoints.serve(0, max_buffered_bytes=1_000_000_000) as server:
+            connect_silent(server)
 
-        openmetrics = fetch(server, headers={"Accept": "application/openmetrics-text"})
-        assert openmetrics.body.endswith(b"# EOF\n")
-        zipped = fetch(server, headers={"Accept-Encoding": "gzip"})
-        assert zipped.headers["content-encoding"] == "gzip"
-        assert b"big{" not in fetch(server, "/metrics?name[]=jobs").body
-        assert big.count == 3
+            openmetrics = fetch(server, headers={"Accept": "application/openmetrics-text"})
+            assert openmetrics.body.endswith(b"# EOF\n")
+            zipped = fetch(server, headers={"Accept-Encoding": "gzip"})
+            assert zipped.headers["content-encoding"] == "gzip"
+            assert b"big{" not in fetch(server, "/metrics?name[]=jobs").body
+            assert big.count == 3
+            assert b'text="1x' in fetch(server).body  # the first one is still shared
+            assert big.count == 3
 
 
 class TestReaderBudget:
