@@ -50,15 +50,17 @@ class TestAsgi:
         assert names == ["apscheduler-telemetry-collect"]
 
     def test_hanging_collector_does_not_block_health(
-        self, endpoints: HTTPEndpoints, hanging: HangingCollector
+        self,
+        endpoints: HTTPEndpoints,
+        hanging: HangingCollector,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """While all threads for scrapes hang, the loop runs and ``/health`` responds."""
+        # Requests for one page share a rendering, so that they would not use several threads.
+        monkeypatch.setattr(limits, "MAX_THREADS_PER_PAGE", 1)
 
         async def main() -> Reply:
-            ask = [
-                asyncio.create_task(ask_asgi(endpoints.asgi_app, "/metrics"))
-                for _ in range(limits.MAX_THREADS_PER_PAGE + 5)
-            ]
+            ask = [asyncio.create_task(ask_asgi(endpoints.asgi_app, "/metrics")) for _ in range(13)]
             assert await asyncio.to_thread(hanging.entered.acquire, timeout=RESPONSE_TIMEOUT)
             reply = await asyncio.wait_for(
                 ask_asgi(endpoints.asgi_app, "/health"), RESPONSE_TIMEOUT / 2
@@ -93,6 +95,16 @@ class TestAsgi:
 
         asyncio.run(main())
         assert failures == []
+
+    def test_no_task_remains(self, endpoints: HTTPEndpoints) -> None:
+        """A request leaves no task in the loop, also if the server never tells of its end."""
+
+        async def main() -> list[Any]:
+            assert (await ask_asgi(endpoints.asgi_app, "/metrics")).status == 200
+            await asyncio.sleep(0)
+            return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+        assert asyncio.run(main()) == []
 
     def test_loop_that_closes_during_a_scrape_prints_nothing(
         self, endpoints: HTTPEndpoints, hanging: HangingCollector, capfd: pytest.CaptureFixture[str]
