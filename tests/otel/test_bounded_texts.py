@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import ArgumentValueError, instrument
+from apscheduler_telemetry.core import observers
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
 from apscheduler_telemetry.core.model import MAX_MESSAGE
@@ -176,6 +177,19 @@ class TestLog:
         reporter.report("spans", HUGE)
         reporter.report_subject("multiprocess", HUGE, "is damaged")
         assert all(len(message) < 2 * MAX_MESSAGE for message in caplog.messages)
+
+    def test_subjects_in_the_log_are_bounded(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of many things, such as files, the first ones are named; all of them are counted."""
+        monkeypatch.setattr(observers, "MAX_LOGGED_SUBJECTS", 5)
+        reporter = ErrorReporter()
+        for number in (*range(10), *range(10)):
+            reporter.report_subject("multiprocess", f"file {number}", "is damaged")
+        assert [message.partition(" is")[0] for message in caplog.messages] == [
+            f"file {number}" for number in range(5)
+        ]
+        assert reporter.counts()["multiprocess"] == 20
 
     @pytest.mark.parametrize("option", ["job_label", "owner", "severity", "grace"])
     def test_wrong_values_of_options_are_cut(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import tracemalloc
 import uuid
+from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -93,6 +95,24 @@ class TestBounds:
         assert safe_repr("x" * 10_000_000).endswith("...")
         assert len(safe_repr(b"x" * 10_000_000)) == MAX_CHARACTERS
 
+    @pytest.mark.parametrize("encode", [str, str.encode], ids=["str", "bytes"])
+    @pytest.mark.parametrize(
+        "describe",
+        [safe_repr, is_secret_name, lambda text: safe_repr_call((), {text: 1})],
+        ids=["value", "name", "name of an argument"],
+    )
+    def test_long_text_takes_no_memory(
+        self, encode: Callable[[str], Any], describe: Callable[[Any], Any]
+    ) -> None:
+        """Only the start of a long text is copied or searched."""
+        text = encode("x " * 5_000_000)
+        tracemalloc.start()
+        try:
+            describe(text)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
     def test_long_number_is_written_by_its_length(self) -> None:
         """A number that would take long to convert is represented by its length."""
         assert safe_repr(1 << 100_000) == "<int of 100001 bits>"
@@ -139,6 +159,8 @@ class TestSecrets:
             *("token", "access_token", "accessToken", "api_key", "apiKey", "APIKEY", "X-Api-Key"),
             *("authorization", "Proxy-Authorization", "auth", "basic_auth", "credential"),
             *("credentials", "aws_secret_access_key", "private_key", "cookie", "Set-Cookie"),
+            *("bearer", "request_cookies", "creds", "otp", "pin", "pw", "accessKey", "passcode"),
+            *("connection_string", "encryption_key", "session_key", "signing-key"),
             *("sessionid", "jwt", "dsn", b"password", Text("password"), "x" * 1_000 + "Token"),
         ],
         ids=lambda name: f"{type(name).__name__} of {len(name)}",
@@ -161,6 +183,11 @@ class TestSecrets:
         """Names that only contain such a word by chance are not masked."""
         assert not is_secret_name(name)
         assert safe_repr({name: "plain"}) == f"{{{name!r}: 'plain'}}"
+
+    def test_only_the_second_of_a_pair_is_the_value_of_a_name(self) -> None:
+        """A list of more items, or of one, is no pair of a name and a value."""
+        for items in (["token", "a", "b"], ("token",), ["a", "token"]):
+            assert safe_repr(items) == repr(items)
 
     def test_masked_call(self) -> None:
         """Names stay, and only values of secrets are masked."""
