@@ -55,6 +55,27 @@ class TestJobsAtExit:
             "next"
         ]
 
+    def test_scheduler_that_cannot_be_looked_at_hides_no_other(self) -> None:
+        """A failure of telemetry is logged as such, and the other schedulers are warned of."""
+        _, errors = output_of_script(
+            """
+            from apscheduler.schedulers.background import BackgroundScheduler
+            from apscheduler_telemetry import instrument
+
+            for name in ("broken", "other"):
+                scheduler = BackgroundScheduler(timezone="UTC")
+                telemetry = instrument(scheduler, name=name)
+                scheduler.add_job(print, "interval", hours=1)
+                scheduler.start()
+                if name == "broken":
+                    broken = scheduler
+                    telemetry._exported_scheduler.recorder.next_runs = lambda: 1 / 0
+            """
+        )
+        assert "failed in its component 'adapter'" in errors
+        assert "Exiting with 1 pending job(s) in scheduler 'other'" in errors
+        assert "atexit" not in errors
+
 
 def levels(text: str) -> list[str]:
     """Return the levels of what the log has of jobs at exit."""
@@ -137,6 +158,8 @@ class TestProcessThatIsEnded:
         text = end_of(script, signal.SIGINT, tmp_path)
         assert levels(text) == ["INFO"]
         assert "KeyboardInterrupt" in text
+        assert "To let runs in progress end" in text
+        assert "Keep the main thread alive" not in text
 
     def test_script_that_handles_sigterm_is_not_warned_of(self, tmp_path: Path) -> None:
         """SIGTERM of a script that ends in an orderly way."""
