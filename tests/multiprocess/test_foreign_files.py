@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ DAMAGED = {
     "negative": struct.pack("i4x", -5) + GOOD[8:],
     "length of a key": GOOD[:8] + struct.pack("i", (1 << 31) - 1) + GOOD[12:],
     "negative length of a key": GOOD[:8] + struct.pack("i", -9) + GOOD[12:],
+    "ends in an entry": struct.pack("i4x", len(GOOD) - 8) + GOOD[8:] + bytes(100),
     "zeros": struct.pack("i4x", 1 << 16) + bytes(1 << 16),
     "no UTF-8": framed((b"\xff\xfe", 1.0)),
     "no JSON": framed((b"no JSON", 1.0)),
@@ -189,6 +191,8 @@ DAMAGED = {
     "name": with_key(1, "x", {}, "h"),
     "invalid name": with_key("", "", {}, "h"),
     "foreign sample": with_key("shop", "other_total", {}, "h"),
+    "foreign sample of the same length": with_key("shop", "spam_total", {}, "h"),
+    "foreign suffix": with_key("shop", "shop_orders", {}, "h"),
     "label value": with_key("shop", "shop_total", {"a": 1}, "h"),
     "label name": with_key("shop", "shop_total", {"": "a"}, "h"),
     "labels": with_key("shop", "shop_total", ["a"], "h"),
@@ -226,6 +230,19 @@ class TestDamagedFiles:
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert record.getMessage().startswith(f"{path} ")
+
+    @pytest.mark.parametrize("name", ["length of a key", "far too long", "longer than it is"])
+    def test_length_that_a_file_claims_takes_no_memory(self, tmp_path: Path, name: str) -> None:
+        """No memory is set aside for what a damaged file says that it contains."""
+        path = tmp_path / "counter_999.db"
+        path.write_bytes(DAMAGED[name])
+        tracemalloc.start()
+        try:
+            with pytest.raises(file_format.DamagedFileError):
+                list(file_format.read_entries(path))
+            assert tracemalloc.get_traced_memory()[1] < 4 * file_format.MAX_KEY_BYTES
+        finally:
+            tracemalloc.stop()
 
     def test_empty_file_is_no_error(self, directory_without_threads: Path) -> None:
         """prometheus_client creates each file empty, and others may read it at that moment."""
