@@ -105,6 +105,15 @@ class TestTakenPort:
         [record] = caplog.records
         assert "'shop' has no server" in record.getMessage()
 
+    def test_server_at_another_port_is_not_named(
+        self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A server of this process at another port does not have the port that is taken."""
+        with telemetry.start_http_server(0), socket.create_server(("127.0.0.1", 0)) as other:
+            assert not telemetry.start_http_server(other.getsockname()[1]).is_serving
+        [record] = caplog.records
+        assert "'shop' has no server" in record.getMessage()
+
     @pytest.mark.parametrize(
         ("first", "second"),
         [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")],
