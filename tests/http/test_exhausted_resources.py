@@ -9,7 +9,10 @@ import threading
 from typing import Any
 
 import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import CollectorRegistry
 
+from apscheduler_telemetry import instrument
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import RESPONSE_TIMEOUT, address, fetch
@@ -121,6 +124,21 @@ class TestAfterTheMainThread:
         assert "'default'" in reason["message"]
         assert livez == [503, "unhealthy\n"]
 
+    def test_scheduler_whose_pools_accept_calls_stays_healthy(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What Python takes for the main thread may end early, as in a program that embeds it."""
+        ended = threading.Thread(target=bool)
+        ended.start()
+        ended.join()
+        scheduler = BackgroundScheduler(timezone="UTC")
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        scheduler.start()
+        monkeypatch.setattr(threading, "main_thread", lambda: ended)
+        assert telemetry.health()["status"] == "healthy"
+        monkeypatch.undo()
+        scheduler.shutdown()
+
     def test_scheduler_whose_jobs_need_no_pool_stays_healthy(self) -> None:
         """A scheduler that submits nothing to a pool is not affected."""
         output, errors = output_of_script("""
@@ -191,3 +209,34 @@ class TestNoFileDescriptors:
             server.close()
         """)
         assert (output, errors) == ("200\nTrue\n", "")
+
+    def test_server_that_waits_can_be_closed(self) -> None:
+        """A server that waits for a descriptor is closed without waiting for it."""
+        output, errors = output_of_script("""
+            import os, resource, socket, time
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry.http import HTTPEndpoints, limits
+
+            limits.ACCEPT_RETRY_SECONDS = 3600.0
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            attempts = []
+            endpoints = HTTPEndpoints(
+                registry=CollectorRegistry(),
+                get_health_report=dict,
+                is_healthy=bool,
+                report_exception=attempts.append,
+            )
+            server = endpoints.serve(0)
+            client = socket.socket()
+            try:
+                while True:
+                    os.open(os.devnull, os.O_RDONLY)
+            except OSError:
+                pass
+            client.connect((server.addr, server.port))
+            while not attempts:
+                time.sleep(0.001)
+            server.close()
+            print(server.is_serving)
+        """)
+        assert (output, errors) == ("False\n", "")
