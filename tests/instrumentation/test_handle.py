@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import CollectorRegistry
 
@@ -20,7 +21,7 @@ from apscheduler_telemetry import (
     TelemetryError,
     instrument,
 )
-from tests.helpers.http_clients import RESPONSE_TIMEOUT
+from tests.helpers.http_clients import RESPONSE_TIMEOUT, ask_wsgi
 from tests.helpers.schedulers import APSCHEDULER, hand_driven_scheduler
 from tests.helpers.servers import get
 
@@ -105,6 +106,17 @@ class TestTakenPort:
         [record] = caplog.records
         assert "'shop' has no server" in record.getMessage()
 
+    def test_server_that_was_closed_is_not_named(
+        self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A server that has been closed does not have the port any more."""
+        server = telemetry.start_http_server(0)
+        server.close()
+        with socket.create_server(("127.0.0.1", server.port)):
+            assert not telemetry.start_http_server(server.port).is_serving
+        [record] = caplog.records
+        assert "'shop' has no server" in record.getMessage()
+
     def test_server_at_another_port_is_not_named(
         self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -173,14 +185,25 @@ class TestAfterUninstrument:
             telemetry.start_http_server(0)
         assert isinstance(info.value, TelemetryError)
 
-    def test_pages_that_are_mounted_say_so(self, telemetry: Telemetry) -> None:
-        """The applications that are mounted somewhere answer 503 on /health."""
+    def test_pages_that_are_mounted_say_so(self) -> None:
+        """The applications that are mounted somewhere answer 503, though the scheduler runs."""
+        scheduler = hand_driven_scheduler()
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        scheduler.start()
+        for path in ("/health", "/livez"):
+            assert ask_wsgi(telemetry.wsgi_app, path).status == 200
         telemetry.uninstrument()
-        answered: list[str] = []
-        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/health"}
-        body = b"".join(telemetry.wsgi_app(environ, lambda status, _: answered.append(status)))
-        assert answered[0].startswith("503")
-        assert b"uninstrumented" in body
+        for path in ("/health", "/livez"):
+            assert ask_wsgi(telemetry.wsgi_app, path).status == 503
+        assert "uninstrumented" in ask_wsgi(telemetry.wsgi_app, "/health").text
+        scheduler.shutdown()
+
+    def test_server_is_closed(self, telemetry: Telemetry) -> None:
+        """A server that the handle has started ends with it."""
+        server = telemetry.start_http_server(0)
+        telemetry.uninstrument()
+        assert not server.is_serving
+        socket.create_server((server.addr, server.port)).close()
 
     def test_repr_says_so(self, telemetry: Telemetry) -> None:
         """So does its repr()."""
@@ -208,7 +231,19 @@ class TestStartWithoutAnEventLoop:
     def test_other_errors_have_none(self) -> None:
         """What is raised where an event loop runs is left as it is."""
 
+        class BrokenExecutor(AsyncIOExecutor):
+            def start(self, *_args: Any) -> None:
+                msg = "can't start new thread"
+                raise RuntimeError(msg)
+
         async def main() -> None:
+            scheduler = AsyncIOScheduler(executors={"default": BrokenExecutor()})
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            with pytest.raises(RuntimeError, match="can't start new thread") as broken:
+                scheduler.start()
+            assert getattr(broken.value, "__notes__", []) == []
+            telemetry.uninstrument()
+
             scheduler = AsyncIOScheduler()
             telemetry = instrument(scheduler, registry=CollectorRegistry())
             scheduler.start()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import ArgumentValueError, DuplicateNameError, instrument
+from apscheduler_telemetry.api import instrument_provisionally
 from tests.helpers import jobs, watching
 from tests.helpers.instrumented_parts import ours, runs_of
 from tests.helpers.schedulers import hand_driven_scheduler
+from tests.helpers.threads import in_fork
 from tests.helpers.waiting import wait_until
 
 
@@ -99,7 +102,7 @@ class TestSchedulerThatDoesNotRun:
         assert next(former) is scheduler
         successor = hand_driven_scheduler()
         with instrument(successor, registry=registry).start_http_server(port) as server:
-            assert server.port == port
+            assert (server.port, server.is_serving) == (port, True)
             successor.start()
             successor.add_job(jobs.nothing, **watching.due())
             successor.turn()
@@ -184,6 +187,38 @@ class TestSchedulerThatRuns:
         assert telemetry.health()["reasons"] == []
         scheduler.shutdown()
 
+    def test_scheduler_that_is_being_started_keeps_its_name(self) -> None:
+        """One that zero code has instrumented at the beginning of its start will run at once."""
+        registry = CollectorRegistry()
+        scheduler = hand_driven_scheduler()
+        telemetry = instrument_provisionally(scheduler, registry=registry)
+        with pytest.raises(DuplicateNameError, match="'default' is being started: pass another"):
+            instrument(hand_driven_scheduler(), registry=registry)
+        assert telemetry.health()["reasons"][0]["code"] == "stopped"
+        scheduler.start()
+        scheduler.shutdown()
+        assert instrument(hand_driven_scheduler(), registry=registry).name == "default"
+        assert telemetry.health()["reasons"][0]["code"] == "uninstrumented"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_copy_in_a_forked_child_stays_instrumented(self) -> None:
+        """A child may use the name; its copy of the parent's scheduler still says what it is."""
+        registry = CollectorRegistry()
+        scheduler = BackgroundScheduler()
+        telemetry = instrument(scheduler, registry=registry)
+        scheduler.start()
+
+        def child() -> bool:
+            own = instrument(hand_driven_scheduler(), registry=registry)
+            return (telemetry.health()["reasons"][0]["code"], own.health()["status"]) == (
+                "forked",
+                "unhealthy",
+            )
+
+        assert in_fork(child)
+        assert telemetry.health()["status"] == "healthy"
+        scheduler.shutdown()
+
     def test_garbage_gives_way_though_it_was_never_shut_down(self) -> None:
         """A scheduler without a thread of its own, that nobody has, needs no garbage collection."""
         registry = CollectorRegistry()
@@ -261,6 +296,7 @@ class TestCodeThatRunsAgain:
         ports = set()
         for _ in range(3):
             exec(cell, space)
+            assert space["server"].is_serving
             ports.add(space["port"])
         assert len(ports) == 1
         space["scheduler"].shutdown()
