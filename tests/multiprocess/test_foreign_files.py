@@ -282,6 +282,18 @@ class TestDamagedFiles:
         assert errors(process) == 1
         assert path.read_bytes() == content
 
+    @pytest.mark.parametrize("name", ["info_1.db", "gauge_1.db", "gauge_x_1.db", "counter.db"])
+    def test_metrics_in_a_file_of_an_unknown_name(
+        self, directory_without_threads: Path, name: str
+    ) -> None:
+        """Metrics of which the name of their file does not say how to combine them are left out."""
+        (directory_without_threads / name).write_bytes(GOOD)
+        process = Process(directory_without_threads)
+        assert "shop_orders_total" not in str(show(process, directory_without_threads))
+        assert errors(process) == 1
+        (directory_without_threads / "counter_1.db").write_bytes(GOOD)
+        assert "shop_orders_total" in str(show(process, directory_without_threads))
+
     def test_lock_file_with_a_foreign_text_is_used(self, directory_without_threads: Path) -> None:
         """The slot is used, and counts from the start of its scheduler."""
         files_of_dead_process(directory_without_threads)
