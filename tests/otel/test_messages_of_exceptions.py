@@ -322,6 +322,24 @@ class TestRedact:
         (span,) = exporter.get_finished_spans()
         assert len(span.status.description or "") == MAX_MESSAGE
 
+    def test_long_result_is_cut(self) -> None:
+        """What it makes of a short message may be long, and is cut like a message."""
+        text = ExceptionText(Capture(redact=lambda text: text * 100_000), pytest.fail)
+        assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE
+
+    def test_redact_gets_no_more_of_a_note(self) -> None:
+        """Notes and lines of source may be as long as messages, and are cut as these are."""
+        lengths: list[int] = []
+
+        def note_length(text: str) -> str:
+            lengths.append(len(text))
+            return ""
+
+        error = ValueError()
+        vars(error)["__notes__"] = ["x" * 1_000_000]
+        ExceptionText(Capture(redact=note_length), pytest.fail).stacktrace(error)
+        assert max(lengths) == MAX_REDACTED
+
     def test_empty_text_is_recorded_as_such(self) -> None:
         """Nothing of the message is recorded if it returns an empty text."""
         span, errors = span_of(DebugExecutor(), plain, redact=lambda _: "")
@@ -338,7 +356,8 @@ class TestRedact:
 
         def redact(text: str) -> Any:
             if wrong == "raises":
-                msg = f"cannot redact {text}"
+                # The first text may be a line of source without a secret, and only that is logged.
+                msg = f"cannot redact {text}, nor {SECRET}"
                 raise ValueError(msg)
             return wrong
 
