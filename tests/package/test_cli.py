@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,20 @@ class TestExport:
         """It prints a line for each file."""
         lines = run("export", tmp_path).stdout.splitlines()
         assert sorted(lines) == sorted(f"wrote      {tmp_path / name}" for name in exported_files())
+
+    def test_file_that_only_begins_alike_differs(self, tmp_path: Path) -> None:
+        """A file with more than the content is another one, and is not read as a whole."""
+        export_files(tmp_path)
+        path = tmp_path / "alerts" / "apscheduler.rules.yml"
+        with path.open("ab") as file:
+            file.truncate(path.stat().st_size + 50_000_000)
+        tracemalloc.start()
+        try:
+            with pytest.raises(CommandError, match="exist and differ"):
+                export_files(tmp_path)
+            assert tracemalloc.get_traced_memory()[1] < 25_000_000
+        finally:
+            tracemalloc.stop()
 
     def test_unchanged_files_are_not_written(self, tmp_path: Path) -> None:
         """Files that have the same content already are not written."""
