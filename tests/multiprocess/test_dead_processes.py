@@ -34,6 +34,20 @@ class TestDeath:
         assert {name for name, _ in shown if "_timestamp_" in name or name.endswith("_up")} == set()
         assert value(shown, "job_runs_total", outcome="success") == 1
 
+    def test_next_holder_of_a_slot_removes_the_gauges(
+        self, directory_without_threads: Path
+    ) -> None:
+        """Gauges of a process that dies while another one starts do not pass for live ones."""
+        dead = Process(directory_without_threads)
+        dead.write()
+        successor = Process(directory_without_threads)
+        for path in directory_without_threads.glob("gauge_*"):  # as if it had another number
+            path.rename(path.with_name(path.name.replace(f"_{os.getpid()}.db_", "_1.db_")))
+        dead.die()
+        successor.write()
+        assert list(directory_without_threads.glob("gauge_*_1.db_*")) == []
+        assert list(directory_without_threads.glob(f"gauge_*_{os.getpid()}.db_*.0.db")) != []
+
     def test_gunicorn_hook_removes_the_gauges(self, directory_without_threads: Path) -> None:
         """The hook of gunicorn removes the gauges, and also those of prometheus_client itself."""
         process = Process(directory_without_threads)
