@@ -61,7 +61,9 @@ class TestMounting:
         """Pages are found below any mount point, in each way in which servers pass it."""
         assert ask(path, mount=mount).json == HEALTHY
 
-    @pytest.mark.parametrize(("mount", "path"), [("/ops", "/opsx/health"), ("/ops", "/x")])
+    @pytest.mark.parametrize(
+        ("mount", "path"), [("/ops", "/opsx/health"), ("/ops", "/opshealth"), ("/ops", "/x")]
+    )
     def test_path_that_shares_a_prefix_with_the_mount_point_is_unknown(
         self, ask: Callable[..., Reply], mount: str, path: str
     ) -> None:
