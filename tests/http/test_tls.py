@@ -277,7 +277,14 @@ class TestReplacedFiles:
         openssl = shutil.which("openssl")
         if openssl is None:
             pytest.skip("no openssl here, which names files in such a directory")
-        command = [openssl, "x509", "-hash", "-noout", "-in", certificates / "ca.pem"]
+        command: list[str | Path] = [
+            openssl,
+            "x509",
+            "-hash",
+            "-noout",
+            "-in",
+            certificates / "ca.pem",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         authority = tmp_path / f"{done.stdout.strip()}.0"
         shutil.copy(certificates / "ca.pem", authority)
