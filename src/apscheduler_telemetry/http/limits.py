@@ -47,6 +47,14 @@ glibc gives threads different arenas, and each one keeps memory of the responses
 MAX_PENDING_REQUESTS = 1000
 """Requests per page that may wait for a thread; so many wait only if collecting hangs."""
 
+MAX_HEAD_BYTES = 32 * 1024
+"""
+Bytes of the request line and the headers that the built-in server reads of one request.
+
+A Prometheus sends less than 1 kB, and most servers accept from 8 to 64 kB. To parse the head takes
+about five times as much memory, before it is known who the client is.
+"""
+
 MAX_BUFFERED_BYTES = 32 * 1024 * 1024
 """
 Default of the bytes that are kept for clients that read slowly.

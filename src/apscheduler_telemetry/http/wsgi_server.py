@@ -44,6 +44,40 @@ class RequestHandler(WSGIRequestHandler):
         self.request.settimeout(self.server.limits.idle_timeout)
         super().setup()
 
+    def handle(self) -> None:
+        """
+        Respond to the request if its whole head arrives and is small.
+
+        The library gets nothing but the head. On its own it would read 100 lines of 64 kB, take
+        carriage returns for ends of further lines, and parse what a client leaves behind.
+        """
+        self.requestline = self.request_version = self.command = ""  # for errors
+        with self.rfile as stream:
+            head = self._read_head(stream)
+        if len(head) > limits.MAX_HEAD_BYTES:
+            self.send_error(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                if b"\n" in head
+                else HTTPStatus.REQUEST_URI_TOO_LONG
+            )
+        elif b"\r" in head.replace(b"\r\n", b""):
+            self.send_error(HTTPStatus.BAD_REQUEST, "Carriage return without line feed")
+        # A request of HTTP 0.9 may end after its only line.
+        elif head.endswith((b"\n\r\n", b"\n\n")) or b"\n" not in head[:-1]:
+            self.rfile = io.BytesIO(head)
+            super().handle()
+
+    @staticmethod
+    def _read_head(stream: io.BufferedIOBase) -> bytes:
+        """Read up to an empty line, the end of what the client sends, or one byte too many."""
+        head = bytearray()  # and no list, as each short line in it would take 60 bytes
+        while line := stream.readline(limits.MAX_HEAD_BYTES + 1 - len(head)):
+            head += line
+            # What starts with no letter is another protocol, such as TLS: it gets 400 at once.
+            if line in (b"\r\n", b"\n") or not head[:1].isalpha():
+                break
+        return bytes(head)
+
     def get_environ(self) -> dict[str, Any]:
         """Add the connection, so that `WSGIApp` can look whether the client is still there."""
         return {**super().get_environ(), SOCKET_KEY: self.request}
