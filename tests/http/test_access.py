@@ -326,3 +326,52 @@ class TestAllowedHosts:
         """What is no host name raises an error."""
         with pytest.raises(error, match=r"allowed_hosts.*pass"):
             endpoints.serve(0, allowed_hosts=hosts)
+
+
+class TestAbsoluteForm:
+    """Targets of requests that are whole URLs, as clients of proxies send them."""
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "http://localhost/health",
+            "HTTP://LOCALHOST:9476/health",
+            "https://[::1]/health",
+            "http://localhost/health?x=http://evil.example/",
+            "http://localhost",
+            "http://localhost?x",
+        ],
+    )
+    def test_path_and_query_of_the_url_are_used(self, server: HTTPServer, target: str) -> None:
+        """The response is that to the path and the query of the URL."""
+        path = "/health" if "/health" in target else "/"
+        reply = fetch(server, target)
+        assert (reply.status, reply.body) == (200, fetch(server, path).body)
+
+    def test_query_selects_metrics(self, server: HTTPServer) -> None:
+        """The query is not taken for a part of the path."""
+        reply = fetch(server, "http://localhost/metrics?name[]=jobs")
+        assert "jobs 7.0" in reply.text
+        assert "runs_total" not in reply.text
+
+    @pytest.mark.parametrize(
+        ("authority", "host", "status"),
+        [
+            ("localhost", "evil.example", 200),
+            ("evil.example", "localhost", 421),
+            ("evil.example:9476", "localhost", 421),
+            ("localhost@evil.example", "localhost", 421),
+            ("localhost:80@evil.example", "localhost", 421),
+        ],
+    )
+    def test_host_of_the_url_counts_instead_of_the_header(
+        self, server: HTTPServer, authority: str, host: str, status: int
+    ) -> None:
+        """The host in the URL is checked, and the header is ignored (RFC 9112, section 3.2.2)."""
+        assert fetch(server, f"http://{authority}/livez", headers={"Host": host}).status == status
+
+    def test_page_without_a_token_is_found_by_the_path_only(self, protected: HTTPServer) -> None:
+        """A token is necessary unless the path of the URL is that of the public page."""
+        assert fetch(protected, "http://localhost/livez").status == 200
+        assert fetch(protected, "http://localhost/metrics").status == 401
+        assert fetch(protected, "http://livez/metrics").status == 421

@@ -68,7 +68,7 @@ class TestHostileClients:
             (b"GET /metrics HTTP/1.1\r\nContent-Length: 0 \r\n\r\n", 200),
             (b"GET /metrics HTTP/1.1\r\nAccept: " + b"a/b;q=x," * 3000 + b"\r\n\r\n", 200),
             (b"GET /metrics HTTP/1.1\r\nConnection: keep-alive\r\n\r\n" + GET_METRICS, 200),
-            (b"GET http://elsewhere/metrics HTTP/1.1\r\n\r\n", 404),
+            (b"GET http:///metrics HTTP/1.1\r\n\r\n", 404),
         ],
         ids=lambda value: value[:40] if isinstance(value, bytes) else None,
     )

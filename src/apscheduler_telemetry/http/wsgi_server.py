@@ -8,6 +8,7 @@ import errno
 import io
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ logger = logging.getLogger("apscheduler_telemetry")
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The errors of ``accept`` after which the connection is still waiting to be accepted."""
+
+_ABSOLUTE_FORM = re.compile(r"https?://(?P<authority>[^/?#]+)", re.IGNORECASE)
 
 
 class RequestHandler(WSGIRequestHandler):
@@ -83,7 +86,11 @@ class RequestHandler(WSGIRequestHandler):
         return {**super().get_environ(), SOCKET_KEY: self.request}
 
     def parse_request(self) -> bool:
-        """Reject malformed headers; the library ignores them and all headers after them."""
+        """
+        Reject malformed headers; the library ignores them and all headers after them.
+
+        If the target is a whole URL, its host replaces the header (RFC 9112, section 3.2.2).
+        """
         if not super().parse_request():
             return False
         has_control = any(set("\r\n\0").intersection(value) for value in self.headers.values())
@@ -91,6 +98,10 @@ class RequestHandler(WSGIRequestHandler):
         if self.headers.defects or has_control or not length.isdecimal():
             self.send_error(HTTPStatus.BAD_REQUEST, "Malformed header")
             return False
+        if absolute := _ABSOLUTE_FORM.match(self.path):
+            del self.headers["Host"]
+            self.headers["Host"] = absolute["authority"]
+            self.path = f"/{self.path[absolute.end() :].removeprefix('/')}"
         return True
 
     def get_stderr(self) -> io.StringIO:
