@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -62,3 +65,29 @@ def hanging(registry: CollectorRegistry) -> Iterator[HangingCollector]:
 def server(endpoints: HTTPEndpoints) -> Iterator[HTTPServer]:
     with endpoints.serve(0) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def certificate_authority() -> Any:
+    return pytest.importorskip("trustme").CA()
+
+
+@pytest.fixture(scope="module")
+def certificates(certificate_authority: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a directory with certificates for a server."""
+    directory = tmp_path_factory.mktemp("certificates")
+    issued = certificate_authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(directory / "both.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    certificate_authority.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "invalid.pem").write_text("invalid")
+    return directory
+
+
+@pytest.fixture
+def trusting_context(certificate_authority: Any) -> ssl.SSLContext:
+    """Create the TLS context of a client that trusts the server."""
+    context = ssl.create_default_context()
+    certificate_authority.configure_trust(context)
+    return context

@@ -3,9 +3,9 @@ Opens and replaces files in directories that other users may write to.
 
 Another user can put a symbolic link, a FIFO or a device in the place of a file of ours. A link
 would make this process change a file elsewhere, and opening a FIFO waits until somebody writes to
-it. So nothing but regular files is opened here, no link in the last part of a path is followed, and
-temporary files have random names. Files that this package writes are for their owner only, unless
-the caller says otherwise.
+it. So nothing but regular files is opened here, no link in the last part of a path is followed
+unless the user has chosen that path, and temporary files have random names. Files that this package
+writes are for their owner only, unless the caller says otherwise.
 
 Everything that reads or writes a file uses this module.
 """
@@ -16,7 +16,8 @@ import errno
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OWNER_ONLY = 0o600
@@ -33,7 +34,7 @@ _FLAGS = (
 
 
 class ForeignFileError(OSError):
-    """Raised instead of opening what is no regular file, or a file that others control."""
+    """Raised instead of using what is no regular file, is too large, or others control."""
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -52,13 +53,44 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: it is missing, or cannot be opened.
     """
     check_regular(path)  # first, as opening a device may already do something
-    descriptor = os.open(path, flags | _FLAGS)
+    return _open_checked(path, flags | _FLAGS)
+
+
+def read_configured(path: Path, max_bytes: int) -> bytes:
+    """
+    Read a small file whose path the user has chosen, without waiting for anything.
+
+    Args:
+        path: the file; symbolic links are followed, as Kubernetes replaces secrets by these.
+        max_bytes: the largest size.
+
+    Raises:
+        ForeignFileError: there is something else than a regular file, or it is larger.
+        OSError: it is missing, or cannot be read.
+    """
+    with os.fdopen(_open_configured(path), "rb") as file:
+        content = file.read(max_bytes + 1)
+    _check_size(path, len(content), max_bytes)
+    return content
+
+
+@contextmanager
+def name_configured(path: Path, max_bytes: int) -> Iterator[str]:
+    """
+    Check a file as `read_configured` does, for a library that opens it by name.
+
+    Yields:
+        A name of the file that was checked, so that the library opens no other one that replaces
+        it meanwhile. If the system has no such names, it is the path. Each library call needs a
+        name of its own, as some systems share the position in the file.
+    """
+    descriptor = _open_configured(path)
     try:
-        _check_mode(path, os.fstat(descriptor).st_mode)
-    except BaseException:
+        _check_size(path, os.fstat(descriptor).st_size, max_bytes)
+        name = f"/dev/fd/{descriptor}"
+        yield name if Path(name).exists() else str(path)
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def check_regular(path: Path) -> os.stat_result:
@@ -179,6 +211,27 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def _open_configured(path: Path) -> int:
+    _check_mode(path, path.stat().st_mode)
+    return _open_checked(path, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0))
+
+
+def _open_checked(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags)
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_size(path: Path, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        message = f"Has more than {max_bytes} bytes and is not read"
+        raise ForeignFileError(errno.EFBIG, message, str(path))
 
 
 def _check_mode(path: Path, mode: int) -> None:

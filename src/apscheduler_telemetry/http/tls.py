@@ -7,10 +7,16 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
+from apscheduler_telemetry.core import files
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.http.watched_files import read_versions
+
+MAX_FILE_BYTES = 1024 * 1024
+"""More than any file of certificates has; a bundle of all public authorities has 250 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +59,20 @@ class TLSOptions:
         if self.certfile is None:
             return None
         try:
-            context = ssl.create_default_context(
-                ssl.Purpose.CLIENT_AUTH, cafile=self.client_cafile, capath=self.client_capath
-            )
-            # The empty password makes an encrypted key an error, not a prompt on the terminal.
-            context.load_cert_chain(self.certfile, self.keyfile, password="")
+            with ExitStack() as stack:
+
+                def name(path: str | os.PathLike[str]) -> str:
+                    checked = files.name_configured(Path(path), MAX_FILE_BYTES)
+                    return stack.enter_context(checked)
+
+                context = ssl.create_default_context(
+                    ssl.Purpose.CLIENT_AUTH,
+                    cafile=name(self.client_cafile) if self.client_cafile else None,
+                    capath=self.client_capath,
+                )
+                # The empty password makes an encrypted key an error, not a prompt on the terminal.
+                keyfile = self.keyfile or self.certfile
+                context.load_cert_chain(name(self.certfile), name(keyfile), password="")
         except OSError as error:
             listed = ", ".join(str(path) for path in self.paths)
             reason = error.strerror or error

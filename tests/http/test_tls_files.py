@@ -1,0 +1,121 @@
+"""Certificates, keys and authorities that are no regular files, or become none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apscheduler_telemetry.http import HTTPEndpoints
+from tests.helpers.collectors import ReportedErrors
+from tests.helpers.http_clients import fetch
+
+
+def replace_by(kind: str, path: Path) -> None:
+    """Put something else in the place of a file."""
+    path.unlink()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "link to a FIFO":
+        path.symlink_to(path.with_suffix(".fifo"))
+        os.mkfifo(path.with_suffix(".fifo"))
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "endless device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 10**12)  # without blocks on the disk
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
+class TestForeignFiles:
+    """Something else than a regular file in the place of a certificate, a key or an authority."""
+
+    OPTIONS = ("certfile", "keyfile", "client_cafile")
+    KINDS = ("FIFO", "link to a FIFO", "directory", "endless device", "huge file")
+
+    @pytest.fixture
+    def options(self, certificates: Path, tmp_path: Path) -> dict[str, Any]:
+        for name in ("cert.pem", "key.pem", "ca.pem"):
+            shutil.copy(certificates / name, tmp_path)
+        paths = (tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem")
+        return {**dict(zip(self.OPTIONS, paths, strict=True)), "client_auth_required": True}
+
+    @pytest.fixture
+    def client_context(
+        self, certificate_authority: Any, trusting_context: ssl.SSLContext
+    ) -> ssl.SSLContext:
+        certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
+        return trusting_context
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_old_file_stays_in_use_until_the_new_one_is_regular(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        options: dict[str, Any],
+        client_context: ssl.SSLContext,
+        failures: ReportedErrors,
+        option: str,
+        kind: str,
+    ) -> None:
+        """It is not opened, and counts as one error; a regular file is used again."""
+        path = options[option]
+        with endpoints.serve(0, **options) as server:
+            content = path.read_bytes()
+            replace_by(kind, path)
+            for _ in range(3):
+                assert fetch(server, "/livez", context=client_context).status == 200
+            [(component, error)] = failures
+            assert component == "http"
+            assert str(path) in str(error)
+
+            new = path.with_suffix(".new")
+            new.write_bytes(content)
+            if path.is_dir():
+                path.rmdir()
+            new.replace(path)
+            assert fetch(server, "/livez", context=client_context).status == 200
+            assert len(failures) == 1
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_server_does_not_start_with_it(
+        self, endpoints: HTTPEndpoints, options: dict[str, Any], option: str, kind: str
+    ) -> None:
+        """At the start it is an error that names the file and says what to pass."""
+        path = options[option]
+        replace_by(kind, path)
+        with pytest.raises(OSError, match=rf"{path}.* is not (opened|read); pass PEM files"):
+            endpoints.serve(0, **options)
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_file_that_is_exchanged_after_the_check_is_not_opened(
+        self,
+        endpoints: HTTPEndpoints,
+        options: dict[str, Any],
+        client_context: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+        option: str,
+    ) -> None:
+        """The file that was checked is the one that is loaded, also if another one replaces it."""
+        if not Path("/dev/fd").exists():
+            pytest.skip("no names for open files here")
+        path, fstat = options[option], os.fstat
+
+        def exchange(descriptor: int) -> os.stat_result:
+            status = fstat(descriptor)
+            if path.is_file() and os.path.samestat(status, path.stat()):
+                path.unlink()
+                os.mkfifo(path)
+            return status
+
+        monkeypatch.setattr(os, "fstat", exchange)
+        with endpoints.serve(0, **options) as server:
+            assert path.is_fifo()
+            assert fetch(server, "/livez", context=client_context).status == 200
