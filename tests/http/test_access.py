@@ -15,6 +15,7 @@ import pytest
 
 from apscheduler_telemetry import errors
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http.access import MAX_TOKEN_FILE_BYTES
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import address, fetch, send_raw
 
@@ -375,3 +376,30 @@ class TestAbsoluteForm:
         assert fetch(protected, "http://localhost/livez").status == 200
         assert fetch(protected, "http://localhost/metrics").status == 401
         assert fetch(protected, "http://livez/metrics").status == 421
+
+
+class TestLengthOfTheToken:
+    def test_longest_token_can_be_sent(self, endpoints: HTTPEndpoints, tmp_path: Path) -> None:
+        """A client can send a token of the greatest length, with other headers."""
+        token = "x" * MAX_TOKEN_FILE_BYTES
+        (tmp_path / "token").write_text(token)
+        with endpoints.serve(0, bearer_token_file=tmp_path / "token") as server:
+            headers = {"Authorization": f"Bearer {token}", "X": "y" * 10_000}
+            assert fetch(server, headers=headers).status == 200
+
+    @pytest.mark.parametrize("size", [MAX_TOKEN_FILE_BYTES + 1, 70_000, 10_000_000])
+    def test_token_that_no_client_can_send_raises_an_error(
+        self, endpoints: HTTPEndpoints, tmp_path: Path, size: int
+    ) -> None:
+        """A longer token is an error at the start that says how long it may be."""
+        (tmp_path / "token").write_text("x" * size)
+        with pytest.raises(errors.ArgumentValueError, match=rf"at most {MAX_TOKEN_FILE_BYTES} "):
+            endpoints.serve(0, bearer_token_file=tmp_path / "token")
+
+    def test_longer_token_leaves_the_old_one_valid(
+        self, protected: HTTPServer, token_file: Path, failures: ReportedErrors
+    ) -> None:
+        """If the token is replaced by one that is too long, the old one stays valid."""
+        token_file.write_text("x" * 70_000)
+        assert status_with_token(protected, TOKEN) == 200
+        assert [component for component, _ in failures] == ["http"]

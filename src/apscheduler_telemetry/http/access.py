@@ -8,18 +8,19 @@ import hmac
 import ipaddress
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from apscheduler_telemetry.core import files
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import Response
 from apscheduler_telemetry.http.watched_files import read_versions
 
-MAX_TOKEN_FILE_BYTES = 65_536
-"""Tokens that are longer than the longest header that the server reads can never be sent."""
+MAX_TOKEN_FILE_BYTES = limits.MAX_HEAD_BYTES // 2
+"""Longer tokens could not be sent, with the rest of a request in the other half of its head."""
 
 _WSGIApp = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
 _BEARER = re.compile(r"bearer +(\S+)\s*\Z", re.IGNORECASE)
@@ -39,7 +40,7 @@ class BearerToken:
 
     Raises:
         ArgumentTypeError: `path` is no path.
-        ArgumentValueError: the file has no token.
+        ArgumentValueError: the file has no token, or one that is too long to be sent.
         OSError: the file cannot be read.
     """
 
@@ -67,17 +68,17 @@ class BearerToken:
 
 
 def _read_token(path: Path) -> bytes:
-    # Opening a FIFO would wait for its writer.
-    if not stat.S_ISREG(path.stat().st_mode):
-        msg = f"bearer_token_file={str(path)!r} is not a regular file; pass one that has the token"
-        raise ArgumentValueError(msg)
-    with path.open("rb") as file:
-        token = file.read(MAX_TOKEN_FILE_BYTES).strip()
-    if not token or not re.fullmatch(rb"[!-~]+", token):
-        msg = (
-            f"bearer_token_file={str(path)!r} must have one token of ASCII characters without "
-            "spaces, such as `openssl rand -hex 32` prints"
-        )
+    expectation = (
+        f"pass a regular file with one token of at most {MAX_TOKEN_FILE_BYTES} ASCII characters "
+        "without spaces, such as `openssl rand -hex 32` prints"
+    )
+    try:
+        token = files.read_configured(path, MAX_TOKEN_FILE_BYTES).strip()
+    except files.ForeignFileError as error:
+        msg = f"bearer_token_file={str(path)!r} cannot be used: {error.strerror}; {expectation}"
+        raise ArgumentValueError(msg) from error
+    if not re.fullmatch(rb"[!-~]+", token):
+        msg = f"bearer_token_file={str(path)!r} does not have one token; {expectation}"
         raise ArgumentValueError(msg)
     return token
 
