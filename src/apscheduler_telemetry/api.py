@@ -246,6 +246,7 @@ class Telemetry:
             OSError: the address is not this machine's, or the port or a file cannot be used.
             ArgumentTypeError, ArgumentValueError: an option is wrong, or there is no such option.
             NotInstrumentedError: the scheduler is not instrumented any more.
+            TelemetryError: no thread can be started, as after the main thread has ended.
         """
         if self._end_reason is not None:
             msg = f"nothing is left to serve: {self._describe_end()}"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
+from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError, TelemetryError
 from apscheduler_telemetry.http.access import (
     AccessControl,
     AllowedHosts,
@@ -132,6 +132,7 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
             missing.
         OSError: the port is taken or forbidden, the address is not one of this machine, or a file
             cannot be loaded; ``errno`` says which.
+        TelemetryError: no thread can be started, as after the main thread has ended.
     """
     _validate_address(port, addr)
     tls_context = ReloadingTLSContext(tls, report_exception)
@@ -149,7 +150,6 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
             connection_limits=connection_limits,
             report_exception=report_exception,
         )
-        return HTTPServer(server)
     except (OSError, ValueError) as error:  # ValueError: impossible as a host name
         code = getattr(error, "errno", errno.EADDRNOTAVAIL)
         hint = (
@@ -161,6 +161,19 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
         reason = getattr(error, "strerror", None) or error
         msg = f"cannot serve metrics on {_format_netloc(addr, port)}: {reason}; {hint}"
         raise OSError(code, msg) from error
+    try:
+        return HTTPServer(server)
+    except RuntimeError as error:
+        server.server_close()
+        reason = (
+            f"{error}; end some threads of this process, or raise its limit"
+            if threading.main_thread().is_alive()
+            else "the main thread has ended, and since Python 3.12 no thread can be started after "
+            "that; start the server before, and let the main thread wait for the others, as by "
+            "thread.join()"
+        )
+        msg = f"cannot serve metrics on {_format_netloc(addr, port)}: {reason}"
+        raise TelemetryError(msg) from error
 
 
 def has_address_in_common(server: HTTPServer, port: int, addr: str) -> bool:

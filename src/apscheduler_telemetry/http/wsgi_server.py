@@ -212,7 +212,7 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
             self._connections_without_thread.put((request, client_address))
 
     def serve_in_spare_thread(self) -> None:
-        """Handle connections for which no thread could be started, until `stop` is called."""
+        """Handle connections that no thread could be started for, until `server_close`."""
         while (pending := self._connections_without_thread.get()) is not None:
             request, client_address = pending
             self.connections.set_deadline(request, limits.SPARE_THREAD_SECONDS)
@@ -234,6 +234,10 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
         shutdown_socket(self.socket)
         self.shutdown()
         self.connections.shutdown_all()
+
+    def server_close(self) -> None:
+        """Close the socket, and end `serve_in_spare_thread`."""
+        super().server_close()
         self._connections_without_thread.put(None)
 
     def reset_after_fork(self) -> None:
