@@ -4,10 +4,12 @@ What hostile clients cost: our server, WSGI and ASGI, beside the server of prome
 Usage: hostile_clients.py [--jobs 1000] [--clients 250] [--seconds 10]
 
 A process of its own runs a scheduler with so many jobs, and one job that is due every 50 ms. It is
-left alone, then attacked in two ways:
+left alone, then attacked in three ways:
 
 - silent: clients request ``/metrics`` and read nothing. After that, each reads what it still gets.
 - vanished: each second, so many clients request ``/metrics`` and reset the connection.
+- headers: all through the time, so many clients send 1 MB of headers that do not end. Half of them
+  then hang up, and the others stay.
 
 Meanwhile another client scrapes as Prometheus does, twice a second, and gives up after 10 seconds.
 The process then has 30 seconds to tell how late the job was.
@@ -45,8 +47,12 @@ from apscheduler_telemetry import Telemetry, instrument
 GIVE_UP = 10.0  # seconds, as Prometheus does by default
 PATIENCE = 30.0  # seconds for a process that is overloaded
 TARGET_MB = 60
-"""How much our server and applications may grow with 1,000 jobs and 250 clients."""
+TARGETS = (("ours", "silent"), ("wsgi", "silent"), ("asgi", "silent"), ("ours", "headers"))
+"""How much our server and applications may grow with 1,000 jobs and 250 clients, and in what."""
 SERVER_THREADS = 8
+LARGE_HEAD = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"".join(
+    b"X-%d: %s\r\n" % (number, b"a" * 20_000) for number in range(50)
+)
 
 
 def serve_by_prometheus_client(_telemetry: Telemetry, registry: CollectorRegistry) -> int:
@@ -197,7 +203,32 @@ class Vanished(Attack):
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
-ATTACKS = {"alone": Attack, "silent": Silent, "vanished": Vanished}
+class Headers(Attack):
+    """Clients that send very large headers, and no end of them."""
+
+    def run(self) -> None:
+        """Connect, send the headers, and hang up or stay."""
+        self.connections = []
+        start = time.monotonic()
+        for number in range(self.clients):
+            now = time.monotonic() - start
+            if now > self.seconds:
+                return
+            time.sleep(max(0.0, number * self.seconds / self.clients - now))
+            with contextlib.suppress(OSError):
+                client = socket.create_connection(("127.0.0.1", self.port), GIVE_UP)
+                self.connections.append(client)
+                client.sendall(LARGE_HEAD)
+                if number % 2:
+                    client.close()
+
+    def end(self) -> None:
+        """Hang up."""
+        for client in self.connections:
+            client.close()
+
+
+ATTACKS = {"alone": Attack, "silent": Silent, "vanished": Vanished, "headers": Headers}
 
 
 class Scraper(threading.Thread):
@@ -277,7 +308,7 @@ def main() -> int:
     print("server  clients     held  more MB   p50 ms   p99 ms   scrapes  slowest s  survivors")
     run = partial(measure, jobs=options.jobs, clients=options.clients, seconds=options.seconds)
     grown = {(kind, name): run(kind, name) for name in options.attacks for kind in options.servers}
-    return int(any(grown.get((kind, "silent"), 0) > TARGET_MB for kind in ("ours", "wsgi", "asgi")))
+    return int(any(grown.get(measured, 0) > TARGET_MB for measured in TARGETS))
 
 
 if __name__ == "__main__":

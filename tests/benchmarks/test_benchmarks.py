@@ -64,7 +64,15 @@ class TestHostileClients:
         """250 clients that do not read the metrics of 1,000 jobs take at most 60 MB."""
         pytest.importorskip("werkzeug")
         pytest.importorskip("uvicorn")
-        few = ("--attacks", "silent", "--servers", server, "--seconds", "3")
+        self.check_target("silent", server)
+
+    def test_large_headers_stay_below_the_target(self) -> None:
+        """250 clients that send 1 MB of headers each take at most 60 MB of our server."""
+        self.check_target("headers", "ours")
+
+    @staticmethod
+    def check_target(attack: str, server: str) -> None:
+        few = ("--attacks", attack, "--servers", server, "--seconds", "3")
         command = [sys.executable, str(BENCHMARKS / "hostile_clients.py"), *few]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
