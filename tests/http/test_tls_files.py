@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from apscheduler_telemetry.http import HTTPEndpoints
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import fetch
+
+KINDS = ("FIFO", "link to a FIFO", "directory", "endless device", "huge file")
 
 
 def replace_by(kind: str, path: Path) -> None:
@@ -32,12 +35,18 @@ def replace_by(kind: str, path: Path) -> None:
         os.truncate(path, 10**12)  # without blocks on the disk
 
 
+@pytest.fixture
+def client_context(certificate_authority: Any, trusting_context: ssl.SSLContext) -> ssl.SSLContext:
+    """Create the TLS context of a client that has a certificate."""
+    certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
+    return trusting_context
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
 class TestForeignFiles:
     """Something else than a regular file in the place of a certificate, a key or an authority."""
 
     OPTIONS = ("certfile", "keyfile", "client_cafile")
-    KINDS = ("FIFO", "link to a FIFO", "directory", "endless device", "huge file")
 
     @pytest.fixture
     def options(self, certificates: Path, tmp_path: Path) -> dict[str, Any]:
@@ -45,13 +54,6 @@ class TestForeignFiles:
             shutil.copy(certificates / name, tmp_path)
         paths = (tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem")
         return {**dict(zip(self.OPTIONS, paths, strict=True)), "client_auth_required": True}
-
-    @pytest.fixture
-    def client_context(
-        self, certificate_authority: Any, trusting_context: ssl.SSLContext
-    ) -> ssl.SSLContext:
-        certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
-        return trusting_context
 
     @pytest.mark.parametrize("option", OPTIONS)
     @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +93,7 @@ class TestForeignFiles:
         """At the start it is an error that names the file and says what to pass."""
         path = options[option]
         replace_by(kind, path)
-        with pytest.raises(OSError, match=rf"{path}.* is not (opened|read); pass PEM files"):
+        with pytest.raises(OSError, match=rf"{path}: .* is not (opened|read); pass PEM files"):
             endpoints.serve(0, **options)
 
     @pytest.mark.parametrize("option", OPTIONS)
@@ -118,4 +120,64 @@ class TestForeignFiles:
         monkeypatch.setattr(os, "fstat", exchange)
         with endpoints.serve(0, **options) as server:
             assert path.is_fifo()
+            assert fetch(server, "/livez", context=client_context).status == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
+class TestDirectoryOfAuthorities:
+    """Something else than a regular file in the directory `client_capath`."""
+
+    @pytest.fixture
+    def authority(self, certificates: Path, tmp_path: Path) -> Path:
+        """Return the file of the authority in a directory, with the name that OpenSSL expects."""
+        openssl = shutil.which("openssl")
+        if openssl is None:
+            pytest.skip("no openssl here, which names files in such a directory")
+        command = [openssl, "x509", "-hash", "-noout", "-in", str(certificates / "ca.pem")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return Path(shutil.copy(certificates / "ca.pem", tmp_path / f"{done.stdout.strip()}.0"))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_old_authority_stays_in_use_until_the_new_one_is_regular(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+        failures: ReportedErrors,
+        kind: str,
+    ) -> None:
+        """It is not opened, neither when it is noticed nor in a handshake."""
+        certfile, content = certificates / "both.pem", authority.read_bytes()
+        with endpoints.serve(
+            0, certfile=certfile, client_capath=authority.parent, client_auth_required=True
+        ) as server:
+            replace_by(kind, authority)
+            assert fetch(server, "/livez", context=client_context).status == 200
+            [(component, error)] = failures
+            assert component == "http"
+            assert str(authority) in str(error)
+            if authority.is_dir():
+                authority.rmdir()
+            authority.with_suffix(".new").write_bytes(content)
+            authority.with_suffix(".new").replace(authority)
+            assert fetch(server, "/livez", context=client_context).status == 200
+            assert len(failures) == 1
+
+    def test_only_hashed_names_are_opened(
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+    ) -> None:
+        """Files with other names, for which OpenSSL does not look, are ignored."""
+        os.mkfifo(authority.with_name("README"))
+        (authority.parent / "broken.pem").write_text("broken")
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=authority.parent,
+            client_auth_required=True,
+        ) as server:
             assert fetch(server, "/livez", context=client_context).status == 200

@@ -5,9 +5,9 @@ TLS options of the built-in server.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ MAX_FILE_BYTES = 1024 * 1024
 """More than any file of certificates has; a bundle of all public authorities has 250 kB."""
 
 
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TLSOptions:
     """
@@ -28,7 +31,7 @@ class TLSOptions:
         certfile: PEM certificate chain; given, the server speaks HTTPS (TLS 1.2 or newer).
         keyfile: PEM private key; by default it is read from `certfile`.
         client_cafile: PEM certificates of the authorities that sign client certificates.
-        client_capath: a directory of such certificates.
+        client_capath: a directory of such certificates, named as by ``openssl rehash``.
         client_auth_required: whether to reject clients without such a certificate.
     """
 
@@ -59,28 +62,37 @@ class TLSOptions:
         if self.certfile is None:
             return None
         try:
-            with ExitStack() as stack:
-
-                def name(path: str | os.PathLike[str]) -> str:
-                    checked = files.name_configured(Path(path), MAX_FILE_BYTES)
-                    return stack.enter_context(checked)
-
-                context = ssl.create_default_context(
-                    ssl.Purpose.CLIENT_AUTH,
-                    cafile=name(self.client_cafile) if self.client_cafile else None,
-                    capath=self.client_capath,
-                )
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            for path in self._find_authority_files():
+                with files.name_configured(path, MAX_FILE_BYTES) as name:
+                    context.load_verify_locations(name)
+            with (
+                files.name_configured(Path(self.certfile), MAX_FILE_BYTES) as certificate,
+                files.name_configured(Path(self.keyfile or self.certfile), MAX_FILE_BYTES) as key,
+            ):
                 # The empty password makes an encrypted key an error, not a prompt on the terminal.
-                keyfile = self.keyfile or self.certfile
-                context.load_cert_chain(name(self.certfile), name(keyfile), password="")
+                context.load_cert_chain(certificate, key, password="")
         except OSError as error:
-            listed = ", ".join(str(path) for path in self.paths)
+            subject = error.filename or ", ".join(str(path) for path in self.paths)
             reason = error.strerror or error
-            msg = f"cannot load {listed}: {reason}; pass PEM files that this process may read"
+            msg = f"cannot load {subject}: {reason}; pass PEM files that this process may read"
             raise type(error)(error.errno, msg) from error
         if self.client_auth_required:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+    def _find_authority_files(self) -> list[Path]:
+        """
+        Return the files of the trusted authorities.
+
+        Of the directory, those are loaded that OpenSSL would look for, by the hash of their name.
+        OpenSSL itself would open them during a handshake, whatever they are then.
+        """
+        found = [Path(self.client_cafile)] if self.client_cafile else []
+        if self.client_capath:
+            directory = sorted(Path(self.client_capath).iterdir())
+            found += [path for path in directory if _HASHED_NAME.fullmatch(path.name)]
+        return found
 
     def _validate(self) -> None:
         """Reject options that would protect less than they seem to."""
