@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -31,3 +31,27 @@ def calendar(**options: Any) -> BaseTrigger:
 
 def cron(**options: Any) -> CronTrigger:
     return CronTrigger(timezone=UTC, **options)
+
+
+class Moment(datetime):
+    """A datetime of the user's whose own methods fail; APScheduler calls none of these."""
+
+    @classmethod
+    def of(cls, at: datetime) -> Moment:
+        return cls.combine(at.date(), at.timetz())
+
+    def timestamp(self) -> float:
+        raise OverflowError
+
+    def isoformat(self, *_: Any, **__: Any) -> str:
+        raise OverflowError
+
+    def replace(self, *_: Any, **__: Any) -> Any:
+        raise OverflowError
+
+
+class Moments(BaseTrigger):
+    """Fires every 10 seconds, at datetimes of that class."""
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> Moment:
+        return Moment.of(START if previous is None else previous + timedelta(seconds=10))

@@ -15,15 +15,17 @@ from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
+from prometheus_client import generate_latest
 
+from apscheduler_telemetry.core.records import JobSeries
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 from tests.helpers import jobs
 from tests.helpers.clocks import START
-from tests.helpers.metrics import sample
+from tests.helpers.metrics import registry_of, sample
 from tests.helpers.rigs import hand_driven_rig, live_rig
 from tests.helpers.scripts import output_of_script
 from tests.helpers.servers import free_port
-from tests.helpers.triggers import every
+from tests.helpers.triggers import Moment, Moments, every
 from tests.helpers.waiting import wait_until
 
 UTC = timezone.utc
@@ -84,6 +86,63 @@ class TestConversions:
         """A time zone that fails costs its offset, and not the whole report."""
         at = datetime(9999, 12, 31, tzinfo=FailingZone())
         assert to_unix_seconds(at) == datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+    @pytest.mark.parametrize("zone", ZONES, ids=str)
+    def test_class_of_the_user_is_like_any_datetime(self, zone: tzinfo) -> None:
+        """Its own methods are not called."""
+        at = START.astimezone(zone)
+        assert to_unix_seconds(Moment.of(at)) == START.timestamp()
+        failing = Moment.of(datetime(9999, 12, 31, tzinfo=FailingZone()))
+        assert to_unix_seconds(failing) == datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
+class TestDatetimesOfTheUser:
+    """A job whose run times are of a subclass of `datetime` whose methods fail."""
+
+    @pytest.mark.parametrize("coalesce", [True, False])
+    @pytest.mark.parametrize("store", [memory, sqlite])
+    def test_all_jobs_are_counted_and_reported(
+        self, store: Callable[[Path], Any], coalesce: bool, tmp_path: Path
+    ) -> None:
+        """Its runs, dropped ones too, and reports are like any others."""
+        with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
+            rig.add(jobs.nothing, every(10))
+            rig.add(jobs.nothing, Moments(), id="moments", coalesce=coalesce, max_instances=9)
+            rig.scheduler.turn()
+            rig.after(20)
+            rig.settle()
+            expected = {"success": 2, "coalesced": 1} if coalesce else {"success": 3}
+            assert rig.outcomes("moments") == expected
+            assert rig.outcomes() == {"success": 2, "coalesced": 1}
+            health = {job["id"]: job["next_run"] for job in rig.telemetry.health()["jobs"]}
+            assert health["moments"] == health["job"] == "2030-01-01T00:00:30.000+00:00"
+            rig.clock.advance(60)
+            rig.scheduler.remove_job("moments")
+            wait_until(lambda: rig.outcomes("moments").get("missed"))
+            rig.forgotten = rig.outcomes("moments")["missed"]
+
+
+class TestFailingSnapshot:
+    """A job whose numbers cannot be read, for whatever reason."""
+
+    def test_all_other_jobs_are_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Health, scrapes and exports show them, and count an error."""
+        create_snapshot = JobSeries.create_snapshot
+
+        def fail(series: JobSeries, *args: Any) -> Any:
+            if series.label == "broken":
+                raise OverflowError
+            return create_snapshot(series, *args)
+
+        with hand_driven_rig() as rig:
+            for job_id in ("a", "broken", "z"):
+                rig.add(jobs.nothing, every(10), id=job_id)
+            with monkeypatch.context() as patch:
+                patch.setattr(JobSeries, "create_snapshot", fail)
+                assert [job["id"] for job in rig.telemetry.health()["jobs"]] == ["a", "z"]
+                page = generate_latest(registry_of(rig.telemetry)).decode()
+                assert [f'job_id="{name}"' in page for name in ("a", "broken", "z")] == [1, 0, 1]
+            rig.failing = {"collector"}
 
 
 class TestLateRuns:

@@ -14,7 +14,8 @@ from apscheduler_telemetry import __version__
 from apscheduler_telemetry.core.model import Outcome, RunError
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
-from tests.helpers.span_observer import ADDED, ADDED_IN, BOOM, NOW, Spans, go, job, new_run
+from tests.helpers.span_observer import ADDED, ADDED_IN, BOOM, DUE, NOW, Spans, go, job, new_run
+from tests.helpers.triggers import Moment
 
 pytestmark = pytest.mark.usefixtures("clean_context")
 
@@ -45,6 +46,12 @@ class TestSpan:
             "apscheduler.outcome": "success",
             "code.function.name": "shop.reports.Report.send",
         }
+
+    def test_scheduled_time_may_be_of_a_class_of_the_user(self, spans: Spans) -> None:
+        """A trigger of the user's may return a datetime whose methods fail."""
+        go(spans.observer(), new_run(due=Moment.of(DUE)))
+        attributes = spans.one().attributes
+        assert attributes["apscheduler.scheduled_time"] == "2027-01-15T07:59:59.750000+00:00"
 
     def test_scope_names_package_version_and_schema(self, spans: Spans) -> None:
         """The scope names this package, its version and the schema of the conventions."""

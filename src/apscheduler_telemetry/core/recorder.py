@@ -330,13 +330,24 @@ class Recorder:
 
         Args:
             known: the version that the reader already has, by label.
+
+        Raises:
+            Exception: a label has no snapshot. All others come before.
         """
+        failure: Exception | None = None
         for series in self._update_and_list_series():
             label = series.label
             if series.is_unchanged_since(known.get(label)):
                 yield label, None
-            else:
-                yield label, self._create_snapshot(series)
+                continue
+            try:
+                snapshot = self._create_snapshot(series)
+            except Exception as error:  # noqa: BLE001  # raised below
+                failure = error
+                continue
+            yield label, snapshot
+        if failure is not None:
+            raise failure
 
     def executors(self) -> Mapping[str, ExecutorState]:
         """Return the load of each executor by alias."""

@@ -405,7 +405,10 @@ class Run:
         self.job_info = record.info
         self.executor = executor
         self.due = due
-        self.due_timestamp = due.timestamp()
+        try:
+            self.due_timestamp = _unix_seconds_of(due)
+        except Exception:  # noqa: BLE001  # as in `to_unix_seconds`, whose call every run would pay
+            self.due_timestamp = to_unix_seconds(due)
         self.link_origins = link_origins
         # In one statement, as every run pays for it.
         self.started_at = self.estimated_start_at = self.duration = self.outcome = self.error = None
@@ -563,6 +566,7 @@ def _to_unix_seconds(at: datetime | float) -> float:
     return to_unix_seconds(at) if isinstance(at, datetime) else at
 
 
+_unix_seconds_of = datetime.timestamp
 _finish_numbers = itertools.count(1)
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 _finish_number_of = attrgetter("finish_number")

@@ -4,19 +4,25 @@ Conversions between datetimes and Unix seconds that also work at both ends of th
 
 from __future__ import annotations
 
-from datetime import datetime, timezone, tzinfo
+from datetime import date, datetime, timezone, tzinfo
 
 
 def to_unix_seconds(at: datetime) -> float:
     """
     Return the Unix seconds of a datetime.
 
-    If its time zone fails, as some do at the ends of the calendar, it is taken for UTC.
+    If its time zone fails, as some do at the ends of the calendar, it is taken for UTC. The methods
+    are those of `datetime` itself, as a subclass of the user's may have others.
     """
     try:
-        return at.timestamp()
+        return datetime.timestamp(at)
     except Exception:  # noqa: BLE001  # the time zone may be the user's code
-        return at.replace(tzinfo=timezone.utc).timestamp()
+        return wall_time(at).replace(tzinfo=timezone.utc).timestamp()
+
+
+def wall_time(at: datetime) -> datetime:
+    """Return what a datetime shows, without its time zone; also for a class of the user's."""
+    return datetime.combine(date.fromordinal(datetime.toordinal(at)), datetime.time(at))
 
 
 def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetime:

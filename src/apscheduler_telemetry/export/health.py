@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 from apscheduler_telemetry.core.model import Clock
 from apscheduler_telemetry.core.records import JobSnapshot
 from apscheduler_telemetry.core.times import to_datetime
-from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
+from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_jobs
+
+COMPONENT = "collector"
 
 
 def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[s
         clock: returns Unix seconds.
     """
     now, liveness = clock(), scheduler.liveness()
-    jobs = sorted(scheduler.recorder.snapshots(), key=attrgetter("label"))
+    jobs = sorted_jobs(scheduler, COMPONENT)
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],

@@ -328,7 +328,7 @@ def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample
         component: of which failures are reported; samples that fail are left out.
     """
     yield from scheduler_samples(scheduler, component)
-    for job in yield_until_error(scheduler.error_reporter, component, _sorted_jobs(scheduler)):
+    for job in sorted_jobs(scheduler, component):
         yield from yield_until_error(
             scheduler.error_reporter, component, job_samples(scheduler.name, job)
         )
@@ -403,8 +403,10 @@ def yield_until_error(
         error_reporter.exception(component)
 
 
-def _sorted_jobs(scheduler: InstrumentedScheduler) -> Iterator[JobSnapshot]:
-    yield from sorted(scheduler.recorder.snapshots(), key=attrgetter("label"))
+def sorted_jobs(scheduler: InstrumentedScheduler, component: str) -> list[JobSnapshot]:
+    """Return all jobs by label; those that fail are reported as failures of `component`."""
+    jobs = yield_until_error(scheduler.error_reporter, component, scheduler.recorder.snapshots())
+    return sorted(jobs, key=attrgetter("label"))
 
 
 def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:

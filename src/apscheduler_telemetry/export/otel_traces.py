@@ -301,10 +301,8 @@ class SpanObserver:
             self._job_cache[id(job)] = cached
         _, name, attributes = cached
         attributes = attributes.copy()
-        due = run.due.isoformat()
-        if not due.endswith("+00:00"):
-            due = to_datetime(run.due_timestamp).isoformat()
-        attributes["apscheduler.scheduled_time"] = due
+        due = to_datetime(run.due_timestamp)  # not `run.due`, whose class may be the user's
+        attributes["apscheduler.scheduled_time"] = due.isoformat()
         if run.arguments is not None:
             attributes["apscheduler.job.arguments"] = _utf8(run.arguments)
         return name, attributes

@@ -28,6 +28,7 @@ from apscheduler_telemetry.core.model import Clock, Outcome, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
+from apscheduler_telemetry.core.times import wall_time
 
 
 class ExecutorHooks:
@@ -474,7 +475,7 @@ def _find_run_of_event(event: Any, runs: Sequence[Run]) -> Run | None:
 def _is_same_time(due: datetime, copy: datetime) -> bool:
     """Tell whether the second may be a copy of the first that was pickled."""
     # In an hour that comes twice, times whose zones are two objects are never equal.
-    return due == copy or due.replace(tzinfo=None) == copy.replace(tzinfo=None)
+    return due == copy or wall_time(due) == wall_time(copy)
 
 
 def pool_of(executor: Any) -> Any:

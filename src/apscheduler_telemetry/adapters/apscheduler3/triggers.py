@@ -124,7 +124,7 @@ class FireTimeSearch:
         self._latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
         # As a search that is given up may still be running, and is read by another thread.
         self._lock = threading.Lock()
-        if first is None or first.timestamp() >= end:
+        if first is None or to_unix_seconds(first) >= end:
             self.is_finished = True
         elif type(trigger) is IntervalTrigger and end != math.inf:
             self._count_intervals(first, trigger)
@@ -189,10 +189,10 @@ class FireTimeSearch:
 
     def _count_intervals(self, first: datetime, trigger: Any) -> None:
         # Computed without a loop, as this runs while the scheduler holds its lock.
-        step, since, zone = _mean_interval(trigger), first.timestamp(), first.tzinfo
+        step, since, zone = _mean_interval(trigger), to_unix_seconds(first), first.tzinfo
         end = self._end
         if trigger.end_date is not None:
-            end = min(end, trigger.end_date.timestamp() + _TICK)
+            end = min(end, to_unix_seconds(trigger.end_date) + _TICK)
         # The first one may be later than the end date, if the user has chosen the next run.
         self._total = max(1, math.floor((end - since) / step) + 1)
         kept = range(max(0, self._total - MAX_LISTED_FIRE_TIMES), self._total)
@@ -223,9 +223,9 @@ class FireTimeSearch:
         self.question_count += 1
         at = _get_later_fire_time(self._copy, previous, now, deadline)
         if at is not None and self._mean_jitter:
-            at = to_datetime(at.timestamp() + self._mean_jitter, at.tzinfo)
+            at = to_datetime(to_unix_seconds(at) + self._mean_jitter, at.tzinfo)
         # In the last year of the calendar are the sentinels for "never".
-        if at is None or at.timestamp() >= end or at.year == MAXYEAR:
+        if at is None or to_unix_seconds(at) >= end or at.year == MAXYEAR:
             return self._finish()
         return self._add(at)
 
@@ -445,7 +445,7 @@ def _get_later_fire_time(
 ) -> datetime | None:
     """Return the fire time after `previous`; None if there is none, or no later one."""
     at = _get_next_fire_time(trigger, previous, now, deadline)
-    return at if at is not None and at.timestamp() > previous.timestamp() else None
+    return at if at is not None and to_unix_seconds(at) > to_unix_seconds(previous) else None
 
 
 def _get_next_fire_time(
@@ -490,7 +490,9 @@ def _get_common_fire_time(
         if min(found) == max(found):
             return found[0]
         latest = max(found)
-        repeated_steps = repeated_steps + 1 if latest.timestamp() == now.timestamp() else 0
+        repeated_steps = (
+            repeated_steps + 1 if to_unix_seconds(latest) == to_unix_seconds(now) else 0
+        )
         if repeated_steps >= max_repeated_steps:
             raise NoCommonFireTimeError
         now = latest

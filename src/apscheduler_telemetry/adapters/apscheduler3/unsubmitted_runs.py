@@ -158,7 +158,7 @@ class UnsubmittedRunRecorder:
         now = datetime.now(self._scheduler.timezone)
         if next_run is None or next_run > now.timestamp():
             return False
-        if last_submitted_due is not None and next_run <= last_submitted_due.timestamp():
+        if last_submitted_due is not None and next_run <= to_unix_seconds(last_submitted_due):
             return False
         if new_next_run is not None and to_unix_seconds(new_next_run) <= next_run:
             return True  # the loop will reach it after earlier runs
