@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry.core.alert_policy import validate
 from apscheduler_telemetry.core.labels import MAX_LABELS
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, Capture
+from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 
@@ -144,6 +145,8 @@ def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...
     is_sequence = not isinstance(buckets, (str, bytes))  # sequences too, whose items could pass
     try:
         bounds = tuple(float(bound) for bound in buckets)
+    except OverflowError:  # of an int that no float can hold, which leaves no bounds
+        pass
     except (TypeError, ValueError):
         is_sequence = False
     _check_type(option, buckets, "a sequence of seconds", ok=is_sequence)
@@ -162,7 +165,7 @@ def _check_max_labels(number: Any) -> None:
     is_integer = isinstance(number, int) and not isinstance(number, bool)
     _check_type("max_labels", number, "a number of label values", ok=is_integer)
     if number < 1:
-        msg = f"max_labels must be 1 or more, got {number}; omit it for {MAX_LABELS:,}"
+        msg = f"max_labels must be 1 or more, got {safe_repr(number)}; omit it for {MAX_LABELS:,}"
         raise ArgumentValueError(msg)
 
 

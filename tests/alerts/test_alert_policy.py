@@ -47,6 +47,8 @@ class TestValidate:
             ("grace", True, ArgumentTypeError),
             ("grace", -1, ArgumentValueError),
             ("grace", math.nan, ArgumentValueError),
+            pytest.param("grace", 10**400, ArgumentValueError, id="grace too large"),
+            pytest.param("max_duration", 10**400, ArgumentValueError, id="max_duration too large"),
             ("max_duration", 0, ArgumentValueError),
             ("max_duration", math.inf, ArgumentValueError),
             ("severity", 1, ArgumentTypeError),
@@ -72,6 +74,8 @@ class TestAlertPolicy:
         assert policy.grace(JOB) == MIN_DEFAULT_GRACE
         assert policy.grace(SimpleNamespace(misfire_grace_time=300)) == 300
         assert policy.grace(SimpleNamespace(misfire_grace_time=None)) == MIN_DEFAULT_GRACE
+        # No float can hold it, and APScheduler cannot run the job.
+        assert policy.grace(SimpleNamespace(misfire_grace_time=10**400)) == MIN_DEFAULT_GRACE
         assert policy.max_duration(JOB) is None
         assert policy.severity(JOB) == policy.owner(JOB) == ""
 
@@ -96,7 +100,11 @@ class TestAlertPolicy:
         assert AlertPolicy(ErrorReporter(), owner=lambda _: "\ud800").owner(JOB) == "\\ud800"
 
     @pytest.mark.parametrize("option", ["grace", "max_duration", "severity", "owner"])
-    @pytest.mark.parametrize("callback", [boom, lambda _: object(), lambda _: -1])
+    @pytest.mark.parametrize(
+        "callback",
+        [boom, lambda _: object(), lambda _: -1, lambda _: 10**400],
+        ids=["raises", "object", "negative", "too large"],
+    )
     def test_callable_that_fails_is_counted_and_ignored(
         self, option: str, callback: Any, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -238,6 +238,14 @@ class TestLimits:
             ({"max_connections": 0}, errors.ArgumentValueError),
             ({"max_connections": 1.5}, errors.ArgumentTypeError),
             ({"max_connections": True}, errors.ArgumentTypeError),
+            pytest.param(
+                {"max_connections": 10**400},
+                errors.ArgumentValueError,
+                id="max_connections too large",
+            ),
+            pytest.param(
+                {"idle_timeout": 10**400}, errors.ArgumentValueError, id="idle_timeout too large"
+            ),
             ({"idle_timeout": -1}, errors.ArgumentValueError),
             ({"idle_timeout": float("nan")}, errors.ArgumentValueError),
             ({"idle_timeout": float("inf")}, errors.ArgumentValueError),

@@ -79,6 +79,21 @@ class TestBadInput:
         ("grace", -0.001, ArgumentValueError, "0 or more seconds"),
         ("grace", math.nan, ArgumentValueError, "0 or more seconds, got nan"),
         ("grace", math.inf, ArgumentValueError, "0 or more seconds, got inf"),
+        pytest.param(
+            "grace",
+            10**400,
+            ArgumentValueError,
+            "0 or more seconds, got <int of 1329 bits>",
+            id="grace too large",
+        ),
+        pytest.param(
+            "max_duration",
+            10**400,
+            ArgumentValueError,
+            "more than 0 seconds, got <int",
+            id="max_duration too large",
+        ),
+        ("max_duration", Unprintable(), ArgumentTypeError, "seconds, a callable.*got <"),
         ("grace", True, ArgumentTypeError, "seconds, a callable.*got True"),
         ("grace", "60", ArgumentTypeError, "seconds, a callable.*got '60'"),
         ("singleton", "no", ArgumentTypeError, "singleton must be True or False, got 'no'"),
@@ -90,6 +105,13 @@ class TestBadInput:
         ("duration_buckets", [1, math.nan], ArgumentValueError, "ascending order"),
         ("duration_buckets", [-math.inf, 1], ArgumentValueError, "ascending order"),
         ("duration_buckets", [math.inf], ArgumentValueError, "at least one"),
+        pytest.param(
+            "duration_buckets",
+            [1, 10**400],
+            ArgumentValueError,
+            "ascending order",
+            id="duration_buckets too large",
+        ),
         ("duration_buckets", None, ArgumentTypeError, "a sequence of seconds, got None"),
         ("duration_buckets", 5, ArgumentTypeError, "a sequence of seconds"),
         ("duration_buckets", "125", ArgumentTypeError, "a sequence of seconds, got '125'"),
@@ -99,6 +121,13 @@ class TestBadInput:
         ("max_labels", 1.5, ArgumentTypeError, "max_labels must be a number of label values"),
         ("max_labels", True, ArgumentTypeError, "max_labels must be a number of label values"),
         ("max_labels", 0, ArgumentValueError, "max_labels must be 1 or more, got 0; omit it for"),
+        pytest.param(
+            "max_labels",
+            -(10**5000),
+            ArgumentValueError,
+            "max_labels must be 1 or more",
+            id="max_labels too large",
+        ),
     )
 
     @pytest.mark.parametrize(("argument", "value", "error", "message"), VALUES)
@@ -204,10 +233,11 @@ class TestCallbacks:
             lambda job: -1,
             lambda job: math.nan,
             lambda job: math.inf,
+            lambda job: 10**400,
             lambda job: True,
             lambda job: "60",
         ],
-        ids=["raises", "negative", "NaN", "infinite", "bool", "text"],
+        ids=["raises", "negative", "NaN", "infinite", "too large", "bool", "text"],
     )
     def test_failing_grace_is_replaced_by_the_default(
         self, grace: Callable[..., Any], caplog: pytest.LogCaptureFixture

@@ -51,10 +51,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _to_float(number: float) -> float:
+    """Return a number as a float; infinity if no float can hold it, as an int may be larger."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
 _OPTION_RULES = {
-    "grace": _Option("seconds", "0 or more seconds", _is_number, lambda v: 0 <= v < math.inf),
+    "grace": _Option(
+        "seconds", "0 or more seconds", _is_number, lambda v: 0 <= _to_float(v) < math.inf
+    ),
     "max_duration": _Option(
-        "seconds", "more than 0 seconds", _is_number, lambda v: 0 < v < math.inf
+        "seconds", "more than 0 seconds", _is_number, lambda v: 0 < _to_float(v) < math.inf
     ),
     "severity": _Option(
         "a str",
@@ -81,11 +91,13 @@ def validate(option: str, value: Any) -> Any:
         them = "them" if known.type_text == "seconds" else "one"
         msg = (
             f"{option} must be {known.type_text}, a callable that returns {them} for a job, or "
-            f"None, got {value!r}"
+            f"None, got {safe_repr(value)}"
         )
         raise ArgumentTypeError(msg)
     if not known.is_in_range(value):
-        msg = f"{option} must be {known.range_text}, got {value!r}; omit it for the default"
+        msg = (
+            f"{option} must be {known.range_text}, got {safe_repr(value)}; omit it for the default"
+        )
         raise ArgumentValueError(msg)
     return value
 
@@ -105,8 +117,8 @@ class AlertPolicy:
 
     def grace(self, job: Any) -> float:
         """Return the seconds that a run of `job` may be late."""
-        own = job.misfire_grace_time
-        default = float(own) if own is not None and own > MIN_DEFAULT_GRACE else MIN_DEFAULT_GRACE
+        own = _to_float(job.misfire_grace_time or 0)
+        default = own if MIN_DEFAULT_GRACE < own < math.inf else MIN_DEFAULT_GRACE
         return float(self._option(job, "grace", default))
 
     def max_duration(self, job: Any) -> float | None:

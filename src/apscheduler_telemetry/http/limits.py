@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
+from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 RENDER_TIMEOUT = 60.0
@@ -151,6 +152,10 @@ def _validate_number(name: str, value: object, types: tuple[type, ...], expectat
     if not isinstance(value, types) or isinstance(value, bool):
         msg = f"{name} must not be {value!r}; pass {expectation}"
         raise ArgumentTypeError(msg)
-    if not (isfinite(value) and value > 0):  # type: ignore[arg-type, operator]  # a number now
-        msg = f"{name}={value!r} is impossible; pass {expectation}"
+    try:
+        is_possible = isfinite(value) and value > 0  # type: ignore[arg-type, operator]  # a number
+    except OverflowError:  # an int that no float can hold
+        is_possible = False
+    if not is_possible:
+        msg = f"{name}={safe_repr(value)} is impossible; pass {expectation}"
         raise ArgumentValueError(msg)
