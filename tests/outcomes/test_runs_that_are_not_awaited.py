@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +33,10 @@ def never_awaited() -> Iterator[None]:
 async def coroutine() -> None: ...
 
 
+async def suspended_coroutine() -> None:
+    await asyncio.sleep(0)
+
+
 async def coroutine_of(argument: int) -> int:
     return argument
 
@@ -42,6 +47,41 @@ def generator() -> Iterator[None]:
 
 async def async_generator() -> AsyncIterator[None]:
     yield
+
+
+def step(result: Any) -> Any:
+    """Run the code of a coroutine up to where it waits."""
+    result.send(None)
+    return result
+
+
+def run(result: Any) -> Any:
+    """Run the code of a coroutine to its end."""
+    asyncio.run(result)
+    return result
+
+
+def iterate(result: Iterator[None], count: int) -> Iterator[None]:
+    list(itertools.islice(result, count))
+    return result
+
+
+def iterate_async(result: AsyncIterator[None], count: int) -> AsyncIterator[None]:
+    async def main() -> None:
+        for _ in range(count):
+            await anext(result, None)
+
+    asyncio.run(main())
+    return result
+
+
+class OwnCoroutine(Coroutine[None, None, None]):
+    """What Cython's coroutines look like: nothing tells whether they have started."""
+
+    def send(self, _: None) -> None: ...
+    def throw(self, *_: Any) -> None: ...
+    def close(self) -> None: ...
+    def __await__(self) -> Any: ...
 
 
 class TestNotAwaited:
@@ -101,6 +141,39 @@ class TestNotAwaited:
         with hand_driven_rig() as rig:
             rig.add(jobs.give_back, "interval", seconds=10, args=[result])
             rig.after(10)
+            rig.settle()
+            assert rig.outcomes() == {"success": 1}
+            assert rig.errors_of("not_awaited") == 0
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: step(suspended_coroutine()),
+            lambda: run(coroutine()),
+            lambda: iterate(generator(), 1),
+            lambda: iterate(generator(), 2),
+            lambda: iterate_async(async_generator(), 1),
+            lambda: iterate_async(async_generator(), 2),
+            OwnCoroutine,
+        ],
+        ids=[
+            "suspended coroutine",
+            "ended coroutine",
+            "suspended generator",
+            "ended generator",
+            "suspended async generator",
+            "ended async generator",
+            "class of the user's",
+        ],
+    )
+    @pytest.mark.parametrize("make_executor", [DebugExecutor, ThreadPoolExecutor])
+    def test_results_whose_code_has_run_are_none_of_these_errors(
+        self, make: Callable[[], Any], make_executor: Callable[[], Any]
+    ) -> None:
+        """A job may return what it has run itself, or what another event loop runs."""
+        with hand_driven_rig({"default": make_executor()}) as rig:
+            rig.add(make)
+            rig.scheduler.turn()
             rig.settle()
             assert rig.outcomes() == {"success": 1}
             assert rig.errors_of("not_awaited") == 0

@@ -9,6 +9,8 @@ callable and the call stack. How run number k ended is known from event number k
 
 from __future__ import annotations
 
+import dis
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -65,7 +67,11 @@ _NOT_AWAITED_TYPES: Mapping[type, tuple[str, str]] = {
         "Let the job be a coroutine function that iterates over the generator.",
     ),
 }
-"""Results whose code nothing runs: what each is, and what to do about it."""
+"""
+Results whose code nothing runs, unless it has started: what each is, and what to do about it.
+
+Not objects of other classes that can be awaited, as they do not tell whether they have started.
+"""
 
 # APScheduler's own functions that run jobs, recognised by their code at once.
 _RUN_JOB_CODE = getattr(base.run_job, "__code__", None)
@@ -132,7 +138,11 @@ class RunTracker:
         outcome, error = outcome_of(event), None
         if outcome is SUCCESS:
             result = getattr(event, "retval", None)
-            if result is not None and type(result) in _NOT_AWAITED_TYPES:
+            if (
+                result is not None  # as is the rule, so that this comes first
+                and type(result) in _NOT_AWAITED_TYPES
+                and _has_not_started(result)
+            ):
                 self._report_not_awaited(run, result)
             if self._captures_result:
                 run.capture_result(self._try_describe(safe_repr, result))
@@ -195,6 +205,24 @@ class RunTracker:
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             self._error_reporter.exception("spans")
             return ""
+
+
+def _has_not_started(result: Any) -> bool:
+    """
+    Tell whether none of the code of a coroutine or a generator has run.
+
+    A job may return one that it has run itself, or that another event loop runs.
+    """
+    if type(result) is CoroutineType:
+        return inspect.getcoroutinestate(result) == inspect.CORO_CREATED
+    if type(result) is GeneratorType:
+        return inspect.getgeneratorstate(result) == inspect.GEN_CREATED
+    if hasattr(inspect, "getasyncgenstate"):  # from Python 3.12 on
+        return bool(inspect.getasyncgenstate(result) == "AGEN_CREATED")
+    if result.ag_frame is None:  # it has ended
+        return False
+    last = result.ag_frame.f_lasti  # the bytecode that has run last
+    return bool(last < 0 or result.ag_code.co_code[last] == dis.opmap.get("RETURN_GENERATOR"))
 
 
 class SubmissionOwner(Protocol):
