@@ -15,7 +15,7 @@ from apscheduler.triggers.combining import AndTrigger, OrTrigger
 
 from tests.helpers import jobs
 from tests.helpers.clocks import START, freeze_time
-from tests.helpers.metrics import errors_of, recorder_of
+from tests.helpers.metrics import recorder_of
 from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.triggers import calendar, cron, every
@@ -173,15 +173,12 @@ class TestCoalescing:
             rig.settle()
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
 
-    def test_trigger_that_cannot_be_copied_is_a_telemetry_error(self) -> None:
-        """Its coalesced runs are known all the same, and that its intervals are not is counted."""
+    def test_coalesced_runs_of_a_trigger_that_cannot_be_copied_are_known(self) -> None:
+        """Only the scheduler's loop asks it."""
         trigger = Countdown(10)
         trigger.lock = threading.Lock()
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, trigger, coalesce=True)
-            # Before its last run, because the job is forgotten then.
-            wait_until(lambda: errors_of(rig.telemetry).counts()["schedule"])
-            rig.failing = {"schedule"}
             rig.after(9.5 * MINUTE)
             rig.settle()
             assert rig.outcomes() == {"success": 1, "coalesced": 9}

@@ -21,7 +21,7 @@ from apscheduler.events import (
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.memory import MemoryJobStore
-from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
@@ -161,18 +161,12 @@ class TestRunsOfOneJob:
             assert may_compute.wait(jobs.WAIT_TIMEOUT)
             return compute(*args)
 
-        class Slowing(BaseTrigger):
-            """Every minute, 15 times, and every hour from then on."""
-
-            def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
-                if previous is None:
-                    return START
-                is_slow = previous >= START + timedelta(minutes=15)
-                return previous + timedelta(hours=1 if is_slow else 1 / 60)
-
+        # Every minute, 15 times, and every hour from then on.
+        fast = IntervalTrigger(minutes=1, end_date=START + timedelta(minutes=15), timezone=UTC)
+        trigger = OrTrigger([fast, IntervalTrigger(hours=1, timezone=UTC)])
         monkeypatch.setattr(triggers, "compute_intervals", compute_late)
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
-            rig.add(jobs.nothing, Slowing())
+            rig.add(jobs.nothing, trigger, next_run_time=START)
             rig.scheduler.turn()
             rig.after(60)
             assert rig.job().intervals is None

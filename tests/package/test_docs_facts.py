@@ -17,12 +17,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import Telemetry, context_store, instrument
 from apscheduler_telemetry.adapters.apscheduler3 import (
-    look_ahead,
     loop_liveness,
-    time_limit,
     unsubmitted_runs,
 )
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import MAX_OBSERVED_INTERVALS
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
 from apscheduler_telemetry.core import labels, model, recorder, safe_repr, stats
 from apscheduler_telemetry.core.alert_policy import MIN_DEFAULT_GRACE
@@ -113,12 +112,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
     "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
-    "time for a trigger": (look_ahead.MAX_SECONDS, (r"together may take at most (\w+) second",)),
-    "threads that wait": (time_limit.MAX_ABANDONED_THREADS, (r"At most (\w+) such threads",)),
-    "slow triggers": (
-        look_ahead.MAX_SLOW_SEARCHES,
-        (r"others of its class, (\w+) times in a row",),
-    ),
+    "observed intervals": (MAX_OBSERVED_INTERVALS, (r"among the last (\w+) intervals",)),
     "coalesced at once": (
         unsubmitted_runs.QUESTIONS_IN_PASS,
         (r"more than (\d+) coalesced runs of a cron trigger",),

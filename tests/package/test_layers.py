@@ -41,7 +41,6 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.jobstore_reader",
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
-            "adapters.apscheduler3.time_limit",
             "adapters.apscheduler3.triggers",
             "adapters.apscheduler3.wrappers",
         }

@@ -80,17 +80,15 @@ class APScheduler3Adapter:
             attach_empty_context=dependencies.attach_empty_context,
             restore_context=dependencies.restore_context,
         )
-        self._look_ahead = LookAhead(
-            recorder.scheduler_name, self._worker, error_reporter, dependencies.suppress_tracing
-        )
+        look_ahead = LookAhead(recorder.scheduler_name, self._worker, error_reporter)
         self._unsubmitted_recorder = UnsubmittedRunRecorder(
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
             error_reporter=error_reporter,
-            look_ahead=self._look_ahead,
+            look_ahead=look_ahead,
         )
-        self._jobs = TrackedJobs(recorder, self._look_ahead)
+        self._jobs = TrackedJobs(recorder, look_ahead)
         self._events = JobEvents(
             jobs=self._jobs,
             recorder=recorder,
@@ -157,7 +155,6 @@ class APScheduler3Adapter:
         exit_warning.cancel_exit_warning(self._scheduler)
         self._links.flush(MAX_FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
-        self._look_ahead.stop()
         for hooks in list(self._jobstore_hooks.values()):
             hooks.stop_polling()
         self._dependencies.observers.stop(self._result_patches.restore)

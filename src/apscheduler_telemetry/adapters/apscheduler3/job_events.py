@@ -113,6 +113,8 @@ class JobEvents:
             if alias is not None:
                 self._upsert(job, alias)
             return
+        if (intervals := tracked.observed_intervals) is not None:
+            self.jobs.observe_interval(tracked, intervals, job.next_run_time)
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would cost a call after every run.
         if tracked.intervals_expiry is not None and tracked.needs_intervals:

@@ -4,8 +4,9 @@ Follows the jobs of a scheduler: what happens to them in their stores becomes me
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from datetime import MAXYEAR, datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
@@ -26,6 +27,50 @@ MAX_SHARE_OF_TIME = 0.01
 """The largest share of time for which the trigger of one job may be asked for its intervals."""
 
 
+MAX_OBSERVED_INTERVALS = 10
+"""Latest intervals that are kept of a trigger that is not asked; others are asked for ten, too."""
+
+
+class ObservedIntervals:
+    """
+    The latest intervals of a job whose trigger is asked by nobody but APScheduler.
+
+    Attributes:
+        range: the shortest and the longest of them in seconds; None if none is known.
+    """
+
+    __slots__ = ("_answer", "_is_uncertain", "_seconds", "range")
+
+    def __init__(self) -> None:
+        self.range: tuple[float, float] | None = None
+        self._seconds: deque[float] = deque(maxlen=MAX_OBSERVED_INTERVALS)
+        self._answer: float | None = None  # the latest of the trigger
+        self._is_uncertain = False
+
+    def add(self, first_due: float | None, last_due: float, next_run: float) -> None:
+        """
+        Note what the trigger has answered in a pass over due jobs.
+
+        An interval that begins at a time of the application's own, as of ``modify(next_run_time=)``
+        and perhaps of ``add_job``, says little. It is used while no other is known.
+
+        Args:
+            first_due: the first run time in that pass, in Unix seconds.
+            last_due: the last one.
+            next_run: the next run of the job.
+        """
+        is_uncertain = last_due == first_due != self._answer
+        self._answer = next_run
+        seconds = round(next_run - last_due, 6)
+        if seconds <= 0 or (is_uncertain and self._seconds):
+            return
+        if self._is_uncertain:
+            self._seconds.clear()
+        self._is_uncertain = is_uncertain
+        self._seconds.append(seconds)
+        self.range = min(self._seconds), max(self._seconds)
+
+
 class TrackedJob:
     """
     The adapter's state of one job.
@@ -34,6 +79,7 @@ class TrackedJob:
         record: what the recorder has of it.
         trigger: its trigger, when that was last looked at.
         intervals_search: the latest search from which its intervals are computed.
+        observed_intervals: its intervals, if they cannot be computed, as its trigger is the user's.
         coalesce: whether late runs are merged into one.
         last_submitted_due: the latest fire time that was submitted to an executor or refused by it;
             None before the first.
@@ -49,14 +95,15 @@ class TrackedJob:
 
     __slots__ = (
         *("added_origin", "coalesce", "intervals_expiry", "is_from_other_process", "is_removed"),
-        *("intervals_search", "last_submitted_due", "link_origins", "next_run_origin", "record"),
-        "trigger",
+        *("intervals_search", "last_submitted_due", "link_origins", "next_run_origin"),
+        *("observed_intervals", "record", "trigger"),
     )
 
     def __init__(self, record: JobRecord, *, is_from_other_process: bool) -> None:
         self.record = record
         self.trigger: Any = None
         self.intervals_search: FireTimeSearch | None = None
+        self.observed_intervals: ObservedIntervals | None = None
         self.coalesce = False
         self.last_submitted_due: datetime | None = None
         self.is_from_other_process = is_from_other_process
@@ -105,9 +152,12 @@ class TrackedJob:
         """Note what its trigger is."""
         self.trigger = trigger
 
-    def set_intervals_search(self, search: FireTimeSearch | None) -> None:
-        """Note from which search the intervals are computed; None if from none."""
+    def set_intervals_source(
+        self, search: FireTimeSearch | None, observed: ObservedIntervals | None = None
+    ) -> None:
+        """Note from which search the intervals are computed, or that they are observed."""
         self.intervals_search = search
+        self.observed_intervals = observed
         self.intervals_expiry = None
 
     def set_intervals_expiry(self, expiry: float) -> None:
@@ -188,19 +238,41 @@ class TrackedJobs:
             tracked.mark_removed()
             self._jobs.pop(tracked.key, None)
 
+    def observe_interval(
+        self, tracked: TrackedJob, intervals: ObservedIntervals, next_run: datetime
+    ) -> None:
+        """
+        Note the next run that the scheduler sets after a run, before the recorder gets it.
+
+        Args:
+            tracked: the job.
+            intervals: those of the job.
+            next_run: the answer of its trigger.
+        """
+        due, before = tracked.last_submitted_due, intervals.range
+        if due is None or next_run.year == MAXYEAR:  # the last year has sentinels for "never"
+            return
+        intervals.add(tracked.next_run, to_unix_seconds(due), to_unix_seconds(next_run))
+        if intervals.range != before:
+            self._recorder.job_intervals_changed(tracked.record, intervals.range)
+
     def update_intervals(self, tracked: TrackedJob, job: Any) -> None:
-        """Compute the shortest and the longest interval between coming runs, if not paused."""
+        """Find out the shortest and the longest interval between coming runs, if not paused."""
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
+        if not triggers.is_of_apscheduler(trigger):
+            tracked.set_intervals_source(None, ObservedIntervals())
+            recorder.job_intervals_changed(tracked.record, None)
+            return
         if next_run is None:
             tracked.set_trigger(None)  # paused: when it is resumed
             return
-        tracked.set_intervals_search(None)
+        tracked.set_intervals_source(None)
         if triggers.has_constant_intervals(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
             recorder.job_intervals_changed(tracked.record, triggers.get_constant_intervals(trigger))
             return
         search = triggers.search_coming_times(trigger, next_run)
-        tracked.set_intervals_search(search)
+        tracked.set_intervals_source(search)
 
         def is_wanted() -> bool:  # not if the job was removed or has got another trigger meanwhile
             return tracked.intervals_search is search and not tracked.is_removed

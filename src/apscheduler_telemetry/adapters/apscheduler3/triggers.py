@@ -1,14 +1,15 @@
 """
-Fire times of triggers, found without changing the trigger and with jitter disabled.
+Fire times of APScheduler's own triggers, found with jitter disabled.
+
+A trigger of the user's is asked by nobody but APScheduler: it may wait, hold a lock that it needs
+again in the scheduler's loop, take each fire time out of a queue, or answer by the clock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,15 +33,12 @@ Past fire times that are listed; earlier ones are only counted.
 
 A job that should run every second has 600,000 of them after a week, too many for spans.
 """
-MAX_AND_STEPS = 10_000
+MAX_AND_STEPS = 100
 """
 Steps in which the parts of an `AndTrigger` must agree on a fire time.
 
-Parts of APScheduler's own need three at most, see `_get_common_fire_time`. Those of the user's may
-move on by a minute or a day with each step; these are a week of minutes, or 27 years of days.
+They need three at most, as the fire time before stays the same: see `_get_common_fire_time`.
 """
-MAX_REPEATED_STEPS = 100
-"""Equal steps in a row after which the parts will not agree, if some of them are the user's."""
 
 
 class FireTimes(NamedTuple):
@@ -86,7 +84,8 @@ class FireTimeSearch:
     """
     Finds fire times of a trigger, one after the other, as far as that is possible.
 
-    The trigger is asked only in `run`. It does not change: what may have a state is copied.
+    The trigger is asked only in `run`, and does not change. One that is not APScheduler's own is
+    never asked, so that nothing but the first fire time is known.
 
     Args:
         trigger: the trigger.
@@ -122,20 +121,19 @@ class FireTimeSearch:
         self._mean_jitter = 0.0
         self._total = 0
         self._latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
-        # As a search that is given up may still be running, and is read by another thread.
-        self._lock = threading.Lock()
         if first is None or to_unix_seconds(first) >= end:
             self.is_finished = True
         elif type(trigger) is IntervalTrigger and end != math.inf:
             self._count_intervals(first, trigger)
         else:
             self._add(first)
+            if not is_of_apscheduler(trigger):
+                self.give_up(NOT_ASKED)
 
     @property
     def found(self) -> FireTimes:
         """What was found up to now."""
-        with self._lock:
-            return FireTimes(self._total, list(self._latest))  # a deque cannot be sliced
+        return FireTimes(self._total, list(self._latest))  # a deque cannot be sliced
 
     @property
     def coming(self) -> ComingRuns:
@@ -145,14 +143,8 @@ class FireTimeSearch:
             self._coming = ComingRuns(compute_intervals(times), to_unix_seconds(times[-1]))
         return self._coming
 
-    def run(self, max_questions: float = math.inf, deadline: float = math.inf) -> None:
-        """
-        Ask the trigger until all is found, or the limit is reached; `is_finished` tells.
-
-        Args:
-            max_questions: how often it may be asked.
-            deadline: when it may be asked no more, as `time.perf_counter` has it.
-        """
+    def run(self, max_questions: float = math.inf) -> None:
+        """Ask the trigger until all is found, or so often; `is_finished` tells."""
         if self.is_finished:
             return
         started_at = time.perf_counter()
@@ -160,32 +152,17 @@ class FireTimeSearch:
             if self._copy is None:
                 self._copy_trigger()
             max_questions += self.question_count
-            while self.question_count < max_questions and self._find_next(deadline):
+            while self.question_count < max_questions and self._find_next():
                 pass
-        except TookTooLongError:
-            self.give_up_after_time_limit()
-        except Exception as error:  # noqa: BLE001  # a trigger may be the user's code
-            self.give_up_after_exception(error)
+        except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
+            self.give_up(FireTimeProblem.from_exception(error, self._latest[-1]))
         finally:
             self.seconds += time.perf_counter() - started_at
 
-    def give_up_after_exception(self, error: BaseException) -> None:
-        """Give up because of what the trigger has raised."""
-        self.give_up(FireTimeProblem.from_exception(error, self._latest[-1]))
-
-    def give_up_after_time_limit(self) -> None:
-        """Give up because the trigger did not answer, or could not be copied, in time."""
-        if self.question_count:
-            self.give_up(FireTimeProblem.from_exception(TookTooLongError(), self._latest[-1]))
-        else:
-            self.give_up(FireTimeProblem(TOOK_TOO_LONG, "is too large to be copied in a second"))
-
     def give_up(self, problem: FireTimeProblem) -> None:
         """Keep what was found up to now, and ask no more."""
-        with self._lock:
-            if not self.is_finished:
-                self.problem = problem
-                self._finish()
+        self.problem = problem
+        self._finish()
 
     def _count_intervals(self, first: datetime, trigger: Any) -> None:
         # Computed without a loop, as this runs while the scheduler holds its lock.
@@ -200,47 +177,35 @@ class FireTimeSearch:
         self.is_finished = True
 
     def _copy_trigger(self) -> None:
-        try:
-            trigger, max_jitter = _copy_without_jitter(self.trigger)
-        except Exception as error:
-            raise NotCopiedError from error
-        with self._lock:
-            if not self.is_finished:  # not given up
-                self._copy = trigger
+        self._copy, max_jitter = _copy_without_jitter(self.trigger)
         if self._end != math.inf:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
 
-    def _find_next(self, deadline: float) -> bool:
+    def _find_next(self) -> bool:
         """Ask for the next fire time; return False if nothing more is to be asked."""
         previous = self._latest[-1]
         end = self._end - self._mean_jitter
-        if self.is_finished or self._total >= self._max_count:
+        if self._total >= self._max_count:
             return self._finish()
-        if time.perf_counter() > deadline:
-            raise TookTooLongError
         now = previous if end == math.inf else to_datetime(self._end, previous.tzinfo)
         self.question_count += 1
-        at = _get_later_fire_time(self._copy, previous, now, deadline)
+        at = _get_later_fire_time(self._copy, previous, now)
         if at is not None and self._mean_jitter:
             at = to_datetime(to_unix_seconds(at) + self._mean_jitter, at.tzinfo)
         # In the last year of the calendar are the sentinels for "never".
         if at is None or to_unix_seconds(at) >= end or at.year == MAXYEAR:
             return self._finish()
-        return self._add(at)
+        self._add(at)
+        return True
 
     def _finish(self) -> bool:
         self.is_finished = True
-        self._copy = None  # it may be large
         return False
 
-    def _add(self, at: datetime) -> bool:
-        with self._lock:
-            if self.is_finished:  # given up
-                return False
-            self._latest.append(at)
-            self._total += 1
-            return True
+    def _add(self, at: datetime) -> None:
+        self._latest.append(at)
+        self._total += 1
 
 
 def search_times_before(first: datetime | None, end: datetime, trigger: Any) -> FireTimeSearch:
@@ -289,7 +254,7 @@ class _CronSearch(FireTimeSearch):
         self._next_run = next_run
         self._shared: FireTimeSearch | None = None
 
-    def run(self, max_questions: float = math.inf, deadline: float = math.inf) -> None:  # noqa: ARG002
+    def run(self, max_questions: float = math.inf) -> None:  # noqa: ARG002
         self._shared = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
         self.is_finished, self.problem = True, self._shared.problem
 
@@ -360,13 +325,10 @@ def is_countable(trigger: Any) -> bool:
 
 def is_of_apscheduler(trigger: Any) -> bool:
     """Tell whether asking a trigger runs no code of the user's."""
-    return _find_custom_part(trigger) is None
-
-
-def custom_class_name(trigger: Any) -> str:
-    """Return the name of the user's class that a trigger, or the first such part of it, is of."""
-    part = _find_custom_part(trigger)
-    return type(trigger if part is None else part).__qualname__
+    return type(trigger) in _SIMPLE_TRIGGER_TYPES or all(
+        str(type(part).__module__).startswith("apscheduler.triggers.")
+        for part in _parts_of(trigger)
+    )
 
 
 def describe(trigger: Any) -> str:
@@ -385,9 +347,6 @@ def describe(trigger: Any) -> str:
         return str(trigger)
     except Exception:  # noqa: BLE001  # user code; the job is counted all the same
         return kind.__qualname__
-
-
-TOOK_TOO_LONG = "took too long"
 
 
 class FireTimeProblem(NamedTuple):
@@ -413,18 +372,10 @@ class FireTimeProblem(NamedTuple):
                 "scheduler will run. Combine only triggers of fixed times of the day with 'and', "
                 "or write one cron trigger",
             )
-        if isinstance(error, TookTooLongError):
-            return cls(
-                TOOK_TOO_LONG,
-                f"took too long to say when it fires after {previous}. APScheduler will ask the "
-                "same in its loop, where all jobs of the scheduler have to wait for the answer",
-            )
-        if isinstance(error, NotCopiedError):
-            cause = exception_type(error.__cause__ or error)
-            return cls("not copied", f"cannot be copied ({cause})")
         return cls(
             "raised",
-            f"raised {exception_type(error)} when it was asked for the fire time after {previous}",
+            f"raised {exception_type(error)} when it was asked for the fire time after {previous}. "
+            "APScheduler will ask the same",
         )
 
 
@@ -432,72 +383,58 @@ class NoCommonFireTimeError(Exception):
     """The parts of an `AndTrigger` never agree; APScheduler's search would not end."""
 
 
-class NotCopiedError(Exception):
-    """A trigger cannot be copied, as its cause tells."""
+NOT_ASKED = FireTimeProblem(
+    "not asked",
+    "is of a class of the application's, which nobody but APScheduler asks. The job was changed or "
+    "removed while runs were due, so that APScheduler will not ask for them, and only one of them "
+    "is counted",
+)
 
 
-class TookTooLongError(Exception):
-    """A trigger needs too long for its answers."""
-
-
-def _get_later_fire_time(
-    trigger: Any, previous: datetime, now: datetime, deadline: float
-) -> datetime | None:
+def _get_later_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
     """Return the fire time after `previous`; None if there is none, or no later one."""
-    at = _get_next_fire_time(trigger, previous, now, deadline)
+    at = _get_next_fire_time(trigger, previous, now)
     return at if at is not None and to_unix_seconds(at) > to_unix_seconds(previous) else None
 
 
-def _get_next_fire_time(
-    trigger: Any, previous: datetime, now: datetime, deadline: float
-) -> datetime | None:
+def _get_next_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
     """Ask a trigger without jitter; combined ones part by part, as they may search for ever."""
-    ask = type(trigger).get_next_fire_time
-    if ask is AndTrigger.get_next_fire_time:
-        return _get_common_fire_time(trigger.triggers, previous, now, deadline)
-    if ask is OrTrigger.get_next_fire_time:
-        times = [_get_next_fire_time(part, previous, now, deadline) for part in trigger.triggers]
+    if type(trigger) is AndTrigger:
+        return _get_common_fire_time(trigger.triggers, previous, now)
+    if type(trigger) is OrTrigger:
+        times = [_get_next_fire_time(part, previous, now) for part in trigger.triggers]
         return min((at for at in times if at is not None), default=None)
     if _is_at_end_of_calendar(trigger, previous):
         return None
     try:
         at: datetime | None = trigger.get_next_fire_time(previous, now)
-    except (OverflowError, ValueError):
-        if is_of_apscheduler(trigger):  # no datetime can hold a later fire time
-            return None
-        raise
+    except (OverflowError, ValueError):  # no datetime can hold a later fire time
+        return None
     return at
 
 
 def _get_common_fire_time(
-    parts: Sequence[Any], previous: datetime, now: datetime, deadline: float
+    parts: Sequence[Any], previous: datetime, now: datetime
 ) -> datetime | None:
     """
     Return the fire time on which all parts agree, as `AndTrigger` finds it.
 
     Raises:
-        NoCommonFireTimeError: `AndTrigger` would search without an end. Triggers of APScheduler's
-            own answer the same if they are asked the same, and in each step only `now` changes;
-            if it does not, nothing ever will.
+        NoCommonFireTimeError: `AndTrigger` would search without an end. Its parts answer the same
+            if they are asked the same, and in each step only `now` changes; if it does not, nothing
+            ever will.
     """
-    max_repeated_steps = 1 if all(map(is_of_apscheduler, parts)) else MAX_REPEATED_STEPS
-    repeated_steps = 0
     for _ in range(MAX_AND_STEPS):
-        times = [_get_next_fire_time(part, previous, now, deadline) for part in parts]
+        times = [_get_next_fire_time(part, previous, now) for part in parts]
         found = [at for at in times if at is not None]
         if len(found) < len(times):
             return None
-        if min(found) == max(found):
-            return found[0]
         latest = max(found)
-        repeated_steps = (
-            repeated_steps + 1 if to_unix_seconds(latest) == to_unix_seconds(now) else 0
-        )
-        if repeated_steps >= max_repeated_steps:
-            raise NoCommonFireTimeError
+        if min(found) == latest:
+            return found[0]
+        if to_unix_seconds(latest) == to_unix_seconds(now):
+            break
         now = latest
-        if time.perf_counter() > deadline:
-            raise TookTooLongError
     raise NoCommonFireTimeError
 
 
@@ -507,7 +444,7 @@ def _is_at_end_of_calendar(trigger: Any, previous: datetime) -> bool:
 
     It skips dates that do not exist, such as a 29th of February in 8 of 25 tries in a row.
     """
-    if not hasattr(trigger, "months") or not is_of_apscheduler(trigger):
+    if not hasattr(trigger, "months"):
         return False
     years = trigger.years + trigger.months // 12 + 1
     return bool(previous.year + 25 * years > MAXYEAR)
@@ -526,32 +463,19 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     """
     Return a trigger without jitter, and its largest jitter in seconds.
 
-    A trigger of the user's may count its calls, and jitter draws from the random number generator
-    that the user may have seeded. Telemetry must change neither. Triggers of APScheduler's own have
-    no state besides, so that they need not be copied, or not deeply.
+    Jitter draws from the random number generator that the user may have seeded, which telemetry
+    must not change. There is no state besides, so that a trigger need not be copied deeply.
     """
     if type(trigger) in _COMBINED_TRIGGER_TYPES:
         parts = [_copy_without_jitter(part) for part in trigger.triggers]
         max_jitter = max([trigger.jitter or 0.0, *(jitter for _, jitter in parts)])
         return type(trigger)([part for part, _ in parts]), max_jitter
-    if is_of_apscheduler(trigger):
-        jitter = getattr(trigger, "jitter", None)
-        if not jitter:
-            return trigger, 0.0
-        trigger = copy.copy(trigger)
-        trigger.jitter = None
-        return trigger, jitter
-    trigger = copy.deepcopy(trigger)
-    return trigger, max(map(_remove_jitter, _parts_of(trigger)), default=0.0)
-
-
-def _find_custom_part(trigger: Any) -> Any:
-    """Return the first part of a trigger that is of a class of the user's; None if none is."""
-    return next((part for part in _parts_of(trigger) if not _is_own_class(type(part))), None)
-
-
-def _is_own_class(kind: type) -> bool:
-    return str(kind.__module__).startswith("apscheduler.triggers.")
+    jitter = getattr(trigger, "jitter", None)
+    if not jitter:
+        return trigger, 0.0
+    trigger = copy.copy(trigger)
+    trigger.jitter = None
+    return trigger, jitter
 
 
 def _parts_of(trigger: Any) -> Iterator[Any]:
@@ -562,18 +486,8 @@ def _parts_of(trigger: Any) -> Iterator[Any]:
         if id(part) not in seen:
             seen[id(part)] = part
             yield part
-            triggers = getattr(part, "triggers", ())
-            if isinstance(triggers, (list, tuple)) or type(part) in _COMBINED_TRIGGER_TYPES:
-                pending.extend([*triggers][::-1])
-
-
-def _remove_jitter(trigger: Any) -> float:
-    jitter = getattr(trigger, "jitter", None)
-    if not jitter or not isinstance(jitter, (int, float)):
-        return 0.0
-    with contextlib.suppress(Exception):  # it may be read-only, and then it stays
-        trigger.jitter = None
-    return jitter
+            if type(part) in _COMBINED_TRIGGER_TYPES:
+                pending.extend(part.triggers)
 
 
 _SIMPLE_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
