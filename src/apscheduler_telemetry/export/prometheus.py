@@ -10,6 +10,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -153,29 +154,34 @@ class PrometheusExporter(Exporter, Collector):
             is_empty = not self._schedulers
             if registry is not None and is_empty and _exporters.get(registry) is self:
                 del _exporters[registry]
-                registry.unregister(self)
+                with suppress(KeyError):  # the application has taken all collectors out
+                    registry.unregister(self)
 
 
 def get_or_create_exporter(registry: CollectorRegistry) -> PrometheusExporter:
     """
-    Return the exporter of `registry`, which is created and registered if there was none.
+    Return the exporter of `registry`, which is created if there was none, and is registered.
+
+    One that the application has unregistered, as fixtures that clear the registry do, is registered
+    again, with all of its schedulers.
 
     Raises:
         ArgumentValueError: the registry has other metrics of the same names.
     """
     with _lock:
-        exporter = _exporters.get(registry)
-        if exporter is None:
-            exporter = PrometheusExporter(registry)
-            try:
-                registry.register(exporter)
-            except ValueError as error:
+        known = _exporters.get(registry)
+        exporter = PrometheusExporter(registry) if known is None else known
+        try:
+            registry.register(exporter)
+        except ValueError as error:
+            if known is None:
                 msg = (
                     "the registry already has metrics with the names that this package uses: pass "
                     f"instrument(..., registry=...) with another registry. {error}"
                 )
                 raise ArgumentValueError(msg) from error
-            _exporters[registry] = exporter
+            # It is still registered: nothing public tells whether it is.
+        _exporters[registry] = exporter
         return exporter
 
 
