@@ -81,7 +81,7 @@ APSCHEDULER = {
     "_get_run_times",
     "_jobstore_alias",
 }
-CONCURRENT_FUTURES = {"_broken", "_max_workers"}
+CONCURRENT_FUTURES = {"_broken", "_max_workers", "_shutdown", "_shutdown_thread"}
 PYTHON = {"_getframe"}
 
 
@@ -334,6 +334,22 @@ class TestExecutor:
             assert isinstance(pool, futures.ProcessPoolExecutor)
             assert pool._broken is False
         pool.shutdown()
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            (futures.ThreadPoolExecutor, "_shutdown"),
+            (futures.ProcessPoolExecutor, "_shutdown_thread"),
+        ],
+    )
+    def test_pool_knows_that_it_was_shut_down(self, kind: Any, name: str) -> None:
+        """A pool that was shut down says so, and accepts nothing."""
+        pool = kind(1)
+        assert getattr(pool, name) is False
+        pool.shutdown()
+        assert getattr(pool, name) is True
+        with pytest.raises(RuntimeError):
+            pool.submit(bool)
 
     def test_broken_pool_says_so(self) -> None:
         """A process pool that lost a worker is marked as broken and accepts nothing."""

@@ -41,7 +41,7 @@ class TestSchedulerThatStartsInTheChild:
             warnings.simplefilter("ignore")
             from prometheus_client import CollectorRegistry
             from apscheduler_telemetry import instrument
-            from tests.helpers.schedulers import HandDriven
+            from tests.helpers.schedulers import hand_driven_scheduler
             from tests.helpers.waiting import wait_until
 
             def has_intervals(job_id):
@@ -50,7 +50,7 @@ class TestSchedulerThatStartsInTheChild:
                 return registry.get_sample_value(name, labels) is not None
 
             registry = CollectorRegistry()
-            scheduler = HandDriven(timezone="UTC")
+            scheduler = hand_driven_scheduler(timezone="UTC")
             telemetry = instrument(scheduler, registry=registry)
             scheduler.start(paused=True)
             scheduler.add_job(print, "cron", hour="1-5", id="parent")

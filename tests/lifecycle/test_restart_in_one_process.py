@@ -32,12 +32,12 @@ class TestHealthAfterRestart:
             from apscheduler.events import EVENT_SCHEDULER_STARTED
             from prometheus_client import CollectorRegistry
             from apscheduler_telemetry import instrument
-            from tests.helpers.schedulers import HandDriven
+            from tests.helpers.schedulers import hand_driven_scheduler
 
             def show_health(event):
                 print(telemetry.health()["reasons"])
 
-            scheduler = HandDriven(timezone="UTC")
+            scheduler = hand_driven_scheduler(timezone="UTC")
             telemetry = instrument(scheduler, registry=CollectorRegistry())
             scheduler.add_listener(show_health, EVENT_SCHEDULER_STARTED)
             scheduler.add_job(print, "interval", seconds=30)

@@ -270,7 +270,8 @@ class TestTables:
     def test_reasons_of_dead_loops(self) -> None:
         """The runbook explains each reason for which `/health` reports a dead loop."""
         code = Path(loop_liveness.__file__).read_text("utf-8")
-        codes = set(re.findall(r'"([a-z_]+)", (?:message|f?"[A-Z])', code)) - {"stopped"}
+        pattern = r'"([a-z_]+)"(?:, (?:message|f?"[A-Z])|: \(\s*"[A-Z])'
+        codes = set(re.findall(pattern, code)) - {"stopped"}
         assert len(codes) > 1
         rows = [row[0] for row in table("runbook.md", "| code in `reasons` | cause |")]
         assert names(rows) == codes

@@ -112,7 +112,9 @@ class TestDeadThread:
 
     def test_scheduler_started_again_by_the_user_is_up(self) -> None:
         """After a shutdown and a new start, the scheduler is up."""
-        with watched(BackgroundScheduler(jobstores={"default": FaultyStore()})) as seen:
+        executors = {"default": DebugExecutor()}  # which can be started again
+        scheduler = BackgroundScheduler(executors=executors, jobstores={"default": FaultyStore()})
+        with watched(scheduler) as seen:
             store_of(seen).faults = {"get_next_run_time"}
             seen.scheduler.start()
             wait_until(lambda: not seen.up())

@@ -165,6 +165,11 @@ class Recorder:
         return {key: next_run for key, next_run in next_runs.items() if next_run is not None}
 
     @synchronized
+    def executors_of_jobs(self) -> set[str]:
+        """Return the aliases of the executors that the known jobs are to run in."""
+        return {record.info.executor for jobs in self._jobs.values() for record in jobs.values()}
+
+    @synchronized
     def job_upserted(self, info: JobInfo, next_run: datetime | float | None) -> JobRecord:
         """
         Record that there is a job, or what it is now.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -47,7 +47,12 @@ class LoopState(NamedTuple):
     wait_start_and_seconds: tuple[float, Any] | None
 
 
-def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
+def check_liveness(
+    scheduler: Any,
+    loop: LoopState,
+    now: float,
+    get_executors_of_jobs: Callable[[], Collection[str]],
+) -> Liveness:
     """
     Return whether the loop of a scheduler is alive, and why not.
 
@@ -55,6 +60,7 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
         scheduler: an APScheduler 3 scheduler.
         loop: what is known of its loop.
         now: seconds by the same clock.
+        get_executors_of_jobs: as of `pool_reasons`.
     """
     if scheduler.state == STATE_STOPPED:
         reason = ("stopped", "The scheduler has not been started, or was shut down.")
@@ -72,7 +78,7 @@ def check_liveness(scheduler: Any, loop: LoopState, now: float) -> Liveness:
         reasons = [
             *_death_reasons(scheduler, loop, has_ended=has_ended),
             *_overdue_reasons(loop, state, now),
-            *_pool_reasons(scheduler),
+            *pool_reasons(scheduler, get_executors_of_jobs),
         ]
     event_loop = _event_loop_of(scheduler)
     return Liveness(
@@ -128,22 +134,60 @@ def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[
         yield "overdue", message
 
 
-def _pool_reasons(scheduler: Any) -> Iterator[tuple[str, str]]:
-    """Yield a reason if the loop lives, but its thread pools and process pools accept no run."""
-    if threading.main_thread().is_alive() or _pools_accept_calls():
-        return
-    aliases = sorted(
-        alias
+def pool_reasons(
+    scheduler: Any, get_executors_of_jobs: Callable[[], Collection[str]]
+) -> Iterator[tuple[str, str]]:
+    """
+    Yield a reason if the loop lives, but thread pools or process pools of its jobs accept no run.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        get_executors_of_jobs: returns the aliases of the executors that its jobs need. While it has
+            no job, all executors count, as the next job may need any of them.
+    """
+    pools = {
+        alias: getattr(executor, "_pool", None)
         for alias, executor in scheduler._executors.copy().items()  # noqa: SLF001
         if isinstance(executor, BasePoolExecutor)
-    )
-    if aliases:
-        message = (
-            "The main thread has ended, after which Python's thread pools and process pools "
-            f"accept nothing: no job of the executors {', '.join(map(repr, aliases))} can be "
-            "submitted any more. Let the main thread wait for the others, such as by join()."
-        )
-        yield "main_thread_ended", message
+    }
+    has_main_thread_ended = not (threading.main_thread().is_alive() or _pools_accept_calls())
+    refusing: dict[str, list[str]] = {}
+    for alias in sorted(pools):
+        code = "main_thread_ended" if has_main_thread_ended else _problem_of_pool(pools[alias])
+        if code is not None:
+            refusing.setdefault(code, []).append(alias)
+    needed = get_executors_of_jobs() if refusing else ()
+    for code, aliases in refusing.items():
+        names = ", ".join(repr(alias) for alias in aliases if not needed or alias in needed)
+        if names:
+            yield code, _POOL_MESSAGES[code].format(names=names)
+
+
+_POOL_MESSAGES = {
+    "main_thread_ended": (
+        "The main thread has ended, after which Python's thread pools and process pools "
+        "accept nothing: no job of the executors {names} can be submitted any more. Let the main "
+        "thread wait for the others, such as by join()."
+    ),
+    "executor_shut_down": (
+        "The pools of the executors {names} were shut down, such as by the scheduler's shutdown(), "
+        "and accept nothing any more: no job of these executors can be submitted. Create a new "
+        "scheduler instead of starting this one again."
+    ),
+    "executor_broken": (
+        "The thread pools of the executors {names} are broken, because their initializer has "
+        "failed: no job of these executors can be submitted any more."
+    ),
+}
+
+
+def _problem_of_pool(pool: Any) -> str | None:
+    """Return why a pool of `concurrent.futures` accepts no call; None if it does."""
+    if getattr(pool, "_shutdown", False) or getattr(pool, "_shutdown_thread", False):
+        return "executor_shut_down"
+    if isinstance(pool, ThreadPoolExecutor) and getattr(pool, "_broken", False):
+        return "executor_broken"  # a process pool that is broken is replaced by APScheduler
+    return None
 
 
 def _pools_accept_calls() -> bool:

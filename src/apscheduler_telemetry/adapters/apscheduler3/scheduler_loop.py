@@ -5,6 +5,7 @@ Patches the scheduler's loop, and follows its passes over due jobs.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -17,11 +18,17 @@ from typing import Any
 
 from apscheduler.schedulers.base import BaseScheduler
 
-from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import LoopState, check_liveness
+from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import (
+    LoopState,
+    check_liveness,
+    pool_reasons,
+)
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.model import Clock, Liveness, SchedulerErrorKind, exception_type
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
+
+logger = logging.getLogger("apscheduler_telemetry")
 
 
 class SchedulerLoop:
@@ -204,6 +211,12 @@ class SchedulerLoop:
             self._last_pass_error_type
         ) = None
         self._has_ended = False
+        for _, message in pool_reasons(self._scheduler, self._recorder.executors_of_jobs):
+            logger.warning(
+                "The scheduler %r was started, but cannot run its jobs. %s",
+                self._recorder.scheduler_name,
+                message,
+            )
 
     def on_scheduler_found_running(self) -> None:
         """Note that the scheduler was started before it was instrumented; when is not known."""
@@ -304,7 +317,9 @@ class SchedulerLoop:
             pass_started_at=self._pass_started_at,
             wait_start_and_seconds=self._wait_start_and_seconds,
         )
-        return check_liveness(self._scheduler, state, self._monotonic())
+        return check_liveness(
+            self._scheduler, state, self._monotonic(), self._recorder.executors_of_jobs
+        )
 
 
 class _ListenerErrorLogger:

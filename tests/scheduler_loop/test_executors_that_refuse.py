@@ -1,0 +1,178 @@
+"""Executors that accept no job any more: after a restart, and after the main thread has ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from apscheduler_telemetry import instrument
+from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
+from tests.helpers.scripts import output_of_script
+from tests.helpers.waiting import wait_until
+from tests.helpers.watching import due, watched
+
+
+def fail() -> None:
+    """Fail, as the initializer of a pool."""
+    raise ValueError
+
+
+def restart(scheduler: Any) -> None:
+    scheduler.start()
+    scheduler.shutdown()
+    scheduler.start()
+
+
+class TestRestart:
+    """APScheduler shuts the pools of its executors down, and starts no new ones."""
+
+    @pytest.mark.parametrize("executor", [None, ThreadPoolExecutor, ProcessPoolExecutor])
+    def test_restarted_scheduler_is_not_up(
+        self, executor: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is reported at once, and not only when the first run is lost."""
+        executors = {} if executor is None else {"default": executor(1)}
+        with watched(HandDriven(executors=executors)) as seen:
+            restart(seen.scheduler)
+            assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
+            [reason] = seen.telemetry.health()["reasons"]
+            assert "'default'" in reason["message"]
+            assert "Create a new scheduler" in reason["message"]
+            [warning] = [r for r in caplog.records if r.name == "apscheduler_telemetry"]
+            assert warning.levelno == logging.WARNING
+            assert "The scheduler 'default' was started, but" in warning.getMessage()
+            assert reason["message"] in warning.getMessage()
+            seen.scheduler.add_job(print, **due())
+            seen.scheduler.turn()
+            assert seen.runs() == {"lost": 1}
+            assert seen.errors() == {"submit": 1}
+
+    def test_scheduler_restarted_before_it_was_instrumented_is_not_up(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The same for a scheduler that `instrument` finds running."""
+        scheduler = BackgroundScheduler()
+        restart(scheduler)
+        with watched(scheduler) as seen:
+            assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
+            assert "Create a new scheduler" in caplog.text
+
+    def test_scheduler_with_new_executors_is_up(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An application may replace the executors before it starts the scheduler again."""
+        scheduler = HandDriven(executors={"default": ThreadPoolExecutor(1)})
+        with watched(scheduler) as seen:
+            scheduler.start()
+            scheduler.shutdown()
+            scheduler.remove_executor("default")
+            scheduler.add_executor(ThreadPoolExecutor(1))
+            scheduler.start()
+            assert (seen.up(), seen.reasons()) == (1, [])
+            scheduler.add_job(print, **due())
+            scheduler.turn()
+            wait_until(lambda: seen.runs() == {"success": 1})
+        assert [r for r in caplog.records if r.name == "apscheduler_telemetry"] == []
+
+    def test_executors_without_a_pool_are_not_shut_down(self) -> None:
+        """A scheduler whose executor has no pool works again."""
+        with watched(hand_driven_scheduler()) as seen:
+            restart(seen.scheduler)
+            assert (seen.up(), seen.reasons()) == (1, [])
+
+    def test_new_scheduler_gets_the_name(self) -> None:
+        """After the advice was followed, all is well."""
+        with watched(BackgroundScheduler()) as seen:
+            restart(seen.scheduler)
+            seen.scheduler.shutdown()
+            successor = BackgroundScheduler()
+            telemetry = instrument(successor, registry=seen.registry)
+            successor.start()
+            assert telemetry.health()["status"] == "healthy"
+            successor.shutdown()
+
+
+class TestExecutorsThatCount:
+    """Only executors that jobs need are looked at, or all, while there is no job."""
+
+    def test_pool_that_no_job_needs_does_not_count(self) -> None:
+        """All jobs run in another executor, which works."""
+        executors = {"default": ThreadPoolExecutor(1), "inline": DebugExecutor()}
+        with watched(HandDriven(executors=executors)) as seen:
+            restart(seen.scheduler)
+            job = seen.scheduler.add_job(print, "interval", hours=1, executor="inline")
+            assert (seen.up(), seen.reasons()) == (1, [])
+            job.modify(executor="default")
+            assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
+            job.modify(executor="inline")
+            assert (seen.up(), seen.reasons()) == (1, [])
+
+    def test_all_executors_count_while_there_is_no_job(self) -> None:
+        """The next job may need any of them."""
+        executors = {"default": ThreadPoolExecutor(1), "inline": DebugExecutor()}
+        with watched(HandDriven(executors=executors)) as seen:
+            restart(seen.scheduler)
+            assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
+
+    def test_only_executors_of_jobs_are_named(self) -> None:
+        """Of two that were shut down, the one that jobs need."""
+        executors = {"default": ThreadPoolExecutor(1), "other": ThreadPoolExecutor(1)}
+        with watched(HandDriven(executors=executors)) as seen:
+            restart(seen.scheduler)
+            seen.scheduler.add_job(print, "interval", hours=1, executor="other")
+            [reason] = seen.telemetry.health()["reasons"]
+            assert "'other'" in reason["message"]
+            assert "'default'" not in reason["message"]
+
+    def test_same_after_the_end_of_the_main_thread(self) -> None:
+        """A pool that no job needs does not count then, either."""
+        output, errors = output_of_script("""
+            import threading
+            from concurrent.futures import ThreadPoolExecutor
+            from apscheduler.executors.debug import DebugExecutor
+            from apscheduler.schedulers.background import BackgroundScheduler
+            from prometheus_client import CollectorRegistry
+            from apscheduler_telemetry import instrument
+
+            main_thread = threading.main_thread()
+            scheduler = BackgroundScheduler(daemon=False, timezone="UTC")
+            scheduler.add_executor(DebugExecutor(), "inline")
+            ran = threading.Event()
+            scheduler.add_job(ran.set, "interval", hours=1, executor="inline", id="job")
+            telemetry = instrument(scheduler, registry=CollectorRegistry())
+            scheduler.start()
+
+            def codes():
+                return [reason["code"] for reason in telemetry.health()["reasons"]]
+
+            def outlive():
+                main_thread.join()
+                while True:  # the pools are closed a moment later
+                    try:
+                        ThreadPoolExecutor(1).submit(bool)
+                    except RuntimeError:
+                        break
+                print(codes(), flush=True)
+                scheduler.modify_job("job", executor="default")
+                print(codes(), flush=True)
+                scheduler.shutdown(wait=False)
+
+            threading.Thread(target=outlive).start()
+        """)
+        assert (output, errors) == ("[]\n['main_thread_ended']\n", "")
+
+
+class TestBrokenThreadPool:
+    def test_pool_whose_initializer_fails_is_reported(self) -> None:
+        """It accepts nothing either, and APScheduler does not replace it."""
+        pool = ThreadPoolExecutor(1, pool_kwargs={"initializer": fail})
+        with watched(HandDriven(executors={"default": pool})) as seen:
+            seen.scheduler.add_job(print, **due())
+            seen.scheduler.start()
+            assert seen.reasons() == []
+            seen.scheduler.turn()
+            wait_until(lambda: seen.reasons() == ["executor_broken"])
+            assert seen.up() == 0
