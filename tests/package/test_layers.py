@@ -20,7 +20,9 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"_version", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.files", "core.forks", "core.locks", "core.model", "core.times"}),
+    frozenset(
+        {"core.files", "core.forks", "core.locks", "core.model", "core.times", "core.user_code"}
+    ),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),

@@ -18,6 +18,7 @@ from apscheduler_telemetry.core.model import (
     exception_message,
     exception_type,
 )
+from apscheduler_telemetry.core.user_code import raise_interruption
 
 MAX_STACKTRACE = 16_384
 """Characters of a stack trace: the last ones, as the cause is at its end."""
@@ -78,7 +79,8 @@ class ExceptionText:
             return text
         try:
             redacted: object = self._redact(text[:MAX_REDACTED])
-        except Exception as error:  # noqa: BLE001  # user code, whose error may quote the text
+        except BaseException as error:  # noqa: BLE001  # user code, whose error may quote the text
+            raise_interruption(error)
             self._on_redact_failure(f"redact raised {exception_type(error)}")
             return None
         if not isinstance(redacted, str):

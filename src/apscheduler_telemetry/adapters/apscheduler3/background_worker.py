@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.user_code import raise_interruption
 
 
 class BackgroundWorker:
@@ -94,7 +95,8 @@ class BackgroundWorker:
             try:
                 with self._create_task_context():
                     task.run()
-            except Exception:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001  # of a store of the user's, perhaps
+                raise_interruption(error)
                 self._error_reporter.exception(task.component)
             del task  # it refers to the scheduler, which this thread must not keep alive
 

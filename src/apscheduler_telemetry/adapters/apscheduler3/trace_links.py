@@ -21,6 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.base import OriginPropagator
 from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.user_code import raise_interruption
 
 COMPONENT = "spans"
 
@@ -108,7 +109,8 @@ class TraceLinks:
             if "triggered" in origins and origins["due"] == tracked.next_run:
                 next_run_origin = self._origins.load("triggered", origins["triggered"])
             tracked.set_origins(added_origin, next_run_origin)
-        except Exception:  # noqa: BLE001  # the mapping is the user's, and may contain anything
+        except BaseException as error:  # noqa: BLE001  # the mapping is the user's
+            raise_interruption(error)
             self._error_reporter.exception(COMPONENT)
 
     def flush(self, timeout: float) -> None:

@@ -1,0 +1,45 @@
+"""
+Which exceptions of the callables that users pass are failures of these callables.
+
+``sys.exit()`` in ``job_label=`` must not end the application that adds a job, and so it is a
+failure like any other. What interrupts the callable from outside is not: the process was told to
+end, or a greenlet to stop, while the callable happened to run.
+"""
+
+from __future__ import annotations
+
+import signal
+from traceback import walk_tb
+
+
+def raise_interruption(error: BaseException) -> None:
+    """
+    Raise an exception again that has interrupted a callable of the user's from outside.
+
+    That is Ctrl-C, what a handler of a signal has raised, and what gevent and eventlet raise in a
+    greenlet that is killed or has timed out. Nothing raises `asyncio.CancelledError` or
+    `GeneratorExit` in a callable that is only called, so these are its own.
+
+    Args:
+        error: what the callable has let out; the exception that is being handled.
+    """
+    if isinstance(error, Exception):
+        return
+    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if (
+        isinstance(error, KeyboardInterrupt)
+        or not modules.isdisjoint(_GREENLET_LIBRARIES)
+        or _is_from_signal_handler(error)
+    ):
+        raise error
+
+
+def _is_from_signal_handler(error: BaseException) -> bool:
+    """Tell whether a handler of a signal was at work when an exception was raised."""
+    handlers = (signal.getsignal(number) for number in signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers}
+    return any(frame.f_code in codes for frame, _ in walk_tb(error.__traceback__))
+
+
+_GREENLET_LIBRARIES = {"eventlet", "gevent", "greenlet"}
+"""Top-level modules; their exceptions are no `Exception`, so that code lets them through."""
