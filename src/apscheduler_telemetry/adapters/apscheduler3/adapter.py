@@ -198,7 +198,10 @@ class APScheduler3Adapter:
     def _patch_scheduler(self) -> None:
         scheduler = self._scheduler
         exit_warning.warn_of_scheduled_jobs_at_exit(
-            scheduler, self._dependencies.recorder, self._dependencies.error_reporter
+            scheduler,
+            self._loop.get_thread,
+            self._dependencies.recorder,
+            self._dependencies.error_reporter,
         )
         self._loop.install()
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)

@@ -1,8 +1,8 @@
 """
 Logs a warning when the process ends while a scheduler still has jobs to run.
 
-A `BackgroundScheduler` runs in a daemon thread. Python ends it together with the main thread, and
-without a message.
+A `BackgroundScheduler` runs in a daemon thread, and others may be started in one. Python ends it
+together with the main thread, and without a message.
 
 If the main thread was that of a web server, a test runner or a shell, or was interrupted, the
 process was meant to end, and the message has level INFO.
@@ -15,10 +15,11 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakMethod, ref
 
-from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import STATE_RUNNING
 
 from apscheduler_telemetry.core.labels import label_value
@@ -28,7 +29,10 @@ from apscheduler_telemetry.core.times import to_datetime
 
 
 def warn_of_scheduled_jobs_at_exit(
-    scheduler: Any, recorder: Recorder, error_reporter: ErrorReporter
+    scheduler: Any,
+    get_thread: Callable[[], threading.Thread | None],
+    recorder: Recorder,
+    error_reporter: ErrorReporter,
 ) -> None:
     """
     Check at the end of the process whether a scheduler has jobs to run.
@@ -37,13 +41,19 @@ def warn_of_scheduled_jobs_at_exit(
 
     Args:
         scheduler: an APScheduler 3 scheduler.
+        get_thread: a method that returns the thread of its latest pass over due jobs; None if that
+            is not known.
         recorder: has the next runs of its jobs.
         error_reporter: counts a check that fails.
     """
     # By its identity, because a user's scheduler may not be hashable.
     key = id(scheduler)
     _exit_checks[key] = _ExitCheck(
-        ref(scheduler, lambda _: _exit_checks.pop(key, None)), ref(recorder), ref(error_reporter)
+        ref(scheduler, lambda _: _exit_checks.pop(key, None)),
+        WeakMethod(get_thread),
+        ref(recorder),
+        ref(error_reporter),
+        is_in_pytest=_is_in_pytest(),
     )
 
 
@@ -52,12 +62,21 @@ def cancel_exit_warning(scheduler: Any) -> None:
     _exit_checks.pop(id(scheduler), None)
 
 
-def pending_jobs_message(scheduler: Any, recorder: Recorder, *, is_told_to_end: bool) -> str | None:
-    """Return what to log if the process ended now, or None if there are no jobs to run."""
-    thread = getattr(scheduler, "_thread", None)
+def pending_jobs_message(
+    scheduler: Any, thread: threading.Thread | None, recorder: Recorder, *, is_told_to_end: bool
+) -> str | None:
+    """
+    Return what to log if the process ended now, or None if there are no jobs to run.
+
+    Args:
+        scheduler: an APScheduler 3 scheduler.
+        thread: that of its latest pass over due jobs; None if that is not known.
+        recorder: has the next runs of its jobs.
+        is_told_to_end: as of the function.
+    """
+    thread = getattr(scheduler, "_thread", None) or thread  # a BackgroundScheduler knows its own
     if (
-        not isinstance(scheduler, BackgroundScheduler)
-        or scheduler.state != STATE_RUNNING
+        scheduler.state != STATE_RUNNING
         or thread is None
         or not (thread.daemon and thread.is_alive())  # it is not alive in a forked child
     ):
@@ -75,8 +94,8 @@ def pending_jobs_message(scheduler: Any, recorder: Recorder, *, is_told_to_end: 
         return f"{pending}. {following}. To let runs in progress end, call its shutdown() first."
     return (
         f"{pending}: it runs in a daemon thread, which ends with the main thread. {following}. "
-        "Keep the main thread alive or use BlockingScheduler; if this is intended, call the "
-        "scheduler's shutdown() first."
+        "Keep the main thread alive, or use a BlockingScheduler in it; if this is intended, call "
+        "the scheduler's shutdown() first."
     )
 
 
@@ -99,15 +118,28 @@ def is_told_to_end() -> bool:
     )
 
 
+def _is_in_pytest() -> bool:
+    """
+    Tell whether pytest is running, and not only imported.
+
+    Its variables are gone when the process ends. Programs that a test starts inherit them, but they
+    do not load pytest.
+    """
+    return "_pytest.main" in sys.modules and (
+        "PYTEST_VERSION" in os.environ or "PYTEST_CURRENT_TEST" in os.environ
+    )
+
+
 def _log_scheduled_jobs() -> None:
     for check in list(_exit_checks.values()):
         scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
-        error_reporter = check.error_reporter_ref()
+        error_reporter, get_thread = check.error_reporter_ref(), check.get_thread_ref()
         if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
-            is_intended = is_told_to_end()
-            message = pending_jobs_message(scheduler, recorder, is_told_to_end=is_intended)
+            is_intended = check.is_in_pytest or is_told_to_end()
+            thread = None if get_thread is None else get_thread()
+            message = pending_jobs_message(scheduler, thread, recorder, is_told_to_end=is_intended)
         except Exception:  # noqa: BLE001  # the process must still end
             error_reporter.exception("adapter")
             continue
@@ -127,13 +159,13 @@ _OWNERS_OF_THE_MAIN_THREAD = (
     "gunicorn.arbiter",
     "hypercorn.run",
     "mod_wsgi",
-    "tornado.httpserver",
+    "tornado.platform.asyncio",  # as long as there is no event loop, tornado does not load it
     "twisted.web.server",
-    "uvicorn.server",
+    "uvicorn.lifespan.off",  # loaded by a server that starts, and not by ``import uvicorn``
+    "uvicorn.lifespan.on",
     "uwsgi",
     "waitress.server",
     # test runners
-    "_pytest.main",
     "django.test.runner",
     # notebooks and shells
     "IPython.terminal.ipapp",
@@ -144,8 +176,10 @@ _OWNERS_OF_THE_MAIN_THREAD = (
 
 class _ExitCheck(NamedTuple):
     scheduler_ref: ref[Any]
+    get_thread_ref: WeakMethod[Callable[[], threading.Thread | None]]
     recorder_ref: ref[Recorder]
     error_reporter_ref: ref[ErrorReporter]
+    is_in_pytest: bool
 
 
 _exit_checks: dict[int, _ExitCheck] = {}

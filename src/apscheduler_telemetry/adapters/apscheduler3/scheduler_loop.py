@@ -304,6 +304,10 @@ class SchedulerLoop:
 
     # Liveness
 
+    def get_thread(self) -> threading.Thread | None:
+        """Return the thread of the latest pass; None if that is not known."""
+        return self._thread
+
     def liveness(self) -> Liveness:
         """Return whether the loop is alive, and why not."""
         thread = self._thread
