@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE,
@@ -99,20 +100,16 @@ class ExceptionText:
             exception: the exception.
             entries: those of its stack, as text, if it was raised in another process.
         """
-        if self.is_restricted:
-            text = "".join(self._restricted_stacktrace(exception, entries))
-        else:
-            whole = traceback.TracebackException.from_exception(exception)
-            if entries:
-                last = "".join(whole.format_exception_only())
-                text = f"{_HEADER}{entries}{last}"
-            else:
-                text = "".join(whole.format())
+        text = None if self.is_restricted else _standard_stacktrace(exception, entries)
+        if text is None:
+            text = "".join(self._own_stacktrace(exception, entries))
         return text[-MAX_STACKTRACE:]
 
-    def _restricted_stacktrace(
-        self, exception: BaseException, entries: str | None
-    ) -> Iterator[str]:
+    def is_writable_as_it_is(self, exception: BaseException) -> bool:
+        """Return whether Python itself, such as its `logging`, may and can write an exception."""
+        return not self.is_restricted and _standard_stacktrace(exception, None) is not None
+
+    def _own_stacktrace(self, exception: BaseException, entries: str | None) -> Iterator[str]:
         if entries:
             yield _HEADER
             yield from self._restrict_entries(entries)
@@ -121,17 +118,18 @@ class ExceptionText:
         for link, (each, connection) in enumerate(_chain(exception)):
             if link:
                 yield connection
-            if each.__traceback__ is not None:
+            trace = _read(each, "__traceback__")
+            if trace is not None:
                 yield _HEADER
-                stack = traceback.extract_tb(each.__traceback__)
+                stack = traceback.extract_tb(trace)
                 yield from self._restrict_entries("".join(stack.format()))
             yield from self._last_lines(each)
             for part in _parts_of_group(each):
                 yield f"Part of it, {exception_type(part)}:\n"
-                yield from self._restricted_stacktrace_of_part(part)
+                yield from self._own_stacktrace_of_part(part)
 
-    def _restricted_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
-        stack = traceback.extract_tb(part.__traceback__)
+    def _own_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
+        stack = traceback.extract_tb(_read(part, "__traceback__"))
         yield from self._restrict_entries("".join(stack.format()))
         yield from self._last_lines(part)
 
@@ -147,11 +145,33 @@ class ExceptionText:
         """Yield the type of an exception with its message, and its notes."""
         message = self.message(exception)
         yield f"{exception_type(exception)}{f': {message}' if message else ''}\n"
-        notes = getattr(exception, "__notes__", None)
-        if self._captures_message and isinstance(notes, (list, tuple)):
+        notes = _read(exception, "__notes__")
+        if self._captures_message and type(notes) in {list, tuple}:
             for note in notes[:MAX_CHAINED]:
-                if isinstance(note, str) and (redacted := self.redact(note)):
+                is_text = issubclass(type(note), str)
+                if is_text and (redacted := self.redact(str.__str__(note))):
                     yield f"{redacted}\n"
+
+
+def _standard_stacktrace(exception: BaseException, entries: str | None) -> str | None:
+    """Return what Python prints of an exception; None if its class does not let Python do so."""
+    try:
+        whole = traceback.TracebackException.from_exception(exception)
+        if not entries:
+            return "".join(whole.format())
+        return f"{_HEADER}{entries}{''.join(whole.format_exception_only())}"
+    except BaseException as error:  # noqa: BLE001  # properties and metaclasses are user code
+        raise_interruption(error)
+        return None
+
+
+def _read(exception: BaseException, name: str) -> Any:
+    """Return an attribute; None if it is missing, or a property of the user's that raises."""
+    try:  # without a `__getattribute__` of the user's
+        return BaseException.__getattribute__(exception, name)
+    except BaseException as error:  # noqa: BLE001
+        raise_interruption(error)
+        return None
 
 
 def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
@@ -164,14 +184,15 @@ def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
     chain: list[tuple[BaseException, str]] = []
     each: BaseException | None = exception
     while each is not None and len(chain) < MAX_CHAINED and all(each is not e for e, _ in chain):
-        if each.__cause__ is not None:
-            following, connection = each.__cause__, _CAUSE
-        elif each.__context__ is not None and not each.__suppress_context__:
-            following, connection = each.__context__, _CONTEXT
+        cause, context = _read(each, "__cause__"), _read(each, "__context__")
+        if cause is not None:
+            following, connection = cause, _CAUSE
+        elif context is not None and not _read(each, "__suppress_context__"):
+            following, connection = context, _CONTEXT
         else:
             following, connection = None, ""
         chain.append((each, connection))
-        each = following
+        each = following if issubclass(type(following), BaseException) else None
     return chain[::-1]
 
 
@@ -180,10 +201,11 @@ def _parts_of_group(exception: BaseException) -> tuple[BaseException, ...]:
     found: list[BaseException] = []
     groups = [exception]
     while groups and len(found) < MAX_CHAINED:
-        parts = getattr(groups.pop(0), "exceptions", ())
-        if isinstance(parts, tuple):
-            found.extend(part for part in parts if isinstance(part, BaseException))
-            groups.extend(part for part in parts if isinstance(part, BaseException))
+        parts = _read(groups.pop(0), "exceptions")
+        if type(parts) is tuple:
+            exceptions = [part for part in parts if issubclass(type(part), BaseException)]
+            found.extend(exceptions)
+            groups.extend(exceptions)
     return tuple(found[:MAX_CHAINED])
 
 

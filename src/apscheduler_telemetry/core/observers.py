@@ -72,7 +72,11 @@ class ErrorReporter:
             text = "" if exception is None else self._exception_text.stacktrace(exception)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             text = "" if exception is None else exception_type(exception)
-        if self._exception_text.is_restricted or len(text) >= MAX_STACKTRACE:
+        if (
+            exception is None
+            or len(text) >= MAX_STACKTRACE
+            or not self._exception_text.is_writable_as_it_is(exception)
+        ):
             self._log(component, f"see below\n{text}", exc_info=False)
         else:
             self._log(component, "see below", exc_info=True)
