@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -430,6 +433,61 @@ class Facade:
         """Do as it likes."""
 
 
+class Unbound:
+    """A proxy that raises what it likes as long as it has no object."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no application context")
+
+
+class Endless:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class ClassUnreadable(Unbound):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("no application context")
+
+
+class Uninitialized(BackgroundScheduler):
+    def __init__(self) -> None:
+        """Forget the constructor of APScheduler."""
+
+
+def unbound_local_proxy() -> Any:
+    local = pytest.importorskip("werkzeug.local")
+    return local.LocalProxy(contextvars.ContextVar("scheduler"))
+
+
+EACH = r"pass each scheduler of the {} on its own, with its own name="
+UNREADABLE = r"whose attributes cannot be read \({}\).*; pass the scheduler itself"
+SELF = "a method of a scheduler; pass the scheduler itself"
+CALL = "call it and pass its result"
+MOCK = "a mock, which runs no jobs; pass a real scheduler"
+NO_SCHEDULERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "list": (lambda: [hand_driven_scheduler()], EACH.format("list")),
+    "tuple": (lambda: (hand_driven_scheduler(),), EACH.format("tuple")),
+    "dict": (lambda: {"a": hand_driven_scheduler()}, EACH.format("dict")),
+    "values": ({"a": None}.values, EACH.format("dict_values")),
+    "generator": (lambda: (hand_driven_scheduler() for _ in "a"), EACH.format("generator")),
+    "method": (lambda: hand_driven_scheduler().start, SELF),
+    "partial": (lambda: functools.partial(hand_driven_scheduler().start), SELF),
+    "function": (lambda: hand_driven_scheduler, CALL),
+    "weak reference": (lambda: weakref.ref(hand_driven_scheduler()), CALL),
+    "mock": (mock.MagicMock, MOCK),
+    "mock of a scheduler": (lambda: mock.Mock(spec=BackgroundScheduler), MOCK),
+    "mock that wraps": (lambda: mock.Mock(wraps=hand_driven_scheduler()), MOCK),
+    "unbound proxy": (Unbound, UNREADABLE.format("RuntimeError")),
+    "endless proxy": (Endless, UNREADABLE.format("RecursionError")),
+    "unreadable class": (ClassUnreadable, UNREADABLE.format("RuntimeError")),
+    "unbound LocalProxy": (unbound_local_proxy, UNREADABLE.format("RuntimeError")),
+    "uninitialized": (Uninitialized, r"does not call super\(\).__init__\(\); call it"),
+    "text": (lambda: "apscheduler", r"'apscheduler'"),
+}
+
+
 class TestRefused:
     """Where it is not clear which scheduler runs, the message says what to pass."""
 
@@ -460,6 +518,16 @@ class TestRefused:
         """The attributes that hold schedulers are named, and nothing is instrumented."""
         registry = CollectorRegistry()
         with pytest.raises(ArgumentTypeError, match=message):
+            instrument(make(), registry=registry)
+        assert generate_latest(registry) == b""
+
+    @pytest.mark.parametrize(("make", "message"), NO_SCHEDULERS.values(), ids=NO_SCHEDULERS)
+    def test_other_objects_are_refused_with_advice(
+        self, make: Callable[[], Any], message: str
+    ) -> None:
+        """Never by an error of another library, or by an AttributeError."""
+        registry = CollectorRegistry()
+        with pytest.raises(ArgumentTypeError, match=f"got (?s:.*){message}"):
             instrument(make(), registry=registry)
         assert generate_latest(registry) == b""
 

@@ -14,7 +14,6 @@ PACKAGE = Path(apscheduler_telemetry.__file__).parent
 COPY = "a copy, which is returned"
 NEW = "an object of another package that was just created, and has no constructor for this"
 EXEMPT: Mapping[str, Mapping[str, str]] = {
-    "adapters.apscheduler3.adapter": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "adapters.apscheduler3.auto_instrumentation": {
         "BaseScheduler.start": "the patch of all schedulers, and its removal",
     },
@@ -33,6 +32,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "setattr(self._logger, name)": "a stand-in for the user's logger passes this on to it",
     },
     "adapters.apscheduler3.triggers": {"trigger.jitter": COPY},
+    "adapters.apscheduler3.wrappers": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "adapters.registry": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "api": {
         "setattr(scheduler, _HANDLE_ATTRIBUTE)": "the user's scheduler refers to its handle",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import reprlib
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -38,9 +37,9 @@ from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SE
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.apscheduler3.wrappers import (
+    describe_rejected,
     find_running_scheduler,
-    held_schedulers,
-    is_scheduler,
+    is_initialized,
 )
 from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import Liveness
@@ -108,33 +107,13 @@ class APScheduler3Adapter:
     @staticmethod
     def find_scheduler(candidate: object) -> Any:
         """Return the scheduler of APScheduler 3 that runs when `candidate` is started, or None."""
-        return find_running_scheduler(candidate)
+        scheduler = find_running_scheduler(candidate)
+        return scheduler if is_initialized(scheduler) else None
 
     @staticmethod
     def rejection_hint(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
-        kind = type(candidate)
-        if isinstance(candidate, type):
-            return f"the class {candidate.__name__} itself; pass an instance of it"
-        if kind.__module__.split(".")[0] == "apscheduler":
-            return (
-                f"{kind.__module__}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 "
-                "is not supported: install 'apscheduler>=3.10,<4'"
-            )
-        attributes = list(held_schedulers(candidate))
-        if len(attributes) <= 1 and is_scheduler(getattr(candidate, "scheduler", None)):
-            attributes = ["scheduler"]  # perhaps a property, which is the public name
-        if len(attributes) > 1:
-            names = ", ".join(attributes)
-            return f"{_repr.repr(candidate)}, which has several; pass one of its attributes {names}"
-        if attributes:
-            return f"{_repr.repr(candidate)}, which has one; pass its attribute {attributes[0]}"
-        if is_scheduler(candidate):
-            return (
-                f"{_repr.repr(candidate)}, whose start() does not start it, but another one; pass "
-                "the scheduler that it starts"
-            )
-        return None
+        return describe_rejected(candidate)
 
     def install(self) -> None:
         """Patch the scheduler; if that fails, revert everything before the exception."""
@@ -365,7 +344,3 @@ def _timezone_text(timezone: Any) -> str:
         return str(timezone)
     except Exception:  # noqa: BLE001  # user code; the other labels are still exported
         return type(timezone).__qualname__
-
-
-_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
-_repr.maxother = _repr.maxstring = 100

@@ -7,18 +7,25 @@ another one. Nothing of it ever runs, so there is nothing to watch.
 A scheduler is taken for such a wrapper only if the code of its ``start()`` proves it: `self` goes
 nowhere, nothing inherited from APScheduler starts it, and ``start()`` of one of its attributes is
 called. In doubt, it is what it claims to be, and runs by itself.
+
+If there is none, `describe_rejected` says what to pass instead.
 """
 
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
+import reprlib
+import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
+
+from apscheduler_telemetry.core.model import exception_type
 
 
 def find_running_scheduler(candidate: object) -> Any:
@@ -46,6 +53,21 @@ def find_running_scheduler(candidate: object) -> Any:
         if len(targets) == 1:
             candidate = targets[0]
     return None
+
+
+def describe_rejected(candidate: object) -> str | None:
+    """Return what an object without a scheduler is, and what to pass; None for nothing special."""
+    texts = (describe(candidate, type(candidate)) for describe in _DESCRIPTIONS)
+    return next(filter(None, texts), None)
+
+
+def is_initialized(scheduler: object) -> bool:
+    """Tell whether the constructor of APScheduler was called for a scheduler."""
+    try:
+        object.__getattribute__(scheduler, "_executors")
+    except AttributeError:
+        return False
+    return True
 
 
 def is_scheduler(thing: object) -> bool:
@@ -190,6 +212,98 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
     return paths
 
 
+# Descriptions of what was passed. They get its class, as `isinstance` would ask the object for it.
+
+
+def _describe_class(candidate: object, kind: type) -> str | None:
+    if not issubclass(kind, type):
+        return None
+    return f"the class {_follow(candidate, ['__name__'])} itself; pass an instance of it"
+
+
+def _describe_mock(candidate: object, kind: type) -> str | None:
+    if kind.__module__ != "unittest.mock":
+        return None
+    return f"{_repr.repr(candidate)}, a mock, which runs no jobs; pass a real scheduler"
+
+
+def _describe_other_version(_: object, kind: type) -> str | None:
+    module = str(kind.__module__)
+    if module.partition(".")[0] != "apscheduler" or issubclass(kind, BaseScheduler):
+        return None
+    return (
+        f"{module}.{kind.__name__}, which is not of APScheduler 3; APScheduler 4 is not supported: "
+        "install 'apscheduler>=3.10,<4'"
+    )
+
+
+def _describe_function(candidate: Any, kind: type) -> str | None:
+    if not issubclass(kind, (FunctionType, MethodType, functools.partial, weakref.ref)):
+        return None
+    function = candidate
+    while isinstance(function, functools.partial):
+        function = function.func
+    if is_scheduler(_follow(function, ["__self__"])):
+        return f"{_repr.repr(candidate)}, a method of a scheduler; pass the scheduler itself"
+    return f"{_repr.repr(candidate)}; call it and pass its result, if that is a scheduler"
+
+
+def _describe_holder(candidate: object, _: type) -> str | None:
+    attributes = list(held_schedulers(candidate))
+    if len(attributes) <= 1 and is_scheduler(_follow(candidate, ["scheduler"])):
+        attributes = ["scheduler"]  # perhaps a property, which is the public name
+    if not attributes:
+        return None
+    text = _repr.repr(candidate)
+    if len(attributes) > 1:
+        return f"{text}, which has several; pass one of its attributes {', '.join(attributes)}"
+    return f"{text}, which has one; pass its attribute {attributes[0]}"
+
+
+def _describe_scheduler(candidate: object, kind: type) -> str | None:
+    if not issubclass(kind, BaseScheduler):
+        return None
+    text = _repr.repr(candidate)
+    if not is_initialized(candidate):
+        return f"{text}, whose class does not call super().__init__(); call it in its constructor"
+    return (
+        f"{text}, whose start() does not start it, but another one; pass the scheduler that it "
+        "starts"
+    )
+
+
+def _describe_proxy(candidate: object, _: type) -> str | None:
+    try:
+        getattr(candidate, "start", None)
+    except Exception as error:  # noqa: BLE001  # user code
+        return (
+            f"{_repr.repr(candidate)}, whose attributes cannot be read ({exception_type(error)}), "
+            "such as a proxy that has no object yet; pass the scheduler itself"
+        )
+    return None
+
+
+def _describe_iterable(candidate: object, kind: type) -> str | None:
+    if not issubclass(kind, Iterable) or issubclass(kind, (str, bytes)):
+        return None
+    return (
+        f"{_repr.repr(candidate)}; pass each scheduler of the {kind.__name__} on its own, with its "
+        "own name="
+    )
+
+
+_DESCRIPTIONS = (
+    _describe_class,
+    _describe_mock,
+    _describe_other_version,
+    _describe_function,
+    _describe_holder,
+    _describe_scheduler,
+    _describe_proxy,
+    _describe_iterable,
+)
+_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr.maxother = _repr.maxstring = 100
 _SUPER = "super"
 _READING = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
 _COPYING = {"COPY", "DUP_TOP"}
