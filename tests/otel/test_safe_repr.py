@@ -175,7 +175,7 @@ class TestSecrets:
         "name",
         [
             *("author", "keys", "primary_key", "passenger", "compass", "user", "url", "pinned"),
-            *("monkey", "bypass", "option", "", 1, None, ("password",)),
+            *("monkey", "bypass", "option", "", 1, None, ("user",)),
         ],
         ids=str,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -35,39 +36,46 @@ _SECRET_WORDS = frozenset(
         "bearer",
         "cookie",
         "cookies",
+        "cred",
         "credential",
         "credentials",
         "creds",
+        "csrf",
         "dsn",
+        "hmac",
         "jwt",
+        "oauth",
         "otp",
         "pass",
+        "pem",
         "pin",
         "pw",
         "pwd",
+        "signature",
+        "totp",
+        "xsrf",
     }
 )
 """Words that make a name that of a secret; as parts of other words, as of "author", they do not."""
-_SECRET_PARTS = (
-    "accesskey",
-    "apikey",
-    "authorization",
-    "authtoken",
-    "connectionstring",
-    "credential",
-    "encryptionkey",
-    "passphrase",
-    "passwd",
-    "password",
-    "passcode",
-    "privatekey",
-    "secret",
-    "sessionid",
-    "sessionkey",
-    "signingkey",
-    "token",
+_SECRET_PARTS = re.compile(
+    "accesskey|apikey|authorization|authtoken|connectionstring|connstr|credential|encryptionkey|"
+    "licen[cs]ekey|passphrase|passwd|passwor[dt]|passcode|privatekey|sessionid|sessionkey|"
+    "signingkey|sshkey|webhook|"
+    # Addresses that mostly contain a password.
+    "(broker|database|db|mongo|mongodb|mysql|postgres|postgresql|redis)ur[il]|"
+    # Not in "secretary" and "tokenizer".
+    "secret(?!ar)|token(?!i[sz])|"
+    # As in "userpw".
+    "pwd?$"
 )
-"""The same anywhere in a name, of which only letters and digits are looked at."""
+"""The same anywhere in a name, of which only letters and digits are looked at, in lower case."""
+_NUMBER_WORDS = frozenset(
+    {"age", "count", "len", "length", "limit", "max", "min", "n", "num", "size", "total", "ttl"}
+)
+"""A name that begins or ends with one is that of a number, as ``max_tokens`` is, and no secret."""
+_NAME_KEYS = frozenset({"key", "name"})
+"""Keys of a dictionary that contains a name, and the value of that name under `_VALUE_KEY`."""
+_VALUE_KEY = "value"
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
 _PLAIN_TYPES = (
@@ -98,7 +106,13 @@ def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
 
 
 def is_secret_name(name: Any) -> bool:
-    """Return whether an argument or a key of this name looks like that of a secret."""
+    """
+    Return whether an argument or a key of this name looks like that of a secret.
+
+    A name consists of words, such as ``db``, ``pass`` and ``1`` in ``dbPass1``. It is that of a
+    secret if one of them is in `_SECRET_WORDS`, or if `_SECRET_PARTS` is in all of them together,
+    unless the first or the last word says that it is a number.
+    """
     kind = type(name)  # `isinstance` would ask the object for its class
     if issubclass(kind, bytes):
         text = bytes.decode(bytes.__getitem__(name, slice(MAX_CHARACTERS)), "utf-8", "replace")
@@ -106,15 +120,17 @@ def is_secret_name(name: Any) -> bool:
         text = str.__getitem__(name, slice(MAX_CHARACTERS))
     else:
         return False
-    words = _WORD.findall(text)
-    joined = "".join(words).lower()
-    if any(part in joined for part in _SECRET_PARTS):
-        return True
-    return any(word.lower() in _SECRET_WORDS for word in words)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)  # full-width letters become plain ones
+    words = [word.lower() for word in _WORD.findall(text)]
+    if not words or not _NUMBER_WORDS.isdisjoint({words[0], words[-1]}):
+        return False
+    return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PARTS.search("".join(words)))
 
 
-def _format_named_value(name: object, value: object, depth: int) -> str:
-    return MASK if is_secret_name(name) else _format_value(value, depth)
+def _format_named_value(name: Any, value: object, depth: int) -> str:
+    parts = name[:MAX_ITEMS] if type(name) is tuple else (name,)
+    return MASK if any(map(is_secret_name, parts)) else _format_value(value, depth)
 
 
 def _format_value(value: Any, depth: int) -> str:
@@ -135,9 +151,29 @@ def _format_value(value: Any, depth: int) -> str:
 
 def _format_sequence(value: Sequence[object], depth: int) -> str:
     # A pair of a name and a value, as of HTTP headers.
-    if len(value) == 2 and is_secret_name(value[0]):  # noqa: PLR2004
+    if len(value) == 2 and not _option(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
         return f"{_format_value(value[0], depth)}, {MASK}"
-    return _format_items(value, depth)
+    return ", ".join(_limit(_format_arguments(value, depth)))
+
+
+def _format_arguments(value: Sequence[object], depth: int) -> Iterator[str]:
+    """Yield items, without the values of options of a command, as in ``["--password", "x"]``."""
+    is_value_secret = False
+    for item in value:
+        option = _option(item)
+        name, separator, _ = option.partition("=")
+        if is_value_secret and not option:
+            yield MASK
+        elif separator and is_secret_name(name):
+            yield repr(f"{name}={MASK}")
+        else:
+            yield _format_value(item, depth)
+        is_value_secret = not separator and is_secret_name(name)
+
+
+def _option(item: object) -> str:
+    """Return the start of an argument that is an option of a command, and nothing of others."""
+    return item[:MAX_CHARACTERS] if type(item) is str and item.startswith("-") else ""
 
 
 def _format_items(value: Iterable[object], depth: int) -> str:
@@ -145,8 +181,14 @@ def _format_items(value: Iterable[object], depth: int) -> str:
 
 
 def _format_dict(value: Mapping[object, object], depth: int) -> str:
+    has_secret_name = any(
+        type(key) is str and key in _NAME_KEYS and is_secret_name(item)
+        for key, item in islice(value.items(), MAX_ITEMS)
+    )
     items = (
-        f"{_format_value(key, depth)}: {_format_named_value(key, item, depth)}"
+        f"{_format_value(key, depth)}: {MASK}"
+        if has_secret_name and type(key) is str and key == _VALUE_KEY
+        else f"{_format_value(key, depth)}: {_format_named_value(key, item, depth)}"
         for key, item in value.items()
     )
     return "{" + ", ".join(_limit(items)) + "}"
