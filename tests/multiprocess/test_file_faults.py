@@ -18,6 +18,7 @@ from apscheduler_telemetry.core.model import SchedulerErrorKind
 from apscheduler_telemetry.export.multiprocess import slots
 from apscheduler_telemetry.export.multiprocess.file_format import read_values
 from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
+from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
 from tests.helpers.multiprocess_files import Process, counts, failing, scrape, value
@@ -284,3 +285,55 @@ class TestTrouble:
             process.recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
             process.write()
         assert reader.communicate()[0] == f"{{{len(expected)}}}\n"
+
+
+def read_all(directory: Path) -> None:
+    """Write a file, and read all files as the pages of a handle do."""
+    writer = process_with_a_run(directory).writer
+    registry = MultiprocessRegistry(directory, refresh=writer.write, on_skipped=writer.on_skipped)
+    assert list(registry.collect())
+
+
+class TestNamesInTheLog:
+    """The line of the log about a file that is left out."""
+
+    @pytest.mark.parametrize(
+        ("name", "written"),
+        [
+            ("counter_1.db", "{directory}/counter_1.db is damaged; "),
+            (
+                "counter_1\nERROR forged.db",
+                "'{directory}/counter_1\\nERROR forged.db' is damaged; ",
+            ),
+            ("counter_\x1b[31m\u202e.db", "'{directory}/counter_\\x1b[31m\\u202e.db' is damaged; "),
+            (b"counter_\xff.db", "'{directory}/counter_\\udcff.db' is damaged; "),
+        ],
+        ids=["plain", "line break", "control characters", "no UTF-8"],
+    )
+    def test_name_cannot_forge_a_line(
+        self,
+        directory_without_threads: Path,
+        name: str | bytes,
+        written: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """What cannot be printed in a line is escaped."""
+        try:
+            (directory_without_threads / os.fsdecode(name)).write_bytes(b"no metrics")
+        except OSError:
+            pytest.skip("the file system allows no such name")
+        read_all(directory_without_threads)
+        [message] = caplog.messages
+        assert message.startswith(written.format(directory=directory_without_threads))
+        assert message.isprintable()
+
+    @pytest.mark.parametrize("name", ["counter_1.db", f"{slots._scheduler_stem('main')}.0.lock"])
+    def test_line_is_a_sentence(
+        self, directory_without_threads: Path, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What the file is continues the sentence that begins with its name."""
+        path = directory_without_threads / name
+        os.mkfifo(path)
+        read_all(directory_without_threads)
+        [message] = caplog.messages
+        assert message.startswith(f"{path} is a FIFO and is not opened; ")

@@ -36,6 +36,12 @@ _FLAGS = (
 class ForeignFileError(OSError):
     """Raised instead of using what is no regular file, is too large, or others control."""
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the file, as the rest of a sentence that begins with its name."""
+        text = str(self.strerror)
+        return f"{text[:1].lower()}{text[1:]}"
+
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """
@@ -193,6 +199,11 @@ def replace_public(path: Path, content: bytes) -> None:
     _replace(path, content, 0o666)
 
 
+def describe_kind(mode: int) -> str:
+    """Return what a file is whose `os.stat_result.st_mode` is given, such as ``a FIFO``."""
+    return next((text for is_kind, text in _KINDS if is_kind(mode)), "no regular file")
+
+
 def is_partial(path: Path) -> bool:
     """Return whether this is a temporary file of `replace_private` or `replace_public`."""
     return path.suffix == _PARTIAL_SUFFIX
@@ -236,8 +247,8 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
 
 def _check_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((text for is_kind, text in _KINDS if is_kind(mode)), "no regular file")
-        raise ForeignFileError(errno.EINVAL, f"Is {kind} and is not opened", str(path))
+        message = f"Is {describe_kind(mode)} and is not opened"
+        raise ForeignFileError(errno.EINVAL, message, str(path))
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
@@ -271,6 +282,7 @@ def _give_to_owner_of_directory(path: Path, descriptor: int) -> None:
 
 _PARTIAL_SUFFIX = ".partial"
 _KINDS = (
+    (stat.S_ISREG, "a file"),
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),

@@ -101,10 +101,12 @@ class ErrorReporter:
         """
         self._increment(component)
         if self._is_new_subject(subject):
+            name = subject[:MAX_SUBJECT_LENGTH]
             logger.warning(
                 "%s %s; apscheduler-telemetry leaves it out. This is not logged again, only "
                 "counted in apscheduler_telemetry_errors_total as component %r",
-                subject[:MAX_SUBJECT_LENGTH],
+                # A line break in the name of a file would begin a line that looks like another's.
+                name if name.isprintable() else repr(name),
                 problem,
                 component,
             )

@@ -66,7 +66,7 @@ def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
             except DamagedFileError as error:
                 on_skipped(str(path), str(error))
             except ForeignFileError as error:
-                on_skipped(str(path), str(error.strerror))
+                on_skipped(str(path), error.problem)
             except OSError as error:
                 on_skipped(str(path), f"cannot be read: {error.strerror or error}")
     return [combined for metric in metrics.values() for combined in _combine(metric, on_skipped)]

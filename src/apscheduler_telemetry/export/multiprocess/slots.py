@@ -129,7 +129,7 @@ class ProcessSlot:
                 try:
                     lock = files.open_private(path, os.O_RDWR)
                 except files.ForeignFileError as error:
-                    on_skipped(str(path), str(error.strerror))
+                    on_skipped(str(path), error.problem)
                     continue
                 except PermissionError:
                     if not os.path.lexists(path):
