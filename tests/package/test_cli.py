@@ -201,6 +201,38 @@ class TestSharedDirectory:
             export_files(tmp_path / "m", force=force)
         assert files_in(tmp_path) == {}
 
+    @pytest.mark.parametrize("where", ["", "alerts", "grafana/dashboards"])
+    @pytest.mark.parametrize(
+        ("make", "kind"),
+        [
+            (os.mkfifo, "a FIFO"),
+            (Path.touch, "a file"),
+            (lambda path: path.symlink_to("nowhere"), "a symbolic link"),
+            (lambda path: path.symlink_to(path), "a symbolic link"),
+        ],
+        ids=["fifo", "file", "dangling link", "endless link"],
+    )
+    @pytest.mark.parametrize("force", [False, True])
+    def test_message_names_what_is_in_the_way(
+        self, tmp_path: Path, where: str, make: Callable[[Path], None], kind: str, *, force: bool
+    ) -> None:
+        """What is no directory is named with its kind, and nothing is written."""
+        obstacle = tmp_path / "m" / where
+        obstacle.parent.mkdir(parents=True, exist_ok=True)
+        make(obstacle)
+        with pytest.raises(CommandError, match=f"{obstacle} is {kind}") as info:
+            export_files(tmp_path / "m", force=force)
+        assert "Nothing was written" in str(info.value)
+        assert "pass another directory" in str(info.value)
+        assert set(files_in(tmp_path)) <= {obstacle.relative_to(tmp_path).as_posix()}
+
+    def test_directory_in_the_place_of_a_file_is_not_to_be_forced(self, tmp_path: Path) -> None:
+        """The message does not recommend --force, which replaces no directory."""
+        (tmp_path / "alerts" / "alertmanager.yml").mkdir(parents=True)
+        with pytest.raises(CommandError, match="Is a directory") as info:
+            export_files(tmp_path)
+        assert "--force" not in str(info.value)
+
     def test_other_users_may_read_the_files(self, tmp_path: Path) -> None:
         """Prometheus runs as another user: the files have the mode that the umask allows."""
         previous = os.umask(0o022)

@@ -7,14 +7,18 @@ The wheel contains these files, which Prometheus, Alertmanager and Grafana read 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from apscheduler_telemetry.cli.errors import CommandError
-from apscheduler_telemetry.core.files import ForeignFileError, open_regular, replace_public
+from apscheduler_telemetry.core.files import (
+    ForeignFileError,
+    describe_kind,
+    open_regular,
+    replace_public,
+)
 
 _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _EXPORTED_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
@@ -75,11 +79,11 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     contents = {directory / name: source.read_bytes() for name, source in _find_files_to_export()}
     try:
         _reject_linked_directories(directory, contents)
+        _reject_obstacles(contents)
         unchanged = [path for path, content in contents.items() if _has_content(path, content)]
         written = [path for path in contents if path not in unchanged]
         if not force:
             _reject_existing(written)
-        _reject_directories(written)
         for path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
         for path in written:
@@ -126,6 +130,24 @@ def _reject_linked_directories(directory: Path, paths: Iterable[Path]) -> None:
             raise CommandError(msg)
 
 
+def _reject_obstacles(paths: Iterable[Path]) -> None:
+    """Reject directories in the place of files, and what is in the place of directories."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            problem = "Is a directory"
+        else:
+            upwards = (each for each in path.parents if os.path.lexists(each))
+            nearest = next(upwards, None)
+            if nearest is None or nearest.is_dir():
+                continue
+            problem = f"{nearest} is {describe_kind(nearest.lstat().st_mode)} and no directory"
+        msg = (
+            f"cannot write {path}: {problem}. Nothing was written. Remove it, or pass another "
+            "directory."
+        )
+        raise CommandError(msg)
+
+
 def _reject_existing(paths: list[Path]) -> None:
     existing = [path for path in paths if os.path.lexists(path)]
     if existing:
@@ -135,9 +157,3 @@ def _reject_existing(paths: list[Path]) -> None:
             "Nothing was written. Pass another directory, or --force to overwrite them."
         )
         raise CommandError(msg)
-
-
-def _reject_directories(paths: list[Path]) -> None:
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
