@@ -392,6 +392,9 @@ class TestSchedulerWithAnotherOne:
         telemetry.uninstrument()
         scheduler.start()
         assert scheduler.running
+        for started in (scheduler, scheduler.other):  # or a later test finds those in the cache
+            if started.running:
+                started.shutdown()
 
     def test_scheduler_that_was_started_is_instrumented(self) -> None:
         """Even if its start() seems to be that of a wrapper."""
