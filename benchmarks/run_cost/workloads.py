@@ -20,7 +20,7 @@ class Workload(Protocol):
         ...
 
 
-class DueJobs:
+class ObservableDueJobs:
     """
     Runs all jobs of a scheduler in each pass.
 

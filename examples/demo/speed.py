@@ -109,7 +109,7 @@ def faster_routes(text: str, factor: float) -> str:
         routes += route.get("routes", ())
     # Without a value, slow defaults apply.
     for wait, seconds in (("group_wait", 30), ("group_interval", 300), ("repeat_interval", 14400)):
-        document["route"].setdefault(wait, _written(max(LEAST_INTERVAL, seconds / factor)))
+        document["route"].setdefault(wait, _last_written(max(LEAST_INTERVAL, seconds / factor)))
     return _dumped(document)
 
 
@@ -128,7 +128,7 @@ def faster_expression(expression: str, factor: float, where: str = "expression")
             if last not in {"[", ":", "offset"} and (before, last) != ("offset", "-"):
                 msg = f"{where}: the duration {word} is neither a range, a step nor an offset"
                 raise SpeedError(msg)
-            written.append(_written(max(least, seconds(word) / factor)))
+            written.append(_last_written(max(least, seconds(word) / factor)))
         elif kind == "number" and float(word) >= SECONDS_FROM:
             if not word.isdigit():
                 msg = f"{where}: is {word} a number of seconds? Write those as whole numbers"
@@ -176,7 +176,7 @@ def _divide(mapping: dict[str, Any], key: str, factor: float, least: float, wher
     except SpeedError as error:
         msg = f"{where}: {key}: {error}"
         raise SpeedError(msg) from None
-    mapping[key] = _written(max(least, slow / factor))
+    mapping[key] = _last_written(max(least, slow / factor))
 
 
 def _mapping(value: Any, what: str, known: set[str]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _mapping(value: Any, what: str, known: set[str]) -> dict[str, Any]:
     return value
 
 
-def _written(duration: float) -> str:
+def _last_written(duration: float) -> str:
     milliseconds = round(duration * 1000)
     if milliseconds % 1000:
         return f"{milliseconds}ms"

@@ -32,7 +32,7 @@ from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus
 from apscheduler_telemetry.export.metric_families import Exporter
-from apscheduler_telemetry.export.multiprocess.directory import configured_directory
+from apscheduler_telemetry.export.multiprocess.directory import find_multiprocess_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import SnapshotWriter
 from apscheduler_telemetry.export.otel_traces import (
@@ -40,7 +40,7 @@ from apscheduler_telemetry.export.otel_traces import (
     SpanObserver,
     attach_empty_context,
     restore_context,
-    suppress_tracing,
+    suppressing_tracing,
 )
 from apscheduler_telemetry.http import (
     HTTPEndpoints,
@@ -128,11 +128,11 @@ class Telemetry:
         self._scheduler = scheduler
         self._config = config
         self._servers: list[HTTPServer] = []
-        self._end_reason: str | None = None
+        self._uninstrument_reason: str | None = None
         # First, as it raises if the environment is wrong.
-        directory = configured_directory() if config.registry is not None else None
+        directory = find_multiprocess_directory() if config.registry is not None else None
         # Before exporters are created, as the last scheduler of a registry removes its exporter.
-        _release_name(config)
+        _uninstrument_stopped_namesakes(config)
         self._snapshot_writer: SnapshotWriter | None = None
         self._exporters: list[Exporter] = []
         self._error_reporter = error_reporter = ErrorReporter(config.capture)
@@ -172,7 +172,7 @@ class Telemetry:
             capture=config.capture,
             attach_empty_context=attach_empty_context,
             restore_context=restore_context,
-            suppress_tracing=suppress_tracing,
+            suppressing_tracing=suppressing_tracing,
             on_scheduler_started=self._on_scheduler_started,
             on_scheduler_stopped=self._on_scheduler_stopped,
         )
@@ -248,8 +248,8 @@ class Telemetry:
             NotInstrumentedError: the scheduler is not instrumented any more.
             TelemetryError: no thread can be started, as after the main thread has ended.
         """
-        if self._end_reason is not None:
-            msg = f"nothing is left to serve: {self._describe_end()}"
+        if self._uninstrument_reason is not None:
+            msg = f"nothing is left to serve: {self._describe_uninstrumentation()}"
             raise NotInstrumentedError(msg)
         _reject_unknown_server_options(options)
         try:
@@ -261,13 +261,13 @@ class Telemetry:
             logger.error("%s", self._describe_taken_port(port, addr, error))  # noqa: TRY400  # expected
             return UnavailableHTTPServer(port, addr, is_https=options.get("certfile") is not None)
         self._servers.append(server)
-        _servers[server] = self.name
+        _scheduler_names_by_server[server] = self.name
         return server
 
     def _describe_taken_port(self, port: int, addr: str, error: OSError) -> str:
         others = [
             name
-            for server, name in list(_servers.items())
+            for server, name in list(_scheduler_names_by_server.items())
             if server.is_serving and has_address_in_common(server, port, addr)
         ]
         if others:
@@ -292,9 +292,9 @@ class Telemetry:
             ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC. After
             `uninstrument` it is unhealthy, for the reason ``uninstrumented``.
         """
-        if self._end_reason is not None:
-            return health.report_end(self.name, self._describe_end())
-        return health.report(self._exported_scheduler)
+        if self._uninstrument_reason is not None:
+            return health.build_uninstrumented_report(self.name, self._describe_uninstrumentation())
+        return health.build_report(self._exported_scheduler)
 
     def uninstrument(self) -> None:
         """
@@ -315,7 +315,7 @@ class Telemetry:
         with _instrumentation_lock:
             if not is_current(self):
                 return
-            self._end_reason = reason
+            self._uninstrument_reason = reason
             delattr(self._scheduler, _HANDLE_ATTRIBUTE)
             self._exported_scheduler.adapter.uninstall()
             self._stop_exporting()
@@ -333,7 +333,7 @@ class Telemetry:
             msg = f"a scheduler named {self.name!r} is being started: pass another name"
             raise DuplicateNameError(msg)
 
-    def _give_way(self) -> None:
+    def _uninstrument_for_namesake(self) -> None:
         """End, as another scheduler gets the name; say so if this one is started after all."""
         if self._exported_scheduler.liveness().is_forked_copy:
             return  # the parent goes on with it
@@ -351,15 +351,15 @@ class Telemetry:
 
         self._exported_scheduler.adapter.call_at_next_start(warn)
 
-    def _describe_end(self) -> str:
+    def _describe_uninstrumentation(self) -> str:
         return (
             f"The scheduler {self.name!r} is not instrumented by this handle any more, as "
-            f"{self._end_reason}; call instrument() again."
+            f"{self._uninstrument_reason}; call instrument() again."
         )
 
     def _is_healthy(self) -> bool:
         """Return whether the ``status`` of `health` is ``healthy``, without looking at jobs."""
-        return self._end_reason is None and self._exported_scheduler.liveness().up
+        return self._uninstrument_reason is None and self._exported_scheduler.liveness().up
 
     def _on_scheduler_started(self) -> None:
         if self._snapshot_writer is not None:
@@ -377,7 +377,7 @@ class Telemetry:
 
     def __repr__(self) -> str:
         """Name the scheduler."""
-        end = "" if self._end_reason is None else ", uninstrumented"
+        end = "" if self._uninstrument_reason is None else ", uninstrumented"
         return f"<Telemetry of the scheduler {self.name!r}{end}>"
 
 
@@ -530,7 +530,7 @@ def is_current(handle: Telemetry) -> bool:
     return get_handle(handle._scheduler) is handle  # noqa: SLF001  # ours
 
 
-def _release_name(config: Config) -> None:
+def _uninstrument_stopped_namesakes(config: Config) -> None:
     """
     Uninstrument the schedulers of that name that do not run, where the new one is to be exported.
 
@@ -553,7 +553,7 @@ def _release_name(config: Config) -> None:
             handle._reject_if_starting()  # noqa: SLF001  # ours
     for handle in handles:
         if handle is not None:
-            handle._give_way()  # noqa: SLF001  # ours
+            handle._uninstrument_for_namesake()  # noqa: SLF001  # ours
 
 
 def _reject_unknown_server_options(options: Mapping[str, Any]) -> None:
@@ -574,7 +574,7 @@ _SERVER_OPTIONS_ELSEWHERE = {
     **dict.fromkeys(("ssl_ca_certs", "cafile", "ca_certs"), "client_cafile"),
 }
 """What other servers call the same."""
-_servers: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
+_scheduler_names_by_server: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
 """Servers that handles have started, with the name of their scheduler."""
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 """Handles made by `instrument_provisionally`."""

@@ -55,7 +55,7 @@ class Config:
     def __post_init__(self) -> None:
         """Validate the options."""
         _check_name(self.name)
-        _check_type(
+        _raise_type_error_unless(
             "registry",
             self.registry,
             "a prometheus_client.CollectorRegistry, or None",
@@ -63,13 +63,13 @@ class Config:
         )
         _check_provider("tracer_provider", self.tracer_provider, "TracerProvider", "get_tracer")
         _check_provider("meter_provider", self.meter_provider, "MeterProvider", "get_meter")
-        _check_type(
+        _raise_type_error_unless(
             "job_label",
             self.job_label,
             "a callable that takes a job and returns a str",
             ok=self.job_label is None or callable(self.job_label),
         )
-        _check_type(
+        _raise_type_error_unless(
             "redact",
             self.redact,
             "a callable that takes a str and returns one",
@@ -77,8 +77,8 @@ class Config:
         )
         for option in _BOOLEAN_OPTIONS:
             value = getattr(self, option)
-            _check_type(option, value, "True or False", ok=isinstance(value, bool))
-        _check_type(
+            _raise_type_error_unless(option, value, "True or False", ok=isinstance(value, bool))
+        _raise_type_error_unless(
             "context_store",
             self.context_store,
             "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
@@ -114,7 +114,7 @@ _BOOLEAN_OPTIONS = (
 
 
 def _check_name(name: str) -> None:
-    _check_type("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
+    _raise_type_error_unless("name", name, "a str, such as 'billing'", ok=isinstance(name, str))
     if not name.strip():
         msg = (
             "name must not be empty, because it is the label that distinguishes schedulers; omit "
@@ -137,7 +137,9 @@ def _check_name(name: str) -> None:
 
 def _check_provider(option: str, provider: object, kind: str, method: str) -> None:
     is_provider = hasattr(provider, method) and not isinstance(provider, type)
-    _check_type(option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider)
+    _raise_type_error_unless(
+        option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider
+    )
 
 
 def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:
@@ -149,7 +151,7 @@ def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...
         pass
     except (TypeError, ValueError):
         is_sequence = False
-    _check_type(option, buckets, "a sequence of seconds", ok=is_sequence)
+    _raise_type_error_unless(option, buckets, "a sequence of seconds", ok=is_sequence)
     if bounds and bounds[-1] == math.inf:
         bounds = bounds[:-1]  # +Inf is always there
     is_ascending = list(bounds) == sorted(set(bounds)) and all(map(math.isfinite, bounds))
@@ -163,13 +165,13 @@ def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...
 
 def _check_max_labels(number: Any) -> None:
     is_integer = isinstance(number, int) and not isinstance(number, bool)
-    _check_type("max_labels", number, "a number of label values", ok=is_integer)
+    _raise_type_error_unless("max_labels", number, "a number of label values", ok=is_integer)
     if number < 1:
         msg = f"max_labels must be 1 or more, got {safe_repr(number)}; omit it for {MAX_LABELS:,}"
         raise ArgumentValueError(msg)
 
 
-def _check_type(option: str, value: object, expected: str, *, ok: bool) -> None:
+def _raise_type_error_unless(option: str, value: object, expected: str, *, ok: bool) -> None:
     if not ok:
         msg = f"{option} must be {expected}, got {_repr.repr(value)}"
         raise ArgumentTypeError(msg)

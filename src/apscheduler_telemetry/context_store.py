@@ -23,7 +23,7 @@ logger = logging.getLogger("apscheduler_telemetry")
 
 T = TypeVar("T")
 
-MAX_JOBS = 10_000
+DEFAULT_MAX_JOBS = 10_000
 """Measured without baggage: a file of about 1.3 MB, to which one write takes a millisecond."""
 
 BUSY_TIMEOUT = 0.2
@@ -56,7 +56,7 @@ class FileContextStore(MutableMapping[str, str]):
         max_jobs: entries to keep; writing another one deletes the oldest.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_jobs: int = MAX_JOBS) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, max_jobs: int = DEFAULT_MAX_JOBS) -> None:
         self._path = Path(path).absolute()
         self._max_jobs = max_jobs
 

@@ -39,7 +39,7 @@ from apscheduler_telemetry.core.model import qualified_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
-from apscheduler_telemetry.export.multiprocess.directory import configured_directory
+from apscheduler_telemetry.export.multiprocess.directory import find_multiprocess_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import (
     report_skipped_file,
@@ -78,7 +78,7 @@ def _parse_bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-_VARIABLES: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
+_OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_NAME: ("name", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_SINGLETON: ("singleton", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_GRACE: ("grace", float, "a number"),
@@ -147,7 +147,7 @@ class APSchedulerInstrumentor(BaseInstrumentor):
             ArgumentTypeError: there is no such option.
         """
         _reject_unknown_options(options)
-        self._process = _ProcessInstrumentation({**_options_from_environment(), **options})
+        self._process = _AllSchedulersInstrumentation({**_options_from_environment(), **options})
         self._process.install()
 
     def _uninstrument(self, **_: Any) -> None:
@@ -155,7 +155,7 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         self._process.uninstall()
 
 
-class _ProcessInstrumentation:
+class _AllSchedulersInstrumentation:
     """Instruments the schedulers of this process, and can be uninstalled."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ class _ProcessInstrumentation:
         try:
             with self._lock:
                 self._instrument(scheduler)
-                self._serve()
+                self._start_server_once()
         except Exception:
             kind = qualified_name(type(scheduler))
             logger.exception("%s cannot be instrumented, and runs without telemetry", kind)
@@ -213,7 +213,7 @@ class _ProcessInstrumentation:
                 self._handles.add(instrument_provisionally(scheduler, name=name, **self._options))
                 return
 
-    def _serve(self) -> None:
+    def _start_server_once(self) -> None:
         """Serve all schedulers of the process from one port, from the first on."""
         port, self._port = self._port, None
         if port is None:
@@ -250,7 +250,7 @@ def _choose_served_registry(
     """Return the registry that the pages serve, and a faster way to encode it, if there is one."""
     if registry is None:
         return None, None
-    directory = configured_directory()
+    directory = find_multiprocess_directory()
     if directory is not None:
         merged = MultiprocessRegistry(
             directory, refresh=write_all_snapshots, on_skipped=report_skipped_file
@@ -270,7 +270,7 @@ def _choose_served_registry(
 def _options_from_environment() -> dict[str, Any]:
     """Return the options that environment variables set; an invalid one is logged and ignored."""
     options = {}
-    for name, (option, read, kind) in _VARIABLES.items():
+    for name, (option, read, kind) in _OPTIONS_BY_VARIABLE.items():
         text = os.environ.get(name, "").strip()
         try:
             if text:

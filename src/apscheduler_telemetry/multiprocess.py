@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client import multiprocess
 
-from apscheduler_telemetry.export.multiprocess.directory import directory_from_environment
+from apscheduler_telemetry.export.multiprocess.directory import read_directory_variable
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 
 __all__ = ["child_exit", "mark_process_dead"]
@@ -28,7 +28,7 @@ def mark_process_dead(pid: int, path: str | None = None) -> None:
         pid: the id of the dead process.
         path: the directory of multiprocess mode; by default that of the environment.
     """
-    path = path or directory_from_environment()
+    path = path or read_directory_variable()
     if path:
         # An exception in a hook would end gunicorn.
         with contextlib.suppress(OSError):

@@ -28,13 +28,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from apscheduler_telemetry import DuplicateNameError
 from apscheduler_telemetry.core import locks
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
-from apscheduler_telemetry.core.model import RemovalReason, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, RemovalReason
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export import prometheus
 from apscheduler_telemetry.export.prometheus import PrometheusExporter, get_or_create_exporter
 from tests.helpers.exported_schedulers import NOW, FakeScheduler, Scene, samples
-from tests.helpers.faults import raise_boom
+from tests.helpers.faults import iterate_to_boom, raise_boom
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -247,7 +247,7 @@ class TestHostileNames:
         scheduler = FakeScheduler()
         scheduler.recorder.executor_added(name, lambda: 1)
         scheduler.recorder.jobstore_added(name, is_local=True)
-        error = RunError(type=name, message=name)
+        error = ErrorDescription(type=name, message=name)
         scheduler.run(scheduler.add_job("job"), NOW, 1.0, error)
         scheduler.hostname = name
         get_or_create_exporter(registry).add(scheduler)
@@ -278,7 +278,7 @@ class TestIsolation:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Jobs that cannot be read are left out and counted."""
-        monkeypatch.setattr(scene.main.recorder, "snapshots", raise_boom)
+        monkeypatch.setattr(scene.main.recorder, "snapshots", iterate_to_boom)
         text = scene.text()
         assert 'job_id="backup"' not in text
         assert 'apscheduler_scheduler_up{scheduler="main"} 1.0' in text

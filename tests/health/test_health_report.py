@@ -28,7 +28,7 @@ class Rig:
     def report(self, liveness: Liveness = ALIVE, last_pass_ended_at: float | None = None) -> Any:
         self.scheduler.alive = liveness
         self.scheduler.last_pass_ended_at = last_pass_ended_at
-        return health.report(self.scheduler, self.clock)
+        return health.build_report(self.scheduler, self.clock)
 
     def add_job(
         self, job_id: str = "job", next_run: float | None = NOW + 60, **changes: Any
@@ -45,7 +45,7 @@ class Rig:
     def run(self, record: JobRecord, outcome: Outcome) -> None:
         run = self.submit(record)
         run.start(self.clock())
-        run.stop(2.0)
+        run.set_duration(2.0)
         run.finish(outcome)
 
 

@@ -12,10 +12,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from apscheduler_telemetry.core.model import (
+    ErrorDescription,
     Liveness,
     Outcome,
     RemovalReason,
-    RunError,
     SchedulerErrorKind,
 )
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -78,7 +78,7 @@ class FakeScheduler:
         record: JobRecord,
         due: float,
         duration: float,
-        error: RunError | None = None,
+        error: ErrorDescription | None = None,
         exemplar: SpanContext | None = None,
     ) -> None:
         """Record a run that started 0.125 s late."""
@@ -86,7 +86,7 @@ class FakeScheduler:
         run.start(due + 0.125)
         if exemplar is not None:
             run.set_exemplar_span(exemplar)
-        run.stop(duration)
+        run.set_duration(duration)
         outcome = Outcome.SUCCESS if error is None else Outcome.ERROR
         run.finish(outcome, error)
 
@@ -113,8 +113,8 @@ def fill(scheduler: FakeScheduler) -> None:
     recorder.job_intervals_changed(backup, (86_400.0, 259_200.0))
     trace = SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, is_remote=False)
     scheduler.run(backup, NOW - 180, 0.75, exemplar=trace)
-    scheduler.run(backup, NOW - 120, 12.5, RunError(type="OSError", message="disk"))
-    scheduler.run(backup, NOW - 60, 0.25, RunError(type="shop.errors.Full", message=""))
+    scheduler.run(backup, NOW - 120, 12.5, ErrorDescription(type="OSError", message="disk"))
+    scheduler.run(backup, NOW - 60, 0.25, ErrorDescription(type="shop.errors.Full", message=""))
     recorder.runs_unsubmitted(backup, Outcome.COALESCED, 3)
     scheduler.finish(scheduler.submit(backup, NOW - 30), Outcome.LOST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -53,3 +54,8 @@ class FaultyStore(MemoryJobStore):
 def raise_boom(*_: Any, **__: Any) -> Any:
     """Raise `Boom`."""
     raise Boom("on purpose")
+
+
+def iterate_to_boom(*_: Any, **__: Any) -> Iterator[Any]:
+    """Raise `Boom` when the result is iterated over."""
+    return map(raise_boom, [None])

@@ -126,7 +126,7 @@ class Process:
 
     def finish(self, run: Run, seconds: float, outcome: Outcome = Outcome.SUCCESS) -> None:
         """End a run after some seconds."""
-        run.stop(seconds)
+        run.set_duration(seconds)
         run.finish(outcome)
 
     def write(self) -> None:
@@ -137,5 +137,5 @@ class Process:
         """End like after SIGKILL: nothing is written, and the kernel releases the lock."""
         assert self.writer._slot is not None
         self.writer._slot.release()
-        self.writer._pid = None
+        self.writer._writing_pid = None
         self.living.remove(self)

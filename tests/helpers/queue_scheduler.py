@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from apscheduler_telemetry.adapters.base import AdapterDependencies
-from apscheduler_telemetry.core.model import JobInfo, Liveness, Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.records import JobRecord, Run
 
 
@@ -127,11 +127,11 @@ class QueueSchedulerAdapter:
         try:
             self._originals["call"](job_id, due, func)
         except CancelledRunError as exception:
-            outcome, error = Outcome.LOST, RunError.from_exception(exception)
+            outcome, error = Outcome.LOST, ErrorDescription.from_exception(exception)
         except Exception as exception:  # noqa: BLE001  # a job may raise anything
-            outcome, error = Outcome.ERROR, RunError.from_exception(exception)
+            outcome, error = Outcome.ERROR, ErrorDescription.from_exception(exception)
         finally:
-            run.stop(time.perf_counter() - since)
+            run.set_duration(time.perf_counter() - since)
             observers.on_callable_end(run)
         run.finish(outcome, error)
         observers.on_run_finished(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Outcome
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from tests.helpers.clocks import ManualClock
@@ -51,7 +51,7 @@ class RecorderRig:
         self,
         run: Run,
         outcome: Outcome = Outcome.SUCCESS,
-        error: RunError | None = None,
+        error: ErrorDescription | None = None,
         *,
         started: float | None = None,
         duration: float | None = None,
@@ -60,7 +60,7 @@ class RecorderRig:
         if started is not None:
             run.start(started)
         if duration is not None:
-            run.stop(duration)
+            run.set_duration(duration)
         return run.finish(outcome, error)
 
     def job(self, label: str = "job") -> JobSnapshot:

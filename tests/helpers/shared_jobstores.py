@@ -91,7 +91,7 @@ def last_pass_ended_at(seen: Rig | Watched) -> float | None:
 
 
 def poller_of(seen: Watched) -> JobStorePoller:
-    (hooks,) = adapter_of(seen.telemetry)._jobstore_hooks.values()
+    (hooks,) = adapter_of(seen.telemetry)._hooks_by_jobstore_id.values()
     poller: JobStorePoller = hooks._poller
     return poller
 

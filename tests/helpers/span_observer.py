@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry._logs import Logger
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from apscheduler_telemetry.core.model import JobInfo, Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Outcome
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
@@ -82,7 +82,7 @@ def go(
     observer: SpanObserver,
     run: Run | None = None,
     outcome: Outcome = Outcome.SUCCESS,
-    error: RunError | None = None,
+    error: ErrorDescription | None = None,
     body: Callable[[], object] = lambda: None,
 ) -> Run:
     """Call an observer as for a run of two seconds in a thread."""
@@ -90,7 +90,7 @@ def go(
     run.start(NOW)
     observer.on_callable_start(run)
     body()
-    run.stop(2.0)
+    run.set_duration(2.0)
     observer.on_callable_end(run)
     return finish_run(observer, run, outcome, error)
 
@@ -98,12 +98,12 @@ def go(
 def measured(run: Run, started: float = NOW, duration: float = 2.0) -> Run:
     """Give a run what another process has measured."""
     run.start(started)
-    run.stop(duration)
+    run.set_duration(duration)
     return run
 
 
 def finish_run(
-    observer: SpanObserver, run: Run, outcome: Outcome, error: RunError | None = None
+    observer: SpanObserver, run: Run, outcome: Outcome, error: ErrorDescription | None = None
 ) -> Run:
     """End a run and let the observer know."""
     assert run.finish(outcome, error)
@@ -115,7 +115,7 @@ def ids(span_context: SpanContext) -> tuple[int, int]:
     return span_context.trace_id, span_context.span_id
 
 
-BOOM = RunError(type="shop.Broken", message="no paper")
+BOOM = ErrorDescription(type="shop.Broken", message="no paper")
 
 
 ADDED_IN = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))

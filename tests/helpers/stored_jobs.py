@@ -46,7 +46,7 @@ INFO = {
 
 def set_origin(seen: Watched, place: str | None) -> None:
     """Set the origin of what happens from now on."""
-    origins_of(seen).current = lambda reason: place and f"{place}: {reason}"
+    origins_of(seen).find_current_origin = lambda reason: place and f"{place}: {reason}"
 
 
 def link_of(seen: Watched, job_id: str) -> Any:

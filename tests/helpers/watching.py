@@ -85,7 +85,7 @@ def watched(scheduler: Any, **options: Any) -> Iterator[Watched]:
 def wait_for_reading(seen: Watched) -> None:
     """Wait until telemetry has done all of its background work."""
     adapter = adapter_of(seen.telemetry)
-    pollers = [hooks._poller for hooks in adapter._jobstore_hooks.values()]
+    pollers = [hooks._poller for hooks in adapter._hooks_by_jobstore_id.values()]
     for worker in [*(poller._worker for poller in pollers), adapter._worker]:
         done = threading.Event()
         worker.submit("adapter", done.set)

@@ -13,15 +13,26 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
+from apscheduler_telemetry.http import HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import RESPONSE_TIMEOUT, address, fetch
 from tests.helpers.scripts import output_of_script
+from tests.helpers.waiting import wait_until
 
 
 class TestNoThreads:
     @pytest.fixture
-    def exhausted(self, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> HTTPServer:
+    def other_threads(self) -> set[threading.Thread]:
+        """Return the threads before the server is started, such as those of earlier tests."""
+        return set(threading.enumerate())
+
+    @pytest.fixture
+    def exhausted(
+        self,
+        other_threads: set[threading.Thread],
+        server: HTTPServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> HTTPServer:
         """Return a server in a process that can start no further thread."""
 
         def start(_thread: Any) -> None:
@@ -43,19 +54,19 @@ class TestNoThreads:
         self, exhausted: HTTPServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A silent client is disconnected soon, as all others wait for it."""
-        monkeypatch.setattr(limits, "SPARE_THREAD_SECONDS", 0.1)
+        monkeypatch.setattr(limits, "SPARE_THREAD_CONNECTION_SECONDS", 0.1)
         with socket.create_connection(address(exhausted), timeout=RESPONSE_TIMEOUT):
             assert fetch(exhausted).status == 200
 
-    def test_server_can_be_closed(self, exhausted: HTTPServer, endpoints: HTTPEndpoints) -> None:
+    def test_server_can_be_closed(
+        self, other_threads: set[threading.Thread], exhausted: HTTPServer
+    ) -> None:
         """A server that has served without threads can be closed."""
         fetch(exhausted)
-        name = "apscheduler-telemetry-http-spare"
-        spare_threads = [thread for thread in threading.enumerate() if thread.name == name]
+        names = {thread.name for thread in set(threading.enumerate()) - other_threads}
+        assert "apscheduler-telemetry-http-spare" in names
         exhausted.close()
-        for thread in spare_threads:
-            thread.join(RESPONSE_TIMEOUT)
-            assert not thread.is_alive()
+        wait_until(lambda: not set(threading.enumerate()) - other_threads)
         with pytest.raises(ConnectionRefusedError):
             fetch(exhausted)
 

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from apscheduler_telemetry.http.messages import Request, Response
-from apscheduler_telemetry.http.readers import ReaderBudget, SlowReaderError
+from apscheduler_telemetry.http.readers import BufferBudget, SlowReaderError
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
@@ -155,7 +155,7 @@ class TestSharedResponses:
     def test_reader_with_the_last_part_shares_no_more(self, failures: ReportedErrors) -> None:
         """A client that was given the last part may ask again before its connection ends."""
         response = Response(200, [b"x", b"y"])  # type: ignore[arg-type]
-        reader = ReaderBudget(100, failures).open_reader(response)
+        reader = BufferBudget(100, failures).open_reader(response)
         next(reader)
         assert response.is_shareable
         next(reader)
@@ -164,7 +164,7 @@ class TestSharedResponses:
     def test_reader_that_is_closed_early_shares_no_more(self, failures: ReportedErrors) -> None:
         """A client that has disconnected lets go of the response at once."""
         response = Response(200, [b"x", b"y"])  # type: ignore[arg-type]
-        reader = ReaderBudget(100, failures).open_reader(response)
+        reader = BufferBudget(100, failures).open_reader(response)
         next(reader)
         reader.close()
         assert reader.response is None
@@ -362,7 +362,7 @@ class TestReaderBudget:
 
     def test_response_without_progress_is_dropped_first(self, failures: ReportedErrors) -> None:
         """Of several responses, that one is dropped whose clients have not read for longest."""
-        budget = ReaderBudget(250, failures)
+        budget = BufferBudget(250, failures)
         progressing, silent = (
             budget.open_reader(Response(200, [b"x" * 50, b"y" * 50]))  # type: ignore[arg-type]
             for _ in range(2)
@@ -380,7 +380,7 @@ class TestReaderBudget:
         self, failures: ReportedErrors
     ) -> None:
         """A shared response counts as read when any of its clients has read last."""
-        budget = ReaderBudget(250, failures)
+        budget = BufferBudget(250, failures)
         shared = Response(200, [b"x" * 50, b"y" * 50])  # type: ignore[arg-type]
         readers = [budget.open_reader(shared) for _ in range(2)]
         other = budget.open_reader(Response(200, [b"x" * 50, b"y" * 50]))  # type: ignore[arg-type]
@@ -398,7 +398,7 @@ class TestReaderBudget:
         self, failures: ReportedErrors
     ) -> None:
         """What clients of the parent read does not count in a child, which has the same sockets."""
-        budget = ReaderBudget(1, failures)
+        budget = BufferBudget(1, failures)
         disconnected: list[bool] = []
         reader = budget.open_reader(
             Response(200, [b"x" * 100]),  # type: ignore[arg-type]
@@ -413,7 +413,7 @@ class TestReaderBudget:
 
     def test_shared_response_counts_once(self, failures: ReportedErrors) -> None:
         """A response that many clients read counts once, and is dropped for all of them."""
-        budget = ReaderBudget(250, failures)
+        budget = BufferBudget(250, failures)
         shared = Response(200, [b"x" * 100])  # type: ignore[arg-type]
         readers = [budget.open_reader(shared) for _ in range(100)]
         budget.open_reader(Response(200, [b"y" * 100]))  # type: ignore[arg-type]
@@ -425,7 +425,7 @@ class TestReaderBudget:
 
     def test_dropped_client_is_counted_once(self, failures: ReportedErrors) -> None:
         """A client that is about to be dropped is not dropped for another response as well."""
-        budget = ReaderBudget(150, failures)
+        budget = BufferBudget(150, failures)
         shared = Response(200, [b"x" * 100])  # type: ignore[arg-type]
 
         def open_another() -> None:
@@ -439,7 +439,7 @@ class TestReaderBudget:
 
     def test_closed_reader_holds_nothing(self, failures: ReportedErrors) -> None:
         """A client that has read its response, or has disconnected, is not counted."""
-        budget = ReaderBudget(100, failures)
+        budget = BufferBudget(100, failures)
         for _ in range(10):
             with contextlib.closing(
                 budget.open_reader(Response(200, [b"x" * 100]))  # type: ignore[arg-type]
@@ -449,7 +449,7 @@ class TestReaderBudget:
 
     def test_exhausted_or_abandoned_reader_holds_nothing(self, failures: ReportedErrors) -> None:
         """A reader that is not closed holds nothing after its last part, or when it is garbage."""
-        budget = ReaderBudget(100, failures)
+        budget = BufferBudget(100, failures)
         exhausted = budget.open_reader(Response(200, [b"x" * 100]))  # type: ignore[arg-type]
         assert b"".join(exhausted) == b"x" * 100
         for _ in range(10):
@@ -459,7 +459,7 @@ class TestReaderBudget:
 
     def test_largest_response_is_always_allowed(self, failures: ReportedErrors) -> None:
         """A response that is larger than the budget is sent nevertheless."""
-        budget = ReaderBudget(1, failures)
+        budget = BufferBudget(1, failures)
         reader = budget.open_reader(Response(200, [b"x", b"y" * 100]))  # type: ignore[arg-type]
         assert b"".join(reader) == b"x" + b"y" * 100
         assert failures == []

@@ -41,17 +41,17 @@ def found_by(search: FireTimeSearch) -> FireTimes:
 
 
 def times_before(trigger: BaseTrigger, end: datetime, first: datetime | None = START) -> FireTimes:
-    return found_by(triggers.search_times_before(first, end, trigger))
+    return found_by(triggers.create_search_before(first, end, trigger))
 
 
 def due_times(
     trigger: BaseTrigger, now: datetime, first: datetime | None = START, before: Any = None
 ) -> FireTimes:
-    return found_by(triggers.search_due_times(first, trigger, now, before))
+    return found_by(triggers.create_due_time_search(first, trigger, now, before))
 
 
 def coming_times(trigger: BaseTrigger, next_run: datetime = START) -> Sequence[datetime]:
-    return found_by(triggers.search_coming_times(trigger, next_run)).latest_times
+    return found_by(triggers.create_coming_time_search(trigger, next_run)).latest_times
 
 
 def intervals(trigger: BaseTrigger, next_run: datetime = START) -> Any:
@@ -180,7 +180,7 @@ class TestDueTimes:
 
     def test_trigger_of_the_user_has_one_that_is_known(self) -> None:
         """It is not asked, so that only the first is known."""
-        search = triggers.search_due_times(START, Hourly(), at(36_000))
+        search = triggers.create_due_time_search(START, Hourly(), at(36_000))
         assert (search.is_finished, search.problem) == (True, triggers.NOT_ASKED)
         assert list(search.found.latest_times) == [START]
         assert due_times(Hourly(), at(-1)).total == 0
@@ -236,17 +236,17 @@ class TestIntervals:
     def test_constant_intervals_are_found_without_calling_the_trigger(
         self, trigger: BaseTrigger
     ) -> None:
-        """`get_constant_intervals` returns the same without calling the trigger."""
+        """`get_constant_interval_range` returns the same without calling the trigger."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert triggers.has_constant_intervals(trigger)
-        assert triggers.get_constant_intervals(trigger) == intervals(trigger, first)
+        assert triggers.is_interval_range_known(trigger)
+        assert triggers.get_constant_interval_range(trigger) == intervals(trigger, first)
 
     @pytest.mark.parametrize(
         "trigger", [cron(hour=1), interval(10, end_date=at(25)), OrTrigger([interval(1)]), Hourly()]
     )
     def test_differing_or_ending_intervals_are_not_constant(self, trigger: BaseTrigger) -> None:
         """Triggers with differing intervals, or with an end, have no constant interval."""
-        assert not triggers.has_constant_intervals(trigger)
+        assert not triggers.is_interval_range_known(trigger)
 
     def test_cron_trigger_in_a_zone_without_a_hash(self) -> None:
         """Cron triggers in time zones without a hash, such as dateutil's, have intervals."""

@@ -55,8 +55,8 @@ class SlowReader(SQLAlchemyReader):
 
     slow: Slow
 
-    def fetch_states(self, job_ids: Any) -> Any:
-        states = super().fetch_states(job_ids)
+    def fetch_pickled_jobs(self, job_ids: Any) -> Any:
+        states = super().fetch_pickled_jobs(job_ids)
         self.slow.hold()
         return states
 

@@ -65,7 +65,7 @@ class TestInfo:
     def test_failing_tracer_is_counted_and_the_job_is_added(self) -> None:
         """If the tracer fails, this is counted, and the job is added."""
         with driven() as seen:
-            origins_of(seen).current = raise_boom
+            origins_of(seen).find_current_origin = raise_boom
             add(seen, seconds=-0.1)
             seen.scheduler.turn()
             assert seen.runs() == {"success": 1}

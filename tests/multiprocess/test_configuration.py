@@ -14,7 +14,7 @@ from apscheduler_telemetry import ArgumentValueError, instrument
 from apscheduler_telemetry.export import multiprocess as package
 from apscheduler_telemetry.export.multiprocess.directory import (
     DIRECTORY_VARIABLE,
-    configured_directory,
+    find_multiprocess_directory,
 )
 from tests.helpers.schedulers import HandDriven
 
@@ -79,9 +79,9 @@ class TestConfigured:
         """The variable is also read in lower case, as by prometheus_client."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
         monkeypatch.setenv(DIRECTORY_VARIABLE.lower(), str(tmp_path))
-        assert configured_directory() == tmp_path
+        assert find_multiprocess_directory() == tmp_path
 
     def test_mode_is_off_without_the_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without the variable, the mode is off."""
         monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
-        assert configured_directory() is None
+        assert find_multiprocess_directory() is None

@@ -17,10 +17,10 @@ import pytest
 from apscheduler_telemetry.core.model import SchedulerErrorKind
 from apscheduler_telemetry.export.multiprocess import slots
 from apscheduler_telemetry.export.multiprocess.file_format import read_values
-from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
+from apscheduler_telemetry.export.multiprocess.locks import trying_to_lock_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
-from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
+from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_FILE_TYPES
 from tests.helpers.multiprocess_files import Process, counts, failing, scrape, value
 from tests.helpers.paths import ROOT
 
@@ -181,7 +181,7 @@ class TestTrouble:
         Process(directory_without_threads).write()
         assert list(directory_without_threads.glob(".*")) == []
 
-    @pytest.mark.parametrize("kind", CUMULATIVE_KINDS)
+    @pytest.mark.parametrize("kind", CUMULATIVE_FILE_TYPES)
     def test_slot_that_cannot_be_read_at_first_keeps_its_counts(
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
@@ -249,7 +249,7 @@ class TestTrouble:
         dead.write()
         dead.die()
         before = scrape(directory_without_threads)
-        with try_lock_directory(directory_without_threads) as is_acquired:
+        with trying_to_lock_directory(directory_without_threads) as is_acquired:
             assert is_acquired
             process.write()
             remove_stale_gauges(directory_without_threads)

@@ -120,9 +120,9 @@ class TestExported:
 
     def test_long_types_stay_distinct(self) -> None:
         """Two types whose long names begin alike are two error types."""
-        from apscheduler_telemetry.core.model import exception_type
+        from apscheduler_telemetry.core.model import exception_type_name
 
-        names = {exception_type(type("E" * 300 + end, (Exception,), {})()) for end in "ab"}
+        names = {exception_type_name(type("E" * 300 + end, (Exception,), {})()) for end in "ab"}
         assert len(names) == 2
         assert {len(name) for name in names} == {MAX_LABEL_LENGTH}
 
@@ -168,17 +168,17 @@ class TestLog:
         """A description is cut like a message, and the name of a file like a long path."""
         reporter = ErrorReporter()
         reporter.report("spans", HUGE)
-        reporter.report_subject("multiprocess", HUGE, "is damaged")
+        reporter.report_unusable_path("multiprocess", HUGE, "is damaged")
         assert all(len(message) < 2 * MAX_MESSAGE for message in caplog.messages)
 
     def test_subjects_in_the_log_are_bounded(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of many things, such as files, the first ones are named; all of them are counted."""
-        monkeypatch.setattr(observers, "MAX_LOGGED_SUBJECTS", 5)
+        monkeypatch.setattr(observers, "MAX_LOGGED_PATHS", 5)
         reporter = ErrorReporter()
         for number in (*range(10), *range(10)):
-            reporter.report_subject("multiprocess", f"file {number}", "is damaged")
+            reporter.report_unusable_path("multiprocess", f"file {number}", "is damaged")
         assert [message.partition(" is")[0] for message in caplog.messages] == [
             f"file {number}" for number in range(5)
         ]

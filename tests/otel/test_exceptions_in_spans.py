@@ -11,7 +11,7 @@ from opentelemetry._logs import LoggerProvider, SeverityNumber
 from opentelemetry.trace import StatusCode
 
 from apscheduler_telemetry import __version__
-from apscheduler_telemetry.core.model import MAX_MESSAGE, Outcome, RunError
+from apscheduler_telemetry.core.model import MAX_MESSAGE, ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.otel_traces import SpanObserver
 from tests.helpers.span_observer import BOOM, LOGS, NOW, Spans, finish_run, go, ids, new_run
@@ -144,7 +144,7 @@ class TestExceptions:
 
     def test_length_of_a_message_is_bounded(self, spans: Spans) -> None:
         """The length of a message is bounded in status, event and log record."""
-        error = RunError.from_exception(ValueError("x" * 1_000_000))
+        error = ErrorDescription.from_exception(ValueError("x" * 1_000_000))
         go(spans.observer(), outcome=Outcome.ERROR, error=error)
 
         span = spans.one()

@@ -28,7 +28,11 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import get_handle
-from apscheduler_telemetry.core.exception_text import MAX_CHAINED, MAX_REDACTED, ExceptionText
+from apscheduler_telemetry.core.exception_text import (
+    MAX_EXCEPTIONS_AND_NOTES,
+    MAX_REDACTED,
+    ExceptionText,
+)
 from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from tests.helpers.metrics import errors_of
@@ -246,7 +250,7 @@ class TestStackTraces:
             following.__cause__ = last
             last = following
         stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(last)
-        assert stack.count("OSError\n") == MAX_CHAINED
+        assert stack.count("OSError\n") == MAX_EXCEPTIONS_AND_NOTES
         assert "KeyError" not in stack
 
     def test_parts_of_a_group_are_told_by_their_types(self) -> None:
@@ -268,7 +272,7 @@ class TestStackTraces:
         """The first exceptions of a large group are named."""
         group = GroupError(*(ValueError() for _ in range(100)))
         stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(group)
-        assert stack.count("Part of it, ") == MAX_CHAINED
+        assert stack.count("Part of it, ") == MAX_EXCEPTIONS_AND_NOTES
 
     def test_notes_are_redacted(self) -> None:
         """Notes are in the stack trace, redacted like messages."""

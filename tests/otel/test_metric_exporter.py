@@ -60,7 +60,7 @@ def go(otel: Sdk, rig: RecorderRig, run: Run, outcome: Outcome = Outcome.SUCCESS
     """Call the observer as for a run in a thread."""
     run.start(AT + 0.5)
     otel.observer.on_callable_start(run)
-    run.stop(1.5)
+    run.set_duration(1.5)
     otel.observer.on_callable_end(run)
     rig.finish(run, outcome)
     otel.observer.on_run_finished(run)

@@ -50,7 +50,7 @@ class TestInstruments:
 
         kinds = {
             ("Sum", True): Kind.COUNTER,
-            ("Sum", False): Kind.LOAD,
+            ("Sum", False): Kind.UP_DOWN_COUNTER,
             ("Gauge", None): Kind.GAUGE,
             ("Histogram", None): Kind.HISTOGRAM,
         }

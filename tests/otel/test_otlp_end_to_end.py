@@ -39,7 +39,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import __version__, instrument
-from apscheduler_telemetry.core.model import Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from tests.helpers import jobs
@@ -369,9 +369,9 @@ def test_exception_arrives_as_a_log_record_if_opted_in(
     (run,) = rig.submit()
     run.start(AT)
     observer.on_callable_start(run)
-    run.stop(0.5)
+    run.set_duration(0.5)
     observer.on_callable_end(run)
-    rig.finish(run, Outcome.ERROR, RunError(type="shop.Broken", message="no paper"))
+    rig.finish(run, Outcome.ERROR, ErrorDescription(type="shop.Broken", message="no paper"))
     observer.on_run_finished(run)
     app.provider.shutdown()
     logs.shutdown()

@@ -66,7 +66,7 @@ class TestContext:
             barrier.set()
             await other.wait()
             tracer.start_span(f"query of {label}").end()
-            run.stop(2.0)
+            run.set_duration(2.0)
             observer.on_callable_end(run)
             finish_run(observer, run, Outcome.SUCCESS)
             assert trace.get_current_span() is trace.INVALID_SPAN
@@ -119,7 +119,7 @@ class TestContext:
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
-                run.stop(2.0)
+                run.set_duration(2.0)
                 observer.on_callable_end(run)
                 finish_run(observer, run, Outcome.LOST)
 
@@ -170,7 +170,7 @@ class TestContextOfScheduler:
     def test_tracing_is_suppressed_for_instrumentations(self, spans: Spans) -> None:
         """The key that suppresses instrumentations is set, and no span is current."""
         with spans.provider.get_tracer("app").start_as_current_span("request") as request:
-            with otel.suppress_tracing():
+            with otel.suppressing_tracing():
                 assert context.get_value("suppress_instrumentation") is True
                 assert trace.get_current_span() is trace.INVALID_SPAN
             assert trace.get_current_span() is request

@@ -43,7 +43,7 @@ class TestLifetime:
             run = new_run()
             run.start(NOW)
             observer.on_callable_start(run)
-            run.stop(2.0)
+            run.set_duration(2.0)
             observer.on_callable_end(run)
             run.finish(Outcome.SUCCESS)
             run.finished_at = 0  # long ago by the clock of this process
@@ -62,7 +62,7 @@ class TestLifetime:
         finish_run(observer, run, Outcome.LOST)
         span = spans.one()
         assert trace.get_current_span().get_span_context() == span.context
-        run.stop(5.0)
+        run.set_duration(5.0)
         observer.on_callable_end(run)
 
         assert trace.get_current_span() is trace.INVALID_SPAN
@@ -87,7 +87,7 @@ class TestLifetime:
             run.start(now)
             observer.on_callable_start(run)
             now += 2
-            run.stop(2.0)
+            run.set_duration(2.0)
             observer.on_callable_end(run)
             now += 1
         assert spans.ended == []

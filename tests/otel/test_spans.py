@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from apscheduler_telemetry import __version__
-from apscheduler_telemetry.core.model import Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
 from tests.helpers.span_observer import ADDED, ADDED_IN, BOOM, DUE, NOW, Spans, go, job, new_run
@@ -130,7 +130,7 @@ class TestSpan:
         """Lone surrogates are escaped, as one would make the export of a whole batch fail."""
         name = "caf\u00e9 \udcff"
         bad = job(id=name, label=name, name=name, func=name, trigger=name, executor=name)
-        error = RunError(type=name, message=name)
+        error = ErrorDescription(type=name, message=name)
         go(spans.observer(), new_run(bad, scheduler=name), Outcome.ERROR, error)
 
         span = spans.one()
@@ -146,12 +146,12 @@ class TestSpan:
 class TestCurrentSpanContext:
     def test_no_span_gives_no_context(self) -> None:
         """Without a current span there is no context to link to."""
-        assert otel.current_span_context() is None
+        assert otel.find_current_span_context() is None
 
     def test_current_span_gives_its_context(self, spans: Spans) -> None:
         """With a current span, its context is returned."""
         with spans.provider.get_tracer("app").start_as_current_span("request") as span:
-            assert otel.current_span_context() == span.get_span_context()
+            assert otel.find_current_span_context() == span.get_span_context()
 
 
 class TestConventions:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from opentelemetry.trace import StatusCode
 
-from apscheduler_telemetry.core.model import Outcome, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from tests.helpers.span_observer import ADDED, NOW, Spans, finish_run, new_run
 
 pytestmark = pytest.mark.usefixtures("clean_context")
@@ -56,7 +56,9 @@ class TestNeverRan:
 
     def test_exception_is_the_reason_of_a_loss(self, spans: Spans) -> None:
         """The exception of a lost run is the message of its span."""
-        error = RunError(type="concurrent.futures.process.BrokenProcessPool", message="died")
+        error = ErrorDescription(
+            type="concurrent.futures.process.BrokenProcessPool", message="died"
+        )
         finish_run(spans.observer(), new_run(), Outcome.LOST, error)
 
         span = spans.one()

@@ -39,7 +39,7 @@ class TestDuringRuns:
             assert account.last_success is not None
             assert 0 <= account.last_duration < 60
             assert account.last_success == pytest.approx(at(10).timestamp(), abs=60)
-            assert account.running_since == 0
+            assert account.oldest_start_at == 0
             assert rig.outcomes() == {"success": 1}
 
     @pytest.mark.parametrize("jump", [-5 * HOUR, -1.0], ids=str)

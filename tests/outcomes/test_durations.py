@@ -139,11 +139,11 @@ class TestInPlace:
             gate.wait_for_run()
             rig.clock.advance(100)
             account = rig.job()
-            assert (account.running, account.running_since) == (1, START.timestamp() + 2)
+            assert (account.running, account.oldest_start_at) == (1, START.timestamp() + 2)
             assert (account.last_duration, sum(account.delays.counts)) == (None, 1)
             gate.open()
             rig.settle()
-            assert rig.job().running_since == 0
+            assert rig.job().oldest_start_at == 0
 
     def test_runs_without_a_start_have_no_duration(self) -> None:
         """Lost runs are in no histogram."""

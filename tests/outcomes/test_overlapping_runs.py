@@ -110,7 +110,7 @@ class TestRunsThatAreDueAtTheSameTime:
             calls.end(first)
             wait_until(lambda: rig.outcomes() == {"success": 1})
             assert running_runs(rig) == 1
-            assert rig.job().running_since == at(10 * (2 - first)).timestamp()
+            assert rig.job().oldest_start_at == at(10 * (2 - first)).timestamp()
             calls.end(1 - first)
             rig.settle()
             assert rig.outcomes() == {"success": 2}

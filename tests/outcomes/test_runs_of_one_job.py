@@ -481,7 +481,7 @@ class TestRunsOfOneJob:
             kept = weakref.ref(rig.scheduler.get_job("job").args[0])
             rig.scheduler.turn()
             gate.wait_for_run()
-            assert recorder_of(rig.telemetry).records_in_jobstore("default") == []
+            assert recorder_of(rig.telemetry).job_records_of_jobstore("default") == []
             gate.open()
             self.settle(rig)
             wait_until(lambda: gc.collect() >= 0 and kept() is None)

@@ -138,7 +138,7 @@ class TestOpenTelemetryPage:
         kinds = {
             Kind.COUNTER: "observable counter",
             Kind.GAUGE: "observable gauge",
-            Kind.LOAD: "observable up-down counter",
+            Kind.UP_DOWN_COUNTER: "observable up-down counter",
             Kind.HISTOGRAM: "histogram",
         }
         assert documented == {

@@ -130,7 +130,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "recorded items": (safe_repr.MAX_ITEMS, (r"characters, (\d+) items of a collection",)),
     "recorded levels": (safe_repr.MAX_DEPTH, (r"items of a collection, (\d+) levels deep",)),
     "messages": (model.MAX_MESSAGE, (r"Messages are cut at ([\d,]+) characters",)),
-    "jobs with links": (context_store.MAX_JOBS, (r"It keeps ([\d,]+) jobs",)),
+    "jobs with links": (context_store.DEFAULT_MAX_JOBS, (r"It keeps ([\d,]+) jobs",)),
     "ended runs": (recorder.MAX_UNADDED_RUNS, (r"at most ([\d,]+) ended runs",)),
     "outcomes": (
         len(model.Outcome),

@@ -227,7 +227,10 @@ class TestOwners:
         path = self.make_file(directory, owner)
 
         def check() -> bool:
-            return files.is_ours(path) and os.read(files.open_private(path), 4) == b"text"
+            return (
+                files.is_missing_or_trusted(path)
+                and os.read(files.open_private(path), 4) == b"text"
+            )
 
         assert self.check_as(user, check)
         assert stat.S_IMODE(path.stat().st_mode) == (0o600 if user == owner else 0o644)
@@ -236,7 +239,7 @@ class TestOwners:
         """It is used in a directory of another user, and gets the mode for its owner only."""
         path = self.make_file(directory, OTHER_USER)
         assert self.check_as(
-            OTHER_USER, lambda: files.is_ours(path) and bool(files.open_private(path))
+            OTHER_USER, lambda: files.is_missing_or_trusted(path) and bool(files.open_private(path))
         )
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -247,7 +250,7 @@ class TestOwners:
         def check() -> bool:
             with pytest.raises(files.ForeignFileError, match="Belongs to another user"):
                 files.open_private(path)
-            return not files.is_ours(path)
+            return not files.is_missing_or_trusted(path)
 
         assert check()
         assert self.check_as(USER, check)

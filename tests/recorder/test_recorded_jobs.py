@@ -155,7 +155,7 @@ class TestJobs:
         rig.recorder.jobstore_removed("default")
         assert jobs_per_store(rig.recorder) == {"sql": 1}
         assert rig.job().next_run == AT + 5
-        assert [record.key for record in rig.recorder.records_in_jobstore("sql")] == [
+        assert [record.job_key for record in rig.recorder.job_records_of_jobstore("sql")] == [
             ("sql", "job")
         ]
 

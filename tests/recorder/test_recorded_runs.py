@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry.core.model import Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
 from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS, REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.stats import MAX_EXCEPTION_TYPES, OTHER_EXCEPTIONS, Histogram
@@ -19,7 +19,7 @@ from tests.helpers.recorder_rig import AT, DUE, RecorderRig, job_info
 SPAN = SpanContext(1, 2, is_remote=False)
 
 
-BOOM = RunError(type="shop.Boom", message="boom")
+BOOM = ErrorDescription(type="shop.Boom", message="boom")
 
 
 class TestRuns:
@@ -36,13 +36,13 @@ class TestRuns:
         assert rig.counts() == (1, 1, 0, {})
         run.start(AT + 2)
         assert rig.counts() == (1, 0, 1, {})
-        assert rig.job().in_flight.running_since == AT + 2
-        run.stop(3)
+        assert rig.job().in_flight.oldest_start_at == AT + 2
+        run.set_duration(3)
         assert run.finish(Outcome.SUCCESS)
         assert rig.counts() == (1, 0, 0, {"success": 1})
-        assert (run.started_at, run.ended_at, run.start_delay) == (AT + 2, AT + 5, 2)
+        assert (run.started_at, run.measured_end_at, run.start_delay) == (AT + 2, AT + 5, 2)
         job = rig.job()
-        assert (job.in_flight.running_since, job.stats.last_success) == (0, AT + 5)
+        assert (job.in_flight.oldest_start_at, job.stats.last_success) == (0, AT + 5)
 
     def test_a_run_ends_once(self, rig: RecorderRig) -> None:
         """A second end of a run changes nothing and returns False."""
@@ -76,8 +76,8 @@ class TestRuns:
         queued, estimated = rig.submit(0, 10)
         estimated.set_estimated_start(AT + 11)
         in_flight = rig.job().in_flight
-        assert (in_flight.queued, in_flight.queued_since) == (1, queued.due_timestamp)
-        assert (in_flight.running, in_flight.running_since) == (1, AT + 11)
+        assert (in_flight.queued, in_flight.oldest_queued_due_at) == (1, queued.due_timestamp)
+        assert (in_flight.running, in_flight.oldest_start_at) == (1, AT + 11)
         assert sum(rig.job().stats.delays.counts) == 0
         for run in (queued, estimated):
             rig.finish(run, started=run.due_timestamp + 4, duration=1)
@@ -91,11 +91,13 @@ class TestRuns:
         estimated, measured = rig.submit(0, 10)
         estimated.set_estimated_start(AT + 1)
         measured.start(AT + 11)
-        measured.stop(0.001)
+        measured.set_duration(0.001)
         assert rig.counts() == (2, 0, 2, {})
         for run in (estimated, measured):
             rig.finish(run, Outcome.MISSED)
-            assert (run.started_at, run.duration, run.ended_at, run.start_delay) == (None,) * 4
+            assert (run.started_at, run.duration, run.measured_end_at, run.start_delay) == (
+                None,
+            ) * 4
         assert rig.counts() == (2, 0, 0, {"missed": 2})
         stats = rig.job().stats
         assert (sum(stats.delays.counts), sum(stats.durations.counts)) == (0, 0)
@@ -153,9 +155,9 @@ class TestRuns:
         first, second = rig.submit(0, 10)
         second.start(AT + 11)
         first.start(AT + 12)
-        assert rig.job().in_flight.running_since == AT + 11
+        assert rig.job().in_flight.oldest_start_at == AT + 11
         rig.finish(second, duration=1)
-        assert rig.job().in_flight.running_since == AT + 12
+        assert rig.job().in_flight.oldest_start_at == AT + 12
 
 
 class TestFailures:
@@ -196,7 +198,7 @@ class TestFailures:
         """Types beyond the twentieth share a name; known ones keep theirs."""
         for number in [*range(30), 0]:
             (run,) = rig.submit()
-            rig.finish(run, Outcome.ERROR, RunError(type=f"Error{number}", message=""))
+            rig.finish(run, Outcome.ERROR, ErrorDescription(type=f"Error{number}", message=""))
         exceptions = rig.job().stats.exceptions
         assert len(exceptions) == MAX_EXCEPTION_TYPES + 1 == 21
         assert (exceptions["Error0"], exceptions[OTHER_EXCEPTIONS]) == (2, 10)
@@ -375,10 +377,10 @@ class TestRun:
         (run,) = rig.submit()
         run.set_estimated_start(AT + 1)
         run.set_estimated_start(AT + 2)
-        assert (run.started_at, run.running_since) == (None, AT + 1)
+        assert (run.started_at, run.known_start_at) == (None, AT + 1)
         run.start(AT + 3)
         run.set_estimated_start(AT + 4)
-        assert (run.started_at, run.running_since) == (AT + 3, AT + 3)
+        assert (run.started_at, run.known_start_at) == (AT + 3, AT + 3)
 
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
     def test_an_estimate_that_comes_too_late(self, rig: RecorderRig, outcome: Outcome) -> None:

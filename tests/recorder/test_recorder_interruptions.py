@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry.core.model import Outcome, RemovalReason, RunError
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
 from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS
 from tests.helpers.interruptions import interrupt, raise_timeout
 from tests.helpers.recorder_rig import AT, RecorderRig, job_info
@@ -17,7 +17,7 @@ from tests.helpers.waiting import run_in_thread
 SPAN = SpanContext(1, 2, is_remote=False)
 
 
-BOOM = RunError(type="shop.Boom", message="boom")
+BOOM = ErrorDescription(type="shop.Boom", message="boom")
 
 
 FILES = ("core/records.py", "core/recorder.py", "core/stats.py", "core/locks.py")
@@ -175,7 +175,7 @@ class TestThreads:
                 (run,) = rig.submit()
                 if is_started:
                     run.start(AT)
-                    run.stop(0.1)
+                    run.set_duration(0.1)
                 rig.finish(run, outcome)
 
         working = [threading.Thread(target=record, args=[seed]) for seed in range(threads)]

@@ -26,7 +26,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 class OriginPropagator(Protocol):
     """Determines in which span a job is added, or a run triggered, so that runs link to it."""
 
-    def current(self, reason: str) -> Any:
+    def find_current_origin(self, reason: str) -> Any:
         """Return the current origin, None outside of a trace; `reason` is that of the link."""
 
     def dump(self, origin: Any) -> Mapping[str, str]:
@@ -53,7 +53,7 @@ class AdapterDependencies:
         attach_empty_context: removes the current OpenTelemetry context, and returns the argument
             for `restore_context`, or None if there is nothing to restore.
         restore_context: makes that context current again.
-        suppress_tracing: a context manager in which no span is current and none is created.
+        suppressing_tracing: a context manager in which no span is current and none is created.
         on_scheduler_started: to be called when the scheduler has started.
         on_scheduler_stopped: to be called when the scheduler was shut down.
     """
@@ -68,7 +68,7 @@ class AdapterDependencies:
     capture: Capture
     attach_empty_context: Callable[[], Any]
     restore_context: Callable[[Any], None]
-    suppress_tracing: Callable[[], AbstractContextManager[None]]
+    suppressing_tracing: Callable[[], AbstractContextManager[None]]
     on_scheduler_started: Callable[[], None]
     on_scheduler_stopped: Callable[[], None]
 

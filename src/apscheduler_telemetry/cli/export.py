@@ -21,7 +21,7 @@ from apscheduler_telemetry.core.files import (
 )
 
 _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
-_EXPORTED_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
+_EXPORTED_FILE_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _EXCLUDED_DIRECTORIES = frozenset({"tests"})
 
 
@@ -80,7 +80,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
     try:
         _reject_linked_directories(directory, contents)
         _reject_obstacles(contents)
-        unchanged = [path for path, content in contents.items() if _has_content(path, content)]
+        unchanged = [path for path, content in contents.items() if _has_same_content(path, content)]
         written = [path for path in contents if path not in unchanged]
         if not force:
             _reject_existing(written)
@@ -106,11 +106,13 @@ def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
     for directory in _SOURCE_DIRECTORIES:
         for path in sorted((root / directory).rglob("*")):
             name = path.relative_to(root)
-            if path.suffix in _EXPORTED_SUFFIXES and _EXCLUDED_DIRECTORIES.isdisjoint(name.parts):
+            if path.suffix in _EXPORTED_FILE_SUFFIXES and _EXCLUDED_DIRECTORIES.isdisjoint(
+                name.parts
+            ):
                 yield name, path
 
 
-def _has_content(path: Path, content: bytes) -> bool:
+def _has_same_content(path: Path, content: bytes) -> bool:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             return file.read(len(content) + 1) == content

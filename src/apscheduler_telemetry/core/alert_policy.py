@@ -31,7 +31,7 @@ SEVERITIES = ("critical", "warning", "info")
 
 
 @dataclass(frozen=True)
-class _Option:
+class _OptionRule:
     """
     The valid values of one option.
 
@@ -61,19 +61,21 @@ def _to_float(number: float) -> float:
 
 
 _OPTION_RULES = {
-    "grace": _Option(
+    "grace": _OptionRule(
         "seconds", "0 or more seconds", _is_number, lambda v: 0 <= _to_float(v) < math.inf
     ),
-    "max_duration": _Option(
+    "max_duration": _OptionRule(
         "seconds", "more than 0 seconds", _is_number, lambda v: 0 < _to_float(v) < math.inf
     ),
-    "severity": _Option(
+    "severity": _OptionRule(
         "a str",
         " or ".join(repr(severity) for severity in SEVERITIES),
         lambda v: isinstance(v, str),
         lambda v: v in SEVERITIES,
     ),
-    "owner": _Option("a str", "a name", lambda v: isinstance(v, str), lambda v: bool(v.strip())),
+    "owner": _OptionRule(
+        "a str", "a name", lambda v: isinstance(v, str), lambda v: bool(v.strip())
+    ),
 }
 
 

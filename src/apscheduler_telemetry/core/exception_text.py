@@ -15,9 +15,9 @@ from typing import Any
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE,
     Capture,
-    RunError,
+    ErrorDescription,
     exception_message,
-    exception_type,
+    exception_type_name,
 )
 from apscheduler_telemetry.core.user_code import raise_interruption
 
@@ -29,7 +29,7 @@ Characters that are passed to ``redact=`` of one text.
 
 More than are exported of it, so that what it looks for is not cut off in the middle.
 """
-MAX_CHAINED = 20
+MAX_EXCEPTIONS_AND_NOTES = 20
 """Exceptions in a redacted stack trace: the last ones of the chain, and the first of a group."""
 
 
@@ -53,12 +53,12 @@ class ExceptionText:
         """Whether an exception must not be exported as it is."""
         return not self._captures_message or self._redact is not None
 
-    def describe(self, exception: BaseException, stacktrace: str = "") -> RunError:
+    def describe(self, exception: BaseException, stacktrace: str = "") -> ErrorDescription:
         """Describe `exception`, whose stack trace was made by `stacktrace`."""
         if not self.is_restricted:
-            return RunError.from_exception(exception, stacktrace)
-        return RunError(
-            type=exception_type(exception),
+            return ErrorDescription.from_exception(exception, stacktrace)
+        return ErrorDescription(
+            type=exception_type_name(exception),
             message=self.message(exception),
             traceback=stacktrace,
         )
@@ -82,7 +82,7 @@ class ExceptionText:
             redacted: object = self._redact(text[:MAX_REDACTED])
         except BaseException as error:  # noqa: BLE001  # user code, whose error may quote the text
             raise_interruption(error)
-            self._on_redact_failure(f"redact raised {exception_type(error)}")
+            self._on_redact_failure(f"redact raised {exception_type_name(error)}")
             return None
         if not isinstance(redacted, str):
             self._on_redact_failure("redact must return a str")
@@ -125,7 +125,7 @@ class ExceptionText:
                 yield from self._restrict_entries("".join(stack.format()))
             yield from self._last_lines(each)
             for part in _parts_of_group(each):
-                yield f"Part of it, {exception_type(part)}:\n"
+                yield f"Part of it, {exception_type_name(part)}:\n"
                 yield from self._own_stacktrace_of_part(part)
 
     def _own_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
@@ -144,10 +144,10 @@ class ExceptionText:
     def _last_lines(self, exception: BaseException) -> Iterator[str]:
         """Yield the type of an exception with its message, and its notes."""
         message = self.message(exception)
-        yield f"{exception_type(exception)}{f': {message}' if message else ''}\n"
+        yield f"{exception_type_name(exception)}{f': {message}' if message else ''}\n"
         notes = _read(exception, "__notes__")
         if self._captures_message and type(notes) in {list, tuple}:
-            for note in notes[:MAX_CHAINED]:
+            for note in notes[:MAX_EXCEPTIONS_AND_NOTES]:
                 is_text = issubclass(type(note), str)
                 if is_text and (redacted := self.redact(str.__str__(note))):
                     yield f"{redacted}\n"
@@ -183,7 +183,11 @@ def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
     """
     chain: list[tuple[BaseException, str]] = []
     each: BaseException | None = exception
-    while each is not None and len(chain) < MAX_CHAINED and all(each is not e for e, _ in chain):
+    while (
+        each is not None
+        and len(chain) < MAX_EXCEPTIONS_AND_NOTES
+        and all(each is not e for e, _ in chain)
+    ):
         cause, context = _read(each, "__cause__"), _read(each, "__context__")
         if cause is not None:
             following, connection = cause, _CAUSE
@@ -200,13 +204,13 @@ def _parts_of_group(exception: BaseException) -> tuple[BaseException, ...]:
     """Return the exceptions of a group, those of groups in it included."""
     found: list[BaseException] = []
     groups = [exception]
-    while groups and len(found) < MAX_CHAINED:
+    while groups and len(found) < MAX_EXCEPTIONS_AND_NOTES:
         parts = _read(groups.pop(0), "exceptions")
         if type(parts) is tuple:
             exceptions = [part for part in parts if issubclass(type(part), BaseException)]
             found.extend(exceptions)
             groups.extend(exceptions)
-    return tuple(found[:MAX_CHAINED])
+    return tuple(found[:MAX_EXCEPTIONS_AND_NOTES])
 
 
 _HEADER = "Traceback (most recent call last):\n"

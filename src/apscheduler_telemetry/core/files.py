@@ -108,7 +108,7 @@ def check_regular(path: Path) -> os.stat_result:
         FileNotFoundError: it is missing.
     """
     status = path.lstat()
-    _check_mode(path, status.st_mode)
+    _reject_irregular(path, status.st_mode)
     return status
 
 
@@ -167,7 +167,7 @@ def ensure_private(path: Path) -> None:
     os.close(open_private(path))
 
 
-def is_ours(path: Path) -> bool:
+def is_missing_or_trusted(path: Path) -> bool:
     """Return whether nothing is there, or a regular file that no third user controls."""
     try:
         status = check_regular(path)
@@ -225,14 +225,14 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def _open_configured(path: Path) -> int:
-    _check_mode(path, path.stat().st_mode)
+    _reject_irregular(path, path.stat().st_mode)
     return _open_checked(path, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0))
 
 
 def _open_checked(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags)
     try:
-        _check_mode(path, os.fstat(descriptor).st_mode)
+        _reject_irregular(path, os.fstat(descriptor).st_mode)
     except BaseException:
         os.close(descriptor)
         raise
@@ -245,7 +245,7 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
         raise ForeignFileError(errno.EFBIG, message, str(path))
 
 
-def _check_mode(path: Path, mode: int) -> None:
+def _reject_irregular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         message = f"Is {describe_kind(mode)} and is not opened"
         raise ForeignFileError(errno.EINVAL, message, str(path))

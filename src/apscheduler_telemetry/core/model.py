@@ -53,7 +53,7 @@ class Outcome(str, Enum):
 
 # Before Python 3.12 a member of an enumeration is looked up by Python code, in every run.
 SUCCESS, ERROR, MISSED, LOST = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED, Outcome.LOST
-FAILURES = frozenset({ERROR, LOST})
+FAILED_OUTCOMES = frozenset({ERROR, LOST})
 
 
 class SchedulerErrorKind(str, Enum):
@@ -118,7 +118,7 @@ class JobInfo(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunError:
+class ErrorDescription:
     """
     Why a run ended as ``error`` or ``lost``.
 
@@ -134,10 +134,10 @@ class RunError:
     traceback: str = field(default="", repr=False)
 
     @classmethod
-    def from_exception(cls, exception: BaseException, traceback: str = "") -> RunError:
+    def from_exception(cls, exception: BaseException, traceback: str = "") -> ErrorDescription:
         """Describe `exception`, surviving one whose ``__str__`` raises, be it SystemExit."""
         return cls(
-            type=exception_type(exception),
+            type=exception_type_name(exception),
             message=exception_message(exception),
             traceback=traceback,
         )
@@ -227,7 +227,7 @@ def exception_message(exception: BaseException, limit: int = MAX_MESSAGE) -> str
         return "<exception whose __str__ failed>"
 
 
-def exception_type(exception: BaseException) -> str:
+def exception_type_name(exception: BaseException) -> str:
     """Return the qualified name of the type of an exception, surviving one that hides it."""
     try:
         return qualified_name(type(exception))

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionText
 from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
-from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture, exception_type
+from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture, exception_type_name
 from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
@@ -36,9 +36,9 @@ ERROR_COMPONENTS = (
 """The ``component`` label of ``apscheduler_telemetry_errors_total``; each exists at 0."""
 
 
-MAX_LOGGED_SUBJECTS = 1_000
-"""Things of which `ErrorReporter.report_subject` writes to the log; the others are only counted."""
-MAX_SUBJECT_LENGTH = 4_096
+MAX_LOGGED_PATHS = 1_000
+"""Paths that `ErrorReporter.report_unusable_path` logs; others are only counted."""
+MAX_PATH_LENGTH = 4_096
 """Characters of their names in the log: the longest path of Linux."""
 MAX_STALE_RUNS = 1_000
 """Ended runs that an observer may still hold: at most half a megabyte of spans."""
@@ -60,7 +60,7 @@ class ErrorReporter:
         self._exception_text = ExceptionText(capture or Capture(), self._report_redact_failure)
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
-        self._logged_subjects: set[str] = set()
+        self._logged_paths: set[str] = set()
         renew_lock_after_fork(self)
 
     def exception(self, component: str) -> None:
@@ -71,7 +71,7 @@ class ErrorReporter:
         try:
             text = "" if exception is None else self._exception_text.stacktrace(exception)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
-            text = "" if exception is None else exception_type(exception)
+            text = "" if exception is None else exception_type_name(exception)
         if (
             exception is None
             or len(text) >= MAX_STACKTRACE
@@ -90,18 +90,18 @@ class ErrorReporter:
         """Count a failure of `component` that the caller logs."""
         self._increment(component)
 
-    def report_subject(self, component: str, subject: str, problem: str) -> None:
+    def report_unusable_path(self, component: str, path: str, problem: str) -> None:
         """
-        Report that `component` could not use one of several things, each of which is logged once.
+        Report that `component` could not use one of several files; each path is logged once.
 
         Args:
             component: as of `exception`.
-            subject: what it is, such as the path of a file.
-            problem: what is wrong with it, as the rest of a sentence that begins with its name.
+            path: of the file.
+            problem: what is wrong with it, as the rest of a sentence that begins with the path.
         """
         self._increment(component)
-        if self._is_new_subject(subject):
-            name = subject[:MAX_SUBJECT_LENGTH]
+        if self._is_new_path(path):
+            name = path[:MAX_PATH_LENGTH]
             logger.warning(
                 "%s %s; apscheduler-telemetry leaves it out. This is not logged again, only "
                 "counted in apscheduler_telemetry_errors_total as component %r",
@@ -131,10 +131,10 @@ class ErrorReporter:
         return dict(self._counts)
 
     @synchronized
-    def _is_new_subject(self, subject: str) -> bool:
-        is_new = subject not in self._logged_subjects
-        if is_new and len(self._logged_subjects) < MAX_LOGGED_SUBJECTS:
-            self._logged_subjects.add(subject)
+    def _is_new_path(self, path: str) -> bool:
+        is_new = path not in self._logged_paths
+        if is_new and len(self._logged_paths) < MAX_LOGGED_PATHS:
+            self._logged_paths.add(path)
             return True
         return False
 
@@ -186,8 +186,8 @@ class RunObserver(Protocol):
         Called when it is known how a run ended: its ``outcome`` is set.
 
         `on_callable_start` and `on_callable_end` were called before if it ran in this process.
-        Otherwise it ran in another process (its ``ended_at`` is set), or never (missed, skipped,
-        coalesced, lost).
+        Otherwise it ran in another process (its ``measured_end_at`` is set), or never (missed,
+        skipped, coalesced, lost).
         """
 
     def stop(self) -> None:

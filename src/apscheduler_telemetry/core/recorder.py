@@ -153,7 +153,7 @@ class Recorder:
         return None if jobs is None else jobs.get(job_id)
 
     @synchronized
-    def records_in_jobstore(self, jobstore: str) -> list[JobRecord]:
+    def job_records_of_jobstore(self, jobstore: str) -> list[JobRecord]:
         """Return all known jobs of a job store."""
         return list(self._jobs.get(jobstore, {}).values())
 
@@ -161,7 +161,7 @@ class Recorder:
     def next_runs(self) -> dict[JobKey, float]:
         """Return the next run of each job that has one, in Unix seconds."""
         records = [record for jobs in self._jobs.values() for record in jobs.values()]
-        next_runs = {record.key: record.next_run for record in records}
+        next_runs = {record.job_key: record.next_run for record in records}
         return {key: next_run for key, next_run in next_runs.items() if next_run is not None}
 
     @synchronized
@@ -210,7 +210,7 @@ class Recorder:
         before = record.next_run
         record.series.set_next_run(record, next_run)
         if cancels and before != record.next_run:
-            record.series.cancel_next_run(before)
+            record.series.note_cancelled_run(before)
 
     def job_advanced(self, record: JobRecord, next_run: datetime) -> None:
         """Record that the scheduler has submitted the next run of a job, and set another one."""
@@ -223,7 +223,7 @@ class Recorder:
         if not record.is_current:
             return
         if reason is RemovalReason.CANCELLED:
-            record.series.cancel_next_run(record.next_run)
+            record.series.note_cancelled_run(record.next_run)
         self._remove_record(record, keep_next_run=reason is RemovalReason.FAILED)
 
     @synchronized
@@ -310,7 +310,7 @@ class Recorder:
     @synchronized
     def jobstore_removed(self, alias: str) -> None:
         """Record that a job store, and its jobs, were removed from the scheduler."""
-        for record in self.records_in_jobstore(alias):
+        for record in self.job_records_of_jobstore(alias):
             self.job_removed(record, RemovalReason.CANCELLED)
         self._jobstores.pop(alias, None)
 
@@ -360,7 +360,7 @@ class Recorder:
         queued: Counter[str] = Counter()
         for run in list(self._runs):
             if run.outcome is None:
-                (queued if run.running_since is None else running)[run.executor] += 1
+                (queued if run.known_start_at is None else running)[run.executor] += 1
         return {
             alias: ExecutorState(get_workers(), running[alias], queued[alias])
             for alias, get_workers in self._worker_getters.copy().items()
@@ -436,12 +436,12 @@ class Recorder:
         return len(self._series_by_label) - (OVERFLOW in self._series_by_label) >= self._max_labels
 
     def _remove_record(self, record: JobRecord, *, keep_next_run: bool) -> None:
-        jobstore, job_id = record.key
+        jobstore, job_id = record.job_key
         now = self._clock()
         record.series.remove_job(record, now, keep_next_run=keep_next_run)
         del self._jobs[jobstore][job_id]
         if keep_next_run:
-            self._orphaned_next_runs[record.key] = record.series, now
+            self._orphaned_next_runs[record.job_key] = record.series, now
 
     def _drop_expired_series(self) -> None:
         """Forget what was removed some time ago."""

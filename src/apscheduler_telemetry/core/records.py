@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from apscheduler_telemetry.core.model import (
     MISSED,
     Clock,
+    ErrorDescription,
     JobInfo,
     Outcome,
-    RunError,
     SpanIds,
 )
 from apscheduler_telemetry.core.stats import JobStats, delay
@@ -32,14 +32,15 @@ class InFlightCounts(NamedTuple):
     Attributes:
         queued: how many wait for their start.
         running: how many have started.
-        queued_since: Unix seconds when the oldest of those that wait was due; 0 if none waits.
-        running_since: Unix seconds of the oldest start; 0 if none has started.
+        oldest_queued_due_at: when the oldest of those that wait was due, in Unix seconds; 0 if
+            none waits.
+        oldest_start_at: Unix seconds of the oldest start; 0 if none has started.
     """
 
     queued: int = 0
     running: int = 0
-    queued_since: float = 0.0
-    running_since: float = 0.0
+    oldest_queued_due_at: float = 0.0
+    oldest_start_at: float = 0.0
 
 
 class JobSnapshot(NamedTuple):
@@ -168,7 +169,7 @@ class JobSeries:
         next_run = self.next_run_of(record)
         del self._next_runs[record]
         if keep_next_run and next_run is not None:
-            self._orphaned_next_runs[record.key] = next_run
+            self._orphaned_next_runs[record.job_key] = next_run
         if not self._next_runs:
             self.removed_at = now
         self._has_changed = True
@@ -199,7 +200,7 @@ class JobSeries:
         ):
             self._cancelled_run_due_at = None  # it is planned again, so nothing is cancelled
 
-    def cancel_next_run(self, next_run: float | None) -> None:
+    def note_cancelled_run(self, next_run: float | None) -> None:
         """Note that a next run was cancelled by the user, in Unix seconds."""
         if next_run is not None:
             self._cancelled_run_due_at = max(self._cancelled_run_due_at or 0.0, next_run)
@@ -317,15 +318,15 @@ class JobRecord:
     One job as the recorder knows it; only the recorder changes it.
 
     Attributes:
-        key: the alias of its job store, and its id.
+        job_key: the alias of its job store, and its id.
         info: what it is.
         series: the state of its label.
     """
 
-    __slots__ = ("info", "key", "series")
+    __slots__ = ("info", "job_key", "series")
 
-    def __init__(self, key: JobKey, info: JobInfo, series: JobSeries) -> None:
-        self.key = key
+    def __init__(self, job_key: JobKey, info: JobInfo, series: JobSeries) -> None:
+        self.job_key = job_key
         self.info = info
         self.series = series
 
@@ -391,7 +392,7 @@ class Run:
     estimated_start_at: float | None
     duration: float | None
     outcome: Outcome | None
-    error: RunError | None
+    error: ErrorDescription | None
     finished_at: float
     finish_number: int
     arguments: str | None
@@ -415,7 +416,7 @@ class Run:
         self.arguments = self.result = self.exemplar_span = None
 
     @property
-    def ended_at(self) -> float | None:
+    def measured_end_at(self) -> float | None:
         """Unix seconds of the measured end; None before it, and if it was not measured."""
         started_at, duration = self.started_at, self.duration
         return None if started_at is None or duration is None else started_at + duration
@@ -427,7 +428,7 @@ class Run:
         return None if started_at is None else delay(self.due_timestamp, started_at)
 
     @property
-    def running_since(self) -> float | None:
+    def known_start_at(self) -> float | None:
         """Unix seconds of the start, be it measured or estimated; None before it."""
         started_at = self.started_at
         return self.estimated_start_at if started_at is None else started_at
@@ -466,7 +467,7 @@ class Run:
         if self.estimated_start_at is None and not is_late:
             self.estimated_start_at = at
 
-    def stop(self, duration: float) -> None:
+    def set_duration(self, duration: float) -> None:
         """Set the measured duration, in seconds."""
         self.duration = duration
 
@@ -482,7 +483,7 @@ class Run:
         """Let histograms refer to this span."""
         self.exemplar_span = span
 
-    def finish(self, outcome: Outcome, error: RunError | None = None) -> bool:
+    def finish(self, outcome: Outcome, error: ErrorDescription | None = None) -> bool:
         """
         End the run.
 
@@ -512,7 +513,7 @@ class Run:
 
     def add_start_to(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""
-        if self.running_since is not None:
+        if self.known_start_at is not None:
             stats.add_started_run(self.due_timestamp, self.started_at)
 
 
@@ -547,18 +548,18 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCo
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
-    started_runs = tuple(run for run in runs if run.running_since is not None)
-    queued_since = 0.0
+    started_runs = tuple(run for run in runs if run.known_start_at is not None)
+    oldest_queued_due_at = 0.0
     if len(started_runs) < len(runs):
-        queued_since = min(run.due_timestamp for run in _without(runs, started_runs))
+        oldest_queued_due_at = min(run.due_timestamp for run in _without(runs, started_runs))
     # Not of those of a burst that are over already, whose outcomes come at its end.
-    active = (run.running_since for run in started_runs if run.duration is None)
-    running_since = min((at for at in active if at is not None), default=0.0)
+    active = (run.known_start_at for run in started_runs if run.duration is None)
+    oldest_start_at = min((at for at in active if at is not None), default=0.0)
     return started_runs, InFlightCounts(
         queued=len(runs) - len(started_runs),
         running=len(started_runs),
-        queued_since=queued_since,
-        running_since=running_since,
+        oldest_queued_due_at=oldest_queued_due_at,
+        oldest_start_at=oldest_start_at,
     )
 
 

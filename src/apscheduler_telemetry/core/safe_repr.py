@@ -76,7 +76,7 @@ _NUMBER_WORDS = frozenset(
 _NAME_KEYS = frozenset({"key", "name"})
 """Keys of a dictionary that contains a name, and the value of that name under `_VALUE_KEY`."""
 _VALUE_KEY = "value"
-_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
+_WORD_IN_NAME = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
 _PLAIN_TYPES = (
     bool,
@@ -122,7 +122,7 @@ def is_secret_name(name: Any) -> bool:
         return False
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)  # full-width letters become plain ones
-    words = [word.lower() for word in _WORD.findall(text)]
+    words = [word.lower() for word in _WORD_IN_NAME.findall(text)]
     if not words or not _NUMBER_WORDS.isdisjoint({words[0], words[-1]}):
         return False
     return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PARTS.search("".join(words)))

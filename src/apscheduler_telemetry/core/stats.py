@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol
 
 from apscheduler_telemetry.core.model import (
     ERROR,
-    FAILURES,
+    FAILED_OUTCOMES,
     MISSED,
     SUCCESS,
+    ErrorDescription,
     Outcome,
-    RunError,
     SpanIds,
 )
 
@@ -55,7 +55,7 @@ class FinishedRun(Protocol):
     estimated_start_at: float | None
     duration: float | None
     outcome: Outcome | None
-    error: RunError | None
+    error: ErrorDescription | None
     finished_at: float
     exemplar_span: SpanIds | None
     count: int
@@ -219,7 +219,7 @@ class JobStats:
         if outcome is SUCCESS:
             self.last_success = at
             self.consecutive_failures = 0
-        elif outcome in FAILURES:
+        elif outcome in FAILED_OUTCOMES:
             self.last_failure = at
             self.consecutive_failures += count
             if outcome is ERROR and error is not None:

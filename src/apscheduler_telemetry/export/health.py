@@ -13,10 +13,10 @@ from apscheduler_telemetry.core.records import JobSnapshot
 from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_jobs
 
-COMPONENT = "collector"
+ERROR_COMPONENT = "collector"
 
 
-def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[str, Any]:
+def build_report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[str, Any]:
     """
     Return the health of a scheduler, ready for JSON.
 
@@ -28,7 +28,7 @@ def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[s
         clock: returns Unix seconds.
     """
     now, liveness = clock(), scheduler.liveness()
-    jobs = sorted_jobs(scheduler, COMPONENT)
+    jobs = sorted_jobs(scheduler, ERROR_COMPONENT)
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],
@@ -42,7 +42,7 @@ def report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> dict[s
     }
 
 
-def report_end(name: str, message: str) -> dict[str, Any]:
+def build_uninstrumented_report(name: str, message: str) -> dict[str, Any]:
     """Return the health of a scheduler that is not followed any more, for the reason given."""
     return {
         "status": "unhealthy",
@@ -77,10 +77,10 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
         "trigger": job.info.trigger,
         "last_outcome": None if outcome is None else outcome.value,
         "last_success": _iso(job.stats.last_success),
-        "running_since": _iso(job.in_flight.running_since or None),
+        "running_since": _iso(job.in_flight.oldest_start_at or None),
         "overdue": any(
             due_at and now > due_at + job.info.grace
-            for due_at in (next_run, job.in_flight.queued_since)
+            for due_at in (next_run, job.in_flight.oldest_queued_due_at)
         ),
     }
 

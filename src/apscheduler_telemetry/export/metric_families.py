@@ -52,7 +52,7 @@ class Kind(Enum):
     """Only grows."""
     GAUGE = auto()
     """Rises and falls; the sum means nothing."""
-    LOAD = auto()
+    UP_DOWN_COUNTER = auto()
     """Rises and falls, and may be added up; a gauge for Prometheus."""
     HISTOGRAM = auto()
 
@@ -169,7 +169,7 @@ CONSECUTIVE_FAILURES = _add_family(
 )
 RUNNING = _add_family(
     "job.running",
-    Kind.LOAD,
+    Kind.UP_DOWN_COUNTER,
     "{run}",
     _JOB_LABELS,
     "Runs that have started and have no outcome yet.",
@@ -255,7 +255,7 @@ LAST_PASS_END = _add_family(
     "End of the latest pass over due jobs.",
 )
 JOBS = _add_family(
-    "scheduler.jobs", Kind.LOAD, "{job}", (*_SCHEDULER_LABELS, "jobstore"), "Known jobs."
+    "scheduler.jobs", Kind.UP_DOWN_COUNTER, "{job}", (*_SCHEDULER_LABELS, "jobstore"), "Known jobs."
 )
 LAST_READ = _add_family(
     "jobstore.last_read.timestamp",
@@ -287,13 +287,17 @@ WORKERS = _add_family(
 )
 EXECUTOR_RUNNING = _add_family(
     "executor.running",
-    Kind.LOAD,
+    Kind.UP_DOWN_COUNTER,
     "{run}",
     _EXECUTOR_LABELS,
     "Runs that have started and have no outcome yet.",
 )
 EXECUTOR_QUEUED = _add_family(
-    "executor.queued", Kind.LOAD, "{run}", _EXECUTOR_LABELS, "Runs that wait for a worker."
+    "executor.queued",
+    Kind.UP_DOWN_COUNTER,
+    "{run}",
+    _EXECUTOR_LABELS,
+    "Runs that wait for a worker.",
 )
 SCHEDULER_INFO = _add_family(
     "scheduler.info",
@@ -366,7 +370,7 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (LAST_DURATION, stats.last_duration),
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight.running),
-        (RUNNING_SINCE, job.in_flight.running_since),
+        (RUNNING_SINCE, job.in_flight.oldest_start_at),
         (CANCELLED_RUN, job.cancelled_run_due_at),
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 SCOPE = "apscheduler_telemetry"
 """It has no schema URL, because no attribute is defined by the semantic conventions."""
 
-COMPONENT = "meter"
+ERROR_COMPONENT = "meter"
 
 MAX_TOTALS = 50_000
 """
@@ -56,7 +56,7 @@ A thousand jobs have 6,000 for their outcomes and up to 20,000 for exceptions, a
 removed and come back.
 """
 
-_OBSERVED = tuple(family for family in FAMILIES if family.kind is not Kind.HISTOGRAM)
+_OBSERVABLE_FAMILIES = tuple(family for family in FAMILIES if family.kind is not Kind.HISTOGRAM)
 
 
 class OpenTelemetryExporter(Exporter):
@@ -91,9 +91,9 @@ class OpenTelemetryExporter(Exporter):
         create: dict[Kind, Callable[..., object]] = {
             Kind.COUNTER: meter.create_observable_counter,
             Kind.GAUGE: meter.create_observable_gauge,
-            Kind.LOAD: meter.create_observable_up_down_counter,
+            Kind.UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
         }
-        for family in _OBSERVED:
+        for family in _OBSERVABLE_FAMILIES:
             create[family.kind](
                 family.name,
                 callbacks=[partial(self._observe, family)],
@@ -122,13 +122,15 @@ class OpenTelemetryExporter(Exporter):
         return self._unreported_observations.pop(family, None)
 
     def _read(self) -> dict[MetricFamily, list[Observation]]:
-        reading: dict[MetricFamily, list[Observation]] = {family: [] for family in _OBSERVED}
+        reading: dict[MetricFamily, list[Observation]] = {
+            family: [] for family in _OBSERVABLE_FAMILIES
+        }
         for scheduler in self.schedulers():
             # A forked child has a copy of the numbers that does not change. With the same resource
             # as its parent, it would contradict it.
             if scheduler.liveness().is_forked_copy:
                 continue
-            for family, labels, value in samples(scheduler, COMPONENT):
+            for family, labels, value in samples(scheduler, ERROR_COMPONENT):
                 if isinstance(value, Histogram) or not math.isfinite(value):
                     continue  # the SDK accepts no infinity: unlimited workers are absent
                 if family.kind is Kind.COUNTER:
@@ -179,7 +181,7 @@ class HistogramObserver:
     it is known whether its duration counts, and what another process has measured.
     """
 
-    component = COMPONENT
+    component = ERROR_COMPONENT
 
     def __init__(self, exporter: OpenTelemetryExporter) -> None:
         self._durations = exporter.durations
@@ -198,7 +200,7 @@ class HistogramObserver:
             if len(runs) >= runs.cleanup_threshold:
                 runs.drop_stale_runs()
             runs[run] = True
-            self._delays.record(run.start_delay, _histogram_attributes(run))
+            self._delays.record(run.start_delay, _scheduler_and_job_attributes(run))
 
     def on_callable_end(self, run: Run) -> None:
         """Do nothing, as the outcome is not known yet."""
@@ -215,10 +217,12 @@ class HistogramObserver:
         was_recorded = self._runs_with_recorded_delay.pop(run, False)
         if delay is not None and not was_recorded:
             context = _exemplar_context(run.exemplar_span)
-            self._delays.record(delay, _histogram_attributes(run), context=context)
+            self._delays.record(delay, _scheduler_and_job_attributes(run), context=context)
         if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
             context = _exemplar_context(run.exemplar_span) if context is None else context
-            self._durations.record(run.duration, _histogram_attributes(run), context=context)
+            self._durations.record(
+                run.duration, _scheduler_and_job_attributes(run), context=context
+            )
 
     def stop(self) -> None:
         """Record nothing from now on, because all other metrics end now as well."""
@@ -278,7 +282,7 @@ def _create_histogram(
     return meter.create_histogram(family.name, family.unit, family.description, **advice)
 
 
-def _histogram_attributes(run: Run) -> dict[str, str]:
+def _scheduler_and_job_attributes(run: Run) -> dict[str, str]:
     return dict(zip(DURATIONS.labels, (run.scheduler_name, run.label), strict=True))
 
 

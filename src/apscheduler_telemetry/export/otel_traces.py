@@ -51,9 +51,9 @@ from apscheduler_telemetry.core.model import (
     MAX_MESSAGE,
     SUCCESS,
     Clock,
+    ErrorDescription,
     JobInfo,
     Outcome,
-    RunError,
 )
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
@@ -111,18 +111,18 @@ class _RunSpan:
         span: the span.
         start_ns: Unix nanoseconds of its start.
         is_recording: whether it is exported.
-        has_delay: whether it has the start delay, as the run had started by then.
+        has_start_delay_attribute: whether it has the start delay, as the run had started by then.
         tokens: remove the span from the context; None if it is not current.
-        ended_at: Unix seconds of the end of the callable; None before it.
+        callable_ended_at: Unix seconds of the end of the callable; None before it.
         is_ended_before_callable_end: whether it was ended while its callable still ran.
     """
 
     span: trace.Span
     start_ns: int
     is_recording: bool
-    has_delay: bool
+    has_start_delay_attribute: bool
     tokens: tuple[Token[None], Token[Context]] | None = None
-    ended_at: float | None = None
+    callable_ended_at: float | None = None
     is_ended_before_callable_end: bool = False
 
     def make_current(self, base: Context | None) -> None:
@@ -136,9 +136,9 @@ class _RunSpan:
             _detach_if_same_context(*self.tokens)
             self.tokens = None
 
-    def set_end(self, at: float) -> None:
+    def set_callable_end(self, at: float) -> None:
         """Set the end of the callable, in Unix seconds."""
-        self.ended_at = at
+        self.callable_ended_at = at
 
     def move_start(self, start_ns: int) -> None:
         """Correct the start to the one in another process, in Unix nanoseconds."""
@@ -176,10 +176,10 @@ class SpanObserver:
         self._tracer_provider = None if proxy else tracer_provider
         self._logger_provider = logger_provider
         self._clock = clock
-        self._exceptions_as_span_events, self._exceptions_as_logs = _exception_signals()
+        self._records_exception_events, self._logs_exceptions = _exception_signals()
         # A provider that the environment variable names is created at its first use.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
-        self._is_global_provider_pending = self._tracer_provider is None and not named
+        self._may_global_provider_be_unset = self._tracer_provider is None and not named
         self._cached_provider_and_tracer: tuple[
             trace.TracerProvider | None, trace.Tracer | None
         ] = (None, None)
@@ -189,7 +189,7 @@ class SpanObserver:
 
     def is_enabled(self) -> bool | None:
         """Return whether there is an SDK by now, or exceptions may be logged."""
-        if self._exceptions_as_logs or self._tracer() is not None:
+        if self._logs_exceptions or self._find_tracer() is not None:
             return True
         return False if self._tracer_provider is None else None
 
@@ -213,7 +213,7 @@ class SpanObserver:
             return
         # The time now, so that the job's own spans lie within; yet not before the measured end, if
         # the clock was set back meanwhile.
-        run_span.set_end(max(run.ended_at or 0.0, self._clock()))
+        run_span.set_callable_end(max(run.measured_end_at or 0.0, self._clock()))
 
     def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
         """Start the span of `run`, and return its ``traceparent`` and the baggage."""
@@ -233,8 +233,14 @@ class SpanObserver:
             return  # an exception without a span becomes no log record either
         if run_span is None:
             # An estimated start has no measured end.
-            run_span = self._start_span(run, None if run.ended_at is None else run.started_at)
-        elif run_span.ended_at is None and run.ended_at is not None and run.started_at is not None:
+            run_span = self._start_span(
+                run, None if run.measured_end_at is None else run.started_at
+            )
+        elif (
+            run_span.callable_ended_at is None
+            and run.measured_end_at is not None
+            and run.started_at is not None
+        ):
             # It was measured in another process.
             run_span.move_start(_nanoseconds(run.started_at))
         if run_span is not None and run_span.tokens is not None:
@@ -244,11 +250,13 @@ class SpanObserver:
         ended_at = None
         if run.outcome is SUCCESS or run.outcome is ERROR:
             ended_at = (
-                run.ended_at if run_span is None or run_span.ended_at is None else run_span.ended_at
+                run.measured_end_at
+                if run_span is None or run_span.callable_ended_at is None
+                else run_span.callable_ended_at
             )
         if run_span is not None:
             self._end_span(run_span, run, ended_at)
-        if run.error is not None and self._exceptions_as_logs:
+        if run.error is not None and self._logs_exceptions:
             at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
 
@@ -262,7 +270,7 @@ class SpanObserver:
         return any(run.outcome is None for run in list(self._spans))
 
     def _start_span(self, run: Run, started_at: float | None) -> _RunSpan | None:
-        tracer = self._tracer()
+        tracer = self._find_tracer()
         if tracer is None:
             return None
         start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
@@ -297,14 +305,14 @@ class SpanObserver:
         if cached is None or cached[0] is not job:
             if len(self._job_cache) >= MAX_CACHED_JOBS:
                 self._job_cache.clear()
-            cached = job, _utf8(job.label), _job_attributes(job, run.scheduler_name)
+            cached = job, _escape_surrogates(job.label), _job_attributes(job, run.scheduler_name)
             self._job_cache[id(job)] = cached
         _, name, attributes = cached
         attributes = attributes.copy()
         due = to_datetime(run.due_timestamp)  # not `run.due`, whose class may be the user's
         attributes["apscheduler.scheduled_time"] = due.isoformat()
         if run.arguments is not None:
-            attributes["apscheduler.job.arguments"] = _utf8(run.arguments)
+            attributes["apscheduler.job.arguments"] = _escape_surrogates(run.arguments)
         return name, attributes
 
     def _end_span(self, run_span: _RunSpan, run: Run, ended_at: float | None) -> None:
@@ -312,8 +320,12 @@ class SpanObserver:
         end_ns = run_span.start_ns if ended_at is None else _nanoseconds(ended_at)
         if run_span.is_recording:
             if run.result is not None:
-                span.set_attribute("apscheduler.result", _utf8(run.result))
-            if not run_span.has_delay and ended_at is not None and run.start_delay is not None:
+                span.set_attribute("apscheduler.result", _escape_surrogates(run.result))
+            if (
+                not run_span.has_start_delay_attribute
+                and ended_at is not None
+                and run.start_delay is not None
+            ):
                 span.set_attribute("apscheduler.start_delay", run.start_delay)
             if run.outcome is SUCCESS:
                 span.set_attribute("apscheduler.outcome", "success")
@@ -322,20 +334,24 @@ class SpanObserver:
         span.end(end_ns)
 
     def _set_unsuccessful_outcome(
-        self, span: trace.Span, outcome: Outcome, error: RunError | None, event_time_ns: int
+        self, span: trace.Span, outcome: Outcome, error: ErrorDescription | None, event_time_ns: int
     ) -> None:
         span.set_attribute("apscheduler.outcome", outcome.value)
         description = _STATUS_DESCRIPTIONS.get(outcome)
         if description is not None:
             span.set_attribute("error.type", label_value(error.type) if error else outcome.value)
             if error is not None:
-                description = None if error.message is None else _utf8(error.message[:MAX_MESSAGE])
+                description = (
+                    None
+                    if error.message is None
+                    else _escape_surrogates(error.message[:MAX_MESSAGE])
+                )
             span.set_status(trace.StatusCode.ERROR, description)
-        if error is not None and self._exceptions_as_span_events:
+        if error is not None and self._records_exception_events:
             span.add_event("exception", _exception_attributes(error), event_time_ns)
 
     def _log_exception(
-        self, run: Run, error: RunError, run_span: _RunSpan | None, at: float
+        self, run: Run, error: ErrorDescription, run_span: _RunSpan | None, at: float
     ) -> None:
         context = None if run_span is None else trace.set_span_in_context(run_span.span, _ROOT)
         get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
@@ -351,23 +367,23 @@ class SpanObserver:
             },
         )
 
-    def _tracer(self) -> trace.Tracer | None:
+    def _find_tracer(self) -> trace.Tracer | None:
         """Return the provider's tracer, or None if it would not export spans."""
         known, tracer = self._cached_provider_and_tracer
         if tracer is not None:
             return tracer  # final, as the global provider can be set only once
         provider = self._tracer_provider
         if provider is None:
-            if self._is_global_provider_pending and _is_global_provider_unset():
+            if self._may_global_provider_be_unset and _is_global_provider_unset():
                 return None
             provider = trace.get_tracer_provider()
         if provider is not known:
-            tracer = _tracer_of(provider)
+            tracer = _find_exporting_tracer(provider)
             self._cached_provider_and_tracer = provider, tracer
         return tracer
 
 
-def current_span_context() -> trace.SpanContext | None:
+def find_current_span_context() -> trace.SpanContext | None:
     """Return the context of the current span, to which a run may link; None if it is not valid."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
@@ -400,12 +416,12 @@ class OriginPropagator:
     def __init__(self, *, propagate_baggage: bool = False) -> None:
         self._propagates_baggage = propagate_baggage
 
-    def current(self, reason: str) -> Origin | None:
+    def find_current_origin(self, reason: str) -> Origin | None:
         """Return the current origin; None if nothing is traced."""
         carrier: dict[str, str] = {}
         if self._propagates_baggage:
             _BAGGAGE_PROPAGATOR.inject(carrier)  # it limits the size as W3C requires
-        span, baggage = current_span_context(), carrier.get("baggage", "")
+        span, baggage = find_current_span_context(), carrier.get("baggage", "")
         if span is None and not baggage:
             return None
         return Origin(reason=reason, span=span, baggage=baggage)
@@ -455,7 +471,7 @@ def restore_context(token: Token[Context]) -> None:
 
 
 @contextmanager
-def suppress_tracing() -> Iterator[None]:
+def suppressing_tracing() -> Iterator[None]:
     """
     Make nothing current, and prevent instrumentations of OpenTelemetry from creating spans.
 
@@ -487,7 +503,7 @@ def _is_global_provider_unset() -> bool:
 _GET_TRACER_PROVIDER = trace.get_tracer_provider
 
 
-def _tracer_of(provider: trace.TracerProvider) -> trace.Tracer | None:
+def _find_exporting_tracer(provider: trace.TracerProvider) -> trace.Tracer | None:
     if isinstance(provider, (trace.NoOpTracerProvider, trace.ProxyTracerProvider)):
         return None
     tracer = provider.get_tracer(SCOPE, __version__, schema_url=SCHEMA_URL)
@@ -548,14 +564,14 @@ def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
     }
 
 
-def _exception_attributes(error: RunError) -> dict[str, AttributeValue]:
+def _exception_attributes(error: ErrorDescription) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {
         "exception.type": label_value(error.type),
     }
     if error.message is not None:
-        attributes["exception.message"] = _utf8(error.message[:MAX_MESSAGE])
+        attributes["exception.message"] = _escape_surrogates(error.message[:MAX_MESSAGE])
     if error.traceback:
-        attributes["exception.stacktrace"] = _utf8(error.traceback[-MAX_STACKTRACE:])
+        attributes["exception.stacktrace"] = _escape_surrogates(error.traceback[-MAX_STACKTRACE:])
     return attributes
 
 
@@ -563,7 +579,7 @@ def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
 
 
-def _utf8(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """Escape what UTF-8 cannot encode: a lone surrogate would make the exporter drop a batch."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -42,12 +42,12 @@ from apscheduler_telemetry.export.metric_families import (
 from apscheduler_telemetry.export.text_format import (
     HistogramLineFilter,
     TextFormatCache,
-    bucket_bounds,
+    format_bucket_bounds,
     histogram_line_filter,
     render_sample,
 )
 
-COMPONENT = "collector"
+ERROR_COMPONENT = "collector"
 
 Encoder = Callable[[Any], bytes]
 """Of `prometheus_client.exposition.choose_encoder`: takes a registry, and calls its `collect`."""
@@ -55,20 +55,20 @@ Encoder = Callable[[Any], bytes]
 _METRIC_TYPES: dict[Kind, Any] = {
     Kind.COUNTER: CounterMetricFamily,
     Kind.GAUGE: GaugeMetricFamily,
-    Kind.LOAD: GaugeMetricFamily,
+    Kind.UP_DOWN_COUNTER: GaugeMetricFamily,
     Kind.HISTOGRAM: HistogramMetricFamily,
 }
 _SUFFIXES = {
     Kind.COUNTER: ("_total",),
     Kind.GAUGE: ("",),
-    Kind.LOAD: ("",),
+    Kind.UP_DOWN_COUNTER: ("",),
     Kind.HISTOGRAM: ("_bucket", "_count", "_sum"),
 }
 """What the names of samples add to the name of their family."""
 _UNUSED_SUFFIXES = {
     Kind.COUNTER: ("_created",),
     Kind.GAUGE: (),
-    Kind.LOAD: (),
+    Kind.UP_DOWN_COUNTER: (),
     Kind.HISTOGRAM: ("_created",),
 }
 """What the registry reserves besides."""
@@ -92,8 +92,8 @@ class PrometheusExporter(Exporter, Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. What fails is left out and reported; a scrape never raises."""
-        collection = _Collection(self)
-        yield from (_CollectedMetric(family, collection) for family in FAMILIES)
+        collection = _LazyCollection(self)
+        yield from (_LazyMetric(family, collection) for family in FAMILIES)
         collection.read()
 
     def expose(self, encode: Encoder, names: Collection[str] = ()) -> Sequence[bytes]:
@@ -139,7 +139,7 @@ class PrometheusExporter(Exporter, Collector):
         """Yield the metrics of a registry, with one placeholder for those of this package."""
         has_placeholder = False
         for metric in registry.collect():
-            if not (isinstance(metric, _CollectedMetric) and metric.collection.exporter is self):
+            if not (isinstance(metric, _LazyMetric) and metric.collection.exporter is self):
                 yield metric
             elif not has_placeholder:
                 metric.collection.skip_reading()
@@ -191,7 +191,7 @@ def find_exporter(registry: CollectorRegistry) -> PrometheusExporter | None:
         return _exporters.get(registry)
 
 
-class _Collection:
+class _LazyCollection:
     """
     One collection of the samples of all schedulers of an exporter.
 
@@ -212,7 +212,7 @@ class _Collection:
         if self._metrics is None:
             metrics = _create_metric_families()
             for scheduler in self.exporter.schedulers():
-                for family, labels, value in samples(scheduler, COMPONENT):
+                for family, labels, value in samples(scheduler, ERROR_COMPONENT):
                     if isinstance(value, Histogram):
                         metrics[family].add_metric(labels, _buckets(value), value.sum)
                     else:
@@ -221,13 +221,13 @@ class _Collection:
         return self._metrics
 
 
-class _CollectedMetric(Metric):
+class _LazyMetric(Metric):
     """A family of a collection."""
 
-    def __init__(self, family: MetricFamily, collection: _Collection) -> None:
+    def __init__(self, family: MetricFamily, collection: _LazyCollection) -> None:
         self.collection = collection
         self._family = family
-        kind = "gauge" if family.kind is Kind.LOAD else family.kind.name.lower()
+        kind = "gauge" if family.kind is Kind.UP_DOWN_COUNTER else family.kind.name.lower()
         super().__init__(family.prometheus_family_name, family.description, kind)
 
     @property
@@ -276,7 +276,7 @@ class _TextRenderer:
 
         for scheduler in schedulers:
             if len(job_families) < len(texts):
-                add(scheduler_samples(scheduler, COMPONENT))
+                add(scheduler_samples(scheduler, ERROR_COMPONENT))
             if job_families:
                 cache = self._cache_for(scheduler, with_exemplars=with_exemplars)
                 for family, blocks in cache.render_jobs(scheduler, job_families).items():
@@ -291,7 +291,9 @@ class _TextRenderer:
         caches = self._caches[with_exemplars]
         cache = caches.get(scheduler)
         if cache is None:
-            cache = caches[scheduler] = TextFormatCache(COMPONENT, with_exemplars=with_exemplars)
+            cache = caches[scheduler] = TextFormatCache(
+                ERROR_COMPONENT, with_exemplars=with_exemplars
+            )
         return cache
 
 
@@ -321,7 +323,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float,
         if exemplar is None
         else (le, total, Exemplar(dict(exemplar.labels), exemplar.value, exemplar.timestamp))
         for le, (total, exemplar) in zip(
-            bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
+            format_bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
         )
     ]
 

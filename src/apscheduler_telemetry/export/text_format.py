@@ -162,7 +162,7 @@ def render_sample(sample: Sample, *, with_exemplars: bool) -> str:
     escaped = [_escape(text) for text in values]
     if isinstance(value, Histogram):
         return "".join(_render_histogram(family, escaped, value, with_exemplars=with_exemplars))
-    return f"{_TEMPLATES[family].format_sample_start(*escaped)}{_format_number(value)}\n"
+    return f"{_TEMPLATES[family].format_sample_start(*escaped)}{_format_go_float(value)}\n"
 
 
 def _render_histogram(
@@ -172,12 +172,12 @@ def _render_histogram(
     start, end = template.format_bucket_start(*labels), template.format_bucket_end(*labels)
     total = 0
     for le, (total, exemplar) in zip(
-        bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
+        format_bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
     ):
         tail = _format_exemplar(exemplar) if with_exemplars and exemplar is not None else ""
-        yield f"{start}{le}{end}{_format_number(total)}{tail}\n"
-    yield f"{template.format_count_start(*labels)}{_format_number(total)}\n"
-    yield f"{template.format_sum_start(*labels)}{_format_number(histogram.sum)}\n"
+        yield f"{start}{le}{end}{_format_go_float(total)}{tail}\n"
+    yield f"{template.format_count_start(*labels)}{_format_go_float(total)}\n"
+    yield f"{template.format_sum_start(*labels)}{_format_go_float(histogram.sum)}\n"
 
 
 class _Template:
@@ -202,7 +202,7 @@ def _label_template(labels: Sequence[str], shown: Iterable[str]) -> str:
     return ",".join(f'{label}="{{{labels.index(label)}}}"' for label in shown)
 
 
-def _format_number(value: float) -> str:
+def _format_go_float(value: float) -> str:
     if type(value) is int and 0 <= value < _EXPONENT_THRESHOLD:  # as most values are
         return f"{value}.0"
     number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
@@ -217,17 +217,17 @@ def _escape(text: str) -> str:
 
 def _format_exemplar(exemplar: Exemplar) -> str:
     labels = ",".join(f'{k}="{_escape(v)}"' for k, v in sorted(exemplar.labels.items()))
-    return f" # {{{labels}}} {_format_number(exemplar.value)} {exemplar.timestamp}"
+    return f" # {{{labels}}} {_format_go_float(exemplar.value)} {exemplar.timestamp}"
 
 
-def bucket_bounds(histogram: Histogram) -> Sequence[str]:
+def format_bucket_bounds(histogram: Histogram) -> Sequence[str]:
     """Return the values of ``le``, in the order of the buckets."""
     return _format_bounds(tuple(histogram.bounds))
 
 
 @lru_cache(maxsize=16)  # each scheduler has two
 def _format_bounds(bounds: tuple[float, ...]) -> Sequence[str]:
-    return [_format_number(bound) for bound in (*bounds, float("inf"))]
+    return [_format_go_float(bound) for bound in (*bounds, float("inf"))]
 
 
 _EXPONENT_THRESHOLD = 1_000_000  # from which on Go, and floatToGoString, write an exponent

@@ -22,10 +22,10 @@ from apscheduler_telemetry.http.watched_files import read_versions
 MAX_TOKEN_FILE_BYTES = limits.MAX_HEAD_BYTES // 2
 """Longer tokens could not be sent, with the rest of a request in the other half of its head."""
 
-_WSGIApp = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
+_WSGICallable = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
 _BEARER = re.compile(r"bearer +(\S+)\s*\Z", re.IGNORECASE)
 _PORT = re.compile(r":[0-9]*\Z")
-_HOST = re.compile(r"[^\s/:,*\[\]]+|\*")
+_ALLOWED_HOST = re.compile(r"[^\s/:,*\[\]]+|\*")
 
 
 class BearerToken:
@@ -120,7 +120,7 @@ def _validate_host(host: object) -> str:
         msg = f"allowed_hosts has {host!r}, which is not a str; {expectation}"
         raise ArgumentTypeError(msg)
     normalized = _normalize(host)
-    if not _HOST.fullmatch(normalized) and not _is_address(normalized):
+    if not _ALLOWED_HOST.fullmatch(normalized) and not _is_address(normalized):
         msg = f"allowed_hosts has {host!r}, which is no host; {expectation}"
         raise ArgumentValueError(msg)
     return normalized
@@ -165,7 +165,7 @@ class AccessControl:
 
     def __init__(
         self,
-        app: _WSGIApp,
+        app: _WSGICallable,
         *,
         hosts: AllowedHosts,
         token: BearerToken | None,

@@ -67,7 +67,7 @@ class TelemetryApp:
         """
         name = request.page_name
         if name not in self._pages or request.method not in ("GET", "HEAD"):
-            return _completed(self._static_response(request))
+            return _completed(self._response_without_rendering(request))
         page = self._pages[name]
         variant = page.choose_variant(request)
         key = (name, variant)
@@ -92,7 +92,7 @@ class TelemetryApp:
         page = self._pages.get(request.page_name)
         return INTERNAL_ERROR_RESPONSE if page is None else page.render_error()
 
-    def _static_response(self, request: Request) -> Response:
+    def _response_without_rendering(self, request: Request) -> Response:
         """Return the response to a request that no page has to be rendered for."""
         if request.page_name not in ("", LIVENESS_PAGE, *self._pages):
             return self._not_found_response()

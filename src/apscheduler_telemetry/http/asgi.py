@@ -13,7 +13,7 @@ from typing import Any
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.messages import Request, Response
-from apscheduler_telemetry.http.readers import ReaderBudget
+from apscheduler_telemetry.http.readers import BufferBudget
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -30,9 +30,9 @@ class ASGIApp:
         budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp, budget: ReaderBudget) -> None:
+    def __init__(self, app: TelemetryApp, budget: BufferBudget) -> None:
         self._app = app
-        self._budget = budget
+        self._buffer_budget = budget
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """
@@ -90,7 +90,9 @@ class ASGIApp:
         status = int(response.status)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if method != "HEAD":
-            reader = self._budget.open_reader(response, max_piece=limits.MAX_FOREIGN_PIECE_BYTES)
+            reader = self._buffer_budget.open_reader(
+                response, max_piece=limits.MAX_FOREIGN_PIECE_BYTES
+            )
             del response
             with closing(reader):
                 for piece in reader:

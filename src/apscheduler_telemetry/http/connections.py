@@ -14,7 +14,7 @@ from typing import Any
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.limits import ConnectionLimits, report_exceeded_limit
 
-SOCKET_KEY = "apscheduler_telemetry.socket"
+SOCKET_ENVIRON_KEY = "apscheduler_telemetry.socket"
 """Key of the connection in the WSGI environment of our server."""
 
 

@@ -14,8 +14,8 @@ from apscheduler_telemetry.http.app import TelemetryApp
 from apscheduler_telemetry.http.asgi import ASGIApp
 from apscheduler_telemetry.http.limits import ConnectionLimits
 from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
-from apscheduler_telemetry.http.readers import ReaderBudget
-from apscheduler_telemetry.http.server import HTTPServer, start_http_server
+from apscheduler_telemetry.http.readers import BufferBudget
+from apscheduler_telemetry.http.server import HTTPServer, serve_wsgi_app
 from apscheduler_telemetry.http.tls import TLSOptions
 from apscheduler_telemetry.http.wsgi import WSGIApp
 
@@ -54,7 +54,7 @@ class HTTPEndpoints:
             pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
         self._report_exception = report_exception
         self._app = TelemetryApp(pages, is_healthy=is_healthy, report_exception=report_exception)
-        budget = ReaderBudget(limits.MAX_BUFFERED_BYTES, report_exception)
+        budget = BufferBudget(limits.MAX_BUFFERED_BYTES, report_exception)
         self.wsgi_app = WSGIApp(self._app, budget)
         self.asgi_app = ASGIApp(self._app, budget)
 
@@ -91,8 +91,8 @@ class HTTPEndpoints:
             idle_timeout=idle_timeout,
             max_buffered_bytes=max_buffered_bytes,
         )
-        budget = ReaderBudget(max_buffered_bytes, self._report_exception)
-        return start_http_server(
+        budget = BufferBudget(max_buffered_bytes, self._report_exception)
+        return serve_wsgi_app(
             WSGIApp(self._app, budget),
             port,
             addr,

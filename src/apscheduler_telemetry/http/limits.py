@@ -102,7 +102,7 @@ The kernel reports both in the same way. Clients that send a request, close thei
 read the response, as netcat may do, have it by then unless many requests are waiting.
 """
 
-SPARE_THREAD_SECONDS = 5.0
+SPARE_THREAD_CONNECTION_SECONDS = 5.0
 """Seconds for one connection in the spare thread, as all others wait meanwhile."""
 
 

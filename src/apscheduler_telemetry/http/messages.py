@@ -15,7 +15,7 @@ LIVENESS_PAGE = "livez"
 PAGE_NAMES = ("metrics", "health", LIVENESS_PAGE)
 
 
-def assume_connected() -> bool:
+def assume_not_gone() -> bool:
     """Return that the client is not gone, where that cannot be known."""
     return False
 
@@ -41,7 +41,7 @@ class Request:
     query: str
     accept: str
     accept_encoding: str
-    is_client_gone: Callable[[], bool] = assume_connected
+    is_client_gone: Callable[[], bool] = assume_not_gone
 
     @property
     def page_name(self) -> str:
@@ -76,7 +76,7 @@ class Response:
         extra_headers: headers besides those that every response has.
         created_at: when it was created, in seconds of `time.monotonic`.
         readers: the `ResponseReader`s that have not been given the last chunk.
-        has_been_read: whether one of them was given it, or has ended before.
+        has_ended_reader: whether one of them was given it, or has ended before.
     """
 
     status: HTTPStatus
@@ -85,7 +85,7 @@ class Response:
     extra_headers: tuple[tuple[str, str], ...] = ()
     created_at: float = field(default_factory=time.monotonic)
     readers: set[object] = field(default_factory=set, repr=False)
-    has_been_read: bool = False
+    has_ended_reader: bool = False
 
     @property
     def size(self) -> int:
@@ -101,12 +101,12 @@ class Response:
         has read it and asks again always gets a new one.
         """
         age = time.monotonic() - self.created_at
-        is_in_use = bool(self.readers) or not self.has_been_read
+        is_in_use = bool(self.readers) or not self.has_ended_reader
         return is_in_use and age < limits.SHARED_RESPONSE_SECONDS
 
     def end_reading(self, reader: object) -> None:
         """Note that a reader was given the last chunk, or has ended before."""
-        self.has_been_read = True
+        self.has_ended_reader = True
         self.readers.discard(reader)
 
     @property

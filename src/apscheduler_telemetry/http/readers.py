@@ -48,19 +48,19 @@ class ResponseReader:
 
     Attributes:
         response: the response; None once the reader is closed or dropped.
-        waiting_since: when the client last took a part, in seconds of `time.monotonic`.
+        last_piece_at: when the client last took a part, in seconds of `time.monotonic`.
     """
 
     def __init__(
         self,
         response: Response,
-        budget: ReaderBudget,
+        budget: BufferBudget,
         disconnect: Callable[[], None] | None,
         max_piece: int | None,
     ) -> None:
         self.response: Response | None = response
-        self.waiting_since = time.monotonic()
-        self._budget = budget
+        self.last_piece_at = time.monotonic()
+        self._buffer_budget = budget
         self._disconnect = disconnect
         self._max_piece = max_piece
         self._chunk_index = self._offset = 0
@@ -80,11 +80,11 @@ class ResponseReader:
         """
         response = self.response  # read once, as another thread may drop this reader
         if self._is_dropped:
-            raise SlowReaderError(self._budget.max_bytes)
+            raise SlowReaderError(self._buffer_budget.max_bytes)
         if response is None or self._chunk_index == len(response.chunks):
             self.close()
             raise StopIteration
-        self.waiting_since = time.monotonic()
+        self.last_piece_at = time.monotonic()
         chunk = response.chunks[self._chunk_index]
         end = len(chunk) if self._max_piece is None else self._offset + self._max_piece
         piece = chunk[self._offset : end]  # the chunk itself if it is whole
@@ -97,7 +97,7 @@ class ResponseReader:
 
     def close(self) -> None:
         """Let go of the response."""
-        self._budget.remove(self)
+        self._buffer_budget.remove(self)
         self._release()
 
     def drop(self) -> None:
@@ -113,7 +113,7 @@ class ResponseReader:
             response.end_reading(self)
 
 
-class ReaderBudget:
+class BufferBudget:
     """
     Limits the bytes of the responses that clients are reading.
 
@@ -168,7 +168,7 @@ class ReaderBudget:
         dropped = []
         for response in sorted(
             readers_by_response,
-            key=lambda response: max(r.waiting_since for r in readers_by_response[response]),
+            key=lambda response: max(r.last_piece_at for r in readers_by_response[response]),
         ):
             if held_bytes <= self.max_bytes:
                 break

@@ -14,7 +14,7 @@ from typing import Any
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.messages import assume_connected
+from apscheduler_telemetry.http.messages import assume_not_gone
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class RenderQueue:
         """Start over with an empty queue and no threads."""
         self._condition = threading.Condition()
         self._pending: dict[Hashable, _Rendering] = {}
-        self._started_at: dict[Hashable, float] = {}
+        self._latest_start_by_key: dict[Hashable, float] = {}
         self._thread_count = self._rendering_count = 0
 
     def submit(
         self,
         key: Hashable,
         render: Callable[[], Any],
-        is_client_gone: Callable[[], bool] = assume_connected,
+        is_client_gone: Callable[[], bool] = assume_not_gone,
     ) -> Future[Any]:
         """
         Render in a thread, or in this one if no thread can be started.
@@ -114,7 +114,7 @@ class RenderQueue:
             self._reject_if_full()
             rendering = self._pending.setdefault(key, _Rendering(key, render))
             rendering.waiters.append(waiter)
-            if self._has_thread_for_pending() or self._start_thread():
+            if not self._would_another_thread_help() or self._try_start_thread():
                 self._condition.notify()
                 return waiter.future
             del self._pending[key]
@@ -138,37 +138,37 @@ class RenderQueue:
     def _count_waiters(self) -> int:
         return sum(len(rendering.waiters) for rendering in self._pending.values())
 
-    def _has_thread_for_pending(self) -> bool:
-        """Return whether more threads would not help, or are not allowed."""
-        available = self._thread_count - self._rendering_count
-        return len(self._pending) <= available or self._thread_count >= limits.MAX_THREADS_PER_PAGE
+    def _would_another_thread_help(self) -> bool:
+        """Return whether more wait than there are idle threads, and another one is allowed."""
+        idle = self._thread_count - self._rendering_count
+        return len(self._pending) > idle and self._thread_count < limits.MAX_THREADS_PER_PAGE
 
-    def _start_thread(self) -> bool:
+    def _try_start_thread(self) -> bool:
         """Start a thread; return False if that is impossible, as after the main thread's end."""
         name = "apscheduler-telemetry-collect"
         try:
-            threading.Thread(target=self._run_pending, name=name, daemon=True).start()
+            threading.Thread(target=self._render_until_idle, name=name, daemon=True).start()
         except RuntimeError:
             return False
         self._thread_count += 1
         return True
 
-    def _run_pending(self) -> None:
-        while (rendering := self._take()) is not None:
+    def _render_until_idle(self) -> None:
+        while (rendering := self._wait_for_rendering()) is not None:
             rendering.run()
             with self._condition:
                 self._rendering_count -= 1
-                self._started_at.pop(rendering.key, None)
+                self._latest_start_by_key.pop(rendering.key, None)
                 self._condition.notify_all()
             del rendering  # the result may be large
 
-    def _take(self) -> _Rendering | None:
+    def _wait_for_rendering(self) -> _Rendering | None:
         """Wait for a rendering that may start; return None if this thread is to end."""
         with self._condition:
             while True:
                 rendering, seconds_to_wait = self._find_ready()
                 if rendering is not None:
-                    self._started_at[rendering.key] = time.monotonic()
+                    self._latest_start_by_key[rendering.key] = time.monotonic()
                     self._rendering_count += 1
                     return rendering
                 is_other_available = self._thread_count - self._rendering_count > 1
@@ -184,7 +184,7 @@ class RenderQueue:
         now = time.monotonic()
         seconds_to_wait = limits.IDLE_THREAD_SECONDS
         for key, rendering in list(self._pending.items()):
-            ready_at = self._started_at.get(key, -inf) + limits.SLOW_RENDER_SECONDS
+            ready_at = self._latest_start_by_key.get(key, -inf) + limits.SLOW_RENDER_SECONDS
             if ready_at > now:
                 seconds_to_wait = min(seconds_to_wait, ready_at - now)
                 continue

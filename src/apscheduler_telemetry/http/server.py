@@ -22,7 +22,7 @@ from apscheduler_telemetry.http.access import (
 from apscheduler_telemetry.http.limits import ConnectionLimits
 from apscheduler_telemetry.http.messages import LIVENESS_PAGE
 from apscheduler_telemetry.http.tls import ReloadingTLSContext, TLSOptions
-from apscheduler_telemetry.http.wsgi_server import ThreadingWSGIServer
+from apscheduler_telemetry.http.wsgi_server import HardenedWSGIServer
 
 
 class HTTPServer:
@@ -35,7 +35,7 @@ class HTTPServer:
         url: its base URL, without a trailing slash.
     """
 
-    def __init__(self, server: ThreadingWSGIServer) -> None:
+    def __init__(self, server: HardenedWSGIServer) -> None:
         """Serve requests from `server`, which is already listening."""
         self.addr: str
         self.port: int
@@ -100,7 +100,7 @@ class UnavailableHTTPServer(HTTPServer):
         """Do nothing."""
 
 
-def start_http_server(  # noqa: PLR0913  # keyword-only
+def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
     app: Callable[..., Iterable[bytes]],
     port: int,
     addr: str,
@@ -142,7 +142,7 @@ def start_http_server(  # noqa: PLR0913  # keyword-only
         family, address = _resolve(addr, port)
         if hosts is None:
             hosts = AllowedHosts([addr] if is_loopback_address(str(address[0])) else ["*"])
-        server = ThreadingWSGIServer(
+        server = HardenedWSGIServer(
             family=family,
             address=address,
             app=AccessControl(app, hosts=hosts, token=token, public_page=LIVENESS_PAGE),

@@ -134,7 +134,7 @@ class ReloadingTLSContext:
         """Whether the server speaks TLS."""
         return self._context is not None
 
-    def current(self) -> ssl.SSLContext | None:
+    def get_current_context(self) -> ssl.SSLContext | None:
         """Return the context for a new connection; None for plain HTTP."""
         if self._context is None:
             return None

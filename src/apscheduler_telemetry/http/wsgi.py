@@ -13,16 +13,20 @@ from typing import Any
 
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import TelemetryApp
-from apscheduler_telemetry.http.connections import SOCKET_KEY, is_disconnected, shutdown_socket
+from apscheduler_telemetry.http.connections import (
+    SOCKET_ENVIRON_KEY,
+    is_disconnected,
+    shutdown_socket,
+)
 from apscheduler_telemetry.http.messages import (
     INTERNAL_ERROR_RESPONSE,
     Request,
     Response,
-    assume_connected,
+    assume_not_gone,
 )
-from apscheduler_telemetry.http.readers import ReaderBudget
+from apscheduler_telemetry.http.readers import BufferBudget
 
-_SOCKET_KEYS = (SOCKET_KEY, "gunicorn.socket", "werkzeug.socket")
+_SOCKET_KEYS = (SOCKET_ENVIRON_KEY, "gunicorn.socket", "werkzeug.socket")
 """Keys of the connection in the WSGI environments of our server and of others."""
 
 
@@ -35,9 +39,9 @@ class WSGIApp:
         budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp, budget: ReaderBudget) -> None:
+    def __init__(self, app: TelemetryApp, budget: BufferBudget) -> None:
         self._app = app
-        self._budget = budget
+        self._buffer_budget = budget
 
     def __call__(
         self, environ: Mapping[str, Any], start_response: Callable[..., object]
@@ -50,8 +54,8 @@ class WSGIApp:
         if request.method == "HEAD":
             return []
         disconnect = None if connection is None else partial(shutdown_socket, connection)
-        max_piece = None if SOCKET_KEY in environ else limits.MAX_FOREIGN_PIECE_BYTES
-        return self._budget.open_reader(response, disconnect=disconnect, max_piece=max_piece)
+        max_piece = None if SOCKET_ENVIRON_KEY in environ else limits.MAX_FOREIGN_PIECE_BYTES
+        return self._buffer_budget.open_reader(response, disconnect=disconnect, max_piece=max_piece)
 
     def _get_response(self, request: Request) -> Response:
         try:
@@ -75,7 +79,7 @@ def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
     if connection is not None:
         is_client_gone = partial(is_disconnected, connection, since=time.monotonic())
     else:  # waitress knows it if its option channel_request_lookahead is set
-        is_client_gone = environ.get("waitress.client_disconnected", assume_connected)
+        is_client_gone = environ.get("waitress.client_disconnected", assume_not_gone)
     return Request(
         method=environ["REQUEST_METHOD"],
         root_path=environ.get("SCRIPT_NAME", ""),

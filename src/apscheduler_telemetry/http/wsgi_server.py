@@ -21,7 +21,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.connections import (
-    SOCKET_KEY,
+    SOCKET_ENVIRON_KEY,
     ConnectionTracker,
     shutdown_socket,
 )
@@ -30,7 +30,7 @@ from apscheduler_telemetry.http.tls import ReloadingTLSContext
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The errors of ``accept`` after which the connection is still waiting to be accepted."""
 
 _ABSOLUTE_FORM = re.compile(r"https?://(?P<authority>[^/?#]+)", re.IGNORECASE)
@@ -40,7 +40,7 @@ class RequestHandler(WSGIRequestHandler):
     """Reads one request, with a timeout, and writes nothing to stderr."""
 
     default_request_version = "HTTP/1.0"  # so that errors have a status line, unlike with 0.9
-    server: ThreadingWSGIServer
+    server: HardenedWSGIServer
 
     def setup(self) -> None:
         """Set the timeout of the connection."""
@@ -83,7 +83,7 @@ class RequestHandler(WSGIRequestHandler):
 
     def get_environ(self) -> dict[str, Any]:
         """Add the connection, so that `WSGIApp` can look whether the client is still there."""
-        return {**super().get_environ(), SOCKET_KEY: self.request}
+        return {**super().get_environ(), SOCKET_ENVIRON_KEY: self.request}
 
     def parse_request(self) -> bool:
         """
@@ -112,7 +112,7 @@ class RequestHandler(WSGIRequestHandler):
         """Keep the request log off stderr."""
 
 
-class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
+class HardenedWSGIServer(ThreadingMixIn, WSGIServer):
     """
     A server that untrusted clients cannot block: one thread for each connection, with limits.
 
@@ -157,7 +157,7 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
         self.connections = ConnectionTracker(connection_limits, report_exception)
         self._tls = tls
         self._report_exception = report_exception
-        self._is_stopping = threading.Event()
+        self._stopping_event = threading.Event()
         self._connections_without_thread: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
         super().__init__(address, RequestHandler)
         self.set_app(app)
@@ -178,12 +178,12 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
         try:
             connection, address = self.socket.accept()
         except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
+            if error.errno in _RESOURCE_ERRNOS:
                 self._report_exception("http")
-                self._is_stopping.wait(limits.ACCEPT_RETRY_SECONDS)
+                self._stopping_event.wait(limits.ACCEPT_RETRY_SECONDS)
             raise
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.SEND_BUFFER_BYTES)
-        context = self._tls.current()
+        context = self._tls.get_current_context()
         if context is None:
             return connection, address
         try:
@@ -215,7 +215,7 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
         """Handle connections that no thread could be started for, until `server_close`."""
         while (pending := self._connections_without_thread.get()) is not None:
             request, client_address = pending
-            self.connections.set_deadline(request, limits.SPARE_THREAD_SECONDS)
+            self.connections.set_deadline(request, limits.SPARE_THREAD_CONNECTION_SECONDS)
             self.process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -229,7 +229,7 @@ class ThreadingWSGIServer(ThreadingMixIn, WSGIServer):
 
     def stop(self) -> None:
         """End `serve_forever` and all connections; call this from another thread."""
-        self._is_stopping.set()
+        self._stopping_event.set()
         # Wakes the accepting thread, and stops copies of the socket in forked children too.
         shutdown_socket(self.socket)
         self.shutdown()

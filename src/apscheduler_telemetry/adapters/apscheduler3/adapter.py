@@ -27,7 +27,7 @@ from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
 from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
+from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
@@ -38,7 +38,7 @@ from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.apscheduler3.wrappers import (
     describe_rejected,
-    find_running_scheduler,
+    find_scheduler_started_by,
     is_initialized,
 )
 from apscheduler_telemetry.adapters.base import AdapterDependencies
@@ -63,10 +63,10 @@ class APScheduler3Adapter:
         self._result_patches = PatchSet()
         # By the identity of the patched object, which owns the hooks. The references are weak
         # because an object may be removed from the scheduler and freed.
-        self._executor_hooks: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
-        self._jobstore_hooks: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
+        self._hooks_by_executor_id: WeakValueDictionary[int, ExecutorHooks] = WeakValueDictionary()
+        self._hooks_by_jobstore_id: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
         recorder, error_reporter = dependencies.recorder, dependencies.error_reporter
-        self._worker = BackgroundWorker(error_reporter, dependencies.suppress_tracing)
+        self._worker = BackgroundWorker(error_reporter, dependencies.suppressing_tracing)
         self._links = TraceLinks(
             dependencies.origins, dependencies.context_store, self._worker, error_reporter
         )
@@ -88,7 +88,7 @@ class APScheduler3Adapter:
             look_ahead=look_ahead,
         )
         self._jobs = TrackedJobs(recorder, look_ahead)
-        self._events = JobEvents(
+        self._job_event_handler = JobEventHandler(
             jobs=self._jobs,
             recorder=recorder,
             loop=self._loop,
@@ -107,7 +107,7 @@ class APScheduler3Adapter:
     @staticmethod
     def find_scheduler(candidate: object) -> Any:
         """Return the scheduler of APScheduler 3 that runs when `candidate` is started, or None."""
-        scheduler = find_running_scheduler(candidate)
+        scheduler = find_scheduler_started_by(candidate)
         return scheduler if is_initialized(scheduler) else None
 
     @staticmethod
@@ -134,7 +134,7 @@ class APScheduler3Adapter:
         exit_warning.cancel_exit_warning(self._scheduler)
         self._links.flush(MAX_FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
-        for hooks in list(self._jobstore_hooks.values()):
+        for hooks in list(self._hooks_by_jobstore_id.values()):
             hooks.stop_polling()
         self._dependencies.observers.stop(self._result_patches.restore)
         self._patches.restore()
@@ -176,7 +176,7 @@ class APScheduler3Adapter:
 
     def _patch_scheduler(self) -> None:
         scheduler = self._scheduler
-        exit_warning.warn_of_scheduled_jobs_at_exit(
+        exit_warning.register_exit_warning(
             scheduler,
             self._loop.get_thread,
             self._dependencies.recorder,
@@ -186,7 +186,7 @@ class APScheduler3Adapter:
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)
         self._patches.patch(scheduler, "_configure", self._wrap_configure)
         if isinstance(scheduler, AsyncIOScheduler):
-            self._patches.patch(scheduler, "start", _wrap_asyncio_start)
+            self._patches.patch(scheduler, "start", _wrap_asyncio_start_with_hint)
         scheduler.add_listener(
             self._on_scheduler_event,
             EVENT_EXECUTOR_ADDED
@@ -255,17 +255,17 @@ class APScheduler3Adapter:
 
     def _hook_executor(self, alias: str) -> None:
         executor = self._scheduler._executors[alias]  # noqa: SLF001
-        hooks = self._executor_hooks.get(id(executor))
+        hooks = self._hooks_by_executor_id.get(id(executor))
         if hooks is not None:  # removed and added again
             hooks.on_executor_added(alias)
             return
-        self._executor_hooks[id(executor)] = ExecutorHooks(
+        self._hooks_by_executor_id[id(executor)] = ExecutorHooks(
             scheduler=self._scheduler,
             executor=executor,
             alias=alias,
             patches=self._patches,
             result_patches=self._result_patches,
-            events=self._events,
+            events=self._job_event_handler,
             loop=self._loop,
             unsubmitted_recorder=self._unsubmitted_recorder,
             run_tracker=self._run_tracker,
@@ -276,41 +276,41 @@ class APScheduler3Adapter:
 
     def _hook_jobstore(self, alias: str) -> JobStoreHooks:
         store = self._scheduler._jobstores[alias]  # noqa: SLF001
-        hooks = self._jobstore_hooks.get(id(store))
+        hooks = self._hooks_by_jobstore_id.get(id(store))
         if hooks is not None:  # removed and added again
             hooks.on_jobstore_added(alias)
             return hooks
-        hooks = self._jobstore_hooks[id(store)] = JobStoreHooks(
+        hooks = self._hooks_by_jobstore_id[id(store)] = JobStoreHooks(
             scheduler=self._scheduler,
             store=store,
             alias=alias,
             patches=self._patches,
-            events=self._events,
+            events=self._job_event_handler,
             loop=self._loop,
             recorder=self._dependencies.recorder,
             error_reporter=self._dependencies.error_reporter,
-            suppress_tracing=self._dependencies.suppress_tracing,
+            suppressing_tracing=self._dependencies.suppressing_tracing,
             clock=time.time,
         )
         return hooks
 
     def _on_jobstore_removed(self, alias: str) -> None:
-        for hooks in list(self._jobstore_hooks.values()):
+        for hooks in list(self._hooks_by_jobstore_id.values()):
             if hooks.alias == alias:
                 hooks.on_jobstore_removed()
         self._jobs.remove_jobstore(alias)
 
     def _start_polling_jobstores(self) -> None:
         for store in list(self._scheduler._jobstores.values()):  # noqa: SLF001
-            self._jobstore_hooks[id(store)].start_polling()
+            self._hooks_by_jobstore_id[id(store)].start_polling()
 
     def _is_persistent(self, alias: str) -> bool:
         store = self._scheduler._jobstores.get(alias)  # noqa: SLF001
-        hooks = self._jobstore_hooks.get(id(store))
+        hooks = self._hooks_by_jobstore_id.get(id(store))
         return hooks is not None and hooks.is_persistent
 
 
-def _wrap_asyncio_start(original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_asyncio_start_with_hint(original: Callable[..., Any]) -> Callable[..., Any]:
     def start(*args: Any, **kwargs: Any) -> Any:
         try:
             return original(*args, **kwargs)

@@ -54,7 +54,7 @@ class MeasurementSink(Protocol):
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # by position, which is shorter when pickled
         self,
-        key: int,
+        submission_id: int,
         due: datetime,
         position: int,
         started_at: float,
@@ -65,7 +65,7 @@ class MeasurementSink(Protocol):
         Take the measurement of a run, just before its event comes.
 
         Args:
-            key: identifies the submission.
+            submission_id: identifies the submission.
             due: a copy of the run time.
             position: which run time of the submission it is.
             started_at: Unix seconds of the start.
@@ -85,11 +85,11 @@ def register_sink(sink: MeasurementSink) -> int:
 
 
 def deliver_measurement(
-    measurement_sink_id: int, key: int, due: datetime, *measurement: Any
+    measurement_sink_id: int, submission_id: int, due: datetime, *measurement: Any
 ) -> datetime:
     """Pass a measurement on to its sink, if that exists, and return the plain run time."""
     sink = _sinks.get(measurement_sink_id)
-    return due if sink is None else sink.receive_measurement(key, due, *measurement)
+    return due if sink is None else sink.receive_measurement(submission_id, due, *measurement)
 
 
 _sink_ids = itertools.count()
@@ -131,7 +131,7 @@ class MeasuringRunTimes(list[datetime]):
         times: the run times.
         carriers: the W3C carrier of each run, empty if there is nothing to carry.
         measurement_sink_id: of the sink in the parent that takes the measurements.
-        key: identifies the submission to the sink.
+        submission_id: identifies the submission to the sink.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class MeasuringRunTimes(list[datetime]):
         times: Sequence[datetime],
         carriers: Sequence[Mapping[str, str]],
         measurement_sink_id: int,
-        key: int,
+        submission_id: int,
     ) -> None:
         super().__init__(times)
         self._trace_carriers = carriers
-        self._address = measurement_sink_id, key
+        self._address = measurement_sink_id, submission_id
 
     def __iter__(self) -> Iterator[datetime]:
         if not is_job_runner(_getframe(1)):

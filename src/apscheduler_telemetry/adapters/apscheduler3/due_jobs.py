@@ -41,7 +41,7 @@ def create_due_job_class(on_run_times: Callable[[Sequence[datetime]], None]) -> 
     return DueJob
 
 
-class DueJobs(list[Any]):
+class ObservableDueJobs(list[Any]):
     """
     A list of due jobs for the loop.
 

@@ -18,7 +18,7 @@ from apscheduler.executors.base import MaxInstancesReachedError
 from apscheduler.executors.debug import DebugExecutor
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
+from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -59,7 +59,7 @@ class ExecutorHooks:
         alias: str,
         patches: PatchSet,
         result_patches: PatchSet,
-        events: JobEvents,
+        events: JobEventHandler,
         loop: SchedulerLoop,
         unsubmitted_recorder: UnsubmittedRunRecorder,
         run_tracker: RunTracker,
@@ -70,7 +70,7 @@ class ExecutorHooks:
         self._scheduler = scheduler
         self._executor = executor
         self._patches = patches
-        self._events = events
+        self._job_event_handler = events
         self._loop = loop
         self._unsubmitted_recorder = unsubmitted_recorder
         self.run_tracker = run_tracker
@@ -104,7 +104,7 @@ class ExecutorHooks:
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        open_submission, on_job_submitted = self._open_submission, self._loop.on_job_submitted
+        open_submission, on_job_submitted = self._create_submission, self._loop.on_job_submitted
         serves_scheduler = self._serves_scheduler
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
@@ -142,7 +142,7 @@ class ExecutorHooks:
                 elif not isinstance(events, Iterator):  # of a user's executor
                     on_result(job_id, list(events) if isinstance(events, Iterable) else [])
             except BaseException as error:
-                self._finish_interrupted_result(job_id, events)
+                self._recover_interrupted_result(job_id, events)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -159,7 +159,7 @@ class ExecutorHooks:
             try:
                 self._on_result_lost(job_id, exc)
             except BaseException as error:
-                self._finish_interrupted_loss(job_id, exc)
+                self._recover_interrupted_loss(job_id, exc)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -175,7 +175,7 @@ class ExecutorHooks:
         owner = self._executor._scheduler  # noqa: SLF001
         return self._patches.is_active and (owner is self._scheduler or owner is None)
 
-    def _open_submission(
+    def _create_submission(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
         """
@@ -187,7 +187,7 @@ class ExecutorHooks:
             runs: a list that gets the runs, so that it has them also if Ctrl-C comes in between.
         """
         latest, alias = run_times[-1], job._jobstore_alias  # noqa: SLF001
-        tracked = self._get_job((alias, job.id)) or self._events.track(job, alias)
+        tracked = self._get_job((alias, job.id)) or self._job_event_handler.track(job, alias)
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
@@ -210,11 +210,11 @@ class ExecutorHooks:
             self.run_tracker.capture_arguments(job, runs)
         return submission
 
-    def _complete_submission(
+    def _recover_submission(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
-        """Return what `_open_submission` would have, which an exception has ended early."""
-        tracked = self._events.track(job, job._jobstore_alias)  # noqa: SLF001
+        """Return what `_create_submission` would have, which an exception has ended early."""
+        tracked = self._job_event_handler.track(job, job._jobstore_alias)  # noqa: SLF001
         runs.extend(tracked.create_run(due, self._alias) for due in run_times[len(runs) :])
         for run in runs:  # to record one twice is the same as once
             self._recorder.run_submitted(run)
@@ -247,7 +247,7 @@ class ExecutorHooks:
         if not is_refusal:
             self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         if submission is None:  # as Ctrl-C has come in between
-            submission = self._complete_submission(job, run_times, runs)
+            submission = self._recover_submission(job, run_times, runs)
         if is_refusal:
             self._finish_runs(submission, Outcome.SKIPPED)
         else:
@@ -261,7 +261,7 @@ class ExecutorHooks:
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
         if submission is None or submission.job_id != job_id:
-            submission = self._find_submission_by_events(job_id, events)
+            submission = self._take_submission_of_events(job_id, events)
             if submission is None:
                 return
         runs, finish_run_by_event = submission.runs, self._finish_run_by_event
@@ -274,24 +274,24 @@ class ExecutorHooks:
                 self._record_matching_events(submission, events)
         except BaseException:
             # Ctrl-C, or what an exception of the user's raises while it is described.
-            self._finish_interrupted(submission, events)
+            self._finish_by_outcomes_only(submission, events)
             raise
         finally:
-            self._open_submissions.pop(submission.key, None)
+            self._open_submissions.pop(submission.submission_id, None)
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
-    def _finish_interrupted_result(self, job_id: str, events: Any) -> None:
+    def _recover_interrupted_result(self, job_id: str, events: Any) -> None:
         """End the runs of a result whose recording an exception from outside has ended early."""
         try:
             submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
             if submission is None or submission.job_id != job_id:
                 return  # `_on_result` has ended its runs, or they are another job's
-            self._finish_interrupted(submission, events)
+            self._finish_by_outcomes_only(submission, events)
         except Exception:  # noqa: BLE001  # no events, or objects of the user's
             self._error_reporter.exception("adapter")
 
-    def _finish_interrupted(self, submission: Submission, events: Iterable[Any]) -> None:
+    def _finish_by_outcomes_only(self, submission: Submission, events: Iterable[Any]) -> None:
         """End the runs that have not ended, by no more of their events than the outcome."""
         for run, event in zip(submission.runs, events, strict=False):
             run.finish(outcome_of(event))
@@ -319,7 +319,7 @@ class ExecutorHooks:
             for event in events:
                 try:
                     if not found:
-                        found.append(self._find_submission_by_events(job_id, [event]))
+                        found.append(self._take_submission_of_events(job_id, [event]))
                     if found[0] is not None:
                         self._record_matching_event(found[0], event)
                 except Exception:  # noqa: BLE001
@@ -329,7 +329,7 @@ class ExecutorHooks:
         try:
             original(job_id, record_and_yield())
         finally:  # however many of them were read
-            submission = found[0] if found else self._find_submission_by_events(job_id, ())
+            submission = found[0] if found else self._take_submission_of_events(job_id, ())
             if submission is not None:
                 self._finish_runs(submission, Outcome.LOST)
 
@@ -349,10 +349,13 @@ class ExecutorHooks:
 
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
-        if submission.mark_abandoned() and submission.key in self._open_submissions:
+        if (
+            submission.mark_abandoned_and_check_idle()
+            and submission.submission_id in self._open_submissions
+        ):
             self._finish_runs(submission, Outcome.LOST, error)
 
-    def _finish_interrupted_loss(self, job_id: str, error: BaseException) -> None:
+    def _recover_interrupted_loss(self, job_id: str, error: BaseException) -> None:
         """Do the same as `_on_result_lost`, which an exception from outside has ended early."""
         try:
             abandoned = [each for each in self._iter_open_submissions(job_id) if each.is_abandoned]
@@ -365,7 +368,7 @@ class ExecutorHooks:
 
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if submission.key in self._open_submissions:  # unless `_abandon` was quicker
+        if submission.submission_id in self._open_submissions:  # unless `_abandon` was quicker
             self._finish_runs(submission, Outcome.LOST)
 
     def _finish_runs(
@@ -375,13 +378,13 @@ class ExecutorHooks:
         reason = None if error is None else self.run_tracker.describe_error(error)
         for run in submission.runs:
             self.run_tracker.finish_run(run, outcome, reason)
-        self._open_submissions.pop(submission.key, None)
+        self._open_submissions.pop(submission.submission_id, None)
         if submission.pool is not None:
             self._estimate_starts(submission.pool)
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # as of `MeasurementSink`
         self,
-        key: int,
+        submission_id: int,
         due: datetime,
         position: int,
         started_at: float,
@@ -389,14 +392,14 @@ class ExecutorHooks:
         telemetry_error: str | None,
     ) -> datetime:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
-        submission = self._open_submissions.get(key)
+        submission = self._open_submissions.get(submission_id)
         runs = () if submission is None else submission.runs[position : position + 1]
         if not runs or not _is_same_time(runs[0].due, due):
             return due  # abandoned in the meantime
         run = runs[0]
         try:
             if run.start(started_at):
-                run.stop(duration)
+                run.set_duration(duration)
             if telemetry_error:
                 self.run_tracker.report_child_error(telemetry_error)
         except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
@@ -405,7 +408,7 @@ class ExecutorHooks:
 
     # Open submissions
 
-    def _find_submission_by_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+    def _take_submission_of_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
         """Return the open submission that events are about, None if there is none."""
         if not events:
             return next(self._iter_open_submissions(job_id), None)
@@ -427,7 +430,7 @@ class ExecutorHooks:
     def _iter_open_submissions(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""
         for submission in list(self._open_submissions.values()):  # other threads change it
-            if submission.job_id == job_id and submission.key in self._open_submissions:
+            if submission.job_id == job_id and submission.submission_id in self._open_submissions:
                 yield submission
 
     def _estimate_starts(self, pool: Any) -> None:

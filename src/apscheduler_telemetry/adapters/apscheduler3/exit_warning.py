@@ -28,7 +28,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.times import to_datetime
 
 
-def warn_of_scheduled_jobs_at_exit(
+def register_exit_warning(
     scheduler: Any,
     get_thread: Callable[[], threading.Thread | None],
     recorder: Recorder,
@@ -62,8 +62,8 @@ def cancel_exit_warning(scheduler: Any) -> None:
     _exit_checks.pop(id(scheduler), None)
 
 
-def pending_jobs_message(
-    scheduler: Any, thread: threading.Thread | None, recorder: Recorder, *, is_told_to_end: bool
+def find_exit_message(
+    scheduler: Any, thread: threading.Thread | None, recorder: Recorder, *, is_exit_intended: bool
 ) -> str | None:
     """
     Return what to log if the process ended now, or None if there are no jobs to run.
@@ -72,7 +72,7 @@ def pending_jobs_message(
         scheduler: an APScheduler 3 scheduler.
         thread: that of its latest pass over due jobs; None if that is not known.
         recorder: has the next runs of its jobs.
-        is_told_to_end: as of the function.
+        is_exit_intended: as of the function.
     """
     thread = getattr(scheduler, "_thread", None) or thread  # a BackgroundScheduler knows its own
     if (
@@ -90,7 +90,7 @@ def pending_jobs_message(
         f"Exiting with {len(next_runs)} pending job(s) in scheduler {recorder.scheduler_name!r}"
     )
     following = f"Next: {label_value(job_id)!r} at {at}"
-    if is_told_to_end:
+    if is_exit_intended:
         return f"{pending}. {following}. To let runs in progress end, call its shutdown() first."
     return (
         f"{pending}: it runs in a daemon thread, which ends with the main thread. {following}. "
@@ -99,7 +99,7 @@ def pending_jobs_message(
     )
 
 
-def is_told_to_end() -> bool:
+def is_exit_intended() -> bool:
     """
     Tell whether this process ends because something has ended it, and not as its script ran out.
 
@@ -137,9 +137,9 @@ def _log_scheduled_jobs() -> None:
         if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
-            is_intended = check.is_in_pytest or is_told_to_end()
+            is_intended = check.is_in_pytest or is_exit_intended()
             thread = None if get_thread is None else get_thread()
-            message = pending_jobs_message(scheduler, thread, recorder, is_told_to_end=is_intended)
+            message = find_exit_message(scheduler, thread, recorder, is_exit_intended=is_intended)
         except Exception:  # noqa: BLE001  # the process must still end
             error_reporter.exception("adapter")
             continue

@@ -59,28 +59,28 @@ class JobDeserializer:
         self._store = store
         self._patches = patches
         self._recorder = recorder
-        self._thread_state = _DeserializationState()
+        self._thread_state = _FailureHandlingOfThread()
         self.is_supported = hasattr(store, _DESERIALIZE_METHOD)
         if self.is_supported:
             patches.patch(store, _DESERIALIZE_METHOD, self._wrap_reconstitute_job)
 
     def deserialize_job(self, state: bytes) -> Any:
         """Return the job with this pickled state, or an `UndeserializableJob`."""
-        with self.preserve_rows():
+        with self.preserving_rows():
             return getattr(self._store, _DESERIALIZE_METHOD)(state)
 
     @property
     def is_preserving_rows(self) -> bool:
-        """Whether this thread is in the context of `preserve_rows`."""
+        """Whether this thread is in the context of `preserving_rows`."""
         return self._thread_state.is_preserving
 
-    def preserve_rows(self) -> AbstractContextManager[None]:
+    def preserving_rows(self) -> AbstractContextManager[None]:
         """
         Make the store return an `UndeserializableJob` for rows that it would delete.
 
         This applies only to the current thread, in which telemetry reads the store.
         """
-        return self._thread_state.preserve_rows()
+        return self._thread_state.preserving_rows()
 
     def counting_failures(self) -> AbstractContextManager[FailureCount]:
         """
@@ -107,12 +107,12 @@ class JobDeserializer:
         return reconstitute_job
 
 
-class _DeserializationState(threading.local):
+class _FailureHandlingOfThread(threading.local):
     is_preserving = False
     failures: FailureCount | None = None
 
     @contextmanager
-    def preserve_rows(self) -> Iterator[None]:
+    def preserving_rows(self) -> Iterator[None]:
         before = self.is_preserving
         self.is_preserving = True
         try:

@@ -18,7 +18,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.times import to_unix_seconds
 
 
-class JobEvents:
+class JobEventHandler:
     """
     Handles the events in the job stores of one scheduler.
 
@@ -32,8 +32,8 @@ class JobEvents:
         clock: returns Unix seconds.
 
     Attributes:
-        observe_run_times: see `UnsubmittedRunRecorder`; to be called with the due jobs that the
-            loop gets.
+        make_run_times_observable: see `UnsubmittedRunRecorder`; to be called with the due jobs
+            that the loop gets.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -55,7 +55,7 @@ class JobEvents:
         self._links = links
         self._unsubmitted_recorder = unsubmitted_recorder
         # The method itself, as every pass calls it.
-        self.observe_run_times = unsubmitted_recorder.observe_run_times
+        self.make_run_times_observable = unsubmitted_recorder.make_run_times_observable
         self._clock = clock
 
     # What this process does
@@ -67,7 +67,7 @@ class JobEvents:
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
         # If Ctrl-C has prevented the loop's patch from noting the submission, the stack shows it.
-        if self._loop.is_setting_next_run(job.id) or self._loop.is_running_own_code:
+        if self._loop.is_setting_next_run(job.id) or self._loop.is_called_by_loop:
             self.on_job_rescheduled_by_loop(job, alias)
             return
         tracked = self._get_job((alias, job.id))
@@ -117,7 +117,7 @@ class JobEvents:
             self.jobs.observe_interval(tracked, intervals, job.next_run_time)
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would cost a call after every run.
-        if tracked.intervals_expiry is not None and tracked.needs_intervals:
+        if tracked.intervals_expiry is not None and tracked.has_outdated_intervals:
             self.jobs.update_intervals(tracked, job)
         if tracked.next_run_origin is not None:
             self._links.drop_next_run_origin(tracked)
@@ -129,7 +129,7 @@ class JobEvents:
         if self._loop.is_setting_next_run(job_id):
             self._loop.clear_job_awaiting_next_run()
             reason = RemovalReason.FINISHED
-        elif self._loop.is_running_own_code:
+        elif self._loop.is_called_by_loop:
             # Before it is submitted, the loop removes a job only if its executor does not exist.
             self._recorder.count_scheduler_error(SchedulerErrorKind.EXECUTOR_LOOKUP)
             reason = RemovalReason.FAILED
@@ -145,7 +145,7 @@ class JobEvents:
 
     def on_all_jobs_removed(self, alias: str) -> None:
         """Note that the user has removed all jobs of a store."""
-        for tracked in self.jobs.in_jobstore(alias):
+        for tracked in self.jobs.list_jobs_in_jobstore(alias):
             self._on_removed_by_user(tracked)
 
     def sync_due_jobs(self, jobs: Iterable[Any], alias: str) -> None:
@@ -181,7 +181,7 @@ class JobEvents:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
         info = info or self.describe(job, alias)
-        self._unsubmitted_recorder.detect_uncountable_trigger(job.trigger)
+        self._unsubmitted_recorder.note_trigger(job.trigger)
         tracked = self.jobs.upsert(info, job, is_from_other_process=True)
         if has_changed:
             self._links.load_origins(tracked)
@@ -206,7 +206,7 @@ class JobEvents:
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
-        self._unsubmitted_recorder.detect_uncountable_trigger(job.trigger)
+        self._unsubmitted_recorder.note_trigger(job.trigger)
         return self.jobs.upsert(info, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:

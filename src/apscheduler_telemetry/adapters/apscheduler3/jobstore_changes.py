@@ -34,7 +34,7 @@ class Reading:
         """Note what is being changed: the id of a job, or a `_StoreWideChange`."""
         self._changed.add(changed)
 
-    def is_outdated(self, job_id: Hashable) -> bool:
+    def has_job_changed(self, job_id: Hashable) -> bool:
         """Return whether a job may have changed since it was read."""
         return job_id in self._changed or _ALL_JOBS in self._changed
 
@@ -69,15 +69,15 @@ class JobStoreChanges:
 
     # By the hooks
 
-    def mark_job_changing(self, job_id: Hashable) -> AbstractContextManager[None]:
+    def changing_job(self, job_id: Hashable) -> AbstractContextManager[None]:
         """Note that one job is being changed in this context."""
         return _ChangeInProgress(self, job_id)
 
-    def mark_all_jobs_changing(self) -> AbstractContextManager[None]:
+    def changing_all_jobs(self) -> AbstractContextManager[None]:
         """Note that all jobs are being changed in this context."""
         return _ChangeInProgress(self, _ALL_JOBS)
 
-    def mark_listing_jobs(self) -> AbstractContextManager[None]:
+    def listing_jobs(self) -> AbstractContextManager[None]:
         """Note that jobs are being listed in this context, which may delete some of them."""
         return _ChangeInProgress(self, _LISTING)
 
@@ -113,17 +113,21 @@ class JobStoreChanges:
         self._readings.discard(reading)
 
     @synchronized
-    def apply_job(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
+    def apply_if_unchanged(
+        self, reading: Reading, job_id: Hashable, apply: Callable[[], None]
+    ) -> None:
         """Call `apply` for a job that was read, unless the job has changed since."""
-        if self.alias == reading.alias and not reading.is_outdated(job_id):
+        if self.alias == reading.alias and not reading.has_job_changed(job_id):
             apply()
 
     @synchronized
-    def apply_removal(self, reading: Reading, job_id: Hashable, apply: Callable[[], None]) -> None:
+    def apply_removal_if_unchanged(
+        self, reading: Reading, job_id: Hashable, apply: Callable[[], None]
+    ) -> None:
         """Call `apply` for a job that a reading did not find, unless the job has changed since."""
         # A listing may be deleting a row that it cannot deserialize. It will report that itself.
         if _LISTING not in self._in_progress:
-            self.apply_job(reading, job_id, apply)
+            self.apply_if_unchanged(reading, job_id, apply)
 
 
 class _ChangeInProgress(AbstractContextManager[None]):

@@ -21,7 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
+from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges, Reading
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
     BATCH_SIZE,
@@ -37,7 +37,7 @@ from apscheduler_telemetry.core.model import Clock, RemovalReason, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
-COMPONENT = "adapter"
+ERROR_COMPONENT = "adapter"
 
 NEXT_RUN_TOLERANCE = 1e-3
 """Seconds by which a stored next run may differ from that of the job: databases round."""
@@ -62,7 +62,7 @@ class JobStorePoller:
         loop: shows in which process the scheduler was started.
         recorder: records when the store was read, and failures.
         error_reporter: counts failures of telemetry.
-        suppress_tracing: returns a context manager in which no spans are created.
+        suppressing_tracing: returns a context manager in which no spans are created.
         clock: returns Unix seconds.
 
     Attributes:
@@ -89,11 +89,11 @@ class JobStorePoller:
         changes: JobStoreChanges,
         deserializer: JobDeserializer,
         patches: PatchSet,
-        events: JobEvents,
+        events: JobEventHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
-        suppress_tracing: Callable[[], AbstractContextManager[None]],
+        suppressing_tracing: Callable[[], AbstractContextManager[None]],
         clock: Clock,
     ) -> None:
         self._scheduler = scheduler
@@ -102,13 +102,13 @@ class JobStorePoller:
         self._changes = changes
         self._deserializer = deserializer
         self._patches = patches
-        self._events = events
+        self._job_event_handler = events
         self._loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
         # Each store has its own worker, because a server that does not answer blocks it.
-        self._worker = BackgroundWorker(error_reporter, suppress_tracing)
+        self._worker = BackgroundWorker(error_reporter, suppressing_tracing)
         self._reader: JobStoreReader | None = None
         self._poll_token = object()
         self._is_failing = False
@@ -157,7 +157,7 @@ class JobStorePoller:
         try:
             self._read_store()
         except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
 
     # In the background
 
@@ -170,7 +170,7 @@ class JobStorePoller:
             if poller is not None and poller._poll_token is token:  # noqa: SLF001  # ours
                 poller._poll_and_reschedule()  # noqa: SLF001
 
-        self._worker.submit(COMPONENT, read, after=seconds)
+        self._worker.submit(ERROR_COMPONENT, read, after=seconds)
 
     def _poll_and_reschedule(self) -> None:
         """Read the store, and schedule the next reading if there is to be one."""
@@ -184,7 +184,7 @@ class JobStorePoller:
         except _JobStoreError as error:
             self._report_failure(error)
         except Exception:  # noqa: BLE001  # the next reading may succeed
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
         if not is_finished:
             spent = time.perf_counter() - started_at
             self._schedule_reading(max(self.POLL_INTERVAL, spent / self.MAX_DUTY_CYCLE))
@@ -231,8 +231,8 @@ class JobStorePoller:
 
     def _read_all_jobs(self, reading: Reading) -> None:
         """Read all jobs through the store itself, which deserializes each of them."""
-        known = self._known_jobs(reading)
-        with _convert_store_errors(), self._deserializer.preserve_rows():
+        known = self._tracked_jobs_by_id(reading)
+        with _convert_store_errors(), self._deserializer.preserving_rows():
             jobs = list(self._store.get_all_jobs())
         found = [job for job in jobs if not isinstance(job, UndeserializableJob)]
         for job in found:
@@ -244,20 +244,20 @@ class JobStorePoller:
 
     def _read_changed_jobs(self, reading: Reading, reader: JobStoreReader) -> None:
         """Ask the store for the next run of each job, and for the jobs whose next run changed."""
-        known = self._known_jobs(reading)
+        known = self._tracked_jobs_by_id(reading)
         try:
             with _convert_store_errors():
                 next_runs = reader.fetch_next_runs()
             changed = [
                 job_id
                 for job_id, next_run in next_runs.items()
-                if self._has_changed(known.get(job_id), job_id, next_run)
+                if self._has_next_run_changed(known.get(job_id), job_id, next_run)
             ]
             for start in range(0, len(changed), BATCH_SIZE):
                 with _convert_store_errors():
-                    states = reader.fetch_states(changed[start : start + BATCH_SIZE])
+                    states = reader.fetch_pickled_jobs(changed[start : start + BATCH_SIZE])
                 for job_id, state in states:
-                    self._apply_state(job_id, state, next_runs[job_id], reading)
+                    self._apply_pickled_job(job_id, state, next_runs[job_id], reading)
         finally:
             reader.disconnect()
         vanished = [tracked for job_id, tracked in known.items() if job_id not in next_runs]
@@ -269,10 +269,15 @@ class JobStorePoller:
         for job_id in self._undeserializable_next_runs.keys() - next_runs:
             del self._undeserializable_next_runs[job_id]
 
-    def _known_jobs(self, reading: Reading) -> dict[Hashable, TrackedJob]:
-        return {tracked.key[1]: tracked for tracked in self._events.jobs.in_jobstore(reading.alias)}
+    def _tracked_jobs_by_id(self, reading: Reading) -> dict[Hashable, TrackedJob]:
+        return {
+            tracked.job_key[1]: tracked
+            for tracked in self._job_event_handler.jobs.list_jobs_in_jobstore(reading.alias)
+        }
 
-    def _has_changed(self, tracked: TrackedJob | None, job_id: str, next_run: float | None) -> bool:
+    def _has_next_run_changed(
+        self, tracked: TrackedJob | None, job_id: str, next_run: float | None
+    ) -> bool:
         undeserializable = self._undeserializable_next_runs
         if job_id in undeserializable and undeserializable[job_id] == next_run:
             return False  # it could not be deserialized this time either
@@ -282,7 +287,7 @@ class JobStorePoller:
             return next_run is not tracked.next_run
         return abs(next_run - tracked.next_run) > NEXT_RUN_TOLERANCE
 
-    def _apply_state(
+    def _apply_pickled_job(
         self, job_id: str, state: bytes, next_run: float | None, reading: Reading
     ) -> None:
         job = self._deserializer.deserialize_job(state)
@@ -292,20 +297,20 @@ class JobStorePoller:
             self._apply_read_job(job, reading)
 
     def _apply_read_job(self, job: Any, reading: Reading) -> None:
-        events, alias = self._events, reading.alias
+        events, alias = self._job_event_handler, reading.alias
         try:
             info = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, info)
-            self._changes.apply_job(reading, job.id, apply)
+            self._changes.apply_if_unchanged(reading, job.id, apply)
         except Exception:  # noqa: BLE001  # of one job; the others are still applied
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
 
     def _apply_removals(
         self, vanished: Iterable[TrackedJob], reading: Reading, reason: RemovalReason
     ) -> None:
         for tracked in vanished:
-            apply = partial(self._events.on_job_vanished, tracked, reason)
-            self._changes.apply_removal(reading, tracked.key[1], apply)
+            apply = partial(self._job_event_handler.on_job_vanished, tracked, reason)
+            self._changes.apply_removal_if_unchanged(reading, tracked.job_key[1], apply)
 
 
 class _JobStoreError(Exception):

@@ -22,7 +22,7 @@ class JobStoreReader(Protocol):
     def fetch_next_runs(self) -> Mapping[str, float | None]:
         """Return the next run of each job by id, in Unix seconds; None if the job is paused."""
 
-    def fetch_states(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
+    def fetch_pickled_jobs(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
         """Return ids and pickles of those of these jobs that are in the store."""
 
     def disconnect(self) -> None:
@@ -38,7 +38,7 @@ class SeparateConnectionUnsafeError(Exception):
 
 
 BATCH_SIZE = 100
-"""Jobs to pass to `JobStoreReader.fetch_states` at a time: fewer than SQL allows parameters."""
+"""Jobs to pass to `fetch_pickled_jobs` at a time: fewer than SQL allows parameters."""
 
 
 def create_reader(store: Any) -> JobStoreReader | None:
@@ -101,7 +101,7 @@ class SQLAlchemyReader:
         columns = self._table.c
         return dict(map(tuple, self._fetch(select(columns.id, columns.next_run_time))))
 
-    def fetch_states(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
+    def fetch_pickled_jobs(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
         from sqlalchemy import select  # noqa: PLC0415
 
         columns = self._table.c
@@ -174,7 +174,7 @@ class RedisReader:
         next_runs = dict(scores)
         return {job_id.decode(): next_runs.get(job_id) for job_id in job_ids}
 
-    def fetch_states(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
+    def fetch_pickled_jobs(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
         states = self._client().hmget(self._store.jobs_key, list(job_ids))
         pairs = zip(job_ids, states, strict=True)
         return [(job_id, state) for job_id, state in pairs if state is not None]

@@ -16,7 +16,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEvents
+from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
@@ -26,7 +26,7 @@ from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.times import to_datetime
 
-COMPONENT = "adapter"
+ERROR_COMPONENT = "adapter"
 
 
 class JobStoreHooks:
@@ -42,7 +42,7 @@ class JobStoreHooks:
         loop: shows whether the scheduler's loop is making a change.
         recorder: counts failures of the store.
         error_reporter: counts failures of telemetry.
-        suppress_tracing: returns a context manager in which no spans are created.
+        suppressing_tracing: returns a context manager in which no spans are created.
         clock: returns Unix seconds.
 
     Attributes:
@@ -56,18 +56,18 @@ class JobStoreHooks:
         alias: str,
         *,
         patches: PatchSet,
-        events: JobEvents,
+        events: JobEventHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
-        suppress_tracing: Callable[[], AbstractContextManager[None]],
+        suppressing_tracing: Callable[[], AbstractContextManager[None]],
         clock: Clock,
     ) -> None:
         self.is_persistent = not isinstance(store, MemoryJobStore)
         self._scheduler = scheduler
         self._store = store
         self._patches = patches
-        self._events = events
+        self._job_event_handler = events
         self._loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
@@ -86,7 +86,7 @@ class JobStoreHooks:
             loop=loop,
             recorder=recorder,
             error_reporter=error_reporter,
-            suppress_tracing=suppress_tracing,
+            suppressing_tracing=suppressing_tracing,
             clock=clock,
         )
         self._patch_store()  # last, as another thread may use the store
@@ -129,9 +129,9 @@ class JobStoreHooks:
 
     def _wrap_add_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def add_job(job: Any) -> None:
-            with self._changes.mark_job_changing(job.id):
+            with self._changes.changing_job(job.id):
                 original(job)
-                self._call_with_alias(self._events.on_job_added, job)
+                self._call_with_alias(self._job_event_handler.on_job_added, job)
 
         return add_job
 
@@ -141,21 +141,24 @@ class JobStoreHooks:
         def update_job(job: Any) -> None:
             if not self._loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
-            with self._changes.mark_job_changing(job.id):
+            with self._changes.changing_job(job.id):
                 update_counting_errors(job)
-                self._call_with_alias(self._events.on_job_updated, job)
+                self._call_with_alias(self._job_event_handler.on_job_updated, job)
 
         if self.is_persistent:
             return update_job
-        return self._wrap_memory_update_job(original, fallback=update_job)
+        return self._wrap_update_job_with_fast_path(original, fallback=update_job)
 
-    def _wrap_memory_update_job(
+    def _wrap_update_job_with_fast_path(
         self, original: Callable[[Any], None], fallback: Callable[[Any], None]
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
         patches, changes = self._patches, self._changes
-        take_submission, on_job_advanced = self._loop.take_submission, self._events.on_job_advanced
+        take_submission, on_job_advanced = (
+            self._loop.take_submission,
+            self._job_event_handler.on_job_advanced,
+        )
 
         def update_job(job: Any) -> None:
             submission = take_submission(job)
@@ -170,7 +173,7 @@ class JobStoreHooks:
             try:
                 on_job_advanced(submission.tracked, job, changes.alias)
             except Exception:  # noqa: BLE001
-                self._error_reporter.exception(COMPONENT)
+                self._error_reporter.exception(ERROR_COMPONENT)
 
         return update_job
 
@@ -178,11 +181,11 @@ class JobStoreHooks:
         remove_counting_errors = self._wrap_counting_errors(original)
 
         def remove_job(job_id: str) -> None:
-            if not self._loop.is_running_own_code:
+            if not self._loop.is_called_by_loop:
                 self._track_before_change(job_id)
-            with self._changes.mark_job_changing(job_id):
+            with self._changes.changing_job(job_id):
                 remove_counting_errors(job_id)
-                self._call_with_alias(self._events.on_job_removed, job_id)
+                self._call_with_alias(self._job_event_handler.on_job_removed, job_id)
 
         return remove_job
 
@@ -194,16 +197,16 @@ class JobStoreHooks:
                 original()
                 return
             self._track_due_jobs_before_removal()
-            with self._changes.mark_all_jobs_changing():
+            with self._changes.changing_all_jobs():
                 original()
-                self._call_with_alias(self._events.on_all_jobs_removed)
+                self._call_with_alias(self._job_event_handler.on_all_jobs_removed)
 
         return remove_all_jobs
 
     def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         patches, loop = self._patches, self._loop
         set_due_jobs = loop.set_due_jobs
-        observe_run_times = self._events.observe_run_times
+        make_run_times_observable = self._job_event_handler.make_run_times_observable
         list_due_jobs = original
         if self.is_persistent:
             list_due_jobs = self._wrap_get_due_jobs_with_sync(original)
@@ -212,10 +215,10 @@ class JobStoreHooks:
             if not patches.is_active:
                 return original(now)
             try:
-                if loop.pass_thread_id is None or loop.is_patch_bypassed:
+                if loop.pass_thread_id is None or loop.is_pass_bypassing_patch:
                     loop.on_bypassing_pass_start()
             except Exception:  # noqa: BLE001
-                self._error_reporter.exception(COMPONENT)
+                self._error_reporter.exception(ERROR_COMPONENT)
             try:
                 jobs = list_due_jobs(now)
                 if type(jobs) is not list:
@@ -225,11 +228,11 @@ class JobStoreHooks:
                 raise
             try:
                 set_due_jobs(jobs)
-                jobs = observe_run_times(jobs)
-                if self._poller.is_to_be_read_in_pass and loop.is_running_own_code:
+                jobs = make_run_times_observable(jobs)
+                if self._poller.is_to_be_read_in_pass and loop.is_called_by_loop:
                     self._poller.read_in_pass()
             except Exception:  # noqa: BLE001
-                self._error_reporter.exception(COMPONENT)
+                self._error_reporter.exception(ERROR_COMPONENT)
             return jobs
 
         return get_due_jobs
@@ -238,10 +241,10 @@ class JobStoreHooks:
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
-            with self._changes.mark_listing_jobs():
+            with self._changes.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original(now))
-                self._call_with_alias(self._events.sync_due_jobs, jobs)
+                self._call_with_alias(self._job_event_handler.sync_due_jobs, jobs)
                 if failures.total:
                     self._call_with_alias(self._record_undeserializable_jobs, jobs, now)
             return jobs
@@ -252,7 +255,7 @@ class JobStoreHooks:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
-            with self._changes.mark_listing_jobs():
+            with self._changes.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:
@@ -273,7 +276,7 @@ class JobStoreHooks:
 
     def _count_jobstore_error(self) -> None:
         # The user's code gets the exception; the loop only logs it, or ends with it.
-        if self._patches.is_active and self._loop.is_running_own_code:
+        if self._patches.is_active and self._loop.is_called_by_loop:
             self._recorder.count_scheduler_error(SchedulerErrorKind.JOBSTORE)
 
     def _call_with_alias(self, handler: Callable[..., object], *args: Any) -> None:
@@ -284,7 +287,7 @@ class JobStoreHooks:
         try:
             handler(*args, alias)
         except Exception:  # noqa: BLE001
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
 
     # Reading before a change
 
@@ -297,14 +300,14 @@ class JobStoreHooks:
         alias = self.alias
         if alias is None or not self.is_persistent or not self._patches.is_active:
             return
-        if self._events.jobs.get((alias, job_id)) is not None:
+        if self._job_event_handler.jobs.get((alias, job_id)) is not None:
             return
         try:
             job = self._store.lookup_job(job_id)
         except Exception:  # noqa: BLE001  # the change itself will raise it, if it concerns the user
             return
         if job is not None:
-            self._call_with_alias(self._events.on_job_read, job)
+            self._call_with_alias(self._job_event_handler.on_job_read, job)
 
     def _track_due_jobs_before_removal(self) -> None:
         """Do the same for all jobs that are due, before all jobs are removed."""
@@ -312,15 +315,15 @@ class JobStoreHooks:
         if alias is None or not self._deserializer.is_supported or not self._patches.is_active:
             return
         try:
-            with self._deserializer.preserve_rows():  # so that nothing is deleted or logged
+            with self._deserializer.preserving_rows():  # so that nothing is deleted or logged
                 jobs = list(self._original_get_due_jobs(datetime.now(self._scheduler.timezone)))
         except Exception:  # noqa: BLE001  # as above
             return
         for job in jobs:
             if isinstance(job, UndeserializableJob):
                 continue
-            if self._events.jobs.get((alias, job.id)) is None:
-                self._call_with_alias(self._events.on_job_read, job)
+            if self._job_event_handler.jobs.get((alias, job.id)) is None:
+                self._call_with_alias(self._job_event_handler.on_job_read, job)
 
     def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
         """
@@ -334,8 +337,8 @@ class JobStoreHooks:
             alias: of the store.
         """
         listed_ids = {job.id for job in listed}
-        for tracked in self._events.jobs.in_jobstore(alias):
-            if tracked.key[1] in listed_ids:
+        for tracked in self._job_event_handler.jobs.list_jobs_in_jobstore(alias):
+            if tracked.job_key[1] in listed_ids:
                 continue
             due: datetime | None = None
             if now is not None:
@@ -343,7 +346,7 @@ class JobStoreHooks:
                 if next_run is None or next_run > now.timestamp():
                     continue
                 due = to_datetime(next_run, now.tzinfo)
-            self._events.on_undeserializable_job_deleted(tracked, due)
+            self._job_event_handler.on_undeserializable_job_deleted(tracked, due)
 
 
 def _to_sequence(jobs: Any) -> Any:

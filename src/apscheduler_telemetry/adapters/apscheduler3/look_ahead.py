@@ -15,7 +15,7 @@ from apscheduler_telemetry.adapters.apscheduler3.triggers import (
 from apscheduler_telemetry.core.model import JobInfo
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 
-COMPONENT = "schedule"
+ERROR_COMPONENT = "schedule"
 
 QUESTIONS_AT_ONCE = 5_000
 """Questions to a trigger before other tasks get their turn: about 0.05 seconds."""
@@ -68,7 +68,7 @@ class LookAhead:
                 return
             search.run(QUESTIONS_AT_ONCE)
             if not search.is_finished and search.question_count < MAX_QUESTIONS:
-                self._worker.submit(COMPONENT, ask)
+                self._worker.submit(ERROR_COMPONENT, ask)
                 return
             if not search.is_finished:
                 search.give_up(_TOO_MANY_FIRE_TIMES)
@@ -76,7 +76,7 @@ class LookAhead:
                 self._report_once(search.problem, info)
             on_done(search)
 
-        self._worker.submit(COMPONENT, ask)
+        self._worker.submit(ERROR_COMPONENT, ask)
 
     def _report_once(self, problem: FireTimeProblem, info: JobInfo) -> None:
         key = info.label, info.trigger, problem.kind
@@ -92,7 +92,7 @@ class LookAhead:
             problem.description,
         )
         if problem is not NOT_ASKED:
-            self._error_reporter.count(COMPONENT)
+            self._error_reporter.count(ERROR_COMPONENT)
 
 
 _TOO_MANY_FIRE_TIMES = FireTimeProblem(

@@ -35,10 +35,10 @@ from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
     Capture,
+    ErrorDescription,
     Outcome,
-    RunError,
     SchedulerErrorKind,
-    exception_type,
+    exception_type_name,
 )
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
@@ -151,14 +151,14 @@ class RunTracker:
                 stack = self._format_stack(exception, getattr(event, "traceback", None))
                 error = self._exception_text.describe(exception, stack)
             else:  # metrics need its type only
-                error = RunError(type=exception_type(exception), message="")
+                error = ErrorDescription(type=exception_type_name(exception), message="")
         self.finish_run(run, outcome, error)
 
-    def describe_error(self, exception: BaseException) -> RunError:
+    def describe_error(self, exception: BaseException) -> ErrorDescription:
         """Describe why a run was lost, as far as that may be exported."""
         return self._exception_text.describe(exception)
 
-    def finish_run(self, run: Run, outcome: Outcome, error: RunError | None = None) -> None:
+    def finish_run(self, run: Run, outcome: Outcome, error: ErrorDescription | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
         if run.finish(outcome, error) and self.observers.is_enabled:
             self.observers.on_run_finished(run)
@@ -225,7 +225,7 @@ def _has_not_started(result: Any) -> bool:
     return bool(last < 0 or result.ag_code.co_code[last] == dis.opmap.get("RETURN_GENERATOR"))
 
 
-class SubmissionOwner(Protocol):
+class SubmittingExecutor(Protocol):
     """
     The executor to which jobs are submitted.
 
@@ -247,7 +247,7 @@ class Submission(list[datetime]):
     The run times of one submission of a job; iterating over them measures the runs.
 
     Args:
-        key: identifies it among the open submissions of its executor.
+        submission_id: identifies it among the open submissions of its executor.
         job: APScheduler's job.
         tracked: what the adapter keeps of it.
         run_times: when its runs are due.
@@ -255,7 +255,7 @@ class Submission(list[datetime]):
         owner: the executor that it is submitted to.
 
     Attributes:
-        key: identifies it among the open submissions of its executor.
+        submission_id: identifies it among the open submissions of its executor.
         job_id: the id of the job.
         tracked: what the adapter keeps of the job.
         runs: one for each run time.
@@ -264,7 +264,7 @@ class Submission(list[datetime]):
 
     __slots__ = (
         *("_trace_carriers", "_is_abandoned", "_iterating_thread_id", "_job", "_owner"),
-        *("job_id", "key", "pool", "runs", "tracked"),
+        *("job_id", "submission_id", "pool", "runs", "tracked"),
     )
     pool: Any
     _trace_carriers: Sequence[Mapping[str, str]] | None
@@ -272,15 +272,15 @@ class Submission(list[datetime]):
 
     def __init__(  # noqa: PLR0913, PLR0917  # made for every run, and by position that is quicker
         self,
-        key: int,
+        submission_id: int,
         job: Any,
         tracked: TrackedJob,
         run_times: Sequence[datetime],
         runs: Sequence[Run],
-        owner: SubmissionOwner,
+        owner: SubmittingExecutor,
     ) -> None:
         self.extend(run_times)  # what super().__init__() does, which takes as long as all the rest
-        self.key = key
+        self.submission_id = submission_id
         self.runs = runs
         self._job = job
         self.job_id: str = job.id
@@ -321,7 +321,7 @@ class Submission(list[datetime]):
                 try:
                     yield due
                 finally:
-                    run.stop(perf_counter() - since)
+                    run.set_duration(perf_counter() - since)
                     if is_observed:
                         observers.on_callable_end(run)
         finally:
@@ -337,7 +337,7 @@ class Submission(list[datetime]):
     @property
     def has_started(self) -> bool:
         """Whether any of its runs has started."""
-        return any(run.running_since is not None for run in self.runs)
+        return any(run.known_start_at is not None for run in self.runs)
 
     @property
     def is_abandoned(self) -> bool:
@@ -348,7 +348,7 @@ class Submission(list[datetime]):
         """Set which pool runs it."""
         self.pool = pool
 
-    def mark_abandoned(self) -> bool:
+    def mark_abandoned_and_check_idle(self) -> bool:
         """
         Note that the executor expects no result any more.
 
@@ -382,5 +382,5 @@ class Submission(list[datetime]):
             times,
             self._trace_carriers,
             owner.measurement_sink_id,
-            self.key,
+            self.submission_id,
         )

@@ -24,7 +24,12 @@ from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import (
     pool_reasons,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.core.model import Clock, Liveness, SchedulerErrorKind, exception_type
+from apscheduler_telemetry.core.model import (
+    Clock,
+    Liveness,
+    SchedulerErrorKind,
+    exception_type_name,
+)
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -51,10 +56,10 @@ class SchedulerLoop:
         started_at: when it was started, in Unix seconds; None before it.
         last_pass_ended_at: when the latest pass ended, in Unix seconds; None before it.
         pass_thread_id: of the thread that is in the middle of a pass; None between passes.
-        is_patch_bypassed: whether that pass bypasses the patch, as one of the user's own scheduler
-            class may.
+        is_pass_bypassing_patch: whether that pass bypasses the patch, as one of the user's own
+            scheduler class may.
         job_awaiting_next_run: the job that the pass has just submitted, until it has its next run.
-        submission: the submission of that job, if it is followed.
+        submission_awaiting_next_run: the submission of that job, if it is followed.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -83,9 +88,9 @@ class SchedulerLoop:
         self.started_at: float | None = None
         self.last_pass_ended_at: float | None = None
         self.pass_thread_id: int | None = None
-        self.is_patch_bypassed = False
+        self.is_pass_bypassing_patch = False
         self.job_awaiting_next_run: Any = None
-        self.submission: Any = None
+        self.submission_awaiting_next_run: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
         self._has_ended = False
@@ -114,13 +119,13 @@ class SchedulerLoop:
 
     def patch_logger(self) -> None:
         """Watch the scheduler's logger, if it is not watched; a new configuration brings one."""
-        if not isinstance(self._scheduler._logger, _ListenerErrorLogger):  # noqa: SLF001
+        if not isinstance(self._scheduler._logger, _ListenerErrorDetector):  # noqa: SLF001
             self._patches.patch(self._scheduler, "_logger", self._wrap_logger)
 
     # For the patches of executors and job stores
 
     @property
-    def is_running_own_code(self) -> bool:
+    def is_called_by_loop(self) -> bool:
         """
         Whether the loop itself acts now, in the middle of APScheduler's pass over due jobs.
 
@@ -152,7 +157,7 @@ class SchedulerLoop:
     def on_job_submitted(self, job: Any, submission: Any) -> None:
         """Note that a job was submitted to its executor, if it was the loop that did so."""
         if self.pass_thread_id == get_ident():
-            self.job_awaiting_next_run, self.submission = job, submission
+            self.job_awaiting_next_run, self.submission_awaiting_next_run = job, submission
 
     def is_setting_next_run(self, job_id: str) -> bool:
         """
@@ -172,13 +177,13 @@ class SchedulerLoop:
         """
         if job is not self.job_awaiting_next_run:
             return None
-        submission = self.submission
-        self.job_awaiting_next_run = self.submission = None
+        submission = self.submission_awaiting_next_run
+        self.job_awaiting_next_run = self.submission_awaiting_next_run = None
         return submission
 
     def clear_job_awaiting_next_run(self) -> None:
         """Note that the loop has given the submitted job its next run, or has removed it."""
-        self.job_awaiting_next_run = self.submission = None
+        self.job_awaiting_next_run = self.submission_awaiting_next_run = None
 
     def on_bypassing_pass_start(self) -> None:
         """
@@ -187,9 +192,9 @@ class SchedulerLoop:
         Such a pass is that of the user's own scheduler class, which calls what it inherits from
         APScheduler, and not itself. Its end is known from APScheduler's log.
         """
-        self.is_patch_bypassed = True
+        self.is_pass_bypassing_patch = True
         logger = self._scheduler._logger  # noqa: SLF001
-        if isinstance(logger, _ListenerErrorLogger):
+        if isinstance(logger, _ListenerErrorDetector):
             logger.detect_pass_ends()
         self._on_pass_start()
 
@@ -233,7 +238,7 @@ class SchedulerLoop:
         def process_jobs() -> Any:
             context = None
             try:
-                self.is_patch_bypassed = False
+                self.is_pass_bypassing_patch = False
                 on_pass_start()
                 self._pass_started_at = self._monotonic()
                 context = attach_empty_context()
@@ -242,7 +247,7 @@ class SchedulerLoop:
             try:
                 wait_seconds = original()
             except BaseException as exception:
-                self._last_pass_error_type = exception_type(exception)
+                self._last_pass_error_type = exception_type_name(exception)
                 if self._patches.is_active:
                     self._recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
                 raise
@@ -269,7 +274,7 @@ class SchedulerLoop:
 
     def _clear_pass_state(self) -> None:
         self.pass_thread_id = self._pass_started_at = self.job_awaiting_next_run = (
-            self.submission
+            self.submission_awaiting_next_run
         ) = None
         self._due_jobs = ()  # so that jobs are freed, as they are by APScheduler
 
@@ -300,7 +305,7 @@ class SchedulerLoop:
         return main_loop
 
     def _wrap_logger(self, original: Any) -> Any:
-        return _ListenerErrorLogger(original, self)
+        return _ListenerErrorDetector(original, self)
 
     # Liveness
 
@@ -326,7 +331,7 @@ class SchedulerLoop:
         )
 
 
-class _ListenerErrorLogger:
+class _ListenerErrorDetector:
     """
     The scheduler's logger, which notices when a listener has failed.
 
@@ -343,7 +348,7 @@ class _ListenerErrorLogger:
 
     def detect_pass_ends(self) -> None:
         """Notice from now on also when a pass writes to the log."""
-        object.__setattr__(self, "__class__", _PassEndLogger)
+        object.__setattr__(self, "__class__", _PassEndDetector)
 
     @property
     def exception(self) -> Any:
@@ -362,12 +367,12 @@ class _ListenerErrorLogger:
         return getattr(self._logger, name)
 
 
-class _PassEndLogger(_ListenerErrorLogger):
+class _PassEndDetector(_ListenerErrorDetector):
     """Notices also when a pass writes to it, for schedulers whose passes bypass the patch."""
 
     @property
     def debug(self) -> Any:
-        if self._loop.is_patch_bypassed and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
+        if self._loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
             self._loop.on_bypassing_pass_logged()
         return self._logger.debug
 

@@ -23,7 +23,7 @@ from apscheduler_telemetry.core.locks import renew_lock_after_fork
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.user_code import raise_interruption
 
-COMPONENT = "spans"
+ERROR_COMPONENT = "spans"
 
 MAX_FLUSH_SECONDS = 1.0
 """Seconds for which the end of the process may wait until links are stored."""
@@ -69,7 +69,7 @@ class TraceLinks:
 
     def on_added(self, tracked: TrackedJob) -> None:
         """Note the origin of a job that has entered its store, or replaced another one there."""
-        job_id = tracked.key[1]
+        job_id = tracked.job_key[1]
         if job_id in self._origins_of_pending_jobs:
             added_origin = self._origins_of_pending_jobs.pop(job_id)
         else:
@@ -111,7 +111,7 @@ class TraceLinks:
             tracked.set_origins(added_origin, next_run_origin)
         except BaseException as error:  # noqa: BLE001  # the mapping is the user's
             raise_interruption(error)
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
 
     def flush(self, timeout: float) -> None:
         """Wait until all origins are stored, for at most `timeout` seconds."""
@@ -123,9 +123,9 @@ class TraceLinks:
 
     def _current_origin(self, reason: str) -> Any:
         try:
-            return self._origins.current(reason)
+            return self._origins.find_current_origin(reason)
         except Exception:  # noqa: BLE001
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
             return None
 
     def _persist(self, tracked: TrackedJob) -> None:
@@ -141,7 +141,7 @@ class TraceLinks:
                 origins["triggered"] = self._origins.dump(tracked.next_run_origin)
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
-            self._error_reporter.exception(COMPONENT)
+            self._error_reporter.exception(ERROR_COMPONENT)
         key, value = _key(tracked), json.dumps(origins) if origins else None
 
         def write() -> None:
@@ -158,11 +158,11 @@ class TraceLinks:
 
         with self._lock:
             self._pending_write_count += 1
-        self._worker.submit(COMPONENT, write)
+        self._worker.submit(ERROR_COMPONENT, write)
 
 
 def _key(tracked: TrackedJob) -> str:
-    return json.dumps(tracked.key)
+    return json.dumps(tracked.job_key)
 
 
 def _flush_all() -> None:

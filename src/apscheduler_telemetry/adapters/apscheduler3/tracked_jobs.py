@@ -114,9 +114,9 @@ class TrackedJob:
         self.link_origins: tuple[Any, ...] = ()
 
     @property
-    def key(self) -> JobKey:
+    def job_key(self) -> JobKey:
         """The alias of the job's store, and its id."""
-        return self.record.key
+        return self.record.job_key
 
     @property
     def next_run(self) -> float | None:
@@ -124,7 +124,7 @@ class TrackedJob:
         return self.record.next_run
 
     @property
-    def needs_intervals(self) -> bool:
+    def has_outdated_intervals(self) -> bool:
         """Whether its intervals have to be computed again, as the next run is beyond them."""
         expiry, next_run = self.intervals_expiry, self.next_run
         return expiry is not None and next_run is not None and next_run > expiry
@@ -188,7 +188,7 @@ class TrackedJobs:
         self._jobs: dict[JobKey, TrackedJob] = {}
         self.get: Callable[[JobKey], TrackedJob | None] = self._jobs.get
 
-    def in_jobstore(self, alias: str) -> list[TrackedJob]:
+    def list_jobs_in_jobstore(self, alias: str) -> list[TrackedJob]:
         """Return all jobs of the store of this alias."""
         jobs = self._jobs.copy()  # at once, as other threads change it
         return [tracked for (jobstore, _), tracked in jobs.items() if jobstore == alias]
@@ -204,9 +204,9 @@ class TrackedJobs:
                 already.
         """
         record = self._recorder.job_upserted(info, job.next_run_time)
-        tracked, trigger = self._jobs.get(record.key), job.trigger
+        tracked, trigger = self._jobs.get(record.job_key), job.trigger
         if tracked is None:
-            tracked = self._jobs[record.key] = TrackedJob(
+            tracked = self._jobs[record.job_key] = TrackedJob(
                 record, is_from_other_process=is_from_other_process
             )
         before = tracked.trigger
@@ -217,7 +217,7 @@ class TrackedJobs:
             is_from_other_process
             and type(before) is type(trigger)
             and tracked.record.info.trigger == info.trigger
-            and not tracked.needs_intervals
+            and not tracked.has_outdated_intervals
         )
         tracked.update(record, trigger, job.coalesce)
         if not is_same:
@@ -228,15 +228,15 @@ class TrackedJobs:
         """Note that a job is gone, and why."""
         self._recorder.job_removed(tracked.record, reason)
         tracked.mark_removed()
-        if self._jobs.get(tracked.key) is tracked:
-            del self._jobs[tracked.key]
+        if self._jobs.get(tracked.job_key) is tracked:
+            del self._jobs[tracked.job_key]
 
     def remove_jobstore(self, alias: str) -> None:
         """Note that a job store was removed from the scheduler."""
         self._recorder.jobstore_removed(alias)
-        for tracked in self.in_jobstore(alias):
+        for tracked in self.list_jobs_in_jobstore(alias):
             tracked.mark_removed()
-            self._jobs.pop(tracked.key, None)
+            self._jobs.pop(tracked.job_key, None)
 
     def observe_interval(
         self, tracked: TrackedJob, intervals: ObservedIntervals, next_run: datetime
@@ -259,7 +259,7 @@ class TrackedJobs:
     def update_intervals(self, tracked: TrackedJob, job: Any) -> None:
         """Find out the shortest and the longest interval between coming runs, if not paused."""
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
-        if not triggers.is_of_apscheduler(trigger):
+        if not triggers.has_no_custom_part(trigger):
             tracked.set_intervals_source(None, ObservedIntervals())
             recorder.job_intervals_changed(tracked.record, None)
             return
@@ -267,11 +267,13 @@ class TrackedJobs:
             tracked.set_trigger(None)  # paused: when it is resumed
             return
         tracked.set_intervals_source(None)
-        if triggers.has_constant_intervals(trigger):
+        if triggers.is_interval_range_known(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
-            recorder.job_intervals_changed(tracked.record, triggers.get_constant_intervals(trigger))
+            recorder.job_intervals_changed(
+                tracked.record, triggers.get_constant_interval_range(trigger)
+            )
             return
-        search = triggers.search_coming_times(trigger, next_run)
+        search = triggers.create_coming_time_search(trigger, next_run)
         tracked.set_intervals_source(search)
 
         def is_wanted() -> bool:  # not if the job was removed or has got another trigger meanwhile

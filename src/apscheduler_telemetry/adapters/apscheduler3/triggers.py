@@ -22,7 +22,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from apscheduler_telemetry.core.model import exception_type
+from apscheduler_telemetry.core.model import exception_type_name
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
 MAX_COMING_FIRE_TIMES = 10
@@ -75,7 +75,7 @@ class ComingRuns(NamedTuple):
     last: float
 
 
-def list_fire_times(times: Sequence[datetime]) -> FireTimes:
+def to_fire_times(times: Sequence[datetime]) -> FireTimes:
     """Return fire times that are known, such as those that APScheduler has found."""
     return FireTimes(len(times), times[-MAX_LISTED_FIRE_TIMES:])
 
@@ -124,10 +124,10 @@ class FireTimeSearch:
         if first is None or to_unix_seconds(first) >= end:
             self.is_finished = True
         elif type(trigger) is IntervalTrigger and end != math.inf:
-            self._count_intervals(first, trigger)
+            self._compute_interval_fire_times(first, trigger)
         else:
             self._add(first)
-            if not is_of_apscheduler(trigger):
+            if not has_no_custom_part(trigger):
                 self.give_up(NOT_ASKED)
 
     @property
@@ -152,7 +152,7 @@ class FireTimeSearch:
             if self._copy is None:
                 self._copy_trigger()
             max_questions += self.question_count
-            while self.question_count < max_questions and self._find_next():
+            while self.question_count < max_questions and self._ask_for_next():
                 pass
         except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
             self.give_up(FireTimeProblem.from_exception(error, self._latest[-1]))
@@ -164,7 +164,7 @@ class FireTimeSearch:
         self.problem = problem
         self._finish()
 
-    def _count_intervals(self, first: datetime, trigger: Any) -> None:
+    def _compute_interval_fire_times(self, first: datetime, trigger: Any) -> None:
         # Computed without a loop, as this runs while the scheduler holds its lock.
         step, since, zone = _mean_interval(trigger), to_unix_seconds(first), first.tzinfo
         end = self._end
@@ -182,7 +182,7 @@ class FireTimeSearch:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
 
-    def _find_next(self) -> bool:
+    def _ask_for_next(self) -> bool:
         """Ask for the next fire time; return False if nothing more is to be asked."""
         previous = self._latest[-1]
         end = self._end - self._mean_jitter
@@ -208,14 +208,14 @@ class FireTimeSearch:
         self._total += 1
 
 
-def search_times_before(first: datetime | None, end: datetime, trigger: Any) -> FireTimeSearch:
+def create_search_before(first: datetime | None, end: datetime, trigger: Any) -> FireTimeSearch:
     """Return a search for the fire times from `first` up to, but not including, `end`."""
     # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
     # which is wrong in the hour that is repeated when daylight saving time ends.
     return FireTimeSearch(trigger, first, end=to_unix_seconds(end) - _TICK)
 
 
-def search_due_times(
+def create_due_time_search(
     first: datetime | None, trigger: Any, now: datetime, before: datetime | None = None
 ) -> FireTimeSearch:
     """
@@ -233,7 +233,7 @@ def search_due_times(
     return FireTimeSearch(trigger, first, end=end)
 
 
-def search_coming_times(trigger: Any, next_run: datetime) -> FireTimeSearch:
+def create_coming_time_search(trigger: Any, next_run: datetime) -> FireTimeSearch:
     """Return a search for the next `MAX_COMING_FIRE_TIMES` fire times, if there are so many."""
     if type(trigger) is CronTrigger:
         return _CronSearch(trigger, next_run)
@@ -299,13 +299,13 @@ def compute_intervals(times: Sequence[datetime]) -> tuple[float, float] | None:
     return (min(gaps), max(gaps)) if gaps else None
 
 
-def has_constant_intervals(trigger: Any) -> bool:
-    """Tell whether `get_constant_intervals` can be used, and no fire time has to be found."""
+def is_interval_range_known(trigger: Any) -> bool:
+    """Tell whether `get_constant_interval_range` can be used, and no fire time has to be found."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
 
-def get_constant_intervals(trigger: Any) -> tuple[float, float] | None:
+def get_constant_interval_range(trigger: Any) -> tuple[float, float] | None:
     """Return what `compute_intervals` does, for a trigger with a constant interval or one run."""
     if type(trigger) is DateTrigger:
         return None
@@ -313,7 +313,7 @@ def get_constant_intervals(trigger: Any) -> tuple[float, float] | None:
     return step, step
 
 
-def is_countable(trigger: Any) -> bool:
+def can_recompute_fire_times(trigger: Any) -> bool:
     """
     Tell whether the past fire times of a trigger can be found again afterwards.
 
@@ -323,7 +323,7 @@ def is_countable(trigger: Any) -> bool:
     return kind in _SIMPLE_TRIGGER_TYPES and not getattr(trigger, "jitter", None)
 
 
-def is_of_apscheduler(trigger: Any) -> bool:
+def has_no_custom_part(trigger: Any) -> bool:
     """Tell whether asking a trigger runs no code of the user's."""
     return type(trigger) in _SIMPLE_TRIGGER_TYPES or all(
         str(type(part).__module__).startswith("apscheduler.triggers.")
@@ -374,8 +374,8 @@ class FireTimeProblem(NamedTuple):
             )
         return cls(
             "raised",
-            f"raised {exception_type(error)} when it was asked for the fire time after {previous}. "
-            "APScheduler will ask the same",
+            f"raised {exception_type_name(error)} when it was asked for the fire time after "
+            f"{previous}. APScheduler will ask the same",
         )
 
 

@@ -10,7 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.due_jobs import DueJobs, create_due_job_class
+from apscheduler_telemetry.adapters.apscheduler3.due_jobs import (
+    ObservableDueJobs,
+    create_due_job_class,
+)
 from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimes, FireTimeSearch
@@ -54,7 +57,7 @@ class UnsubmittedRunRecorder:
         self._observers = observers
         self._error_reporter = error_reporter
         self._look_ahead = look_ahead
-        self._has_uncountable_triggers = False
+        self._has_unrecomputable_triggers = False
         self._found_in_pass: FireTimes | None = None
         self._due_job_class = create_due_job_class(self._on_run_times_found)
 
@@ -77,7 +80,7 @@ class UnsubmittedRunRecorder:
     def record_all_due_runs_lost(self, tracked: TrackedJob, job: Any) -> None:
         """Record that all due runs of a job are lost, as its executor does not exist."""
         now = datetime.now(self._scheduler.timezone)
-        search = triggers.search_due_times(job.next_run_time, job.trigger, now)
+        search = triggers.create_due_time_search(job.next_run_time, job.trigger, now)
         record, link_origins = tracked.record, tracked.link_origins
         self._search(
             search,
@@ -98,31 +101,31 @@ class UnsubmittedRunRecorder:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
                 return
             self._search(
-                triggers.search_times_before(job.next_run_time, until, job.trigger),
+                triggers.create_search_before(job.next_run_time, until, job.trigger),
                 record,
                 lambda found: self.record_runs(record, link_origins, Outcome.COALESCED, found),
             )
         except Exception:  # noqa: BLE001  # the run itself is to be recorded all the same
             self._error_reporter.exception("schedule")
 
-    def detect_uncountable_trigger(self, trigger: Any) -> None:
+    def note_trigger(self, trigger: Any) -> None:
         """Note whether the past fire times of any job cannot be found again afterwards."""
-        if not triggers.is_countable(trigger):
-            self._has_uncountable_triggers = True
+        if not triggers.can_recompute_fire_times(trigger):
+            self._has_unrecomputable_triggers = True
 
-    def observe_run_times(self, jobs: Sequence[Any]) -> Sequence[Any]:
+    def make_run_times_observable(self, jobs: Sequence[Any]) -> Sequence[Any]:
         """Return due jobs for the loop, so that it is seen which run times it finds."""
-        if not self._has_uncountable_triggers:
+        if not self._has_unrecomputable_triggers:
             return jobs
         self._found_in_pass = None
-        return DueJobs(
+        return ObservableDueJobs(
             jobs,
             self._due_job_class,
-            lambda job: job.coalesce and not triggers.is_countable(job.trigger),
+            lambda job: job.coalesce and not triggers.can_recompute_fire_times(job.trigger),
         )
 
     def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
-        self._found_in_pass = triggers.list_fire_times(run_times) if len(run_times) > 1 else None
+        self._found_in_pass = triggers.to_fire_times(run_times) if len(run_times) > 1 else None
 
     def _search(
         self,
@@ -131,7 +134,7 @@ class UnsubmittedRunRecorder:
         record_found: Callable[[FireTimes], None],
     ) -> None:
         """Search at once if that is quick, and else in the background."""
-        if triggers.is_countable(search.trigger):
+        if triggers.can_recompute_fire_times(search.trigger):
             search.run(QUESTIONS_IN_PASS)
         if search.is_finished and search.problem is None:
             record_found(search.found)
@@ -173,7 +176,7 @@ class UnsubmittedRunRecorder:
             self.record_runs(record, link_origins, Outcome.MISSED, found)
 
         first = to_datetime(next_run, now.tzinfo)
-        search = triggers.search_due_times(first, tracked.trigger, now, new_next_run)
+        search = triggers.create_due_time_search(first, tracked.trigger, now, new_next_run)
         # In the background, as many runs must not hold up the user's start.
         self._look_ahead.submit(search, record.info, record_found)
         return True

@@ -25,10 +25,10 @@ from typing import Any
 
 from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
 
-from apscheduler_telemetry.core.model import exception_type
+from apscheduler_telemetry.core.model import exception_type_name
 
 
-def find_running_scheduler(candidate: object) -> Any:
+def find_scheduler_started_by(candidate: object) -> Any:
     """
     Return the scheduler that runs when `candidate` is started.
 
@@ -277,8 +277,9 @@ def _describe_proxy(candidate: object, _: type) -> str | None:
         getattr(candidate, "start", None)
     except Exception as error:  # noqa: BLE001  # user code
         return (
-            f"{_repr.repr(candidate)}, whose attributes cannot be read ({exception_type(error)}), "
-            "such as a proxy that has no object yet; pass the scheduler itself"
+            f"{_repr.repr(candidate)}, whose attributes cannot be read "
+            f"({exception_type_name(error)}), such as a proxy that has no object yet; pass the "
+            "scheduler itself"
         )
     return None
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import keep_jobs, parse_job_label
-from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_KINDS
+from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_FILE_TYPES
 
 
 class CounterOffsets:
@@ -21,7 +21,7 @@ class CounterOffsets:
     """
 
     def __init__(self) -> None:
-        self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in CUMULATIVE_KINDS}
+        self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in CUMULATIVE_FILE_TYPES}
         self._last_added_at = 0.0
         self._last_seen_job_labels: set[str] = set()
 

@@ -9,28 +9,28 @@ import tempfile
 from pathlib import Path
 
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.export.multiprocess.locks import try_lock_directory
+from apscheduler_telemetry.export.multiprocess.locks import trying_to_lock_directory
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The name in lower case is read as well, as prometheus_client does."""
 
 
-def directory_from_environment() -> str | None:
+def read_directory_variable() -> str | None:
     """Return the value of the environment variable, None if it is not set."""
     return os.environ.get(DIRECTORY_VARIABLE, os.environ.get(DIRECTORY_VARIABLE.lower()))
 
 
-def configured_directory() -> Path | None:
+def find_multiprocess_directory() -> Path | None:
     """
     Return the directory of multiprocess mode, None if that mode is off.
 
     Raises:
         ArgumentValueError: the directory cannot be used.
     """
-    value = directory_from_environment()
+    value = read_directory_variable()
     if value is None:
         return None
-    problem = _problem_with(value)
+    problem = _find_problem(value)
     if problem is None:
         return Path(value)
     msg = (
@@ -41,13 +41,13 @@ def configured_directory() -> Path | None:
     raise ArgumentValueError(msg)
 
 
-def _problem_with(directory: str) -> str | None:
+def _find_problem(directory: str) -> str | None:
     if os.name == "nt":
         return "Windows has no flock()"
     if not directory or not Path(directory).is_dir():
         return "this is not an existing directory"
     try:
-        with tempfile.TemporaryFile(dir=directory), try_lock_directory(Path(directory)):
+        with tempfile.TemporaryFile(dir=directory), trying_to_lock_directory(Path(directory)):
             pass
     except OSError as error:
         return error.strerror or str(error)

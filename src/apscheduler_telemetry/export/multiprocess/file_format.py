@@ -39,7 +39,7 @@ _LENGTH = struct.Struct("i")
 """The number of bytes of the key that follows, without its padding."""
 _VALUE = struct.Struct("dd")
 """The value and the timestamp, after the key."""
-_SUFFIXES = frozenset({"", "_total", "_bucket", "_sum", "_count", "_created"})
+_VALID_SAMPLE_SUFFIXES = frozenset({"", "_total", "_bucket", "_sum", "_count", "_created"})
 
 
 OnSkipped = Callable[[str, str], None]
@@ -193,7 +193,11 @@ def parse_key(key: str) -> SampleKey:
         is_valid = all(type(text) is str for text in texts) and name.startswith(family)
         suffix = name[len(family) :]
         "".join(texts).encode()  # raises an exception for what no exposition can contain
-        if is_valid and suffix in _SUFFIXES and all(map(_is_valid_name, [family, *labels])):
+        if (
+            is_valid
+            and suffix in _VALID_SAMPLE_SUFFIXES
+            and all(map(_is_valid_name, [family, *labels]))
+        ):
             return SampleKey(family, name, tuple(sorted(labels.items())), description)
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass

@@ -12,7 +12,7 @@ from apscheduler_telemetry.export import metric_families as families
 from apscheduler_telemetry.export.metric_families import MetricFamily
 
 MOST_RECENT = "livemostrecent"
-"""The mode that shows the value with the greatest timestamp; see `priority_of`."""
+"""The mode that shows the value with the greatest timestamp; see `priority_timestamp`."""
 
 GAUGE_MODES: Mapping[MetricFamily, str] = {
     # The earliest of the next runs; 0 only if no process has one.
@@ -57,11 +57,11 @@ All modes are ``live``: the gauges of a dead process are not shown. Its last kno
 in Prometheus, and the alert rules look there.
 """
 
-_MAX_TIMESTAMP = 1e12
+_LATER_THAN_ANY_RUN = 1e12
 """Unix seconds, later than any run: a `datetime` ends with the year 9999."""
 
 
-def priority_of(family: MetricFamily, value: float, ended_at: float) -> float:
+def priority_timestamp(family: MetricFamily, value: float, ended_at: float) -> float:
     """
     Return the timestamp of a value in the mode `MOST_RECENT`.
 
@@ -78,4 +78,4 @@ def priority_of(family: MetricFamily, value: float, ended_at: float) -> float:
     """
     if family is families.LAST_DURATION:
         return ended_at or 1.0
-    return _MAX_TIMESTAMP - value if value else 1.0
+    return _LATER_THAN_ANY_RUN - value if value else 1.0

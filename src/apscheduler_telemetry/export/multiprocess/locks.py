@@ -32,7 +32,7 @@ def is_locked(path: Path) -> bool:
     """
     Return whether a process holds the lock on a file; a missing file is not locked.
 
-    Call it inside `try_lock_directory`, because it takes the lock for a moment.
+    Call it inside `trying_to_lock_directory`, because it takes the lock for a moment.
     """
     try:
         file = open_regular(path)
@@ -50,7 +50,7 @@ def is_locked(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def try_lock_directory(directory: Path) -> Iterator[bool]:
+def trying_to_lock_directory(directory: Path) -> Iterator[bool]:
     """
     Try to lock the whole directory, for a process that takes a slot or removes files of others.
 

@@ -25,12 +25,12 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
 
 _BAD_NAME = "has no name of a file of prometheus_client"
 _CUMULATIVE_TYPES = frozenset({"counter", "histogram", "summary"})
-_GAUGE_MODES = frozenset(
+_KNOWN_GAUGE_MODES = frozenset(
     f"{live}{mode}" for live in ("", "live") for mode in ("all", "max", "min", "mostrecent", "sum")
 )
 
 
-class _ReadMetric(Metric):
+class _MultiprocessMetric(Metric):
     """A metric whose samples come from several processes."""
 
     def add(  # called for each sample
@@ -55,7 +55,7 @@ def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
     Raises:
         OSError: the directory cannot be read.
     """
-    metrics: dict[str, _ReadMetric] = {}
+    metrics: dict[str, _MultiprocessMetric] = {}
     keys: dict[str, SampleKey] = {}
     for path in sorted(directory.iterdir()):
         if path.suffix == ".db":
@@ -72,9 +72,11 @@ def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
     return [combined for metric in metrics.values() for combined in _combine(metric, on_skipped)]
 
 
-def _add_file(path: Path, metrics: dict[str, _ReadMetric], keys: dict[str, SampleKey]) -> None:
+def _add_file(
+    path: Path, metrics: dict[str, _MultiprocessMetric], keys: dict[str, SampleKey]
+) -> None:
     """Add all samples of a file, or none."""
-    kind, mode, pid = _parse_name(path.name)
+    kind, mode, pid = _parse_file_name(path.name)
     samples = []
     for text, value, timestamp in read_entries(path):
         key = keys.get(text)
@@ -84,14 +86,14 @@ def _add_file(path: Path, metrics: dict[str, _ReadMetric], keys: dict[str, Sampl
     for key, value, timestamp in samples:
         metric = metrics.get(key.family)
         if metric is None:
-            metric = metrics[key.family] = _ReadMetric(key.family, key.description, kind)
+            metric = metrics[key.family] = _MultiprocessMetric(key.family, key.description, kind)
         metric.add(key, value, timestamp, mode, pid)
 
 
-def _parse_name(name: str) -> tuple[str, str, str]:
+def _parse_file_name(name: str) -> tuple[str, str, str]:
     """Return the type of the metrics in a file, and for gauges their mode and the process."""
     kind, *parts = name.split("_")
-    if kind == "gauge" and len(parts) > 1 and parts[0] in _GAUGE_MODES:
+    if kind == "gauge" and len(parts) > 1 and parts[0] in _KNOWN_GAUGE_MODES:
         return kind, parts[0], parts[1].removesuffix(".db")
     if kind in _CUMULATIVE_TYPES and parts:
         return kind, "", ""

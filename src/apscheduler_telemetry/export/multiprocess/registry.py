@@ -51,11 +51,11 @@ class MultiprocessRegistry(CollectorRegistry):
     def restricted_registry(self, names: Iterable[str]) -> Any:
         """Return a registry of the series that have one of these names."""
         registry = CollectorRegistry()
-        registry.register(_CollectedMetrics(list(self.collect())))
+        registry.register(_FixedMetricsCollector(list(self.collect())))
         return registry.restricted_registry(names)
 
 
-class _CollectedMetrics(Collector):
+class _FixedMetricsCollector(Collector):
     """Metrics that were read once; reading them costs more than all else that a scrape does."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:

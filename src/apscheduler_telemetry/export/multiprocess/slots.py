@@ -31,7 +31,11 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
     read_values,
     write_values,
 )
-from apscheduler_telemetry.export.multiprocess.locks import is_locked, try_lock, try_lock_directory
+from apscheduler_telemetry.export.multiprocess.locks import (
+    is_locked,
+    try_lock,
+    trying_to_lock_directory,
+)
 
 MAX_SLOTS = 10_000
 """Slots of one scheduler, of which each process has one."""
@@ -41,18 +45,20 @@ STALE_AFTER = 30.0
 
 def remove_stale_gauges(directory: Path) -> None:
     """Remove the gauges of processes that are dead or no longer update them."""
-    with try_lock_directory(directory) as is_acquired:
+    with trying_to_lock_directory(directory) as is_acquired:
         if not is_acquired:
             return  # another process is taking a slot or removing files
         for path in directory.glob("gauge_live*_apscheduler-*.db"):
             # It may be gone, or belong to another user, whose processes remove it.
             with contextlib.suppress(OSError):
                 is_stale = time.time() - path.lstat().st_mtime > STALE_AFTER
-                if is_stale or not is_locked(path.with_name(f"{_stem_of(path)}.lock")):
+                if is_stale or not is_locked(path.with_name(f"{_slot_stem_of(path)}.lock")):
                     path.unlink()
 
 
-def add_to_reader_counts(directory: Path, scheduler: str, added: Mapping[str, float]) -> bool:
+def add_to_counters_without_slot(
+    directory: Path, scheduler: str, added: Mapping[str, float]
+) -> bool:
     """
     Add to the counters of processes that do not run a scheduler, and so have no slot.
 
@@ -67,7 +73,7 @@ def add_to_reader_counts(directory: Path, scheduler: str, added: Mapping[str, fl
         Whether it was added; False if another process has locked the directory.
     """
     path = directory / f"counter_{_scheduler_stem(scheduler)}.readers.db"
-    with try_lock_directory(directory) as is_acquired:
+    with trying_to_lock_directory(directory) as is_acquired:
         if is_acquired:
             values: dict[str, float] = {}
             with contextlib.suppress(FileNotFoundError, files.ForeignFileError, DamagedFileError):
@@ -90,12 +96,12 @@ class ProcessSlot:
     def __init__(self, directory: Path, stem: str, lock: int) -> None:
         self._directory = directory
         self._stem = stem
-        self._lock = lock
+        self._lock_fd = lock
         self._lock_file_finalizer = weakref.finalize(self, os.close, lock)
         self._lock_file_finalizer.atexit = (
             False  # the slot is held until the process has really ended
         )
-        self._written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
+        self._last_written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
         self._counting_since = _parse_start(os.pread(lock, 100, 0))
         self.remove_gauges()
         for path in directory.glob(f".*_{stem}.db.*"):
@@ -120,7 +126,7 @@ class ProcessSlot:
             OSError: the lock file of a free slot cannot be created, as in a directory in which
                 this process may not write, or all slots are in use.
         """
-        with try_lock_directory(directory) as is_acquired:
+        with trying_to_lock_directory(directory) as is_acquired:
             if not is_acquired:
                 return None
             for number in range(MAX_SLOTS):
@@ -144,7 +150,7 @@ class ProcessSlot:
         message = f"All {MAX_SLOTS} slots of the scheduler are in use"
         raise OSError(errno.EUSERS, message, str(directory))
 
-    def keep_earliest_start(self, started_at: float) -> float:
+    def update_earliest_start(self, started_at: float) -> float:
         """
         Record that the scheduler was started, and return the earliest start in this slot.
 
@@ -157,7 +163,7 @@ class ProcessSlot:
         if started_at < self._counting_since:
             self._counting_since = started_at
             # One write of a fixed length, so that no reader sees a part of it.
-            os.pwrite(self._lock, f"{started_at!r:<40}".encode(), 0)
+            os.pwrite(self._lock_fd, f"{started_at!r:<40}".encode(), 0)
         return self._counting_since
 
     def read_cumulative(self, kind: str) -> dict[str, float]:
@@ -171,7 +177,7 @@ class ProcessSlot:
         """Replace the values in the file of ``counter`` or ``histogram``."""
         self._replace_file(kind, values, {})
 
-    def write_gauges(
+    def write_gauges_of_mode(
         self, mode: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
         """
@@ -188,7 +194,7 @@ class ProcessSlot:
 
     def is_lock_file_deleted(self) -> bool:
         """Return whether the lock file was deleted, so that others would find the slot free."""
-        return os.fstat(self._lock).st_nlink == 0
+        return os.fstat(self._lock_fd).st_nlink == 0
 
     def has_foreign_file(self) -> bool:
         """Return whether a file of the slot is now one that this process cannot replace."""
@@ -197,7 +203,7 @@ class ProcessSlot:
     def has_gauges_elsewhere(self) -> bool:
         """Return whether another slot has gauges of a scheduler of the same name."""
         return any(
-            _stem_of(path) != self._stem
+            _slot_stem_of(path) != self._stem
             for path in self._directory.glob(f"gauge_livesum_*_{self._scheduler_stem}.*.db")
         )
 
@@ -212,7 +218,7 @@ class ProcessSlot:
         Args:
             job_labels: the labels of all jobs that this process knows.
         """
-        with try_lock_directory(self._directory) as is_acquired:
+        with trying_to_lock_directory(self._directory) as is_acquired:
             locks = self._directory.glob(f"{self._scheduler_stem}.*.lock")
             others = [lock for lock in locks if lock.stem != self._stem]
             if not is_acquired or any(is_locked(lock) for lock in others):
@@ -233,7 +239,7 @@ class ProcessSlot:
         """Remove the gauges, which are only true while a process holds the slot."""
         for path in self._directory.glob(f"gauge_*_{self._stem}.db"):
             _unlink(path)
-        self._written.clear()
+        self._last_written.clear()
 
     def delete_values_and_release(self) -> None:
         """Delete all values of the slot, and release it."""
@@ -258,12 +264,12 @@ class ProcessSlot:
         self, file_prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
         path = self.path(file_prefix)
-        if self._written.get(file_prefix) == (values, timestamps) and os.path.lexists(path):
+        if self._last_written.get(file_prefix) == (values, timestamps) and os.path.lexists(path):
             # Nothing has changed, but the file must not become stale.
             os.utime(path, follow_symlinks=False)
         else:
             write_values(path, values, timestamps)
-            self._written[file_prefix] = values, timestamps
+            self._last_written[file_prefix] = values, timestamps
 
 
 def _scheduler_stem(scheduler: str) -> str:
@@ -276,7 +282,7 @@ def _scheduler_stem(scheduler: str) -> str:
 def _find_foreign_file(directory: Path, stem: str) -> Path | None:
     """Return a file in the place of one of a slot that is not ours; None if all are."""
     paths = directory.glob(f"*_{stem}.db")
-    return next((path for path in paths if not files.is_ours(path)), None)
+    return next((path for path in paths if not files.is_missing_or_trusted(path)), None)
 
 
 def _unlink(path: Path) -> None:
@@ -294,5 +300,5 @@ def _parse_start(text: bytes) -> float:
     return seconds if seconds > 0 else math.inf
 
 
-def _stem_of(path: Path) -> str:
+def _slot_stem_of(path: Path) -> str:
     return path.stem.rpartition("_")[2]

@@ -14,13 +14,13 @@ from apscheduler_telemetry.export.multiprocess.file_format import sample_keys
 from apscheduler_telemetry.export.multiprocess.gauge_modes import (
     GAUGE_MODES,
     MOST_RECENT,
-    priority_of,
+    priority_timestamp,
 )
 
-COMPONENT = "multiprocess"
+ERROR_COMPONENT = "multiprocess"
 """The component under which failures of this mode are counted."""
 
-CUMULATIVE_KINDS = ("counter", "histogram")
+CUMULATIVE_FILE_TYPES = ("counter", "histogram")
 """The types of files whose values only grow; the next holder of a slot continues from them."""
 
 
@@ -30,14 +30,14 @@ class Snapshot:
     The metrics of one scheduler at one moment, by the keys of the files.
 
     Attributes:
-        cumulative_values: counters and histograms, by `CUMULATIVE_KINDS`.
+        cumulative_values: counters and histograms, by `CUMULATIVE_FILE_TYPES`.
         gauges: gauges by their mode.
-        gauge_priorities: those of the gauges in the mode `MOST_RECENT`; see `priority_of`.
+        gauge_priorities: those of the gauges in the mode `MOST_RECENT`; see `priority_timestamp`.
         job_labels: the labels of all jobs.
     """
 
     cumulative_values: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {kind: {} for kind in CUMULATIVE_KINDS}
+        default_factory=lambda: {kind: {} for kind in CUMULATIVE_FILE_TYPES}
     )
     gauges: dict[str, dict[str, float]] = field(
         default_factory=lambda: {mode: {} for mode in GAUGE_MODES.values()}
@@ -46,7 +46,7 @@ class Snapshot:
     job_labels: set[str] = field(default_factory=set)
 
 
-class SnapshotBuilder:
+class SnapshotTaker:
     """
     Takes snapshots of one scheduler.
 
@@ -60,20 +60,20 @@ class SnapshotBuilder:
         self._keys: dict[tuple[MetricFamily, tuple[str, ...]], list[str]] = {}
 
     def take_snapshot(
-        self, keep_earliest_start: Callable[[float], float] | None = None
+        self, update_earliest_start: Callable[[float], float] | None = None
     ) -> Snapshot:
         """
         Return the current metrics.
 
         Args:
-            keep_earliest_start: called with the start of the scheduler in Unix seconds; the
+            update_earliest_start: called with the start of the scheduler in Unix seconds; the
                 snapshot gets the start that it returns.
         """
         previous_keys, self._keys = self._keys, {}
         snapshot = Snapshot()
-        counters, histograms = (snapshot.cumulative_values[kind] for kind in CUMULATIVE_KINDS)
+        counters, histograms = (snapshot.cumulative_values[kind] for kind in CUMULATIVE_FILE_TYPES)
         ended_at: dict[tuple[str, ...], float] = {}
-        for family, labels, value in families.samples(self._scheduler, COMPONENT):
+        for family, labels, value in families.samples(self._scheduler, ERROR_COMPONENT):
             keys = previous_keys.get((family, labels)) or sample_keys(family, labels, value)
             self._keys[family, labels] = keys
             if isinstance(value, Histogram):
@@ -87,12 +87,12 @@ class SnapshotBuilder:
             mode, shown = GAUGE_MODES[family], value
             if mode == MOST_RECENT:
                 # The families that fill `ended_at` come before the one that needs it.
-                snapshot.gauge_priorities[key] = priority_of(
+                snapshot.gauge_priorities[key] = priority_timestamp(
                     family, value, ended_at.get(labels, 0.0)
                 )
             elif family in (families.LAST_SUCCESS, families.LAST_FAILURE):
                 ended_at[labels] = max(value, ended_at.get(labels, 0.0))
-            elif family is families.STARTED_AT and keep_earliest_start is not None:
-                shown = keep_earliest_start(value)
+            elif family is families.STARTED_AT and update_earliest_start is not None:
+                shown = update_earliest_start(value)
             snapshot.gauges[mode][key] = shown
         return snapshot

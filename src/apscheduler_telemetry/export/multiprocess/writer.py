@@ -19,13 +19,13 @@ from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
 from apscheduler_telemetry.export.multiprocess.slots import (
     STALE_AFTER,
     ProcessSlot,
-    add_to_reader_counts,
+    add_to_counters_without_slot,
     remove_stale_gauges,
 )
 from apscheduler_telemetry.export.multiprocess.snapshot import (
-    COMPONENT,
-    CUMULATIVE_KINDS,
-    SnapshotBuilder,
+    CUMULATIVE_FILE_TYPES,
+    ERROR_COMPONENT,
+    SnapshotTaker,
 )
 
 WRITE_INTERVAL = 1.0
@@ -54,12 +54,12 @@ class SnapshotWriter:
         self._directory = directory
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
         self._stopped = threading.Event()
-        self._pid: int | None = None
+        self._writing_pid: int | None = None
         self._is_inherited = False
         self._slot: ProcessSlot | None = None
         self._pruned_at = 0.0
         self._skipped_count = 0  # by this process, which is not shown to others yet
-        self._snapshot_builder = SnapshotBuilder(scheduler)
+        self._snapshot_builder = SnapshotTaker(scheduler)
         self._offsets = CounterOffsets()
         _writers.add(self)
         remove_stale_gauges(directory)
@@ -72,14 +72,14 @@ class SnapshotWriter:
     def start(self) -> None:
         """Begin to write the metrics of the scheduler, which is being started in this process."""
         with self._lock:
-            if self._pid == os.getpid():
+            if self._writing_pid == os.getpid():
                 return
             try:
                 if self._is_inherited:
                     self._offsets.exclude_parent_counts(
                         self._snapshot_builder.take_snapshot().cumulative_values
                     )
-                self._pid = os.getpid()
+                self._writing_pid = os.getpid()
                 self._stopped = threading.Event()
                 # In a thread, because a file system may be slow. The thread has only a weak
                 # reference, so that it does not keep an unused scheduler alive.
@@ -90,24 +90,24 @@ class SnapshotWriter:
                     daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must still start
-                self._scheduler.error_reporter.exception(COMPONENT)
+                self._scheduler.error_reporter.exception(ERROR_COMPONENT)
 
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
         with self._lock:
             try:
-                if self._pid == os.getpid():
+                if self._writing_pid == os.getpid():
                     self._write_snapshot()
                 elif self._skipped_count:
                     self._write_skipped_count()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
-                self._scheduler.error_reporter.exception(COMPONENT)
+                self._scheduler.error_reporter.exception(ERROR_COMPONENT)
 
     def write_final_snapshot(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""
         self.write()
         with self._lock:
-            if self._slot is not None and self._pid == os.getpid():
+            if self._slot is not None and self._writing_pid == os.getpid():
                 self._slot.remove_gauges()
 
     def stop(self) -> None:
@@ -120,11 +120,11 @@ class SnapshotWriter:
     def reset_after_fork(self) -> None:
         """Leave the slot to the parent process, in the child."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
-        self._is_inherited = self._is_inherited or self._pid is not None
+        self._is_inherited = self._is_inherited or self._writing_pid is not None
         self._release_slot()
 
     def _release_slot(self) -> None:
-        self._pid = None
+        self._writing_pid = None
         if self._slot is not None:
             self._slot.release()
             self._slot = None
@@ -133,7 +133,7 @@ class SnapshotWriter:
         slot = self._ensure_slot()
         if slot is None:
             return  # another process has locked the directory; the next write tries again
-        snapshot = self._snapshot_builder.take_snapshot(slot.keep_earliest_start)
+        snapshot = self._snapshot_builder.take_snapshot(slot.update_earliest_start)
         self._offsets.forget_removed_jobs(snapshot.job_labels)
         self._offsets.apply_to(snapshot.cumulative_values)
         for kind, values in snapshot.cumulative_values.items():
@@ -143,7 +143,7 @@ class SnapshotWriter:
         else:
             for mode, values in snapshot.gauges.items():
                 timestamps = snapshot.gauge_priorities if mode == MOST_RECENT else {}
-                slot.write_gauges(mode, values, timestamps)
+                slot.write_gauges_of_mode(mode, values, timestamps)
         remove_stale_gauges(self._directory)
         if time.monotonic() - self._pruned_at > FREE_SLOT_PRUNE_INTERVAL:
             self._pruned_at = time.monotonic()
@@ -151,10 +151,10 @@ class SnapshotWriter:
 
     def _write_skipped_count(self) -> None:
         """Count skipped files for all processes, as the error reporter of this one is not shown."""
-        labels = self._scheduler.name, COMPONENT
+        labels = self._scheduler.name, ERROR_COMPONENT
         (key,) = sample_keys(families.TELEMETRY_ERRORS, labels, 0.0)
         count = self._skipped_count
-        if add_to_reader_counts(self._directory, self._scheduler.name, {key: float(count)}):
+        if add_to_counters_without_slot(self._directory, self._scheduler.name, {key: float(count)}):
             self._skipped_count -= count
 
     def _ensure_slot(self) -> ProcessSlot | None:
@@ -175,9 +175,9 @@ class SnapshotWriter:
 
     def on_skipped(self, path: str, problem: str) -> None:
         """Report a file that is not used; see `OnSkipped`."""
-        if self._pid != os.getpid():
+        if self._writing_pid != os.getpid():
             self._skipped_count += 1
-        self._scheduler.error_reporter.report_subject(COMPONENT, path, problem)
+        self._scheduler.error_reporter.report_unusable_path(ERROR_COMPONENT, path, problem)
 
     def _continue_counts_of(self, slot: ProcessSlot) -> None:
         """
@@ -188,7 +188,7 @@ class SnapshotWriter:
                 what was not read; the next write tries again, or another process does.
         """
         counted = {}
-        for kind in CUMULATIVE_KINDS:
+        for kind in CUMULATIVE_FILE_TYPES:
             try:
                 counted[kind] = slot.read_cumulative(kind)
             except OSError:  # noqa: PERF203  # each file on its own
