@@ -44,7 +44,7 @@ class TestStartWithoutThreads:
             assert not thread.is_alive()
         endpoints.serve(port).close()
 
-    @pytest.mark.skipif(sys.version_info < (3, 12), reason="threads can be started there")
+    @pytest.mark.skipif(sys.version_info[:2] != (3, 12), reason="threads can be started there")
     def test_error_says_that_the_main_thread_has_ended(self) -> None:
         """After the main thread, the error says so, and what the main thread has to do."""
         output, error = output_of_script("""
