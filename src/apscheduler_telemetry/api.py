@@ -309,9 +309,9 @@ class Telemetry:
 
         Calling it again does nothing; the scheduler can be instrumented again.
         """
-        self._end("uninstrument() was called")
+        self._uninstrument_because("uninstrument() was called")
 
-    def _end(self, reason: str) -> None:
+    def _uninstrument_because(self, reason: str) -> None:
         with _instrumentation_lock:
             if not is_current(self):
                 return
@@ -337,7 +337,7 @@ class Telemetry:
         """End, as another scheduler gets the name; say so if this one is started after all."""
         if self._exported_scheduler.liveness().is_forked_copy:
             return  # the parent goes on with it
-        self._end(f"another scheduler was instrumented as {self.name!r}")
+        self._uninstrument_because(f"another scheduler was instrumented as {self.name!r}")
         scheduler, name = self._scheduler, self.name
 
         def warn() -> None:
@@ -561,13 +561,13 @@ def _reject_unknown_server_options(options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1)
-            hint = _SERVER_OPTIONS_ELSEWHERE.get(option) or (close[0] if close else None)
+            hint = _SERVER_OPTION_SYNONYMS.get(option) or (close[0] if close else None)
             advice = f"pass {hint}=" if hint else f"there are {', '.join(known)}"
             msg = f"start_http_server() has no option {option!r}; {advice}"
             raise ArgumentTypeError(msg)
 
 
-_SERVER_OPTIONS_ELSEWHERE = {
+_SERVER_OPTION_SYNONYMS = {
     **dict.fromkeys(("host", "hostname", "address", "bind", "interface", "ip", "listen"), "addr"),
     **dict.fromkeys(("ssl_certfile", "cert", "certificate", "tls_cert"), "certfile"),
     **dict.fromkeys(("ssl_keyfile", "key", "private_key", "tls_key"), "keyfile"),

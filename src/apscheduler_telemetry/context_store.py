@@ -16,8 +16,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apscheduler_telemetry.core.files import check_regular, ensure_private
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.files import check_regular, ensure_private_file
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 
 logger = logging.getLogger("apscheduler_telemetry")
 
@@ -121,7 +121,7 @@ class FileContextStore(MutableMapping[str, str]):
 
     def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         # SQLite itself would create a file that others may read, and follow symbolic links.
-        _file_creator.ensure_private(self._path)
+        _file_creator.ensure_private_file(self._path)
         for suffix in _SQLITE_SUFFIXES:
             with suppress(FileNotFoundError):
                 check_regular(self._path.with_name(self._path.name + suffix))
@@ -151,11 +151,11 @@ class _FileCreator:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     @synchronized
-    def ensure_private(self, path: Path) -> None:
-        ensure_private(path)
+    def ensure_private_file(self, path: Path) -> None:
+        ensure_private_file(path)
 
 
 _file_creator = _FileCreator()

@@ -34,7 +34,7 @@ from apscheduler_telemetry.api import (
     is_current,
 )
 from apscheduler_telemetry.context_store import FileContextStore
-from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.model import qualified_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
@@ -147,12 +147,14 @@ class APSchedulerInstrumentor(BaseInstrumentor):
             ArgumentTypeError: there is no such option.
         """
         _reject_unknown_options(options)
-        self._process = _AllSchedulersInstrumentation({**_options_from_environment(), **options})
-        self._process.install()
+        self._instrumentation = _AllSchedulersInstrumentation(
+            {**_options_from_environment(), **options}
+        )
+        self._instrumentation.install()
 
     def _uninstrument(self, **_: Any) -> None:
         """Revert everything, and uninstrument the schedulers that were instrumented here."""
-        self._process.uninstall()
+        self._instrumentation.uninstall()
 
 
 class _AllSchedulersInstrumentation:
@@ -167,14 +169,14 @@ class _AllSchedulersInstrumentation:
             for option, name in _SERVER_OPTIONS.items()
             if option in self._options
         }
-        self._name: str = self._options.pop("name", "default")
+        self._base_name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
         self._start_hooks = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
         self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
         self._server: HTTPServer | None = None
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     def install(self) -> None:
         """Instrument the running schedulers, and those that are started from now on."""
@@ -207,8 +209,8 @@ class _AllSchedulersInstrumentation:
             return
         # Read now, because the application may set it after this module was loaded.
         self._options.setdefault("meter_provider", get_meter_provider())
-        more = (f"{self._name}-{number}" for number in itertools.count(2))
-        for name in itertools.chain((self._name,), more):
+        more = (f"{self._base_name}-{number}" for number in itertools.count(2))
+        for name in itertools.chain((self._base_name,), more):
             with suppress(DuplicateNameError):
                 self._handles.add(instrument_provisionally(scheduler, name=name, **self._options))
                 return

@@ -67,7 +67,7 @@ class QueueSchedulerAdapter:
         return candidate if isinstance(candidate, QueueScheduler) else None
 
     @staticmethod
-    def rejection_hint(candidate: object) -> str | None:
+    def describe_rejected_candidate(candidate: object) -> str | None:
         return None
 
     def install(self) -> None:

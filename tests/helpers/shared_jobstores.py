@@ -102,7 +102,7 @@ def failed_readings(rig: Rig) -> float:
 
 def busy(rig: Rig | Watched) -> float:
     """Return for how many seconds the current pass over due jobs has lasted."""
-    since = adapter_of(rig.telemetry)._loop._pass_started_at
+    since = adapter_of(rig.telemetry)._scheduler_loop._pass_started_at
     return 0.0 if since is None else time.monotonic() - since
 
 

@@ -56,7 +56,7 @@ def link_of(seen: Watched, job_id: str) -> Any:
 
 
 def origins_of(seen: Watched) -> Any:
-    return adapter_of(seen.telemetry)._links._origins
+    return adapter_of(seen.telemetry)._links._origin_propagator
 
 
 def job_record(seen: Watched, alias: str) -> JobRecord:

@@ -56,7 +56,7 @@ def renderer() -> Iterator[Renderer]:
 class TestQueue:
     @pytest.fixture(autouse=True)
     def slow_renderings_hold_up_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", RESPONSE_TIMEOUT * 10)
+        monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", RESPONSE_TIMEOUT * 10)
 
     def test_equal_requests_that_wait_share_one_rendering(self, renderer: Renderer) -> None:
         """Requests that arrive during a rendering share the next one, which is up to date."""
@@ -76,7 +76,7 @@ class TestQueue:
         self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After a while, the same page is rendered again, although the first rendering hangs."""
-        monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", 0.05)
+        monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", 0.05)
         queue = RenderQueue()
         queue.submit("page", renderer)
         assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
@@ -185,7 +185,7 @@ class TestVanishedClients:
 
     @pytest.fixture(autouse=True)
     def renderings_can_be_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", RESPONSE_TIMEOUT * 10)
+        monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", RESPONSE_TIMEOUT * 10)
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
 
     @pytest.fixture(params=[True, False], ids=["reset", "closed"])

@@ -75,7 +75,7 @@ class TestThreads:
     ) -> None:
         """If a collector hangs, the number of threads stays bounded, and requests fail in time."""
         monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.01)
-        monkeypatch.setattr(limits, "SLOW_RENDER_SECONDS", 0.0)
+        monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", 0.0)
 
         for _ in range(limits.MAX_THREADS_PER_PAGE + 10):
             assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 500

@@ -314,7 +314,7 @@ class TestServer:
         for scheduler in (well, dead):
             scheduler.start()
             scheduler.turn()
-        url = f"http://127.0.0.1:{instrumentor._process._server.port}"
+        url = f"http://127.0.0.1:{instrumentor._instrumentation._server.port}"
         assert get(f"{url}/health")[0] == 200
         dead.shutdown()
         status, body = get(f"{url}/health")
@@ -337,7 +337,7 @@ class TestServer:
         monkeypatch.setenv(f"{prefix}ALLOWED_HOSTS", "a.example, b.example")
         instrumentor.instrument(http_port=0)
         schedulers().start()
-        url = f"http://127.0.0.1:{instrumentor._process._server.port}"
+        url = f"http://127.0.0.1:{instrumentor._instrumentation._server.port}"
 
         assert get(f"{url}/livez")[0] == 200
         assert get(f"{url}/metrics")[0] == 401
@@ -359,7 +359,7 @@ class TestServer:
         handle = instrument(elsewhere, name="elsewhere", registry=CollectorRegistry())
         elsewhere.start()
         schedulers().start()
-        page = get(f"http://127.0.0.1:{instrumentor._process._server.port}/metrics")[1]
+        page = get(f"http://127.0.0.1:{instrumentor._instrumentation._server.port}/metrics")[1]
 
         name = "apscheduler_scheduler_state"
         for scheduler in ("default", "elsewhere"):
@@ -385,7 +385,7 @@ class TestServer:
         scheduler.start()
         for job_id in ("a", "b"):
             scheduler.add_job(print, "interval", hours=1, id=job_id)
-        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        url = f"http://127.0.0.1:{instrumentor._instrumentation._server.port}/metrics"
         wait_until(lambda: get(url)[1].count("apscheduler_job_shortest_interval_seconds{") == 2)
         first = get(url)[1]
         rendered.clear()
@@ -407,7 +407,7 @@ class TestServer:
         instrumentor.instrument(http_port=0, registry=registry)
         scheduler = schedulers()
         scheduler.start()
-        url = f"http://127.0.0.1:{instrumentor._process._server.port}/metrics"
+        url = f"http://127.0.0.1:{instrumentor._instrumentation._server.port}/metrics"
         assert "apscheduler_scheduler_up" in get(url)[1]
         handle = get_handle(scheduler)
         assert handle is not None
@@ -423,8 +423,8 @@ class TestServer:
         """A taken port is logged once, and nothing else changes."""
         instrumentor.instrument(http_port=0)
         schedulers().start()
-        taken = instrumentor._process._server.port
-        instrumentor._process._port = taken
+        taken = instrumentor._instrumentation._server.port
+        instrumentor._instrumentation._port = taken
         for _ in range(2):
             scheduler = schedulers()
             scheduler.start()

@@ -257,7 +257,7 @@ class TestScheduler:
                 rig.scheduler.turn()
                 print(rig.errors_of("listener"), rig.errors_of("executor_lookup"))
                 BaseScheduler._process_jobs(rig.scheduler)  # as a scheduler that goes past our hook
-                print(rig.telemetry._exported_scheduler.adapter._loop.pass_thread_id)
+                print(rig.telemetry._exported_scheduler.adapter._scheduler_loop.pass_thread_id)
         """
         output, errors = output_of_script(script)
         assert output == "1.0 1.0\nNone\n", errors

@@ -55,7 +55,7 @@ def coming_times(trigger: BaseTrigger, next_run: datetime = START) -> Sequence[d
 
 
 def intervals(trigger: BaseTrigger, next_run: datetime = START) -> Any:
-    return triggers.compute_intervals(coming_times(trigger, next_run))
+    return triggers.compute_interval_range(coming_times(trigger, next_run))
 
 
 def interval(seconds: float, **options: Any) -> IntervalTrigger:
@@ -238,7 +238,7 @@ class TestIntervals:
     ) -> None:
         """`get_constant_interval_range` returns the same without calling the trigger."""
         first = trigger.get_next_fire_time(None, START) or START
-        assert triggers.is_interval_range_known(trigger)
+        assert triggers.has_constant_interval_range(trigger)
         assert triggers.get_constant_interval_range(trigger) == intervals(trigger, first)
 
     @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ class TestIntervals:
     )
     def test_differing_or_ending_intervals_are_not_constant(self, trigger: BaseTrigger) -> None:
         """Triggers with differing intervals, or with an end, have no constant interval."""
-        assert not triggers.is_interval_range_known(trigger)
+        assert not triggers.has_constant_interval_range(trigger)
 
     def test_cron_trigger_in_a_zone_without_a_hash(self) -> None:
         """Cron triggers in time zones without a hash, such as dateutil's, have intervals."""

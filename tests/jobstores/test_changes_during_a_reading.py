@@ -72,7 +72,7 @@ class TestRaces:
         self.slow = SlowReader.slow = Slow()
         self.by_rows = request.param == "rows"
         if self.by_rows:
-            monkeypatch.setattr(jobstore_poller, "create_reader", SlowReader)
+            monkeypatch.setattr(jobstore_poller, "create_reader_if_supported", SlowReader)
 
     @contextmanager
     def reading(self, rows: Rows) -> Iterator[tuple[Watched, Callable[[], None]]]:

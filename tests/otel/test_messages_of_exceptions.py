@@ -30,8 +30,8 @@ from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import get_handle
 from apscheduler_telemetry.core.exception_text import (
     MAX_EXCEPTIONS_AND_NOTES,
-    MAX_REDACTED,
-    ExceptionText,
+    MAX_REDACT_INPUT,
+    ExceptionDescriber,
 )
 from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
@@ -222,7 +222,7 @@ class TestStackTraces:
 
     def test_whole_chain_of_an_exception(self) -> None:
         """All exceptions that led to one are in its stack trace, without their messages."""
-        text = ExceptionText(Capture(message=False), pytest.fail)
+        text = ExceptionDescriber(Capture(message=False), pytest.fail)
         with pytest.raises(ValueError, match="bad") as raised:
             chained(SECRET)
         raised.value.__cause__.__context__.__context__ = raised.value  # type: ignore[union-attr]
@@ -237,7 +237,7 @@ class TestStackTraces:
         """What ``raise ... from None`` hides is hidden, as Python does it."""
         error = ValueError()
         error.__context__ = KeyError()
-        text = ExceptionText(Capture(message=False), pytest.fail)
+        text = ExceptionDescriber(Capture(message=False), pytest.fail)
         assert "KeyError" in text.stacktrace(error)
         error.__suppress_context__ = True
         assert text.stacktrace(error) == "ValueError\n"
@@ -249,7 +249,7 @@ class TestStackTraces:
             following = OSError(number)
             following.__cause__ = last
             last = following
-        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(last)
+        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(last)
         assert stack.count("OSError\n") == MAX_EXCEPTIONS_AND_NOTES
         assert "KeyError" not in stack
 
@@ -262,7 +262,7 @@ class TestStackTraces:
             except (ConnectionError, ValueError) as error:
                 parts.append(error)
         group = GroupError(*parts, SECRET, GroupError(KeyError(SECRET)))
-        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(group)
+        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(group)
         named = re.findall(r"^Part of it, (?:\w+\.)*(\w+):$", stack, re.MULTILINE)
         assert named == ["ConnectionError", "ValueError", "GroupError", "KeyError"]
         assert "in literal\n" in stack
@@ -271,14 +271,14 @@ class TestStackTraces:
     def test_parts_of_a_large_group_are_bounded(self) -> None:
         """The first exceptions of a large group are named."""
         group = GroupError(*(ValueError() for _ in range(100)))
-        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(group)
+        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(group)
         assert stack.count("Part of it, ") == MAX_EXCEPTIONS_AND_NOTES
 
     def test_notes_are_redacted(self) -> None:
         """Notes are in the stack trace, redacted like messages."""
         error = ValueError(SECRET)
         vars(error)["__notes__"] = [f"a note with {SECRET}", 7]
-        stack = ExceptionText(Capture(redact=masked), pytest.fail).stacktrace(error)
+        stack = ExceptionDescriber(Capture(redact=masked), pytest.fail).stacktrace(error)
         assert stack.endswith("ValueError: ***\na note with ***\n")
 
     def test_line_of_source_that_looks_like_a_frame_is_none(
@@ -289,7 +289,7 @@ class TestStackTraces:
         monkeypatch.setitem(linecache.cache, "template", (len(line), None, [line], "template"))
         with pytest.raises(ZeroDivisionError) as raised:
             exec(compile("1 / 0", "template", "exec"))
-        stack = ExceptionText(Capture(message=False), pytest.fail).stacktrace(raised.value)
+        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(raised.value)
         assert 'File "template", line 1' in stack
         assert SECRET not in stack
 
@@ -323,13 +323,13 @@ class TestRedact:
         with scheduler(DebugExecutor(), redact=note) as (made, exporter):
             made.add_job(fail, args=[SECRET], misfire_grace_time=None)
             wait_until(exporter.get_finished_spans)
-        assert [len(text) for text in got] == [MAX_REDACTED]
+        assert [len(text) for text in got] == [MAX_REDACT_INPUT]
         (span,) = exporter.get_finished_spans()
         assert len(span.status.description or "") == MAX_MESSAGE
 
     def test_long_result_is_cut(self) -> None:
         """What it makes of a short message may be long, and is cut like a message."""
-        text = ExceptionText(Capture(redact=lambda text: text * 100_000), pytest.fail)
+        text = ExceptionDescriber(Capture(redact=lambda text: text * 100_000), pytest.fail)
         assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE
 
     def test_redact_gets_no_more_of_a_note(self) -> None:
@@ -342,8 +342,8 @@ class TestRedact:
 
         error = ValueError()
         vars(error)["__notes__"] = ["x" * 1_000_000]
-        ExceptionText(Capture(redact=note_length), pytest.fail).stacktrace(error)
-        assert max(lengths) == MAX_REDACTED
+        ExceptionDescriber(Capture(redact=note_length), pytest.fail).stacktrace(error)
+        assert max(lengths) == MAX_REDACT_INPUT
 
     def test_empty_text_is_recorded_as_such(self) -> None:
         """Nothing of the message is recorded if it returns an empty text."""

@@ -136,9 +136,9 @@ class TestLiveness:
         with live_rig(BackgroundScheduler(timezone="UTC")) as rig:
             adapter: Any = rig.telemetry._exported_scheduler.adapter
             rig.add(nothing, "interval", hours=1)
-            wait_until(lambda: adapter._loop._wait_start_and_seconds is not None)
-            now = adapter._loop._clock()
-            monkeypatch.setattr(adapter._loop, "_clock", lambda: now + jump)
+            wait_until(lambda: adapter._scheduler_loop._wait_start_and_seconds is not None)
+            now = adapter._scheduler_loop._clock()
+            monkeypatch.setattr(adapter._scheduler_loop, "_clock", lambda: now + jump)
             with freeze_time() as clock:
                 clock.advance(jump)
                 assert rig.telemetry._exported_scheduler.liveness().up

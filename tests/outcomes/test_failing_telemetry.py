@@ -29,7 +29,7 @@ class TestOurOwnFailures:
             ("threads", "core.records.Run.__init__"),
             ("threads", "core.recorder.Recorder.runs_unsubmitted"),
             ("threads", "core.records.Run.finish"),
-            ("threads", "adapters.apscheduler3.job_events.JobEventHandler.on_job_advanced"),
+            ("threads", "adapters.apscheduler3.job_changes.JobChangeHandler.on_job_advanced"),
             ("threads", "adapters.apscheduler3.runs.Submission.__init__"),
             ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run_by_event"),
             ("threads", "adapters.apscheduler3.runs.RunTracker.finish_run"),

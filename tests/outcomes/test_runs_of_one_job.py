@@ -155,7 +155,7 @@ class TestRunsOfOneJob:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Intervals that are outdated when they are computed are computed again."""
-        compute, may_compute = triggers.compute_intervals, threading.Event()
+        compute, may_compute = triggers.compute_interval_range, threading.Event()
 
         def compute_late(*args: Any) -> Any:
             assert may_compute.wait(jobs.WAIT_TIMEOUT)
@@ -164,7 +164,7 @@ class TestRunsOfOneJob:
         # Every minute, 15 times, and every hour from then on.
         fast = IntervalTrigger(minutes=1, end_date=START + timedelta(minutes=15), timezone=UTC)
         trigger = OrTrigger([fast, IntervalTrigger(hours=1, timezone=UTC)])
-        monkeypatch.setattr(triggers, "compute_intervals", compute_late)
+        monkeypatch.setattr(triggers, "compute_interval_range", compute_late)
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             rig.add(jobs.nothing, trigger, next_run_time=START)
             rig.scheduler.turn()
@@ -180,13 +180,13 @@ class TestRunsOfOneJob:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Late intervals of a former trigger are dropped; those of the new one stay."""
-        compute, may_compute = triggers.compute_intervals, threading.Event()
+        compute, may_compute = triggers.compute_interval_range, threading.Event()
 
         def compute_late(*args: Any) -> Any:
             assert may_compute.wait(jobs.WAIT_TIMEOUT)
             return compute(*args)
 
-        monkeypatch.setattr(triggers, "compute_intervals", compute_late)
+        monkeypatch.setattr(triggers, "compute_interval_range", compute_late)
         with hand_driven_rig() as rig:
             job = rig.add(jobs.nothing, "cron", hour=3)
             job.reschedule("interval", seconds=10)

@@ -114,7 +114,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
     "observed intervals": (MAX_OBSERVED_INTERVALS, (r"among the last (\w+) intervals",)),
     "coalesced at once": (
-        unsubmitted_runs.QUESTIONS_IN_PASS,
+        unsubmitted_runs.MAX_QUESTIONS_PER_JOB_IN_PASS,
         (r"more than (\d+) coalesced runs of a cron trigger",),
     ),
     "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Normally",)),

@@ -32,7 +32,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "setattr(self._logger, name)": "a stand-in for the user's logger passes this on to it",
     },
     "adapters.apscheduler3.triggers": {"trigger.jitter": COPY},
-    "adapters.apscheduler3.wrappers": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
+    "adapters.apscheduler3.scheduler_wrappers": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "adapters.registry": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "api": {
         "setattr(scheduler, _HANDLE_ATTRIBUTE)": "the user's scheduler refers to its handle",

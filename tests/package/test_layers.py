@@ -44,7 +44,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
             "adapters.apscheduler3.triggers",
-            "adapters.apscheduler3.wrappers",
+            "adapters.apscheduler3.scheduler_wrappers",
         }
     ),
     frozenset({"adapters.apscheduler3.look_ahead"}),
@@ -63,7 +63,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.unsubmitted_runs",
         }
     ),
-    frozenset({"adapters.apscheduler3.job_events"}),
+    frozenset({"adapters.apscheduler3.job_changes"}),
     frozenset({"adapters.apscheduler3.executors", "adapters.apscheduler3.jobstore_poller"}),
     frozenset({"adapters.apscheduler3.jobstores"}),
     frozenset({"adapters.apscheduler3.adapter"}),

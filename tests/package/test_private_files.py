@@ -75,7 +75,7 @@ class TestForeignFiles:
         path.unlink()
         foreign(path, victim)
         opened.clear()
-        with pytest.raises(files.ForeignFileError, match=f"is not opened: '{path}'"):
+        with pytest.raises(files.UnusableFileError, match=f"is not opened: '{path}'"):
             files.open_regular(path)
         assert opened == []
 
@@ -179,8 +179,8 @@ class TestHardLink:
         path.unlink()
         path.hardlink_to(victim)
         descriptor = next_descriptor()
-        for refuse in (files.open_private, files.ensure_private):
-            with pytest.raises(files.ForeignFileError, match="Is a hard link"):
+        for refuse in (files.open_private, files.ensure_private_file):
+            with pytest.raises(files.UnusableFileError, match="Is a hard link"):
                 refuse(path)
         assert next_descriptor() == descriptor
         assert victim.read_bytes() == PRECIOUS
@@ -248,7 +248,7 @@ class TestOwners:
         path = self.make_file(directory, OTHER_USER)
 
         def check() -> bool:
-            with pytest.raises(files.ForeignFileError, match="Belongs to another user"):
+            with pytest.raises(files.UnusableFileError, match="Belongs to another user"):
                 files.open_private(path)
             return not files.is_missing_or_trusted(path)
 

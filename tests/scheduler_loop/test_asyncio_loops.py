@@ -124,7 +124,7 @@ class TestAsyncio:
                 clock = Monotonic(seen)
                 seen.scheduler.start()
                 seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
-                loop = adapter_of(seen.telemetry)._loop
+                loop = adapter_of(seen.telemetry)._scheduler_loop
                 await wait_until_async(
                     lambda: (
                         loop._wait_start_and_seconds is not None and loop._wait_start_and_seconds[1]

@@ -70,7 +70,7 @@ def in_place(executor: Any, job: Any, run_times: Sequence[datetime]) -> None:
 
 def moved(seen: Watched, seconds: float) -> None:
     """Let the adapter's clock be so many seconds ahead from now on."""
-    loop = adapter_of(seen.telemetry)._loop
+    loop = adapter_of(seen.telemetry)._scheduler_loop
     before = loop._monotonic
     loop._monotonic = lambda: before() + seconds
 

@@ -83,9 +83,9 @@ class TestState:
     def test_start_and_last_pass_have_wall_clock_times(self) -> None:
         """The start and the end of the last pass have wall clock times."""
         with watched(hand_driven_scheduler()) as seen:
-            adapter_of(seen.telemetry)._loop._clock = lambda: 100.0
+            adapter_of(seen.telemetry)._scheduler_loop._clock = lambda: 100.0
             seen.scheduler.start()
-            adapter_of(seen.telemetry)._loop._clock = lambda: 200.0
+            adapter_of(seen.telemetry)._scheduler_loop._clock = lambda: 200.0
             seen.scheduler.turn()
             assert seen.value("scheduler_start_timestamp_seconds") == 100
             assert seen.value("scheduler_last_wakeup_timestamp_seconds") == 200

@@ -88,7 +88,7 @@ class SchedulerAdapter(SchedulerStatus, Protocol):
         """
 
     @staticmethod
-    def rejection_hint(candidate: object) -> str | None:
+    def describe_rejected_candidate(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
 
     def install(self) -> None:

@@ -29,7 +29,7 @@ def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:
         scheduler = adapter.find_scheduler(candidate)
         if scheduler is not None:
             return adapter, scheduler
-    hints = (adapter.rejection_hint(candidate) for adapter in ADAPTERS)
+    hints = (adapter.describe_rejected_candidate(candidate) for adapter in ADAPTERS)
     hint = next((hint for hint in hints if hint), None) or _repr.repr(candidate)
     msg = (
         "instrument() takes a scheduler of APScheduler 3, such as "

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.core.files import (
-    ForeignFileError,
+    UnusableFileError,
     describe_kind,
     open_regular,
     replace_public,
@@ -116,7 +116,7 @@ def _has_same_content(path: Path, content: bytes) -> bool:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             return file.read(len(content) + 1) == content
-    except (FileNotFoundError, NotADirectoryError, ForeignFileError):
+    except (FileNotFoundError, NotADirectoryError, UnusableFileError):
         return False
 
 

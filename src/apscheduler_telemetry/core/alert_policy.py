@@ -16,7 +16,7 @@ from typing import Any
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
-from apscheduler_telemetry.core.user_code import raise_interruption
+from apscheduler_telemetry.core.user_code import raise_if_interruption
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_DEFAULT_GRACE = 60.0
@@ -157,7 +157,7 @@ class AlertPolicy:
                 )
                 raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
         except BaseException as error:  # noqa: BLE001  # user code
-            raise_interruption(error)
+            raise_if_interruption(error)
             self._error_reporter.exception(option)
             return default
         return returned

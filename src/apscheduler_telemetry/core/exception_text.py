@@ -19,11 +19,11 @@ from apscheduler_telemetry.core.model import (
     exception_message,
     exception_type_name,
 )
-from apscheduler_telemetry.core.user_code import raise_interruption
+from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 MAX_STACKTRACE = 16_384
 """Characters of a stack trace: the last ones, as the cause is at its end."""
-MAX_REDACTED = 65_536
+MAX_REDACT_INPUT = 65_536
 """
 Characters that are passed to ``redact=`` of one text.
 
@@ -33,7 +33,7 @@ MAX_EXCEPTIONS_AND_NOTES = 20
 """Exceptions in a redacted stack trace: the last ones of the chain, and the first of a group."""
 
 
-class ExceptionText:
+class ExceptionDescriber:
     """
     Describes exceptions as the application allows.
 
@@ -69,7 +69,7 @@ class ExceptionText:
             return None
         if self._redact is None:
             return exception_message(exception)
-        redacted = self.redact(exception_message(exception, MAX_REDACTED))
+        redacted = self.redact(exception_message(exception, MAX_REDACT_INPUT))
         return None if redacted is None else redacted[:MAX_MESSAGE]
 
     def redact(self, text: str) -> str | None:
@@ -79,9 +79,9 @@ class ExceptionText:
         if self._redact is None:
             return text
         try:
-            redacted: object = self._redact(text[:MAX_REDACTED])
+            redacted: object = self._redact(text[:MAX_REDACT_INPUT])
         except BaseException as error:  # noqa: BLE001  # user code, whose error may quote the text
-            raise_interruption(error)
+            raise_if_interruption(error)
             self._on_redact_failure(f"redact raised {exception_type_name(error)}")
             return None
         if not isinstance(redacted, str):
@@ -102,17 +102,17 @@ class ExceptionText:
         """
         text = None if self.is_restricted else _standard_stacktrace(exception, entries)
         if text is None:
-            text = "".join(self._own_stacktrace(exception, entries))
+            text = "".join(self._safe_stacktrace(exception, entries))
         return text[-MAX_STACKTRACE:]
 
     def is_writable_as_it_is(self, exception: BaseException) -> bool:
         """Return whether Python itself, such as its `logging`, may and can write an exception."""
         return not self.is_restricted and _standard_stacktrace(exception, None) is not None
 
-    def _own_stacktrace(self, exception: BaseException, entries: str | None) -> Iterator[str]:
+    def _safe_stacktrace(self, exception: BaseException, entries: str | None) -> Iterator[str]:
         if entries:
             yield _HEADER
-            yield from self._restrict_entries(entries)
+            yield from self._redact_entries(entries)
             yield from self._last_lines(exception)
             return
         for link, (each, connection) in enumerate(_chain(exception)):
@@ -122,18 +122,18 @@ class ExceptionText:
             if trace is not None:
                 yield _HEADER
                 stack = traceback.extract_tb(trace)
-                yield from self._restrict_entries("".join(stack.format()))
+                yield from self._redact_entries("".join(stack.format()))
             yield from self._last_lines(each)
             for part in _parts_of_group(each):
                 yield f"Part of it, {exception_type_name(part)}:\n"
-                yield from self._own_stacktrace_of_part(part)
+                yield from self._safe_stacktrace_of_part(part)
 
-    def _own_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
+    def _safe_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
         stack = traceback.extract_tb(_read(part, "__traceback__"))
-        yield from self._restrict_entries("".join(stack.format()))
+        yield from self._redact_entries("".join(stack.format()))
         yield from self._last_lines(part)
 
-    def _restrict_entries(self, entries: str) -> Iterator[str]:
+    def _redact_entries(self, entries: str) -> Iterator[str]:
         """Yield the lines of `entries` that name a frame, and what may be exported of others."""
         for line in entries.splitlines():
             if _FRAME_LINE.match(line):
@@ -161,7 +161,7 @@ def _standard_stacktrace(exception: BaseException, entries: str | None) -> str |
             return "".join(whole.format())
         return f"{_HEADER}{entries}{''.join(whole.format_exception_only())}"
     except BaseException as error:  # noqa: BLE001  # properties and metaclasses are user code
-        raise_interruption(error)
+        raise_if_interruption(error)
         return None
 
 
@@ -170,7 +170,7 @@ def _read(exception: BaseException, name: str) -> Any:
     try:  # without a `__getattribute__` of the user's
         return BaseException.__getattribute__(exception, name)
     except BaseException as error:  # noqa: BLE001
-        raise_interruption(error)
+        raise_if_interruption(error)
         return None
 
 

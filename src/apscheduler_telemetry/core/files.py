@@ -33,7 +33,7 @@ _FLAGS = (
 )
 
 
-class ForeignFileError(OSError):
+class UnusableFileError(OSError):
     """Raised instead of using what is no regular file, is too large, or others control."""
 
     @property
@@ -55,7 +55,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         A descriptor that child programs do not inherit.
 
     Raises:
-        ForeignFileError: there is something else than a regular file.
+        UnusableFileError: there is something else than a regular file.
         OSError: it is missing, or cannot be opened.
     """
     check_regular(path)  # first, as opening a device may already do something
@@ -71,7 +71,7 @@ def read_configured(path: Path, max_bytes: int) -> bytes:
         max_bytes: the largest size.
 
     Raises:
-        ForeignFileError: there is something else than a regular file, or it is larger.
+        UnusableFileError: there is something else than a regular file, or it is larger.
         OSError: it is missing, or cannot be read.
     """
     with os.fdopen(_open_configured(path), "rb") as file:
@@ -81,7 +81,7 @@ def read_configured(path: Path, max_bytes: int) -> bytes:
 
 
 @contextmanager
-def name_configured(path: Path, max_bytes: int) -> Iterator[str]:
+def pinned_path(path: Path, max_bytes: int) -> Iterator[str]:
     """
     Check a file as `read_configured` does, for a library that opens it by name.
 
@@ -104,7 +104,7 @@ def check_regular(path: Path) -> os.stat_result:
     Return the status of a regular file; for files that a library opens by name.
 
     Raises:
-        ForeignFileError: there is something else than a regular file.
+        UnusableFileError: there is something else than a regular file.
         FileNotFoundError: it is missing.
     """
     status = path.lstat()
@@ -127,7 +127,7 @@ def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
         A descriptor that child programs do not inherit.
 
     Raises:
-        ForeignFileError: there is something else than a regular file, a file of a third user, or
+        UnusableFileError: there is something else than a regular file, a file of a third user, or
             one with another name elsewhere (a hard link).
         OSError: it cannot be created or opened.
     """
@@ -137,7 +137,7 @@ def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
         descriptor = open_regular(path, flags)
         try:
             status = os.fstat(descriptor)
-            _check_private(path, status)
+            _reject_untrusted(path, status)
             if not _is_owner_only(status):
                 with suppress(PermissionError):  # it belongs to root, or the directory's owner
                     os.fchmod(descriptor, OWNER_ONLY)
@@ -149,7 +149,7 @@ def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def ensure_private(path: Path) -> None:
+def ensure_private_file(path: Path) -> None:
     """
     Do the same as `open_private` for a file that a library opens by name.
 
@@ -161,7 +161,7 @@ def ensure_private(path: Path) -> None:
     """
     with suppress(FileNotFoundError):
         status = check_regular(path)
-        _check_private(path, status)
+        _reject_untrusted(path, status)
         if _is_owner_only(status):
             return
     os.close(open_private(path))
@@ -173,7 +173,7 @@ def is_missing_or_trusted(path: Path) -> bool:
         status = check_regular(path)
     except FileNotFoundError:
         return True
-    except ForeignFileError:
+    except UnusableFileError:
         return False
     return _has_trusted_owner(path, status)
 
@@ -242,21 +242,21 @@ def _open_checked(path: Path, flags: int) -> int:
 def _check_size(path: Path, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         message = f"Has more than {max_bytes} bytes and is not read"
-        raise ForeignFileError(errno.EFBIG, message, str(path))
+        raise UnusableFileError(errno.EFBIG, message, str(path))
 
 
 def _reject_irregular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         message = f"Is {describe_kind(mode)} and is not opened"
-        raise ForeignFileError(errno.EINVAL, message, str(path))
+        raise UnusableFileError(errno.EINVAL, message, str(path))
 
 
-def _check_private(path: Path, status: os.stat_result) -> None:
+def _reject_untrusted(path: Path, status: os.stat_result) -> None:
     if status.st_nlink > 1:
-        raise ForeignFileError(errno.EMLINK, "Is a hard link and is not opened", str(path))
+        raise UnusableFileError(errno.EMLINK, "Is a hard link and is not opened", str(path))
     if not _has_trusted_owner(path, status):
         message = "Belongs to another user and is not opened"
-        raise ForeignFileError(errno.EPERM, message, str(path))
+        raise UnusableFileError(errno.EPERM, message, str(path))
 
 
 def _is_owner_only(status: os.stat_result) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH, MAX_NAME_LENGTH, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
-from apscheduler_telemetry.core.user_code import raise_interruption
+from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 OVERFLOW = "__overflow__"
 MAX_LABELS = 1_000
@@ -103,7 +103,7 @@ class JobLabeller:
                     raise TypeError(msg)  # noqa: TRY301  # reported like one that it raises
                 return label_value(label)
             except BaseException as error:  # noqa: BLE001  # user code
-                raise_interruption(error)
+                raise_if_interruption(error)
                 self._error_reporter.exception("job_label")
         if not is_generated(job.id):
             return label_value(job.id)

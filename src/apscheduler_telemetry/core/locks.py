@@ -29,7 +29,7 @@ def synchronized(method: _Method) -> _Method:
     return run  # type: ignore[return-value]
 
 
-def renew_lock_after_fork(owner: Any) -> None:
+def renew_lock_in_forked_children(owner: Any) -> None:
     """
     Create a new ``_lock`` for `owner` in every forked child.
 

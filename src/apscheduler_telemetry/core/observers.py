@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionText
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture, exception_type_name
 from apscheduler_telemetry.core.records import Run
 
@@ -57,11 +57,13 @@ class ErrorReporter:
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
-        self._exception_text = ExceptionText(capture or Capture(), self._report_redact_failure)
+        self._exception_describer = ExceptionDescriber(
+            capture or Capture(), self._report_redact_failure
+        )
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
         self._logged_paths: set[str] = set()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     def exception(self, component: str) -> None:
         """Report the exception that is being handled, as a failure of `component`."""
@@ -69,13 +71,13 @@ class ErrorReporter:
             return
         exception = sys.exc_info()[1]
         try:
-            text = "" if exception is None else self._exception_text.stacktrace(exception)
+            text = "" if exception is None else self._exception_describer.stacktrace(exception)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             text = "" if exception is None else exception_type_name(exception)
         if (
             exception is None
             or len(text) >= MAX_STACKTRACE
-            or not self._exception_text.is_writable_as_it_is(exception)
+            or not self._exception_describer.is_writable_as_it_is(exception)
         ):
             self._log(component, f"see below\n{text}", exc_info=False)
         else:
@@ -100,7 +102,7 @@ class ErrorReporter:
             problem: what is wrong with it, as the rest of a sentence that begins with the path.
         """
         self._increment(component)
-        if self._is_new_path(path):
+        if self._add_logged_path(path):
             name = path[:MAX_PATH_LENGTH]
             logger.warning(
                 "%s %s; apscheduler-telemetry leaves it out. This is not logged again, only "
@@ -131,7 +133,7 @@ class ErrorReporter:
         return dict(self._counts)
 
     @synchronized
-    def _is_new_path(self, path: str) -> bool:
+    def _add_logged_path(self, path: str) -> bool:
         is_new = path not in self._logged_paths
         if is_new and len(self._logged_paths) < MAX_LOGGED_PATHS:
             self._logged_paths.add(path)

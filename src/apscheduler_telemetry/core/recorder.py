@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import (
     Clock,
     JobInfo,
@@ -131,11 +131,11 @@ class Recorder:
         # The dictionary's own method, as each run takes this way.
         self.run_submitted: Callable[[Run], None] = self._runs.setdefault
         self._add_up_threshold = MAX_UNADDED_RUNS
-        self._labels_freed_at = -math.inf
+        self._tried_to_free_labels_at = -math.inf
         # At the last adding up; those with runs to be added up are put into it then.
         self._series_with_runs_in_flight: set[JobSeries] = set()
         self._version_numbers = itertools.count(1)
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
         reset_in_forked_children(self)
 
     def reset_after_fork(self) -> None:
@@ -165,7 +165,7 @@ class Recorder:
         return {key: next_run for key, next_run in next_runs.items() if next_run is not None}
 
     @synchronized
-    def executors_of_jobs(self) -> set[str]:
+    def executor_aliases_of_jobs(self) -> set[str]:
         """Return the aliases of the executors that the known jobs are to run in."""
         return {record.info.executor for jobs in self._jobs.values() for record in jobs.values()}
 
@@ -231,7 +231,7 @@ class Recorder:
         self, record: JobRecord, intervals: tuple[float, float] | None
     ) -> None:
         """Record the shortest and the longest gap in seconds between coming runs of a job."""
-        record.series.set_intervals(intervals)
+        record.series.set_interval_range(intervals)
 
     # Runs
 
@@ -425,9 +425,9 @@ class Recorder:
         """Forget what was removed some time ago, as no label is left; tell whether one is now."""
         # Not for every further job, as this looks at all labels; in a second, little has changed.
         now = self._clock()
-        if 0 <= now - self._labels_freed_at < 1:
+        if 0 <= now - self._tried_to_free_labels_at < 1:
             return False
-        self._labels_freed_at = now
+        self._tried_to_free_labels_at = now
         self._add_up_finished_runs()
         self._drop_expired_series()
         return not self._is_label_limit_reached()

@@ -25,7 +25,7 @@ JobKey = tuple[str, Hashable]
 """Identifies a job: the alias of its job store, and its id."""
 
 
-class InFlightCounts(NamedTuple):
+class InFlightSummary(NamedTuple):
     """
     The runs of one ``job_id`` label that are in flight.
 
@@ -62,7 +62,7 @@ class JobSnapshot(NamedTuple):
     label: str
     info: JobInfo
     stats: JobStats
-    in_flight: InFlightCounts
+    in_flight: InFlightSummary
     next_run: float
     cancelled_run_due_at: float | None
     intervals: tuple[float, float] | None
@@ -74,8 +74,8 @@ class JobSnapshot(NamedTuple):
         return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
 
 
-_NO_RUNS_IN_FLIGHT = InFlightCounts()
-_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlightCounts]
+_NO_RUNS_IN_FLIGHT = InFlightSummary()
+_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlightSummary]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
 
@@ -103,7 +103,7 @@ class JobSeries:
             "_cancelled_run_due_at",
             "_orphaned_next_runs",
             "_has_changed",
-            "_intervals",
+            "_interval_range",
             "_next_runs",
         ),
         *(
@@ -127,7 +127,7 @@ class JobSeries:
         self._has_changed = True
         self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
         self._run_state_in_snapshot: _SeriesRunState | None = None  # by the latest snapshot
-        self._intervals: tuple[float, float] | None = None
+        self._interval_range: tuple[float, float] | None = None
         self._cancelled_run_due_at: float | None = None
         # Of jobs that an error has removed; they stay expected.
         self._orphaned_next_runs: dict[JobKey, float] = {}
@@ -184,7 +184,7 @@ class JobSeries:
         """Return the next run of a job in Unix seconds; None if it has none."""
         # Converted when it is read, which happens less often than it changes.
         next_run = self._next_runs.get(record)
-        return None if next_run is None else _to_unix_seconds(next_run)
+        return None if next_run is None else _as_unix_seconds(next_run)
 
     def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
         """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
@@ -196,7 +196,7 @@ class JobSeries:
         if (
             cancelled is not None
             and next_run is not None
-            and _to_unix_seconds(next_run) == cancelled
+            and _as_unix_seconds(next_run) == cancelled
         ):
             self._cancelled_run_due_at = None  # it is planned again, so nothing is cancelled
 
@@ -212,9 +212,9 @@ class JobSeries:
             self._has_changed = True  # first, as an exception from outside may follow
             self._orphaned_next_runs.pop(key, None)
 
-    def set_intervals(self, intervals: tuple[float, float] | None) -> None:
+    def set_interval_range(self, intervals: tuple[float, float] | None) -> None:
         """Set the shortest and the longest gap in seconds between coming runs."""
-        self._intervals = intervals
+        self._interval_range = intervals
         self._has_changed = True
 
     # Runs
@@ -246,7 +246,7 @@ class JobSeries:
                 finished = _without(finished, in_flight)
             if finished:
                 finished.sort(key=_finish_number_of)
-                if self.removed_at is not None and not all(map(_is_unsubmitted, finished)):
+                if self.removed_at is not None and not all(map(_was_never_submitted, finished)):
                     self.removed_at = now  # so that scrapes see how the last run ended
                 stats = stats.copy()
                 stats.add_finished_runs(finished)
@@ -297,7 +297,7 @@ class JobSeries:
         next_runs = [
             *self._orphaned_next_runs.copy().values(),
             *(
-                None if at is None else _to_unix_seconds(at)
+                None if at is None else _as_unix_seconds(at)
                 for at in self._next_runs.copy().values()
             ),
         ]
@@ -308,7 +308,7 @@ class JobSeries:
             in_flight=in_flight,
             next_run=min((at for at in next_runs if at is not None), default=0.0),
             cancelled_run_due_at=self._cancelled_run_due_at,
-            intervals=self._intervals,
+            intervals=self._interval_range,
             version=version,
         )
 
@@ -350,8 +350,8 @@ class Run:
     """
     One due run of a job, from its submission to its end.
 
-    `start` and `stop` are called where the run is measured, and `finish` ends it: from then on it
-    counts.
+    `start` and `set_duration` are called where the run is measured, and `finish` ends it: from then
+    on it counts.
 
     Attributes:
         series: the state of the label under which it counts.
@@ -407,7 +407,7 @@ class Run:
         self.executor = executor
         self.due = due
         try:
-            self.due_timestamp = _unix_seconds_of(due)
+            self.due_timestamp = _datetime_timestamp(due)
         except Exception:  # noqa: BLE001  # as in `to_unix_seconds`, whose call every run would pay
             self.due_timestamp = to_unix_seconds(due)
         self.link_origins = link_origins
@@ -471,11 +471,11 @@ class Run:
         """Set the measured duration, in seconds."""
         self.duration = duration
 
-    def capture_arguments(self, text: str | None) -> None:
+    def set_arguments(self, text: str | None) -> None:
         """Keep what the callable is called with, in brief."""
         self.arguments = text
 
-    def capture_result(self, text: str | None) -> None:
+    def set_result(self, text: str | None) -> None:
         """Keep what the callable returned, in brief."""
         self.result = text
 
@@ -540,11 +540,11 @@ def _without(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run not in excluded]
 
 
-def _is_unsubmitted(run: Run) -> bool:
+def _was_never_submitted(run: Run) -> bool:
     return isinstance(run, NeverSubmittedRuns)
 
 
-def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCounts]:
+def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSummary]:
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
@@ -555,7 +555,7 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCo
     # Not of those of a burst that are over already, whose outcomes come at its end.
     active = (run.known_start_at for run in started_runs if run.duration is None)
     oldest_start_at = min((at for at in active if at is not None), default=0.0)
-    return started_runs, InFlightCounts(
+    return started_runs, InFlightSummary(
         queued=len(runs) - len(started_runs),
         running=len(started_runs),
         oldest_queued_due_at=oldest_queued_due_at,
@@ -563,11 +563,11 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightCo
     )
 
 
-def _to_unix_seconds(at: datetime | float) -> float:
+def _as_unix_seconds(at: datetime | float) -> float:
     return to_unix_seconds(at) if isinstance(at, datetime) else at
 
 
-_unix_seconds_of = datetime.timestamp
+_datetime_timestamp = datetime.timestamp
 _finish_numbers = itertools.count(1)
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 _finish_number_of = attrgetter("finish_number")

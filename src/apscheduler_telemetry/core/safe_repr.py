@@ -57,7 +57,7 @@ _SECRET_WORDS = frozenset(
     }
 )
 """Words that make a name that of a secret; as parts of other words, as of "author", they do not."""
-_SECRET_PARTS = re.compile(
+_SECRET_PATTERN = re.compile(
     "accesskey|apikey|authorization|authtoken|connectionstring|connstr|credential|encryptionkey|"
     "licen[cs]ekey|passphrase|passwd|passwor[dt]|passcode|privatekey|sessionid|sessionkey|"
     "signingkey|sshkey|webhook|"
@@ -78,7 +78,7 @@ _NAME_KEYS = frozenset({"key", "name"})
 _VALUE_KEY = "value"
 _WORD_IN_NAME = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
-_PLAIN_TYPES = (
+_SAFE_REPR_TYPES = (
     bool,
     float,
     complex,
@@ -87,7 +87,7 @@ _PLAIN_TYPES = (
     dt.timedelta,
     uuid.UUID,
 )
-_TIMEZONES = (type(None), dt.timezone, ZoneInfo)
+_TIMEZONE_TYPES = (type(None), dt.timezone, ZoneInfo)
 
 
 def safe_repr(value: object) -> str:
@@ -110,7 +110,7 @@ def is_secret_name(name: Any) -> bool:
     Return whether an argument or a key of this name looks like that of a secret.
 
     A name consists of words, such as ``db``, ``pass`` and ``1`` in ``dbPass1``. It is that of a
-    secret if one of them is in `_SECRET_WORDS`, or if `_SECRET_PARTS` is in all of them together,
+    secret if one of them is in `_SECRET_WORDS`, or if `_SECRET_PATTERN` is in all of them together,
     unless the first or the last word says that it is a number.
     """
     kind = type(name)  # `isinstance` would ask the object for its class
@@ -125,7 +125,7 @@ def is_secret_name(name: Any) -> bool:
     words = [word.lower() for word in _WORD_IN_NAME.findall(text)]
     if not words or not _NUMBER_WORDS.isdisjoint({words[0], words[-1]}):
         return False
-    return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PARTS.search("".join(words)))
+    return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PATTERN.search("".join(words)))
 
 
 def _format_named_value(name: Any, value: object, depth: int) -> str:
@@ -140,8 +140,8 @@ def _format_value(value: Any, depth: int) -> str:
     if kind is int:
         bits = value.bit_length()
         return repr(value) if bits <= MAX_BITS else f"<int of {bits} bits>"
-    is_moment = (kind is dt.datetime or kind is dt.time) and type(value.tzinfo) in _TIMEZONES
-    if is_moment or kind in _PLAIN_TYPES:
+    is_moment = (kind is dt.datetime or kind is dt.time) and type(value.tzinfo) in _TIMEZONE_TYPES
+    if is_moment or kind in _SAFE_REPR_TYPES:
         return repr(value)
     format_collection = _COLLECTION_FORMATTERS.get(kind)
     if format_collection is None:
@@ -151,16 +151,16 @@ def _format_value(value: Any, depth: int) -> str:
 
 def _format_sequence(value: Sequence[object], depth: int) -> str:
     # A pair of a name and a value, as of HTTP headers.
-    if len(value) == 2 and not _option(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
+    if len(value) == 2 and not _option_text(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
         return f"{_format_value(value[0], depth)}, {MASK}"
-    return ", ".join(_limit(_format_arguments(value, depth)))
+    return ", ".join(_limit(_mask_option_values(value, depth)))
 
 
-def _format_arguments(value: Sequence[object], depth: int) -> Iterator[str]:
+def _mask_option_values(value: Sequence[object], depth: int) -> Iterator[str]:
     """Yield items, without the values of options of a command, as in ``["--password", "x"]``."""
     is_value_secret = False
     for item in value:
-        option = _option(item)
+        option = _option_text(item)
         name, separator, _ = option.partition("=")
         if is_value_secret and not option:
             yield MASK
@@ -171,12 +171,12 @@ def _format_arguments(value: Sequence[object], depth: int) -> Iterator[str]:
         is_value_secret = not separator and is_secret_name(name)
 
 
-def _option(item: object) -> str:
+def _option_text(item: object) -> str:
     """Return the start of an argument that is an option of a command, and nothing of others."""
     return item[:MAX_CHARACTERS] if type(item) is str and item.startswith("-") else ""
 
 
-def _format_items(value: Iterable[object], depth: int) -> str:
+def _format_set_items(value: Iterable[object], depth: int) -> str:
     return ", ".join(_limit(_format_value(item, depth) for item in value))
 
 
@@ -200,9 +200,9 @@ def _format_tuple(value: tuple[object, ...], depth: int) -> str:
 
 _COLLECTION_FORMATTERS: Mapping[type, Callable[[Any, int], str]] = {
     dict: _format_dict,
-    frozenset: lambda value, depth: f"frozenset({{{_format_items(value, depth)}}})",
+    frozenset: lambda value, depth: f"frozenset({{{_format_set_items(value, depth)}}})",
     list: lambda value, depth: f"[{_format_sequence(value, depth)}]",
-    set: lambda value, depth: f"{{{_format_items(value, depth)}}}" if value else "set()",
+    set: lambda value, depth: f"{{{_format_set_items(value, depth)}}}" if value else "set()",
     tuple: _format_tuple,
 }
 

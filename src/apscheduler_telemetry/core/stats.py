@@ -223,9 +223,9 @@ class JobStats:
             self.last_failure = at
             self.consecutive_failures += count
             if outcome is ERROR and error is not None:
-                self._add_exception(error)
+                self._count_exception_type(error)
 
-    def _add_exception(self, name: str) -> None:
+    def _count_exception_type(self, name: str) -> None:
         known = self.exceptions
         if name not in known and len(known) >= MAX_EXCEPTION_TYPES:
             name = OTHER_EXCEPTIONS

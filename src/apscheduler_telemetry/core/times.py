@@ -17,10 +17,10 @@ def to_unix_seconds(at: datetime) -> float:
     try:
         return datetime.timestamp(at)
     except Exception:  # noqa: BLE001  # the time zone may be the user's code
-        return wall_time(at).replace(tzinfo=timezone.utc).timestamp()
+        return without_timezone(at).replace(tzinfo=timezone.utc).timestamp()
 
 
-def wall_time(at: datetime) -> datetime:
+def without_timezone(at: datetime) -> datetime:
     """Return what a datetime shows, without its time zone; also for a class of the user's."""
     return datetime.combine(date.fromordinal(datetime.toordinal(at)), datetime.time(at))
 

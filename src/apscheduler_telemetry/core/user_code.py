@@ -12,7 +12,7 @@ import signal
 from traceback import walk_tb
 
 
-def raise_interruption(error: BaseException) -> None:
+def raise_if_interruption(error: BaseException) -> None:
     """
     Raise an exception again that has interrupted a callable of the user's from outside.
 

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.labels import label_value
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import SchedulerStatus
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
@@ -181,7 +181,7 @@ RUNNING_SINCE = _add_family(
     _JOB_LABELS,
     "Start of the oldest run whose callable has not ended; 0 if there is none.",
 )
-CANCELLED_RUN = _add_family(
+CANCELLED_RUN_DUE = _add_family(
     "job.withdrawn_run.timestamp",
     Kind.GAUGE,
     "s",
@@ -271,7 +271,7 @@ READ_FAILURES = _add_family(
     (*_SCHEDULER_LABELS, "jobstore"),
     "Reads of the store by the telemetry that failed.",
 )
-ERRORS = _add_family(
+SCHEDULER_ERRORS = _add_family(
     "scheduler.errors",
     Kind.COUNTER,
     "{error}",
@@ -341,7 +341,9 @@ def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample
 
 def scheduler_samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
     """Yield the samples that are not about single jobs; see `samples`."""
-    yield from yield_until_error(scheduler.error_reporter, component, _scheduler_samples(scheduler))
+    yield from yield_until_error(
+        scheduler.error_reporter, component, _unprotected_scheduler_samples(scheduler)
+    )
 
 
 def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
@@ -371,7 +373,7 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight.running),
         (RUNNING_SINCE, job.in_flight.oldest_start_at),
-        (CANCELLED_RUN, job.cancelled_run_due_at),
+        (CANCELLED_RUN_DUE, job.cancelled_run_due_at),
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),
         (GRACE, info.grace),
@@ -413,7 +415,7 @@ def sorted_jobs(scheduler: InstrumentedScheduler, component: str) -> list[JobSna
     return sorted(jobs, key=attrgetter("label"))
 
 
-def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
+def _unprotected_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
     name, recorder = scheduler.name, scheduler.recorder
     liveness = scheduler.liveness()
     yield UP, (name,), int(liveness.up)
@@ -429,7 +431,7 @@ def _scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
         yield from _known_samples(labels, (LAST_READ, jobstore.last_read_at))
         yield READ_FAILURES, labels, jobstore.read_failure_count
     for kind, count in recorder.scheduler_error_counts().items():
-        yield ERRORS, (name, kind.value), count
+        yield SCHEDULER_ERRORS, (name, kind.value), count
     for alias, executor in recorder.executors().items():
         labels = (name, label_value(alias))
         yield WORKERS, labels, executor.workers
@@ -464,7 +466,7 @@ class Exporter:
             weakref.WeakValueDictionary()
         )
         self._lock = threading.RLock()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     def reject_duplicate_name(self, name: str) -> None:
         """
@@ -473,9 +475,9 @@ class Exporter:
         Raises:
             DuplicateNameError: there is one, and it is not garbage.
         """
-        if self._may_run_jobs(name):
+        if self._is_name_taken(name):
             gc.collect()  # or the answer would depend on when Python did this last
-        if self._may_run_jobs(name):
+        if self._is_name_taken(name):
             msg = (
                 f"a scheduler named {name!r} runs and is instrumented on this {self._target_noun} "
                 "already, and their series would be the same: pass instrument(..., name=...) with "
@@ -489,7 +491,7 @@ class Exporter:
         """Return the scheduler of this name, or None."""
         return self._schedulers.get(name)
 
-    def _may_run_jobs(self, name: str) -> bool:
+    def _is_name_taken(self, name: str) -> bool:
         scheduler = self.find(name)
         return scheduler is not None and scheduler.liveness().may_run_jobs
 

@@ -26,7 +26,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import ERROR, SUCCESS, SpanIds
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
@@ -153,7 +153,7 @@ class MonotonicTotals:
         # Of each series: what it counted before it last began at 0, and its latest value.
         self._bases_and_latest: OrderedDict[object, tuple[float, float]] = OrderedDict()
         self._lock = threading.RLock()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     @synchronized
     def update(self, series: object, value: float) -> float:

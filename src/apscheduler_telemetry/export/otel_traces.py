@@ -199,7 +199,7 @@ class SpanObserver:
         if run_span is None:
             return
         # Only the span of the current context changes, but not its baggage, for example.
-        base = _add_run_baggage(run) if run.link_origins else None
+        base = _add_origin_baggage(run) if run.link_origins else None
         run_span.make_current(base)
 
     def on_callable_end(self, run: Run) -> None:
@@ -222,7 +222,7 @@ class SpanObserver:
             return None
         carrier: dict[str, str] = {}
         _TRACE_CONTEXT_PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
-        if baggage := _baggage_header_of(run):
+        if baggage := _origin_baggage_header_of(run):
             carrier["baggage"] = baggage
         return carrier
 
@@ -276,7 +276,7 @@ class SpanObserver:
         start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
         root, links = _ROOT, None
         if run.link_origins:
-            root, links = _add_run_baggage(run, root), _links(run)
+            root, links = _add_origin_baggage(run, root), _links(run)
         name, attributes = self._span_name_and_attributes(run)
         if started_at is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
@@ -496,11 +496,11 @@ def _is_global_provider_unset() -> bool:
     """
     return (
         getattr(trace, "_TRACER_PROVIDER", trace) is None
-        and trace.get_tracer_provider is _GET_TRACER_PROVIDER
+        and trace.get_tracer_provider is _ORIGINAL_GET_TRACER_PROVIDER
     )
 
 
-_GET_TRACER_PROVIDER = trace.get_tracer_provider
+_ORIGINAL_GET_TRACER_PROVIDER = trace.get_tracer_provider
 
 
 def _find_exporting_tracer(provider: trace.TracerProvider) -> trace.Tracer | None:
@@ -539,15 +539,15 @@ def _links(run: Run) -> list[trace.Link]:
     ]
 
 
-def _baggage_header_of(run: Run) -> str:
+def _origin_baggage_header_of(run: Run) -> str:
     # The baggage of the latest link, which is the reason for this run.
     return str(getattr(run.link_origins[-1], "baggage", "")) if run.link_origins else ""
 
 
-def _add_run_baggage(run: Run, context: Context | None = None) -> Context:
+def _add_origin_baggage(run: Run, context: Context | None = None) -> Context:
     """Return `context`, by default the current one, with the baggage of the run."""
     context = otel_context.get_current() if context is None else context
-    baggage = _baggage_header_of(run)
+    baggage = _origin_baggage_header_of(run)
     return _BAGGAGE_PROPAGATOR.extract({"baggage": baggage}, context) if baggage else context
 
 

@@ -24,7 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.stats import Histogram
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export.metric_families import (
@@ -117,7 +117,7 @@ class PrometheusExporter(Exporter, Collector):
             return [encode(registry.restricted_registry(names) if names else registry)]
         heads, with_exemplars = probed
         others = (
-            _select_foreign_metrics(registry, names)
+            _select_foreign_and_placeholder(registry, names)
             if names
             else self._collect_with_placeholder(registry)
         )
@@ -133,7 +133,7 @@ class PrometheusExporter(Exporter, Collector):
                 parts.append(heads[family])
                 parts.extend(blocks)
         parts.append(after)
-        return list(_chunks(parts))
+        return list(_join_small_chunks(parts))
 
     def _collect_with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
         """Yield the metrics of a registry, with one placeholder for those of this package."""
@@ -250,7 +250,7 @@ class _TextRenderer:
             True: WeakKeyDictionary(),
         }
         self._lock = threading.RLock()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     @synchronized  # as another scrape would render the same jobs meanwhile
     def render(
@@ -346,7 +346,7 @@ def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool]
     return dict(zip(FAMILIES, encoded, strict=True)), probed.endswith("# EOF\n")
 
 
-def _select_foreign_metrics(
+def _select_foreign_and_placeholder(
     registry: CollectorRegistry, sample_names: Collection[str]
 ) -> Iterator[Metric]:
     """Yield the samples of a registry with these names that are not ours, and a placeholder."""
@@ -373,7 +373,7 @@ def _select_families(
     return wanted
 
 
-def _chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
+def _join_small_chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
     """Join small parts; the exposition of a few jobs is one chunk."""
     joined: list[bytes] = []
     size = 0

@@ -42,7 +42,7 @@ HistogramLineFilter = Callable[[bytes], bytes]
 _ALL_JOB_FAMILIES: Mapping[MetricFamily, HistogramLineFilter | None] = dict.fromkeys(JOB_FAMILIES)
 
 
-class _CachedJob(NamedTuple):
+class _CachedJobText(NamedTuple):
     """
     The text of one label.
 
@@ -70,7 +70,7 @@ class TextFormatCache:
     def __init__(self, error_component: str, *, with_exemplars: bool) -> None:
         self._error_component = error_component
         self._with_exemplars = with_exemplars
-        self._cached_jobs_by_label: dict[str, _CachedJob] = {}
+        self._cached_texts_by_label: dict[str, _CachedJobText] = {}
         self._sorted_job_labels: Sequence[str] = ()
 
     def render_jobs(
@@ -88,7 +88,7 @@ class TextFormatCache:
             families: those to return, of `JOB_FAMILIES`, each with a filter of its lines, or None
                 for all of them.
         """
-        cache = self._cached_jobs_by_label
+        cache = self._cached_texts_by_label
         versions = {
             label: cached.version for label, cached in cache.items() if cached.version is not None
         }
@@ -118,7 +118,7 @@ class TextFormatCache:
                     )
         return blocks
 
-    def _render(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJob:
+    def _render(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJobText:
         version: int | None = job.version
         lines: dict[MetricFamily, list[str]] = {family: [] for family in JOB_FAMILIES}
         try:
@@ -127,7 +127,7 @@ class TextFormatCache:
         except Exception:  # noqa: BLE001  # the rest is shown
             scheduler.error_reporter.exception(self._error_component)
             version = None
-        return _CachedJob(version, tuple("".join(each).encode() for each in lines.values()))
+        return _CachedJobText(version, tuple("".join(each).encode() for each in lines.values()))
 
 
 def histogram_line_filter(name: str, suffixes: Collection[str]) -> HistogramLineFilter:
@@ -169,7 +169,7 @@ def _render_histogram(
     family: MetricFamily, labels: list[str], histogram: Histogram, *, with_exemplars: bool
 ) -> Iterator[str]:
     template = _TEMPLATES[family]
-    start, end = template.format_bucket_start(*labels), template.format_bucket_end(*labels)
+    start, end = template.format_bucket_before_le(*labels), template.format_bucket_after_le(*labels)
     total = 0
     for le, (total, exemplar) in zip(
         format_bucket_bounds(histogram), histogram.cumulative_buckets(), strict=True
@@ -193,8 +193,8 @@ class _Template:
         # Labels are sorted, and `le` is one of them.
         before = _label_template(labels, [label for label in sorted(labels) if label < "le"])
         after = _label_template(labels, [label for label in sorted(labels) if label > "le"])
-        self.format_bucket_start = f'{name}_bucket{{{{{before},le="'.format
-        self.format_bucket_end = f'",{after}}}}} '.format
+        self.format_bucket_before_le = f'{name}_bucket{{{{{before},le="'.format
+        self.format_bucket_after_le = f'",{after}}}}} '.format
 
 
 def _label_template(labels: Sequence[str], shown: Iterable[str]) -> str:

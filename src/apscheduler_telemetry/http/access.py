@@ -53,7 +53,7 @@ class BearerToken:
         self._version = read_versions([path])
         self._token = _read_token(self._path)
 
-    def is_valid(self, authorization: str) -> bool:
+    def matches_header(self, authorization: str) -> bool:
         """Return whether an ``Authorization`` header has the token."""
         version = read_versions([self._path])
         if version != self._version:
@@ -74,7 +74,7 @@ def _read_token(path: Path) -> bytes:
     )
     try:
         token = files.read_configured(path, MAX_TOKEN_FILE_BYTES).strip()
-    except files.ForeignFileError as error:
+    except files.UnusableFileError as error:
         msg = f"bearer_token_file={str(path)!r} cannot be used: {error.strerror}; {expectation}"
         raise ArgumentValueError(msg) from error
     if not re.fullmatch(rb"[!-~]+", token):
@@ -191,7 +191,7 @@ class AccessControl:
             return _HOST_REJECTION
         if self._token is None or environ.get("PATH_INFO", "").strip("/") == self._public_page:
             return None
-        if self._token.is_valid(environ.get("HTTP_AUTHORIZATION", "")):
+        if self._token.matches_header(environ.get("HTTP_AUTHORIZATION", "")):
             return None
         return _TOKEN_REJECTION
 

@@ -12,10 +12,10 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from apscheduler_telemetry.http.messages import (
-    HEALTHY_RESPONSE,
     INTERNAL_ERROR_RESPONSE,
     LIVENESS_PAGE,
-    UNHEALTHY_RESPONSE,
+    LIVEZ_HEALTHY_RESPONSE,
+    LIVEZ_UNHEALTHY_RESPONSE,
     Request,
     Response,
 )
@@ -67,13 +67,13 @@ class TelemetryApp:
         """
         name = request.page_name
         if name not in self._pages or request.method not in ("GET", "HEAD"):
-            return _completed(self._response_without_rendering(request))
+            return _completed_future(self._response_without_rendering(request))
         page = self._pages[name]
         variant = page.choose_variant(request)
         key = (name, variant)
         latest = self._latest_responses.get(key)
         if latest is not None and latest.is_shareable:
-            return _completed(latest)
+            return _completed_future(latest)
 
         def render() -> Response:
             response = page.render(variant)
@@ -103,7 +103,7 @@ class TelemetryApp:
             body = f"Method not allowed. Use {', '.join(ALLOWED_METHODS)}.\n".encode()
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra_headers=allow)
         if request.page_name == LIVENESS_PAGE:
-            return HEALTHY_RESPONSE if self._is_healthy() else UNHEALTHY_RESPONSE
+            return LIVEZ_HEALTHY_RESPONSE if self._is_healthy() else LIVEZ_UNHEALTHY_RESPONSE
         return self._landing_page_response(request.root_path)
 
     def _not_found_response(self) -> Response:
@@ -121,7 +121,7 @@ class TelemetryApp:
         return Response(HTTPStatus.OK, [body], "text/html; charset=utf-8")
 
 
-def _completed(response: Response) -> Future[Response]:
+def _completed_future(response: Response) -> Future[Response]:
     future: Future[Response] = Future()
     future.set_result(response)
     return future

@@ -20,7 +20,7 @@ Seconds to produce a response; a scrape that takes longer fails.
 Prometheus itself gives up after 10 s unless configured otherwise.
 """
 
-SLOW_RENDER_SECONDS = 1.0
+PARALLEL_RENDER_AFTER_SECONDS = 1.0
 """
 Seconds after which the same page is rendered again for other requests, without waiting for a
 rendering that has started and may hang.

@@ -125,5 +125,5 @@ INTERNAL_ERROR_MESSAGE = "Internal error; see the application log."
 INTERNAL_ERROR_RESPONSE = Response(
     HTTPStatus.INTERNAL_SERVER_ERROR, [f"{INTERNAL_ERROR_MESSAGE}\n".encode()]
 )
-HEALTHY_RESPONSE = Response(HTTPStatus.OK, [b"healthy\n"])
-UNHEALTHY_RESPONSE = Response(HTTPStatus.SERVICE_UNAVAILABLE, [b"unhealthy\n"])
+LIVEZ_HEALTHY_RESPONSE = Response(HTTPStatus.OK, [b"healthy\n"])
+LIVEZ_UNHEALTHY_RESPONSE = Response(HTTPStatus.SERVICE_UNAVAILABLE, [b"unhealthy\n"])

@@ -69,8 +69,8 @@ class RenderQueue:
 
     Requests with equal keys that wait at the same time share one result, which is rendered after
     the last of them arrived. Renderings with equal keys run one after the other, unless one of
-    them takes longer than `limits.SLOW_RENDER_SECONDS`. Nothing is rendered if all clients that
-    wait for it have disconnected.
+    them takes longer than `limits.PARALLEL_RENDER_AFTER_SECONDS`. Nothing is rendered if all
+    clients that wait for it have disconnected.
 
     This is not a `concurrent.futures.ThreadPoolExecutor` because the interpreter joins the threads
     of that one at exit, which would block forever if a collector hangs. It also accepts nothing
@@ -85,7 +85,7 @@ class RenderQueue:
         """Start over with an empty queue and no threads."""
         self._condition = threading.Condition()
         self._pending: dict[Hashable, _Rendering] = {}
-        self._latest_start_by_key: dict[Hashable, float] = {}
+        self._rendering_since_by_key: dict[Hashable, float] = {}
         self._thread_count = self._rendering_count = 0
 
     def submit(
@@ -154,21 +154,21 @@ class RenderQueue:
         return True
 
     def _render_until_idle(self) -> None:
-        while (rendering := self._wait_for_rendering()) is not None:
+        while (rendering := self._take_next_rendering()) is not None:
             rendering.run()
             with self._condition:
                 self._rendering_count -= 1
-                self._latest_start_by_key.pop(rendering.key, None)
+                self._rendering_since_by_key.pop(rendering.key, None)
                 self._condition.notify_all()
             del rendering  # the result may be large
 
-    def _wait_for_rendering(self) -> _Rendering | None:
+    def _take_next_rendering(self) -> _Rendering | None:
         """Wait for a rendering that may start; return None if this thread is to end."""
         with self._condition:
             while True:
-                rendering, seconds_to_wait = self._find_ready()
+                rendering, seconds_to_wait = self._take_ready()
                 if rendering is not None:
-                    self._latest_start_by_key[rendering.key] = time.monotonic()
+                    self._rendering_since_by_key[rendering.key] = time.monotonic()
                     self._rendering_count += 1
                     return rendering
                 is_other_available = self._thread_count - self._rendering_count > 1
@@ -179,12 +179,14 @@ class RenderQueue:
             self._thread_count -= 1
             return None
 
-    def _find_ready(self) -> tuple[_Rendering | None, float]:
+    def _take_ready(self) -> tuple[_Rendering | None, float]:
         """Return a rendering that may start, or for how many seconds to wait."""
         now = time.monotonic()
         seconds_to_wait = limits.IDLE_THREAD_SECONDS
         for key, rendering in list(self._pending.items()):
-            ready_at = self._latest_start_by_key.get(key, -inf) + limits.SLOW_RENDER_SECONDS
+            ready_at = (
+                self._rendering_since_by_key.get(key, -inf) + limits.PARALLEL_RENDER_AFTER_SECONDS
+            )
             if ready_at > now:
                 seconds_to_wait = min(seconds_to_wait, ready_at - now)
                 continue

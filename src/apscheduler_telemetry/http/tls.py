@@ -64,11 +64,11 @@ class TLSOptions:
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             for path in self._find_authority_files():
-                with files.name_configured(path, MAX_FILE_BYTES) as name:
+                with files.pinned_path(path, MAX_FILE_BYTES) as name:
                     context.load_verify_locations(name)
             with (
-                files.name_configured(Path(self.certfile), MAX_FILE_BYTES) as certificate,
-                files.name_configured(Path(self.keyfile or self.certfile), MAX_FILE_BYTES) as key,
+                files.pinned_path(Path(self.certfile), MAX_FILE_BYTES) as certificate,
+                files.pinned_path(Path(self.keyfile or self.certfile), MAX_FILE_BYTES) as key,
             ):
                 # The empty password makes an encrypted key an error, not a prompt on the terminal.
                 context.load_cert_chain(certificate, key, password="")

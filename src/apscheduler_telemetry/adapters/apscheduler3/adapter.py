@@ -26,21 +26,21 @@ from apscheduler.schedulers.base import STATE_STOPPED
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
+from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
-from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
-from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
-from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
-from apscheduler_telemetry.adapters.apscheduler3.wrappers import (
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_wrappers import (
     describe_rejected,
     find_scheduler_started_by,
     is_initialized,
 )
+from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
+from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.base import AdapterDependencies
 from apscheduler_telemetry.core.model import Liveness
 
@@ -70,7 +70,7 @@ class APScheduler3Adapter:
         self._links = TraceLinks(
             dependencies.origins, dependencies.context_store, self._worker, error_reporter
         )
-        self._loop = SchedulerLoop(
+        self._scheduler_loop = SchedulerLoop(
             scheduler,
             patches=self._patches,
             recorder=recorder,
@@ -88,10 +88,10 @@ class APScheduler3Adapter:
             look_ahead=look_ahead,
         )
         self._jobs = TrackedJobs(recorder, look_ahead)
-        self._job_event_handler = JobEventHandler(
+        self._job_change_handler = JobChangeHandler(
             jobs=self._jobs,
             recorder=recorder,
-            loop=self._loop,
+            loop=self._scheduler_loop,
             describer=JobDescriber(dependencies.labeller, dependencies.policy, self._is_persistent),
             links=self._links,
             unsubmitted_recorder=self._unsubmitted_recorder,
@@ -111,7 +111,7 @@ class APScheduler3Adapter:
         return scheduler if is_initialized(scheduler) else None
 
     @staticmethod
-    def rejection_hint(candidate: object) -> str | None:
+    def describe_rejected_candidate(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
         return describe_rejected(candidate)
 
@@ -153,16 +153,16 @@ class APScheduler3Adapter:
     @property
     def started_at(self) -> float | None:
         """When the scheduler was started, in Unix seconds; None before it."""
-        return self._loop.started_at
+        return self._scheduler_loop.started_at
 
     @property
     def last_pass_ended_at(self) -> float | None:
         """When the latest pass over due jobs ended, in Unix seconds; None before it."""
-        return self._loop.last_pass_ended_at
+        return self._scheduler_loop.last_pass_ended_at
 
     def liveness(self) -> Liveness:
         """Return whether the scheduler's loop is alive, and the reasons if it is not."""
-        return self._loop.liveness()
+        return self._scheduler_loop.liveness()
 
     def scheduler_info(self) -> Mapping[str, str]:
         """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
@@ -178,11 +178,11 @@ class APScheduler3Adapter:
         scheduler = self._scheduler
         exit_warning.register_exit_warning(
             scheduler,
-            self._loop.get_thread,
+            self._scheduler_loop.get_thread,
             self._dependencies.recorder,
             self._dependencies.error_reporter,
         )
-        self._loop.install()
+        self._scheduler_loop.install()
         self._patches.patch(scheduler, "add_job", self._wrap_add_job)
         self._patches.patch(scheduler, "_configure", self._wrap_configure)
         if isinstance(scheduler, AsyncIOScheduler):
@@ -201,7 +201,7 @@ class APScheduler3Adapter:
         for alias in list(scheduler._jobstores):  # noqa: SLF001
             self._hook_jobstore(alias)
         if scheduler.state != STATE_STOPPED:
-            self._loop.on_scheduler_found_running()
+            self._scheduler_loop.on_scheduler_found_running()
             self._start_polling_jobstores()
 
     def _wrap_add_job(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,7 +220,7 @@ class APScheduler3Adapter:
             if not self._patches.is_active:
                 return
             # `_configure` drops executors and job stores without an event, and sets another logger.
-            self._loop.patch_logger()
+            self._scheduler_loop.patch_logger()
             recorder = self._dependencies.recorder
             for alias in recorder.executors().keys() - self._scheduler._executors:  # noqa: SLF001
                 recorder.executor_removed(alias)
@@ -244,7 +244,7 @@ class APScheduler3Adapter:
             elif event.code == EVENT_JOBSTORE_REMOVED:
                 self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
-                self._loop.on_scheduler_started()
+                self._scheduler_loop.on_scheduler_started()
                 self._links.clear_pending_jobs()
                 self._start_polling_jobstores()
                 self._dependencies.on_scheduler_started()
@@ -265,8 +265,8 @@ class APScheduler3Adapter:
             alias=alias,
             patches=self._patches,
             result_patches=self._result_patches,
-            events=self._job_event_handler,
-            loop=self._loop,
+            events=self._job_change_handler,
+            loop=self._scheduler_loop,
             unsubmitted_recorder=self._unsubmitted_recorder,
             run_tracker=self._run_tracker,
             recorder=self._dependencies.recorder,
@@ -285,8 +285,8 @@ class APScheduler3Adapter:
             store=store,
             alias=alias,
             patches=self._patches,
-            events=self._job_event_handler,
-            loop=self._loop,
+            events=self._job_change_handler,
+            loop=self._scheduler_loop,
             recorder=self._dependencies.recorder,
             error_reporter=self._dependencies.error_reporter,
             suppressing_tracing=self._dependencies.suppressing_tracing,

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
-from apscheduler_telemetry.core.user_code import raise_interruption
+from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 
 class BackgroundWorker:
@@ -44,7 +44,7 @@ class BackgroundWorker:
         self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_stopped = False
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     def submit(self, component: str, task: Callable[[], None], *, after: float = 0.0) -> None:
         """
@@ -96,7 +96,7 @@ class BackgroundWorker:
                 with self._create_task_context():
                     task.run()
             except BaseException as error:  # noqa: BLE001  # of a store of the user's, perhaps
-                raise_interruption(error)
+                raise_if_interruption(error)
                 self._error_reporter.exception(task.component)
             del task  # it refers to the scheduler, which this thread must not keep alive
 

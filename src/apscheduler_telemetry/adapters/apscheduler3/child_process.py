@@ -20,7 +20,7 @@ from sys import _getframe  # public, as documented
 from types import FrameType
 from typing import Any, Protocol
 
-MAX_ERROR = 1_000
+MAX_ERROR_LENGTH = 1_000
 """Characters of the description of an error that a child process sends."""
 
 
@@ -157,7 +157,7 @@ class MeasuringRunTimes(list[datetime]):
                 try:
                     token = _attach_context(carrier)
                 except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
-                    error = repr(exception)[:MAX_ERROR]
+                    error = repr(exception)[:MAX_ERROR_LENGTH]
             started_at, since = time.time(), time.perf_counter()
             try:
                 yield measured
@@ -167,7 +167,7 @@ class MeasuringRunTimes(list[datetime]):
                     try:
                         _detach_context(token)
                     except Exception as exception:  # noqa: BLE001
-                        error = repr(exception)[:MAX_ERROR]
+                        error = repr(exception)[:MAX_ERROR_LENGTH]
                 measured.set_measurement(*self._address, due, position, started_at, duration, error)
 
 

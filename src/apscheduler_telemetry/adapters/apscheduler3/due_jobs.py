@@ -17,7 +17,7 @@ from typing import Any
 from apscheduler.job import Job
 
 
-def create_due_job_class(on_run_times: Callable[[Sequence[datetime]], None]) -> type[Job]:
+def create_observed_job_class(on_run_times: Callable[[Sequence[datetime]], None]) -> type[Job]:
     """
     Return a class of jobs that report the run times that the loop finds.
 
@@ -26,7 +26,7 @@ def create_due_job_class(on_run_times: Callable[[Sequence[datetime]], None]) -> 
             not raise.
     """
 
-    class DueJob(Job):
+    class ObservedDueJob(Job):
         __slots__ = ()
 
         def _get_run_times(self, now: datetime) -> Any:
@@ -38,7 +38,7 @@ def create_due_job_class(on_run_times: Callable[[Sequence[datetime]], None]) -> 
         def __reduce_ex__(self, _: Any) -> Any:  # for another thread that pickles it right now
             return copyreg.__newobj__, (Job,), self.__getstate__()  # type: ignore[attr-defined]
 
-    return DueJob
+    return ObservedDueJob
 
 
 class ObservableDueJobs(list[Any]):
@@ -47,23 +47,23 @@ class ObservableDueJobs(list[Any]):
 
     Args:
         jobs: the jobs.
-        due_job_class: of those whose run times are to be seen, by `create_due_job_class`.
+        observed_job_class: of those whose run times are to be seen, by `create_observed_job_class`.
         is_observed: tells whether those of a job are.
     """
 
     def __init__(
-        self, jobs: Iterable[Any], due_job_class: type[Job], is_observed: Callable[[Any], bool]
+        self, jobs: Iterable[Any], observed_job_class: type[Job], is_observed: Callable[[Any], bool]
     ) -> None:
         super().__init__(jobs)
-        self._due_job_class = due_job_class
-        self._is_observed = is_observed
+        self._observed_job_class = observed_job_class
+        self._is_job_observed = is_observed
 
     def __iter__(self) -> Iterator[Any]:
         for job in super().__iter__():
-            if type(job) is not Job or not self._is_observed(job):
+            if type(job) is not Job or not self._is_job_observed(job):
                 yield job
                 continue
-            job.__class__ = self._due_job_class
+            job.__class__ = self._observed_job_class
             try:
                 yield job
             finally:  # where the loop has not asked it, as its executor does not exist

@@ -18,7 +18,7 @@ from apscheduler.executors.base import MaxInstancesReachedError
 from apscheduler.executors.debug import DebugExecutor
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
+from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -28,7 +28,7 @@ from apscheduler_telemetry.core.model import Clock, Outcome, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import Run
-from apscheduler_telemetry.core.times import wall_time
+from apscheduler_telemetry.core.times import without_timezone
 
 
 class ExecutorHooks:
@@ -59,7 +59,7 @@ class ExecutorHooks:
         alias: str,
         patches: PatchSet,
         result_patches: PatchSet,
-        events: JobEventHandler,
+        events: JobChangeHandler,
         loop: SchedulerLoop,
         unsubmitted_recorder: UnsubmittedRunRecorder,
         run_tracker: RunTracker,
@@ -70,8 +70,8 @@ class ExecutorHooks:
         self._scheduler = scheduler
         self._executor = executor
         self._patches = patches
-        self._job_event_handler = events
-        self._loop = loop
+        self._job_change_handler = events
+        self._scheduler_loop = loop
         self._unsubmitted_recorder = unsubmitted_recorder
         self.run_tracker = run_tracker
         # Bound once, as every run passes them.
@@ -83,7 +83,7 @@ class ExecutorHooks:
         # the order in which a process pool starts them.
         self._open_submissions: dict[int, Submission] = {}
         # Runs from before the executor was patched, by job id.
-        self._runs_before_patching = Counter(getattr(executor, "_instances", {}))
+        self._run_counts_before_patching = Counter(getattr(executor, "_instances", {}))
         self.on_executor_added(alias)
         patches.patch(executor, "submit_job", self._wrap_submit_job)
         result_patches.patch(executor, "_run_job_success", self._wrap_run_job_success)
@@ -104,7 +104,10 @@ class ExecutorHooks:
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        open_submission, on_job_submitted = self._create_submission, self._loop.on_job_submitted
+        open_submission, on_job_submitted = (
+            self._create_submission,
+            self._scheduler_loop.on_job_submitted,
+        )
         serves_scheduler = self._serves_scheduler
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
@@ -129,7 +132,7 @@ class ExecutorHooks:
             if self.measurement_sink_id is not None and submission is not None:
                 self._assign_pool(submission)
 
-        self._loop.add_user_code_boundary(submit_job.__code__)
+        self._scheduler_loop.add_user_code_boundary(submit_job.__code__)
         return submit_job
 
     def _wrap_run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
@@ -150,7 +153,7 @@ class ExecutorHooks:
                 if isinstance(events, list) or not isinstance(events, Iterator):
                     original(job_id, events)
                 else:
-                    self._pass_on_event_iterator(original, job_id, events)
+                    self._forward_event_iterator(original, job_id, events)
 
         return run_job_success
 
@@ -187,7 +190,7 @@ class ExecutorHooks:
             runs: a list that gets the runs, so that it has them also if Ctrl-C comes in between.
         """
         latest, alias = run_times[-1], job._jobstore_alias  # noqa: SLF001
-        tracked = self._get_job((alias, job.id)) or self._job_event_handler.track(job, alias)
+        tracked = self._get_job((alias, job.id)) or self._job_change_handler.track(job, alias)
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
@@ -210,11 +213,11 @@ class ExecutorHooks:
             self.run_tracker.capture_arguments(job, runs)
         return submission
 
-    def _recover_submission(
+    def _recover_interrupted_submission(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
         """Return what `_create_submission` would have, which an exception has ended early."""
-        tracked = self._job_event_handler.track(job, job._jobstore_alias)  # noqa: SLF001
+        tracked = self._job_change_handler.track(job, job._jobstore_alias)  # noqa: SLF001
         runs.extend(tracked.create_run(due, self._alias) for due in run_times[len(runs) :])
         for run in runs:  # to record one twice is the same as once
             self._recorder.run_submitted(run)
@@ -247,9 +250,9 @@ class ExecutorHooks:
         if not is_refusal:
             self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         if submission is None:  # as Ctrl-C has come in between
-            submission = self._recover_submission(job, run_times, runs)
+            submission = self._recover_interrupted_submission(job, run_times, runs)
         if is_refusal:
-            self._finish_runs(submission, Outcome.SKIPPED)
+            self._finish_remaining_runs(submission, Outcome.SKIPPED)
         else:
             self._abandon(submission, error)
 
@@ -261,7 +264,7 @@ class ExecutorHooks:
         except (AttributeError, LookupError):  # no events, or objects of the user's
             submission = None
         if submission is None or submission.job_id != job_id:
-            submission = self._take_submission_of_events(job_id, events)
+            submission = self._find_submission_of_events(job_id, events)
             if submission is None:
                 return
         runs, finish_run_by_event = submission.runs, self._finish_run_by_event
@@ -295,7 +298,7 @@ class ExecutorHooks:
         """End the runs that have not ended, by no more of their events than the outcome."""
         for run, event in zip(submission.runs, events, strict=False):
             run.finish(outcome_of(event))
-        self._finish_runs(submission, Outcome.LOST)
+        self._finish_remaining_runs(submission, Outcome.LOST)
 
     def _record_matching_event(self, submission: Submission, event: Any) -> None:
         """Record an event of a user's executor with the run that it is about, if there is one."""
@@ -307,9 +310,9 @@ class ExecutorHooks:
         """Record the events of a user's executor, which has more or fewer of them than runs."""
         for event in events:
             self._record_matching_event(submission, event)
-        self._finish_runs(submission, Outcome.LOST)  # those that no event is about
+        self._finish_remaining_runs(submission, Outcome.LOST)  # those that no event is about
 
-    def _pass_on_event_iterator(
+    def _forward_event_iterator(
         self, original: Callable[..., None], job_id: str, events: Iterator[Any]
     ) -> None:
         """Pass on events that can be read only once, each after it was recorded."""
@@ -319,7 +322,7 @@ class ExecutorHooks:
             for event in events:
                 try:
                     if not found:
-                        found.append(self._take_submission_of_events(job_id, [event]))
+                        found.append(self._find_submission_of_events(job_id, [event]))
                     if found[0] is not None:
                         self._record_matching_event(found[0], event)
                 except Exception:  # noqa: BLE001
@@ -329,9 +332,9 @@ class ExecutorHooks:
         try:
             original(job_id, record_and_yield())
         finally:  # however many of them were read
-            submission = found[0] if found else self._take_submission_of_events(job_id, ())
+            submission = found[0] if found else self._find_submission_of_events(job_id, ())
             if submission is not None:
-                self._finish_runs(submission, Outcome.LOST)
+                self._finish_remaining_runs(submission, Outcome.LOST)
 
     def _on_result_lost(self, job_id: str, error: BaseException) -> None:
         """Record that an executor got no result for one of the submissions of a job."""
@@ -339,8 +342,10 @@ class ExecutorHooks:
         if isinstance(error, BrokenExecutor):  # the executor may have a fresh pool already
             waiting = [each for each in waiting if _is_broken(each.pool)] or waiting
         submission = _find_submission_in_traceback(error, waiting)
-        if submission is None and self._runs_before_patching[job_id]:  # the oldest, most likely
-            self._runs_before_patching[job_id] -= 1
+        if (
+            submission is None and self._run_counts_before_patching[job_id]
+        ):  # the oldest, most likely
+            self._run_counts_before_patching[job_id] -= 1
             return
         if submission is None and waiting:
             submission = next((each for each in waiting if not each.has_started), waiting[0])
@@ -353,7 +358,7 @@ class ExecutorHooks:
             submission.mark_abandoned_and_check_idle()
             and submission.submission_id in self._open_submissions
         ):
-            self._finish_runs(submission, Outcome.LOST, error)
+            self._finish_remaining_runs(submission, Outcome.LOST, error)
 
     def _recover_interrupted_loss(self, job_id: str, error: BaseException) -> None:
         """Do the same as `_on_result_lost`, which an exception from outside has ended early."""
@@ -369,9 +374,9 @@ class ExecutorHooks:
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
         if submission.submission_id in self._open_submissions:  # unless `_abandon` was quicker
-            self._finish_runs(submission, Outcome.LOST)
+            self._finish_remaining_runs(submission, Outcome.LOST)
 
-    def _finish_runs(
+    def _finish_remaining_runs(
         self, submission: Submission, outcome: Outcome, error: BaseException | None = None
     ) -> None:
         """End the runs of a submission that have not ended."""
@@ -408,7 +413,7 @@ class ExecutorHooks:
 
     # Open submissions
 
-    def _take_submission_of_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
+    def _find_submission_of_events(self, job_id: str, events: Sequence[Any]) -> Submission | None:
         """Return the open submission that events are about, None if there is none."""
         if not events:
             return next(self._iter_open_submissions(job_id), None)
@@ -419,8 +424,8 @@ class ExecutorHooks:
         for submission in self._iter_open_submissions(job_id):
             if due is None or _find_run_of_event(events[-1], submission.runs) is not None:
                 return submission
-        if self._runs_before_patching[job_id]:
-            self._runs_before_patching[job_id] -= 1
+        if self._run_counts_before_patching[job_id]:
+            self._run_counts_before_patching[job_id] -= 1
             return None
         if not self._patches.is_active:
             return None  # it was submitted since, and is not ours
@@ -478,7 +483,7 @@ def _find_run_of_event(event: Any, runs: Sequence[Run]) -> Run | None:
 def _is_same_time(due: datetime, copy: datetime) -> bool:
     """Tell whether the second may be a copy of the first that was pickled."""
     # In an hour that comes twice, times whose zones are two objects are never equal.
-    return due == copy or wall_time(due) == wall_time(copy)
+    return due == copy or without_timezone(due) == without_timezone(copy)
 
 
 def pool_of(executor: Any) -> Any:

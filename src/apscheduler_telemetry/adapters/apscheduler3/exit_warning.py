@@ -130,7 +130,7 @@ def _is_in_pytest() -> bool:
     )
 
 
-def _log_scheduled_jobs() -> None:
+def _log_exit_messages() -> None:
     for check in list(_exit_checks.values()):
         scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
         error_reporter, get_thread = check.error_reporter_ref(), check.get_thread_ref()
@@ -185,4 +185,4 @@ class _ExitCheck(NamedTuple):
 _exit_checks: dict[int, _ExitCheck] = {}
 # Registered on import, so that functions that the application registers later run before it: they
 # may shut the scheduler down. By then Python has joined all threads that are not daemons.
-atexit.register(_log_scheduled_jobs)
+atexit.register(_log_exit_messages)

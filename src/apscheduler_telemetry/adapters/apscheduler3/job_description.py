@@ -30,7 +30,7 @@ class JobDescriber:
         self, labeller: JobLabeller, policy: AlertPolicy, is_persistent: Callable[[str], bool]
     ) -> None:
         self._labeller = labeller
-        self._policy = policy
+        self._alert_policy = policy
         self._is_persistent = is_persistent
 
     def describe(self, job: Any, alias: str) -> JobInfo:
@@ -44,10 +44,10 @@ class JobDescriber:
             executor=labels.label_value(job.executor),
             jobstore=alias,
             persistent=self._is_persistent(alias),
-            grace=self._policy.grace(job),
-            max_duration=self._policy.max_duration(job),
-            severity=self._policy.severity(job),
-            owner=self._policy.owner(job),
+            grace=self._alert_policy.grace(job),
+            max_duration=self._alert_policy.max_duration(job),
+            severity=self._alert_policy.severity(job),
+            owner=self._alert_policy.owner(job),
         )
 
 

@@ -26,7 +26,7 @@ class UndeserializableJob:
     next_run_time = None
 
 
-class FailureCount:
+class FailedRowCounter:
     """
     Counts rows that could not be deserialized.
 
@@ -82,7 +82,7 @@ class JobDeserializer:
         """
         return self._thread_state.preserving_rows()
 
-    def counting_failures(self) -> AbstractContextManager[FailureCount]:
+    def counting_failures(self) -> AbstractContextManager[FailedRowCounter]:
         """
         Count the rows that the store cannot deserialize while it lists jobs in this thread.
 
@@ -109,7 +109,7 @@ class JobDeserializer:
 
 class _FailureHandlingOfThread(threading.local):
     is_preserving = False
-    failures: FailureCount | None = None
+    failures: FailedRowCounter | None = None
 
     @contextmanager
     def preserving_rows(self) -> Iterator[None]:
@@ -121,9 +121,9 @@ class _FailureHandlingOfThread(threading.local):
             self.is_preserving = before
 
     @contextmanager
-    def counting_failures(self) -> Iterator[FailureCount]:
+    def counting_failures(self) -> Iterator[FailedRowCounter]:
         before = self.failures
-        failures = self.failures = FailureCount()
+        failures = self.failures = FailedRowCounter()
         try:
             yield failures
         finally:

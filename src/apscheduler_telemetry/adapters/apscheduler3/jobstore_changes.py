@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
 
-from apscheduler_telemetry.core.locks import renew_lock_after_fork, synchronized
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 
 
 class _StoreWideChange:
@@ -55,7 +55,7 @@ class JobStoreChanges:
         self._lock = threading.RLock()
         self._in_progress: dict[object, int] = {}
         self._readings: set[Reading] = set()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     @synchronized
     def set_alias(self, alias: str) -> None:

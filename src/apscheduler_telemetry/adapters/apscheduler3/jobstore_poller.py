@@ -17,17 +17,17 @@ from typing import Any
 from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges, Reading
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
     BATCH_SIZE,
     JobStoreReader,
     SeparateConnectionUnsafeError,
-    create_reader,
+    create_reader_if_supported,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -89,7 +89,7 @@ class JobStorePoller:
         changes: JobStoreChanges,
         deserializer: JobDeserializer,
         patches: PatchSet,
-        events: JobEventHandler,
+        events: JobChangeHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
@@ -102,8 +102,8 @@ class JobStorePoller:
         self._changes = changes
         self._deserializer = deserializer
         self._patches = patches
-        self._job_event_handler = events
-        self._loop = loop
+        self._job_change_handler = events
+        self._scheduler_loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
@@ -127,7 +127,7 @@ class JobStorePoller:
         self._is_failing = False
         self._reader = None
         try:
-            self._reader = create_reader(self._store)
+            self._reader = create_reader_if_supported(self._store)
         except SeparateConnectionUnsafeError:
             self.is_to_be_read_in_pass = True
             return
@@ -192,7 +192,9 @@ class JobStorePoller:
     @property
     def _is_reading_allowed(self) -> bool:
         """Whether the scheduler runs, in this process: a fork must not use its connections."""
-        is_running = self._scheduler.state != STATE_STOPPED and self._loop.pid == os.getpid()
+        is_running = (
+            self._scheduler.state != STATE_STOPPED and self._scheduler_loop.pid == os.getpid()
+        )
         return is_running and self._patches.is_active and self._changes.alias is not None
 
     def _report_failure(self, error: _JobStoreError) -> None:
@@ -272,7 +274,7 @@ class JobStorePoller:
     def _tracked_jobs_by_id(self, reading: Reading) -> dict[Hashable, TrackedJob]:
         return {
             tracked.job_key[1]: tracked
-            for tracked in self._job_event_handler.jobs.list_jobs_in_jobstore(reading.alias)
+            for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(reading.alias)
         }
 
     def _has_next_run_changed(
@@ -297,7 +299,7 @@ class JobStorePoller:
             self._apply_read_job(job, reading)
 
     def _apply_read_job(self, job: Any, reading: Reading) -> None:
-        events, alias = self._job_event_handler, reading.alias
+        events, alias = self._job_change_handler, reading.alias
         try:
             info = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, info)
@@ -309,7 +311,7 @@ class JobStorePoller:
         self, vanished: Iterable[TrackedJob], reading: Reading, reason: RemovalReason
     ) -> None:
         for tracked in vanished:
-            apply = partial(self._job_event_handler.on_job_vanished, tracked, reason)
+            apply = partial(self._job_change_handler.on_job_vanished, tracked, reason)
             self._changes.apply_removal_if_unchanged(reading, tracked.job_key[1], apply)
 
 

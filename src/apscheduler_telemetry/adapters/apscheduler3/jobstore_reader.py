@@ -41,7 +41,7 @@ BATCH_SIZE = 100
 """Jobs to pass to `fetch_pickled_jobs` at a time: fewer than SQL allows parameters."""
 
 
-def create_reader(store: Any) -> JobStoreReader | None:
+def create_reader_if_supported(store: Any) -> JobStoreReader | None:
     """
     Return a reader of a job store, or None if its rows cannot be read.
 

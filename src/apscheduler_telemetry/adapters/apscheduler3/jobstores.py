@@ -12,11 +12,11 @@ from typing import Any
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.base import STATE_STOPPED
 
+from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_events import JobEventHandler
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
@@ -56,7 +56,7 @@ class JobStoreHooks:
         alias: str,
         *,
         patches: PatchSet,
-        events: JobEventHandler,
+        events: JobChangeHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
@@ -67,8 +67,8 @@ class JobStoreHooks:
         self._scheduler = scheduler
         self._store = store
         self._patches = patches
-        self._job_event_handler = events
-        self._loop = loop
+        self._job_change_handler = events
+        self._scheduler_loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._original_get_due_jobs = store.get_due_jobs
@@ -131,7 +131,7 @@ class JobStoreHooks:
         def add_job(job: Any) -> None:
             with self._changes.changing_job(job.id):
                 original(job)
-                self._call_with_alias(self._job_event_handler.on_job_added, job)
+                self._call_with_alias(self._job_change_handler.on_job_added, job)
 
         return add_job
 
@@ -139,11 +139,11 @@ class JobStoreHooks:
         update_counting_errors = self._wrap_counting_errors(original)
 
         def update_job(job: Any) -> None:
-            if not self._loop.is_setting_next_run(job.id):
+            if not self._scheduler_loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
             with self._changes.changing_job(job.id):
                 update_counting_errors(job)
-                self._call_with_alias(self._job_event_handler.on_job_updated, job)
+                self._call_with_alias(self._job_change_handler.on_job_updated, job)
 
         if self.is_persistent:
             return update_job
@@ -156,8 +156,8 @@ class JobStoreHooks:
         # store is read under the scheduler's lock, which the loop holds now.
         patches, changes = self._patches, self._changes
         take_submission, on_job_advanced = (
-            self._loop.take_submission,
-            self._job_event_handler.on_job_advanced,
+            self._scheduler_loop.take_submission,
+            self._job_change_handler.on_job_advanced,
         )
 
         def update_job(job: Any) -> None:
@@ -181,11 +181,11 @@ class JobStoreHooks:
         remove_counting_errors = self._wrap_counting_errors(original)
 
         def remove_job(job_id: str) -> None:
-            if not self._loop.is_called_by_loop:
+            if not self._scheduler_loop.is_called_by_loop:
                 self._track_before_change(job_id)
             with self._changes.changing_job(job_id):
                 remove_counting_errors(job_id)
-                self._call_with_alias(self._job_event_handler.on_job_removed, job_id)
+                self._call_with_alias(self._job_change_handler.on_job_removed, job_id)
 
         return remove_job
 
@@ -199,17 +199,17 @@ class JobStoreHooks:
             self._track_due_jobs_before_removal()
             with self._changes.changing_all_jobs():
                 original()
-                self._call_with_alias(self._job_event_handler.on_all_jobs_removed)
+                self._call_with_alias(self._job_change_handler.on_all_jobs_removed)
 
         return remove_all_jobs
 
     def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
-        patches, loop = self._patches, self._loop
+        patches, loop = self._patches, self._scheduler_loop
         set_due_jobs = loop.set_due_jobs
-        make_run_times_observable = self._job_event_handler.make_run_times_observable
+        make_run_times_observable = self._job_change_handler.make_run_times_observable
         list_due_jobs = original
         if self.is_persistent:
-            list_due_jobs = self._wrap_get_due_jobs_with_sync(original)
+            list_due_jobs = self._wrap_get_due_jobs_of_persistent_store(original)
 
         def get_due_jobs(now: datetime) -> Any:
             if not patches.is_active:
@@ -237,14 +237,14 @@ class JobStoreHooks:
 
         return get_due_jobs
 
-    def _wrap_get_due_jobs_with_sync(
+    def _wrap_get_due_jobs_of_persistent_store(
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
             with self._changes.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original(now))
-                self._call_with_alias(self._job_event_handler.sync_due_jobs, jobs)
+                self._call_with_alias(self._job_change_handler.sync_due_jobs, jobs)
                 if failures.total:
                     self._call_with_alias(self._record_undeserializable_jobs, jobs, now)
             return jobs
@@ -276,7 +276,7 @@ class JobStoreHooks:
 
     def _count_jobstore_error(self) -> None:
         # The user's code gets the exception; the loop only logs it, or ends with it.
-        if self._patches.is_active and self._loop.is_called_by_loop:
+        if self._patches.is_active and self._scheduler_loop.is_called_by_loop:
             self._recorder.count_scheduler_error(SchedulerErrorKind.JOBSTORE)
 
     def _call_with_alias(self, handler: Callable[..., object], *args: Any) -> None:
@@ -300,14 +300,14 @@ class JobStoreHooks:
         alias = self.alias
         if alias is None or not self.is_persistent or not self._patches.is_active:
             return
-        if self._job_event_handler.jobs.get((alias, job_id)) is not None:
+        if self._job_change_handler.jobs.get((alias, job_id)) is not None:
             return
         try:
             job = self._store.lookup_job(job_id)
         except Exception:  # noqa: BLE001  # the change itself will raise it, if it concerns the user
             return
         if job is not None:
-            self._call_with_alias(self._job_event_handler.on_job_read, job)
+            self._call_with_alias(self._job_change_handler.on_job_read, job)
 
     def _track_due_jobs_before_removal(self) -> None:
         """Do the same for all jobs that are due, before all jobs are removed."""
@@ -322,8 +322,8 @@ class JobStoreHooks:
         for job in jobs:
             if isinstance(job, UndeserializableJob):
                 continue
-            if self._job_event_handler.jobs.get((alias, job.id)) is None:
-                self._call_with_alias(self._job_event_handler.on_job_read, job)
+            if self._job_change_handler.jobs.get((alias, job.id)) is None:
+                self._call_with_alias(self._job_change_handler.on_job_read, job)
 
     def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
         """
@@ -337,7 +337,7 @@ class JobStoreHooks:
             alias: of the store.
         """
         listed_ids = {job.id for job in listed}
-        for tracked in self._job_event_handler.jobs.list_jobs_in_jobstore(alias):
+        for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(alias):
             if tracked.job_key[1] in listed_ids:
                 continue
             due: datetime | None = None
@@ -346,7 +346,7 @@ class JobStoreHooks:
                 if next_run is None or next_run > now.timestamp():
                     continue
                 due = to_datetime(next_run, now.tzinfo)
-            self._job_event_handler.on_undeserializable_job_deleted(tracked, due)
+            self._job_change_handler.on_undeserializable_job_deleted(tracked, due)
 
 
 def _to_sequence(jobs: Any) -> Any:

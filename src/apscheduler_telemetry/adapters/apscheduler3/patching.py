@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 
 
 class _Inherited:
@@ -42,7 +42,7 @@ class PatchSet:
         self.is_active = True
         self._patches: list[_Patch] = []
         self._lock = threading.RLock()
-        renew_lock_after_fork(self)
+        renew_lock_in_forked_children(self)
 
     def patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         """

@@ -30,7 +30,7 @@ except ImportError:  # before APScheduler 3.11
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.core.exception_text import ExceptionText
+from apscheduler_telemetry.core.exception_text import ExceptionDescriber
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
@@ -116,15 +116,15 @@ class RunTracker:
         self.captures_arguments = capture.arguments
         self._captures_result = capture.result
         self._captures_stacktrace = capture.stacktrace
-        self._exception_text = ExceptionText(
+        self._exception_describer = ExceptionDescriber(
             capture, lambda failure: error_reporter.report("redact", failure)
         )
 
     def capture_arguments(self, job: Any, runs: Sequence[Run]) -> None:
         """Let the runs keep what their callable is called with."""
-        arguments = self._try_describe(safe_repr_call, job.args, job.kwargs)
+        arguments = self._try_repr(safe_repr_call, job.args, job.kwargs)
         for run in runs:
-            run.capture_arguments(arguments)
+            run.set_arguments(arguments)
 
     def create_trace_carriers(self, runs: Sequence[Run]) -> Sequence[Mapping[str, str]]:
         """Return the W3C carriers of runs that are sent to another process; none if all empty."""
@@ -141,22 +141,22 @@ class RunTracker:
             if (
                 result is not None  # as is the rule, so that this comes first
                 and type(result) in _NOT_AWAITED_TYPES
-                and _has_not_started(result)
+                and _is_unstarted_result(result)
             ):
                 self._report_not_awaited(run, result)
             if self._captures_result:
-                run.capture_result(self._try_describe(safe_repr, result))
+                run.set_result(self._try_repr(safe_repr, result))
         elif (exception := getattr(event, "exception", None)) is not None:
             if self.observers.is_enabled:
                 stack = self._format_stack(exception, getattr(event, "traceback", None))
-                error = self._exception_text.describe(exception, stack)
+                error = self._exception_describer.describe(exception, stack)
             else:  # metrics need its type only
                 error = ErrorDescription(type=exception_type_name(exception), message="")
         self.finish_run(run, outcome, error)
 
     def describe_error(self, exception: BaseException) -> ErrorDescription:
         """Describe why a run was lost, as far as that may be exported."""
-        return self._exception_text.describe(exception)
+        return self._exception_describer.describe(exception)
 
     def finish_run(self, run: Run, outcome: Outcome, error: ErrorDescription | None = None) -> None:
         """Record how a run has ended, unless that is known already."""
@@ -185,11 +185,11 @@ class RunTracker:
 
     def report_child_error(self, failure: str) -> None:
         """Count a failure of telemetry in a child process."""
-        if self._exception_text.is_restricted:
+        if self._exception_describer.is_restricted:
             failure = failure.partition("(")[0]  # the type, of the ``repr()`` of an exception
         self._error_reporter.report("spans", failure)
 
-    def _try_describe(self, describe: Callable[..., str], *values: Any) -> str | None:
+    def _try_repr(self, describe: Callable[..., str], *values: Any) -> str | None:
         try:
             return describe(*values)
         except Exception:  # noqa: BLE001  # a collection may change while it is looked at
@@ -201,13 +201,13 @@ class RunTracker:
         if not self._captures_stacktrace:
             return ""
         try:
-            return self._exception_text.stacktrace(exception, entries)
+            return self._exception_describer.stacktrace(exception, entries)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             self._error_reporter.exception("spans")
             return ""
 
 
-def _has_not_started(result: Any) -> bool:
+def _is_unstarted_result(result: Any) -> bool:
     """
     Tell whether none of the code of a coroutine or a generator has run.
 
@@ -225,7 +225,7 @@ def _has_not_started(result: Any) -> bool:
     return bool(last < 0 or result.ag_code.co_code[last] == dis.opmap.get("RETURN_GENERATOR"))
 
 
-class SubmittingExecutor(Protocol):
+class SubmissionOwner(Protocol):
     """
     The executor to which jobs are submitted.
 
@@ -277,7 +277,7 @@ class Submission(list[datetime]):
         tracked: TrackedJob,
         run_times: Sequence[datetime],
         runs: Sequence[Run],
-        owner: SubmittingExecutor,
+        owner: SubmissionOwner,
     ) -> None:
         self.extend(run_times)  # what super().__init__() does, which takes as long as all the rest
         self.submission_id = submission_id

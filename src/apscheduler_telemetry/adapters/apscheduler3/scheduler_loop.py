@@ -98,8 +98,8 @@ class SchedulerLoop:
         # When the wait for the next pass was last planned, and for how many seconds.
         self._wait_start_and_seconds: tuple[float, Any] | None = None
         self._last_pass_error_type: str | None = None
-        self._due_jobs: Sequence[Any] = ()
-        self._user_code_boundaries = {_DISPATCH_EVENT_CODE}
+        self._latest_due_jobs: Sequence[Any] = ()
+        self._codes_calling_user_code = {_DISPATCH_EVENT_CODE}
 
     def install(self) -> None:
         """Patch the scheduler."""
@@ -136,7 +136,7 @@ class SchedulerLoop:
         if self.pass_thread_id != get_ident():
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, as documented
-        while frame is not None and frame.f_code not in self._user_code_boundaries:
+        while frame is not None and frame.f_code not in self._codes_calling_user_code:
             if frame.f_code is _PROCESS_JOBS_CODE:
                 return True
             frame = frame.f_back
@@ -144,15 +144,15 @@ class SchedulerLoop:
 
     def add_user_code_boundary(self, code: CodeType) -> None:
         """Note the code of a patch that the loop calls and that calls the user's code."""
-        self._user_code_boundaries.add(code)
+        self._codes_calling_user_code.add(code)
 
     def set_due_jobs(self, jobs: Sequence[Any]) -> None:
         """Note which jobs a job store has just called due."""
-        self._due_jobs = jobs
+        self._latest_due_jobs = jobs
 
     def find_due_job(self, job_id: str) -> Any:
         """Return the job of this id among those, or None."""
-        return next((job for job in self._due_jobs if job.id == job_id), None)
+        return next((job for job in self._latest_due_jobs if job.id == job_id), None)
 
     def on_job_submitted(self, job: Any, submission: Any) -> None:
         """Note that a job was submitted to its executor, if it was the loop that did so."""
@@ -216,7 +216,7 @@ class SchedulerLoop:
             self._last_pass_error_type
         ) = None
         self._has_ended = False
-        for _, message in pool_reasons(self._scheduler, self._recorder.executors_of_jobs):
+        for _, message in pool_reasons(self._scheduler, self._recorder.executor_aliases_of_jobs):
             logger.warning(
                 "The scheduler %r was started, but cannot run its jobs. %s",
                 self._recorder.scheduler_name,
@@ -276,7 +276,7 @@ class SchedulerLoop:
         self.pass_thread_id = self._pass_started_at = self.job_awaiting_next_run = (
             self.submission_awaiting_next_run
         ) = None
-        self._due_jobs = ()  # so that jobs are freed, as they are by APScheduler
+        self._latest_due_jobs = ()  # so that jobs are freed, as they are by APScheduler
 
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
@@ -327,7 +327,7 @@ class SchedulerLoop:
             wait_start_and_seconds=self._wait_start_and_seconds,
         )
         return check_liveness(
-            self._scheduler, state, self._monotonic(), self._recorder.executors_of_jobs
+            self._scheduler, state, self._monotonic(), self._recorder.executor_aliases_of_jobs
         )
 
 
@@ -341,10 +341,10 @@ class _ListenerErrorDetector:
     """
 
     _logger: Any
-    _loop: SchedulerLoop
+    _scheduler_loop: SchedulerLoop
 
     def __init__(self, logger: Any, loop: SchedulerLoop) -> None:
-        vars(self).update(_logger=logger, _loop=loop)
+        vars(self).update(_logger=logger, _scheduler_loop=loop)
 
     def detect_pass_ends(self) -> None:
         """Notice from now on also when a pass writes to the log."""
@@ -353,7 +353,7 @@ class _ListenerErrorDetector:
     @property
     def exception(self) -> Any:
         if sys._getframe(1).f_code is _DISPATCH_EVENT_CODE:  # noqa: SLF001  # as above
-            self._loop.on_listener_failed()
+            self._scheduler_loop.on_listener_failed()
         return self._logger.exception
 
     # Used in every pass.
@@ -372,8 +372,9 @@ class _PassEndDetector(_ListenerErrorDetector):
 
     @property
     def debug(self) -> Any:
-        if self._loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
-            self._loop.on_bypassing_pass_logged()
+        loop = self._scheduler_loop
+        if loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
+            loop.on_bypassing_pass_logged()
         return self._logger.debug
 
 

@@ -19,9 +19,9 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.base import OriginPropagator
-from apscheduler_telemetry.core.locks import renew_lock_after_fork
+from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
-from apscheduler_telemetry.core.user_code import raise_interruption
+from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 ERROR_COMPONENT = "spans"
 
@@ -47,7 +47,7 @@ class TraceLinks:
         worker: BackgroundWorker,
         error_reporter: ErrorReporter,
     ) -> None:
-        self._origins = origins
+        self._origin_propagator = origins
         self._context_store = context_store
         self._worker = worker
         self._error_reporter = error_reporter
@@ -57,7 +57,7 @@ class TraceLinks:
         self._lock = threading.RLock()
         if context_store is not None:
             _links_to_flush_at_exit.add(self)
-            renew_lock_after_fork(self)
+            renew_lock_in_forked_children(self)
 
     def on_pending_job_added(self, job_id: str) -> None:
         """Note the origin of a job that will enter its store when the scheduler starts."""
@@ -77,7 +77,7 @@ class TraceLinks:
         tracked.set_origins(added_origin, None)
         self._persist(tracked)
 
-    def on_next_run_changed(self, tracked: TrackedJob) -> None:
+    def on_next_run_set_by_user(self, tracked: TrackedJob) -> None:
         """Note where the user has set the next run of a job; only that run links to it."""
         is_paused = tracked.next_run is None
         next_run_origin = None if is_paused else self._current_origin("triggered")
@@ -105,12 +105,14 @@ class TraceLinks:
             origins = json.loads(stored)
             added_origin, next_run_origin = tracked.added_origin, None
             if "added" in origins:
-                added_origin = self._origins.load("added", origins["added"]) or added_origin
+                added_origin = (
+                    self._origin_propagator.load("added", origins["added"]) or added_origin
+                )
             if "triggered" in origins and origins["due"] == tracked.next_run:
-                next_run_origin = self._origins.load("triggered", origins["triggered"])
+                next_run_origin = self._origin_propagator.load("triggered", origins["triggered"])
             tracked.set_origins(added_origin, next_run_origin)
         except BaseException as error:  # noqa: BLE001  # the mapping is the user's
-            raise_interruption(error)
+            raise_if_interruption(error)
             self._error_reporter.exception(ERROR_COMPONENT)
 
     def flush(self, timeout: float) -> None:
@@ -123,7 +125,7 @@ class TraceLinks:
 
     def _current_origin(self, reason: str) -> Any:
         try:
-            return self._origins.find_current_origin(reason)
+            return self._origin_propagator.find_current_origin(reason)
         except Exception:  # noqa: BLE001
             self._error_reporter.exception(ERROR_COMPONENT)
             return None
@@ -136,9 +138,9 @@ class TraceLinks:
         origins: dict[str, Any] = {}
         try:
             if tracked.added_origin is not None:
-                origins["added"] = self._origins.dump(tracked.added_origin)
+                origins["added"] = self._origin_propagator.dump(tracked.added_origin)
             if tracked.next_run_origin is not None:
-                origins["triggered"] = self._origins.dump(tracked.next_run_origin)
+                origins["triggered"] = self._origin_propagator.dump(tracked.next_run_origin)
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
             self._error_reporter.exception(ERROR_COMPONENT)

@@ -17,7 +17,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobKey, JobRecord, Run
 from apscheduler_telemetry.core.times import to_unix_seconds
 
-INTERVALS_VALID_SECONDS = 60.0
+MIN_INTERVALS_VALID_SECONDS = 60.0
 """
 Seconds for which the intervals of a job are not computed again, however short they are.
 
@@ -39,12 +39,12 @@ class ObservedIntervals:
         range: the shortest and the longest of them in seconds; None if none is known.
     """
 
-    __slots__ = ("_answer", "_is_uncertain", "_seconds", "range")
+    __slots__ = ("_is_uncertain", "_latest_trigger_answer", "_seconds", "range")
 
     def __init__(self) -> None:
         self.range: tuple[float, float] | None = None
         self._seconds: deque[float] = deque(maxlen=MAX_OBSERVED_INTERVALS)
-        self._answer: float | None = None  # the latest of the trigger
+        self._latest_trigger_answer: float | None = None  # the latest of the trigger
         self._is_uncertain = False
 
     def add(self, first_due: float | None, last_due: float, next_run: float) -> None:
@@ -59,8 +59,8 @@ class ObservedIntervals:
             last_due: the last one.
             next_run: the next run of the job.
         """
-        is_uncertain = last_due == first_due != self._answer
-        self._answer = next_run
+        is_uncertain = last_due == first_due != self._latest_trigger_answer
+        self._latest_trigger_answer = next_run
         seconds = round(next_run - last_due, 6)
         if seconds <= 0 or (is_uncertain and self._seconds):
             return
@@ -267,7 +267,7 @@ class TrackedJobs:
             tracked.set_trigger(None)  # paused: when it is resumed
             return
         tracked.set_intervals_source(None)
-        if triggers.is_interval_range_known(trigger):
+        if triggers.has_constant_interval_range(trigger):
             # Asking it ten times, and waking a thread for that, would be most of what adding costs.
             recorder.job_intervals_changed(
                 tracked.record, triggers.get_constant_interval_range(trigger)
@@ -280,12 +280,12 @@ class TrackedJobs:
             return tracked.intervals_search is search and not tracked.is_removed
 
         def record_intervals(search: FireTimeSearch) -> None:
-            coming = search.coming
+            coming = search.coming_intervals
             if not is_wanted():
                 return
             if coming.intervals is not None or search.problem is None:  # else they stay
                 recorder.job_intervals_changed(tracked.record, coming.intervals)
-            seconds = max(INTERVALS_VALID_SECONDS, search.seconds / MAX_SHARE_OF_TIME)
+            seconds = max(MIN_INTERVALS_VALID_SECONDS, search.elapsed_seconds / MAX_SHARE_OF_TIME)
             if search.problem is not None:
                 seconds = max(seconds, RETRY_SECONDS)
             tracked.set_intervals_expiry(max(coming.last, to_unix_seconds(next_run) + seconds))

@@ -57,12 +57,12 @@ class FireTimes(NamedTuple):
         """Return all but the last of them."""
         return FireTimes(self.total - 1, self.latest_times[:-1])
 
-    def last(self) -> FireTimes:
+    def only_last(self) -> FireTimes:
         """Return the last of them only."""
         return FireTimes(1, self.latest_times[-1:])
 
 
-class ComingRuns(NamedTuple):
+class ComingIntervals(NamedTuple):
     """
     What is known of the coming runs of a job.
 
@@ -98,7 +98,7 @@ class FireTimeSearch:
         is_finished: whether there is nothing more to be asked.
         problem: why not all fire times could be found; None if they were.
         question_count: how often the trigger was asked.
-        seconds: for how long.
+        elapsed_seconds: for how long.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class FireTimeSearch:
         self.is_finished = False
         self.problem: FireTimeProblem | None = None
         self.question_count = 0
-        self.seconds = 0.0
+        self.elapsed_seconds = 0.0
         self._end = end
         self._max_count = max_count
         self._copy: Any = None
-        self._coming: ComingRuns | None = None
+        self._coming_intervals: ComingIntervals | None = None
         self._mean_jitter = 0.0
         self._total = 0
-        self._latest: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
+        self._latest_times: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
         if first is None or to_unix_seconds(first) >= end:
             self.is_finished = True
         elif type(trigger) is IntervalTrigger and end != math.inf:
@@ -133,15 +133,17 @@ class FireTimeSearch:
     @property
     def found(self) -> FireTimes:
         """What was found up to now."""
-        return FireTimes(self._total, list(self._latest))  # a deque cannot be sliced
+        return FireTimes(self._total, list(self._latest_times))  # a deque cannot be sliced
 
     @property
-    def coming(self) -> ComingRuns:
+    def coming_intervals(self) -> ComingIntervals:
         """What follows from what was found, once the search is finished."""
-        if self._coming is None:
+        if self._coming_intervals is None:
             times = self.found.latest_times
-            self._coming = ComingRuns(compute_intervals(times), to_unix_seconds(times[-1]))
-        return self._coming
+            self._coming_intervals = ComingIntervals(
+                compute_interval_range(times), to_unix_seconds(times[-1])
+            )
+        return self._coming_intervals
 
     def run(self, max_questions: float = math.inf) -> None:
         """Ask the trigger until all is found, or so often; `is_finished` tells."""
@@ -155,9 +157,9 @@ class FireTimeSearch:
             while self.question_count < max_questions and self._ask_for_next():
                 pass
         except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
-            self.give_up(FireTimeProblem.from_exception(error, self._latest[-1]))
+            self.give_up(FireTimeProblem.from_exception(error, self._latest_times[-1]))
         finally:
-            self.seconds += time.perf_counter() - started_at
+            self.elapsed_seconds += time.perf_counter() - started_at
 
     def give_up(self, problem: FireTimeProblem) -> None:
         """Keep what was found up to now, and ask no more."""
@@ -173,7 +175,7 @@ class FireTimeSearch:
         # The first one may be later than the end date, if the user has chosen the next run.
         self._total = max(1, math.floor((end - since) / step) + 1)
         kept = range(max(0, self._total - MAX_LISTED_FIRE_TIMES), self._total)
-        self._latest.extend(to_datetime(since + n * step, zone) for n in kept)
+        self._latest_times.extend(to_datetime(since + n * step, zone) for n in kept)
         self.is_finished = True
 
     def _copy_trigger(self) -> None:
@@ -184,7 +186,7 @@ class FireTimeSearch:
 
     def _ask_for_next(self) -> bool:
         """Ask for the next fire time; return False if nothing more is to be asked."""
-        previous = self._latest[-1]
+        previous = self._latest_times[-1]
         end = self._end - self._mean_jitter
         if self._total >= self._max_count:
             return self._finish()
@@ -204,7 +206,7 @@ class FireTimeSearch:
         return False
 
     def _add(self, at: datetime) -> None:
-        self._latest.append(at)
+        self._latest_times.append(at)
         self._total += 1
 
 
@@ -236,11 +238,11 @@ def create_due_time_search(
 def create_coming_time_search(trigger: Any, next_run: datetime) -> FireTimeSearch:
     """Return a search for the next `MAX_COMING_FIRE_TIMES` fire times, if there are so many."""
     if type(trigger) is CronTrigger:
-        return _CronSearch(trigger, next_run)
+        return _SharedCronSearch(trigger, next_run)
     return FireTimeSearch(trigger, next_run, max_count=MAX_COMING_FIRE_TIMES)
 
 
-class _CronSearch(FireTimeSearch):
+class _SharedCronSearch(FireTimeSearch):
     """
     A search for coming fire times that is made once for all cron triggers that are alike.
 
@@ -252,19 +254,23 @@ class _CronSearch(FireTimeSearch):
         super().__init__(trigger, None)  # which has nothing to find itself
         self.is_finished = False
         self._next_run = next_run
-        self._shared: FireTimeSearch | None = None
+        self._shared_search: FireTimeSearch | None = None
 
     def run(self, max_questions: float = math.inf) -> None:  # noqa: ARG002
-        self._shared = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
-        self.is_finished, self.problem = True, self._shared.problem
+        self._shared_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
+        self.is_finished, self.problem = True, self._shared_search.problem
 
     @property
     def found(self) -> FireTimes:
-        return super().found if self._shared is None else self._shared.found
+        return super().found if self._shared_search is None else self._shared_search.found
 
     @property
-    def coming(self) -> ComingRuns:
-        return super().coming if self._shared is None else self._shared.coming
+    def coming_intervals(self) -> ComingIntervals:
+        return (
+            super().coming_intervals
+            if self._shared_search is None
+            else self._shared_search.coming_intervals
+        )
 
 
 class _CronSchedule:
@@ -293,20 +299,20 @@ def _search_coming_cron_times(schedule: _CronSchedule) -> FireTimeSearch:
     return search
 
 
-def compute_intervals(times: Sequence[datetime]) -> tuple[float, float] | None:
+def compute_interval_range(times: Sequence[datetime]) -> tuple[float, float] | None:
     """Return the shortest and the longest interval in seconds; None for fewer than two times."""
     gaps = [round(b - a, 6) for a, b in pairwise(map(to_unix_seconds, times))]
     return (min(gaps), max(gaps)) if gaps else None
 
 
-def is_interval_range_known(trigger: Any) -> bool:
+def has_constant_interval_range(trigger: Any) -> bool:
     """Tell whether `get_constant_interval_range` can be used, and no fire time has to be found."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
 
 def get_constant_interval_range(trigger: Any) -> tuple[float, float] | None:
-    """Return what `compute_intervals` does, for a trigger with a constant interval or one run."""
+    """Return what `compute_interval_range` would, for a constant interval or a single run."""
     if type(trigger) is DateTrigger:
         return None
     step = round(float(trigger.interval_length), 6)

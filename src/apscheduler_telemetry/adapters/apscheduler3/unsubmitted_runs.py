@@ -12,7 +12,7 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.due_jobs import (
     ObservableDueJobs,
-    create_due_job_class,
+    create_observed_job_class,
 )
 from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
@@ -23,7 +23,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
-QUESTIONS_IN_PASS = 200
+MAX_QUESTIONS_PER_JOB_IN_PASS = 200
 """
 Questions to a cron trigger in a pass over due jobs, at about 0.01 milliseconds each.
 
@@ -58,8 +58,8 @@ class UnsubmittedRunRecorder:
         self._error_reporter = error_reporter
         self._look_ahead = look_ahead
         self._has_unrecomputable_triggers = False
-        self._found_in_pass: FireTimes | None = None
-        self._due_job_class = create_due_job_class(self._on_run_times_found)
+        self._last_found_times: FireTimes | None = None
+        self._observed_job_class = create_observed_job_class(self._on_run_times_found)
 
     def record_runs(
         self,
@@ -95,7 +95,7 @@ class UnsubmittedRunRecorder:
     def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
         record, link_origins = tracked.record, tracked.link_origins
-        found, self._found_in_pass = self._found_in_pass, None
+        found, self._last_found_times = self._last_found_times, None
         try:
             if found is not None and found.latest_times[-1] is until:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
@@ -117,15 +117,15 @@ class UnsubmittedRunRecorder:
         """Return due jobs for the loop, so that it is seen which run times it finds."""
         if not self._has_unrecomputable_triggers:
             return jobs
-        self._found_in_pass = None
+        self._last_found_times = None
         return ObservableDueJobs(
             jobs,
-            self._due_job_class,
+            self._observed_job_class,
             lambda job: job.coalesce and not triggers.can_recompute_fire_times(job.trigger),
         )
 
     def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
-        self._found_in_pass = triggers.to_fire_times(run_times) if len(run_times) > 1 else None
+        self._last_found_times = triggers.to_fire_times(run_times) if len(run_times) > 1 else None
 
     def _search(
         self,
@@ -135,7 +135,7 @@ class UnsubmittedRunRecorder:
     ) -> None:
         """Search at once if that is quick, and else in the background."""
         if triggers.can_recompute_fire_times(search.trigger):
-            search.run(QUESTIONS_IN_PASS)
+            search.run(MAX_QUESTIONS_PER_JOB_IN_PASS)
         if search.is_finished and search.problem is None:
             record_found(search.found)
             return
@@ -172,7 +172,7 @@ class UnsubmittedRunRecorder:
             found = search.found
             if coalesce and found.total > 1:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
-                found = found.last()
+                found = found.only_last()
             self.record_runs(record, link_origins, Outcome.MISSED, found)
 
         first = to_datetime(next_run, now.tzinfo)

@@ -24,7 +24,7 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     families.LAST_RUN_DUE: "livemax",
     families.LAST_SUCCESS: "livemax",
     families.LAST_FAILURE: "livemax",
-    families.CANCELLED_RUN: "livemax",
+    families.CANCELLED_RUN_DUE: "livemax",
     # The worst value, so that a healthy process does not hide a broken one.
     families.CONSECUTIVE_FAILURES: "livemax",
     families.UP: "livemin",

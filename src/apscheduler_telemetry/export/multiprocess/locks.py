@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from apscheduler_telemetry.core.files import ForeignFileError, open_regular
+from apscheduler_telemetry.core.files import UnusableFileError, open_regular
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
@@ -36,7 +36,7 @@ def is_locked(path: Path) -> bool:
     """
     try:
         file = open_regular(path)
-    except (FileNotFoundError, ForeignFileError):
+    except (FileNotFoundError, UnusableFileError):
         return False
     except PermissionError:
         return True  # a file of another user, of which nothing is known

@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from apscheduler_telemetry.core.files import ForeignFileError
+from apscheduler_telemetry.core.files import UnusableFileError
 from apscheduler_telemetry.export.multiprocess.file_format import (
     DamagedFileError,
     OnSkipped,
@@ -65,7 +65,7 @@ def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
                 pass  # its process removed it meanwhile
             except DamagedFileError as error:
                 on_skipped(str(path), str(error))
-            except ForeignFileError as error:
+            except UnusableFileError as error:
                 on_skipped(str(path), error.problem)
             except OSError as error:
                 on_skipped(str(path), f"cannot be read: {error.strerror or error}")

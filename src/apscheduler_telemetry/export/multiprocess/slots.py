@@ -76,13 +76,13 @@ def add_to_counters_without_slot(
     with trying_to_lock_directory(directory) as is_acquired:
         if is_acquired:
             values: dict[str, float] = {}
-            with contextlib.suppress(FileNotFoundError, files.ForeignFileError, DamagedFileError):
+            with contextlib.suppress(FileNotFoundError, files.UnusableFileError, DamagedFileError):
                 values = read_values(path)
             write_values(path, {**values, **{k: values.get(k, 0.0) + n for k, n in added.items()}})
         return is_acquired
 
 
-class ProcessSlot:
+class SchedulerSlot:
     """
     The place of one scheduler in one process; `take` returns one.
 
@@ -109,7 +109,7 @@ class ProcessSlot:
                 _unlink(path)
 
     @classmethod
-    def take(cls, directory: Path, scheduler: str, on_skipped: OnSkipped) -> ProcessSlot | None:
+    def take(cls, directory: Path, scheduler: str, on_skipped: OnSkipped) -> SchedulerSlot | None:
         """
         Take the first free slot of a scheduler.
 
@@ -134,14 +134,14 @@ class ProcessSlot:
                 path = directory / f"{stem}.lock"
                 try:
                     lock = files.open_private(path, os.O_RDWR)
-                except files.ForeignFileError as error:
+                except files.UnusableFileError as error:
                     on_skipped(str(path), error.problem)
                     continue
                 except PermissionError:
                     if not os.path.lexists(path):
                         raise  # and so it would be for all that follow
                     continue  # made by another user: by root, before gunicorn changed its user
-                foreign = _find_foreign_file(directory, stem)
+                foreign = _find_untrusted_file(directory, stem)
                 if foreign is not None:
                     on_skipped(str(foreign), "is not a file of this scheduler")
                 elif try_lock(lock):
@@ -196,9 +196,9 @@ class ProcessSlot:
         """Return whether the lock file was deleted, so that others would find the slot free."""
         return os.fstat(self._lock_fd).st_nlink == 0
 
-    def has_foreign_file(self) -> bool:
+    def has_untrusted_file(self) -> bool:
         """Return whether a file of the slot is now one that this process cannot replace."""
-        return _find_foreign_file(self._directory, self._stem) is not None
+        return _find_untrusted_file(self._directory, self._stem) is not None
 
     def has_gauges_elsewhere(self) -> bool:
         """Return whether another slot has gauges of a scheduler of the same name."""
@@ -207,7 +207,7 @@ class ProcessSlot:
             for path in self._directory.glob(f"gauge_livesum_*_{self._scheduler_stem}.*.db")
         )
 
-    def prune_free_slots(self, job_labels: set[str]) -> None:
+    def prune_counters_in_free_slots(self, job_labels: set[str]) -> None:
         """
         Remove the counters of removed jobs from slots that no process holds.
 
@@ -227,7 +227,7 @@ class ProcessSlot:
                 for path in self._directory.glob(f"[ch]*_{lock.stem}.db"):
                     # Left alone; each scrape reports it.
                     with contextlib.suppress(
-                        DamagedFileError, files.ForeignFileError, PermissionError
+                        DamagedFileError, files.UnusableFileError, PermissionError
                     ):
                         if time.time() - path.lstat().st_mtime > REMOVED_JOB_SECONDS:
                             values = read_values(path)
@@ -279,7 +279,7 @@ def _scheduler_stem(scheduler: str) -> str:
     return f"apscheduler-{readable}-{digest}"
 
 
-def _find_foreign_file(directory: Path, stem: str) -> Path | None:
+def _find_untrusted_file(directory: Path, stem: str) -> Path | None:
     """Return a file in the place of one of a slot that is not ours; None if all are."""
     paths = directory.glob(f"*_{stem}.db")
     return next((path for path in paths if not files.is_missing_or_trusted(path)), None)

@@ -18,7 +18,7 @@ from apscheduler_telemetry.export.multiprocess.file_format import DamagedFileErr
 from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
 from apscheduler_telemetry.export.multiprocess.slots import (
     STALE_AFTER,
-    ProcessSlot,
+    SchedulerSlot,
     add_to_counters_without_slot,
     remove_stale_gauges,
 )
@@ -53,13 +53,13 @@ class SnapshotWriter:
         self._scheduler = scheduler
         self._directory = directory
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
-        self._stopped = threading.Event()
+        self._stopped_event = threading.Event()
         self._writing_pid: int | None = None
         self._is_inherited = False
-        self._slot: ProcessSlot | None = None
+        self._slot: SchedulerSlot | None = None
         self._pruned_at = 0.0
-        self._skipped_count = 0  # by this process, which is not shown to others yet
-        self._snapshot_builder = SnapshotTaker(scheduler)
+        self._unwritten_skipped_count = 0  # by this process, which is not shown to others yet
+        self._snapshot_taker = SnapshotTaker(scheduler)
         self._offsets = CounterOffsets()
         _writers.add(self)
         remove_stale_gauges(directory)
@@ -77,15 +77,15 @@ class SnapshotWriter:
             try:
                 if self._is_inherited:
                     self._offsets.exclude_parent_counts(
-                        self._snapshot_builder.take_snapshot().cumulative_values
+                        self._snapshot_taker.take_snapshot().cumulative_values
                     )
                 self._writing_pid = os.getpid()
-                self._stopped = threading.Event()
+                self._stopped_event = threading.Event()
                 # In a thread, because a file system may be slow. The thread has only a weak
                 # reference, so that it does not keep an unused scheduler alive.
                 threading.Thread(
                     target=_write_periodically,
-                    args=(weakref.ref(self), self._stopped),
+                    args=(weakref.ref(self), self._stopped_event),
                     name="apscheduler-telemetry-multiprocess",
                     daemon=True,
                 ).start()
@@ -98,7 +98,7 @@ class SnapshotWriter:
             try:
                 if self._writing_pid == os.getpid():
                     self._write_snapshot()
-                elif self._skipped_count:
+                elif self._unwritten_skipped_count:
                     self._write_skipped_count()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
                 self._scheduler.error_reporter.exception(ERROR_COMPONENT)
@@ -113,7 +113,7 @@ class SnapshotWriter:
     def stop(self) -> None:
         """Stop writing. The counters stay, as those of a process that has ended do."""
         self.write_final_snapshot()
-        self._stopped.set()
+        self._stopped_event.set()
         with self._lock:
             self._release_slot()
 
@@ -133,7 +133,7 @@ class SnapshotWriter:
         slot = self._ensure_slot()
         if slot is None:
             return  # another process has locked the directory; the next write tries again
-        snapshot = self._snapshot_builder.take_snapshot(slot.update_earliest_start)
+        snapshot = self._snapshot_taker.take_snapshot(slot.update_earliest_start)
         self._offsets.forget_removed_jobs(snapshot.job_labels)
         self._offsets.apply_to(snapshot.cumulative_values)
         for kind, values in snapshot.cumulative_values.items():
@@ -147,27 +147,27 @@ class SnapshotWriter:
         remove_stale_gauges(self._directory)
         if time.monotonic() - self._pruned_at > FREE_SLOT_PRUNE_INTERVAL:
             self._pruned_at = time.monotonic()
-            slot.prune_free_slots(snapshot.job_labels)
+            slot.prune_counters_in_free_slots(snapshot.job_labels)
 
     def _write_skipped_count(self) -> None:
         """Count skipped files for all processes, as the error reporter of this one is not shown."""
         labels = self._scheduler.name, ERROR_COMPONENT
         (key,) = sample_keys(families.TELEMETRY_ERRORS, labels, 0.0)
-        count = self._skipped_count
+        count = self._unwritten_skipped_count
         if add_to_counters_without_slot(self._directory, self._scheduler.name, {key: float(count)}):
-            self._skipped_count -= count
+            self._unwritten_skipped_count -= count
 
-    def _ensure_slot(self) -> ProcessSlot | None:
+    def _ensure_slot(self) -> SchedulerSlot | None:
         """Return the slot of this process, and take one if there is none."""
         if self._slot is not None and (
-            self._slot.is_lock_file_deleted() or self._slot.has_foreign_file()
+            self._slot.is_lock_file_deleted() or self._slot.has_untrusted_file()
         ):
             # Delete its values. The next holder would take them for counts of another process,
             # and they would be counted twice.
             self._slot.delete_values_and_release()
             self._slot = None
         if self._slot is None:
-            slot = ProcessSlot.take(self._directory, self._scheduler.name, self.on_skipped)
+            slot = SchedulerSlot.take(self._directory, self._scheduler.name, self.on_skipped)
             if slot is not None:
                 self._continue_counts_of(slot)
                 self._slot = slot
@@ -176,10 +176,10 @@ class SnapshotWriter:
     def on_skipped(self, path: str, problem: str) -> None:
         """Report a file that is not used; see `OnSkipped`."""
         if self._writing_pid != os.getpid():
-            self._skipped_count += 1
+            self._unwritten_skipped_count += 1
         self._scheduler.error_reporter.report_unusable_path(ERROR_COMPONENT, path, problem)
 
-    def _continue_counts_of(self, slot: ProcessSlot) -> None:
+    def _continue_counts_of(self, slot: SchedulerSlot) -> None:
         """
         Add to the offsets what previous holders of a slot counted.
 

@@ -41,7 +41,7 @@ def find_scheduler_started_by(candidate: object) -> Any:
         seen.append(candidate)
         if is_scheduler(candidate) and _has_started(candidate):
             return candidate
-        owner = _owner_of_start(candidate)
+        owner = _scheduler_of_start_method(candidate)
         if owner is not None and owner is not candidate:
             candidate = owner
             continue
@@ -57,7 +57,7 @@ def find_scheduler_started_by(candidate: object) -> Any:
 
 def describe_rejected(candidate: object) -> str | None:
     """Return what an object without a scheduler is, and what to pass; None for nothing special."""
-    texts = (describe(candidate, type(candidate)) for describe in _DESCRIPTIONS)
+    texts = (describe(candidate, type(candidate)) for describe in _DESCRIBERS)
     return next(filter(None, texts), None)
 
 
@@ -91,7 +91,7 @@ def held_schedulers(holder: object) -> Mapping[str, Any]:
     }
 
 
-def _owner_of_start(candidate: object) -> Any:
+def _scheduler_of_start_method(candidate: object) -> Any:
     """Return the scheduler that ``candidate.start`` is a method of, as a proxy shows it."""
     try:
         owner = getattr(candidate.start, "__self__", None)  # type: ignore[attr-defined]
@@ -131,12 +131,12 @@ def _started_instead(scheduler: object) -> list[Any] | None:
         if paths is None:
             return None
         for path in paths:
-            used = (path[1], mro.index(cls) + 1) if path[0] == _SUPER else (path[0], 0)
+            used = (path[1], mro.index(cls) + 1) if path[0] == _SUPER_NAME else (path[0], 0)
             if used not in members:
                 members.append(used)
-            if path[0] != _SUPER and path[-1] == "start":
+            if path[0] != _SUPER_NAME and path[-1] == "start":
                 target = _follow(scheduler, path[:-1])
-                if target is scheduler or not (target is None or _leads_to_scheduler(target)):
+                if target is scheduler or not (target is None or _is_scheduler_or_proxy(target)):
                     return None
                 targets[id(target)] = target
     return [target for target in targets.values() if target is not None] if targets else None
@@ -152,11 +152,11 @@ def _paths_of_member(
         decorated = inspect.unwrap(function)
         return _paths_from_self(decorated) if paths is None and decorated is not function else paths
     value = _follow(scheduler, (name,))
-    return None if callable(value) and not _leads_to_scheduler(value) else ()
+    return None if callable(value) and not _is_scheduler_or_proxy(value) else ()
 
 
-def _leads_to_scheduler(thing: object) -> bool:
-    return is_scheduler(thing) or _owner_of_start(thing) is not None
+def _is_scheduler_or_proxy(thing: object) -> bool:
+    return is_scheduler(thing) or _scheduler_of_start_method(thing) is not None
 
 
 def _follow(thing: Any, path: Iterable[str]) -> Any:
@@ -187,17 +187,19 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
     for instruction in dis.get_instructions(function):
         operation, argument = instruction.opname, instruction.argval
         loaded = argument if isinstance(argument, tuple) else (argument,)
-        if path is not None and operation in _READING:
+        if path is not None and operation in _READ_INSTRUCTIONS:
             path += (argument,)
             continue
-        if path == () and operation in _COPYING:  # as in self.count += 1
+        if path == () and operation in _COPY_INSTRUCTIONS:  # as in self.count += 1
             continue
-        if path == (_SUPER,) and (operation in _CALLING or argument in (own_name, "__class__")):
+        if path == (_SUPER_NAME,) and (
+            operation in _CALL_INSTRUCTIONS or argument in (own_name, "__class__")
+        ):
             continue
         if (
-            path == (_SUPER,)
+            path == (_SUPER_NAME,)
             or (path == () and operation not in {"STORE_ATTR", "RETURN_VALUE"})
-            or (operation in _READING and argument == "start")
+            or (operation in _READ_INSTRUCTIONS and argument == "start")
             or (operation == "STORE_ATTR" and argument == "state")
             or ("LOAD_FAST" in operation and own_name in loaded[:-1])
         ):
@@ -205,8 +207,8 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
         if path:
             paths.add(path)
         path = None
-        if operation == "LOAD_GLOBAL" and argument == _SUPER:
-            path = (_SUPER,)
+        if operation == "LOAD_GLOBAL" and argument == _SUPER_NAME:
+            path = (_SUPER_NAME,)
         elif "LOAD_FAST" in operation and loaded[-1] == own_name:
             path = ()
     return paths
@@ -272,7 +274,7 @@ def _describe_scheduler(candidate: object, kind: type) -> str | None:
     )
 
 
-def _describe_proxy(candidate: object, _: type) -> str | None:
+def _describe_unreadable(candidate: object, _: type) -> str | None:
     try:
         getattr(candidate, "start", None)
     except Exception as error:  # noqa: BLE001  # user code
@@ -293,20 +295,20 @@ def _describe_iterable(candidate: object, kind: type) -> str | None:
     )
 
 
-_DESCRIPTIONS = (
+_DESCRIBERS = (
     _describe_class,
     _describe_mock,
     _describe_other_version,
     _describe_function,
     _describe_holder,
     _describe_scheduler,
-    _describe_proxy,
+    _describe_unreadable,
     _describe_iterable,
 )
 _repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
 _repr.maxother = _repr.maxstring = 100
-_SUPER = "super"
-_READING = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
-_COPYING = {"COPY", "DUP_TOP"}
-_CALLING = {"CALL", "CALL_FUNCTION", "PRECALL", "PUSH_NULL"}
+_SUPER_NAME = "super"
+_READ_INSTRUCTIONS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
+_COPY_INSTRUCTIONS = {"COPY", "DUP_TOP"}
+_CALL_INSTRUCTIONS = {"CALL", "CALL_FUNCTION", "PRECALL", "PUSH_NULL"}
 """Names of instructions, in all versions of Python."""

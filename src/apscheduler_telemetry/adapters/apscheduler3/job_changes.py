@@ -18,7 +18,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.times import to_unix_seconds
 
 
-class JobEventHandler:
+class JobChangeHandler:
     """
     Handles the events in the job stores of one scheduler.
 
@@ -50,7 +50,7 @@ class JobEventHandler:
         self.jobs = jobs
         self._get_job = jobs.get
         self._recorder = recorder
-        self._loop = loop
+        self._scheduler_loop = loop
         self._describer = describer
         self._links = links
         self._unsubmitted_recorder = unsubmitted_recorder
@@ -67,7 +67,10 @@ class JobEventHandler:
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
         # If Ctrl-C has prevented the loop's patch from noting the submission, the stack shows it.
-        if self._loop.is_setting_next_run(job.id) or self._loop.is_called_by_loop:
+        if (
+            self._scheduler_loop.is_setting_next_run(job.id)
+            or self._scheduler_loop.is_called_by_loop
+        ):
             self.on_job_rescheduled_by_loop(job, alias)
             return
         tracked = self._get_job((alias, job.id))
@@ -88,11 +91,11 @@ class JobEventHandler:
         if job.pending:  # it was already stored, and add_job() has replaced it
             self._links.on_added(tracked)
         elif tracked.next_run != before:
-            self._links.on_next_run_changed(tracked)
+            self._links.on_next_run_set_by_user(tracked)
 
     def on_job_rescheduled_by_loop(self, job: Any, alias: str) -> None:
         """Note that the loop has submitted the next run of a job, and set another one."""
-        self._loop.clear_job_awaiting_next_run()
+        self._scheduler_loop.clear_job_awaiting_next_run()
         tracked = self._get_job((alias, job.id))
         if tracked is None or tracked.last_submitted_due is None:
             # The job was removed while it ran, and perhaps added again.
@@ -126,14 +129,14 @@ class JobEventHandler:
         """Note that a job was removed from its store, and find out why."""
         tracked = self._get_job((alias, job_id))
         reason = RemovalReason.CANCELLED
-        if self._loop.is_setting_next_run(job_id):
-            self._loop.clear_job_awaiting_next_run()
+        if self._scheduler_loop.is_setting_next_run(job_id):
+            self._scheduler_loop.clear_job_awaiting_next_run()
             reason = RemovalReason.FINISHED
-        elif self._loop.is_called_by_loop:
+        elif self._scheduler_loop.is_called_by_loop:
             # Before it is submitted, the loop removes a job only if its executor does not exist.
             self._recorder.count_scheduler_error(SchedulerErrorKind.EXECUTOR_LOOKUP)
             reason = RemovalReason.FAILED
-            job = self._loop.find_due_job(job_id)
+            job = self._scheduler_loop.find_due_job(job_id)
             if tracked is not None and job is not None:
                 self._unsubmitted_recorder.record_all_due_runs_lost(tracked, job)
         if tracked is None:
@@ -221,7 +224,7 @@ class JobEventHandler:
 
     def _is_due_unprocessed(self, tracked: TrackedJob) -> bool:
         """Return whether a job is due, and the loop has not looked for due jobs since then."""
-        next_run, last_pass_ended_at = tracked.next_run, self._loop.last_pass_ended_at
+        next_run, last_pass_ended_at = tracked.next_run, self._scheduler_loop.last_pass_ended_at
         if next_run is None or next_run > self._clock():
             return False
         return last_pass_ended_at is None or last_pass_ended_at < next_run
