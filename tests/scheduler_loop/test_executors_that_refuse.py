@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from apscheduler_telemetry import instrument
-from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
+from tests.helpers.schedulers import HandDriven, forkserver_pool, hand_driven_scheduler
 from tests.helpers.scripts import output_of_script
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import due, watched
@@ -165,8 +166,8 @@ class TestExecutorsThatCount:
         assert (output, errors) == ("[]\n['main_thread_ended']\n", "")
 
 
-class TestBrokenThreadPool:
-    def test_pool_whose_initializer_fails_is_reported(self) -> None:
+class TestBrokenPools:
+    def test_thread_pool_whose_initializer_fails_is_reported(self) -> None:
         """It accepts nothing either, and APScheduler does not replace it."""
         pool = ThreadPoolExecutor(1, pool_kwargs={"initializer": fail})
         with watched(HandDriven(executors={"default": pool})) as seen:
@@ -176,3 +177,15 @@ class TestBrokenThreadPool:
             seen.scheduler.turn()
             wait_until(lambda: seen.reasons() == ["executor_broken"])
             assert seen.up() == 0
+
+    def test_process_pool_whose_worker_is_killed_is_not_reported(self) -> None:
+        """APScheduler replaces it when it submits the next run."""
+        with watched(HandDriven(executors={"default": forkserver_pool()})) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(os._exit, args=[1], **due())
+            seen.scheduler.turn()
+            wait_until(lambda: seen.runs() == {"lost": 1})
+            assert (seen.up(), seen.reasons()) == (1, [])
+            seen.scheduler.add_job(abs, args=[1], **due("next"))
+            seen.scheduler.turn()
+            wait_until(lambda: seen.runs("next") == {"success": 1})

@@ -150,7 +150,7 @@ def pool_reasons(
         for alias, executor in scheduler._executors.copy().items()  # noqa: SLF001
         if isinstance(executor, BasePoolExecutor)
     }
-    has_main_thread_ended = not (threading.main_thread().is_alive() or _pools_accept_calls())
+    has_main_thread_ended = not (threading.main_thread().is_alive() or _new_pools_accept_calls())
     refusing: dict[str, list[str]] = {}
     for alias in sorted(pools):
         code = "main_thread_ended" if has_main_thread_ended else _problem_of_pool(pools[alias])
@@ -183,14 +183,15 @@ _POOL_MESSAGES = {
 
 def _problem_of_pool(pool: Any) -> str | None:
     """Return why a pool of `concurrent.futures` accepts no call; None if it does."""
+    if getattr(pool, "_broken", False):
+        # A process pool that is broken is also shut down, and APScheduler replaces it.
+        return "executor_broken" if isinstance(pool, ThreadPoolExecutor) else None
     if getattr(pool, "_shutdown", False) or getattr(pool, "_shutdown_thread", False):
         return "executor_shut_down"
-    if isinstance(pool, ThreadPoolExecutor) and getattr(pool, "_broken", False):
-        return "executor_broken"  # a process pool that is broken is replaced by APScheduler
     return None
 
 
-def _pools_accept_calls() -> bool:
+def _new_pools_accept_calls() -> bool:
     """
     Return whether a pool of `concurrent.futures` accepts a call.
 
