@@ -92,7 +92,7 @@ class Round:
     def _check(self) -> None:
         """See that telemetry has counted each run, as speed would be worth nothing else."""
         if self._telemetry is not None:
-            jobs = list(self._telemetry._exported_scheduler.recorder.snapshots())  # noqa: SLF001  # ours
+            jobs = list(self._telemetry._exported_scheduler.recorder.job_snapshots())  # noqa: SLF001  # ours
             counted = sum(job.stats.outcomes[Outcome.SUCCESS] for job in jobs)
             if counted != self.runs or any(job.in_flight.running for job in jobs):
                 msg = f"{counted} runs counted of {self.runs}"

@@ -24,7 +24,7 @@ from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerAd
 from apscheduler_telemetry.adapters.registry import find_adapter
 from apscheduler_telemetry.config import Config
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
-from apscheduler_telemetry.core.labels import MAX_LABELS, JobLabeller
+from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, JobLabeller
 from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
@@ -198,7 +198,9 @@ class Telemetry:
             self._stop_exporting()
             raise
         for exporter in self._exporters:
-            exporter.add(self._exported_scheduler)  # not before, as a scrape may come at once
+            exporter.add_scheduler(
+                self._exported_scheduler
+            )  # not before, as a scrape may come at once
         if self._exported_scheduler.started_at is not None:
             self._on_scheduler_started()
         self._endpoints = HTTPEndpoints(
@@ -371,7 +373,7 @@ class Telemetry:
 
     def _stop_exporting(self) -> None:
         for exporter in self._exporters:
-            exporter.remove(self._exported_scheduler)
+            exporter.remove_scheduler(self._exported_scheduler)
         if self._snapshot_writer is not None:
             self._snapshot_writer.stop()
 
@@ -403,7 +405,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     redact: Callable[[str], str] | None = None,
     duration_buckets: Sequence[float] = DURATION_BUCKETS,
     delay_buckets: Sequence[float] = DELAY_BUCKETS,
-    max_labels: int = MAX_LABELS,
+    max_labels: int = DEFAULT_MAX_LABELS,
 ) -> Telemetry:
     """
     Instrument a scheduler: export its jobs, its runs and its failures.
@@ -546,7 +548,7 @@ def _uninstrument_stopped_namesakes(config: Config) -> None:
         exporters.append(known)
     for exporter in exporters:
         exporter.reject_duplicate_name(config.name)
-    schedulers = [exporter.find(config.name) for exporter in exporters]
+    schedulers = [exporter.find_scheduler_by_name(config.name) for exporter in exporters]
     handles = [s.get_handle() for s in schedulers if isinstance(s, _ExportedScheduler)]
     for handle in handles:
         if handle is not None:

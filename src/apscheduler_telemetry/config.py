@@ -15,7 +15,7 @@ from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.core.alert_policy import validate
-from apscheduler_telemetry.core.labels import MAX_LABELS
+from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, Capture
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
@@ -167,7 +167,10 @@ def _check_max_labels(number: Any) -> None:
     is_integer = isinstance(number, int) and not isinstance(number, bool)
     _raise_type_error_unless("max_labels", number, "a number of label values", ok=is_integer)
     if number < 1:
-        msg = f"max_labels must be 1 or more, got {safe_repr(number)}; omit it for {MAX_LABELS:,}"
+        msg = (
+            f"max_labels must be 1 or more, got {safe_repr(number)}; "
+            f"omit it for {DEFAULT_MAX_LABELS:,}"
+        )
         raise ArgumentValueError(msg)
 
 

@@ -35,7 +35,7 @@ from apscheduler_telemetry.api import (
 )
 from apscheduler_telemetry.context_store import FileContextStore
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
-from apscheduler_telemetry.core.model import qualified_name, shorten
+from apscheduler_telemetry.core.model import qualified_class_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health
@@ -201,7 +201,7 @@ class _AllSchedulersInstrumentation:
                 self._instrument(scheduler)
                 self._start_server_once()
         except Exception:
-            kind = qualified_name(type(scheduler))
+            kind = qualified_class_name(type(scheduler))
             logger.exception("%s cannot be instrumented, and runs without telemetry", kind)
 
     def _instrument(self, scheduler: Any) -> None:

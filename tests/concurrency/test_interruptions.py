@@ -165,5 +165,5 @@ def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
             {outcome.value: n for outcome, n in job.stats.outcomes.items() if n},
             job.in_flight.running,
         )
-        for job in recorder_of(rig.telemetry).snapshots()
+        for job in recorder_of(rig.telemetry).job_snapshots()
     }

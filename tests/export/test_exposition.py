@@ -250,7 +250,7 @@ class TestHostileNames:
         error = ErrorDescription(type=name, message=name)
         scheduler.run(scheduler.add_job("job"), NOW, 1.0, error)
         scheduler.hostname = name
-        get_or_create_exporter(registry).add(scheduler)
+        get_or_create_exporter(registry).add_scheduler(scheduler)
         self.check(registry)
         assert scheduler.error_reporter.counts()["collector"] == 0
 
@@ -278,7 +278,7 @@ class TestIsolation:
         self, scene: Scene, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Jobs that cannot be read are left out and counted."""
-        monkeypatch.setattr(scene.main.recorder, "snapshots", iterate_to_boom)
+        monkeypatch.setattr(scene.main.recorder, "job_snapshots", iterate_to_boom)
         text = scene.text()
         assert 'job_id="backup"' not in text
         assert 'apscheduler_scheduler_up{scheduler="main"} 1.0' in text
@@ -290,9 +290,9 @@ class TestIsolation:
         """A job that cannot be shown does not hide the others."""
         jobs = [
             job._replace(info=None) if job.label == "backup" else job  # type: ignore[arg-type]
-            for job in scene.main.recorder.snapshots()
+            for job in scene.main.recorder.job_snapshots()
         ]
-        monkeypatch.setattr(scene.main.recorder, "snapshots", lambda: iter(jobs))
+        monkeypatch.setattr(scene.main.recorder, "job_snapshots", lambda: iter(jobs))
         text = scene.text()
         assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' not in text
         assert 'apscheduler_job_running{job_id="report",scheduler="main"}' in text
@@ -315,7 +315,7 @@ class TestConcurrency:
         """Concurrent scrapes and runs neither fail nor show an impossible state."""
         scheduler = FakeScheduler()
         registry = CollectorRegistry()
-        get_or_create_exporter(registry).add(scheduler)
+        get_or_create_exporter(registry).add_scheduler(scheduler)
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -364,7 +364,7 @@ class TestConcurrency:
         registry = CollectorRegistry()
         exporter = get_or_create_exporter(registry)
         first = FakeScheduler("first")
-        exporter.add(first)
+        exporter.add_scheduler(first)
         stop = threading.Event()
         failures: list[BaseException] = []
 
@@ -379,9 +379,9 @@ class TestConcurrency:
         scraper.start()
         for number in range(300):
             scheduler = FakeScheduler(f"scheduler-{number % 5}")
-            exporter.add(scheduler)
+            exporter.add_scheduler(scheduler)
             if number % 2:
-                exporter.remove(scheduler)
+                exporter.remove_scheduler(scheduler)
             del scheduler
         stop.set()
         scraper.join()
@@ -422,11 +422,11 @@ class TestRegistry:
         empty = {name: list(value) for name, value in before.items() if isinstance(value, dict)}
         exporter = get_or_create_exporter(registry)
         first, second = FakeScheduler("first"), FakeScheduler("second")
-        exporter.add(first)
-        exporter.add(second)
-        exporter.remove(first)
+        exporter.add_scheduler(first)
+        exporter.add_scheduler(second)
+        exporter.remove_scheduler(first)
         assert 'scheduler="second"' in generate_latest(registry).decode()
-        exporter.remove(second)
+        exporter.remove_scheduler(second)
         assert generate_latest(registry) == b""
         after = {n: list(v) for n, v in vars(registry).items() if isinstance(v, dict)}
         assert after == empty
@@ -435,7 +435,7 @@ class TestRegistry:
         """A second scheduler with the same name is rejected; the error says what to pass."""
         exporter = get_or_create_exporter(registry := CollectorRegistry())
         first = FakeScheduler("shop")
-        exporter.add(first)
+        exporter.add_scheduler(first)
         with pytest.raises(DuplicateNameError, match=r"'shop'.*name=.*registry.*uninstrument\(\)"):
             exporter.reject_duplicate_name("shop")
         assert 'scheduler="shop"' in generate_latest(registry).decode()
@@ -444,9 +444,9 @@ class TestRegistry:
         """A name is free after its scheduler was removed or freed."""
         exporter = get_or_create_exporter(registry := CollectorRegistry())
         taken_off, forgotten = FakeScheduler("taken off"), FakeScheduler("forgotten")
-        exporter.add(taken_off)
-        exporter.add(forgotten)
-        exporter.remove(taken_off)
+        exporter.add_scheduler(taken_off)
+        exporter.add_scheduler(forgotten)
+        exporter.remove_scheduler(taken_off)
         del forgotten
         gc.collect()
         for name in ("taken off", "forgotten"):
@@ -484,13 +484,13 @@ class TestCollection:
     def readings(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Return a list that grows with each reading of the recorder."""
         readings: list[str] = []
-        snapshots = scene.main.recorder.snapshots
+        snapshots = scene.main.recorder.job_snapshots
 
         def read() -> Iterator[Any]:
             readings.append("jobs")
             return snapshots()
 
-        monkeypatch.setattr(scene.main.recorder, "snapshots", read)
+        monkeypatch.setattr(scene.main.recorder, "job_snapshots", read)
         return readings
 
     def test_collection_shows_the_state_at_its_end(self, scene: Scene, readings: list[str]) -> None:
@@ -601,7 +601,7 @@ class TestNames:
     ) -> None:
         """Jobs are read only for names of job metrics, schedulers only for the others."""
         encode, _ = choose_encoder("")
-        monkeypatch.setattr(scene.main.recorder, "snapshots_since", raise_boom)
+        monkeypatch.setattr(scene.main.recorder, "job_snapshots_since", raise_boom)
         scene.exporter.expose(encode, ["apscheduler_scheduler_up"])
         monkeypatch.undo()
         monkeypatch.setattr(scene.main, "liveness", raise_boom)

@@ -119,10 +119,10 @@ class TestBytes:
         """Without jobs, or without schedulers, the text is that of prometheus_client."""
         scene = Scene()
         for scheduler in (scene.main, scene.other):
-            scene.exporter.remove(scheduler)
+            scene.exporter.remove_scheduler(scheduler)
         check(scene)
         scene.registry.register(scene.exporter)
-        scene.exporter.add(scene.other)
+        scene.exporter.add_scheduler(scene.other)
         check(scene)
 
 
@@ -251,7 +251,7 @@ class SmallScene:
             self.main.run(record, NOW, 0.5, exemplar=SpanContext(1, 2, is_remote=False))
             self.main.submit(record, NOW).start(NOW + 1)
         self.main.recorder.job_removed(record, RemovalReason.FAILED)
-        self.exporter.add(self.main)
+        self.exporter.add_scheduler(self.main)
 
 
 class Interrupter:

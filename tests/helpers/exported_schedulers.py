@@ -148,7 +148,7 @@ class Scene:
         )
         self.other.started_at = self.other.last_pass_ended_at = None
         for scheduler in (self.main, self.other):
-            self.exporter.add(scheduler)
+            self.exporter.add_scheduler(scheduler)
 
     def text(self) -> str:
         """Return the registry in the text format."""

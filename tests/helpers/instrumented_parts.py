@@ -71,7 +71,7 @@ def assert_same(actual: Snapshot, expected: Snapshot) -> None:
 def ours(scheduler: Any) -> list[tuple[str, str]]:
     """Return the attributes of a scheduler and its parts that telemetry has set."""
 
-    def is_missing_or_trusted(value: Any) -> bool:
+    def is_missing_or_has_trusted_owner(value: Any) -> bool:
         function = getattr(value, "__func__", value)
         modules = type(value).__module__, getattr(function, "__module__", None)
         return any(str(module).startswith("apscheduler_telemetry") for module in modules)
@@ -80,7 +80,7 @@ def ours(scheduler: Any) -> list[tuple[str, str]]:
         (part, name)
         for part, thing in parts(scheduler).items()
         for name, value in vars(thing).items()
-        if is_missing_or_trusted(value)
+        if is_missing_or_has_trusted_owner(value)
     ]
 
 

@@ -26,7 +26,7 @@ DELTA = dict.fromkeys(
 def job_of(rig: Any, label: str = "job") -> JobSnapshot:
     """Return the snapshot of a label."""
     job: JobSnapshot
-    (job,) = [job for job in recorder_of(rig.telemetry).snapshots() if job.label == label]
+    (job,) = [job for job in recorder_of(rig.telemetry).job_snapshots() if job.label == label]
     return job
 
 

@@ -70,7 +70,7 @@ class JobState:
 
 def job_states(telemetry: Telemetry) -> list[JobState]:
     """Return the metrics state of all jobs."""
-    return [JobState(snapshot) for snapshot in recorder_of(telemetry).snapshots()]
+    return [JobState(snapshot) for snapshot in recorder_of(telemetry).job_snapshots()]
 
 
 def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
@@ -82,7 +82,7 @@ def job_state(telemetry: Telemetry, job_id: str = "job") -> JobState:
 def check_counts(telemetry: Telemetry) -> None:
     """Check that no count is negative, and that executors and jobs agree on runs in flight."""
     running = queued = 0
-    for job in recorder_of(telemetry).snapshots():
+    for job in recorder_of(telemetry).job_snapshots():
         assert min(*job.in_flight, *job.stats.outcomes.values()) >= 0, job
         running += job.in_flight.running
         queued += job.in_flight.queued

@@ -65,12 +65,12 @@ class RecorderRig:
 
     def job(self, label: str = "job") -> JobSnapshot:
         """Return the snapshot of a label."""
-        (job,) = [job for job in self.recorder.snapshots() if job.label == label]
+        (job,) = [job for job in self.recorder.job_snapshots() if job.label == label]
         return job
 
     def labels(self) -> list[str]:
         """Return all labels."""
-        return [job.label for job in self.recorder.snapshots()]
+        return [job.label for job in self.recorder.job_snapshots()]
 
     def counts(self) -> tuple[int, int, int, dict[str, int]]:
         """Return due, queued and running runs, and the outcomes without zeros."""

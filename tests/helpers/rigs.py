@@ -116,7 +116,7 @@ class Rig:
 
     def is_quiet(self) -> bool:
         """Return whether neither telemetry nor APScheduler has a run in flight."""
-        in_flight = [job.in_flight for job in recorder_of(self.telemetry).snapshots()]
+        in_flight = [job.in_flight for job in recorder_of(self.telemetry).job_snapshots()]
         executors = list(self.scheduler._executors.values())
         return not any(each.running or each.queued for each in in_flight) and not any(
             any(list(executor._instances.values())) for executor in executors
@@ -133,7 +133,7 @@ class Rig:
         }
 
     def counts_by_outcome(self) -> dict[str, int]:
-        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).snapshots()]
+        counts = [job.stats.outcomes for job in recorder_of(self.telemetry).job_snapshots()]
         return {
             name: sum(n for each in counts for o, n in each.items() if o.value == name)
             for name in ("success", "error", "missed", "skipped")

@@ -157,9 +157,9 @@ class TestSharedResponses:
         response = Response(200, [b"x", b"y"])  # type: ignore[arg-type]
         reader = BufferBudget(100, failures).open_reader(response)
         next(reader)
-        assert response.is_shareable
+        assert response.may_be_shared_now
         next(reader)
-        assert not response.is_shareable
+        assert not response.may_be_shared_now
 
     def test_reader_that_is_closed_early_shares_no_more(self, failures: ReportedErrors) -> None:
         """A client that has disconnected lets go of the response at once."""
@@ -168,7 +168,7 @@ class TestSharedResponses:
         next(reader)
         reader.close()
         assert reader.response is None
-        assert not response.is_shareable
+        assert not response.may_be_shared_now
 
     def test_other_formats_are_not_shared(
         self,

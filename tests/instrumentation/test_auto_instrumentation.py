@@ -371,15 +371,15 @@ class TestServer:
     ) -> None:
         """The text of unchanged jobs is cached between scrapes, as for a handle."""
         rendered: list[str] = []
-        snapshots_since = Recorder.snapshots_since
+        job_snapshots_since = Recorder.job_snapshots_since
 
         def snapshots(recorder: Recorder, known: Any) -> Iterator[Any]:
-            for label, snapshot in snapshots_since(recorder, known):
+            for label, snapshot in job_snapshots_since(recorder, known):
                 if snapshot is not None:
                     rendered.append(label)
                 yield label, snapshot
 
-        monkeypatch.setattr(Recorder, "snapshots_since", snapshots)
+        monkeypatch.setattr(Recorder, "job_snapshots_since", snapshots)
         instrumentor.instrument(http_port=0)
         scheduler = schedulers()
         scheduler.start()

@@ -93,10 +93,10 @@ class TestPutBack:
                 assert getattr(thing, name) is not None
                 kept = [r for r in gc.get_referents(thing) if isinstance(r, dict) and name in r]
                 assert kept == []
-                is_missing_or_trusted = getattr(thing, name).__module__.startswith(
+                is_missing_or_has_trusted_owner = getattr(thing, name).__module__.startswith(
                     "apscheduler_telemetry."
                 )
-                assert is_missing_or_trusted == is_instrumented
+                assert is_missing_or_has_trusted_owner == is_instrumented
 
     def test_asyncio_scheduler_is_as_before(self, tmp_path: Path) -> None:
         """An asyncio scheduler is restored."""

@@ -77,7 +77,7 @@ class TestUndeserializable:
             wait_for_reading(seen)
             seen.scheduler.turn()
             assert seen.errors() == {"restore": 1}
-            assert list(recorder_of(seen.telemetry).snapshots()) == []
+            assert list(recorder_of(seen.telemetry).job_snapshots()) == []
 
     def test_nothing_is_counted_after_uninstrument(self, rows: Rows, clock: FrozenClock) -> None:
         """After `uninstrument`, nothing is counted."""

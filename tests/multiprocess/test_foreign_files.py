@@ -90,7 +90,7 @@ class TestInThePlaceOfOurFiles:
         assert value(shown, "job_next_run_timestamp_seconds") == NOW
         assert (value(shown, "job_runs_total", outcome="success") or 0) >= 1
         assert (value(shown, "job_run_duration_seconds_count") or 0) >= 1
-        assert errors(process) > 0 or files.is_missing_or_trusted(
+        assert errors(process) > 0 or files.is_missing_or_has_trusted_owner(
             path
         )  # removed like any stale gauge
         assert_untouched(victim)

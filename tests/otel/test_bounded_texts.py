@@ -25,7 +25,7 @@ from apscheduler_telemetry import ArgumentValueError, instrument
 from apscheduler_telemetry.core import observers
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
-from apscheduler_telemetry.core.model import MAX_MESSAGE
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import MAX_CHARACTERS
 from tests.helpers.waiting import wait_until
@@ -103,7 +103,7 @@ class TestExported:
         _, _, span = seen
         limits = {
             "apscheduler.job.arguments": MAX_CHARACTERS,
-            "exception.message": MAX_MESSAGE,
+            "exception.message": MAX_MESSAGE_LENGTH,
             "exception.stacktrace": MAX_STACKTRACE,
         }
         (event,) = span.events
@@ -116,7 +116,7 @@ class TestExported:
         for name, text in (*span.attributes.items(), *event.attributes.items()):
             assert len(str(text)) <= limits.get(name, MAX_LABEL_LENGTH), name
         assert len(span.name) <= MAX_LABEL_LENGTH
-        assert len(span.status.description) == MAX_MESSAGE
+        assert len(span.status.description) == MAX_MESSAGE_LENGTH
 
     def test_long_types_stay_distinct(self) -> None:
         """Two types whose long names begin alike are two error types."""
@@ -169,7 +169,7 @@ class TestLog:
         reporter = ErrorReporter()
         reporter.report("spans", HUGE)
         reporter.report_unusable_path("multiprocess", HUGE, "is damaged")
-        assert all(len(message) < 2 * MAX_MESSAGE for message in caplog.messages)
+        assert all(len(message) < 2 * MAX_MESSAGE_LENGTH for message in caplog.messages)
 
     def test_subjects_in_the_log_are_bounded(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from opentelemetry._logs import LoggerProvider, SeverityNumber
 from opentelemetry.trace import StatusCode
 
 from apscheduler_telemetry import __version__
-from apscheduler_telemetry.core.model import MAX_MESSAGE, ErrorDescription, Outcome
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.otel_traces import SpanObserver
 from tests.helpers.span_observer import BOOM, LOGS, NOW, Spans, finish_run, go, ids, new_run
@@ -148,8 +148,8 @@ class TestExceptions:
         go(spans.observer(), outcome=Outcome.ERROR, error=error)
 
         span = spans.one()
-        assert len(span.status.description) == MAX_MESSAGE
-        assert len(span.events[0].attributes["exception.message"]) == MAX_MESSAGE
+        assert len(span.status.description) == MAX_MESSAGE_LENGTH
+        assert len(span.events[0].attributes["exception.message"]) == MAX_MESSAGE_LENGTH
 
     def test_failure_without_a_known_exception_is_a_failure(self, spans: Spans) -> None:
         """A failure without a known exception is still a failed span."""

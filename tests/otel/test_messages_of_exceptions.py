@@ -33,7 +33,7 @@ from apscheduler_telemetry.core.exception_text import (
     MAX_REDACT_INPUT,
     ExceptionDescriber,
 )
-from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, Capture
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from tests.helpers.metrics import errors_of
 from tests.helpers.schedulers import finish_pass, forkserver_pool
@@ -325,12 +325,12 @@ class TestRedact:
             wait_until(exporter.get_finished_spans)
         assert [len(text) for text in got] == [MAX_REDACT_INPUT]
         (span,) = exporter.get_finished_spans()
-        assert len(span.status.description or "") == MAX_MESSAGE
+        assert len(span.status.description or "") == MAX_MESSAGE_LENGTH
 
     def test_long_result_is_cut(self) -> None:
         """What it makes of a short message may be long, and is cut like a message."""
         text = ExceptionDescriber(Capture(redact=lambda text: text * 100_000), pytest.fail)
-        assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE
+        assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE_LENGTH
 
     def test_redact_gets_no_more_of_a_note(self) -> None:
         """Notes and lines of source may be as long as messages, and are cut as these are."""

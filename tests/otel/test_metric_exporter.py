@@ -163,7 +163,7 @@ class TestObservations:
         """Counters and gauges are those of the recorder; infinite values are left out."""
         scheduler = FakeScheduler()
         fill(scheduler)
-        otel.exporter.add(scheduler)
+        otel.exporter.add_scheduler(scheduler)
 
         runs = {
             (point.attributes["job_id"], point.attributes["outcome"]): point.value
@@ -189,7 +189,7 @@ class TestMonotonicTotals:
     def test_total_of_a_series_that_begins_again_goes_on(self) -> None:
         """If a series starts again, its counts are added to the former total."""
         totals = otel_metrics.MonotonicTotals()
-        values = [totals.update("runs", value) for value in (3, 5, 1, 1, 4)]
+        values = [totals.continue_total("runs", value) for value in (3, 5, 1, 1, 4)]
         assert values == [3, 5, 6, 6, 9]
 
     def test_totals_that_are_idle_for_longest_are_dropped(
@@ -199,10 +199,10 @@ class TestMonotonicTotals:
         monkeypatch.setattr(otel_metrics, "MAX_TOTALS", 2)
         totals = otel_metrics.MonotonicTotals()
         for series in "abcab":
-            totals.update(series, 5)
+            totals.continue_total(series, 5)
         totals.evict_idle_series()
 
-        assert [totals.update(series, 1) for series in "abc"] == [6, 6, 1]
+        assert [totals.continue_total(series, 1) for series in "abc"] == [6, 6, 1]
 
 
 def check_types(observer: HistogramObserver) -> RunObserver:

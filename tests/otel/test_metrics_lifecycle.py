@@ -150,13 +150,13 @@ class TestLifecycle:
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
             rig.add(jobs.nothing, "interval", hours=1)
             looks = []
-            snapshots_of_recorder = recorder_of(rig.telemetry).snapshots
+            snapshots_of_recorder = recorder_of(rig.telemetry).job_snapshots
 
             def look() -> Any:
                 looks.append(1)
                 return snapshots_of_recorder()
 
-            monkeypatch.setattr(recorder_of(rig.telemetry), "snapshots", look)
+            monkeypatch.setattr(recorder_of(rig.telemetry), "job_snapshots", look)
             for number in range(1, 4):
                 assert len(otel.collect()) > 10
                 assert len(looks) == number
@@ -171,7 +171,7 @@ class TestLifecycle:
         """Jobs that cannot be read are left out, counted and logged once."""
         otel = Sdk()
         with hand_driven_rig(telemetry={"meter_provider": otel.provider}) as rig:
-            monkeypatch.setattr(recorder_of(rig.telemetry), "snapshots", iterate_to_boom)
+            monkeypatch.setattr(recorder_of(rig.telemetry), "job_snapshots", iterate_to_boom)
             for number in range(1, 4):
                 assert otel.values("telemetry.errors", "component")["meter"] == number
             assert otel.values("scheduler.up", "state") == {None: 1}

@@ -55,7 +55,7 @@ class TestRuns:
             for _ in range(3):
                 rig.after(10.5)
                 rig.settle()
-            jobs_by_label = {job.label: job for job in recorder_of(rig.telemetry).snapshots()}
+            jobs_by_label = {job.label: job for job in recorder_of(rig.telemetry).job_snapshots()}
             durations, delays = otel.points("job.run.duration"), otel.points("job.start_delay")
 
         for found, name in ((durations, "durations"), (delays, "delays")):
@@ -222,7 +222,7 @@ def test_thousand_jobs_are_all_exported() -> None:
     scheduler.add_job(jobs.nothing, "interval", hours=1, id="job 0")
     scheduler.start()
     recorder = telemetry._exported_scheduler.recorder
-    info = next(recorder.snapshots()).info
+    info = next(recorder.job_snapshots()).info
     for number in range(1, 1_000):
         other = f"job {number}"
         recorder.job_upserted(info._replace(id=other, label=other), None)

@@ -172,7 +172,7 @@ class TestSubmissionThatIsInterrupted:
             def run_submitted(run: Any) -> None:
                 if registered:
                     executor.end(0)
-                    list(recorder.snapshots())
+                    list(recorder.job_snapshots())
                 registered.append(run)
                 register(run)
 

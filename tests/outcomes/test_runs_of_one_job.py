@@ -125,7 +125,7 @@ class TestRunsOfOneJob:
                 if started and rig.job().due_count == 3:  # not before the run is submitted
                     gate.wait_for_run()
                     started.clear()
-                    for label, job in recorder_of(rig.telemetry).snapshots_since({}):
+                    for label, job in recorder_of(rig.telemetry).job_snapshots_since({}):
                         assert job is not None
                         assert job.in_flight.running == 1
                         known[label] = job.version
@@ -145,7 +145,7 @@ class TestRunsOfOneJob:
             next_run = rig.job().next_run
             started.append(True)
             rig.after(10)
-            ((_, job),) = recorder_of(rig.telemetry).snapshots_since(known)
+            ((_, job),) = recorder_of(rig.telemetry).job_snapshots_since(known)
             assert job is not None
             assert job.next_run == next_run + 10
             gate.open()

@@ -98,7 +98,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     ),
     "least default grace": (MIN_DEFAULT_GRACE, (r"but at least (\d+)",)),
     "values of job_id": (
-        labels.MAX_LABELS,
+        labels.DEFAULT_MAX_LABELS,
         (
             r"has at most ([\d,]+) values of `job_id`",
             r"has had more than ([\d,]+) values of `job_id`",
@@ -129,7 +129,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "recorded characters": (safe_repr.MAX_CHARACTERS, (r"([\d,]+) characters, \d+ items",)),
     "recorded items": (safe_repr.MAX_ITEMS, (r"characters, (\d+) items of a collection",)),
     "recorded levels": (safe_repr.MAX_DEPTH, (r"items of a collection, (\d+) levels deep",)),
-    "messages": (model.MAX_MESSAGE, (r"Messages are cut at ([\d,]+) characters",)),
+    "messages": (model.MAX_MESSAGE_LENGTH, (r"Messages are cut at ([\d,]+) characters",)),
     "jobs with links": (context_store.DEFAULT_MAX_JOBS, (r"It keeps ([\d,]+) jobs",)),
     "ended runs": (recorder.MAX_UNADDED_RUNS, (r"at most ([\d,]+) ended runs",)),
     "outcomes": (

@@ -228,7 +228,7 @@ class TestOwners:
 
         def check() -> bool:
             return (
-                files.is_missing_or_trusted(path)
+                files.is_missing_or_has_trusted_owner(path)
                 and os.read(files.open_private(path), 4) == b"text"
             )
 
@@ -239,7 +239,8 @@ class TestOwners:
         """It is used in a directory of another user, and gets the mode for its owner only."""
         path = self.make_file(directory, OTHER_USER)
         assert self.check_as(
-            OTHER_USER, lambda: files.is_missing_or_trusted(path) and bool(files.open_private(path))
+            OTHER_USER,
+            lambda: files.is_missing_or_has_trusted_owner(path) and bool(files.open_private(path)),
         )
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -250,7 +251,7 @@ class TestOwners:
         def check() -> bool:
             with pytest.raises(files.UnusableFileError, match="Belongs to another user"):
                 files.open_private(path)
-            return not files.is_missing_or_trusted(path)
+            return not files.is_missing_or_has_trusted_owner(path)
 
         assert check()
         assert self.check_as(USER, check)

@@ -110,7 +110,7 @@ class TestJobs:
 
     def test_versions_are_never_used_again(self, rig: RecorderRig) -> None:
         """A label that was dropped and added again has a new version."""
-        known = {job.label: job.version for job in rig.recorder.snapshots()}
+        known = {job.label: job.version for job in rig.recorder.job_snapshots()}
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 900
         assert rig.labels() == []
@@ -118,7 +118,7 @@ class TestJobs:
         for _ in range(3):
             rig.recorder.runs_unsubmitted(record, Outcome.SKIPPED, 1)
             rig.job()  # another reader's turn
-            assert all(job is not None for _, job in rig.recorder.snapshots_since(known))
+            assert all(job is not None for _, job in rig.recorder.job_snapshots_since(known))
 
     def test_job_that_comes_back_keeps_its_numbers(self, rig: RecorderRig) -> None:
         """A job that is added again keeps its counts, and is not dropped."""

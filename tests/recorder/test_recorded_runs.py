@@ -281,11 +281,11 @@ class TestChanges:
     ) -> None:
         """Each change gives a new version; no change gives none."""
         known = {"job": rig.job().version}
-        assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
+        assert list(rig.recorder.job_snapshots_since(known)) == [("job", None)]
         change(rig)
-        ((_, job),) = rig.recorder.snapshots_since(known)
+        ((_, job),) = rig.recorder.job_snapshots_since(known)
         assert job is not None
-        assert list(rig.recorder.snapshots_since({"job": job.version})) == [("job", None)]
+        assert list(rig.recorder.job_snapshots_since({"job": job.version})) == [("job", None)]
 
     def test_start_and_end_of_a_run_are_changes(self, rig: RecorderRig) -> None:
         """The start and the end of a run each give one new version."""
@@ -293,7 +293,7 @@ class TestChanges:
         for step in (lambda: None, lambda: run.start(AT), lambda: rig.finish(run, duration=1)):
             step()
             known = {"job": rig.job().version}
-            assert list(rig.recorder.snapshots_since(known)) == [("job", None)]
+            assert list(rig.recorder.job_snapshots_since(known)) == [("job", None)]
 
     def test_forgetting_a_next_run_is_a_change(self, rig: RecorderRig) -> None:
         """A next run that a reading drops gives a new version."""
@@ -301,7 +301,7 @@ class TestChanges:
         rig.recorder.job_removed(failed, RemovalReason.FAILED)
         known = {"job": rig.job().version}
         rig.clock.now = AT + REMOVED_JOB_SECONDS
-        ((_, job),) = rig.recorder.snapshots_since(known)
+        ((_, job),) = rig.recorder.job_snapshots_since(known)
         assert job is not None
         assert job.next_run == AT
 

@@ -50,7 +50,7 @@ def check_after(rig: RecorderRig, right: dict[str, Any], known: dict[str, int]) 
     assert run_in_thread(lambda: {label: rig.numbers(label) for label in right}) == right
     assert run_in_thread(rig.recorder.executors) == {"default": (4, 1, 2)}
     assert len(rig.recorder._runs) == 3
-    for label, job in rig.recorder.snapshots_since(known):
+    for label, job in rig.recorder.job_snapshots_since(known):
         if job is None:
             assert rig.job(label).version == known[label]
 
@@ -63,7 +63,8 @@ class TestInterruptions:
         line = 0
         while True:
             rig, right = busy_rig()
-            if not interrupt(lambda: list(rig.recorder.snapshots()), FILES, raise_timeout, line):  # noqa: B023
+            read = lambda: list(rig.recorder.job_snapshots())  # noqa: B023, E731
+            if not interrupt(read, FILES, raise_timeout, line):
                 break
             check_after(rig, right, {})
             line += 1
@@ -74,7 +75,7 @@ class TestInterruptions:
         lines = 0
         for line in range(0, 10_000, 7):
             rig, right = busy_rig()
-            read = lambda: list(rig.recorder.snapshots())  # noqa: B023, E731
+            read = lambda: list(rig.recorder.job_snapshots())  # noqa: B023, E731
             if not interrupt(read, FILES, raise_timeout, line):
                 break
             interrupt(read, FILES, raise_timeout, 13 * line % 211)
@@ -91,7 +92,7 @@ class TestInterruptions:
             outer: list[Any] = []
 
             def read() -> None:
-                outer.extend(rig.recorder.snapshots())  # noqa: B023
+                outer.extend(rig.recorder.job_snapshots())  # noqa: B023
 
             def read_inside() -> None:
                 inner.append({label: rig.numbers(label) for label in right})  # noqa: B023
@@ -112,7 +113,7 @@ class TestInterruptions:
         """After an exception in a nested reading, the outer one and the next are right."""
         for line in range(0, 10_000, 5):
             rig, right = busy_rig()
-            read = lambda: list(rig.recorder.snapshots())  # noqa: B023, E731
+            read = lambda: list(rig.recorder.job_snapshots())  # noqa: B023, E731
 
             def read_inside() -> None:
                 interrupt(read, FILES, raise_timeout, 31 * line % 173)  # noqa: B023

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from apscheduler_telemetry.core.model import (
-    MAX_MESSAGE,
+    MAX_MESSAGE_LENGTH,
     Capture,
     ErrorDescription,
     exception_message,
@@ -70,7 +70,7 @@ class ExceptionDescriber:
         if self._redact is None:
             return exception_message(exception)
         redacted = self.redact(exception_message(exception, MAX_REDACT_INPUT))
-        return None if redacted is None else redacted[:MAX_MESSAGE]
+        return None if redacted is None else redacted[:MAX_MESSAGE_LENGTH]
 
     def redact(self, text: str) -> str | None:
         """Return what may be exported of a text about an exception; None for nothing."""

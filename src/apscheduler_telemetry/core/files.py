@@ -167,7 +167,7 @@ def ensure_private_file(path: Path) -> None:
     os.close(open_private(path))
 
 
-def is_missing_or_trusted(path: Path) -> bool:
+def is_missing_or_has_trusted_owner(path: Path) -> bool:
     """Return whether nothing is there, or a regular file that no third user controls."""
     try:
         status = check_regular(path)

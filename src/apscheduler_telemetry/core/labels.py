@@ -15,7 +15,7 @@ from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 OVERFLOW = "__overflow__"
-MAX_LABELS = 1_000
+DEFAULT_MAX_LABELS = 1_000
 """
 Values of the ``job_id`` label for each scheduler before further jobs share `OVERFLOW`.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 GENERATED_ID_LENGTH = 32
 """APScheduler names a job that has no id of its own with this many hex digits."""
 
-MAX_MESSAGE = 4_096
+MAX_MESSAGE_LENGTH = 4_096
 """
 Characters of an exception's message.
 
@@ -219,7 +219,7 @@ class SchedulerStatus(Protocol):
         """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
 
 
-def exception_message(exception: BaseException, limit: int = MAX_MESSAGE) -> str:
+def exception_message(exception: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:
     """Return the text of an exception, surviving one whose ``__str__`` raises, be it SystemExit."""
     try:
         return str(exception)[:limit]
@@ -230,12 +230,12 @@ def exception_message(exception: BaseException, limit: int = MAX_MESSAGE) -> str
 def exception_type_name(exception: BaseException) -> str:
     """Return the qualified name of the type of an exception, surviving one that hides it."""
     try:
-        return qualified_name(type(exception))
+        return qualified_class_name(type(exception))
     except BaseException:  # noqa: BLE001  # a metaclass is user code, too
         return "<exception whose type has no name>"
 
 
-def qualified_name(cls: type) -> str:
+def qualified_class_name(cls: type) -> str:
     """Return ``module.qualname`` of `cls`, shortened, and without the module for builtins."""
     module = cls.__module__
     return shorten(cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}")

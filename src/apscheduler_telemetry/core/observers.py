@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
-from apscheduler_telemetry.core.model import MAX_MESSAGE, Capture, exception_type_name
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, Capture, exception_type_name
 from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
@@ -86,7 +86,7 @@ class ErrorReporter:
     def report(self, component: str, description: str) -> None:
         """Report a failure of `component` that happened in another process, such as a worker."""
         if self._increment(component) == 1:
-            self._log(component, description[:MAX_MESSAGE], exc_info=False)
+            self._log(component, description[:MAX_MESSAGE_LENGTH], exc_info=False)
 
     def count(self, component: str) -> None:
         """Count a failure of `component` that the caller logs."""

@@ -24,7 +24,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
-from apscheduler_telemetry.core.labels import MAX_LABELS, OVERFLOW
+from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import (
     Clock,
@@ -112,7 +112,7 @@ class Recorder:
         *,
         duration_buckets: Sequence[float] = DURATION_BUCKETS,
         delay_buckets: Sequence[float] = DELAY_BUCKETS,
-        max_labels: int = MAX_LABELS,
+        max_labels: int = DEFAULT_MAX_LABELS,
         clock: Clock = time.time,
     ) -> None:
         self.scheduler_name = scheduler_name
@@ -126,7 +126,7 @@ class Recorder:
         self._worker_getters: dict[str, Callable[[], float]] = {}
         self._scheduler_error_counts = dict.fromkeys(SchedulerErrorKind, 0)
         # Those that stay expected after an error has removed their job: series, time of removal.
-        self._orphaned_next_runs: dict[JobKey, tuple[JobSeries, float]] = {}
+        self._expected_runs_of_failed_jobs: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
         # The dictionary's own method, as each run takes this way.
         self.run_submitted: Callable[[Run], None] = self._runs.setdefault
@@ -189,9 +189,9 @@ class Recorder:
             self._jobstores.setdefault(info.jobstore, _NEW_JOBSTORE)
             record.series.add_job(record)
         record.set_info(info)
-        if key in self._orphaned_next_runs:
-            series, _ = self._orphaned_next_runs.pop(key)
-            series.drop_orphaned_next_run(key)
+        if key in self._expected_runs_of_failed_jobs:
+            series, _ = self._expected_runs_of_failed_jobs.pop(key)
+            series.drop_expected_run_of_failed_job(key)
         record.series.set_next_run(record, next_run)
         return record
 
@@ -321,13 +321,15 @@ class Recorder:
 
     # Reading
 
-    def snapshots(self) -> Iterator[JobSnapshot]:
+    def job_snapshots(self) -> Iterator[JobSnapshot]:
         """Yield a snapshot of each label."""
-        for _, snapshot in self.snapshots_since({}):
+        for _, snapshot in self.job_snapshots_since({}):
             if snapshot is not None:
                 yield snapshot
 
-    def snapshots_since(self, known: Mapping[str, int]) -> Iterator[tuple[str, JobSnapshot | None]]:
+    def job_snapshots_since(
+        self, known: Mapping[str, int]
+    ) -> Iterator[tuple[str, JobSnapshot | None]]:
         """
         Yield each label with its snapshot, or with None if nothing has changed.
 
@@ -441,7 +443,7 @@ class Recorder:
         record.series.remove_job(record, now, keep_next_run=keep_next_run)
         del self._jobs[jobstore][job_id]
         if keep_next_run:
-            self._orphaned_next_runs[record.job_key] = record.series, now
+            self._expected_runs_of_failed_jobs[record.job_key] = record.series, now
 
     def _drop_expired_series(self) -> None:
         """Forget what was removed some time ago."""
@@ -452,10 +454,10 @@ class Recorder:
             removed_at = series.removed_at
             if removed_at is not None and removed_at <= deadline and series.is_unused:
                 self._series_by_label.pop(series.label, None)
-        for key, (series, since) in list(self._orphaned_next_runs.items()):
+        for key, (series, since) in list(self._expected_runs_of_failed_jobs.items()):
             if since <= deadline:
-                series.drop_orphaned_next_run(key)
-                self._orphaned_next_runs.pop(key, None)
+                series.drop_expected_run_of_failed_job(key)
+                self._expected_runs_of_failed_jobs.pop(key, None)
 
 
 _NEW_JOBSTORE = JobStoreState()

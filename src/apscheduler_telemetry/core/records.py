@@ -101,8 +101,8 @@ class JobSeries:
     __slots__ = (
         *(
             "_cancelled_run_due_at",
-            "_orphaned_next_runs",
-            "_has_changed",
+            "_expected_runs_of_failed_jobs",
+            "_has_job_state_changed",
             "_interval_range",
             "_next_runs",
         ),
@@ -124,13 +124,13 @@ class JobSeries:
         self.info = info
         self.removed_at: float | None = None
         self.clock = clock
-        self._has_changed = True
+        self._has_job_state_changed = True
         self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
         self._run_state_in_snapshot: _SeriesRunState | None = None  # by the latest snapshot
         self._interval_range: tuple[float, float] | None = None
         self._cancelled_run_due_at: float | None = None
         # Of jobs that an error has removed; they stay expected.
-        self._orphaned_next_runs: dict[JobKey, float] = {}
+        self._expected_runs_of_failed_jobs: dict[JobKey, float] = {}
         # Each job that has the label, with its next run.
         self._next_runs: dict[JobRecord, datetime | float | None] = {}
         self._snapshot_version = 0
@@ -155,7 +155,7 @@ class JobSeries:
         """Let another job share the label."""
         self._next_runs[record] = None
         self.removed_at = None
-        self._has_changed = True
+        self._has_job_state_changed = True
 
     def remove_job(self, record: JobRecord, now: float, *, keep_next_run: bool) -> None:
         """
@@ -169,34 +169,34 @@ class JobSeries:
         next_run = self.next_run_of(record)
         del self._next_runs[record]
         if keep_next_run and next_run is not None:
-            self._orphaned_next_runs[record.job_key] = next_run
+            self._expected_runs_of_failed_jobs[record.job_key] = next_run
         if not self._next_runs:
             self.removed_at = now
-        self._has_changed = True
+        self._has_job_state_changed = True
 
     def update_info(self, info: JobInfo) -> None:
         """Note what a job with the label is now."""
         if len(self._next_runs) == 1 and self.label == info.label:
             self.info = info
-            self._has_changed = True
+            self._has_job_state_changed = True
 
     def next_run_of(self, record: JobRecord) -> float | None:
         """Return the next run of a job in Unix seconds; None if it has none."""
         # Converted when it is read, which happens less often than it changes.
         next_run = self._next_runs.get(record)
-        return None if next_run is None else _as_unix_seconds(next_run)
+        return None if next_run is None else _ensure_unix_seconds(next_run)
 
     def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
         """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
         if record not in self._next_runs:  # it was removed meanwhile, in another thread
             return
         self._next_runs[record] = next_run
-        self._has_changed = True
+        self._has_job_state_changed = True
         cancelled = self._cancelled_run_due_at
         if (
             cancelled is not None
             and next_run is not None
-            and _as_unix_seconds(next_run) == cancelled
+            and _ensure_unix_seconds(next_run) == cancelled
         ):
             self._cancelled_run_due_at = None  # it is planned again, so nothing is cancelled
 
@@ -204,18 +204,18 @@ class JobSeries:
         """Note that a next run was cancelled by the user, in Unix seconds."""
         if next_run is not None:
             self._cancelled_run_due_at = max(self._cancelled_run_due_at or 0.0, next_run)
-            self._has_changed = True
+            self._has_job_state_changed = True
 
-    def drop_orphaned_next_run(self, key: JobKey) -> None:
+    def drop_expected_run_of_failed_job(self, key: JobKey) -> None:
         """Expect the next run no more of a job that was removed because of an error."""
-        if key in self._orphaned_next_runs:
-            self._has_changed = True  # first, as an exception from outside may follow
-            self._orphaned_next_runs.pop(key, None)
+        if key in self._expected_runs_of_failed_jobs:
+            self._has_job_state_changed = True  # first, as an exception from outside may follow
+            self._expected_runs_of_failed_jobs.pop(key, None)
 
     def set_interval_range(self, intervals: tuple[float, float] | None) -> None:
         """Set the shortest and the longest gap in seconds between coming runs."""
         self._interval_range = intervals
-        self._has_changed = True
+        self._has_job_state_changed = True
 
     # Runs
 
@@ -277,17 +277,19 @@ class JobSeries:
 
     def is_unchanged_since(self, version: int | None) -> bool:
         """Return whether nothing has changed since a snapshot of this version."""
-        is_unchanged = not self._has_changed and self._run_state is self._run_state_in_snapshot
+        is_unchanged = (
+            not self._has_job_state_changed and self._run_state is self._run_state_in_snapshot
+        )
         return is_unchanged and version == self._snapshot_version
 
     def create_snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
         """Return the state now, under a new version if it has changed."""
         version, run_state = self._snapshot_version, self._run_state
-        if self._has_changed or run_state is not self._run_state_in_snapshot:
+        if self._has_job_state_changed or run_state is not self._run_state_in_snapshot:
             # In this order, so that an exception in between makes readers look again.
             version = self._snapshot_version = next(next_version)
             self._run_state_in_snapshot = run_state
-            self._has_changed = False
+            self._has_job_state_changed = False
         stats, _, started_runs, in_flight = run_state
         if started_runs:
             stats = stats.copy()
@@ -295,9 +297,9 @@ class JobSeries:
                 run.add_start_to(stats)
         # Copied at once, as jobs come and go meanwhile.
         next_runs = [
-            *self._orphaned_next_runs.copy().values(),
+            *self._expected_runs_of_failed_jobs.copy().values(),
             *(
-                None if at is None else _as_unix_seconds(at)
+                None if at is None else _ensure_unix_seconds(at)
                 for at in self._next_runs.copy().values()
             ),
         ]
@@ -563,7 +565,7 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSu
     )
 
 
-def _as_unix_seconds(at: datetime | float) -> float:
+def _ensure_unix_seconds(at: datetime | float) -> float:
     return to_unix_seconds(at) if isinstance(at, datetime) else at
 
 

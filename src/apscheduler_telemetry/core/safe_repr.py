@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from apscheduler_telemetry.core.model import qualified_name
+from apscheduler_telemetry.core.model import qualified_class_name
 
 MAX_CHARACTERS = 1_024
 """Of a whole text: enough for ids and numbers, and far below the limits of tracing backends."""
@@ -145,13 +145,13 @@ def _format_value(value: Any, depth: int) -> str:
         return repr(value)
     format_collection = _COLLECTION_FORMATTERS.get(kind)
     if format_collection is None:
-        return f"<{qualified_name(kind)}>"
+        return f"<{qualified_class_name(kind)}>"
     return format_collection(value, depth - 1) if depth else "..."
 
 
 def _format_sequence(value: Sequence[object], depth: int) -> str:
     # A pair of a name and a value, as of HTTP headers.
-    if len(value) == 2 and not _option_text(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
+    if len(value) == 2 and not _command_line_option_or_empty(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
         return f"{_format_value(value[0], depth)}, {MASK}"
     return ", ".join(_limit(_mask_option_values(value, depth)))
 
@@ -160,7 +160,7 @@ def _mask_option_values(value: Sequence[object], depth: int) -> Iterator[str]:
     """Yield items, without the values of options of a command, as in ``["--password", "x"]``."""
     is_value_secret = False
     for item in value:
-        option = _option_text(item)
+        option = _command_line_option_or_empty(item)
         name, separator, _ = option.partition("=")
         if is_value_secret and not option:
             yield MASK
@@ -171,7 +171,7 @@ def _mask_option_values(value: Sequence[object], depth: int) -> Iterator[str]:
         is_value_secret = not separator and is_secret_name(name)
 
 
-def _option_text(item: object) -> str:
+def _command_line_option_or_empty(item: object) -> str:
     """Return the start of an argument that is an option of a command, and nothing of others."""
     return item[:MAX_CHARACTERS] if type(item) is str and item.startswith("-") else ""
 

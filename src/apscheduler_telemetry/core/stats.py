@@ -78,7 +78,7 @@ class Histogram:
         self.sum += value
 
     def observe_all(self, values: list[float]) -> None:
-        """Count several values, for a fraction of the cost of one after the other."""
+        """Count values for a fraction of the cost of one after the other; the list is sorted."""
         if not values:
             return
         bounds, counts = self.bounds, self.counts

@@ -257,14 +257,14 @@ LAST_PASS_END = _add_family(
 JOBS = _add_family(
     "scheduler.jobs", Kind.UP_DOWN_COUNTER, "{job}", (*_SCHEDULER_LABELS, "jobstore"), "Known jobs."
 )
-LAST_READ = _add_family(
+JOBSTORE_LAST_READ = _add_family(
     "jobstore.last_read.timestamp",
     Kind.GAUGE,
     "s",
     (*_SCHEDULER_LABELS, "jobstore"),
     "Start of the latest successful read of the store; for a store in memory, the scrape.",
 )
-READ_FAILURES = _add_family(
+JOBSTORE_READ_FAILURES = _add_family(
     "jobstore.read_failures",
     Kind.COUNTER,
     "{reading}",
@@ -411,7 +411,9 @@ def yield_until_error(
 
 def sorted_jobs(scheduler: InstrumentedScheduler, component: str) -> list[JobSnapshot]:
     """Return all jobs by label; those that fail are reported as failures of `component`."""
-    jobs = yield_until_error(scheduler.error_reporter, component, scheduler.recorder.snapshots())
+    jobs = yield_until_error(
+        scheduler.error_reporter, component, scheduler.recorder.job_snapshots()
+    )
     return sorted(jobs, key=attrgetter("label"))
 
 
@@ -428,8 +430,8 @@ def _unprotected_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator
     for alias, jobstore in recorder.jobstores().items():
         labels = (name, label_value(alias))
         yield JOBS, labels, jobstore.job_count
-        yield from _known_samples(labels, (LAST_READ, jobstore.last_read_at))
-        yield READ_FAILURES, labels, jobstore.read_failure_count
+        yield from _known_samples(labels, (JOBSTORE_LAST_READ, jobstore.last_read_at))
+        yield JOBSTORE_READ_FAILURES, labels, jobstore.read_failure_count
     for kind, count in recorder.scheduler_error_counts().items():
         yield SCHEDULER_ERRORS, (name, kind.value), count
     for alias, executor in recorder.executors().items():
@@ -487,21 +489,21 @@ class Exporter:
             )
             raise DuplicateNameError(msg)
 
-    def find(self, name: str) -> InstrumentedScheduler | None:
+    def find_scheduler_by_name(self, name: str) -> InstrumentedScheduler | None:
         """Return the scheduler of this name, or None."""
         return self._schedulers.get(name)
 
     def _is_name_taken(self, name: str) -> bool:
-        scheduler = self.find(name)
+        scheduler = self.find_scheduler_by_name(name)
         return scheduler is not None and scheduler.liveness().may_run_jobs
 
     @synchronized
-    def add(self, scheduler: InstrumentedScheduler) -> None:
+    def add_scheduler(self, scheduler: InstrumentedScheduler) -> None:
         """Export another scheduler, whose name is unique."""
         self._schedulers[scheduler.name] = scheduler
 
     @synchronized
-    def remove(self, scheduler: InstrumentedScheduler) -> None:
+    def remove_scheduler(self, scheduler: InstrumentedScheduler) -> None:
         """Stop exporting a scheduler."""
         if self._schedulers.get(scheduler.name) is scheduler:
             del self._schedulers[scheduler.name]

@@ -134,7 +134,7 @@ class OpenTelemetryExporter(Exporter):
                 if isinstance(value, Histogram) or not math.isfinite(value):
                     continue  # the SDK accepts no infinity: unlimited workers are absent
                 if family.kind is Kind.COUNTER:
-                    value = self._totals.update((family, labels), value)  # noqa: PLW2901
+                    value = self._totals.continue_total((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
                 reading[family].append(Observation(value, attributes))
         self._totals.evict_idle_series()
@@ -156,7 +156,7 @@ class MonotonicTotals:
         renew_lock_in_forked_children(self)
 
     @synchronized
-    def update(self, series: object, value: float) -> float:
+    def continue_total(self, series: object, value: float) -> float:
         """Return the total of a series whose value is `value` now."""
         base, latest = self._bases_and_latest.get(series, (0, 0))
         if value < latest:

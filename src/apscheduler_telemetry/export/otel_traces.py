@@ -48,7 +48,7 @@ from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.model import (
     ERROR,
-    MAX_MESSAGE,
+    MAX_MESSAGE_LENGTH,
     SUCCESS,
     Clock,
     ErrorDescription,
@@ -344,7 +344,7 @@ class SpanObserver:
                 description = (
                     None
                     if error.message is None
-                    else _escape_surrogates(error.message[:MAX_MESSAGE])
+                    else _escape_surrogates(error.message[:MAX_MESSAGE_LENGTH])
                 )
             span.set_status(trace.StatusCode.ERROR, description)
         if error is not None and self._records_exception_events:
@@ -569,7 +569,7 @@ def _exception_attributes(error: ErrorDescription) -> dict[str, AttributeValue]:
         "exception.type": label_value(error.type),
     }
     if error.message is not None:
-        attributes["exception.message"] = _escape_surrogates(error.message[:MAX_MESSAGE])
+        attributes["exception.message"] = _escape_surrogates(error.message[:MAX_MESSAGE_LENGTH])
     if error.traceback:
         attributes["exception.stacktrace"] = _escape_surrogates(error.traceback[-MAX_STACKTRACE:])
     return attributes

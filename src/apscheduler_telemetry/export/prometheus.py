@@ -146,10 +146,10 @@ class PrometheusExporter(Exporter, Collector):
                 has_placeholder = True
                 yield _placeholder()
 
-    def remove(self, scheduler: InstrumentedScheduler) -> None:
+    def remove_scheduler(self, scheduler: InstrumentedScheduler) -> None:
         """Stop exporting a scheduler; the last one takes the collector out of the registry."""
         with _lock:
-            super().remove(scheduler)
+            super().remove_scheduler(scheduler)
             registry = self._get_registry()
             is_empty = not self._schedulers
             if registry is not None and is_empty and _exporters.get(registry) is self:

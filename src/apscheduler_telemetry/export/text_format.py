@@ -92,7 +92,7 @@ class TextFormatCache:
         versions = {
             label: cached.version for label, cached in cache.items() if cached.version is not None
         }
-        changes = scheduler.recorder.snapshots_since(versions)
+        changes = scheduler.recorder.job_snapshots_since(versions)
         labels = set()
         for label, job in yield_until_error(
             scheduler.error_reporter, self._error_component, changes

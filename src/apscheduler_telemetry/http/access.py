@@ -28,7 +28,7 @@ _PORT = re.compile(r":[0-9]*\Z")
 _ALLOWED_HOST = re.compile(r"[^\s/:,*\[\]]+|\*")
 
 
-class BearerToken:
+class BearerTokenFile:
     """
     A token in a file, which is read again when the file changes.
 
@@ -168,7 +168,7 @@ class AccessControl:
         app: _WSGICallable,
         *,
         hosts: AllowedHosts,
-        token: BearerToken | None,
+        token: BearerTokenFile | None,
         public_page: str,
     ) -> None:
         self._app = app

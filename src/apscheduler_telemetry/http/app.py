@@ -25,7 +25,7 @@ from apscheduler_telemetry.http.render_queue import RenderQueue
 ALLOWED_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
-class TelemetryApp:
+class PageRouter:
     """
     Routes requests to pages, which are rendered in daemon threads.
 
@@ -72,7 +72,7 @@ class TelemetryApp:
         variant = page.choose_variant(request)
         key = (name, variant)
         latest = self._latest_responses.get(key)
-        if latest is not None and latest.is_shareable:
+        if latest is not None and latest.may_be_shared_now:
             return _completed_future(latest)
 
         def render() -> Response:

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import TelemetryApp
+from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.messages import Request, Response
 from apscheduler_telemetry.http.readers import BufferBudget
 
@@ -21,7 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 class ASGIApp:
     """
-    Serves a `TelemetryApp` by ASGI 3 on asyncio, wherever it is mounted.
+    Serves a `PageRouter` by ASGI 3 on asyncio, wherever it is mounted.
 
     This is an object with ``__call__`` because uvicorn takes a bound method for an ASGI 2 app.
 
@@ -30,7 +30,7 @@ class ASGIApp:
         budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp, budget: BufferBudget) -> None:
+    def __init__(self, app: PageRouter, budget: BufferBudget) -> None:
         self._app = app
         self._buffer_budget = budget
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import TelemetryApp
+from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.asgi import ASGIApp
 from apscheduler_telemetry.http.limits import ConnectionLimits
 from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
@@ -53,7 +53,7 @@ class HTTPEndpoints:
         if registry is not None:
             pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
         self._report_exception = report_exception
-        self._app = TelemetryApp(pages, is_healthy=is_healthy, report_exception=report_exception)
+        self._app = PageRouter(pages, is_healthy=is_healthy, report_exception=report_exception)
         budget = BufferBudget(limits.MAX_BUFFERED_BYTES, report_exception)
         self.wsgi_app = WSGIApp(self._app, budget)
         self.asgi_app = ASGIApp(self._app, budget)

@@ -93,7 +93,7 @@ class Response:
         return sum(map(len, self.chunks))
 
     @property
-    def is_shareable(self) -> bool:
+    def may_be_shared_now(self) -> bool:
         """
         Whether further requests may get this response, instead of one that is made for them.
 

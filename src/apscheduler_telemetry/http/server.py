@@ -16,7 +16,7 @@ from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError, 
 from apscheduler_telemetry.http.access import (
     AccessControl,
     AllowedHosts,
-    BearerToken,
+    BearerTokenFile,
     is_loopback_address,
 )
 from apscheduler_telemetry.http.limits import ConnectionLimits
@@ -137,7 +137,9 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
     _validate_address(port, addr)
     tls_context = ReloadingTLSContext(tls, report_exception)
     hosts = None if allowed_hosts is None else AllowedHosts(allowed_hosts)
-    token = None if bearer_token_file is None else BearerToken(bearer_token_file, report_exception)
+    token = (
+        None if bearer_token_file is None else BearerTokenFile(bearer_token_file, report_exception)
+    )
     try:
         family, address = _resolve(addr, port)
         if hosts is None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import TelemetryApp
+from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.connections import (
     SOCKET_ENVIRON_KEY,
     is_disconnected,
@@ -32,14 +32,14 @@ _SOCKET_KEYS = (SOCKET_ENVIRON_KEY, "gunicorn.socket", "werkzeug.socket")
 
 class WSGIApp:
     """
-    Serves a `TelemetryApp` by WSGI (PEP 3333), wherever it is mounted.
+    Serves a `PageRouter` by WSGI (PEP 3333), wherever it is mounted.
 
     Args:
         app: produces the responses.
         budget: limits the memory for clients that read slowly.
     """
 
-    def __init__(self, app: TelemetryApp, budget: BufferBudget) -> None:
+    def __init__(self, app: PageRouter, budget: BufferBudget) -> None:
         self._app = app
         self._buffer_budget = budget
 

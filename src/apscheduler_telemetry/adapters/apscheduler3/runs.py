@@ -141,7 +141,7 @@ class RunTracker:
             if (
                 result is not None  # as is the rule, so that this comes first
                 and type(result) in _NOT_AWAITED_TYPES
-                and _is_unstarted_result(result)
+                and _is_unstarted_coroutine_or_generator(result)
             ):
                 self._report_not_awaited(run, result)
             if self._captures_result:
@@ -207,7 +207,7 @@ class RunTracker:
             return ""
 
 
-def _is_unstarted_result(result: Any) -> bool:
+def _is_unstarted_coroutine_or_generator(result: Any) -> bool:
     """
     Tell whether none of the code of a coroutine or a generator has run.
 
@@ -263,7 +263,7 @@ class Submission(list[datetime]):
     """
 
     __slots__ = (
-        *("_trace_carriers", "_is_abandoned", "_iterating_thread_id", "_job", "_owner"),
+        *("_trace_carriers", "_is_abandoned", "_iterating_thread_id", "_job", "_executor_hooks"),
         *("job_id", "submission_id", "pool", "runs", "tracked"),
     )
     pool: Any
@@ -285,7 +285,7 @@ class Submission(list[datetime]):
         self._job = job
         self.job_id: str = job.id
         self.tracked = tracked
-        self._owner = owner
+        self._executor_hooks = owner
         self.pool = self._trace_carriers = self._iterating_thread_id = None
         self._is_abandoned = False
 
@@ -300,7 +300,7 @@ class Submission(list[datetime]):
         ):
             yield from self[:]
             return
-        observers, job = self._owner.run_tracker.observers, self._job
+        observers, job = self._executor_hooks.run_tracker.observers, self._job
         try:
             self._iterating_thread_id = get_ident()
             runs = iter(self.runs)
@@ -327,7 +327,7 @@ class Submission(list[datetime]):
         finally:
             self._iterating_thread_id = None
             if self._is_abandoned:
-                self._owner.on_abandoned_submission_end(self)
+                self._executor_hooks.on_abandoned_submission_end(self)
 
     @property
     def misfire_grace_time(self) -> float | None:
@@ -368,7 +368,7 @@ class Submission(list[datetime]):
         return self[:]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        times, owner = self[:], self._owner
+        times, owner = self[:], self._executor_hooks
         if owner.measurement_sink_id is None or times != [run.due for run in self.runs]:
             # Who reads it may not have this package; or the user has changed it.
             return list, (times,)

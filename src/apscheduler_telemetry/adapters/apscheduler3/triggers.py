@@ -179,7 +179,7 @@ class FireTimeSearch:
         self.is_finished = True
 
     def _copy_trigger(self) -> None:
-        self._copy, max_jitter = _copy_without_jitter(self.trigger)
+        self._copy, max_jitter = _split_off_jitter(self.trigger)
         if self._end != math.inf:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
@@ -238,11 +238,11 @@ def create_due_time_search(
 def create_coming_time_search(trigger: Any, next_run: datetime) -> FireTimeSearch:
     """Return a search for the next `MAX_COMING_FIRE_TIMES` fire times, if there are so many."""
     if type(trigger) is CronTrigger:
-        return _SharedCronSearch(trigger, next_run)
+        return _CachedCronSearch(trigger, next_run)
     return FireTimeSearch(trigger, next_run, max_count=MAX_COMING_FIRE_TIMES)
 
 
-class _SharedCronSearch(FireTimeSearch):
+class _CachedCronSearch(FireTimeSearch):
     """
     A search for coming fire times that is made once for all cron triggers that are alike.
 
@@ -254,22 +254,22 @@ class _SharedCronSearch(FireTimeSearch):
         super().__init__(trigger, None)  # which has nothing to find itself
         self.is_finished = False
         self._next_run = next_run
-        self._shared_search: FireTimeSearch | None = None
+        self._cached_search: FireTimeSearch | None = None
 
     def run(self, max_questions: float = math.inf) -> None:  # noqa: ARG002
-        self._shared_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
-        self.is_finished, self.problem = True, self._shared_search.problem
+        self._cached_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
+        self.is_finished, self.problem = True, self._cached_search.problem
 
     @property
     def found(self) -> FireTimes:
-        return super().found if self._shared_search is None else self._shared_search.found
+        return super().found if self._cached_search is None else self._cached_search.found
 
     @property
     def coming_intervals(self) -> ComingIntervals:
         return (
             super().coming_intervals
-            if self._shared_search is None
-            else self._shared_search.coming_intervals
+            if self._cached_search is None
+            else self._cached_search.coming_intervals
         )
 
 
@@ -465,7 +465,7 @@ def _mean_interval(trigger: Any) -> float:
     return float(trigger.interval_length + (trigger.jitter or 0) / 2)
 
 
-def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
+def _split_off_jitter(trigger: Any) -> tuple[Any, float]:
     """
     Return a trigger without jitter, and its largest jitter in seconds.
 
@@ -473,7 +473,7 @@ def _copy_without_jitter(trigger: Any) -> tuple[Any, float]:
     must not change. There is no state besides, so that a trigger need not be copied deeply.
     """
     if type(trigger) in _COMBINED_TRIGGER_TYPES:
-        parts = [_copy_without_jitter(part) for part in trigger.triggers]
+        parts = [_split_off_jitter(part) for part in trigger.triggers]
         max_jitter = max([trigger.jitter or 0.0, *(jitter for _, jitter in parts)])
         return type(trigger)([part for part, _ in parts]), max_jitter
     jitter = getattr(trigger, "jitter", None)

@@ -105,7 +105,7 @@ def write_values(
     for key, value in values.items():
         encoded = key.encode()
         content += _LENGTH.pack(len(encoded))
-        content += encoded.ljust(_padded_length(len(encoded)))
+        content += encoded.ljust(_padded_key_length(len(encoded)))
         content += _VALUE.pack(value, timestamps.get(key, 0.0))
     _HEADER.pack_into(content, 0, len(content))
     replace_private(path, bytes(content))
@@ -135,7 +135,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
             length = _LENGTH.unpack(entry)[0] if len(entry) == _LENGTH.size else 0
             if not 0 < length <= MAX_KEY_BYTES:
                 raise DamagedFileError
-            padded = _padded_length(length)
+            padded = _padded_key_length(length)
             position += _LENGTH.size + padded + _VALUE.size
             entry = file.read(padded + _VALUE.size)
             if position > used or len(entry) < padded + _VALUE.size:
@@ -214,7 +214,7 @@ def _is_valid_name(name: str) -> bool:
     return True
 
 
-def _padded_length(length: int) -> int:
+def _padded_key_length(length: int) -> int:
     """Return the length of a key with its padding, after which the value is aligned."""
     return length + 8 - (length + _LENGTH.size) % 8
 

@@ -29,7 +29,7 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     families.CONSECUTIVE_FAILURES: "livemax",
     families.UP: "livemin",
     families.LAST_PASS_END: "livemin",
-    families.LAST_READ: "livemin",
+    families.JOBSTORE_LAST_READ: "livemin",
     # Usually the same in all processes. If not, the value that makes an alert fire last, as the
     # alert rules do with several instances.
     families.GRACE: "livemax",

@@ -197,7 +197,7 @@ class SchedulerSlot:
         return os.fstat(self._lock_fd).st_nlink == 0
 
     def has_untrusted_file(self) -> bool:
-        """Return whether a file of the slot is now one that this process cannot replace."""
+        """Return whether a file of the slot is no regular file, or that of another user."""
         return _find_untrusted_file(self._directory, self._stem) is not None
 
     def has_gauges_elsewhere(self) -> bool:
@@ -282,7 +282,7 @@ def _scheduler_stem(scheduler: str) -> str:
 def _find_untrusted_file(directory: Path, stem: str) -> Path | None:
     """Return a file in the place of one of a slot that is not ours; None if all are."""
     paths = directory.glob(f"*_{stem}.db")
-    return next((path for path in paths if not files.is_missing_or_trusted(path)), None)
+    return next((path for path in paths if not files.is_missing_or_has_trusted_owner(path)), None)
 
 
 def _unlink(path: Path) -> None:

@@ -58,7 +58,7 @@ class SnapshotWriter:
         self._is_inherited = False
         self._slot: SchedulerSlot | None = None
         self._pruned_at = 0.0
-        self._unwritten_skipped_count = 0  # by this process, which is not shown to others yet
+        self._unshared_skipped_file_count = 0  # by this process, which is not shown to others yet
         self._snapshot_taker = SnapshotTaker(scheduler)
         self._offsets = CounterOffsets()
         _writers.add(self)
@@ -98,8 +98,8 @@ class SnapshotWriter:
             try:
                 if self._writing_pid == os.getpid():
                     self._write_snapshot()
-                elif self._unwritten_skipped_count:
-                    self._write_skipped_count()
+                elif self._unshared_skipped_file_count:
+                    self._share_skipped_file_count()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
                 self._scheduler.error_reporter.exception(ERROR_COMPONENT)
 
@@ -149,13 +149,13 @@ class SnapshotWriter:
             self._pruned_at = time.monotonic()
             slot.prune_counters_in_free_slots(snapshot.job_labels)
 
-    def _write_skipped_count(self) -> None:
+    def _share_skipped_file_count(self) -> None:
         """Count skipped files for all processes, as the error reporter of this one is not shown."""
         labels = self._scheduler.name, ERROR_COMPONENT
         (key,) = sample_keys(families.TELEMETRY_ERRORS, labels, 0.0)
-        count = self._unwritten_skipped_count
+        count = self._unshared_skipped_file_count
         if add_to_counters_without_slot(self._directory, self._scheduler.name, {key: float(count)}):
-            self._unwritten_skipped_count -= count
+            self._unshared_skipped_file_count -= count
 
     def _ensure_slot(self) -> SchedulerSlot | None:
         """Return the slot of this process, and take one if there is none."""
@@ -176,7 +176,7 @@ class SnapshotWriter:
     def on_skipped(self, path: str, problem: str) -> None:
         """Report a file that is not used; see `OnSkipped`."""
         if self._writing_pid != os.getpid():
-            self._unwritten_skipped_count += 1
+            self._unshared_skipped_file_count += 1
         self._scheduler.error_reporter.report_unusable_path(ERROR_COMPONENT, path, problem)
 
     def _continue_counts_of(self, slot: SchedulerSlot) -> None:
