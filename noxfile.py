@@ -51,8 +51,11 @@ EVERYTHING = ("test", "integrations", "demo")
 FAST = ("-m", "not slow and not integration")
 ELSEWHERE = ("-m", "not slow and not integration and not once")
 # By file, so that module-wide servers are started once; and in their order, as else the files of
-# the fewest tests would come last, which take longest. Three on two cores, as some tests wait.
-WORKERS = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
+# the fewest tests would come last, which take longest.
+BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
+# On two cores, as some tests wait: and slow tests mostly do, such as those of the demo.
+WORKERS = ("-n", "3", *BY_FILE)
+WORKERS_FOR_SLOW_TESTS = ("-n", "4", *BY_FILE)
 # Seconds after which a session's tests hang, as no single test is allowed to: then Ctrl-C for them,
 # and 20 s later the end. In the foreground, so that nox reaches them in its process group.
 LIMIT = ("timeout", "--foreground", "--signal=INT", "--kill-after=20", "1200")
@@ -211,7 +214,7 @@ def everything(session: nox.Session) -> None:
         session.warn("No Prometheus, so no integration tests.")
         selection = "not integration and not drill"
     measured = session.name == f"py{NEWEST}"
-    pytest(session, *WORKERS, "-m", selection, *session.posargs, coverage=measured)
+    pytest(session, *WORKERS_FOR_SLOW_TESTS, "-m", selection, *session.posargs, coverage=measured)
 
 
 @nox.session(python=False, requires=["dev", f"py{NEWEST}"])

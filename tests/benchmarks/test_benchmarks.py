@@ -35,7 +35,10 @@ class TestBenchmarks:
             (("scrapes.py", "--jobs", "10", "--repeat", "2"), "OpenMetrics  100%"),
             (("interference.py", "--jobs", "10", "--seconds", "0.5"), "asyncio      10"),
             (
-                ("hostile_clients.py", "--jobs", "10", "--clients", "5", "--seconds", "1"),
+                (
+                    *("hostile_clients.py", "--servers", "ours", "theirs"),
+                    *("--jobs", "10", "--clients", "5", "--seconds", "1"),
+                ),
                 "survivors",
             ),
             (("memory.py", "--jobs", "20", "--repeat", "1"), "start with 20 stored jobs, with us"),
