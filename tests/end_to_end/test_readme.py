@@ -196,7 +196,7 @@ scheduler.start()
 
     def scrape(self, directory: Path, framework: str, server: list[str], text: str) -> None:
         """Run the application, and scrape the path that the README names."""
-        comment = re.search(rf"# {framework} .* metrics_path: (\S+)", text)
+        comment = re.search(rf"# {framework} (?:.|\n)* metrics_path: (\S+)", text)
         assert comment is not None
         (directory / "webapp.py").write_text(text)
         port = free_port()
@@ -232,7 +232,7 @@ scheduler.start()
         pytest.importorskip("fastapi")
         uvicorn = pytest.importorskip("uvicorn")
         port = inspect.signature(uvicorn.Config).parameters["port"].default
-        assert f"uvicorn`): scrape port {port} with metrics_path: /telemetry/metrics" in README
+        assert f"# scrape port {port} with metrics_path: /telemetry/metrics" in README
         [entry] = re.findall(r"`- (\{job_name: .*\})`", README)
         assert "metrics_path: /telemetry/metrics, " in entry
         assert f"'127.0.0.1:{port}'" in entry
