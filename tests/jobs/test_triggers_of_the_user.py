@@ -296,14 +296,20 @@ class TestIntervals:
         job.reschedule(EveryMinute())
         assert rig.job().intervals is None
 
-    def test_modified_and_paused_job_keeps_its_intervals(self, rig: HandRig) -> None:
-        """Its trigger is the same."""
-        job = add(rig, EveryMinute())
-        turn(rig)
-        job.modify(name="renamed")
-        job.pause()
-        job.resume()
-        assert rig.job().intervals == (60, 60)
+    @stores
+    def test_modified_and_paused_job_keeps_its_intervals(
+        self, store: Callable[[Path], Any], tmp_path: Path
+    ) -> None:
+        """Its trigger is the same, or an equal one that was read from the store."""
+        with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
+            job = add(rig, EveryMinute())
+            turn(rig)
+            rig.scheduler.modify_job(job.id, name="renamed")
+            rig.scheduler.pause_job(job.id)
+            rig.scheduler.resume_job(job.id)
+            assert rig.job().intervals == (60, 60)
+            rig.scheduler.modify_job(job.id, next_run_time=rig.clock.now)
+            assert turn(rig) == (60, 60)  # and not the rest of the minute
 
 
 class TestDroppedRuns:

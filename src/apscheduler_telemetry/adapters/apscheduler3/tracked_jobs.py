@@ -212,9 +212,10 @@ class TrackedJobs:
         before = tracked.trigger
         if tracked.record is not record:  # under another label, which has no intervals yet
             before = None
-        # A job that is read again from its store has another object that means the same.
+        # A job that is read again from its store has another object that means the same. Intervals
+        # that were observed cannot be computed again.
         is_same = before is trigger or (
-            is_from_other_process
+            (is_from_other_process or tracked.observed_intervals is not None)
             and type(before) is type(trigger)
             and tracked.record.info.trigger == info.trigger
             and not tracked.has_outdated_intervals
