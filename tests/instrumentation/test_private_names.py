@@ -68,6 +68,7 @@ APSCHEDULER = {
     "_start_timer",
     "_thread",
     # of an executor
+    "_do_submit_job",
     "_instances",
     "_pool",
     "_run_job_error",

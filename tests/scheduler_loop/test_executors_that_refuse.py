@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent import futures
 from typing import Any
 
 import pytest
 from apscheduler.executors.debug import DebugExecutor
-from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.executors.pool import (
+    BasePoolExecutor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from apscheduler_telemetry import instrument
@@ -118,6 +123,15 @@ class TestExecutorsThatCount:
             restart(seen.scheduler)
             assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
 
+    def test_executor_with_a_long_name_counts(self) -> None:
+        """Jobs have a shortened label for it."""
+        name = "x" * 1_000
+        executors = {"default": DebugExecutor(), name: ThreadPoolExecutor(1)}
+        with watched(HandDriven(executors=executors)) as seen:
+            restart(seen.scheduler)
+            seen.scheduler.add_job(print, "interval", hours=1, executor=name)
+            assert (seen.up(), seen.reasons()) == (0, ["executor_shut_down"])
+
     def test_only_executors_of_jobs_are_named(self) -> None:
         """Of two that were shut down, the one that jobs need."""
         executors = {"default": ThreadPoolExecutor(1), "other": ThreadPoolExecutor(1)}
@@ -164,6 +178,54 @@ class TestExecutorsThatCount:
             threading.Thread(target=outlive).start()
         """)
         assert (output, errors) == ("[]\n['main_thread_ended']\n", "")
+
+
+class PoolOfTheUser(BasePoolExecutor):
+    """An executor that does not replace its pool."""
+
+    def __init__(self, pool: Any = None) -> None:
+        super().__init__(pool or forkserver_pool()._pool)
+
+
+class ReplacingExecutor(PoolOfTheUser):
+    """An executor that replaces its pool when it submits a run."""
+
+    def _do_submit_job(self, job: Any, run_times: Any) -> None:
+        self._pool = forkserver_pool()._pool
+        super()._do_submit_job(job, run_times)
+
+
+class OddPool(futures.ThreadPoolExecutor):
+    """A pool of another kind, of whose attributes nothing is known."""
+
+    def _shutdown(self) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class TestExecutorsOfTheUser:
+    """Executors of own classes that inherit APScheduler's."""
+
+    def test_pool_that_is_not_replaced_is_reported(self) -> None:
+        """A process pool whose worker was killed accepts nothing any more."""
+        with watched(HandDriven(executors={"default": PoolOfTheUser()})) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(os._exit, args=[1], **due())
+            seen.scheduler.turn()
+            wait_until(lambda: seen.runs() == {"lost": 1})
+            wait_until(lambda: seen.reasons() == ["executor_broken"])
+            assert seen.up() == 0
+
+    def test_pool_that_may_be_replaced_is_not_reported(self) -> None:
+        """An executor that submits in its own way may have a new pool by then."""
+        with watched(HandDriven(executors={"default": ReplacingExecutor()})) as seen:
+            restart(seen.scheduler)
+            assert (seen.up(), seen.reasons()) == (1, [])
+
+    def test_attribute_of_another_meaning_is_no_shutdown(self) -> None:
+        """Only what is True is taken for the flag of `concurrent.futures`."""
+        with watched(HandDriven(executors={"default": PoolOfTheUser(OddPool(1))})) as seen:
+            seen.scheduler.start()
+            assert (seen.up(), seen.reasons()) == (1, [])
 
 
 class TestBrokenPools:

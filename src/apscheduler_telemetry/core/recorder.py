@@ -166,7 +166,7 @@ class Recorder:
 
     @synchronized
     def executor_aliases_of_jobs(self) -> set[str]:
-        """Return the aliases of the executors that the known jobs are to run in."""
+        """Return the labels of the executors that the known jobs are to run in."""
         return {record.info.executor for jobs in self._jobs.values() for record in jobs.values()}
 
     @synchronized

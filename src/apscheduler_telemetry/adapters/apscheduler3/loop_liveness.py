@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from apscheduler.executors.pool import BasePoolExecutor
+from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 
+from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.model import Liveness
 
 OVERDUE_SECONDS = 10.0
@@ -142,23 +143,25 @@ def pool_reasons(
 
     Args:
         scheduler: an APScheduler 3 scheduler.
-        get_executors_of_jobs: returns the aliases of the executors that its jobs need. While it has
+        get_executors_of_jobs: returns the labels of the executors that its jobs need. While it has
             no job, all executors count, as the next job may need any of them.
     """
-    pools = {
-        alias: getattr(executor, "_pool", None)
+    executors = {
+        alias: executor
         for alias, executor in scheduler._executors.copy().items()  # noqa: SLF001
         if isinstance(executor, BasePoolExecutor)
     }
     has_main_thread_ended = not (threading.main_thread().is_alive() or _new_pools_accept_calls())
     refusing: dict[str, list[str]] = {}
-    for alias in sorted(pools):
-        code = "main_thread_ended" if has_main_thread_ended else _problem_of_pool(pools[alias])
+    for alias in sorted(executors):
+        code = "main_thread_ended" if has_main_thread_ended else _problem_of(executors[alias])
         if code is not None:
             refusing.setdefault(code, []).append(alias)
     needed = get_executors_of_jobs() if refusing else ()
     for code, aliases in refusing.items():
-        names = ", ".join(repr(alias) for alias in aliases if not needed or alias in needed)
+        names = ", ".join(
+            repr(alias) for alias in aliases if not needed or label_value(alias) in needed
+        )
         if names:
             yield code, _POOL_MESSAGES[code].format(names=names)
 
@@ -175,20 +178,28 @@ _POOL_MESSAGES = {
         "scheduler instead of starting this one again."
     ),
     "executor_broken": (
-        "The thread pools of the executors {names} are broken, because their initializer has "
-        "failed: no job of these executors can be submitted any more."
+        "The pools of the executors {names} are broken, because their initializer has failed or a "
+        "worker was killed: no job of these executors can be submitted any more."
     ),
 }
 
 
-def _problem_of_pool(pool: Any) -> str | None:
-    """Return why a pool of `concurrent.futures` accepts no call; None if it does."""
+def _problem_of(executor: BasePoolExecutor) -> str | None:
+    """Return why the pool of an executor accepts no call; None if it does, or may be replaced."""
+    if type(executor)._do_submit_job not in _SUBMIT_METHODS:  # noqa: SLF001
+        return None  # a class of the user's, which may replace its pool
+    pool = executor._pool  # noqa: SLF001
+    # A pool is marked as broken first, and then as shut down, too: so asked in the opposite order.
+    is_shut_down = any(getattr(pool, flag, False) is True for flag in _SHUT_DOWN_FLAGS)
     if getattr(pool, "_broken", False):
-        # A process pool that is broken is also shut down, and APScheduler replaces it.
-        return "executor_broken" if isinstance(pool, ThreadPoolExecutor) else None
-    if getattr(pool, "_shutdown", False) or getattr(pool, "_shutdown_thread", False):
-        return "executor_shut_down"
-    return None
+        # That executor replaces its pool when it submits the next run.
+        return None if isinstance(executor, ProcessPoolExecutor) else "executor_broken"
+    return "executor_shut_down" if is_shut_down else None
+
+
+_SUBMIT_METHODS = (BasePoolExecutor._do_submit_job, ProcessPoolExecutor._do_submit_job)  # noqa: SLF001
+_SHUT_DOWN_FLAGS = ("_shutdown", "_shutdown_thread")
+"""Of the thread pools and of the process pools of `concurrent.futures`."""
 
 
 def _new_pools_accept_calls() -> bool:
