@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -264,3 +265,19 @@ class TestOwners:
         files.replace_public(directory / "public", b"new")
         owners = {path.name: path.stat().st_uid for path in directory.iterdir()}
         assert owners == {"created": USER, "replaced": USER, "public": 0}
+
+
+def test_file_keeps_its_path_where_names_of_open_files_are_forbidden(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process may not look into /dev/fd, a library opens the file by its path."""
+    look_up = os.stat
+
+    def forbid(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(name).startswith("/dev/fd/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return look_up(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", forbid)
+    with files.pinned_path(path, 3) as name:
+        assert name == str(path)
