@@ -181,3 +181,34 @@ class TestDirectoryOfAuthorities:
             client_auth_required=True,
         ) as server:
             assert fetch(server, "/livez", context=client_context).status == 200
+
+    @pytest.mark.parametrize("change", ["replaced behind a link", "written to"])
+    def test_authority_whose_directory_does_not_change_is_read_again(
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+        change: str,
+    ) -> None:
+        """A new authority counts, whether its file is in the directory or a link points to it."""
+        other = pytest.importorskip("trustme").CA().cert_pem.bytes()
+        file, directory = authority, authority.parent
+        if change == "replaced behind a link":
+            directory = directory / "links"
+            directory.mkdir()
+            (directory / authority.name).symlink_to(authority)
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=directory,
+            client_auth_required=True,
+        ) as server:
+            assert fetch(server, "/livez", context=client_context).status == 200
+            if change == "written to":
+                file.write_bytes(other)
+            else:
+                (file.parent / "new").write_bytes(other)
+                (file.parent / "new").replace(file)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, "/livez", context=client_context)

@@ -47,6 +47,19 @@ class TLSOptions:
         paths = (self.certfile, self.keyfile, self.client_cafile, self.client_capath)
         return tuple(path for path in paths if path)
 
+    @property
+    def watched_paths(self) -> tuple[str | os.PathLike[str], ...]:
+        """
+        The same, and the files in the directory.
+
+        The directory itself does not change if a file in it is written to, or if it is a link and
+        the file behind it is replaced.
+        """
+        try:
+            return (*self.paths, *self._find_files_in_directory())
+        except (OSError, ValueError):  # `create_context` says why
+            return self.paths
+
     def create_context(self) -> ssl.SSLContext | None:
         """
         Load the files.
@@ -89,10 +102,14 @@ class TLSOptions:
         OpenSSL itself would open them during a handshake, whatever they are then.
         """
         found = [Path(self.client_cafile)] if self.client_cafile else []
-        if self.client_capath:
-            directory = sorted(Path(self.client_capath).iterdir())
-            found += [path for path in directory if _HASHED_NAME.fullmatch(path.name)]
-        return found
+        return found + self._find_files_in_directory()
+
+    def _find_files_in_directory(self) -> list[Path]:
+        if not self.client_capath:
+            return []
+        directory = Path(self.client_capath)
+        names = os.listdir(directory)  # noqa: PTH208  # faster, for each connection
+        return [directory / name for name in sorted(filter(_HASHED_NAME.fullmatch, names))]
 
     def _validate(self) -> None:
         """Reject options that would protect less than they seem to."""
@@ -126,7 +143,7 @@ class ReloadingTLSContext:
     def __init__(self, options: TLSOptions, report_exception: Callable[[str], None]) -> None:
         self._options = options
         self._report_exception = report_exception
-        self._versions = read_versions(options.paths)
+        self._versions = read_versions(options.watched_paths)
         self._context = options.create_context()
 
     @property
@@ -138,7 +155,7 @@ class ReloadingTLSContext:
         """Return the context for a new connection; None for plain HTTP."""
         if self._context is None:
             return None
-        versions = read_versions(self._options.paths)
+        versions = read_versions(self._options.watched_paths)
         if versions != self._versions:
             self._versions = versions
             try:
