@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import ssl
@@ -33,6 +34,18 @@ def replace_by(kind: str, path: Path) -> None:
     else:
         path.touch()
         os.truncate(path, 10**12)  # without blocks on the disk
+
+
+def put_unusable(problem: str, path: Path) -> None:
+    """Put something at a path where nothing is, from which no authority can be loaded."""
+    if problem == "dangling link":
+        path.symlink_to("gone.pem")
+        return
+    path.touch()
+    if problem == "no certificate":
+        path.write_text("-----BEGIN CERTIFICATE-----\n")
+    elif problem != "empty file":
+        replace_by(problem, path)
 
 
 @pytest.fixture
@@ -138,7 +151,7 @@ class TestDirectoryOfAuthorities:
         return Path(shutil.copy(certificates / "ca.pem", tmp_path / f"{done.stdout.strip()}.0"))
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_old_authority_stays_in_use_until_the_new_one_is_regular(  # noqa: PLR0917  # fixtures
+    def test_authority_is_left_out_until_it_is_regular_again(  # noqa: PLR0917  # fixtures
         self,
         endpoints: HTTPEndpoints,
         authority: Path,
@@ -153,7 +166,9 @@ class TestDirectoryOfAuthorities:
             0, certfile=certfile, client_capath=authority.parent, client_auth_required=True
         ) as server:
             replace_by(kind, authority)
-            assert fetch(server, "/livez", context=client_context).status == 200
+            for _ in range(2):
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    fetch(server, "/livez", context=client_context)
             [(component, error)] = failures
             assert component == "http"
             assert str(authority) in str(error)
@@ -212,3 +227,88 @@ class TestDirectoryOfAuthorities:
                 (file.parent / "new").replace(file)
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 fetch(server, "/livez", context=client_context)
+
+    @pytest.mark.parametrize("problem", [*KINDS, "dangling link", "empty file", "no certificate"])
+    def test_server_starts_without_an_unusable_file(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+        failures: ReportedErrors,
+        caplog: pytest.LogCaptureFixture,
+        problem: str,
+    ) -> None:
+        """It is named in one warning; the other authorities are loaded, now and later."""
+        unusable = authority.with_name("deadbeef.0")
+        put_unusable(problem, unusable)
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=authority.parent,
+            client_auth_required=True,
+        ) as server:
+            assert fetch(server, "/livez", context=client_context).status == 200
+            [message] = [record.getMessage() for record in caplog.records]
+            assert repr(str(unusable)) in message
+
+            content = authority.read_bytes()
+            authority.unlink()
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, "/livez", context=client_context)
+            authority.write_bytes(content)
+            assert fetch(server, "/livez", context=client_context).status == 200
+        assert not failures
+
+    @pytest.mark.parametrize("problem", ["dangling link", "empty file", "no certificate"])
+    def test_unusable_file_that_is_added_counts_once(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+        failures: ReportedErrors,
+        problem: str,
+    ) -> None:
+        """The error names it, and is not reported again when the directory changes."""
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=authority.parent,
+            client_auth_required=True,
+        ) as server:
+            put_unusable(problem, authority.with_name("deadbeef.0"))
+            assert fetch(server, "/livez", context=client_context).status == 200
+            authority.with_name("other").touch()
+            assert fetch(server, "/livez", context=client_context).status == 200
+        [(component, error)] = failures
+        assert component == "http"
+        assert str(authority.with_name("deadbeef.0")) in str(error)
+
+    def test_authority_stays_in_use_if_no_descriptor_is_left(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        authority: Path,
+        client_context: ssl.SSLContext,
+        certificates: Path,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What is not the fault of a file leaves none out."""
+        open_file = os.open
+
+        def fail(path: Any, *args: Any, **kwargs: Any) -> int:
+            if path == authority:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+            return open_file(path, *args, **kwargs)
+
+        with endpoints.serve(
+            0,
+            certfile=certificates / "both.pem",
+            client_capath=authority.parent,
+            client_auth_required=True,
+        ) as server:
+            monkeypatch.setattr(os, "open", fail)
+            authority.touch()
+            assert fetch(server, "/livez", context=client_context).status == 200
+        assert len(failures) == 1

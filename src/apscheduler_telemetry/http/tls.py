@@ -4,6 +4,8 @@ TLS options of the built-in server.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import ssl
@@ -18,8 +20,12 @@ from apscheduler_telemetry.http.watched_files import read_versions
 MAX_FILE_BYTES = 1024 * 1024
 """More than any file of certificates has; a bundle of all public authorities has 250 kB."""
 
+logger = logging.getLogger("apscheduler_telemetry")
 
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+_MISSING_OR_FORBIDDEN = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +66,32 @@ class TLSOptions:
         except (OSError, ValueError):  # `create_context` says why
             return self.paths
 
-    def create_context(self) -> ssl.SSLContext | None:
+    def create_context(
+        self, report_unusable: Callable[[Path, OSError], None]
+    ) -> ssl.SSLContext | None:
         """
         Load the files.
+
+        Args:
+            report_unusable: called for each file in `client_capath` that cannot be used and is left
+                out, as OpenSSL does it with such a directory.
 
         Returns:
             The context for a server; None for plain HTTP.
 
         Raises:
             ArgumentValueError: an option is given without another one that it needs.
-            OSError: a file cannot be loaded; ``errno`` says why.
+            OSError: another file cannot be loaded; ``errno`` says why.
         """
         self._validate()
         if self.certfile is None:
             return None
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            for path in self._find_authority_files():
-                with files.pinned_path(path, MAX_FILE_BYTES) as name:
-                    context.load_verify_locations(name)
+            if self.client_cafile:
+                _load_authorities(context, Path(self.client_cafile))
+            for path in self._find_files_in_directory():
+                _load_usable_authorities(context, path, report_unusable)
             with (
                 files.pinned_path(Path(self.certfile), MAX_FILE_BYTES) as certificate,
                 files.pinned_path(Path(self.keyfile or self.certfile), MAX_FILE_BYTES) as key,
@@ -94,17 +107,12 @@ class TLSOptions:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _find_authority_files(self) -> list[Path]:
+    def _find_files_in_directory(self) -> list[Path]:
         """
-        Return the files of the trusted authorities.
+        Return the files that OpenSSL would look for, by the hash of an authority's name.
 
-        Of the directory, those are loaded that OpenSSL would look for, by the hash of their name.
         OpenSSL itself would open them during a handshake, whatever they are then.
         """
-        found = [Path(self.client_cafile)] if self.client_cafile else []
-        return found + self._find_files_in_directory()
-
-    def _find_files_in_directory(self) -> list[Path]:
         if not self.client_capath:
             return []
         directory = Path(self.client_capath)
@@ -125,12 +133,37 @@ class TLSOptions:
             raise ArgumentValueError(msg)
 
 
+def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
+    with files.pinned_path(path, MAX_FILE_BYTES) as name:
+        context.load_verify_locations(name)
+
+
+def _load_usable_authorities(
+    context: ssl.SSLContext, path: Path, report_unusable: Callable[[Path, OSError], None]
+) -> None:
+    try:
+        _load_authorities(context, path)
+    except OSError as error:
+        if not _is_fault_of_file(error):
+            raise
+        report_unusable(path, error)
+
+
+def _is_fault_of_file(error: OSError) -> bool:
+    """Return whether a file cannot be loaded until it changes; unlike for want of descriptors."""
+    return (
+        isinstance(error, (files.UnusableFileError, ssl.SSLError))
+        or error.errno in _MISSING_OR_FORBIDDEN
+    )
+
+
 class ReloadingTLSContext:
     """
     The TLS context of a server, which is created anew when one of its files changes.
 
     If the new files cannot be loaded, as while only one of two is replaced, the previous context
-    stays in use, and they are tried again when one of them changes.
+    stays in use, and they are tried again when one of them changes. A file in the directory of
+    authorities is only left out. It is logged at the start, and counts as a failure later.
 
     Args:
         options: the files.
@@ -144,7 +177,16 @@ class ReloadingTLSContext:
         self._options = options
         self._report_exception = report_exception
         self._versions = read_versions(options.watched_paths)
-        self._context = options.create_context()
+        unusable: dict[Path, OSError] = {}
+        self._context = options.create_context(unusable.__setitem__)
+        self._known_unusable = {*unusable}
+        for path, error in unusable.items():
+            logger.warning(
+                "client_capath: %r is left out: %s; remove it, or replace it by a PEM file that "
+                "this process may read",
+                str(path),
+                error.strerror or error,
+            )
 
     @property
     def is_enabled(self) -> bool:
@@ -158,8 +200,24 @@ class ReloadingTLSContext:
         versions = read_versions(self._options.watched_paths)
         if versions != self._versions:
             self._versions = versions
-            try:
-                self._context = self._options.create_context()
-            except OSError:
-                self._report_exception("http")
+            self._reload()
         return self._context
+
+    def _reload(self) -> None:
+        unusable: dict[Path, OSError] = {}
+        try:
+            self._context = self._options.create_context(unusable.__setitem__)
+        except OSError:
+            self._report_exception("http")
+            return
+        for path, error in unusable.items():
+            if path not in self._known_unusable:
+                self._report_left_out(path, error)
+        self._known_unusable = {*unusable}
+
+    def _report_left_out(self, path: Path, cause: OSError) -> None:
+        try:
+            msg = f"{path} is left out of client_capath: {cause.strerror or cause}"
+            raise OSError(cause.errno, msg) from cause  # noqa: TRY301  # reported while it is handled
+        except OSError:
+            self._report_exception("http")
