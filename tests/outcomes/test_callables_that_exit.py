@@ -38,6 +38,34 @@ def leave(*_: Any) -> Any:
     sys.exit("no")
 
 
+def leave_and_ignore_the_signal(number: int, _: Any) -> Any:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit("no")
+
+
+def leave_without_the_frame(number: int, frame: Any) -> Any:
+    del frame
+    sys.exit("no")
+
+
+def leave_application(application: Any, number: int, frame: Any) -> Any:
+    sys.exit("no")
+
+
+class Leaving:
+    """A handler of a signal that is an object."""
+
+    def __call__(self, number: int, frame: Any) -> Any:
+        sys.exit("no")
+
+
+HANDLERS = [
+    pytest.param(leave, id="function"),
+    pytest.param(leave_without_the_frame, id="function that deletes the frame"),
+    pytest.param(leave_and_ignore_the_signal, id="function that ignores the signal"),
+    pytest.param(partial(leave_application, None), id="partial"),
+    pytest.param(Leaving(), id="object"),
+]
 FAILURES = [SystemExit(1), asyncio.CancelledError(), GeneratorExit(), OwnError()]
 OPTIONS = ["job_label", "grace", "max_duration", "severity", "owner"]
 
@@ -109,13 +137,13 @@ class TestCallablesThatExit:
         sdk = pytest.importorskip("opentelemetry.sdk.trace")
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
-        class Leaving(dict[str, str]):
+        class LeavingStore(dict[str, str]):
             get = __setitem__ = pop = leave
 
         url = f"sqlite:///{tmp_path}/jobs.db"
         tracer = sdk.TracerProvider(shutdown_on_exit=False).get_tracer("test")
         scheduler = hand_driven_scheduler(jobstores={"default": SQLAlchemyJobStore(url)})
-        with watched(scheduler, context_store=Leaving()) as seen:
+        with watched(scheduler, context_store=LeavingStore()) as seen:
             seen.scheduler.start()
             for number in range(1, 4):
                 with tracer.start_as_current_span("request"):
@@ -165,6 +193,47 @@ class TestInterruptions:
                 assert seen.own_errors() == {}
         finally:
             signal.signal(signal.SIGUSR1, former)
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+    @pytest.mark.parametrize("handler", HANDLERS)
+    def test_exit_of_an_unusual_signal_handler_goes_its_way(self, handler: Any) -> None:
+        """A handler that is not a plain function, or that is not installed any more."""
+
+        def label(job: Any) -> str:
+            signal.raise_signal(signal.SIGUSR1)
+            return "label"
+
+        former = signal.signal(signal.SIGUSR1, handler)
+        try:
+            with watched(hand_driven_scheduler(), job_label=label) as seen:
+                seen.scheduler.start()
+                with pytest.raises(SystemExit):
+                    seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+                assert seen.own_errors() == {}
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+
+    def test_exit_of_a_function_with_a_frame_is_a_failure(self) -> None:
+        """A frame that is not that of its caller, or a variable that equals everything."""
+
+        class Equal:
+            def __eq__(self, other: object) -> bool:
+                return True
+
+            __hash__ = None  # type: ignore[assignment]
+
+        def label(job: Any) -> str:
+            frame = sys._getframe()
+            exit_with(Equal(), (Equal(),), [frame])
+            return "label"
+
+        def exit_with(*_: Any) -> None:
+            sys.exit(3)
+
+        with watched(hand_driven_scheduler(), job_label=label) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+            assert seen.own_errors().keys() == {"job_label"}
 
     @pytest.mark.parametrize("name", ["GreenletExit", "Timeout"])
     def test_exceptions_of_gevent_go_their_way(self, name: str) -> None:

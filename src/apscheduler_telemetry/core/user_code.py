@@ -9,7 +9,10 @@ end, or a greenlet to stop, while the callable happened to run.
 from __future__ import annotations
 
 import signal
+from inspect import CO_OPTIMIZED
+from itertools import pairwise
 from traceback import walk_tb
+from types import FrameType
 
 
 def raise_if_interruption(error: BaseException) -> None:
@@ -35,10 +38,28 @@ def raise_if_interruption(error: BaseException) -> None:
 
 
 def _is_from_signal_handler(error: BaseException) -> bool:
-    """Tell whether a handler of a signal was at work when an exception was raised."""
+    """
+    Tell whether a handler of a signal was at work when an exception was raised.
+
+    Python passes a handler the frame that the signal has interrupted, which is the frame before its
+    own. A handler that deletes this argument is known by its code, as long as it is installed.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     handlers = (signal.getsignal(number) for number in signal.valid_signals())
     codes = {getattr(handler, "__code__", None) for handler in handlers}
-    return any(frame.f_code in codes for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code in codes for frame in frames) or any(
+        _has_variable(frame, before) for before, frame in pairwise(frames)
+    )
+
+
+def _has_variable(frame: FrameType, wanted: FrameType) -> bool:
+    """Tell whether a variable of a function is a certain frame, or a tuple of arguments with it."""
+    if not frame.f_code.co_flags & CO_OPTIMIZED:
+        return False  # not of a function; the variables of a class may be any mapping of the user's
+    return any(
+        value is wanted or (type(value) is tuple and any(item is wanted for item in value))
+        for value in frame.f_locals.values()
+    )
 
 
 _GREENLET_LIBRARIES = {"eventlet", "gevent", "greenlet"}
