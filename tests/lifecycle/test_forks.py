@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import json
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +20,14 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry.core.forks import is_thread_alive
 from tests.helpers import jobs
 from tests.helpers.metrics import errors_of, job_state, recorder_of, registry_of
 from tests.helpers.paths import ROOT
 from tests.helpers.rigs import Gate, hand_driven_rig
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.scripts import output_of_script
+from tests.helpers.threads import in_fork
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -70,6 +74,67 @@ class TestSchedulerThatStartsInTheChild:
         )
         assert errors == ""
         assert written == "child"
+
+
+FORK_OF_A_GREENLET = """
+    from gevent import monkey
+    monkey.patch_all()
+    import os, sys, urllib.error, urllib.request
+    import gevent
+    from apscheduler.schedulers.gevent import GeventScheduler
+    from prometheus_client import CollectorRegistry
+    from apscheduler_telemetry import instrument
+
+    def status(path):
+        try:
+            return urllib.request.urlopen(f"{server.url}{path}").status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    registry = CollectorRegistry()
+    scheduler = GeventScheduler(timezone="UTC")
+    telemetry = instrument(scheduler, registry=registry)
+    scheduler.add_job(str, "interval", hours=1)
+    scheduler.start()
+    gevent.sleep(0.1)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        scheduler.shutdown()
+        sys.exit()
+    labels = {"scheduler": "default"}
+    print(int(registry.get_sample_value("apscheduler_scheduler_up", labels)))
+    print([reason["code"] for reason in telemetry.health()["reasons"]])
+    server = telemetry.start_http_server(0)
+    print(status("/health"), status("/livez"))
+"""
+
+
+@pytest.mark.slow
+def test_child_of_a_process_with_greenlets() -> None:
+    """A child without the thread of the scheduler's greenlet says so, and logs no failure."""
+    pytest.importorskip("gevent")
+    written, errors = output_of_script(FORK_OF_A_GREENLET)
+    assert errors == ""
+    assert written.splitlines() == ["0", "['forked']", "503 503"]
+
+
+def test_thread_that_python_has_not_started() -> None:
+    """In a child it is not alive, and asking for it does not fail."""
+    found: list[threading.Thread] = []
+    is_asked, end = threading.Event(), threading.Event()
+
+    def run() -> None:
+        found.append(threading.current_thread())
+        is_asked.set()
+        end.wait()
+
+    _thread.start_new_thread(run, ())
+    try:
+        assert is_asked.wait(jobs.WAIT_TIMEOUT)
+        assert is_thread_alive(found[0])
+        assert in_fork(lambda: not is_thread_alive(found[0]))
+    finally:
+        end.set()
 
 
 def result_in_child(ask: Callable[[], Any]) -> Any:

@@ -1,5 +1,5 @@
 """
-Reset objects in forked child processes.
+Reset objects, and ask for threads, in forked child processes.
 
 A child inherits the locks, queues and sockets of its parent, but none of its threads.
 """
@@ -7,6 +7,7 @@ A child inherits the locks, queues and sockets of its parent, but none of its th
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import Protocol
 
@@ -21,6 +22,19 @@ class Resettable(Protocol):
 def reset_in_forked_children(resettable: Resettable) -> None:
     """Call `reset_after_fork` of an object, as long as it lives, in every forked child."""
     _resettables.add(resettable)
+
+
+def is_thread_alive(thread: threading.Thread) -> bool:
+    """
+    Return whether a thread is alive in this process.
+
+    Python's own method fails in a forked child for a thread that Python has not started, as all are
+    in which gevent runs greenlets.
+    """
+    try:
+        return thread.is_alive()
+    except (AssertionError, RuntimeError):  # the latter since Python 3.13
+        return False
 
 
 def _reset_all() -> None:

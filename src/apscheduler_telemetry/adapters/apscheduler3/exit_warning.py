@@ -22,6 +22,7 @@ from weakref import WeakMethod, ref
 
 from apscheduler.schedulers.base import STATE_RUNNING
 
+from apscheduler_telemetry.core.forks import is_thread_alive
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
@@ -78,7 +79,7 @@ def find_exit_message(
     if (
         scheduler.state != STATE_RUNNING
         or thread is None
-        or not (thread.daemon and thread.is_alive())  # it is not alive in a forked child
+        or not (thread.daemon and is_thread_alive(thread))  # it is not alive in a forked child
     ):
         return None
     next_runs = recorder.next_runs()

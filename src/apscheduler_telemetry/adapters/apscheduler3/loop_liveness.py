@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 
+from apscheduler_telemetry.core.forks import is_thread_alive
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.model import Liveness
 
@@ -97,7 +98,7 @@ def _has_ended(scheduler: Any, loop: LoopState) -> bool:
         return True
     # An event loop may change threads.
     has_thread = _event_loop_of(scheduler) is None and loop.thread is not None
-    return has_thread and not loop.thread.is_alive()  # type: ignore[union-attr]  # as just asked
+    return has_thread and not is_thread_alive(loop.thread)  # type: ignore[arg-type]  # as just asked
 
 
 def _death_reasons(

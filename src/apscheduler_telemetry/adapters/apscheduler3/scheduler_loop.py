@@ -24,6 +24,7 @@ from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import (
     pool_reasons,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
+from apscheduler_telemetry.core.forks import is_thread_alive
 from apscheduler_telemetry.core.model import (
     Clock,
     Liveness,
@@ -316,7 +317,7 @@ class SchedulerLoop:
     def liveness(self) -> Liveness:
         """Return whether the loop is alive, and why not."""
         thread = self._thread
-        if thread is not None and not thread.is_alive():
+        if thread is not None and not is_thread_alive(thread):
             self._thread_id = None  # which the next one may get
         state = LoopState(
             pid=self.pid,
