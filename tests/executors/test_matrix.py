@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,9 @@ def run_in_process(runtime: str) -> Mapping[str, str | None]:
     done = subprocess.run(
         [sys.executable, "-c", code, runtime],
         cwd=ROOT,  # where children of process pools find the modules of their jobs
+        # A copy, as this is a thread, and pytest changes the variables at each test: once the
+        # kernel refused to start a program ("Bad address").
+        env=dict(os.environ),
         capture_output=True,
         text=True,
         timeout=100,
