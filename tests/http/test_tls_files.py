@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry.http import HTTPEndpoints
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import fetch
 
@@ -136,6 +136,15 @@ class TestForeignFiles:
             assert fetch(server, "/livez", context=client_context).status == 200
 
 
+def serve_with_authorities(
+    endpoints: HTTPEndpoints, certificates: Path, directory: Path
+) -> HTTPServer:
+    """Start a server for clients with a certificate of an authority in the directory."""
+    return endpoints.serve(
+        0, certfile=certificates / "both.pem", client_capath=directory, client_auth_required=True
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
 class TestDirectoryOfAuthorities:
     """Something else than a regular file in the directory `client_capath`."""
@@ -189,12 +198,7 @@ class TestDirectoryOfAuthorities:
         """Files with other names, for which OpenSSL does not look, are ignored."""
         os.mkfifo(authority.with_name("README"))
         (authority.parent / "broken.pem").write_text("broken")
-        with endpoints.serve(
-            0,
-            certfile=certificates / "both.pem",
-            client_capath=authority.parent,
-            client_auth_required=True,
-        ) as server:
+        with serve_with_authorities(endpoints, certificates, authority.parent) as server:
             assert fetch(server, "/livez", context=client_context).status == 200
 
     @pytest.mark.parametrize("change", ["replaced behind a link", "written to"])
@@ -213,12 +217,7 @@ class TestDirectoryOfAuthorities:
             directory = directory / "links"
             directory.mkdir()
             (directory / authority.name).symlink_to(authority)
-        with endpoints.serve(
-            0,
-            certfile=certificates / "both.pem",
-            client_capath=directory,
-            client_auth_required=True,
-        ) as server:
+        with serve_with_authorities(endpoints, certificates, directory) as server:
             assert fetch(server, "/livez", context=client_context).status == 200
             if change == "written to":
                 file.write_bytes(other)
@@ -242,12 +241,7 @@ class TestDirectoryOfAuthorities:
         """It is named in one warning; the other authorities are loaded, now and later."""
         unusable = authority.with_name("deadbeef.0")
         put_unusable(problem, unusable)
-        with endpoints.serve(
-            0,
-            certfile=certificates / "both.pem",
-            client_capath=authority.parent,
-            client_auth_required=True,
-        ) as server:
+        with serve_with_authorities(endpoints, certificates, authority.parent) as server:
             assert fetch(server, "/livez", context=client_context).status == 200
             [message] = [record.getMessage() for record in caplog.records]
             assert repr(str(unusable)) in message
@@ -271,12 +265,7 @@ class TestDirectoryOfAuthorities:
         problem: str,
     ) -> None:
         """The error names it, and is not reported again when the directory changes."""
-        with endpoints.serve(
-            0,
-            certfile=certificates / "both.pem",
-            client_capath=authority.parent,
-            client_auth_required=True,
-        ) as server:
+        with serve_with_authorities(endpoints, certificates, authority.parent) as server:
             put_unusable(problem, authority.with_name("deadbeef.0"))
             assert fetch(server, "/livez", context=client_context).status == 200
             authority.with_name("other").touch()
@@ -302,12 +291,7 @@ class TestDirectoryOfAuthorities:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
             return open_file(path, *args, **kwargs)
 
-        with endpoints.serve(
-            0,
-            certfile=certificates / "both.pem",
-            client_capath=authority.parent,
-            client_auth_required=True,
-        ) as server:
+        with serve_with_authorities(endpoints, certificates, authority.parent) as server:
             monkeypatch.setattr(os, "open", fail)
             authority.touch()
             assert fetch(server, "/livez", context=client_context).status == 200

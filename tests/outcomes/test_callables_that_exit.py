@@ -153,6 +153,25 @@ class TestCallablesThatExit:
             assert seen.runs("job 1") == {"success": 1}
 
 
+def check_exit_goes_its_way(handler: Any) -> None:
+    """Let a signal arrive in a callable; its handler exits, which is no failure of the callable."""
+
+    def label(job: Any) -> str:
+        signal.raise_signal(signal.SIGUSR1)
+        return "label"
+
+    assert threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with watched(hand_driven_scheduler(), job_label=label) as seen:
+            seen.scheduler.start()
+            with pytest.raises(SystemExit):
+                seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+            assert seen.own_errors() == {}
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
 class TestInterruptions:
     """What interrupts a callable from outside is not its failure."""
 
@@ -179,39 +198,13 @@ class TestInterruptions:
         def end(*_: Any) -> None:
             leave()
 
-        def label(job: Any) -> str:
-            signal.raise_signal(signal.SIGUSR1)
-            return "label"
-
-        assert threading.current_thread() is threading.main_thread()
-        former = signal.signal(signal.SIGUSR1, Application().end if is_method else end)
-        try:
-            with watched(hand_driven_scheduler(), job_label=label) as seen:
-                seen.scheduler.start()
-                with pytest.raises(SystemExit):
-                    seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-                assert seen.own_errors() == {}
-        finally:
-            signal.signal(signal.SIGUSR1, former)
+        check_exit_goes_its_way(Application().end if is_method else end)
 
     @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
     @pytest.mark.parametrize("handler", HANDLERS)
     def test_exit_of_an_unusual_signal_handler_goes_its_way(self, handler: Any) -> None:
         """A handler that is not a plain function, or that is not installed any more."""
-
-        def label(job: Any) -> str:
-            signal.raise_signal(signal.SIGUSR1)
-            return "label"
-
-        former = signal.signal(signal.SIGUSR1, handler)
-        try:
-            with watched(hand_driven_scheduler(), job_label=label) as seen:
-                seen.scheduler.start()
-                with pytest.raises(SystemExit):
-                    seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-                assert seen.own_errors() == {}
-        finally:
-            signal.signal(signal.SIGUSR1, former)
+        check_exit_goes_its_way(handler)
 
     def test_exit_of_a_function_with_a_frame_is_a_failure(self) -> None:
         """A frame that is not that of its caller, or a variable that equals everything."""
