@@ -2,8 +2,8 @@
 Which exceptions of the callables that users pass are failures of these callables.
 
 ``sys.exit()`` in ``job_label=`` must not end the application that adds a job, and so it is a
-failure like any other. What interrupts the callable from outside is not: the process was told to
-end, or a greenlet to stop, while the callable happened to run.
+failure like any other. An exception from outside is no failure of the callable: the process was
+told to end, or a greenlet to stop, while the callable ran.
 """
 
 from __future__ import annotations

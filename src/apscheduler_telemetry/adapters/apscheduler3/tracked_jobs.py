@@ -33,7 +33,7 @@ MAX_OBSERVED_INTERVALS = 10
 
 class ObservedIntervals:
     """
-    The latest intervals of a job whose trigger is asked by nobody but APScheduler.
+    The latest intervals of a job whose trigger only APScheduler asks.
 
     Attributes:
         range: the shortest and the longest of them in seconds; None if none is known.

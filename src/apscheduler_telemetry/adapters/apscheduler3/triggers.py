@@ -1,8 +1,8 @@
 """
 Fire times of APScheduler's own triggers, found with jitter disabled.
 
-A trigger of the user's is asked by nobody but APScheduler: it may wait, hold a lock that it needs
-again in the scheduler's loop, take each fire time out of a queue, or answer by the clock.
+Only APScheduler asks a trigger of the user's, because such a trigger may wait, hold a lock that the
+scheduler's loop needs, take each fire time out of a queue, or answer by the clock.
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ class NoCommonFireTimeError(Exception):
 
 NOT_ASKED = FireTimeProblem(
     "not asked",
-    "is of a class of the application's, which nobody but APScheduler asks. The job was changed or "
+    "is of a class of the application's own, so only APScheduler asks it. The job was changed or "
     "removed while runs were due, so that APScheduler will not ask for them, and only one of them "
     "is counted",
 )
