@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.export.prometheus import get_or_create_exporter
-from apscheduler_telemetry.http.negotiation import gzip_chunks
+from apscheduler_telemetry.http.negotiation import join_and_gzip
 
 START = datetime(2040, 1, 1, tzinfo=timezone.utc)
 FORMATS = {
@@ -111,7 +111,7 @@ def measure(scene: Scene, accept: str, share: float, repeat: int) -> dict[str, f
     encode, _ = choose_encoder(accept)
     lines = encode(scene.registry).splitlines(keepends=True)
     ways: dict[str, tuple[Callable[[], Any], Callable[[Any], bytes] | None]] = {
-        "ours": (lambda: scene.collector.expose(encode), gzip_chunks),
+        "ours": (lambda: scene.collector.expose(encode), join_and_gzip),
         "theirs": (lambda: encode(scene.registry), gzip.compress),
         "limit": (lambda: b"".join(lines), None),
     }

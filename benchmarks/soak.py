@@ -120,7 +120,7 @@ class Soak:
             yield f"there are {last_objects - objects} objects more"
         if last_series > series:
             yield f"there are {last_series - series} series more"
-        if any(job.in_flight.queued or job.in_flight.running for job in jobs):
+        if any(job.in_flight_summary.queued or job.in_flight_summary.running for job in jobs):
             yield "runs are in flight that have ended"
         if expected != (due := sum(job.due_count for job in jobs)):
             yield f"{due} runs of {expected} are counted"

@@ -94,7 +94,7 @@ class Round:
         if self._telemetry is not None:
             jobs = list(self._telemetry._exported_scheduler.recorder.job_snapshots())  # noqa: SLF001  # ours
             counted = sum(job.stats.outcomes[Outcome.SUCCESS] for job in jobs)
-            if counted != self.runs or any(job.in_flight.running for job in jobs):
+            if counted != self.runs or any(job.in_flight_summary.running for job in jobs):
                 msg = f"{counted} runs counted of {self.runs}"
                 raise RuntimeError(msg)
 

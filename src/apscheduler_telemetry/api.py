@@ -39,7 +39,7 @@ from apscheduler_telemetry.export.otel_traces import (
     OriginPropagator,
     SpanObserver,
     attach_empty_context,
-    restore_context,
+    detach_empty_context,
     suppressing_tracing,
 )
 from apscheduler_telemetry.http import (
@@ -171,7 +171,7 @@ class Telemetry:
             context_store=config.context_store,
             capture=config.capture,
             attach_empty_context=attach_empty_context,
-            restore_context=restore_context,
+            detach_empty_context=detach_empty_context,
             suppressing_tracing=suppressing_tracing,
             on_scheduler_started=self._on_scheduler_started,
             on_scheduler_stopped=self._on_scheduler_stopped,

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry.core.alert_policy import validate
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS
-from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, Capture
+from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, CaptureOptions
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
@@ -92,13 +92,13 @@ class Config:
         _check_max_labels(self.max_labels)
 
     @property
-    def capture(self) -> Capture:
+    def capture(self) -> CaptureOptions:
         """Which of a job's own data may be exported."""
-        return Capture(
-            arguments=self.capture_arguments,
-            result=self.capture_result,
-            stacktrace=self.capture_stacktrace,
-            message=self.capture_message,
+        return CaptureOptions(
+            captures_arguments=self.capture_arguments,
+            captures_result=self.capture_result,
+            captures_stacktrace=self.capture_stacktrace,
+            captures_message=self.capture_message,
             redact=self.redact,
         )
 

@@ -162,8 +162,8 @@ class _AllSchedulersInstrumentation:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
-        self._port: int | None = self._options.pop("http_port", None)
-        self._host: str = self._options.pop("http_host", "127.0.0.1")
+        self._http_port: int | None = self._options.pop("http_port", None)
+        self._http_host: str = self._options.pop("http_host", "127.0.0.1")
         self._server_options = {
             name: self._options.pop(option)
             for option, name in _SERVER_OPTIONS.items()
@@ -171,7 +171,9 @@ class _AllSchedulersInstrumentation:
         }
         self._base_name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
-        self._options.setdefault("registry", None if self._port is None else CollectorRegistry())
+        self._options.setdefault(
+            "registry", None if self._http_port is None else CollectorRegistry()
+        )
         self._start_hooks = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
         self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
@@ -217,7 +219,7 @@ class _AllSchedulersInstrumentation:
 
     def _start_server_once(self) -> None:
         """Serve all schedulers of the process from one port, from the first on."""
-        port, self._port = self._port, None
+        port, self._http_port = self._http_port, None
         if port is None:
             return
 
@@ -241,7 +243,7 @@ class _AllSchedulersInstrumentation:
             expose_from_cache=expose_from_cache,
         )
         try:
-            self._server = endpoints.serve(port, self._host, **self._server_options)
+            self._server = endpoints.serve(port, self._http_host, **self._server_options)
         except Exception as error:  # noqa: BLE001  # mostly a port that is taken
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
 

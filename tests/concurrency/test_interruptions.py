@@ -163,7 +163,7 @@ def counts(rig: HandRig) -> dict[str, tuple[dict[str, int], int]]:
     return {
         job.label: (
             {outcome.value: n for outcome, n in job.stats.outcomes.items() if n},
-            job.in_flight.running,
+            job.in_flight_summary.running,
         )
         for job in recorder_of(rig.telemetry).job_snapshots()
     }

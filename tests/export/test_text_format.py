@@ -188,7 +188,7 @@ class TestChanges:
             elif action == 4:
                 in_flight.append(scene.main.submit(records[name], NOW))
             elif action == 5 and in_flight and in_flight[-1].started_at is None:
-                in_flight[-1].start(NOW + step)
+                in_flight[-1].try_start(NOW + step)
             elif in_flight:
                 scene.main.finish(in_flight.pop(), rng.choice(list(Outcome)))
             if step % 40 == 39:
@@ -249,7 +249,7 @@ class SmallScene:
         for name in ("report", "gone"):
             record = self.main.add_job(name)
             self.main.run(record, NOW, 0.5, exemplar=SpanContext(1, 2, is_remote=False))
-            self.main.submit(record, NOW).start(NOW + 1)
+            self.main.submit(record, NOW).try_start(NOW + 1)
         self.main.recorder.job_removed(record, RemovalReason.FAILED)
         self.exporter.add_scheduler(self.main)
 

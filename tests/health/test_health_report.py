@@ -44,7 +44,7 @@ class Rig:
 
     def run(self, record: JobRecord, outcome: Outcome) -> None:
         run = self.submit(record)
-        run.start(self.clock())
+        run.try_start(self.clock())
         run.set_duration(2.0)
         run.finish(outcome)
 
@@ -132,7 +132,7 @@ class TestJobs:
         """A running job has the time of its start."""
         rig = Rig()
         record = rig.add_job()
-        rig.submit(record).start(NOW + 0.25)
+        rig.submit(record).try_start(NOW + 0.25)
         assert rig.report()["jobs"][0]["running_since"] == "2027-01-15T08:00:00.250+00:00"
 
     @pytest.mark.parametrize(("late", "overdue"), [(-1, False), (60, False), (60.1, True)])
@@ -150,11 +150,11 @@ class TestJobs:
         rig = Rig()
         record = rig.add_job(next_run=NOW + 120, grace=60.0)
         runs = [rig.submit(record), rig.submit(record)]
-        runs[0].start(NOW)
+        runs[0].try_start(NOW)
         rig.clock.now = NOW + waited
         rig.submit(record)
         assert rig.report()["jobs"][0]["overdue"] is overdue
-        runs[1].start(NOW + waited)
+        runs[1].try_start(NOW + waited)
         assert rig.report()["jobs"][0]["overdue"] is False
 
     def test_jobs_are_sorted_by_label(self) -> None:

@@ -83,7 +83,7 @@ class FakeScheduler:
     ) -> None:
         """Record a run that started 0.125 s late."""
         run = self.submit(record, due)
-        run.start(due + 0.125)
+        run.try_start(due + 0.125)
         if exemplar is not None:
             run.set_exemplar_span(exemplar)
         run.set_duration(duration)
@@ -120,7 +120,7 @@ def fill(scheduler: FakeScheduler) -> None:
 
     report = scheduler.add_job("report", NOW + 0.25)
     recorder.job_intervals_changed(report, (60.0, 60.0))
-    scheduler.submit(report, NOW - 5, "default").start(NOW - 4.5)
+    scheduler.submit(report, NOW - 5, "default").try_start(NOW - 4.5)
     scheduler.submit(report, NOW - 1, "default")
     recorder.runs_unsubmitted(report, Outcome.SKIPPED, 1)
     scheduler.finish(scheduler.submit(report, NOW - 65), Outcome.MISSED)

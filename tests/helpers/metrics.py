@@ -61,7 +61,7 @@ class JobState:
 
     def __getattr__(self, name: str) -> Any:
         snapshot = self.snapshot
-        parts = snapshot, snapshot.stats, snapshot.in_flight
+        parts = snapshot, snapshot.stats, snapshot.in_flight_summary
         return next(getattr(part, name) for part in parts if hasattr(part, name))
 
     def __repr__(self) -> str:
@@ -83,9 +83,9 @@ def check_counts(telemetry: Telemetry) -> None:
     """Check that no count is negative, and that executors and jobs agree on runs in flight."""
     running = queued = 0
     for job in recorder_of(telemetry).job_snapshots():
-        assert min(*job.in_flight, *job.stats.outcomes.values()) >= 0, job
-        running += job.in_flight.running
-        queued += job.in_flight.queued
+        assert min(*job.in_flight_summary, *job.stats.outcomes.values()) >= 0, job
+        running += job.in_flight_summary.running
+        queued += job.in_flight_summary.queued
     assert running >= 0
     for alias, state in recorder_of(telemetry).executors().items():
         assert state.running >= 0, alias

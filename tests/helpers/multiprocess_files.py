@@ -118,7 +118,7 @@ class Process:
         moment = datetime.fromtimestamp(due, timezone.utc)
         run = Run(record, moment, "default")
         self.recorder.run_submitted(run)
-        run.start(due)
+        run.try_start(due)
         return run
 
     def run(self, seconds: float, outcome: Outcome = Outcome.SUCCESS, due: float = NOW) -> None:

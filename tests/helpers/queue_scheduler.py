@@ -121,7 +121,7 @@ class QueueSchedulerAdapter:
         run = Run(self._record(job_id), due, "workers")
         recorder.run_submitted(run)
         outcome, error = Outcome.SUCCESS, None
-        run.start(time.time())
+        run.try_start(time.time())
         observers.on_callable_start(run)
         since = time.perf_counter()
         try:

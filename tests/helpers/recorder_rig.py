@@ -58,7 +58,7 @@ class RecorderRig:
     ) -> bool:
         """End a run, measured if `started` or `duration` are given."""
         if started is not None:
-            run.start(started)
+            run.try_start(started)
         if duration is not None:
             run.set_duration(duration)
         return run.finish(outcome, error)
@@ -75,7 +75,7 @@ class RecorderRig:
     def counts(self) -> tuple[int, int, int, dict[str, int]]:
         """Return due, queued and running runs, and the outcomes without zeros."""
         job = self.job()
-        queued, running = job.in_flight.queued, job.in_flight.running
+        queued, running = job.in_flight_summary.queued, job.in_flight_summary.running
         assert self.recorder.executors() == {"default": (4, running, queued)}
         outcomes = {outcome.value: n for outcome, n in job.stats.outcomes.items() if n}
         return job.due_count, queued, running, outcomes

@@ -116,7 +116,7 @@ class Rig:
 
     def is_quiet(self) -> bool:
         """Return whether neither telemetry nor APScheduler has a run in flight."""
-        in_flight = [job.in_flight for job in recorder_of(self.telemetry).job_snapshots()]
+        in_flight = [job.in_flight_summary for job in recorder_of(self.telemetry).job_snapshots()]
         executors = list(self.scheduler._executors.values())
         return not any(each.running or each.queued for each in in_flight) and not any(
             any(list(executor._instances.values())) for executor in executors

@@ -87,7 +87,7 @@ def go(
 ) -> Run:
     """Call an observer as for a run of two seconds in a thread."""
     run = run or new_run()
-    run.start(NOW)
+    run.try_start(NOW)
     observer.on_callable_start(run)
     body()
     run.set_duration(2.0)
@@ -97,7 +97,7 @@ def go(
 
 def measured(run: Run, started: float = NOW, duration: float = 2.0) -> Run:
     """Give a run what another process has measured."""
-    run.start(started)
+    run.try_start(started)
     run.set_duration(duration)
     return run
 

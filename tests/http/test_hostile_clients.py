@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from apscheduler_telemetry import errors
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from apscheduler_telemetry.http.connections import ConnectionTracker
-from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.limits import ServerLimits
 from tests.helpers.collectors import ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
@@ -210,7 +210,7 @@ class TestLimits:
 
     def test_excess_connection_is_counted_once(self, failures: ReportedErrors) -> None:
         """A connection that is closed for a new one counts once, however long its thread takes."""
-        tracker = ConnectionTracker(ConnectionLimits(max_connections=2), failures)
+        tracker = ConnectionTracker(ServerLimits(max_connections=2), failures)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 for end in socket.socketpair():
@@ -223,7 +223,7 @@ class TestLimits:
 
     def test_connection_that_is_closed_keeps_no_other_open(self, failures: ReportedErrors) -> None:
         """All connections end, also if one of them has just been closed by its client."""
-        tracker = ConnectionTracker(ConnectionLimits(), failures)
+        tracker = ConnectionTracker(ServerLimits(), failures)
         closed, (ours, theirs) = socket.socket(), socket.socketpair()
         closed.close()
         with ours, theirs:

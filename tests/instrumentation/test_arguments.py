@@ -195,7 +195,7 @@ class TestBadInput:
             scheduler.start()
         registry = CollectorRegistry()
         before = snapshot(scheduler)
-        monkeypatch.setattr(JobStoreHooks, "on_jobstore_added", raise_boom)
+        monkeypatch.setattr(JobStoreHooks, "on_added_to_scheduler", raise_boom)
         with pytest.raises(Boom):
             instrument(scheduler, registry=registry)
         assert_same(snapshot(scheduler), before)

@@ -424,7 +424,7 @@ class TestServer:
         instrumentor.instrument(http_port=0)
         schedulers().start()
         taken = instrumentor._instrumentation._server.port
-        instrumentor._instrumentation._port = taken
+        instrumentor._instrumentation._http_port = taken
         for _ in range(2):
             scheduler = schedulers()
             scheduler.start()

@@ -98,14 +98,14 @@ class TestFireTimesBefore:
     def test_all_fire_times_but_the_last_are_returned(self, trigger: BaseTrigger) -> None:
         """All fire times are returned, except for the last one."""
         times = times_before(trigger, at(50))
-        assert times.total == 5
+        assert times.found_count == 5
         assert list(times.latest_times) == [at(s) for s in (0, 10, 20, 30, 40)]
 
     @pytest.mark.parametrize("next_run", [None, START, at(1)])
     def test_paused_job_has_no_fire_times(self, next_run: datetime | None) -> None:
         """A paused job, or one without fire times before the next run, has none."""
         for trigger in (interval(10), cron(second="*")):
-            assert times_before(trigger, START, next_run).total == 0
+            assert times_before(trigger, START, next_run).found_count == 0
 
     @pytest.mark.parametrize("trigger", [interval(1), cron(second="*")], ids=["interval", "cron"])
     def test_many_fire_times_are_counted_and_the_latest_returned(
@@ -113,17 +113,17 @@ class TestFireTimesBefore:
     ) -> None:
         """Of many fire times all are counted, and the latest are returned."""
         times = times_before(trigger, at(5000))
-        assert (times.total, len(times.latest_times)) == (5000, MAX_LISTED_FIRE_TIMES)
+        assert (times.found_count, len(times.latest_times)) == (5000, MAX_LISTED_FIRE_TIMES)
         assert (times.latest_times[0], times.latest_times[-1]) == (at(4000), at(4999))
 
     def test_trigger_that_does_not_move_on_ends_the_count(self) -> None:
         """A trigger that does not move on ends the count, and not the scheduler."""
-        assert times_before(Stuck(), at(50)).total == 1
+        assert times_before(Stuck(), at(50)).found_count == 1
 
     def test_trigger_that_has_ended_is_asked_no_further(self) -> None:
         """A trigger is not called after its last fire time."""
         trigger = cron(second="*/10", end_date=at(20))
-        assert times_before(trigger, at(50)).total == 3
+        assert times_before(trigger, at(50)).found_count == 3
 
     def test_fire_times_are_in_the_jobs_time_zone(self) -> None:
         """Fire times are in the time zone that APScheduler uses for the job."""
@@ -146,7 +146,7 @@ class TestDueTimes:
     ) -> None:
         """A run that is due this very moment is due."""
         due = due_times(trigger, at(now))
-        assert (due.total, list(due.latest_times)) == (
+        assert (due.found_count, list(due.latest_times)) == (
             expected,
             [at(10 * n) for n in range(expected)],
         )
@@ -162,7 +162,7 @@ class TestDueTimes:
         options = {"end_date": at(end_date)}
         trigger = interval(10, **options) if kind == "interval" else cron(second="*/10", **options)
         due = due_times(trigger, at(35))
-        assert (due.total, list(due.latest_times)) == (
+        assert (due.found_count, list(due.latest_times)) == (
             expected,
             [at(10 * n) for n in range(expected)],
         )
@@ -176,14 +176,14 @@ class TestDueTimes:
         """The hour that is repeated when daylight saving ends counts twice."""
         since = datetime(2030, 10, 27, 0, 15, tzinfo=BERLIN)
         due = due_times(interval(3600), SECOND_TIME, since)
-        assert due.total == 4  # 0:15, 1:15, 2:15 and 2:15 again
+        assert due.found_count == 4  # 0:15, 1:15, 2:15 and 2:15 again
 
     def test_trigger_of_the_user_has_one_that_is_known(self) -> None:
         """It is not asked, so that only the first is known."""
         search = triggers.create_due_time_search(START, Hourly(), at(36_000))
         assert (search.is_finished, search.problem) == (True, triggers.NOT_ASKED)
         assert list(search.found.latest_times) == [START]
-        assert due_times(Hourly(), at(-1)).total == 0
+        assert due_times(Hourly(), at(-1)).found_count == 0
 
     @pytest.mark.parametrize("trigger", [interval(10), cron(second="*/10")])
     @pytest.mark.parametrize(
@@ -194,14 +194,14 @@ class TestDueTimes:
     ) -> None:
         """Neither fire times from the following run on count, nor those after now."""
         due = due_times(trigger, at(35), at(0), at(following))
-        assert (due.total, list(due.latest_times)) == (
+        assert (due.found_count, list(due.latest_times)) == (
             expected,
             [at(10 * n) for n in range(expected)],
         )
 
     def test_paused_job_has_no_due_runs(self) -> None:
         """A job without a next run time has no due runs."""
-        assert due_times(interval(10), START, None).total == 0
+        assert due_times(interval(10), START, None).found_count == 0
 
 
 class TestIntervals:

@@ -150,7 +150,7 @@ def turn(rig: HandRig, seconds: float = 0.0) -> tuple[float, float] | None:
     """Run a pass after some seconds, and return the intervals."""
     rig.after(seconds)
     rig.settle()
-    intervals: tuple[float, float] | None = rig.job().intervals
+    intervals: tuple[float, float] | None = rig.job().interval_range
     return intervals
 
 
@@ -190,7 +190,7 @@ class TestAskedByAPSchedulerOnly:
             scheduler.shutdown()
         assert self.drive(rig.scheduler, rig.clock, make()) == expected
         rig.add(jobs.nothing, cron(minute="0"), id="later")
-        wait_until(lambda: rig.job("later").intervals)  # all tasks before are done
+        wait_until(lambda: rig.job("later").interval_range)  # all tasks before are done
         assert questions == expected
         rig.settle()
         assert rig.outcomes()["coalesced"] == 9
@@ -222,7 +222,7 @@ class TestIntervals:
         """Each run shows the interval to the next one."""
         with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
             add(rig, EveryMinute())
-            assert rig.job().intervals is None
+            assert rig.job().interval_range is None
             assert turn(rig) == (60, 60)
             assert turn(rig, 60) == (60, 60)
 
@@ -233,7 +233,7 @@ class TestIntervals:
         """Asked at once for what follows, it would answer about the same again."""
         with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
             add(rig, ByTheClock())
-            assert rig.job().intervals is None
+            assert rig.job().interval_range is None
             assert turn(rig, 600) == (600, 600)
             turn(rig, 600)
             assert turn(rig, 600.5) == (600, 600.5)
@@ -257,7 +257,7 @@ class TestIntervals:
         job.modify(next_run_time=rig.clock.now + timedelta(seconds=290))
         turn(rig, 290)
         assert rig.outcomes() == {"success": 3}
-        assert rig.job().intervals == (300, 300)
+        assert rig.job().interval_range == (300, 300)
         assert turn(rig, 300) == (7, 300)
 
     def test_late_run_begins_an_interval_where_it_was_due(self, rig: HandRig) -> None:
@@ -288,13 +288,13 @@ class TestIntervals:
         job = add(rig, EveryMinute())
         turn(rig)
         job.reschedule(Answering(1800))
-        assert rig.job().intervals is None
+        assert rig.job().interval_range is None
         assert turn(rig) == (1800, 1800)
         job.reschedule(every(20))
-        assert rig.job().intervals == (20, 20)
+        assert rig.job().interval_range == (20, 20)
         assert turn(rig, 20) == (20, 20)
         job.reschedule(EveryMinute())
-        assert rig.job().intervals is None
+        assert rig.job().interval_range is None
 
     @stores
     def test_modified_and_paused_job_keeps_its_intervals(
@@ -307,7 +307,7 @@ class TestIntervals:
             rig.scheduler.modify_job(job.id, name="renamed")
             rig.scheduler.pause_job(job.id)
             rig.scheduler.resume_job(job.id)
-            assert rig.job().intervals == (60, 60)
+            assert rig.job().interval_range == (60, 60)
             rig.scheduler.modify_job(job.id, next_run_time=rig.clock.now)
             assert turn(rig) == (60, 60)  # and not the rest of the minute
 

@@ -185,7 +185,13 @@ class TestRunsInFlight:
                 job = job_state(rig.telemetry)
                 executor = recorder_of(rig.telemetry).executors()["default"]
                 on_page = rig.telemetry.health()["jobs"][0]["running_since"]
-                return [*job.in_flight, executor.running, executor.queued, on_page, job.due_count]
+                return [
+                    *job.in_flight_summary,
+                    executor.running,
+                    executor.queued,
+                    on_page,
+                    job.due_count,
+                ]
 
             rig.add(lambda: gates.pop(0).hold(), "interval", seconds=10, max_instances=3)
             first.open()

@@ -124,7 +124,7 @@ class TestTrouble:
         self, directory_without_threads: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The search for a free slot ends."""
-        monkeypatch.setattr(slots, "MAX_SLOTS", 2)
+        monkeypatch.setattr(slots, "MAX_SLOTS_PER_SCHEDULER", 2)
         for _ in range(2):
             process_with_a_run(directory_without_threads).write()
         process = process_with_a_run(directory_without_threads)

@@ -33,7 +33,7 @@ from apscheduler_telemetry.core.exception_text import (
     MAX_REDACT_INPUT,
     ExceptionDescriber,
 )
-from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, Capture
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, CaptureOptions
 from apscheduler_telemetry.instrumentor import APSchedulerInstrumentor
 from tests.helpers.metrics import errors_of
 from tests.helpers.schedulers import finish_pass, forkserver_pool
@@ -222,11 +222,11 @@ class TestStackTraces:
 
     def test_whole_chain_of_an_exception(self) -> None:
         """All exceptions that led to one are in its stack trace, without their messages."""
-        text = ExceptionDescriber(Capture(message=False), pytest.fail)
+        text = ExceptionDescriber(CaptureOptions(captures_message=False), pytest.fail)
         with pytest.raises(ValueError, match="bad") as raised:
             chained(SECRET)
         raised.value.__cause__.__context__.__context__ = raised.value  # type: ignore[union-attr]
-        stack = text.stacktrace(raised.value)
+        stack = text.format_stacktrace(raised.value)
         types = re.findall(r"^(\w+Error)$", stack, re.MULTILINE)
         assert types == ["KeyError", "LookupError", "ValueError"]
         assert "direct cause of the following" in stack
@@ -237,10 +237,10 @@ class TestStackTraces:
         """What ``raise ... from None`` hides is hidden, as Python does it."""
         error = ValueError()
         error.__context__ = KeyError()
-        text = ExceptionDescriber(Capture(message=False), pytest.fail)
-        assert "KeyError" in text.stacktrace(error)
+        text = ExceptionDescriber(CaptureOptions(captures_message=False), pytest.fail)
+        assert "KeyError" in text.format_stacktrace(error)
         error.__suppress_context__ = True
-        assert text.stacktrace(error) == "ValueError\n"
+        assert text.format_stacktrace(error) == "ValueError\n"
 
     def test_end_of_a_long_chain_is_kept(self) -> None:
         """Of a long chain, the last exceptions are in the stack trace."""
@@ -249,7 +249,9 @@ class TestStackTraces:
             following = OSError(number)
             following.__cause__ = last
             last = following
-        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(last)
+        stack = ExceptionDescriber(
+            CaptureOptions(captures_message=False), pytest.fail
+        ).format_stacktrace(last)
         assert stack.count("OSError\n") == MAX_EXCEPTIONS_AND_NOTES
         assert "KeyError" not in stack
 
@@ -262,7 +264,9 @@ class TestStackTraces:
             except (ConnectionError, ValueError) as error:
                 parts.append(error)
         group = GroupError(*parts, SECRET, GroupError(KeyError(SECRET)))
-        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(group)
+        stack = ExceptionDescriber(
+            CaptureOptions(captures_message=False), pytest.fail
+        ).format_stacktrace(group)
         named = re.findall(r"^Part of it, (?:\w+\.)*(\w+):$", stack, re.MULTILINE)
         assert named == ["ConnectionError", "ValueError", "GroupError", "KeyError"]
         assert "in literal\n" in stack
@@ -271,14 +275,18 @@ class TestStackTraces:
     def test_parts_of_a_large_group_are_bounded(self) -> None:
         """The first exceptions of a large group are named."""
         group = GroupError(*(ValueError() for _ in range(100)))
-        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(group)
+        stack = ExceptionDescriber(
+            CaptureOptions(captures_message=False), pytest.fail
+        ).format_stacktrace(group)
         assert stack.count("Part of it, ") == MAX_EXCEPTIONS_AND_NOTES
 
     def test_notes_are_redacted(self) -> None:
         """Notes are in the stack trace, redacted like messages."""
         error = ValueError(SECRET)
         vars(error)["__notes__"] = [f"a note with {SECRET}", 7]
-        stack = ExceptionDescriber(Capture(redact=masked), pytest.fail).stacktrace(error)
+        stack = ExceptionDescriber(CaptureOptions(redact=masked), pytest.fail).format_stacktrace(
+            error
+        )
         assert stack.endswith("ValueError: ***\na note with ***\n")
 
     def test_line_of_source_that_looks_like_a_frame_is_none(
@@ -289,7 +297,9 @@ class TestStackTraces:
         monkeypatch.setitem(linecache.cache, "template", (len(line), None, [line], "template"))
         with pytest.raises(ZeroDivisionError) as raised:
             exec(compile("1 / 0", "template", "exec"))
-        stack = ExceptionDescriber(Capture(message=False), pytest.fail).stacktrace(raised.value)
+        stack = ExceptionDescriber(
+            CaptureOptions(captures_message=False), pytest.fail
+        ).format_stacktrace(raised.value)
         assert 'File "template", line 1' in stack
         assert SECRET not in stack
 
@@ -329,7 +339,7 @@ class TestRedact:
 
     def test_long_result_is_cut(self) -> None:
         """What it makes of a short message may be long, and is cut like a message."""
-        text = ExceptionDescriber(Capture(redact=lambda text: text * 100_000), pytest.fail)
+        text = ExceptionDescriber(CaptureOptions(redact=lambda text: text * 100_000), pytest.fail)
         assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE_LENGTH
 
     def test_redact_gets_no_more_of_a_note(self) -> None:
@@ -342,7 +352,7 @@ class TestRedact:
 
         error = ValueError()
         vars(error)["__notes__"] = ["x" * 1_000_000]
-        ExceptionDescriber(Capture(redact=note_length), pytest.fail).stacktrace(error)
+        ExceptionDescriber(CaptureOptions(redact=note_length), pytest.fail).format_stacktrace(error)
         assert max(lengths) == MAX_REDACT_INPUT
 
     def test_empty_text_is_recorded_as_such(self) -> None:

@@ -58,7 +58,7 @@ def rig() -> RecorderRig:
 
 def go(otel: Sdk, rig: RecorderRig, run: Run, outcome: Outcome = Outcome.SUCCESS) -> None:
     """Call the observer as for a run in a thread."""
-    run.start(AT + 0.5)
+    run.try_start(AT + 0.5)
     otel.observer.on_callable_start(run)
     run.set_duration(1.5)
     otel.observer.on_callable_end(run)
@@ -83,7 +83,7 @@ class TestHistogramObserver:
     def test_delay_is_recorded_at_the_start(self, otel: Sdk, rig: RecorderRig) -> None:
         """The delay of a run is recorded when it starts."""
         (run,) = rig.submit()
-        run.start(AT + 0.5)
+        run.try_start(AT + 0.5)
         otel.observer.on_callable_start(run)
 
         [delay] = otel.points("job.start_delay")
@@ -95,7 +95,7 @@ class TestHistogramObserver:
         """A run that was measured in another process is recorded when it is finished."""
         (run,) = rig.submit()
         assert otel.observer.create_trace_carrier(run) is None
-        run.set_estimated_start(AT + 9)
+        run.try_set_estimated_start(AT + 9)
         rig.finish(run, started=AT + 0.5, duration=1.5)
         otel.observer.on_run_finished(run)
 
@@ -111,7 +111,7 @@ class TestHistogramObserver:
         if outcome is not Outcome.MISSED:  # whose start is taken back, but was recorded
             go(otel, rig, here, outcome)
         rig.finish(elsewhere, outcome, started=AT + 0.5, duration=1.5)
-        estimated.set_estimated_start(AT + 1)
+        estimated.try_set_estimated_start(AT + 1)
         for run in (estimated, unknown):
             rig.finish(run, outcome)
         for run in (elsewhere, estimated, unknown):

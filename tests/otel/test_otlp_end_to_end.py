@@ -367,7 +367,7 @@ def test_exception_arrives_as_a_log_record_if_opted_in(
     observer = otel.SpanObserver(tracer_provider=app.provider, logger_provider=logs)
     rig = RecorderRig()
     (run,) = rig.submit()
-    run.start(AT)
+    run.try_start(AT)
     observer.on_callable_start(run)
     run.set_duration(0.5)
     observer.on_callable_end(run)

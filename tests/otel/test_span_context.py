@@ -61,7 +61,7 @@ class TestContext:
 
         async def one(label: str, barrier: asyncio.Event, other: asyncio.Event) -> None:
             run = new_run(job(label=label))
-            run.start(NOW)
+            run.try_start(NOW)
             observer.on_callable_start(run)
             barrier.set()
             await other.wait()
@@ -114,7 +114,7 @@ class TestContext:
         run = new_run()
 
         async def call() -> None:
-            run.start(NOW)
+            run.try_start(NOW)
             observer.on_callable_start(run)
             try:
                 await asyncio.get_running_loop().create_future()
@@ -164,7 +164,7 @@ class TestContextOfScheduler:
             token = otel.attach_empty_context()
             assert token is not None
             assert trace.get_current_span() is trace.INVALID_SPAN
-            otel.restore_context(token)
+            otel.detach_empty_context(token)
             assert trace.get_current_span() is request
 
     def test_tracing_is_suppressed_for_instrumentations(self, spans: Spans) -> None:

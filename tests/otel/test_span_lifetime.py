@@ -41,7 +41,7 @@ class TestLifetime:
         observer = spans.observer()
         for _ in range(20):
             run = new_run()
-            run.start(NOW)
+            run.try_start(NOW)
             observer.on_callable_start(run)
             run.set_duration(2.0)
             observer.on_callable_end(run)
@@ -57,7 +57,7 @@ class TestLifetime:
         """
         observer = spans.observer()
         run = new_run()
-        run.start(NOW)
+        run.try_start(NOW)
         observer.on_callable_start(run)
         finish_run(observer, run, Outcome.LOST)
         span = spans.one()
@@ -84,7 +84,7 @@ class TestLifetime:
         observer = SpanObserver(tracer_provider=spans.provider, clock=lambda: now)
         runs = [new_run() for _ in range(3)]
         for run in runs:
-            run.start(now)
+            run.try_start(now)
             observer.on_callable_start(run)
             now += 2
             run.set_duration(2.0)

@@ -86,10 +86,10 @@ class TestOtherProcess:
         observer = spans.observer()
         run = new_run()
         observer.create_trace_carrier(run)
-        run.set_estimated_start(NOW + 2)
+        run.try_set_estimated_start(NOW + 2)
         finish_run(observer, run, Outcome.LOST)
         run = new_run()
-        run.set_estimated_start(NOW + 2)
+        run.try_set_estimated_start(NOW + 2)
         finish_run(observer, run, Outcome.LOST)
 
         assert len(spans.ended) == 2

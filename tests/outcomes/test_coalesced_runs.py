@@ -126,7 +126,7 @@ class TestCoalescing:
             advance(seconds)
             scheduler.turn()
             if rig is not None:
-                wait_until(lambda: rig.job().intervals, "telemetry to look ahead")
+                wait_until(lambda: rig.job().interval_range, "telemetry to look ahead")
             return job.next_run_time, random.random()
 
         with freeze_time() as clock:

@@ -127,7 +127,7 @@ class TestRunsOfOneJob:
                     started.clear()
                     for label, job in recorder_of(rig.telemetry).job_snapshots_since({}):
                         assert job is not None
-                        assert job.in_flight.running == 1
+                        assert job.in_flight_summary.running == 1
                         known[label] = job.version
                 return super().get_next_fire_time(*args)
 
@@ -169,12 +169,12 @@ class TestRunsOfOneJob:
             rig.add(jobs.nothing, trigger, next_run_time=START)
             rig.scheduler.turn()
             rig.after(60)
-            assert rig.job().intervals is None
+            assert rig.job().interval_range is None
             may_compute.set()
-            wait_until(lambda: rig.job().intervals == (60, 60))
+            wait_until(lambda: rig.job().interval_range == (60, 60))
             for _ in range(13):
                 rig.after(60)
-            wait_until(lambda: rig.job().intervals == (60, 3600))
+            wait_until(lambda: rig.job().interval_range == (60, 3600))
 
     def test_intervals_of_a_former_trigger_that_are_computed_late_are_dropped(
         self, monkeypatch: pytest.MonkeyPatch
@@ -192,8 +192,8 @@ class TestRunsOfOneJob:
             job.reschedule("interval", seconds=10)
             rig.add(jobs.nothing, "cron", hour=3, id="next")
             may_compute.set()
-            wait_until(lambda: rig.job("next").intervals is not None)
-            assert rig.job().intervals == (10, 10)
+            wait_until(lambda: rig.job("next").interval_range is not None)
+            assert rig.job().interval_range == (10, 10)
 
     @pytest.mark.parametrize("is_paused", [False, True])
     def test_intervals_of_a_job_that_gets_another_label(self, *, is_paused: bool) -> None:
@@ -205,7 +205,7 @@ class TestRunsOfOneJob:
             job.modify(name="renamed")
             if is_paused:
                 job.resume()
-            assert rig.job("renamed").intervals == (10, 10)
+            assert rig.job("renamed").interval_range == (10, 10)
 
     @pytest.mark.parametrize("kind", ["inline", "threads"])
     def test_each_of_100_runs_counts_once(self, kind: str) -> None:

@@ -19,9 +19,9 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
     },
     "adapters.apscheduler3.child_process": {
         "copy._due": COPY,
-        "copy._measurement": COPY,
+        "copy._delivery_args": COPY,
     },
-    "adapters.apscheduler3.due_jobs": {
+    "adapters.apscheduler3.observable_due_jobs": {
         "job.__class__": "for the moment in which the loop asks the job for its run times",
     },
     "adapters.apscheduler3.patching": {

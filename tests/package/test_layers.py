@@ -37,9 +37,9 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.auto_instrumentation",
             "adapters.apscheduler3.background_worker",
             "adapters.apscheduler3.child_process",
-            "adapters.apscheduler3.due_jobs",
+            "adapters.apscheduler3.observable_due_jobs",
             "adapters.apscheduler3.exit_warning",
-            "adapters.apscheduler3.jobstore_changes",
+            "adapters.apscheduler3.changes_during_reading",
             "adapters.apscheduler3.jobstore_reader",
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
@@ -47,7 +47,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.scheduler_wrappers",
         }
     ),
-    frozenset({"adapters.apscheduler3.look_ahead"}),
+    frozenset({"adapters.apscheduler3.fire_time_searcher"}),
     frozenset(
         {
             "adapters.apscheduler3.job_description",

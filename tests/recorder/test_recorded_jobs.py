@@ -89,7 +89,7 @@ class TestJobs:
         (run,) = rig.submit()
         rig.recorder.job_removed(rig.record, RemovalReason.FINISHED)
         rig.clock.now = AT + 1_200
-        assert rig.job().in_flight.queued == 1
+        assert rig.job().in_flight_summary.queued == 1
         rig.finish(run, Outcome.LOST)
         assert rig.job().stats.outcomes[Outcome.LOST] == 1
         rig.clock.now = AT + 1_200 + 899
@@ -226,7 +226,7 @@ class TestExecutors:
         rig.recorder.executor_removed("default")
         rig.recorder.executor_removed("default")
         assert rig.recorder.executors() == {}
-        assert rig.job().in_flight.queued == 1
+        assert rig.job().in_flight_summary.queued == 1
         rig.recorder.executor_added("default", lambda: 4)
         assert rig.counts() == (1, 1, 0, {})
         rig.finish(run)

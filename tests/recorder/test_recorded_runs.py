@@ -34,15 +34,15 @@ class TestRuns:
         """A run is counted as queued, running and ended, for its job and its executor."""
         (run,) = rig.submit()
         assert rig.counts() == (1, 1, 0, {})
-        run.start(AT + 2)
+        run.try_start(AT + 2)
         assert rig.counts() == (1, 0, 1, {})
-        assert rig.job().in_flight.oldest_start_at == AT + 2
+        assert rig.job().in_flight_summary.oldest_start_at == AT + 2
         run.set_duration(3)
         assert run.finish(Outcome.SUCCESS)
         assert rig.counts() == (1, 0, 0, {"success": 1})
         assert (run.started_at, run.measured_end_at, run.start_delay) == (AT + 2, AT + 5, 2)
         job = rig.job()
-        assert (job.in_flight.oldest_start_at, job.stats.last_success) == (0, AT + 5)
+        assert (job.in_flight_summary.oldest_start_at, job.stats.last_success) == (0, AT + 5)
 
     def test_a_run_ends_once(self, rig: RecorderRig) -> None:
         """A second end of a run changes nothing and returns False."""
@@ -52,7 +52,7 @@ class TestRuns:
             before = rig.numbers()
             assert not rig.finish(run, Outcome.SUCCESS)
             assert not rig.finish(run, Outcome.LOST)
-            run.set_estimated_start(AT + 9)
+            run.try_set_estimated_start(AT + 9)
             assert run.started_at == AT
             assert rig.numbers() == before
 
@@ -74,8 +74,8 @@ class TestRuns:
     def test_measured_start_replaces_an_estimate(self, rig: RecorderRig) -> None:
         """A measured start replaces an estimated one, and counts once."""
         queued, estimated = rig.submit(0, 10)
-        estimated.set_estimated_start(AT + 11)
-        in_flight = rig.job().in_flight
+        estimated.try_set_estimated_start(AT + 11)
+        in_flight = rig.job().in_flight_summary
         assert (in_flight.queued, in_flight.oldest_queued_due_at) == (1, queued.due_timestamp)
         assert (in_flight.running, in_flight.oldest_start_at) == (1, AT + 11)
         assert sum(rig.job().stats.delays.counts) == 0
@@ -89,8 +89,8 @@ class TestRuns:
     def test_missed_run_has_no_start_and_no_delay(self, rig: RecorderRig) -> None:
         """A missed run has no start and no delay, whatever was estimated."""
         estimated, measured = rig.submit(0, 10)
-        estimated.set_estimated_start(AT + 1)
-        measured.start(AT + 11)
+        estimated.try_set_estimated_start(AT + 1)
+        measured.try_start(AT + 11)
         measured.set_duration(0.001)
         assert rig.counts() == (2, 0, 2, {})
         for run in (estimated, measured):
@@ -105,7 +105,7 @@ class TestRuns:
     def test_the_delay_is_never_negative(self, rig: RecorderRig) -> None:
         """A start before the due time is a delay of 0."""
         (run,) = rig.submit(60)
-        run.start(AT)
+        run.try_start(AT)
         assert (run.start_delay, rig.job().stats.delays.sum) == (0, 0)
 
     def test_only_successes_and_errors_have_durations(self, rig: RecorderRig) -> None:
@@ -138,26 +138,26 @@ class TestRuns:
         """A run of an executor that is not known counts all the same."""
         run = Run(rig.record, DUE, "other")
         rig.recorder.run_submitted(run)
-        run.start(AT)
-        assert rig.job().in_flight.running == 1
+        run.try_start(AT)
+        assert rig.job().in_flight_summary.running == 1
         assert rig.recorder.executors() == {"default": (4, 0, 0)}
 
     def test_last_run_is_the_one_due_last(self, rig: RecorderRig) -> None:
         """The last run is the started one with the latest due time."""
         late, early, _queued = rig.submit(20, 10, 30)
         assert rig.job().stats.last_run_due is None
-        late.start(AT + 21)
-        early.start(AT + 22)
+        late.try_start(AT + 21)
+        early.try_start(AT + 22)
         assert rig.job().stats.last_run_due == AT + 20
 
     def test_running_since_is_the_oldest_start(self, rig: RecorderRig) -> None:
         """A job is running since the oldest start of its runs."""
         first, second = rig.submit(0, 10)
-        second.start(AT + 11)
-        first.start(AT + 12)
-        assert rig.job().in_flight.oldest_start_at == AT + 11
+        second.try_start(AT + 11)
+        first.try_start(AT + 12)
+        assert rig.job().in_flight_summary.oldest_start_at == AT + 11
         rig.finish(second, duration=1)
-        assert rig.job().in_flight.oldest_start_at == AT + 12
+        assert rig.job().in_flight_summary.oldest_start_at == AT + 12
 
 
 class TestFailures:
@@ -290,7 +290,7 @@ class TestChanges:
     def test_start_and_end_of_a_run_are_changes(self, rig: RecorderRig) -> None:
         """The start and the end of a run each give one new version."""
         (run,) = rig.submit()
-        for step in (lambda: None, lambda: run.start(AT), lambda: rig.finish(run, duration=1)):
+        for step in (lambda: None, lambda: run.try_start(AT), lambda: rig.finish(run, duration=1)):
             step()
             known = {"job": rig.job().version}
             assert list(rig.recorder.job_snapshots_since(known)) == [("job", None)]
@@ -375,12 +375,12 @@ class TestRun:
     def test_is_estimated_until_it_is_measured(self, rig: RecorderRig) -> None:
         """An estimate never replaces a start; a measured start replaces the estimate."""
         (run,) = rig.submit()
-        run.set_estimated_start(AT + 1)
-        run.set_estimated_start(AT + 2)
-        assert (run.started_at, run.known_start_at) == (None, AT + 1)
-        run.start(AT + 3)
-        run.set_estimated_start(AT + 4)
-        assert (run.started_at, run.known_start_at) == (AT + 3, AT + 3)
+        run.try_set_estimated_start(AT + 1)
+        run.try_set_estimated_start(AT + 2)
+        assert (run.started_at, run.measured_or_estimated_start_at) == (None, AT + 1)
+        run.try_start(AT + 3)
+        run.try_set_estimated_start(AT + 4)
+        assert (run.started_at, run.measured_or_estimated_start_at) == (AT + 3, AT + 3)
 
     @pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.MISSED])
     def test_an_estimate_that_comes_too_late(self, rig: RecorderRig, outcome: Outcome) -> None:
@@ -388,7 +388,7 @@ class TestRun:
         early, late = rig.submit(0, 1)
         for run in (early, late):
             rig.finish(run, outcome, started=AT + 2, duration=3)
-        late.set_estimated_start(AT + 9)
+        late.try_set_estimated_start(AT + 9)
         stats = rig.job().stats
         assert (stats.last_run_due is None) == (outcome is Outcome.MISSED)
         assert sum(stats.delays.counts) == stats.outcomes[Outcome.SUCCESS]
@@ -398,5 +398,9 @@ class TestRun:
         """A second start, or one after the end, changes nothing and returns False."""
         running, ended = rig.submit(0, 1)
         rig.finish(ended)
-        assert (running.start(AT), running.start(AT + 1), ended.start(AT)) == (True, False, False)
+        assert (running.try_start(AT), running.try_start(AT + 1), ended.try_start(AT)) == (
+            True,
+            False,
+            False,
+        )
         assert (running.started_at, ended.started_at) == (AT, None)

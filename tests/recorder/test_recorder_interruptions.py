@@ -37,7 +37,7 @@ def busy_rig() -> tuple[RecorderRig, dict[str, Any]]:
         good.set_exemplar_span(SPAN)
         rig.finish(bad, Outcome.ERROR, BOOM, started=AT + 11, duration=3)
         rig.finish(good, started=AT + 1, duration=2)
-        running.start(AT + 21)
+        running.try_start(AT + 21)
         rig.finish(lost, Outcome.LOST)
         rig.finish(late, started=AT, duration=1)
         rigs.append(rig)
@@ -175,7 +175,7 @@ class TestThreads:
             for is_started, outcome in _random_runs(seed, rounds):
                 (run,) = rig.submit()
                 if is_started:
-                    run.start(AT)
+                    run.try_start(AT)
                     run.set_duration(0.1)
                 rig.finish(run, outcome)
 

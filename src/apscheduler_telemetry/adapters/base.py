@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import Capture, SchedulerStatus
+from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatus
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -51,8 +51,8 @@ class AdapterDependencies:
         context_store: stores origins across restarts; None if they are not stored.
         capture: which data of a job may be exported.
         attach_empty_context: removes the current OpenTelemetry context, and returns the argument
-            for `restore_context`, or None if there is nothing to restore.
-        restore_context: makes that context current again.
+            for `detach_empty_context`, or None if there is nothing to restore.
+        detach_empty_context: makes that context current again.
         suppressing_tracing: a context manager in which no span is current and none is created.
         on_scheduler_started: to be called when the scheduler has started.
         on_scheduler_stopped: to be called when the scheduler was shut down.
@@ -65,9 +65,9 @@ class AdapterDependencies:
     policy: AlertPolicy
     origins: OriginPropagator
     context_store: MutableMapping[str, str] | None
-    capture: Capture
+    capture: CaptureOptions
     attach_empty_context: Callable[[], Any]
-    restore_context: Callable[[Any], None]
+    detach_empty_context: Callable[[Any], None]
     suppressing_tracing: Callable[[], AbstractContextManager[None]]
     on_scheduler_started: Callable[[], None]
     on_scheduler_stopped: Callable[[], None]

@@ -14,7 +14,7 @@ from typing import Any
 
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE_LENGTH,
-    Capture,
+    CaptureOptions,
     ErrorDescription,
     exception_message,
     exception_type_name,
@@ -43,8 +43,8 @@ class ExceptionDescriber:
             exception.
     """
 
-    def __init__(self, capture: Capture, on_redact_failure: Callable[[str], None]) -> None:
-        self._captures_message = capture.message
+    def __init__(self, capture: CaptureOptions, on_redact_failure: Callable[[str], None]) -> None:
+        self._captures_message = capture.captures_message
         self._redact = capture.redact
         self._on_redact_failure = on_redact_failure
 
@@ -89,7 +89,9 @@ class ExceptionDescriber:
             return None
         return redacted
 
-    def stacktrace(self, exception: BaseException, entries: str | None = None) -> str:
+    def format_stacktrace(
+        self, exception: BaseException, child_stack_text: str | None = None
+    ) -> str:
         """
         Return the stack trace of an exception, no longer than `MAX_STACKTRACE`.
 
@@ -98,21 +100,23 @@ class ExceptionDescriber:
 
         Args:
             exception: the exception.
-            entries: those of its stack, as text, if it was raised in another process.
+            child_stack_text: the lines of its stack, if it was raised in a child process.
         """
-        text = None if self.is_restricted else _standard_stacktrace(exception, entries)
+        text = None if self.is_restricted else _standard_stacktrace(exception, child_stack_text)
         if text is None:
-            text = "".join(self._safe_stacktrace(exception, entries))
+            text = "".join(self._redacted_stacktrace(exception, child_stack_text))
         return text[-MAX_STACKTRACE:]
 
-    def is_writable_as_it_is(self, exception: BaseException) -> bool:
+    def can_be_logged_unredacted(self, exception: BaseException) -> bool:
         """Return whether Python itself, such as its `logging`, may and can write an exception."""
         return not self.is_restricted and _standard_stacktrace(exception, None) is not None
 
-    def _safe_stacktrace(self, exception: BaseException, entries: str | None) -> Iterator[str]:
-        if entries:
+    def _redacted_stacktrace(
+        self, exception: BaseException, child_stack_text: str | None
+    ) -> Iterator[str]:
+        if child_stack_text:
             yield _HEADER
-            yield from self._redact_entries(entries)
+            yield from self._redact_stack_lines(child_stack_text)
             yield from self._last_lines(exception)
             return
         for link, (each, connection) in enumerate(_chain(exception)):
@@ -122,7 +126,7 @@ class ExceptionDescriber:
             if trace is not None:
                 yield _HEADER
                 stack = traceback.extract_tb(trace)
-                yield from self._redact_entries("".join(stack.format()))
+                yield from self._redact_stack_lines("".join(stack.format()))
             yield from self._last_lines(each)
             for part in _parts_of_group(each):
                 yield f"Part of it, {exception_type_name(part)}:\n"
@@ -130,12 +134,12 @@ class ExceptionDescriber:
 
     def _safe_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
         stack = traceback.extract_tb(_read(part, "__traceback__"))
-        yield from self._redact_entries("".join(stack.format()))
+        yield from self._redact_stack_lines("".join(stack.format()))
         yield from self._last_lines(part)
 
-    def _redact_entries(self, entries: str) -> Iterator[str]:
-        """Yield the lines of `entries` that name a frame, and what may be exported of others."""
-        for line in entries.splitlines():
+    def _redact_stack_lines(self, stack_text: str) -> Iterator[str]:
+        """Yield the lines of `stack_text` that name a frame, and what may be exported of others."""
+        for line in stack_text.splitlines():
             if _FRAME_LINE.match(line):
                 yield f"{line}\n"
             elif self._captures_message and (redacted := self.redact(line)):
@@ -153,13 +157,13 @@ class ExceptionDescriber:
                     yield f"{redacted}\n"
 
 
-def _standard_stacktrace(exception: BaseException, entries: str | None) -> str | None:
+def _standard_stacktrace(exception: BaseException, child_stack_text: str | None) -> str | None:
     """Return what Python prints of an exception; None if its class does not let Python do so."""
     try:
         whole = traceback.TracebackException.from_exception(exception)
-        if not entries:
+        if not child_stack_text:
             return "".join(whole.format())
-        return f"{_HEADER}{entries}{''.join(whole.format_exception_only())}"
+        return f"{_HEADER}{child_stack_text}{''.join(whole.format_exception_only())}"
     except BaseException as error:  # noqa: BLE001  # properties and metaclasses are user code
         raise_if_interruption(error)
         return None

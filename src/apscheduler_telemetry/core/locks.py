@@ -39,14 +39,14 @@ def renew_lock_in_forked_children(owner: Any) -> None:
     A fork copies a lock in the state it is in. One that another thread held at that moment would
     stay locked in the child for ever, and a scrape of the child would hang.
     """
-    _owners.add(owner)
+    _objects_with_lock.add(owner)
 
 
 def _renew_locks() -> None:
-    for owner in list(_owners):
+    for owner in list(_objects_with_lock):
         owner._lock = threading.RLock()  # noqa: SLF001  # that is why they are registered
 
 
-_owners: weakref.WeakSet[Any] = weakref.WeakSet()
+_objects_with_lock: weakref.WeakSet[Any] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_renew_locks)

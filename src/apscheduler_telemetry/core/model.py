@@ -144,22 +144,22 @@ class ErrorDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Capture:
+class CaptureOptions:
     """
     Which data of a job may leave the process; by default only messages of exceptions.
 
     Attributes:
-        arguments: the arguments of its callable.
-        result: its return value.
-        stacktrace: the stack trace of its exception.
-        message: the message of its exception, and of exceptions in the log of this package.
+        captures_arguments: the arguments of its callable.
+        captures_result: its return value.
+        captures_stacktrace: the stack trace of its exception.
+        captures_message: the message of its exception, and of exceptions that this package logs.
         redact: returns the part of a message that may leave the process; None for all of it.
     """
 
-    arguments: bool = False
-    result: bool = False
-    stacktrace: bool = False
-    message: bool = True
+    captures_arguments: bool = False
+    captures_result: bool = False
+    captures_stacktrace: bool = False
+    captures_message: bool = True
     redact: Callable[[str], str] | None = None
 
 
@@ -172,13 +172,14 @@ class Liveness:
         scheduler_state: ``running``, ``paused`` or ``stopped``, as APScheduler reports.
         up: whether the loop is alive and not overdue.
         reasons: why not, as pairs of a code and a sentence; empty if there is no problem.
-        has_ended: whether the loop, its thread or its event loop ended, with or without shutdown().
+        has_loop_ended: whether the loop, its thread or its event loop has ended, with or without
+            shutdown().
     """
 
     scheduler_state: str
     up: bool
     reasons: Sequence[tuple[str, str]] = ()
-    has_ended: bool = False
+    has_loop_ended: bool = False
 
     @property
     def is_forked_copy(self) -> bool:
@@ -188,7 +189,7 @@ class Liveness:
     @property
     def may_run_jobs(self) -> bool:
         """Whether the scheduler may run jobs in this process without being started again."""
-        return not (self.scheduler_state == "stopped" or self.has_ended or self.is_forked_copy)
+        return not (self.scheduler_state == "stopped" or self.has_loop_ended or self.is_forked_copy)
 
 
 class SpanIds(Protocol):

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
-from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, Capture, exception_type_name
+from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, CaptureOptions, exception_type_name
 from apscheduler_telemetry.core.records import Run
 
 logger = logging.getLogger("apscheduler_telemetry")
@@ -56,13 +56,13 @@ class ErrorReporter:
         capture: whether the log may have the messages of exceptions.
     """
 
-    def __init__(self, capture: Capture | None = None) -> None:
+    def __init__(self, capture: CaptureOptions | None = None) -> None:
         self._exception_describer = ExceptionDescriber(
-            capture or Capture(), self._report_redact_failure
+            capture or CaptureOptions(), self._report_redact_failure
         )
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(ERROR_COMPONENTS, 0)
-        self._logged_paths: set[str] = set()
+        self._logged_file_paths: set[str] = set()
         renew_lock_in_forked_children(self)
 
     def exception(self, component: str) -> None:
@@ -71,13 +71,15 @@ class ErrorReporter:
             return
         exception = sys.exc_info()[1]
         try:
-            text = "" if exception is None else self._exception_describer.stacktrace(exception)
+            text = (
+                "" if exception is None else self._exception_describer.format_stacktrace(exception)
+            )
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             text = "" if exception is None else exception_type_name(exception)
         if (
             exception is None
             or len(text) >= MAX_STACKTRACE
-            or not self._exception_describer.is_writable_as_it_is(exception)
+            or not self._exception_describer.can_be_logged_unredacted(exception)
         ):
             self._log(component, f"see below\n{text}", exc_info=False)
         else:
@@ -134,9 +136,9 @@ class ErrorReporter:
 
     @synchronized
     def _add_logged_path(self, path: str) -> bool:
-        is_new = path not in self._logged_paths
-        if is_new and len(self._logged_paths) < MAX_LOGGED_PATHS:
-            self._logged_paths.add(path)
+        is_new = path not in self._logged_file_paths
+        if is_new and len(self._logged_file_paths) < MAX_LOGGED_PATHS:
+            self._logged_file_paths.add(path)
             return True
         return False
 
@@ -289,7 +291,7 @@ class ObserverGroup:
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
         if self._on_all_finished is not None:
-            self._call_back_if_all_finished()
+            self._call_back_if_no_open_runs()
 
     def stop(self, on_all_finished: Callable[[], None]) -> None:
         """
@@ -307,9 +309,9 @@ class ObserverGroup:
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
         self._on_all_finished = on_all_finished
-        self._call_back_if_all_finished()
+        self._call_back_if_no_open_runs()
 
-    def _call_back_if_all_finished(self) -> None:
+    def _call_back_if_no_open_runs(self) -> None:
         for observer in self._observers:
             try:
                 if observer.has_open_runs():

@@ -126,11 +126,11 @@ class Recorder:
         self._worker_getters: dict[str, Callable[[], float]] = {}
         self._scheduler_error_counts = dict.fromkeys(SchedulerErrorKind, 0)
         # Those that stay expected after an error has removed their job: series, time of removal.
-        self._expected_runs_of_failed_jobs: dict[JobKey, tuple[JobSeries, float]] = {}
+        self._expected_runs_of_jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs: dict[Run, None] = {}
         # The dictionary's own method, as each run takes this way.
         self.run_submitted: Callable[[Run], None] = self._runs.setdefault
-        self._add_up_threshold = MAX_UNADDED_RUNS
+        self._add_up_at_run_count = MAX_UNADDED_RUNS
         self._tried_to_free_labels_at = -math.inf
         # At the last adding up; those with runs to be added up are put into it then.
         self._series_with_runs_in_flight: set[JobSeries] = set()
@@ -189,9 +189,9 @@ class Recorder:
             self._jobstores.setdefault(info.jobstore, _NEW_JOBSTORE)
             record.series.add_job(record)
         record.set_info(info)
-        if key in self._expected_runs_of_failed_jobs:
-            series, _ = self._expected_runs_of_failed_jobs.pop(key)
-            series.drop_expected_run_of_failed_job(key)
+        if key in self._expected_runs_of_jobs_removed_by_error:
+            series, _ = self._expected_runs_of_jobs_removed_by_error.pop(key)
+            series.drop_expected_run_of_job_removed_by_error(key)
         record.series.set_next_run(record, next_run)
         return record
 
@@ -228,16 +228,16 @@ class Recorder:
 
     @synchronized
     def job_intervals_changed(
-        self, record: JobRecord, intervals: tuple[float, float] | None
+        self, record: JobRecord, interval_range: tuple[float, float] | None
     ) -> None:
         """Record the shortest and the longest gap in seconds between coming runs of a job."""
-        record.series.set_interval_range(intervals)
+        record.series.set_interval_range(interval_range)
 
     # Runs
 
     def add_up_runs_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_UNADDED_RUNS` may wait for that."""
-        if len(self._runs) >= self._add_up_threshold:
+        if len(self._runs) >= self._add_up_at_run_count:
             self._add_up_finished_runs()
 
     def runs_unsubmitted(
@@ -362,7 +362,9 @@ class Recorder:
         queued: Counter[str] = Counter()
         for run in list(self._runs):
             if run.outcome is None:
-                (queued if run.known_start_at is None else running)[run.executor] += 1
+                (queued if run.measured_or_estimated_start_at is None else running)[
+                    run.executor
+                ] += 1
         return {
             alias: ExecutorState(get_workers(), running[alias], queued[alias])
             for alias, get_workers in self._worker_getters.copy().items()
@@ -399,7 +401,7 @@ class Recorder:
             series.add_up_finished_runs(runs.get(series, ()), self._runs, now)
             if not series.has_runs_in_flight:
                 self._series_with_runs_in_flight.discard(series)
-        self._add_up_threshold = len(self._runs) + MAX_UNADDED_RUNS
+        self._add_up_at_run_count = len(self._runs) + MAX_UNADDED_RUNS
 
     @synchronized
     def _update_and_list_series(self) -> list[JobSeries]:
@@ -443,7 +445,7 @@ class Recorder:
         record.series.remove_job(record, now, keep_next_run=keep_next_run)
         del self._jobs[jobstore][job_id]
         if keep_next_run:
-            self._expected_runs_of_failed_jobs[record.job_key] = record.series, now
+            self._expected_runs_of_jobs_removed_by_error[record.job_key] = record.series, now
 
     def _drop_expired_series(self) -> None:
         """Forget what was removed some time ago."""
@@ -454,10 +456,10 @@ class Recorder:
             removed_at = series.removed_at
             if removed_at is not None and removed_at <= deadline and series.is_unused:
                 self._series_by_label.pop(series.label, None)
-        for key, (series, since) in list(self._expected_runs_of_failed_jobs.items()):
+        for key, (series, since) in list(self._expected_runs_of_jobs_removed_by_error.items()):
             if since <= deadline:
-                series.drop_expected_run_of_failed_job(key)
-                self._expected_runs_of_failed_jobs.pop(key, None)
+                series.drop_expected_run_of_job_removed_by_error(key)
+                self._expected_runs_of_jobs_removed_by_error.pop(key, None)
 
 
 _NEW_JOBSTORE = JobStoreState()

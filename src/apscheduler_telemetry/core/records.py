@@ -51,27 +51,31 @@ class JobSnapshot(NamedTuple):
         label: the value of the ``job_id`` label.
         info: what the job is; of several that share the label, one of them.
         stats: its numbers, not to be changed.
-        in_flight: its runs that have not ended.
+        in_flight_summary: its runs that have not ended.
         next_run: Unix seconds of the next run; 0 if there is none.
         cancelled_run_due_at: Unix seconds of the latest next run that the user has cancelled; None
             if there was none.
-        intervals: the shortest and the longest gap in seconds between coming runs, if known.
+        interval_range: the shortest and the longest gap in seconds between coming runs, if known.
         version: changes whenever anything of the above does.
     """
 
     label: str
     info: JobInfo
     stats: JobStats
-    in_flight: InFlightSummary
+    in_flight_summary: InFlightSummary
     next_run: float
     cancelled_run_due_at: float | None
-    intervals: tuple[float, float] | None
+    interval_range: tuple[float, float] | None
     version: int
 
     @property
     def due_count(self) -> int:
         """How many runs fell due: those that have ended, and those in flight."""
-        return sum(self.stats.outcomes.values()) + self.in_flight.queued + self.in_flight.running
+        return (
+            sum(self.stats.outcomes.values())
+            + self.in_flight_summary.queued
+            + self.in_flight_summary.running
+        )
 
 
 _NO_RUNS_IN_FLIGHT = InFlightSummary()
@@ -101,7 +105,7 @@ class JobSeries:
     __slots__ = (
         *(
             "_cancelled_run_due_at",
-            "_expected_runs_of_failed_jobs",
+            "_expected_runs_of_jobs_removed_by_error",
             "_has_job_state_changed",
             "_interval_range",
             "_next_runs",
@@ -130,7 +134,7 @@ class JobSeries:
         self._interval_range: tuple[float, float] | None = None
         self._cancelled_run_due_at: float | None = None
         # Of jobs that an error has removed; they stay expected.
-        self._expected_runs_of_failed_jobs: dict[JobKey, float] = {}
+        self._expected_runs_of_jobs_removed_by_error: dict[JobKey, float] = {}
         # Each job that has the label, with its next run.
         self._next_runs: dict[JobRecord, datetime | float | None] = {}
         self._snapshot_version = 0
@@ -169,7 +173,7 @@ class JobSeries:
         next_run = self.next_run_of(record)
         del self._next_runs[record]
         if keep_next_run and next_run is not None:
-            self._expected_runs_of_failed_jobs[record.job_key] = next_run
+            self._expected_runs_of_jobs_removed_by_error[record.job_key] = next_run
         if not self._next_runs:
             self.removed_at = now
         self._has_job_state_changed = True
@@ -184,7 +188,7 @@ class JobSeries:
         """Return the next run of a job in Unix seconds; None if it has none."""
         # Converted when it is read, which happens less often than it changes.
         next_run = self._next_runs.get(record)
-        return None if next_run is None else _ensure_unix_seconds(next_run)
+        return None if next_run is None else _to_unix_seconds(next_run)
 
     def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
         """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
@@ -196,7 +200,7 @@ class JobSeries:
         if (
             cancelled is not None
             and next_run is not None
-            and _ensure_unix_seconds(next_run) == cancelled
+            and _to_unix_seconds(next_run) == cancelled
         ):
             self._cancelled_run_due_at = None  # it is planned again, so nothing is cancelled
 
@@ -206,15 +210,15 @@ class JobSeries:
             self._cancelled_run_due_at = max(self._cancelled_run_due_at or 0.0, next_run)
             self._has_job_state_changed = True
 
-    def drop_expected_run_of_failed_job(self, key: JobKey) -> None:
+    def drop_expected_run_of_job_removed_by_error(self, key: JobKey) -> None:
         """Expect the next run no more of a job that was removed because of an error."""
-        if key in self._expected_runs_of_failed_jobs:
+        if key in self._expected_runs_of_jobs_removed_by_error:
             self._has_job_state_changed = True  # first, as an exception from outside may follow
-            self._expected_runs_of_failed_jobs.pop(key, None)
+            self._expected_runs_of_jobs_removed_by_error.pop(key, None)
 
-    def set_interval_range(self, intervals: tuple[float, float] | None) -> None:
+    def set_interval_range(self, interval_range: tuple[float, float] | None) -> None:
         """Set the shortest and the longest gap in seconds between coming runs."""
-        self._interval_range = intervals
+        self._interval_range = interval_range
         self._has_job_state_changed = True
 
     # Runs
@@ -282,24 +286,24 @@ class JobSeries:
         )
         return is_unchanged and version == self._snapshot_version
 
-    def create_snapshot(self, next_version: Iterator[int]) -> JobSnapshot:
+    def create_snapshot(self, version_numbers: Iterator[int]) -> JobSnapshot:
         """Return the state now, under a new version if it has changed."""
         version, run_state = self._snapshot_version, self._run_state
         if self._has_job_state_changed or run_state is not self._run_state_in_snapshot:
             # In this order, so that an exception in between makes readers look again.
-            version = self._snapshot_version = next(next_version)
+            version = self._snapshot_version = next(version_numbers)
             self._run_state_in_snapshot = run_state
             self._has_job_state_changed = False
-        stats, _, started_runs, in_flight = run_state
+        stats, _, started_runs, in_flight_summary = run_state
         if started_runs:
             stats = stats.copy()
             for run in started_runs:
                 run.add_start_to(stats)
         # Copied at once, as jobs come and go meanwhile.
         next_runs = [
-            *self._expected_runs_of_failed_jobs.copy().values(),
+            *self._expected_runs_of_jobs_removed_by_error.copy().values(),
             *(
-                None if at is None else _ensure_unix_seconds(at)
+                None if at is None else _to_unix_seconds(at)
                 for at in self._next_runs.copy().values()
             ),
         ]
@@ -307,10 +311,10 @@ class JobSeries:
             label=self.label,
             info=self.info,
             stats=stats,
-            in_flight=in_flight,
+            in_flight_summary=in_flight_summary,
             next_run=min((at for at in next_runs if at is not None), default=0.0),
             cancelled_run_due_at=self._cancelled_run_due_at,
-            intervals=self._interval_range,
+            interval_range=self._interval_range,
             version=version,
         )
 
@@ -430,7 +434,7 @@ class Run:
         return None if started_at is None else delay(self.due_timestamp, started_at)
 
     @property
-    def known_start_at(self) -> float | None:
+    def measured_or_estimated_start_at(self) -> float | None:
         """Unix seconds of the start, be it measured or estimated; None before it."""
         started_at = self.started_at
         return self.estimated_start_at if started_at is None else started_at
@@ -445,7 +449,7 @@ class Run:
         """The value of the ``scheduler`` label."""
         return self.series.scheduler_name
 
-    def start(self, at: float, max_delay: float | None = None) -> bool:
+    def try_start(self, at: float, max_delay: float | None = None) -> bool:
         """
         Set the measured start, unless the run does not start now.
 
@@ -463,7 +467,7 @@ class Run:
         self.started_at = at
         return True
 
-    def set_estimated_start(self, at: float, max_delay: float | None = None) -> None:
+    def try_set_estimated_start(self, at: float, max_delay: float | None = None) -> None:
         """Set when it has started, until that is measured; the arguments are those of `start`."""
         is_late = max_delay is not None and at - self.due_timestamp > max_delay
         if self.estimated_start_at is None and not is_late:
@@ -515,7 +519,7 @@ class Run:
 
     def add_start_to(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""
-        if self.known_start_at is not None:
+        if self.measured_or_estimated_start_at is not None:
             stats.add_started_run(self.due_timestamp, self.started_at)
 
 
@@ -550,12 +554,12 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSu
     """Return which runs in flight have started, and how many there are."""
     if not runs:
         return (), _NO_RUNS_IN_FLIGHT
-    started_runs = tuple(run for run in runs if run.known_start_at is not None)
+    started_runs = tuple(run for run in runs if run.measured_or_estimated_start_at is not None)
     oldest_queued_due_at = 0.0
     if len(started_runs) < len(runs):
         oldest_queued_due_at = min(run.due_timestamp for run in _without(runs, started_runs))
     # Not of those of a burst that are over already, whose outcomes come at its end.
-    active = (run.known_start_at for run in started_runs if run.duration is None)
+    active = (run.measured_or_estimated_start_at for run in started_runs if run.duration is None)
     oldest_start_at = min((at for at in active if at is not None), default=0.0)
     return started_runs, InFlightSummary(
         queued=len(runs) - len(started_runs),
@@ -565,7 +569,7 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSu
     )
 
 
-def _ensure_unix_seconds(at: datetime | float) -> float:
+def _to_unix_seconds(at: datetime | float) -> float:
     return to_unix_seconds(at) if isinstance(at, datetime) else at
 
 

@@ -99,7 +99,7 @@ def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Return the arguments of a call as Python writes them, truncated to `MAX_CHARACTERS`."""
     positional = (_format_value(value, MAX_DEPTH) for value in args)
     named = (
-        f"{_truncate(name)}={_format_named_value(name, value, MAX_DEPTH)}"
+        f"{_truncate(name)}={_format_value_unless_secret(name, value, MAX_DEPTH)}"
         for name, value in kwargs.items()
     )
     return _truncate(", ".join([*_limit(positional), *_limit(named)]))
@@ -128,7 +128,7 @@ def is_secret_name(name: Any) -> bool:
     return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PATTERN.search("".join(words)))
 
 
-def _format_named_value(name: Any, value: object, depth: int) -> str:
+def _format_value_unless_secret(name: Any, value: object, depth: int) -> str:
     parts = name[:MAX_ITEMS] if type(name) is tuple else (name,)
     return MASK if any(map(is_secret_name, parts)) else _format_value(value, depth)
 
@@ -188,7 +188,7 @@ def _format_dict(value: Mapping[object, object], depth: int) -> str:
     items = (
         f"{_format_value(key, depth)}: {MASK}"
         if has_secret_name and type(key) is str and key == _VALUE_KEY
-        else f"{_format_value(key, depth)}: {_format_named_value(key, item, depth)}"
+        else f"{_format_value(key, depth)}: {_format_value_unless_secret(key, item, depth)}"
         for key, item in value.items()
     )
     return "{" + ", ".join(_limit(items)) + "}"

@@ -31,7 +31,7 @@ def raise_if_interruption(error: BaseException) -> None:
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     if (
         isinstance(error, KeyboardInterrupt)
-        or not modules.isdisjoint(_GREENLET_LIBRARIES)
+        or not modules.isdisjoint(_LIBRARIES_RAISING_INTERRUPTIONS)
         or _is_from_signal_handler(error)
     ):
         raise error
@@ -62,5 +62,5 @@ def _has_variable(frame: FrameType, wanted: FrameType) -> bool:
     )
 
 
-_GREENLET_LIBRARIES = {"eventlet", "gevent", "greenlet"}
+_LIBRARIES_RAISING_INTERRUPTIONS = {"eventlet", "gevent", "greenlet"}
 """Top-level modules; their exceptions are no `Exception`, so that code lets them through."""

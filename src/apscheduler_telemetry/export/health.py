@@ -77,10 +77,10 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
         "trigger": job.info.trigger,
         "last_outcome": None if outcome is None else outcome.value,
         "last_success": _iso(job.stats.last_success),
-        "running_since": _iso(job.in_flight.oldest_start_at or None),
+        "running_since": _iso(job.in_flight_summary.oldest_start_at or None),
         "overdue": any(
             due_at and now > due_at + job.info.grace
-            for due_at in (next_run, job.in_flight.oldest_queued_due_at)
+            for due_at in (next_run, job.in_flight_summary.oldest_queued_due_at)
         ),
     }
 

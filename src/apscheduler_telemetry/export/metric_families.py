@@ -362,8 +362,8 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         yield EXCEPTIONS, (*labels, label_value(exception)), count
     yield DURATIONS, labels, stats.durations
     yield DELAYS, labels, stats.delays
-    shortest, longest = job.intervals or (None, None)
-    yield from _known_samples(
+    shortest, longest = job.interval_range or (None, None)
+    yield from _samples_unless_none(
         labels,
         (NEXT_RUN, job.next_run),
         (LAST_RUN_DUE, stats.last_run_due),
@@ -371,8 +371,8 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (LAST_FAILURE, stats.last_failure),
         (LAST_DURATION, stats.last_duration),
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
-        (RUNNING, job.in_flight.running),
-        (RUNNING_SINCE, job.in_flight.oldest_start_at),
+        (RUNNING, job.in_flight_summary.running),
+        (RUNNING_SINCE, job.in_flight_summary.oldest_start_at),
         (CANCELLED_RUN_DUE, job.cancelled_run_due_at),
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),
@@ -424,13 +424,13 @@ def _unprotected_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator
     for state in STATES:
         yield STATE, (name, state), int(state == liveness.scheduler_state)
     started_at, last_pass_ended_at = scheduler.started_at, scheduler.last_pass_ended_at
-    yield from _known_samples(
+    yield from _samples_unless_none(
         (name,), (STARTED_AT, started_at), (LAST_PASS_END, last_pass_ended_at)
     )
     for alias, jobstore in recorder.jobstores().items():
         labels = (name, label_value(alias))
         yield JOBS, labels, jobstore.job_count
-        yield from _known_samples(labels, (JOBSTORE_LAST_READ, jobstore.last_read_at))
+        yield from _samples_unless_none(labels, (JOBSTORE_LAST_READ, jobstore.last_read_at))
         yield JOBSTORE_READ_FAILURES, labels, jobstore.read_failure_count
     for kind, count in recorder.scheduler_error_counts().items():
         yield SCHEDULER_ERRORS, (name, kind.value), count
@@ -443,7 +443,7 @@ def _unprotected_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator
     yield SCHEDULER_INFO, (name, *(label_value(info[label]) for label in _SCHEDULER_INFO_LABELS)), 1
 
 
-def _known_samples(
+def _samples_unless_none(
     labels: tuple[str, ...], *values: tuple[MetricFamily, float | None]
 ) -> Iterator[Sample]:
     """Yield the values that are known; an unknown one is absent rather than 0."""

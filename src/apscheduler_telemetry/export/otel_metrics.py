@@ -86,7 +86,7 @@ class OpenTelemetryExporter(Exporter):
         super().__init__("meter provider")
         self.is_global = provider is metrics.get_meter_provider()
         self._unreported_observations: dict[MetricFamily, list[Observation]] = {}
-        self._totals = MonotonicTotals()
+        self._monotonic_totals = MonotonicTotals()
         meter = provider.get_meter(SCOPE, __version__)
         create: dict[Kind, Callable[..., object]] = {
             Kind.COUNTER: meter.create_observable_counter,
@@ -134,10 +134,10 @@ class OpenTelemetryExporter(Exporter):
                 if isinstance(value, Histogram) or not math.isfinite(value):
                     continue  # the SDK accepts no infinity: unlimited workers are absent
                 if family.kind is Kind.COUNTER:
-                    value = self._totals.continue_total((family, labels), value)  # noqa: PLW2901
+                    value = self._monotonic_totals.continue_total((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
                 reading[family].append(Observation(value, attributes))
-        self._totals.evict_idle_series()
+        self._monotonic_totals.evict_idle_series()
         return reading
 
 

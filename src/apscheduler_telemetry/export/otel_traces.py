@@ -449,7 +449,7 @@ class OriginPropagator:
 
 def attach_empty_context() -> Token[Context] | None:
     """
-    Make nothing current, neither a span nor baggage, until `restore_context`.
+    Make nothing current, neither a span nor baggage, until `detach_empty_context`.
 
     A span that is current when a scheduler wakes up is not the cause of its runs: with
     opentelemetry-instrumentation-threading, a thread has the span of its creator for ever, and a
@@ -459,13 +459,13 @@ def attach_empty_context() -> Token[Context] | None:
     would take three times as long.
 
     Returns:
-        The argument of `restore_context`; None if nothing was current, as in most threads, and
+        The argument of `detach_empty_context`; None if nothing was current, as in most threads, and
         there is nothing to restore.
     """
     return otel_context.attach(_ROOT) if otel_context.get_current() else None
 
 
-def restore_context(token: Token[Context]) -> None:
+def detach_empty_context(token: Token[Context]) -> None:
     """Restore the context that was current before `attach_empty_context`."""
     otel_context.detach(token)
 

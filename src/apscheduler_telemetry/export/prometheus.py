@@ -92,7 +92,7 @@ class PrometheusExporter(Exporter, Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. What fails is left out and reported; a scrape never raises."""
-        collection = _LazyCollection(self)
+        collection = _LazyCollectResult(self)
         yield from (_LazyMetric(family, collection) for family in FAMILIES)
         collection.read()
 
@@ -119,7 +119,7 @@ class PrometheusExporter(Exporter, Collector):
         others = (
             _select_foreign_and_placeholder(registry, names)
             if names
-            else self._collect_with_placeholder(registry)
+            else self._collect_with_own_metrics_replaced(registry)
         )
         whole = encode(_StaticCollector(others))
         before, placeholder, after = whole.partition(_PLACEHOLDER_TEXT)
@@ -135,7 +135,7 @@ class PrometheusExporter(Exporter, Collector):
         parts.append(after)
         return list(_join_small_chunks(parts))
 
-    def _collect_with_placeholder(self, registry: CollectorRegistry) -> Iterator[Metric]:
+    def _collect_with_own_metrics_replaced(self, registry: CollectorRegistry) -> Iterator[Metric]:
         """Yield the metrics of a registry, with one placeholder for those of this package."""
         has_placeholder = False
         for metric in registry.collect():
@@ -144,7 +144,7 @@ class PrometheusExporter(Exporter, Collector):
             elif not has_placeholder:
                 metric.collection.skip_reading()
                 has_placeholder = True
-                yield _placeholder()
+                yield _create_placeholder_metric()
 
     def remove_scheduler(self, scheduler: InstrumentedScheduler) -> None:
         """Stop exporting a scheduler; the last one takes the collector out of the registry."""
@@ -191,7 +191,7 @@ def find_exporter(registry: CollectorRegistry) -> PrometheusExporter | None:
         return _exporters.get(registry)
 
 
-class _LazyCollection:
+class _LazyCollectResult:
     """
     One collection of the samples of all schedulers of an exporter.
 
@@ -224,7 +224,7 @@ class _LazyCollection:
 class _LazyMetric(Metric):
     """A family of a collection."""
 
-    def __init__(self, family: MetricFamily, collection: _LazyCollection) -> None:
+    def __init__(self, family: MetricFamily, collection: _LazyCollectResult) -> None:
         self.collection = collection
         self._family = family
         kind = "gauge" if family.kind is Kind.UP_DOWN_COUNTER else family.kind.name.lower()
@@ -336,11 +336,11 @@ def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool]
         The HELP and TYPE lines of each family, and whether the format has exemplars; None if it
         escapes names in a way that changes ours.
     """
-    probe = GaugeMetricFamily(_PLACEHOLDER_NAME, "", labels=["job_id"])
+    probe = GaugeMetricFamily(_PLACEHOLDER_METRIC_NAME, "", labels=["job_id"])
     probe.add_metric(["a"], 1)
     text = encode(_StaticCollector([*_create_metric_families().values(), probe])).decode()
     *heads, probed = _HELP_LINE_START.split(text)[1:]
-    if f'\n{_PLACEHOLDER_NAME}{{job_id="a"}} 1.0\n' not in probed:
+    if f'\n{_PLACEHOLDER_METRIC_NAME}{{job_id="a"}} 1.0\n' not in probed:
         return None
     encoded = [f"# HELP {head}".encode() for head in heads]
     return dict(zip(FAMILIES, encoded, strict=True)), probed.endswith("# EOF\n")
@@ -352,11 +352,11 @@ def _select_foreign_and_placeholder(
     """Yield the samples of a registry with these names that are not ours, and a placeholder."""
     others = [name for name in sample_names if name not in _OWN_SAMPLE_NAMES]
     yield from registry.restricted_registry(others).collect()
-    yield _placeholder()
+    yield _create_placeholder_metric()
 
 
-def _placeholder() -> Metric:
-    return Metric(_PLACEHOLDER_NAME, "", "gauge")
+def _create_placeholder_metric() -> Metric:
+    return Metric(_PLACEHOLDER_METRIC_NAME, "", "gauge")
 
 
 def _select_families(
@@ -389,8 +389,10 @@ def _join_small_chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 _MIN_CHUNK = 1 << 18
 """Bytes at which a chunk ends."""
-_PLACEHOLDER_NAME = "apscheduler_telemetry_placeholder"
-_PLACEHOLDER_TEXT = f"# HELP {_PLACEHOLDER_NAME} \n# TYPE {_PLACEHOLDER_NAME} gauge\n".encode()
+_PLACEHOLDER_METRIC_NAME = "apscheduler_telemetry_placeholder"
+_PLACEHOLDER_TEXT = (
+    f"# HELP {_PLACEHOLDER_METRIC_NAME} \n# TYPE {_PLACEHOLDER_METRIC_NAME} gauge\n".encode()
+)
 _HELP_LINE_START = re.compile("^# HELP ", re.MULTILINE)
 _OWN_SAMPLE_NAMES = frozenset(
     f"{family.prometheus_family_name}{suffix}"

@@ -80,7 +80,7 @@ class PageRouter:
             self._latest_responses[key] = response
             return response
 
-        return self._queues_by_page[name].submit(key, render, request.is_client_gone)
+        return self._queues_by_page[name].submit(key, render, request.check_client_gone)
 
     def handle_exception(self, request: Request) -> Response:
         """

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.limits import ConnectionLimits, report_exceeded_limit
+from apscheduler_telemetry.http.limits import ServerLimits, report_exceeded_limit
 
 SOCKET_ENVIRON_KEY = "apscheduler_telemetry.socket"
 """Key of the connection in the WSGI environment of our server."""
@@ -41,7 +41,7 @@ class ConnectionTracker:
     """
 
     def __init__(
-        self, connection_limits: ConnectionLimits, report_exception: Callable[[str], None]
+        self, connection_limits: ServerLimits, report_exception: Callable[[str], None]
     ) -> None:
         self._limits = connection_limits
         self._report_exception = report_exception

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.asgi import ASGIApp
-from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.limits import ServerLimits
 from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
 from apscheduler_telemetry.http.readers import BufferBudget
 from apscheduler_telemetry.http.server import HTTPServer, serve_wsgi_app
@@ -70,14 +70,14 @@ class HTTPEndpoints:
         client_auth_required: bool = False,
         bearer_token_file: str | os.PathLike[str] | None = None,
         allowed_hosts: Collection[str] | None = None,
-        max_connections: int = ConnectionLimits.max_connections,
-        idle_timeout: float = ConnectionLimits.idle_timeout,
-        max_buffered_bytes: int = ConnectionLimits.max_buffered_bytes,
+        max_connections: int = ServerLimits.max_connections,
+        idle_timeout: float = ServerLimits.idle_timeout,
+        max_buffered_bytes: int = ServerLimits.max_buffered_bytes,
     ) -> HTTPServer:
         """
         Start a server.
 
-        See `start_http_server`, `TLSOptions` and `ConnectionLimits` for the arguments.
+        See `start_http_server`, `TLSOptions` and `ServerLimits` for the arguments.
         """
         tls = TLSOptions(
             certfile=certfile,
@@ -86,7 +86,7 @@ class HTTPEndpoints:
             client_capath=client_capath,
             client_auth_required=client_auth_required,
         )
-        connection_limits = ConnectionLimits(
+        connection_limits = ServerLimits(
             max_connections=max_connections,
             idle_timeout=idle_timeout,
             max_buffered_bytes=max_buffered_bytes,

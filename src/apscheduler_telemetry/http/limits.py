@@ -107,7 +107,7 @@ SPARE_THREAD_CONNECTION_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConnectionLimits:
+class ServerLimits:
     """
     The limits of one built-in server.
 

@@ -32,7 +32,7 @@ class Request:
         query: the query string, without the question mark.
         accept: the ``Accept`` header, empty if there is none.
         accept_encoding: the ``Accept-Encoding`` header, empty if there is none.
-        is_client_gone: returns whether the client has disconnected, as far as that is known.
+        check_client_gone: returns whether the client has disconnected, as far as that is known.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Request:
     query: str
     accept: str
     accept_encoding: str
-    is_client_gone: Callable[[], bool] = assume_not_gone
+    check_client_gone: Callable[[], bool] = assume_not_gone
 
     @property
     def page_name(self) -> str:

@@ -92,7 +92,7 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return any(value.name == "gzip" for value in parse_accept(accept_encoding))
 
 
-def gzip_chunks(chunks: Iterable[bytes]) -> bytes:
+def join_and_gzip(chunks: Iterable[bytes]) -> bytes:
     """
     Compress chunks into one gzip stream.
 

@@ -24,7 +24,7 @@ from apscheduler_telemetry.http.negotiation import (
     Encoder,
     accepts_gzip,
     choose_text_format,
-    gzip_chunks,
+    join_and_gzip,
 )
 
 MetricsExposer = Callable[[Encoder, Sequence[str]], Sequence[bytes]]
@@ -98,7 +98,7 @@ class MetricsPage:
         chunks = self._encode_metrics(variant.encode, variant.names)
         content_encoding = (("Content-Encoding", "gzip"),) if variant.is_gzipped else ()
         if variant.is_gzipped:
-            chunks = [gzip_chunks(chunks)]
+            chunks = [join_and_gzip(chunks)]
         chunks = list(_split_large_chunks(chunks))
         return Response(HTTPStatus.OK, chunks, variant.content_type, content_encoding)
 

@@ -98,16 +98,16 @@ class ResponseReader:
     def close(self) -> None:
         """Let go of the response."""
         self._buffer_budget.remove(self)
-        self._release()
+        self._release_response()
 
-    def drop(self) -> None:
+    def drop_and_disconnect(self) -> None:
         """Let go of the response before the client has read it, and disconnect the client."""
         self._is_dropped = True
-        self._release()
+        self._release_response()
         if self._disconnect is not None:
             self._disconnect()
 
-    def _release(self) -> None:
+    def _release_response(self) -> None:
         response, self.response = self.response, None
         if response is not None:
             response.end_reading(self)
@@ -147,9 +147,9 @@ class BufferBudget:
         reader = ResponseReader(response, self, disconnect, max_piece)
         with self._lock:
             self._readers.add(reader)
-            dropped = self._take_slowest(response)
+            dropped = self._remove_slowest_readers(response)
         for slow_reader in dropped:
-            slow_reader.drop()
+            slow_reader.drop_and_disconnect()
             report_exceeded_limit(self._report_exception, SlowReaderError(self.max_bytes))
         return reader
 
@@ -158,8 +158,8 @@ class BufferBudget:
         with self._lock:
             self._readers.discard(reader)
 
-    def _take_slowest(self, newest: Response) -> list[ResponseReader]:
-        """Remove and return the readers to drop so that `newest` fits."""
+    def _remove_slowest_readers(self, new_response: Response) -> list[ResponseReader]:
+        """Remove and return the readers to drop so that `new_response` fits."""
         readers_by_response: dict[Response, list[ResponseReader]] = defaultdict(list)
         for reader in self._readers:
             if reader.response is not None:
@@ -172,7 +172,7 @@ class BufferBudget:
         ):
             if held_bytes <= self.max_bytes:
                 break
-            if response is not newest:
+            if response is not new_response:
                 held_bytes -= response.size
                 dropped += readers_by_response[response]
         self._readers.difference_update(dropped)

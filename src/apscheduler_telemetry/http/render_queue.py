@@ -24,11 +24,11 @@ class _Waiter:
 
     Attributes:
         future: gets the result; cancelled if nobody waits any more.
-        is_client_gone: returns whether the client has disconnected.
+        check_client_gone: returns whether the client has disconnected.
     """
 
     future: Future[Any]
-    is_client_gone: Callable[[], bool]
+    check_client_gone: Callable[[], bool]
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class _Rendering:
     def drop_waiters_without_client(self) -> None:
         """Forget waiters that are cancelled, or whose client has disconnected."""
         for waiter in self.waiters:
-            if waiter.is_client_gone():
+            if waiter.check_client_gone():
                 waiter.future.cancel()
         self.waiters = [waiter for waiter in self.waiters if not waiter.future.cancelled()]
 
@@ -92,7 +92,7 @@ class RenderQueue:
         self,
         key: Hashable,
         render: Callable[[], Any],
-        is_client_gone: Callable[[], bool] = assume_not_gone,
+        check_client_gone: Callable[[], bool] = assume_not_gone,
     ) -> Future[Any]:
         """
         Render in a thread, or in this one if no thread can be started.
@@ -100,7 +100,7 @@ class RenderQueue:
         Args:
             key: equal for requests that can share a result.
             render: produces the result.
-            is_client_gone: returns whether the client has disconnected; must not block.
+            check_client_gone: returns whether the client has disconnected; must not block.
 
         Returns:
             The result. It is cancelled if the client has disconnected before the rendering. A
@@ -109,7 +109,7 @@ class RenderQueue:
         Raises:
             RuntimeError: `limits.MAX_PENDING_REQUESTS` requests are waiting.
         """
-        waiter = _Waiter(Future(), is_client_gone)
+        waiter = _Waiter(Future(), check_client_gone)
         with self._condition:
             self._reject_if_full()
             rendering = self._pending.setdefault(key, _Rendering(key, render))
@@ -166,7 +166,7 @@ class RenderQueue:
         """Wait for a rendering that may start; return None if this thread is to end."""
         with self._condition:
             while True:
-                rendering, seconds_to_wait = self._take_ready()
+                rendering, seconds_to_wait = self._pop_startable_rendering()
                 if rendering is not None:
                     self._rendering_since_by_key[rendering.key] = time.monotonic()
                     self._rendering_count += 1
@@ -179,7 +179,7 @@ class RenderQueue:
             self._thread_count -= 1
             return None
 
-    def _take_ready(self) -> tuple[_Rendering | None, float]:
+    def _pop_startable_rendering(self) -> tuple[_Rendering | None, float]:
         """Return a rendering that may start, or for how many seconds to wait."""
         now = time.monotonic()
         seconds_to_wait = limits.IDLE_THREAD_SECONDS

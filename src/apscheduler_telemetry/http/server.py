@@ -19,7 +19,7 @@ from apscheduler_telemetry.http.access import (
     BearerTokenFile,
     is_loopback_address,
 )
-from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.limits import ServerLimits
 from apscheduler_telemetry.http.messages import LIVENESS_PAGE
 from apscheduler_telemetry.http.tls import ReloadingTLSContext, TLSOptions
 from apscheduler_telemetry.http.wsgi_server import HardenedWSGIServer
@@ -106,7 +106,7 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
     addr: str,
     *,
     tls: TLSOptions,
-    connection_limits: ConnectionLimits,
+    connection_limits: ServerLimits,
     allowed_hosts: Collection[str] | None,
     bearer_token_file: str | os.PathLike[str] | None,
     report_exception: Callable[[str], None],

@@ -77,9 +77,9 @@ class WSGIApp:
 
 def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
     if connection is not None:
-        is_client_gone = partial(is_disconnected, connection, since=time.monotonic())
+        check_client_gone = partial(is_disconnected, connection, since=time.monotonic())
     else:  # waitress knows it if its option channel_request_lookahead is set
-        is_client_gone = environ.get("waitress.client_disconnected", assume_not_gone)
+        check_client_gone = environ.get("waitress.client_disconnected", assume_not_gone)
     return Request(
         method=environ["REQUEST_METHOD"],
         root_path=environ.get("SCRIPT_NAME", ""),
@@ -87,5 +87,5 @@ def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
         query=environ.get("QUERY_STRING", ""),
         accept=environ.get("HTTP_ACCEPT", ""),
         accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
-        is_client_gone=is_client_gone,
+        check_client_gone=check_client_gone,
     )

@@ -25,7 +25,7 @@ from apscheduler_telemetry.http.connections import (
     ConnectionTracker,
     shutdown_socket,
 )
-from apscheduler_telemetry.http.limits import ConnectionLimits
+from apscheduler_telemetry.http.limits import ServerLimits
 from apscheduler_telemetry.http.tls import ReloadingTLSContext
 
 logger = logging.getLogger("apscheduler_telemetry")
@@ -148,7 +148,7 @@ class HardenedWSGIServer(ThreadingMixIn, WSGIServer):
         address: Any,
         app: Callable[..., Iterable[bytes]],
         tls: ReloadingTLSContext,
-        connection_limits: ConnectionLimits,
+        connection_limits: ServerLimits,
         report_exception: Callable[[str], None],
     ) -> None:
         self.address_family = family

@@ -26,10 +26,12 @@ from apscheduler.schedulers.base import STATE_STOPPED
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
+from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
+    BackgroundFireTimeSearcher,
+)
 from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
-from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -77,17 +79,19 @@ class APScheduler3Adapter:
             observers=dependencies.observers,
             error_reporter=error_reporter,
             attach_empty_context=dependencies.attach_empty_context,
-            restore_context=dependencies.restore_context,
+            detach_empty_context=dependencies.detach_empty_context,
         )
-        look_ahead = LookAhead(recorder.scheduler_name, self._worker, error_reporter)
+        fire_time_searcher = BackgroundFireTimeSearcher(
+            recorder.scheduler_name, self._worker, error_reporter
+        )
         self._unsubmitted_recorder = UnsubmittedRunRecorder(
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
             error_reporter=error_reporter,
-            look_ahead=look_ahead,
+            fire_time_searcher=fire_time_searcher,
         )
-        self._jobs = TrackedJobs(recorder, look_ahead)
+        self._jobs = TrackedJobs(recorder, fire_time_searcher)
         self._job_change_handler = JobChangeHandler(
             jobs=self._jobs,
             recorder=recorder,
@@ -257,7 +261,7 @@ class APScheduler3Adapter:
         executor = self._scheduler._executors[alias]  # noqa: SLF001
         hooks = self._hooks_by_executor_id.get(id(executor))
         if hooks is not None:  # removed and added again
-            hooks.on_executor_added(alias)
+            hooks.on_added_to_scheduler(alias)
             return
         self._hooks_by_executor_id[id(executor)] = ExecutorHooks(
             scheduler=self._scheduler,
@@ -278,7 +282,7 @@ class APScheduler3Adapter:
         store = self._scheduler._jobstores[alias]  # noqa: SLF001
         hooks = self._hooks_by_jobstore_id.get(id(store))
         if hooks is not None:  # removed and added again
-            hooks.on_jobstore_added(alias)
+            hooks.on_added_to_scheduler(alias)
             return hooks
         hooks = self._hooks_by_jobstore_id[id(store)] = JobStoreHooks(
             scheduler=self._scheduler,
@@ -297,7 +301,7 @@ class APScheduler3Adapter:
     def _on_jobstore_removed(self, alias: str) -> None:
         for hooks in list(self._hooks_by_jobstore_id.values()):
             if hooks.alias == alias:
-                hooks.on_jobstore_removed()
+                hooks.on_removed_from_scheduler()
         self._jobs.remove_jobstore(alias)
 
     def _start_polling_jobstores(self) -> None:

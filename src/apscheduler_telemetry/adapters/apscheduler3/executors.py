@@ -84,7 +84,7 @@ class ExecutorHooks:
         self._open_submissions: dict[int, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._run_counts_before_patching = Counter(getattr(executor, "_instances", {}))
-        self.on_executor_added(alias)
+        self.on_added_to_scheduler(alias)
         patches.patch(executor, "submit_job", self._wrap_submit_job)
         result_patches.patch(executor, "_run_job_success", self._wrap_run_job_success)
         result_patches.patch(executor, "_run_job_error", self._wrap_run_job_error)
@@ -94,7 +94,7 @@ class ExecutorHooks:
         """Forget the submissions of the parent, for which errors of the child could be taken."""
         self._open_submissions.clear()
 
-    def on_executor_added(self, alias: str) -> None:
+    def on_added_to_scheduler(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
         self._alias = alias
         is_process_pool = isinstance(pool_of(self._executor), ProcessPool)
@@ -355,7 +355,7 @@ class ExecutorHooks:
     def _abandon(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
         if (
-            submission.mark_abandoned_and_check_idle()
+            submission.mark_abandoned_and_check_not_running()
             and submission.submission_id in self._open_submissions
         ):
             self._finish_remaining_runs(submission, Outcome.LOST, error)
@@ -403,7 +403,7 @@ class ExecutorHooks:
             return due  # abandoned in the meantime
         run = runs[0]
         try:
-            if run.start(started_at):
+            if run.try_start(started_at):
                 run.set_duration(duration)
             if telemetry_error:
                 self.run_tracker.report_child_error(telemetry_error)
@@ -452,7 +452,7 @@ class ExecutorHooks:
         for submission in list(islice(self._open_submissions.values(), _max_workers_of(pool))):
             run = submission.runs[0]
             if submission.pool is pool:
-                run.set_estimated_start(now, submission.misfire_grace_time)
+                run.try_set_estimated_start(now, submission.misfire_grace_time)
 
 
 def _find_submission_in_traceback(

@@ -63,7 +63,7 @@ def cancel_exit_warning(scheduler: Any) -> None:
     _exit_checks.pop(id(scheduler), None)
 
 
-def find_exit_message(
+def describe_pending_jobs_at_exit(
     scheduler: Any, thread: threading.Thread | None, recorder: Recorder, *, is_exit_intended: bool
 ) -> str | None:
     """
@@ -140,7 +140,9 @@ def _log_exit_messages() -> None:
         try:
             is_intended = check.is_in_pytest or is_exit_intended()
             thread = None if get_thread is None else get_thread()
-            message = find_exit_message(scheduler, thread, recorder, is_exit_intended=is_intended)
+            message = describe_pending_jobs_at_exit(
+                scheduler, thread, recorder, is_exit_intended=is_intended
+            )
         except Exception:  # noqa: BLE001  # the process must still end
             error_reporter.exception("adapter")
             continue

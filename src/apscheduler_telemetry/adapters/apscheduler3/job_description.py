@@ -31,7 +31,7 @@ class JobDescriber:
     ) -> None:
         self._labeller = labeller
         self._alert_policy = policy
-        self._is_persistent = is_persistent
+        self._is_jobstore_persistent = is_persistent
 
     def describe(self, job: Any, alias: str) -> JobInfo:
         """Describe a job in the store of this alias; this calls the user's callbacks."""
@@ -43,7 +43,7 @@ class JobDescriber:
             trigger=labels.label_value(triggers.describe(job.trigger)),
             executor=labels.label_value(job.executor),
             jobstore=alias,
-            persistent=self._is_persistent(alias),
+            persistent=self._is_jobstore_persistent(alias),
             grace=self._alert_policy.grace(job),
             max_duration=self._alert_policy.max_duration(job),
             severity=self._alert_policy.severity(job),

@@ -17,12 +17,15 @@ from typing import Any
 from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.changes_during_reading import (
+    ChangesDuringReading,
+    ReadingInProgress,
+)
 from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges, Reading
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
     BATCH_SIZE,
     JobStoreReader,
@@ -86,7 +89,7 @@ class JobStorePoller:
         store: Any,
         *,
         is_local: bool,
-        changes: JobStoreChanges,
+        changes: ChangesDuringReading,
         deserializer: JobDeserializer,
         patches: PatchSet,
         events: JobChangeHandler,
@@ -99,7 +102,7 @@ class JobStorePoller:
         self._scheduler = scheduler
         self._store = store
         self._is_local = is_local
-        self._changes = changes
+        self._changes_during_reading = changes
         self._deserializer = deserializer
         self._patches = patches
         self._job_change_handler = events
@@ -195,11 +198,15 @@ class JobStorePoller:
         is_running = (
             self._scheduler.state != STATE_STOPPED and self._scheduler_loop.pid == os.getpid()
         )
-        return is_running and self._patches.is_active and self._changes.alias is not None
+        return (
+            is_running
+            and self._patches.is_active
+            and self._changes_during_reading.alias is not None
+        )
 
     def _report_failure(self, error: _JobStoreError) -> None:
         """Record that the store failed, and log the first failure after a success."""
-        alias = self._changes.alias
+        alias = self._changes_during_reading.alias
         if alias is None:
             return
         self._recorder.jobstore_read_failed(alias)
@@ -218,7 +225,7 @@ class JobStorePoller:
     def _read_store(self) -> None:
         """Read the store once, if it may be read."""
         read_at = self._clock()
-        reading = self._changes.start_reading() if self._is_reading_allowed else None
+        reading = self._changes_during_reading.start_reading() if self._is_reading_allowed else None
         if reading is None:
             return
         try:
@@ -227,11 +234,11 @@ class JobStorePoller:
             else:
                 self._read_changed_jobs(reading, self._reader)
         finally:
-            self._changes.end_reading(reading)
+            self._changes_during_reading.end_reading(reading)
         self._recorder.jobstore_read(reading.alias, read_at)
         self._is_failing = False
 
-    def _read_all_jobs(self, reading: Reading) -> None:
+    def _read_all_jobs(self, reading: ReadingInProgress) -> None:
         """Read all jobs through the store itself, which deserializes each of them."""
         known = self._tracked_jobs_by_id(reading)
         with _convert_store_errors(), self._deserializer.preserving_rows():
@@ -244,7 +251,7 @@ class JobStorePoller:
         vanished = known.keys() - {job.id for job in found}
         self._apply_removals((known[job_id] for job_id in vanished), reading, RemovalReason.FAILED)
 
-    def _read_changed_jobs(self, reading: Reading, reader: JobStoreReader) -> None:
+    def _read_changed_jobs(self, reading: ReadingInProgress, reader: JobStoreReader) -> None:
         """Ask the store for the next run of each job, and for the jobs whose next run changed."""
         known = self._tracked_jobs_by_id(reading)
         try:
@@ -271,7 +278,7 @@ class JobStorePoller:
         for job_id in self._undeserializable_next_runs.keys() - next_runs:
             del self._undeserializable_next_runs[job_id]
 
-    def _tracked_jobs_by_id(self, reading: Reading) -> dict[Hashable, TrackedJob]:
+    def _tracked_jobs_by_id(self, reading: ReadingInProgress) -> dict[Hashable, TrackedJob]:
         return {
             tracked.job_key[1]: tracked
             for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(reading.alias)
@@ -290,7 +297,7 @@ class JobStorePoller:
         return abs(next_run - tracked.next_run) > NEXT_RUN_TOLERANCE
 
     def _apply_pickled_job(
-        self, job_id: str, state: bytes, next_run: float | None, reading: Reading
+        self, job_id: str, state: bytes, next_run: float | None, reading: ReadingInProgress
     ) -> None:
         job = self._deserializer.deserialize_job(state)
         if isinstance(job, UndeserializableJob):
@@ -298,21 +305,23 @@ class JobStorePoller:
         else:
             self._apply_read_job(job, reading)
 
-    def _apply_read_job(self, job: Any, reading: Reading) -> None:
+    def _apply_read_job(self, job: Any, reading: ReadingInProgress) -> None:
         events, alias = self._job_change_handler, reading.alias
         try:
             info = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, info)
-            self._changes.apply_if_unchanged(reading, job.id, apply)
+            self._changes_during_reading.apply_if_unchanged(reading, job.id, apply)
         except Exception:  # noqa: BLE001  # of one job; the others are still applied
             self._error_reporter.exception(ERROR_COMPONENT)
 
     def _apply_removals(
-        self, vanished: Iterable[TrackedJob], reading: Reading, reason: RemovalReason
+        self, vanished: Iterable[TrackedJob], reading: ReadingInProgress, reason: RemovalReason
     ) -> None:
         for tracked in vanished:
             apply = partial(self._job_change_handler.on_job_vanished, tracked, reason)
-            self._changes.apply_removal_if_unchanged(reading, tracked.job_key[1], apply)
+            self._changes_during_reading.apply_removal_if_unchanged(
+                reading, tracked.job_key[1], apply
+            )
 
 
 class _JobStoreError(Exception):

@@ -116,12 +116,12 @@ class SQLAlchemyReader:
 
     def _fetch(self, query: Any) -> Sequence[Any]:
         # All rows at once, to end the transaction: readers of SQLite lock out its writers.
-        connection = self._connect()
+        connection = self._get_or_open_connection()
         with connection.begin():
             rows: Sequence[Any] = connection.execute(query).fetchall()
         return rows
 
-    def _connect(self) -> Any:
+    def _get_or_open_connection(self) -> Any:
         """Return the open connection, or open one."""
         from sqlalchemy import create_engine  # noqa: PLC0415
 
@@ -142,7 +142,7 @@ class SQLAlchemyReader:
         This runs in the caller's thread, as the scheduler's first pass is near, and reads no file.
         """
         try:
-            with self._connect().begin():
+            with self._get_or_open_connection().begin():
                 execute = self._own_connection.exec_driver_sql
                 databases = execute("PRAGMA database_list")
                 files = [file for _, name, file in databases if name == "main"]

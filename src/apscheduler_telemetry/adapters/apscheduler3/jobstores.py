@@ -12,12 +12,12 @@ from typing import Any
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.base import STATE_STOPPED
 
+from apscheduler_telemetry.adapters.apscheduler3.changes_during_reading import ChangesDuringReading
 from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
 )
-from apscheduler_telemetry.adapters.apscheduler3.jobstore_changes import JobStoreChanges
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -72,14 +72,14 @@ class JobStoreHooks:
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._original_get_due_jobs = store.get_due_jobs
-        self._changes = JobStoreChanges()
-        self.on_jobstore_added(alias)
+        self._changes_during_reading = ChangesDuringReading()
+        self.on_added_to_scheduler(alias)
         self._deserializer = JobDeserializer(store, patches=patches, recorder=recorder)
         self._poller = JobStorePoller(
             scheduler,
             store,
             is_local=not self.is_persistent,
-            changes=self._changes,
+            changes=self._changes_during_reading,
             deserializer=self._deserializer,
             patches=patches,
             events=events,
@@ -94,16 +94,16 @@ class JobStoreHooks:
     @property
     def alias(self) -> str | None:
         """The alias of the store; None while the scheduler does not have it."""
-        return self._changes.alias
+        return self._changes_during_reading.alias
 
-    def on_jobstore_added(self, alias: str) -> None:
+    def on_added_to_scheduler(self, alias: str) -> None:
         """Note that the scheduler has the store, under this alias."""
-        self._changes.set_alias(alias)
+        self._changes_during_reading.set_alias(alias)
         self._recorder.jobstore_added(alias, is_local=not self.is_persistent)
 
-    def on_jobstore_removed(self) -> None:
+    def on_removed_from_scheduler(self) -> None:
         """Note that the store was removed from the scheduler."""
-        self._changes.clear_alias()
+        self._changes_during_reading.clear_alias()
         self._poller.cancel_scheduled_reading()
 
     def start_polling(self) -> None:
@@ -129,7 +129,7 @@ class JobStoreHooks:
 
     def _wrap_add_job(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def add_job(job: Any) -> None:
-            with self._changes.changing_job(job.id):
+            with self._changes_during_reading.changing_job(job.id):
                 original(job)
                 self._call_with_alias(self._job_change_handler.on_job_added, job)
 
@@ -141,7 +141,7 @@ class JobStoreHooks:
         def update_job(job: Any) -> None:
             if not self._scheduler_loop.is_setting_next_run(job.id):
                 self._track_before_change(job.id)
-            with self._changes.changing_job(job.id):
+            with self._changes_during_reading.changing_job(job.id):
                 update_counting_errors(job)
                 self._call_with_alias(self._job_change_handler.on_job_updated, job)
 
@@ -154,7 +154,7 @@ class JobStoreHooks:
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
-        patches, changes = self._patches, self._changes
+        patches, changes = self._patches, self._changes_during_reading
         take_submission, on_job_advanced = (
             self._scheduler_loop.take_submission,
             self._job_change_handler.on_job_advanced,
@@ -183,7 +183,7 @@ class JobStoreHooks:
         def remove_job(job_id: str) -> None:
             if not self._scheduler_loop.is_called_by_loop:
                 self._track_before_change(job_id)
-            with self._changes.changing_job(job_id):
+            with self._changes_during_reading.changing_job(job_id):
                 remove_counting_errors(job_id)
                 self._call_with_alias(self._job_change_handler.on_job_removed, job_id)
 
@@ -197,7 +197,7 @@ class JobStoreHooks:
                 original()
                 return
             self._track_due_jobs_before_removal()
-            with self._changes.changing_all_jobs():
+            with self._changes_during_reading.changing_all_jobs():
                 original()
                 self._call_with_alias(self._job_change_handler.on_all_jobs_removed)
 
@@ -241,12 +241,12 @@ class JobStoreHooks:
         self, original: Callable[[datetime], Any]
     ) -> Callable[[datetime], Any]:
         def list_due_jobs(now: datetime) -> Any:
-            with self._changes.listing_jobs():
+            with self._changes_during_reading.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original(now))
                 self._call_with_alias(self._job_change_handler.sync_due_jobs, jobs)
                 if failures.total:
-                    self._call_with_alias(self._record_undeserializable_jobs, jobs, now)
+                    self._call_with_alias(self._record_jobs_deleted_as_undeserializable, jobs, now)
             return jobs
 
         return list_due_jobs
@@ -255,11 +255,11 @@ class JobStoreHooks:
         def get_all_jobs() -> Any:
             if self._deserializer.is_preserving_rows or self.alias is None:
                 return original()
-            with self._changes.listing_jobs():
+            with self._changes_during_reading.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
                     jobs = _to_sequence(original())
                 if failures.total:
-                    self._call_with_alias(self._record_undeserializable_jobs, jobs, None)
+                    self._call_with_alias(self._record_jobs_deleted_as_undeserializable, jobs, None)
             return jobs
 
         return get_all_jobs
@@ -325,18 +325,20 @@ class JobStoreHooks:
             if self._job_change_handler.jobs.get((alias, job.id)) is None:
                 self._call_with_alias(self._job_change_handler.on_job_read, job)
 
-    def _record_undeserializable_jobs(self, listed: Any, now: datetime | None, alias: str) -> None:
+    def _record_jobs_deleted_as_undeserializable(
+        self, deserialized_jobs: Any, now: datetime | None, alias: str
+    ) -> None:
         """
         Note which jobs the store has just deleted, because it could not deserialize them.
 
         Only their number is known; they are the tracked jobs that are not listed.
 
         Args:
-            listed: the jobs that it could deserialize.
-            now: the time up to which the listed jobs are due; None if all jobs were listed.
+            deserialized_jobs: the jobs that it could deserialize.
+            now: the time up to which these jobs are due; None if all jobs were listed.
             alias: of the store.
         """
-        listed_ids = {job.id for job in listed}
+        listed_ids = {job.id for job in deserialized_jobs}
         for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(alias):
             if tracked.job_key[1] in listed_ids:
                 continue

@@ -34,7 +34,7 @@ class LoopState(NamedTuple):
     Attributes:
         pid: the process in which the scheduler was started; None before it.
         thread: the thread of its latest pass; None if that is not known.
-        has_ended: whether the loop itself has returned or failed.
+        has_loop_ended: whether the loop itself has returned or failed.
         pass_error_type: the type of the exception that ended the latest pass; None if none did.
         pass_started_at: when the pass in progress has started; None between passes.
         wait_start_and_seconds: when the wait for the next pass was planned, and for how many
@@ -43,7 +43,7 @@ class LoopState(NamedTuple):
 
     pid: int | None
     thread: threading.Thread | None
-    has_ended: bool
+    has_loop_ended: bool
     pass_error_type: str | None
     pass_started_at: float | None
     wait_start_and_seconds: tuple[float, Any] | None
@@ -62,13 +62,13 @@ def check_liveness(
         scheduler: an APScheduler 3 scheduler.
         loop: what is known of its loop.
         now: seconds by the same clock.
-        get_executors_of_jobs: as of `pool_reasons`.
+        get_executors_of_jobs: as of `unusable_pool_reasons`.
     """
     if scheduler.state == STATE_STOPPED:
         reason = ("stopped", "The scheduler has not been started, or was shut down.")
         return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
     state = "paused" if scheduler.state == STATE_PAUSED else "running"
-    has_ended = _has_ended(scheduler, loop)
+    has_loop_ended = _has_ended(scheduler, loop)
     if loop.pid is not None and loop.pid != os.getpid():
         message = (
             f"The scheduler was started in process {loop.pid}, and a fork does not copy its "
@@ -78,23 +78,23 @@ def check_liveness(
         reasons = [("forked", message)]
     else:
         reasons = [
-            *_death_reasons(scheduler, loop, has_ended=has_ended),
+            *_death_reasons(scheduler, loop, has_loop_ended=has_loop_ended),
             *_overdue_reasons(loop, state, now),
-            *pool_reasons(scheduler, get_executors_of_jobs),
+            *unusable_pool_reasons(scheduler, get_executors_of_jobs),
         ]
     event_loop = _event_loop_of(scheduler)
     return Liveness(
         scheduler_state=state,
         up=not reasons,
         reasons=reasons,
-        has_ended=has_ended or (event_loop is not None and event_loop.is_closed()),
+        has_loop_ended=has_loop_ended or (event_loop is not None and event_loop.is_closed()),
     )
 
 
 def _has_ended(scheduler: Any, loop: LoopState) -> bool:
     """Tell whether the loop has returned, or its thread or greenlet has ended."""
     greenlet = getattr(scheduler, "_greenlet", None)
-    if loop.has_ended or (greenlet is not None and greenlet.dead):
+    if loop.has_loop_ended or (greenlet is not None and greenlet.dead):
         return True
     # An event loop may change threads.
     has_thread = _event_loop_of(scheduler) is None and loop.thread is not None
@@ -102,7 +102,7 @@ def _has_ended(scheduler: Any, loop: LoopState) -> bool:
 
 
 def _death_reasons(
-    scheduler: Any, loop: LoopState, *, has_ended: bool
+    scheduler: Any, loop: LoopState, *, has_loop_ended: bool
 ) -> Iterator[tuple[str, str]]:
     event_loop = _event_loop_of(scheduler)
     if loop.pass_error_type is not None:
@@ -111,7 +111,7 @@ def _death_reasons(
             "scheduler's thread or loses its timer: no job runs any more."
         )
         yield "loop_failed", message
-    elif has_ended:
+    elif has_loop_ended:
         kind = "thread" if getattr(scheduler, "_greenlet", None) is None else "greenlet"
         yield "thread_dead", f"The scheduler's {kind} has ended: no job runs any more."
     if event_loop is not None and event_loop.is_closed():
@@ -136,7 +136,7 @@ def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[
         yield "overdue", message
 
 
-def pool_reasons(
+def unusable_pool_reasons(
     scheduler: Any, get_executors_of_jobs: Callable[[], Collection[str]]
 ) -> Iterator[tuple[str, str]]:
     """
@@ -164,10 +164,10 @@ def pool_reasons(
             repr(alias) for alias in aliases if not needed or label_value(alias) in needed
         )
         if names:
-            yield code, _POOL_MESSAGES[code].format(names=names)
+            yield code, _MESSAGES_BY_POOL_PROBLEM[code].format(names=names)
 
 
-_POOL_MESSAGES = {
+_MESSAGES_BY_POOL_PROBLEM = {
     "main_thread_ended": (
         "The main thread has ended, after which Python's thread pools and process pools "
         "accept nothing: no job of the executors {names} can be submitted any more. Let the main "
@@ -187,7 +187,7 @@ _POOL_MESSAGES = {
 
 def _problem_of(executor: BasePoolExecutor) -> str | None:
     """Return why the pool of an executor accepts no call; None if it does, or may be replaced."""
-    if type(executor)._do_submit_job not in _SUBMIT_METHODS:  # noqa: SLF001
+    if type(executor)._do_submit_job not in _APSCHEDULER_SUBMIT_METHODS:  # noqa: SLF001
         return None  # a class of the user's, which may replace its pool
     pool = executor._pool  # noqa: SLF001
     # A pool is marked as broken first, and then as shut down, too: so asked in the opposite order.
@@ -198,7 +198,7 @@ def _problem_of(executor: BasePoolExecutor) -> str | None:
     return "executor_shut_down" if is_shut_down else None
 
 
-_SUBMIT_METHODS = (BasePoolExecutor._do_submit_job, ProcessPoolExecutor._do_submit_job)  # noqa: SLF001
+_APSCHEDULER_SUBMIT_METHODS = (BasePoolExecutor._do_submit_job, ProcessPoolExecutor._do_submit_job)  # noqa: SLF001
 _SHUT_DOWN_FLAGS = ("_shutdown", "_shutdown_thread")
 """Of the thread pools and of the process pools of `concurrent.futures`."""
 

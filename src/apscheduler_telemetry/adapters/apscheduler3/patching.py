@@ -74,7 +74,7 @@ class PatchSet:
         If another tool has wrapped a replacement, it cannot be removed; it stays and does nothing.
         """
         self.deactivate()
-        while (patch := self._take_latest()) is not None:
+        while (patch := self._pop_latest_patch()) is not None:
             get_owner, name, get_replacement, get_previous = patch
             owner, replacement, previous = get_owner(), get_replacement(), get_previous()
             if owner is None or replacement is None:
@@ -90,7 +90,7 @@ class PatchSet:
             else:
                 setattr(owner, name, previous)
 
-    def _take_latest(self) -> _Patch | None:
+    def _pop_latest_patch(self) -> _Patch | None:
         # Two runs in two threads may both end as the last one.
         with self._lock:
             return self._patches.pop() if self._patches else None

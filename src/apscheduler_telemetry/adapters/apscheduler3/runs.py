@@ -34,7 +34,7 @@ from apscheduler_telemetry.core.exception_text import ExceptionDescriber
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
-    Capture,
+    CaptureOptions,
     ErrorDescription,
     Outcome,
     SchedulerErrorKind,
@@ -107,15 +107,15 @@ class RunTracker:
         observers: ObserverGroup,
         recorder: Recorder,
         error_reporter: ErrorReporter,
-        capture: Capture,
+        capture: CaptureOptions,
     ) -> None:
         self.observers = observers
         self._recorder = recorder
         self._labels_not_awaited: set[str] = set()  # with a warning in the log
         self._error_reporter = error_reporter
-        self.captures_arguments = capture.arguments
-        self._captures_result = capture.result
-        self._captures_stacktrace = capture.stacktrace
+        self.captures_arguments = capture.captures_arguments
+        self._captures_result = capture.captures_result
+        self._captures_stacktrace = capture.captures_stacktrace
         self._exception_describer = ExceptionDescriber(
             capture, lambda failure: error_reporter.report("redact", failure)
         )
@@ -148,7 +148,7 @@ class RunTracker:
                 run.set_result(self._try_repr(safe_repr, result))
         elif (exception := getattr(event, "exception", None)) is not None:
             if self.observers.is_enabled:
-                stack = self._format_stack(exception, getattr(event, "traceback", None))
+                stack = self._format_stacktrace(exception, getattr(event, "traceback", None))
                 error = self._exception_describer.describe(exception, stack)
             else:  # metrics need its type only
                 error = ErrorDescription(type=exception_type_name(exception), message="")
@@ -196,12 +196,12 @@ class RunTracker:
             self._error_reporter.exception("spans")
             return None
 
-    def _format_stack(self, exception: BaseException, entries: str | None) -> str:
-        """Return the stack trace of `exception`; a child process sends only the `entries` of it."""
+    def _format_stacktrace(self, exception: BaseException, child_stack_text: str | None) -> str:
+        """Return the stack trace of `exception`; a child sends only the text of its stack."""
         if not self._captures_stacktrace:
             return ""
         try:
-            return self._exception_describer.stacktrace(exception, entries)
+            return self._exception_describer.format_stacktrace(exception, child_stack_text)
         except Exception:  # noqa: BLE001  # an exception of the user's may be anything
             self._error_reporter.exception("spans")
             return ""
@@ -310,7 +310,7 @@ class Submission(list[datetime]):
                     run is None
                     or run.due is not due  # a list that the user has changed
                     # A second attempt, or one that is too late, so that APScheduler drops it.
-                    or not run.start(time(), job.misfire_grace_time)
+                    or not run.try_start(time(), job.misfire_grace_time)
                 ):
                     yield due
                     continue
@@ -337,7 +337,7 @@ class Submission(list[datetime]):
     @property
     def has_started(self) -> bool:
         """Whether any of its runs has started."""
-        return any(run.known_start_at is not None for run in self.runs)
+        return any(run.measured_or_estimated_start_at is not None for run in self.runs)
 
     @property
     def is_abandoned(self) -> bool:
@@ -348,7 +348,7 @@ class Submission(list[datetime]):
         """Set which pool runs it."""
         self.pool = pool
 
-    def mark_abandoned_and_check_idle(self) -> bool:
+    def mark_abandoned_and_check_not_running(self) -> bool:
         """
         Note that the executor expects no result any more.
 

@@ -21,7 +21,7 @@ from apscheduler.schedulers.base import BaseScheduler
 from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import (
     LoopState,
     check_liveness,
-    pool_reasons,
+    unusable_pool_reasons,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.forks import is_thread_alive
@@ -48,7 +48,7 @@ class SchedulerLoop:
         observers: looked at before each pass.
         error_reporter: counts failures of telemetry itself.
         attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
-        restore_context: takes that unless it is None, and makes it current again.
+        detach_empty_context: takes that unless it is None, and makes it current again.
         clock: returns Unix seconds.
         monotonic: returns seconds that never go back.
 
@@ -72,7 +72,7 @@ class SchedulerLoop:
         observers: ObserverGroup,
         error_reporter: ErrorReporter,
         attach_empty_context: Callable[[], Any],
-        restore_context: Callable[[Any], None],
+        detach_empty_context: Callable[[Any], None],
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -82,7 +82,7 @@ class SchedulerLoop:
         self._observers = observers
         self._error_reporter = error_reporter
         self._attach_empty_context = attach_empty_context
-        self._restore_context = restore_context
+        self._detach_empty_context = detach_empty_context
         self._clock = clock
         self._monotonic = monotonic
         self.pid: int | None = None
@@ -217,7 +217,9 @@ class SchedulerLoop:
             self._last_pass_error_type
         ) = None
         self._has_ended = False
-        for _, message in pool_reasons(self._scheduler, self._recorder.executor_aliases_of_jobs):
+        for _, message in unusable_pool_reasons(
+            self._scheduler, self._recorder.executor_aliases_of_jobs
+        ):
             logger.warning(
                 "The scheduler %r was started, but cannot run its jobs. %s",
                 self._recorder.scheduler_name,
@@ -233,7 +235,10 @@ class SchedulerLoop:
 
     def _wrap_process_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         # In most passes only one job is due, so all that is done here adds to the cost of its run.
-        attach_empty_context, restore_context = self._attach_empty_context, self._restore_context
+        attach_empty_context, detach_empty_context = (
+            self._attach_empty_context,
+            self._detach_empty_context,
+        )
         on_pass_start, clear_pass_state = self._on_pass_start, self._clear_pass_state
 
         def process_jobs() -> Any:
@@ -255,7 +260,7 @@ class SchedulerLoop:
             finally:
                 clear_pass_state()
                 if context is not None:
-                    restore_context(context)
+                    detach_empty_context(context)
             self._last_pass_error_type = None
             self.last_pass_ended_at = self._clock()
             if self._wait_start_and_seconds is None:
@@ -322,7 +327,7 @@ class SchedulerLoop:
         state = LoopState(
             pid=self.pid,
             thread=thread,
-            has_ended=self._has_ended,
+            has_loop_ended=self._has_ended,
             pass_error_type=self._last_pass_error_type,
             pass_started_at=self._pass_started_at,
             wait_start_and_seconds=self._wait_start_and_seconds,

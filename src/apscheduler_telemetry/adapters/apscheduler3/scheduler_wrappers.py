@@ -47,7 +47,7 @@ def find_scheduler_started_by(candidate: object) -> Any:
             continue
         if not is_scheduler(candidate):
             return None
-        targets = _started_instead(candidate)
+        targets = _find_objects_started_instead(candidate)
         if targets is None:
             return candidate
         if len(targets) == 1:
@@ -57,7 +57,7 @@ def find_scheduler_started_by(candidate: object) -> Any:
 
 def describe_rejected(candidate: object) -> str | None:
     """Return what an object without a scheduler is, and what to pass; None for nothing special."""
-    texts = (describe(candidate, type(candidate)) for describe in _DESCRIBERS)
+    texts = (describe(candidate, type(candidate)) for describe in _REJECTION_DESCRIBERS)
     return next(filter(None, texts), None)
 
 
@@ -112,7 +112,7 @@ def _has_started(scheduler: object) -> bool:
         return False
 
 
-def _started_instead(scheduler: object) -> list[Any] | None:
+def _find_objects_started_instead(scheduler: object) -> list[Any] | None:
     """
     Return what ``start()`` starts instead of the scheduler, also by way of its other methods.
 
@@ -295,7 +295,7 @@ def _describe_iterable(candidate: object, kind: type) -> str | None:
     )
 
 
-_DESCRIBERS = (
+_REJECTION_DESCRIBERS = (
     _describe_class,
     _describe_mock,
     _describe_other_version,

@@ -10,7 +10,10 @@ from datetime import MAXYEAR, datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.look_ahead import RETRY_SECONDS, LookAhead
+from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
+    RETRY_SECONDS,
+    BackgroundFireTimeSearcher,
+)
 from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimeSearch
 from apscheduler_telemetry.core.model import JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
@@ -176,15 +179,15 @@ class TrackedJobs:
 
     Args:
         recorder: where they are recorded.
-        look_ahead: asks their triggers for coming fire times.
+        fire_time_searcher: asks their triggers for coming fire times.
 
     Attributes:
         get: returns the job of a key, or None; a dictionary's own method, as every run calls it.
     """
 
-    def __init__(self, recorder: Recorder, look_ahead: LookAhead) -> None:
+    def __init__(self, recorder: Recorder, fire_time_searcher: BackgroundFireTimeSearcher) -> None:
         self._recorder = recorder
-        self._look_ahead = look_ahead
+        self._fire_time_searcher = fire_time_searcher
         self._jobs: dict[JobKey, TrackedJob] = {}
         self.get: Callable[[JobKey], TrackedJob | None] = self._jobs.get
 
@@ -281,14 +284,16 @@ class TrackedJobs:
             return tracked.intervals_search is search and not tracked.is_removed
 
         def record_intervals(search: FireTimeSearch) -> None:
-            coming = search.coming_intervals
+            coming = search.upcoming_interval_range
             if not is_wanted():
                 return
-            if coming.intervals is not None or search.problem is None:  # else they stay
-                recorder.job_intervals_changed(tracked.record, coming.intervals)
+            if coming.interval_range is not None or search.problem is None:  # else they stay
+                recorder.job_intervals_changed(tracked.record, coming.interval_range)
             seconds = max(MIN_INTERVALS_VALID_SECONDS, search.elapsed_seconds / MAX_SHARE_OF_TIME)
             if search.problem is not None:
                 seconds = max(seconds, RETRY_SECONDS)
             tracked.set_intervals_expiry(max(coming.last, to_unix_seconds(next_run) + seconds))
 
-        self._look_ahead.submit(search, tracked.record.info, record_intervals, is_wanted=is_wanted)
+        self._fire_time_searcher.submit(
+            search, tracked.record.info, record_intervals, is_wanted=is_wanted
+        )

@@ -46,32 +46,33 @@ class FireTimes(NamedTuple):
     Fire times of a trigger.
 
     Attributes:
-        total: how many there are.
+        found_count: how many there are.
         latest_times: the latest of them, at most `MAX_LISTED_FIRE_TIMES`, in ascending order.
     """
 
-    total: int
+    found_count: int
     latest_times: Sequence[datetime]
 
     def without_last(self) -> FireTimes:
         """Return all but the last of them."""
-        return FireTimes(self.total - 1, self.latest_times[:-1])
+        return FireTimes(self.found_count - 1, self.latest_times[:-1])
 
     def only_last(self) -> FireTimes:
         """Return the last of them only."""
         return FireTimes(1, self.latest_times[-1:])
 
 
-class ComingIntervals(NamedTuple):
+class UpcomingIntervalRange(NamedTuple):
     """
     What is known of the coming runs of a job.
 
     Attributes:
-        intervals: the shortest and the longest interval in seconds; None for fewer than two runs.
+        interval_range: the shortest and the longest interval in seconds; None for fewer than two
+            runs.
         last: the last run that is known, in Unix seconds.
     """
 
-    intervals: tuple[float, float] | None
+    interval_range: tuple[float, float] | None
     last: float
 
 
@@ -117,9 +118,9 @@ class FireTimeSearch:
         self._end = end
         self._max_count = max_count
         self._copy: Any = None
-        self._coming_intervals: ComingIntervals | None = None
+        self._coming_intervals: UpcomingIntervalRange | None = None
         self._mean_jitter = 0.0
-        self._total = 0
+        self._found_count = 0
         self._latest_times: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
         if first is None or to_unix_seconds(first) >= end:
             self.is_finished = True
@@ -133,14 +134,14 @@ class FireTimeSearch:
     @property
     def found(self) -> FireTimes:
         """What was found up to now."""
-        return FireTimes(self._total, list(self._latest_times))  # a deque cannot be sliced
+        return FireTimes(self._found_count, list(self._latest_times))  # a deque cannot be sliced
 
     @property
-    def coming_intervals(self) -> ComingIntervals:
+    def upcoming_interval_range(self) -> UpcomingIntervalRange:
         """What follows from what was found, once the search is finished."""
         if self._coming_intervals is None:
             times = self.found.latest_times
-            self._coming_intervals = ComingIntervals(
+            self._coming_intervals = UpcomingIntervalRange(
                 compute_interval_range(times), to_unix_seconds(times[-1])
             )
         return self._coming_intervals
@@ -152,7 +153,7 @@ class FireTimeSearch:
         started_at = time.perf_counter()
         try:
             if self._copy is None:
-                self._copy_trigger()
+                self._copy_trigger_without_jitter()
             max_questions += self.question_count
             while self.question_count < max_questions and self._ask_for_next():
                 pass
@@ -173,12 +174,12 @@ class FireTimeSearch:
         if trigger.end_date is not None:
             end = min(end, to_unix_seconds(trigger.end_date) + _TICK)
         # The first one may be later than the end date, if the user has chosen the next run.
-        self._total = max(1, math.floor((end - since) / step) + 1)
-        kept = range(max(0, self._total - MAX_LISTED_FIRE_TIMES), self._total)
+        self._found_count = max(1, math.floor((end - since) / step) + 1)
+        kept = range(max(0, self._found_count - MAX_LISTED_FIRE_TIMES), self._found_count)
         self._latest_times.extend(to_datetime(since + n * step, zone) for n in kept)
         self.is_finished = True
 
-    def _copy_trigger(self) -> None:
+    def _copy_trigger_without_jitter(self) -> None:
         self._copy, max_jitter = _split_off_jitter(self.trigger)
         if self._end != math.inf:
             # The jitter of past fire times is not known; its average is one half of the limit.
@@ -188,7 +189,7 @@ class FireTimeSearch:
         """Ask for the next fire time; return False if nothing more is to be asked."""
         previous = self._latest_times[-1]
         end = self._end - self._mean_jitter
-        if self._total >= self._max_count:
+        if self._found_count >= self._max_count:
             return self._finish()
         now = previous if end == math.inf else to_datetime(self._end, previous.tzinfo)
         self.question_count += 1
@@ -207,7 +208,7 @@ class FireTimeSearch:
 
     def _add(self, at: datetime) -> None:
         self._latest_times.append(at)
-        self._total += 1
+        self._found_count += 1
 
 
 def create_search_before(first: datetime | None, end: datetime, trigger: Any) -> FireTimeSearch:
@@ -254,22 +255,22 @@ class _CachedCronSearch(FireTimeSearch):
         super().__init__(trigger, None)  # which has nothing to find itself
         self.is_finished = False
         self._next_run = next_run
-        self._cached_search: FireTimeSearch | None = None
+        self._shared_search: FireTimeSearch | None = None
 
     def run(self, max_questions: float = math.inf) -> None:  # noqa: ARG002
-        self._cached_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
-        self.is_finished, self.problem = True, self._cached_search.problem
+        self._shared_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
+        self.is_finished, self.problem = True, self._shared_search.problem
 
     @property
     def found(self) -> FireTimes:
-        return super().found if self._cached_search is None else self._cached_search.found
+        return super().found if self._shared_search is None else self._shared_search.found
 
     @property
-    def coming_intervals(self) -> ComingIntervals:
+    def upcoming_interval_range(self) -> UpcomingIntervalRange:
         return (
-            super().coming_intervals
-            if self._cached_search is None
-            else self._cached_search.coming_intervals
+            super().upcoming_interval_range
+            if self._shared_search is None
+            else self._shared_search.upcoming_interval_range
         )
 
 
@@ -348,7 +349,7 @@ def describe(trigger: Any) -> str:
         return "date"
     kind = type(trigger)
     try:
-        if kind not in _SIMPLE_TRIGGER_TYPES and _has_no_text(kind):
+        if kind not in _SIMPLE_TRIGGER_TYPES and _has_default_repr(kind):
             return kind.__qualname__
         return str(trigger)
     except Exception:  # noqa: BLE001  # user code; the job is counted all the same
@@ -410,7 +411,7 @@ def _get_next_fire_time(trigger: Any, previous: datetime, now: datetime) -> date
     if type(trigger) is OrTrigger:
         times = [_get_next_fire_time(part, previous, now) for part in trigger.triggers]
         return min((at for at in times if at is not None), default=None)
-    if _is_at_end_of_calendar(trigger, previous):
+    if _might_search_past_last_year(trigger, previous):
         return None
     try:
         at: datetime | None = trigger.get_next_fire_time(previous, now)
@@ -444,7 +445,7 @@ def _get_common_fire_time(
     raise NoCommonFireTimeError
 
 
-def _is_at_end_of_calendar(trigger: Any, previous: datetime) -> bool:
+def _might_search_past_last_year(trigger: Any, previous: datetime) -> bool:
     """
     Tell whether a `CalendarIntervalTrigger` might search beyond the last year, without an end.
 
@@ -456,7 +457,7 @@ def _is_at_end_of_calendar(trigger: Any, previous: datetime) -> bool:
     return bool(previous.year + 25 * years > MAXYEAR)
 
 
-def _has_no_text(kind: Any) -> bool:
+def _has_default_repr(kind: Any) -> bool:
     return kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
 
 

@@ -10,11 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
-from apscheduler_telemetry.adapters.apscheduler3.due_jobs import (
+from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
+    BackgroundFireTimeSearcher,
+)
+from apscheduler_telemetry.adapters.apscheduler3.observable_due_jobs import (
     ObservableDueJobs,
     create_observed_job_class,
 )
-from apscheduler_telemetry.adapters.apscheduler3.look_ahead import LookAhead
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimes, FireTimeSearch
 from apscheduler_telemetry.core.model import Outcome
@@ -40,7 +42,7 @@ class UnsubmittedRunRecorder:
         recorder: where they are recorded.
         observers: who follows single runs.
         error_reporter: counts failures of telemetry.
-        look_ahead: asks triggers for due runs that APScheduler does not ask for.
+        fire_time_searcher: asks triggers for due runs that APScheduler does not ask for.
     """
 
     def __init__(
@@ -50,15 +52,15 @@ class UnsubmittedRunRecorder:
         recorder: Recorder,
         observers: ObserverGroup,
         error_reporter: ErrorReporter,
-        look_ahead: LookAhead,
+        fire_time_searcher: BackgroundFireTimeSearcher,
     ) -> None:
         self._scheduler = scheduler
         self._recorder = recorder
         self._observers = observers
         self._error_reporter = error_reporter
-        self._look_ahead = look_ahead
+        self._fire_time_searcher = fire_time_searcher
         self._has_unrecomputable_triggers = False
-        self._last_found_times: FireTimes | None = None
+        self._run_times_to_coalesce: FireTimes | None = None
         self._observed_job_class = create_observed_job_class(self._on_run_times_found)
 
     def record_runs(
@@ -69,11 +71,11 @@ class UnsubmittedRunRecorder:
         fire_times: FireTimes,
     ) -> None:
         """Record that due runs of a job have ended without being submitted."""
-        if not fire_times.total:
+        if not fire_times.found_count:
             return
         latest: Sequence[datetime] = fire_times.latest_times if self._observers.is_enabled else ()
         for run in self._recorder.runs_unsubmitted(
-            record, outcome, fire_times.total, latest, link_origins
+            record, outcome, fire_times.found_count, latest, link_origins
         ):
             self._observers.on_run_finished(run)
 
@@ -82,7 +84,7 @@ class UnsubmittedRunRecorder:
         now = datetime.now(self._scheduler.timezone)
         search = triggers.create_due_time_search(job.next_run_time, job.trigger, now)
         record, link_origins = tracked.record, tracked.link_origins
-        self._search(
+        self._search_now_or_in_background(
             search,
             record,
             lambda found: self.record_runs(record, link_origins, Outcome.LOST, found),
@@ -95,12 +97,12 @@ class UnsubmittedRunRecorder:
     def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
         record, link_origins = tracked.record, tracked.link_origins
-        found, self._last_found_times = self._last_found_times, None
+        found, self._run_times_to_coalesce = self._run_times_to_coalesce, None
         try:
             if found is not None and found.latest_times[-1] is until:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
                 return
-            self._search(
+            self._search_now_or_in_background(
                 triggers.create_search_before(job.next_run_time, until, job.trigger),
                 record,
                 lambda found: self.record_runs(record, link_origins, Outcome.COALESCED, found),
@@ -117,7 +119,7 @@ class UnsubmittedRunRecorder:
         """Return due jobs for the loop, so that it is seen which run times it finds."""
         if not self._has_unrecomputable_triggers:
             return jobs
-        self._last_found_times = None
+        self._run_times_to_coalesce = None
         return ObservableDueJobs(
             jobs,
             self._observed_job_class,
@@ -125,21 +127,25 @@ class UnsubmittedRunRecorder:
         )
 
     def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
-        self._last_found_times = triggers.to_fire_times(run_times) if len(run_times) > 1 else None
+        self._run_times_to_coalesce = (
+            triggers.to_fire_times(run_times) if len(run_times) > 1 else None
+        )
 
-    def _search(
+    def _search_now_or_in_background(
         self,
         search: FireTimeSearch,
-        record: JobRecord,
-        record_found: Callable[[FireTimes], None],
+        job_record: JobRecord,
+        on_found: Callable[[FireTimes], None],
     ) -> None:
         """Search at once if that is quick, and else in the background."""
         if triggers.can_recompute_fire_times(search.trigger):
             search.run(MAX_QUESTIONS_PER_JOB_IN_PASS)
         if search.is_finished and search.problem is None:
-            record_found(search.found)
+            on_found(search.found)
             return
-        self._look_ahead.submit(search, record.info, lambda search: record_found(search.found))
+        self._fire_time_searcher.submit(
+            search, job_record.info, lambda search: on_found(search.found)
+        )
 
     def record_dropped_runs(
         self, tracked: TrackedJob, new_next_run: datetime | None = None
@@ -168,9 +174,9 @@ class UnsubmittedRunRecorder:
         record = copy.copy(tracked.record)  # as it is before the change
         coalesce, link_origins = tracked.coalesce, tracked.link_origins
 
-        def record_found(search: FireTimeSearch) -> None:
+        def on_found(search: FireTimeSearch) -> None:
             found = search.found
-            if coalesce and found.total > 1:
+            if coalesce and found.found_count > 1:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
                 found = found.only_last()
             self.record_runs(record, link_origins, Outcome.MISSED, found)
@@ -178,5 +184,5 @@ class UnsubmittedRunRecorder:
         first = to_datetime(next_run, now.tzinfo)
         search = triggers.create_due_time_search(first, tracked.trigger, now, new_next_run)
         # In the background, as many runs must not hold up the user's start.
-        self._look_ahead.submit(search, record.info, record_found)
+        self._fire_time_searcher.submit(search, record.info, on_found)
         return True

@@ -30,7 +30,7 @@ class CounterOffsets:
         for kind, values in cumulative_values.items():
             self._offsets[kind] = {key: -value for key, value in values.items()}
 
-    def add(self, kind: str, values: Mapping[str, float]) -> None:
+    def add_previous_counts(self, kind: str, values: Mapping[str, float]) -> None:
         """Add what previous holders of the slot counted."""
         self._last_added_at = time.monotonic()
         offsets = self._offsets[kind]
@@ -43,7 +43,7 @@ class CounterOffsets:
             for key, offset in self._offsets[kind].items():
                 values[key] = values.get(key, 0.0) + offset
 
-    def forget_removed_jobs(self, job_labels: set[str]) -> None:
+    def forget_removed_jobs(self, existing_job_labels: set[str]) -> None:
         """
         Drop the offsets of jobs that no longer exist.
 
@@ -52,14 +52,14 @@ class CounterOffsets:
         keeps its offsets for the same time, counted from when they were added.
 
         Args:
-            job_labels: the labels of all jobs in the metrics state.
+            existing_job_labels: the labels of all jobs in the metrics state.
         """
-        gone = self._last_seen_job_labels - job_labels
-        self._last_seen_job_labels = job_labels
+        gone = self._last_seen_job_labels - existing_job_labels
+        self._last_seen_job_labels = existing_job_labels
         is_expired = time.monotonic() - self._last_added_at > REMOVED_JOB_SECONDS
         for kind, offsets in self._offsets.items():
             if is_expired:
-                self._offsets[kind] = keep_jobs(offsets, job_labels)
+                self._offsets[kind] = keep_jobs(offsets, existing_job_labels)
             elif gone:
                 self._offsets[kind] = {
                     key: offset

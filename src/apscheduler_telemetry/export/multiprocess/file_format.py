@@ -37,7 +37,7 @@ _HEADER = struct.Struct("i4x")
 """The number of bytes in use, this header included."""
 _LENGTH = struct.Struct("i")
 """The number of bytes of the key that follows, without its padding."""
-_VALUE = struct.Struct("dd")
+_VALUE_AND_TIMESTAMP = struct.Struct("dd")
 """The value and the timestamp, after the key."""
 _VALID_SAMPLE_SUFFIXES = frozenset({"", "_total", "_bucket", "_sum", "_count", "_created"})
 
@@ -46,7 +46,7 @@ OnSkipped = Callable[[str, str], None]
 """Called with the path of a file that is not used, and with what is wrong with it."""
 
 
-_BAD_KEY = "has a key that is no sample of Prometheus"
+_BAD_KEY_MESSAGE = "has a key that is no sample of Prometheus"
 
 
 class DamagedFileError(ValueError):
@@ -106,7 +106,7 @@ def write_values(
         encoded = key.encode()
         content += _LENGTH.pack(len(encoded))
         content += encoded.ljust(_padded_key_length(len(encoded)))
-        content += _VALUE.pack(value, timestamps.get(key, 0.0))
+        content += _VALUE_AND_TIMESTAMP.pack(value, timestamps.get(key, 0.0))
     _HEADER.pack_into(content, 0, len(content))
     replace_private(path, bytes(content))
 
@@ -136,15 +136,15 @@ def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
             if not 0 < length <= MAX_KEY_BYTES:
                 raise DamagedFileError
             padded = _padded_key_length(length)
-            position += _LENGTH.size + padded + _VALUE.size
-            entry = file.read(padded + _VALUE.size)
-            if position > used or len(entry) < padded + _VALUE.size:
+            position += _LENGTH.size + padded + _VALUE_AND_TIMESTAMP.size
+            entry = file.read(padded + _VALUE_AND_TIMESTAMP.size)
+            if position > used or len(entry) < padded + _VALUE_AND_TIMESTAMP.size:
                 raise DamagedFileError
             try:
                 key = entry[:length].decode()
             except UnicodeDecodeError as error:
                 raise DamagedFileError from error
-            yield (key, *_VALUE.unpack_from(entry, padded))
+            yield (key, *_VALUE_AND_TIMESTAMP.unpack_from(entry, padded))
 
 
 def read_values(path: Path) -> dict[str, float]:
@@ -201,7 +201,7 @@ def parse_key(key: str) -> SampleKey:
             return SampleKey(family, name, tuple(sorted(labels.items())), description)
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
-    raise DamagedFileError(_BAD_KEY)
+    raise DamagedFileError(_BAD_KEY_MESSAGE)
 
 
 @lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
     read_entries,
 )
 
-_BAD_NAME = "has no name of a file of prometheus_client"
+_BAD_FILE_NAME_MESSAGE = "has no name of a file of prometheus_client"
 _CUMULATIVE_TYPES = frozenset({"counter", "histogram", "summary"})
 _KNOWN_GAUGE_MODES = frozenset(
     f"{live}{mode}" for live in ("", "live") for mode in ("all", "max", "min", "mostrecent", "sum")
@@ -97,7 +97,7 @@ def _parse_file_name(name: str) -> tuple[str, str, str]:
         return kind, parts[0], parts[1].removesuffix(".db")
     if kind in _CUMULATIVE_TYPES and parts:
         return kind, "", ""
-    raise DamagedFileError(_BAD_NAME)
+    raise DamagedFileError(_BAD_FILE_NAME_MESSAGE)
 
 
 def _combine(metric: Metric, on_skipped: OnSkipped) -> Iterable[Metric]:

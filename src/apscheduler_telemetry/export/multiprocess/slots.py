@@ -37,7 +37,7 @@ from apscheduler_telemetry.export.multiprocess.locks import (
     trying_to_lock_directory,
 )
 
-MAX_SLOTS = 10_000
+MAX_SLOTS_PER_SCHEDULER = 10_000
 """Slots of one scheduler, of which each process has one."""
 STALE_AFTER = 30.0
 """Seconds without a write after which gauges are removed: their process hangs or is stopped."""
@@ -101,7 +101,7 @@ class SchedulerSlot:
         self._lock_file_finalizer.atexit = (
             False  # the slot is held until the process has really ended
         )
-        self._last_written: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
+        self._last_written_values: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
         self._counting_since = _parse_start(os.pread(lock, 100, 0))
         self.remove_gauges()
         for path in directory.glob(f".*_{stem}.db.*"):
@@ -129,7 +129,7 @@ class SchedulerSlot:
         with trying_to_lock_directory(directory) as is_acquired:
             if not is_acquired:
                 return None
-            for number in range(MAX_SLOTS):
+            for number in range(MAX_SLOTS_PER_SCHEDULER):
                 stem = f"{_scheduler_stem(scheduler)}.{number}"
                 path = directory / f"{stem}.lock"
                 try:
@@ -147,10 +147,10 @@ class SchedulerSlot:
                 elif try_lock(lock):
                     return cls(directory, stem, lock)
                 os.close(lock)
-        message = f"All {MAX_SLOTS} slots of the scheduler are in use"
+        message = f"All {MAX_SLOTS_PER_SCHEDULER} slots of the scheduler are in use"
         raise OSError(errno.EUSERS, message, str(directory))
 
-    def update_earliest_start(self, started_at: float) -> float:
+    def get_earliest_start(self, started_at: float) -> float:
         """
         Record that the scheduler was started, and return the earliest start in this slot.
 
@@ -207,7 +207,7 @@ class SchedulerSlot:
             for path in self._directory.glob(f"gauge_livesum_*_{self._scheduler_stem}.*.db")
         )
 
-    def prune_counters_in_free_slots(self, job_labels: set[str]) -> None:
+    def prune_counters_in_free_slots(self, existing_job_labels: set[str]) -> None:
         """
         Remove the counters of removed jobs from slots that no process holds.
 
@@ -216,7 +216,7 @@ class SchedulerSlot:
         may know more jobs.
 
         Args:
-            job_labels: the labels of all jobs that this process knows.
+            existing_job_labels: the labels of all jobs that this process knows.
         """
         with trying_to_lock_directory(self._directory) as is_acquired:
             locks = self._directory.glob(f"{self._scheduler_stem}.*.lock")
@@ -231,7 +231,7 @@ class SchedulerSlot:
                     ):
                         if time.time() - path.lstat().st_mtime > REMOVED_JOB_SECONDS:
                             values = read_values(path)
-                            kept = keep_jobs(values, job_labels)
+                            kept = keep_jobs(values, existing_job_labels)
                             if len(kept) < len(values):
                                 write_values(path, kept)
 
@@ -239,7 +239,7 @@ class SchedulerSlot:
         """Remove the gauges, which are only true while a process holds the slot."""
         for path in self._directory.glob(f"gauge_*_{self._stem}.db"):
             _unlink(path)
-        self._last_written.clear()
+        self._last_written_values.clear()
 
     def delete_values_and_release(self) -> None:
         """Delete all values of the slot, and release it."""
@@ -264,12 +264,14 @@ class SchedulerSlot:
         self, file_prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
         path = self.path(file_prefix)
-        if self._last_written.get(file_prefix) == (values, timestamps) and os.path.lexists(path):
+        if self._last_written_values.get(file_prefix) == (values, timestamps) and os.path.lexists(
+            path
+        ):
             # Nothing has changed, but the file must not become stale.
             os.utime(path, follow_symlinks=False)
         else:
             write_values(path, values, timestamps)
-            self._last_written[file_prefix] = values, timestamps
+            self._last_written_values[file_prefix] = values, timestamps
 
 
 def _scheduler_stem(scheduler: str) -> str:

@@ -59,14 +59,12 @@ class SnapshotTaker:
         # A key is JSON text, which is slow to make; those of the latest snapshot are used again.
         self._keys: dict[tuple[MetricFamily, tuple[str, ...]], list[str]] = {}
 
-    def take_snapshot(
-        self, update_earliest_start: Callable[[float], float] | None = None
-    ) -> Snapshot:
+    def take_snapshot(self, get_earliest_start: Callable[[float], float] | None = None) -> Snapshot:
         """
         Return the current metrics.
 
         Args:
-            update_earliest_start: called with the start of the scheduler in Unix seconds; the
+            get_earliest_start: called with the start of the scheduler in Unix seconds; the
                 snapshot gets the start that it returns.
         """
         previous_keys, self._keys = self._keys, {}
@@ -92,7 +90,7 @@ class SnapshotTaker:
                 )
             elif family in (families.LAST_SUCCESS, families.LAST_FAILURE):
                 ended_at[labels] = max(value, ended_at.get(labels, 0.0))
-            elif family is families.STARTED_AT and update_earliest_start is not None:
-                shown = update_earliest_start(value)
+            elif family is families.STARTED_AT and get_earliest_start is not None:
+                shown = get_earliest_start(value)
             snapshot.gauges[mode][key] = shown
         return snapshot

@@ -50,24 +50,24 @@ class SnapshotWriter:
     """
 
     def __init__(self, scheduler: InstrumentedScheduler, directory: Path) -> None:
-        self._scheduler = scheduler
+        self._instrumented_scheduler = scheduler
         self._directory = directory
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
         self._stopped_event = threading.Event()
         self._writing_pid: int | None = None
         self._is_inherited = False
         self._slot: SchedulerSlot | None = None
-        self._pruned_at = 0.0
+        self._free_slots_pruned_at = 0.0
         self._unshared_skipped_file_count = 0  # by this process, which is not shown to others yet
         self._snapshot_taker = SnapshotTaker(scheduler)
-        self._offsets = CounterOffsets()
+        self._counter_offsets = CounterOffsets()
         _writers.add(self)
         remove_stale_gauges(directory)
 
     @property
     def scheduler_name(self) -> str:
         """The name of the scheduler."""
-        return self._scheduler.name
+        return self._instrumented_scheduler.name
 
     def start(self) -> None:
         """Begin to write the metrics of the scheduler, which is being started in this process."""
@@ -76,7 +76,7 @@ class SnapshotWriter:
                 return
             try:
                 if self._is_inherited:
-                    self._offsets.exclude_parent_counts(
+                    self._counter_offsets.exclude_parent_counts(
                         self._snapshot_taker.take_snapshot().cumulative_values
                     )
                 self._writing_pid = os.getpid()
@@ -90,7 +90,7 @@ class SnapshotWriter:
                     daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must still start
-                self._scheduler.error_reporter.exception(ERROR_COMPONENT)
+                self._instrumented_scheduler.error_reporter.exception(ERROR_COMPONENT)
 
     def write(self) -> None:
         """Write the current metrics. A failure is counted, and the next call tries again."""
@@ -101,7 +101,7 @@ class SnapshotWriter:
                 elif self._unshared_skipped_file_count:
                     self._share_skipped_file_count()
             except Exception:  # noqa: BLE001  # a full disk must not stop the caller
-                self._scheduler.error_reporter.exception(ERROR_COMPONENT)
+                self._instrumented_scheduler.error_reporter.exception(ERROR_COMPONENT)
 
     def write_final_snapshot(self) -> None:
         """Write for the last time before this process ends, and remove the gauges."""
@@ -133,28 +133,33 @@ class SnapshotWriter:
         slot = self._ensure_slot()
         if slot is None:
             return  # another process has locked the directory; the next write tries again
-        snapshot = self._snapshot_taker.take_snapshot(slot.update_earliest_start)
-        self._offsets.forget_removed_jobs(snapshot.job_labels)
-        self._offsets.apply_to(snapshot.cumulative_values)
+        snapshot = self._snapshot_taker.take_snapshot(slot.get_earliest_start)
+        self._counter_offsets.forget_removed_jobs(snapshot.job_labels)
+        self._counter_offsets.apply_to(snapshot.cumulative_values)
         for kind, values in snapshot.cumulative_values.items():
             slot.write_cumulative(kind, values)
-        if self._scheduler.liveness().scheduler_state == "stopped" and slot.has_gauges_elsewhere():
+        if (
+            self._instrumented_scheduler.liveness().scheduler_state == "stopped"
+            and slot.has_gauges_elsewhere()
+        ):
             slot.remove_gauges()  # the scheduler has moved to another process
         else:
             for mode, values in snapshot.gauges.items():
                 timestamps = snapshot.gauge_priorities if mode == MOST_RECENT else {}
                 slot.write_gauges_of_mode(mode, values, timestamps)
         remove_stale_gauges(self._directory)
-        if time.monotonic() - self._pruned_at > FREE_SLOT_PRUNE_INTERVAL:
-            self._pruned_at = time.monotonic()
+        if time.monotonic() - self._free_slots_pruned_at > FREE_SLOT_PRUNE_INTERVAL:
+            self._free_slots_pruned_at = time.monotonic()
             slot.prune_counters_in_free_slots(snapshot.job_labels)
 
     def _share_skipped_file_count(self) -> None:
         """Count skipped files for all processes, as the error reporter of this one is not shown."""
-        labels = self._scheduler.name, ERROR_COMPONENT
+        labels = self._instrumented_scheduler.name, ERROR_COMPONENT
         (key,) = sample_keys(families.TELEMETRY_ERRORS, labels, 0.0)
         count = self._unshared_skipped_file_count
-        if add_to_counters_without_slot(self._directory, self._scheduler.name, {key: float(count)}):
+        if add_to_counters_without_slot(
+            self._directory, self._instrumented_scheduler.name, {key: float(count)}
+        ):
             self._unshared_skipped_file_count -= count
 
     def _ensure_slot(self) -> SchedulerSlot | None:
@@ -167,7 +172,9 @@ class SnapshotWriter:
             self._slot.delete_values_and_release()
             self._slot = None
         if self._slot is None:
-            slot = SchedulerSlot.take(self._directory, self._scheduler.name, self.on_skipped)
+            slot = SchedulerSlot.take(
+                self._directory, self._instrumented_scheduler.name, self.on_skipped
+            )
             if slot is not None:
                 self._continue_counts_of(slot)
                 self._slot = slot
@@ -177,7 +184,9 @@ class SnapshotWriter:
         """Report a file that is not used; see `OnSkipped`."""
         if self._writing_pid != os.getpid():
             self._unshared_skipped_file_count += 1
-        self._scheduler.error_reporter.report_unusable_path(ERROR_COMPONENT, path, problem)
+        self._instrumented_scheduler.error_reporter.report_unusable_path(
+            ERROR_COMPONENT, path, problem
+        )
 
     def _continue_counts_of(self, slot: SchedulerSlot) -> None:
         """
@@ -197,7 +206,7 @@ class SnapshotWriter:
             except DamagedFileError as error:  # it stays so, and is replaced by the next write
                 self.on_skipped(str(slot.path(kind)), str(error))
         for kind, values in counted.items():
-            self._offsets.add(kind, values)
+            self._counter_offsets.add_previous_counts(kind, values)
 
 
 def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threading.Event) -> None:

@@ -18,7 +18,7 @@ class _StoreWideChange:
 _ALL_JOBS, _LISTING = _StoreWideChange(), _StoreWideChange()
 
 
-class Reading:
+class ReadingInProgress:
     """
     One reading of a store by the telemetry, and the jobs that have changed since it began.
 
@@ -30,16 +30,16 @@ class Reading:
         self.alias = alias
         self._changed = set(changed)
 
-    def add_change(self, changed: object) -> None:
+    def add_change(self, scope: object) -> None:
         """Note what is being changed: the id of a job, or a `_StoreWideChange`."""
-        self._changed.add(changed)
+        self._changed.add(scope)
 
-    def has_job_changed(self, job_id: Hashable) -> bool:
+    def has_job_changed_since_start(self, job_id: Hashable) -> bool:
         """Return whether a job may have changed since it was read."""
         return job_id in self._changed or _ALL_JOBS in self._changed
 
 
-class JobStoreChanges:
+class ChangesDuringReading:
     """
     The changes in progress in one job store.
 
@@ -54,7 +54,7 @@ class JobStoreChanges:
         self.alias: str | None = None
         self._lock = threading.RLock()
         self._in_progress: dict[object, int] = {}
-        self._readings: set[Reading] = set()
+        self._readings: set[ReadingInProgress] = set()
         renew_lock_in_forked_children(self)
 
     @synchronized
@@ -82,47 +82,47 @@ class JobStoreChanges:
         return _ChangeInProgress(self, _LISTING)
 
     @synchronized
-    def begin_change(self, change: object) -> None:
+    def begin_change(self, scope: object) -> None:
         """Note that a change begins: the id of a job, or a `_StoreWideChange`."""
-        self._in_progress[change] = self._in_progress.get(change, 0) + 1
+        self._in_progress[scope] = self._in_progress.get(scope, 0) + 1
         for reading in self._readings:
-            reading.add_change(change)
+            reading.add_change(scope)
 
     @synchronized
-    def end_change(self, change: object) -> None:
+    def end_change(self, scope: object) -> None:
         """Note that a change is over."""
-        self._in_progress[change] -= 1
-        if not self._in_progress[change]:
-            del self._in_progress[change]
+        self._in_progress[scope] -= 1
+        if not self._in_progress[scope]:
+            del self._in_progress[scope]
 
     # By a reading
 
     @synchronized
-    def start_reading(self) -> Reading | None:
+    def start_reading(self) -> ReadingInProgress | None:
         """Begin to note what changes; return None if the scheduler does not have the store."""
         if self.alias is None:
             return None
         # A change in progress may be in the store already, but not in the metrics state.
-        reading = Reading(self.alias, self._in_progress)
+        reading = ReadingInProgress(self.alias, self._in_progress)
         self._readings.add(reading)
         return reading
 
     @synchronized
-    def end_reading(self, reading: Reading) -> None:
+    def end_reading(self, reading: ReadingInProgress) -> None:
         """Note nothing more for a reading."""
         self._readings.discard(reading)
 
     @synchronized
     def apply_if_unchanged(
-        self, reading: Reading, job_id: Hashable, apply: Callable[[], None]
+        self, reading: ReadingInProgress, job_id: Hashable, apply: Callable[[], None]
     ) -> None:
         """Call `apply` for a job that was read, unless the job has changed since."""
-        if self.alias == reading.alias and not reading.has_job_changed(job_id):
+        if self.alias == reading.alias and not reading.has_job_changed_since_start(job_id):
             apply()
 
     @synchronized
     def apply_removal_if_unchanged(
-        self, reading: Reading, job_id: Hashable, apply: Callable[[], None]
+        self, reading: ReadingInProgress, job_id: Hashable, apply: Callable[[], None]
     ) -> None:
         """Call `apply` for a job that a reading did not find, unless the job has changed since."""
         # A listing may be deleting a row that it cannot deserialize. It will report that itself.
@@ -133,12 +133,12 @@ class JobStoreChanges:
 class _ChangeInProgress(AbstractContextManager[None]):
     """The context in which a change is in progress."""
 
-    def __init__(self, changes: JobStoreChanges, change: object) -> None:
+    def __init__(self, changes: ChangesDuringReading, scope: object) -> None:
         self._changes = changes
-        self._change = change
+        self._scope = scope
 
     def __enter__(self) -> None:
-        self._changes.begin_change(self._change)
+        self._changes.begin_change(self._scope)
 
     def __exit__(self, *_: object) -> None:
-        self._changes.end_change(self._change)
+        self._changes.end_change(self._scope)

@@ -44,7 +44,7 @@ def errors(rig: HandRig) -> int:
 
 
 def knows_intervals(rig: HandRig, job_id: str) -> bool:
-    return rig.job(job_id).intervals is not None
+    return rig.job(job_id).interval_range is not None
 
 
 def add(rig: HandRig, trigger: BaseTrigger, job_id: str = "job", **options: Any) -> Any:
@@ -62,7 +62,7 @@ class TestNoCommonFireTime:
         rig.failing = {"schedule"}
         add(rig, make(), "endless")
         add(rig, cron(minute="0"), "other")
-        wait_until(lambda: errors(rig) and rig.job("other").intervals)
+        wait_until(lambda: errors(rig) and rig.job("other").interval_range)
         assert errors(rig) == 1
         assert "'endless'" in caplog.text
         assert f"no fire time after {START}" in caplog.text
@@ -81,7 +81,7 @@ class TestNoCommonFireTime:
         """If they agree, or one of them ends, nothing is reported."""
         add(rig, trigger)
         add(rig, cron(minute="0"), "later")
-        wait_until(lambda: rig.job("later").intervals)
+        wait_until(lambda: rig.job("later").interval_range)
         assert errors(rig) == 0
 
     def test_dropped_runs_of_other_jobs_are_counted(self, rig: HandRig) -> None:
@@ -115,10 +115,10 @@ class TestTriggerThatRaises:
             rig.settle()
             add(rig, cron(minute="0"), f"later {number}")
             wait_until(functools.partial(knows_intervals, rig, f"later {number}"))
-            assert (rig.job().intervals, errors(rig)) == (None, 1)
+            assert (rig.job().interval_range, errors(rig)) == (None, 1)
             rig.clock.advance(1800)
         rig.scheduler.turn()
-        wait_until(lambda: rig.job().intervals == (1800, 1800))
+        wait_until(lambda: rig.job().interval_range == (1800, 1800))
 
 
 class TestNestedTriggers:
@@ -134,7 +134,7 @@ class TestNestedTriggers:
         assert has_no_custom_part(own)
         assert not has_no_custom_part(custom)
         add(rig, own)
-        wait_until(lambda: rig.job().intervals == (1800, 1800))
+        wait_until(lambda: rig.job().interval_range == (1800, 1800))
 
     def test_trigger_that_contains_itself_is_reported(self, rig: HandRig) -> None:
         """APScheduler cannot ask it either."""
@@ -144,7 +144,7 @@ class TestNestedTriggers:
         add(rig, trigger)
         wait_until(lambda: errors(rig))
         add(rig, cron(minute="0"), "later")
-        wait_until(lambda: rig.job("later").intervals)
+        wait_until(lambda: rig.job("later").interval_range)
         assert errors(rig) == 1
 
 
@@ -165,7 +165,7 @@ class TestEndOfTheCalendar:
     ) -> None:
         """The last fire time that a datetime can hold is the last one."""
         add(rig, make())
-        wait_until(lambda: rig.job().intervals)
+        wait_until(lambda: rig.job().interval_range)
 
     def test_calendar_interval_trigger_is_not_asked_there(self, rig: HandRig) -> None:
         """`CalendarIntervalTrigger` would search without an end."""
@@ -173,5 +173,5 @@ class TestEndOfTheCalendar:
         trigger.days, trigger.years = 0, 1000
         add(rig, trigger)
         add(rig, cron(minute="0"), "later")
-        wait_until(lambda: rig.job("later").intervals)
+        wait_until(lambda: rig.job("later").interval_range)
         assert errors(rig) == 0

@@ -17,9 +17,9 @@ from apscheduler_telemetry.core.observers import ErrorReporter, logger
 
 ERROR_COMPONENT = "schedule"
 
-QUESTIONS_AT_ONCE = 5_000
+QUESTIONS_PER_TURN = 5_000
 """Questions to a trigger before other tasks get their turn: about 0.05 seconds."""
-MAX_QUESTIONS = 3_000_000
+MAX_QUESTIONS_PER_SEARCH = 3_000_000
 """Questions to a trigger in one search: a job of every second, down a month."""
 RETRY_SECONDS = 3_600.0
 """Seconds after which a trigger is asked again with which there was a problem."""
@@ -27,7 +27,7 @@ MAX_REPORTS = 1_000
 """Problems that are logged and counted; as many as a scheduler has labels by default."""
 
 
-class LookAhead:
+class BackgroundFireTimeSearcher:
     """
     Asks APScheduler's own triggers for fire times in the background, in turns with other tasks.
 
@@ -66,8 +66,8 @@ class LookAhead:
         def ask() -> None:
             if not is_wanted():
                 return
-            search.run(QUESTIONS_AT_ONCE)
-            if not search.is_finished and search.question_count < MAX_QUESTIONS:
+            search.run(QUESTIONS_PER_TURN)
+            if not search.is_finished and search.question_count < MAX_QUESTIONS_PER_SEARCH:
                 self._worker.submit(ERROR_COMPONENT, ask)
                 return
             if not search.is_finished:
@@ -97,6 +97,6 @@ class LookAhead:
 
 _TOO_MANY_FIRE_TIMES = FireTimeProblem(
     "too many",
-    f"has more than {MAX_QUESTIONS:,} of them, which are too many to be counted. The count of its "
-    "dropped runs is too small",
+    f"has more than {MAX_QUESTIONS_PER_SEARCH:,} of them, which are too many to be counted. The "
+    "count of its dropped runs is too small",
 )
