@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -17,3 +18,9 @@ def pytest_configure() -> None:
     # the servers that they have started. Forked children of tests die of it, as always.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays; it need not be looked at in each gc.collect() of a test.
+    gc.collect()
+    gc.freeze()
