@@ -18,7 +18,7 @@ import time_machine
 from apscheduler.schedulers import base
 from prometheus_client.exposition import choose_encoder
 from run_cost.drivers import DebugDriver, Frozen
-from run_cost.workloads import ObservableDueJobs
+from run_cost.workloads import DueJobsReportingRunTimes
 from scrapes import START, Scene
 
 JOBS = (10, 100, 1_000, 10_000)
@@ -32,7 +32,7 @@ def per_run(jobs: int, schedulers: int = 1, executors: int = 1) -> float:
     medians = []
     kinds = {
         name: [
-            ObservableDueJobs(DebugDriver, name, jobs=jobs, executors=executors)
+            DueJobsReportingRunTimes(DebugDriver, name, jobs=jobs, executors=executors)
             for _ in range(schedulers)
         ]
         for name in ("bare", "metrics")

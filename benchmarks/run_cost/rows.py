@@ -10,7 +10,7 @@ from functools import partial
 
 from . import drivers
 from .contenders import CONTENDERS
-from .workloads import AddedJobs, ObservableDueJobs, Workload
+from .workloads import AddedJobs, DueJobsReportingRunTimes, Workload
 
 MANY = 100  # jobs that are due at once
 FEW_CONTENDERS = ("bare", "listener", "metrics")
@@ -99,65 +99,65 @@ ROWS: Mapping[str, Row] = {
     for row in (
         Row(
             name="debug-100",
-            workload=partial(ObservableDueJobs, drivers.DebugDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.DebugDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="threads-100",
-            workload=partial(ObservableDueJobs, drivers.ThreadPoolDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.ThreadPoolDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="asyncio-100",
-            workload=partial(ObservableDueJobs, drivers.AsyncioDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="asyncio-threads-100",
-            workload=partial(ObservableDueJobs, drivers.AsyncioThreadsDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioThreadsDriver),
             target=AT_ONCE,
         ),
         Row(
             name="asyncio-1",
-            workload=partial(ObservableDueJobs, drivers.AsyncioDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioDriver),
             target=Target(at_most=0.90),
             jobs=1,
             passes=800,
         ),
         Row(
             name="gevent-100",
-            workload=partial(ObservableDueJobs, drivers.GeventDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.GeventDriver),
             target=AT_ONCE,
             launcher=UNDER_GEVENT,
         ),
         Row(
             name="tornado-100",
-            workload=partial(ObservableDueJobs, drivers.TornadoDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.TornadoDriver),
             target=AT_ONCE,
         ),
         Row(
             name="tornado-threads-100",
-            workload=partial(ObservableDueJobs, drivers.TornadoThreadsDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.TornadoThreadsDriver),
             target=AT_ONCE,
         ),
         Row(
             name="twisted-100",
-            workload=partial(ObservableDueJobs, drivers.TwistedDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.TwistedDriver),
             target=AT_ONCE,
         ),
         Row(
             name="bursts-of-5",
-            workload=partial(ObservableDueJobs, drivers.DebugDriver, burst=5),
+            workload=partial(DueJobsReportingRunTimes, drivers.DebugDriver, burst=5),
             target=Target(at_most=0.45),
             burst=5,
             passes=2,
         ),
         Row(
             name="process-pool-100",
-            workload=partial(ObservableDueJobs, drivers.ProcessPoolDriver),
+            workload=partial(DueJobsReportingRunTimes, drivers.ProcessPoolDriver),
             target=Target(at_most=1.75),
         ),
         Row(

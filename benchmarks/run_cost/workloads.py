@@ -20,7 +20,7 @@ class Workload(Protocol):
         ...
 
 
-class ObservableDueJobs:
+class DueJobsReportingRunTimes:
     """
     Runs all jobs of a scheduler in each pass.
 

@@ -167,7 +167,7 @@ class Telemetry:
                 severity=config.severity,
                 owner=config.owner,
             ),
-            origins=OriginPropagator(propagate_baggage=config.propagate_baggage),
+            origin_propagator=OriginPropagator(propagate_baggage=config.propagate_baggage),
             context_store=config.context_store,
             capture=config.capture,
             attach_empty_context=attach_empty_context,
@@ -263,13 +263,13 @@ class Telemetry:
             logger.error("%s", self._describe_taken_port(port, addr, error))  # noqa: TRY400  # expected
             return UnavailableHTTPServer(port, addr, is_https=options.get("certfile") is not None)
         self._servers.append(server)
-        _scheduler_names_by_server[server] = self.name
+        _scheduler_name_by_server[server] = self.name
         return server
 
     def _describe_taken_port(self, port: int, addr: str, error: OSError) -> str:
         others = [
             name
-            for server, name in list(_scheduler_names_by_server.items())
+            for server, name in list(_scheduler_name_by_server.items())
             if server.is_serving and has_address_in_common(server, port, addr)
         ]
         if others:
@@ -324,7 +324,7 @@ class Telemetry:
         while self._servers:
             self._servers.pop().close()
 
-    def _reject_if_starting(self) -> None:
+    def _reject_namesake_if_starting(self) -> None:
         """
         Raise an error if another scheduler cannot have the name, as this one is being started.
 
@@ -552,7 +552,7 @@ def _uninstrument_stopped_namesakes(config: Config) -> None:
     handles = [s.get_handle() for s in schedulers if isinstance(s, _ExportedScheduler)]
     for handle in handles:
         if handle is not None:
-            handle._reject_if_starting()  # noqa: SLF001  # ours
+            handle._reject_namesake_if_starting()  # noqa: SLF001  # ours
     for handle in handles:
         if handle is not None:
             handle._uninstrument_for_namesake()  # noqa: SLF001  # ours
@@ -576,7 +576,7 @@ _SERVER_OPTION_SYNONYMS = {
     **dict.fromkeys(("ssl_ca_certs", "cafile", "ca_certs"), "client_cafile"),
 }
 """What other servers call the same."""
-_scheduler_names_by_server: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
+_scheduler_name_by_server: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
 """Servers that handles have started, with the name of their scheduler."""
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 """Handles made by `instrument_provisionally`."""

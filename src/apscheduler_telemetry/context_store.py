@@ -121,7 +121,7 @@ class FileContextStore(MutableMapping[str, str]):
 
     def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         # SQLite itself would create a file that others may read, and follow symbolic links.
-        _file_creator.ensure_private_file(self._path)
+        _locked_file_creator.ensure_private_file(self._path)
         for suffix in _SQLITE_SUFFIXES:
             with suppress(FileNotFoundError):
                 check_regular(self._path.with_name(self._path.name + suffix))
@@ -141,7 +141,7 @@ class FileContextStore(MutableMapping[str, str]):
             )
 
 
-class _FileCreator:
+class _LockedFileCreator:
     """
     Creates files for one thread of this process at a time.
 
@@ -158,4 +158,4 @@ class _FileCreator:
         ensure_private_file(path)
 
 
-_file_creator = _FileCreator()
+_locked_file_creator = _LockedFileCreator()

@@ -70,7 +70,7 @@ class TestAsyncio:
                     assert rig.job().queued == 1, "the second run of the burst"
                     second.set()
                     await wait_until_async(lambda: rig.job().running == 3)
-                    assert START.timestamp() + 20 == rig.job().last_run_due
+                    assert START.timestamp() + 20 == rig.job().last_run_due_at
                     assert rig.outcomes() == {}, "the events of the burst come at its end"
                     first.set()
                     await wait_until_async(lambda: rig.outcomes() == {"success": 3})

@@ -21,7 +21,7 @@ from apscheduler.executors.base import run_job
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.child_process import (
-    MeasuredRunTime,
+    DueTimeWithMeasurement,
     MeasuringRunTimes,
 )
 from tests.helpers import jobs
@@ -276,7 +276,7 @@ class TestRunTimeWithMeasurement:
     )
     def test_it_is_the_run_time_for_the_job_s_log_and_comparisons(self, due: datetime) -> None:
         """It equals the run time, has the same text, and can be subtracted from a datetime."""
-        measured = MeasuredRunTime.copy_of(due)
+        measured = DueTimeWithMeasurement.copy_of(due)
         assert (measured, measured.fold, measured.tzinfo) == (due, due.fold, due.tzinfo)
         assert (str(measured), measured.timestamp()) == (str(due), due.timestamp())
         moment = due + timedelta(seconds=1)
@@ -284,13 +284,13 @@ class TestRunTimeWithMeasurement:
 
     def test_without_a_measurement_it_is_pickled_as_the_plain_run_time(self) -> None:
         """Without a measurement it is pickled as a plain datetime."""
-        copy = pickle.loads(pickle.dumps(MeasuredRunTime.copy_of(NOW)))
+        copy = pickle.loads(pickle.dumps(DueTimeWithMeasurement.copy_of(NOW)))
         assert (copy, type(copy)) == (NOW, datetime)
 
     def test_with_a_measurement_it_is_pickled_with_it(self) -> None:
         """With a measurement, unpickling it passes the measurement to its sink."""
         sink = Sink(TIMES)
-        measured = MeasuredRunTime.copy_of(NOW)
+        measured = DueTimeWithMeasurement.copy_of(NOW)
         measured.set_measurement(child_process.register_sink(sink), *MEASUREMENT)
         assert pickle.loads(pickle.dumps(measured)) is NOW
         assert sink.measurements == [MEASUREMENT]

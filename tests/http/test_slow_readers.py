@@ -267,7 +267,7 @@ class TestReaderBudget:
         self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A WSGI server gets small pieces, as it may keep one for each client."""
-        monkeypatch.setattr(limits, "MAX_FOREIGN_PIECE_BYTES", 10)
+        monkeypatch.setattr(limits, "MAX_PIECE_BYTES_FOR_OTHER_SERVERS", 10)
         app = make_endpoints(registry, failures).wsgi_app
         pieces = list(app(ENVIRON, start_response))
         assert b"runs_total" in b"".join(pieces)
@@ -296,7 +296,7 @@ class TestReaderBudget:
         self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The response ends when the client disconnects, also if the server never waits."""
-        monkeypatch.setattr(limits, "MAX_FOREIGN_PIECE_BYTES", 1)
+        monkeypatch.setattr(limits, "MAX_PIECE_BYTES_FOR_OTHER_SERVERS", 1)
         app = make_endpoints(registry, failures).asgi_app
         scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
         sent: list[Any] = []
@@ -326,7 +326,7 @@ class TestReaderBudget:
         """Below an ASGI server, the response ends incompletely."""
         monkeypatch.setattr(limits, "MAX_BUFFERED_BYTES", 1)
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
-        monkeypatch.setattr(limits, "MAX_FOREIGN_PIECE_BYTES", 10)
+        monkeypatch.setattr(limits, "MAX_PIECE_BYTES_FOR_OTHER_SERVERS", 10)
         app = make_endpoints(registry, failures).asgi_app
         scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": []}
 

@@ -18,8 +18,8 @@ from apscheduler.triggers.interval import IntervalTrigger
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.triggers import (
     MAX_LISTED_FIRE_TIMES,
-    FireTimes,
     FireTimeSearch,
+    FoundFireTimes,
 )
 
 UTC = timezone.utc
@@ -32,7 +32,7 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def found_by(search: FireTimeSearch) -> FireTimes:
+def found_by(search: FireTimeSearch) -> FoundFireTimes:
     """Return what a search finds, without any problem."""
     search.run()
     assert search.is_finished
@@ -40,13 +40,15 @@ def found_by(search: FireTimeSearch) -> FireTimes:
     return search.found
 
 
-def times_before(trigger: BaseTrigger, end: datetime, first: datetime | None = START) -> FireTimes:
+def times_before(
+    trigger: BaseTrigger, end: datetime, first: datetime | None = START
+) -> FoundFireTimes:
     return found_by(triggers.create_search_before(first, end, trigger))
 
 
 def due_times(
     trigger: BaseTrigger, now: datetime, first: datetime | None = START, before: Any = None
-) -> FireTimes:
+) -> FoundFireTimes:
     return found_by(triggers.create_due_time_search(first, trigger, now, before))
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from apscheduler_telemetry.export.multiprocess.directory import DIRECTORY_VARIABLE
-from apscheduler_telemetry.export.multiprocess.slots import STALE_AFTER, remove_stale_gauges
+from apscheduler_telemetry.export.multiprocess.slots import STALE_GAUGE_SECONDS, remove_stale_gauges
 from apscheduler_telemetry.multiprocess import child_exit
 from tests.helpers.multiprocess_files import Process, scrape, value
 
@@ -77,7 +77,7 @@ class TestDeath:
         """Gauges that are not updated are removed, and the next write restores them."""
         process = Process(directory_without_threads)
         process.write()
-        long_ago = time.time() - STALE_AFTER - 1
+        long_ago = time.time() - STALE_GAUGE_SECONDS - 1
         for path in directory_without_threads.glob("gauge_*"):
             os.utime(path, (long_ago, long_ago))
         remove_stale_gauges(directory_without_threads)
@@ -89,7 +89,7 @@ class TestDeath:
         """A write without changes keeps the files from becoming stale."""
         process = Process(directory_without_threads)
         process.write()
-        long_ago = time.time() - STALE_AFTER - 1
+        long_ago = time.time() - STALE_GAUGE_SECONDS - 1
         for path in directory_without_threads.glob("gauge_*"):
             os.utime(path, (long_ago, long_ago))
         process.write()

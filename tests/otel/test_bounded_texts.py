@@ -175,7 +175,7 @@ class TestLog:
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of many things, such as files, the first ones are named; all of them are counted."""
-        monkeypatch.setattr(observers, "MAX_LOGGED_PATHS", 5)
+        monkeypatch.setattr(observers, "MAX_LOGGED_FILE_PATHS", 5)
         reporter = ErrorReporter()
         for number in (*range(10), *range(10)):
             reporter.report_unusable_path("multiprocess", f"file {number}", "is damaged")

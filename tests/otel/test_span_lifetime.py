@@ -37,7 +37,7 @@ class TestLifetime:
         self, spans: Spans, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The number of runs whose end is never reported is bounded."""
-        monkeypatch.setattr(observers, "MAX_STALE_RUNS", 5)
+        monkeypatch.setattr(observers, "MAX_ENDED_RUNS_HELD", 5)
         observer = spans.observer()
         for _ in range(20):
             run = new_run()

@@ -36,9 +36,9 @@ class TestDuringRuns:
             rig.settle()
             account = rig.job()
             assert account.last_duration is not None
-            assert account.last_success is not None
+            assert account.last_success_at is not None
             assert 0 <= account.last_duration < 60
-            assert account.last_success == pytest.approx(at(10).timestamp(), abs=60)
+            assert account.last_success_at == pytest.approx(at(10).timestamp(), abs=60)
             assert account.oldest_start_at == 0
             assert rig.outcomes() == {"success": 1}
 
@@ -89,7 +89,7 @@ class TestBetweenRuns:
             rig.settle()
             rig.after(jump)
             assert seconds_to_next_run(rig) == 20
-            assert rig.job().last_run_due == at(10).timestamp()
+            assert rig.job().last_run_due_at == at(10).timestamp()
             assert (rig.job().due_count, rig.job().cancelled_run_due_at) == (1, None)
             rig.clock.move_to(at(20))
             rig.after(0)

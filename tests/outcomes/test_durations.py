@@ -128,7 +128,7 @@ class TestInPlace:
             rig.after(7)
             rig.settle()
             assert delay(rig) == 7
-            assert rig.job().last_run_due == START.timestamp()
+            assert rig.job().last_run_due_at == START.timestamp()
 
     def test_running_run_shows_since_when_and_no_duration(self) -> None:
         """A running run has a start time and no duration yet."""
@@ -183,7 +183,7 @@ class TestClockJumps:
             rig.scheduler.turn()
             rig.settle()
             assert 0 <= duration(rig) < 1
-            assert rig.job().last_success == pytest.approx(START.timestamp(), abs=1)
+            assert rig.job().last_success_at == pytest.approx(START.timestamp(), abs=1)
 
     def test_child_whose_clock_is_behind_has_a_delay_of_0(self) -> None:
         """If the child's clock is behind, the delay is 0."""

@@ -42,7 +42,7 @@ class TestOurOwnFailures:
             ("processes", "core.records.Run.try_start"),
             ("processes", "core.records.Run.try_set_estimated_start"),
             ("processes", "adapters.apscheduler3.runs.RunTracker.finish_run_by_event"),
-            ("processes", "adapters.apscheduler3.runs.Submission.assign_pool"),
+            ("processes", "adapters.apscheduler3.runs.Submission.set_pool"),
             ("processes", "adapters.apscheduler3.runs.RunTracker.create_trace_carriers"),
             ("processes", "core.records.Run.set_duration"),
             (

@@ -37,8 +37,8 @@ class TestProcesses:
             rig.settle()
             for job_id in ("bystander", "dying", "queued"):
                 assert rig.outcomes(job_id) == {"lost": 1}
-            assert START.timestamp() == rig.job("bystander").last_run_due
-            assert rig.job("queued").last_run_due is None, "it never started"
+            assert START.timestamp() == rig.job("bystander").last_run_due_at
+            assert rig.job("queued").last_run_due_at is None, "it never started"
             rig.after(5)
             rig.settle()
             assert rig.outcomes() == {"success": 1}

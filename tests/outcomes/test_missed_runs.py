@@ -44,7 +44,7 @@ class TestMisfires:
             rig.settle()
             assert rig.outcomes("a") == {"success": 1}
             assert rig.outcomes() == {"missed": 1}
-            assert rig.job().last_run_due is None, "it never started"
+            assert rig.job().last_run_due_at is None, "it never started"
 
     def test_each_queued_run_of_one_job_is_missed_by_itself(self) -> None:
         """Of several queued runs of a job, each one that is too late is missed."""

@@ -220,7 +220,7 @@ class TestRunsOfOneJob:
                     assert rig.outcomes() == {"success": number}
             job = rig.job()
             assert sum(job.delays.counts) == sum(job.durations.counts) == 100
-            assert job.last_run_due == (START + timedelta(seconds=1000)).timestamp()
+            assert job.last_run_due_at == (START + timedelta(seconds=1000)).timestamp()
 
     def test_a_run_that_a_scrape_has_seen_counts_once(self) -> None:
         """A run that a scrape has shown as running counts once, and so does the next one."""

@@ -71,7 +71,7 @@ class TestMaxInstances:
             wait_until((tmp_path / "second.in").exists)
             (tmp_path / "first.out").touch()
             wait_until(lambda: rig.outcomes() == {"lost": 1})
-            assert (1, START.timestamp() + 10) == (rig.job().running, rig.job().last_run_due)
+            assert (1, START.timestamp() + 10) == (rig.job().running, rig.job().last_run_due_at)
             (tmp_path / "second.out").touch()
             rig.settle()
             assert rig.outcomes() == {"lost": 1, "success": 1}

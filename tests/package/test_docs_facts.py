@@ -123,7 +123,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "interval of writes": (writer.WRITE_INTERVAL, (r"writes its values every (\w+)\.",)),
     "share of writes": (100 * writer.MAX_DUTY_CYCLE, (r"at most (\d+) % of one CPU",)),
     "stale gauges": (
-        slots.STALE_AFTER,
+        slots.STALE_GAUGE_SECONDS,
         (r"not written its gauges for (\d+) seconds", r"gauges are removed after (\d+) seconds"),
     ),
     "recorded characters": (safe_repr.MAX_CHARACTERS, (r"([\d,]+) characters, \d+ items",)),

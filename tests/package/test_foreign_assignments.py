@@ -21,7 +21,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy._due": COPY,
         "copy._delivery_args": COPY,
     },
-    "adapters.apscheduler3.observable_due_jobs": {
+    "adapters.apscheduler3.due_jobs_reporting_run_times": {
         "job.__class__": "for the moment in which the loop asks the job for its run times",
     },
     "adapters.apscheduler3.patching": {
@@ -53,9 +53,9 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy.exceptions": COPY,
         "copy.consecutive_failures": COPY,
         "copy.last_outcome": COPY,
-        "copy.last_run_due": COPY,
-        "copy.last_success": COPY,
-        "copy.last_failure": COPY,
+        "copy.last_run_due_at": COPY,
+        "copy.last_success_at": COPY,
+        "copy.last_failure_at": COPY,
         "copy.last_duration": COPY,
     },
     "export.multiprocess.slots": {"self._lock_file_finalizer.atexit": NEW},

@@ -21,7 +21,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     # Plain data, the metrics state, and who follows single runs.
     frozenset(
-        {"core.files", "core.forks", "core.locks", "core.model", "core.times", "core.user_code"}
+        {"core.files", "core.forks", "core.locks", "core.model", "core.times", "core.interruptions"}
     ),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
@@ -37,7 +37,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.auto_instrumentation",
             "adapters.apscheduler3.background_worker",
             "adapters.apscheduler3.child_process",
-            "adapters.apscheduler3.observable_due_jobs",
+            "adapters.apscheduler3.due_jobs_reporting_run_times",
             "adapters.apscheduler3.exit_warning",
             "adapters.apscheduler3.changes_during_reading",
             "adapters.apscheduler3.jobstore_reader",

@@ -62,7 +62,7 @@ class Observer:
     def on_run_finished(self, run: Run) -> None:
         self.calls.append((self.name, "on_run_finished", run))
 
-    def stop(self) -> None:
+    def stop_observing_new_runs(self) -> None:
         self.calls.append((self.name, "stop", None))
 
     def has_open_runs(self) -> bool:
@@ -83,7 +83,7 @@ class Failing:
         raise self.exception
 
     on_callable_start = on_callable_end = on_run_finished = _fail
-    create_trace_carrier = stop = has_open_runs = _fail
+    create_trace_carrier = stop_observing_new_runs = has_open_runs = _fail
 
 
 class TestErrorReporter:
@@ -194,7 +194,7 @@ class Following(Observer):
         self.is_stopped = False
         self.is_following = True
 
-    def stop(self) -> None:
+    def stop_observing_new_runs(self) -> None:
         self.is_stopped = True
 
     def has_open_runs(self) -> bool:
@@ -311,7 +311,7 @@ class TestObserverGroup:
 class TestObservedRuns:
     def test_drops_runs_that_ended_some_time_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Runs in flight and runs that ended recently are kept, whatever their number."""
-        monkeypatch.setattr(observers_module, "MAX_STALE_RUNS", 3)
+        monkeypatch.setattr(observers_module, "MAX_ENDED_RUNS_HELD", 3)
         rig = RecorderRig()
         monkeypatch.setattr(time, "time", rig.clock)
         kept: ObservedRuns[int] = ObservedRuns()

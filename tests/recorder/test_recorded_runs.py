@@ -42,7 +42,7 @@ class TestRuns:
         assert rig.counts() == (1, 0, 0, {"success": 1})
         assert (run.started_at, run.measured_end_at, run.start_delay) == (AT + 2, AT + 5, 2)
         job = rig.job()
-        assert (job.in_flight_summary.oldest_start_at, job.stats.last_success) == (0, AT + 5)
+        assert (job.in_flight_summary.oldest_start_at, job.stats.last_success_at) == (0, AT + 5)
 
     def test_a_run_ends_once(self, rig: RecorderRig) -> None:
         """A second end of a run changes nothing and returns False."""
@@ -83,7 +83,7 @@ class TestRuns:
             rig.finish(run, started=run.due_timestamp + 4, duration=1)
         stats = rig.job().stats
         assert (sum(stats.delays.counts), stats.delays.sum) == (2, 8)
-        assert stats.last_success == AT + 15
+        assert stats.last_success_at == AT + 15
         assert rig.counts() == (2, 0, 0, {"success": 2})
 
     def test_missed_run_has_no_start_and_no_delay(self, rig: RecorderRig) -> None:
@@ -145,10 +145,10 @@ class TestRuns:
     def test_last_run_is_the_one_due_last(self, rig: RecorderRig) -> None:
         """The last run is the started one with the latest due time."""
         late, early, _queued = rig.submit(20, 10, 30)
-        assert rig.job().stats.last_run_due is None
+        assert rig.job().stats.last_run_due_at is None
         late.try_start(AT + 21)
         early.try_start(AT + 22)
-        assert rig.job().stats.last_run_due == AT + 20
+        assert rig.job().stats.last_run_due_at == AT + 20
 
     def test_running_since_is_the_oldest_start(self, rig: RecorderRig) -> None:
         """A job is running since the oldest start of its runs."""
@@ -180,12 +180,12 @@ class TestFailures:
         rig.finish(good, started=AT + 1, duration=2)
         rig.finish(bad, Outcome.ERROR, BOOM, started=AT + 11, duration=3)
         stats = rig.job().stats
-        assert (stats.last_success, stats.last_failure) == (AT + 3, AT + 14)
+        assert (stats.last_success_at, stats.last_failure_at) == (AT + 3, AT + 14)
         assert (stats.last_outcome, stats.last_duration) == (Outcome.ERROR, 3)
         rig.clock.now = AT + 50
         rig.finish(gone, Outcome.LOST)
         stats = rig.job().stats
-        assert (stats.last_failure, stats.last_duration) == (AT + 50, 3)
+        assert (stats.last_failure_at, stats.last_duration) == (AT + 50, 3)
 
     def test_exceptions_are_counted_by_type(self, rig: RecorderRig) -> None:
         """Exceptions of jobs are counted by type; reasons of lost runs are not."""
@@ -317,7 +317,7 @@ class TestMemory:
             rig.recorder.add_up_runs_if_many()
             (run,) = rig.submit()
             rig.finish(run)
-            most = max(most, len(rig.recorder._runs))
+            most = max(most, len(rig.recorder._runs_not_added_up))
         assert most <= len(in_flight) + MAX_UNADDED_RUNS
         assert rig.counts() == (
             300 + 5 * MAX_UNADDED_RUNS,
@@ -347,7 +347,7 @@ class TestMemory:
         assert rig.labels() == []
         recorder = rig.recorder
         assert (
-            recorder._runs,
+            recorder._runs_not_added_up,
             recorder._series_with_runs_in_flight,
             recorder._jobs["default"],
         ) == (
@@ -390,7 +390,7 @@ class TestRun:
             rig.finish(run, outcome, started=AT + 2, duration=3)
         late.try_set_estimated_start(AT + 9)
         stats = rig.job().stats
-        assert (stats.last_run_due is None) == (outcome is Outcome.MISSED)
+        assert (stats.last_run_due_at is None) == (outcome is Outcome.MISSED)
         assert sum(stats.delays.counts) == stats.outcomes[Outcome.SUCCESS]
         assert late.start_delay == (None if outcome is Outcome.MISSED else 1)
 

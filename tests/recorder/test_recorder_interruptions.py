@@ -49,7 +49,7 @@ def check_after(rig: RecorderRig, right: dict[str, Any], known: dict[str, int]) 
     """Check that another thread can read, and that a reader of changes sees the same."""
     assert run_in_thread(lambda: {label: rig.numbers(label) for label in right}) == right
     assert run_in_thread(rig.recorder.executors) == {"default": (4, 1, 2)}
-    assert len(rig.recorder._runs) == 3
+    assert len(rig.recorder._runs_not_added_up) == 3
     for label, job in rig.recorder.job_snapshots_since(known):
         if job is None:
             assert rig.job(label).version == known[label]
@@ -194,7 +194,7 @@ class TestThreads:
             thread.join()
         assert rig.job().stats.outcomes == expected
         assert rig.counts()[0] == rounds * threads
-        assert rig.recorder._runs == {}
+        assert rig.recorder._runs_not_added_up == {}
 
     def test_run_that_two_threads_end_counts_once(self) -> None:
         """A run that two threads end counts once."""

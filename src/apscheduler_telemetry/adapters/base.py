@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatus
+from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -47,7 +47,7 @@ class AdapterDependencies:
         error_reporter: counts failures of telemetry itself; none of them may reach the scheduler.
         labeller: chooses the ``job_id`` label of a job.
         policy: the limits and labels of a job for the alert rules.
-        origins: determines where a job is added, so that its runs link to it.
+        origin_propagator: determines where a job is added, so that its runs link to it.
         context_store: stores origins across restarts; None if they are not stored.
         capture: which data of a job may be exported.
         attach_empty_context: removes the current OpenTelemetry context, and returns the argument
@@ -63,7 +63,7 @@ class AdapterDependencies:
     error_reporter: ErrorReporter
     labeller: JobLabeller
     policy: AlertPolicy
-    origins: OriginPropagator
+    origin_propagator: OriginPropagator
     context_store: MutableMapping[str, str] | None
     capture: CaptureOptions
     attach_empty_context: Callable[[], Any]
@@ -73,7 +73,7 @@ class AdapterDependencies:
     on_scheduler_stopped: Callable[[], None]
 
 
-class SchedulerAdapter(SchedulerStatus, Protocol):
+class SchedulerAdapter(SchedulerStatusProvider, Protocol):
     """Watches one scheduler."""
 
     def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:

@@ -25,7 +25,7 @@ _EXPORTED_FILE_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _EXCLUDED_DIRECTORIES = frozenset({"tests"})
 
 
-class ExportResult(NamedTuple):
+class ExportedFiles(NamedTuple):
     """
     What `export_files` did.
 
@@ -62,7 +62,7 @@ def run_export_command(options: argparse.Namespace) -> None:
         print(f"unchanged  {path}")  # noqa: T201
 
 
-def export_files(directory: Path, *, force: bool = False) -> ExportResult:
+def export_files(directory: Path, *, force: bool = False) -> ExportedFiles:
     """
     Write alert rules, Alertmanager configuration and dashboards into a directory.
 
@@ -94,7 +94,7 @@ def export_files(directory: Path, *, force: bool = False) -> ExportResult:
             "Pass a directory that you may write to."
         )
         raise CommandError(msg) from error
-    return ExportResult(written, unchanged)
+    return ExportedFiles(written, unchanged)
 
 
 def _find_files_to_export() -> Iterator[tuple[Path, Path]]:

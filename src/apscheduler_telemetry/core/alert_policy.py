@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
-from apscheduler_telemetry.core.user_code import raise_if_interruption
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MIN_DEFAULT_GRACE = 60.0

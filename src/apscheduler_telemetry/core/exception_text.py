@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE_LENGTH,
     CaptureOptions,
@@ -19,7 +20,6 @@ from apscheduler_telemetry.core.model import (
     exception_message,
     exception_type_name,
 )
-from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 MAX_STACKTRACE = 16_384
 """Characters of a stack trace: the last ones, as the cause is at its end."""
@@ -130,9 +130,9 @@ class ExceptionDescriber:
             yield from self._last_lines(each)
             for part in _parts_of_group(each):
                 yield f"Part of it, {exception_type_name(part)}:\n"
-                yield from self._safe_stacktrace_of_part(part)
+                yield from self._redacted_stacktrace_of_part(part)
 
-    def _safe_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
+    def _redacted_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
         stack = traceback.extract_tb(_read(part, "__traceback__"))
         yield from self._redact_stack_lines("".join(stack.format()))
         yield from self._last_lines(part)

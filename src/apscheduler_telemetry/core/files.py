@@ -59,7 +59,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: it is missing, or cannot be opened.
     """
     check_regular(path)  # first, as opening a device may already do something
-    return _open_checked(path, flags | _FLAGS)
+    return _open_and_reject_irregular(path, flags | _FLAGS)
 
 
 def read_configured(path: Path, max_bytes: int) -> bytes:
@@ -227,10 +227,10 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 def _open_configured(path: Path) -> int:
     _reject_irregular(path, path.stat().st_mode)
-    return _open_checked(path, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0))
+    return _open_and_reject_irregular(path, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0))
 
 
-def _open_checked(path: Path, flags: int) -> int:
+def _open_and_reject_irregular(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags)
     try:
         _reject_irregular(path, os.fstat(descriptor).st_mode)

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH, MAX_NAME_LENGTH, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
-from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 OVERFLOW = "__overflow__"
 DEFAULT_MAX_LABELS = 1_000

@@ -202,7 +202,7 @@ class SpanIds(Protocol):
     def span_id(self) -> int: ...
 
 
-class SchedulerStatus(Protocol):
+class SchedulerStatusProvider(Protocol):
     """The state of a scheduler as a whole, which its adapter provides to exporters."""
 
     @property

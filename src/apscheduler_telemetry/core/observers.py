@@ -36,11 +36,11 @@ ERROR_COMPONENTS = (
 """The ``component`` label of ``apscheduler_telemetry_errors_total``; each exists at 0."""
 
 
-MAX_LOGGED_PATHS = 1_000
+MAX_LOGGED_FILE_PATHS = 1_000
 """Paths that `ErrorReporter.report_unusable_path` logs; others are only counted."""
-MAX_PATH_LENGTH = 4_096
+MAX_LOGGED_FILE_PATH_LENGTH = 4_096
 """Characters of their names in the log: the longest path of Linux."""
-MAX_STALE_RUNS = 1_000
+MAX_ENDED_RUNS_HELD = 1_000
 """Ended runs that an observer may still hold: at most half a megabyte of spans."""
 STALE_SECONDS_AFTER_END = 60.0
 """Seconds after which a run that has ended is stale, if `on_run_finished` was not called."""
@@ -105,7 +105,7 @@ class ErrorReporter:
         """
         self._increment(component)
         if self._add_logged_path(path):
-            name = path[:MAX_PATH_LENGTH]
+            name = path[:MAX_LOGGED_FILE_PATH_LENGTH]
             logger.warning(
                 "%s %s; apscheduler-telemetry leaves it out. This is not logged again, only "
                 "counted in apscheduler_telemetry_errors_total as component %r",
@@ -137,7 +137,7 @@ class ErrorReporter:
     @synchronized
     def _add_logged_path(self, path: str) -> bool:
         is_new = path not in self._logged_file_paths
-        if is_new and len(self._logged_file_paths) < MAX_LOGGED_PATHS:
+        if is_new and len(self._logged_file_paths) < MAX_LOGGED_FILE_PATHS:
             self._logged_file_paths.add(path)
             return True
         return False
@@ -194,7 +194,7 @@ class RunObserver(Protocol):
         skipped, coalesced, lost).
         """
 
-    def stop(self) -> None:
+    def stop_observing_new_runs(self) -> None:
         """Observe no further run from now on; `has_open_runs` is about the others."""
 
     def has_open_runs(self) -> bool:
@@ -217,7 +217,7 @@ class ObservedRuns(dict[Run, _T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cleanup_threshold = MAX_STALE_RUNS
+        self.cleanup_threshold = MAX_ENDED_RUNS_HELD
 
     def drop_stale_runs(self) -> None:
         """Drop runs that ended some time ago without a call of `on_run_finished`."""
@@ -225,7 +225,7 @@ class ObservedRuns(dict[Run, _T]):
         for run in list(self):
             if run.outcome is not None and run.finished_at < now - STALE_SECONDS_AFTER_END:
                 self.pop(run, None)
-        self.cleanup_threshold = len(self) + MAX_STALE_RUNS
+        self.cleanup_threshold = len(self) + MAX_ENDED_RUNS_HELD
 
 
 class ObserverGroup:
@@ -247,7 +247,7 @@ class ObserverGroup:
         self._error_reporter = error_reporter
         self._observers = tuple(observers)
         self._reversed_observers = self._observers[::-1]
-        self._on_all_finished: Callable[[], None] | None = None
+        self._on_last_open_run_finished: Callable[[], None] | None = None
         self.is_enabled = self.is_enabled_final = False
         self.update_is_enabled()
 
@@ -290,7 +290,7 @@ class ObserverGroup:
                 observer.on_run_finished(run)
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
-        if self._on_all_finished is not None:
+        if self._on_last_open_run_finished is not None:
             self._call_back_if_no_open_runs()
 
     def stop(self, on_all_finished: Callable[[], None]) -> None:
@@ -305,10 +305,10 @@ class ObserverGroup:
         """
         for observer in self._observers:
             try:
-                observer.stop()
+                observer.stop_observing_new_runs()
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
-        self._on_all_finished = on_all_finished
+        self._on_last_open_run_finished = on_all_finished
         self._call_back_if_no_open_runs()
 
     def _call_back_if_no_open_runs(self) -> None:
@@ -318,7 +318,7 @@ class ObserverGroup:
                     return
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
-        on_all_finished, self._on_all_finished = self._on_all_finished, None
+        on_all_finished, self._on_last_open_run_finished = self._on_last_open_run_finished, None
         if on_all_finished is not None:  # otherwise another thread was faster
             on_all_finished()
 

@@ -127,9 +127,9 @@ class Recorder:
         self._scheduler_error_counts = dict.fromkeys(SchedulerErrorKind, 0)
         # Those that stay expected after an error has removed their job: series, time of removal.
         self._expected_runs_of_jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
-        self._runs: dict[Run, None] = {}
+        self._runs_not_added_up: dict[Run, None] = {}
         # The dictionary's own method, as each run takes this way.
-        self.run_submitted: Callable[[Run], None] = self._runs.setdefault
+        self.run_submitted: Callable[[Run], None] = self._runs_not_added_up.setdefault
         self._add_up_at_run_count = MAX_UNADDED_RUNS
         self._tried_to_free_labels_at = -math.inf
         # At the last adding up; those with runs to be added up are put into it then.
@@ -140,9 +140,9 @@ class Recorder:
 
     def reset_after_fork(self) -> None:
         """Forget the runs in flight: they are those of the parent, which counts them."""
-        for run in list(self._runs):
+        for run in list(self._runs_not_added_up):
             if run.outcome is None:
-                del self._runs[run]
+                del self._runs_not_added_up[run]
                 run.finish(Outcome.LOST)  # so that no observer here waits for their end
 
     # Jobs
@@ -237,7 +237,7 @@ class Recorder:
 
     def add_up_runs_if_many(self) -> None:
         """Add up finished runs, if more than `MAX_UNADDED_RUNS` may wait for that."""
-        if len(self._runs) >= self._add_up_at_run_count:
+        if len(self._runs_not_added_up) >= self._add_up_at_run_count:
             self._add_up_finished_runs()
 
     def runs_unsubmitted(
@@ -262,7 +262,9 @@ class Recorder:
         Returns:
             Those, as runs that have ended.
         """
-        self._runs[NeverSubmittedRuns(record, outcome, count)] = None  # counted at the next reading
+        self._runs_not_added_up[NeverSubmittedRuns(record, outcome, count)] = (
+            None  # counted at the next reading
+        )
         runs = [Run(record, due, record.info.executor, link_origins) for due in due_times]
         for run in runs:
             run.finish(outcome)
@@ -360,7 +362,7 @@ class Recorder:
         """Return the load of each executor by alias."""
         running: Counter[str] = Counter()
         queued: Counter[str] = Counter()
-        for run in list(self._runs):
+        for run in list(self._runs_not_added_up):
             if run.outcome is None:
                 (queued if run.measured_or_estimated_start_at is None else running)[
                     run.executor
@@ -393,15 +395,15 @@ class Recorder:
     def _add_up_finished_runs(self) -> None:
         """Add up the runs that have ended, and note which are in flight."""
         runs: dict[JobSeries, list[Run]] = defaultdict(list)
-        for run in list(self._runs):
+        for run in list(self._runs_not_added_up):
             runs[run.series].append(run)
         self._series_with_runs_in_flight.update(runs)
         now = self._clock()
         for series in list(self._series_with_runs_in_flight):
-            series.add_up_finished_runs(runs.get(series, ()), self._runs, now)
+            series.add_up_finished_runs(runs.get(series, ()), self._runs_not_added_up, now)
             if not series.has_runs_in_flight:
                 self._series_with_runs_in_flight.discard(series)
-        self._add_up_at_run_count = len(self._runs) + MAX_UNADDED_RUNS
+        self._add_up_at_run_count = len(self._runs_not_added_up) + MAX_UNADDED_RUNS
 
     @synchronized
     def _update_and_list_series(self) -> list[JobSeries]:

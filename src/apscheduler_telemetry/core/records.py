@@ -356,8 +356,8 @@ class Run:
     """
     One due run of a job, from its submission to its end.
 
-    `start` and `set_duration` are called where the run is measured, and `finish` ends it: from then
-    on it counts.
+    `try_start` and `set_duration` are called where the run is measured, and `finish` ends it: from
+    then on it counts.
 
     Attributes:
         series: the state of the label under which it counts.
@@ -468,7 +468,7 @@ class Run:
         return True
 
     def try_set_estimated_start(self, at: float, max_delay: float | None = None) -> None:
-        """Set when it has started, until that is measured; the arguments are those of `start`."""
+        """Set its start until that is measured; the arguments are those of `try_start`."""
         is_late = max_delay is not None and at - self.due_timestamp > max_delay
         if self.estimated_start_at is None and not is_late:
             self.estimated_start_at = at

@@ -69,13 +69,13 @@ _SECRET_PATTERN = re.compile(
     "pwd?$"
 )
 """The same anywhere in a name, of which only letters and digits are looked at, in lower case."""
-_NUMBER_WORDS = frozenset(
+_NON_SECRET_WORDS = frozenset(
     {"age", "count", "len", "length", "limit", "max", "min", "n", "num", "size", "total", "ttl"}
 )
 """A name that begins or ends with one is that of a number, as ``max_tokens`` is, and no secret."""
 _NAME_KEYS = frozenset({"key", "name"})
-"""Keys of a dictionary that contains a name, and the value of that name under `_VALUE_KEY`."""
-_VALUE_KEY = "value"
+"""Keys of a dictionary that contains a name, and the value of that name under `_PAIR_VALUE_KEY`."""
+_PAIR_VALUE_KEY = "value"
 _WORD_IN_NAME = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
 _SAFE_REPR_TYPES = (
@@ -123,7 +123,7 @@ def is_secret_name(name: Any) -> bool:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)  # full-width letters become plain ones
     words = [word.lower() for word in _WORD_IN_NAME.findall(text)]
-    if not words or not _NUMBER_WORDS.isdisjoint({words[0], words[-1]}):
+    if not words or not _NON_SECRET_WORDS.isdisjoint({words[0], words[-1]}):
         return False
     return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PATTERN.search("".join(words)))
 
@@ -187,7 +187,7 @@ def _format_dict(value: Mapping[object, object], depth: int) -> str:
     )
     items = (
         f"{_format_value(key, depth)}: {MASK}"
-        if has_secret_name and type(key) is str and key == _VALUE_KEY
+        if has_secret_name and type(key) is str and key == _PAIR_VALUE_KEY
         else f"{_format_value(key, depth)}: {_format_value_unless_secret(key, item, depth)}"
         for key, item in value.items()
     )

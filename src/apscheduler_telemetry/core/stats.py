@@ -124,7 +124,7 @@ class JobStats:
 
     __slots__ = (
         *("consecutive_failures", "delays", "durations", "exceptions", "last_duration"),
-        *("last_failure", "last_outcome", "last_run_due", "last_success", "outcomes"),
+        *("last_failure_at", "last_outcome", "last_run_due_at", "last_success_at", "outcomes"),
     )
 
     def __init__(self, duration_buckets: Sequence[float], delay_buckets: Sequence[float]) -> None:
@@ -134,9 +134,9 @@ class JobStats:
         self.exceptions: dict[str, int] = {}
         self.consecutive_failures = 0
         self.last_outcome: Outcome | None = None
-        self.last_run_due: float | None = None
-        self.last_success: float | None = None
-        self.last_failure: float | None = None
+        self.last_run_due_at: float | None = None
+        self.last_success_at: float | None = None
+        self.last_failure_at: float | None = None
         self.last_duration: float | None = None
 
     def copy(self) -> JobStats:
@@ -148,9 +148,9 @@ class JobStats:
         copy.exceptions = self.exceptions.copy()
         copy.consecutive_failures = self.consecutive_failures
         copy.last_outcome = self.last_outcome
-        copy.last_run_due = self.last_run_due
-        copy.last_success = self.last_success
-        copy.last_failure = self.last_failure
+        copy.last_run_due_at = self.last_run_due_at
+        copy.last_success_at = self.last_success_at
+        copy.last_failure_at = self.last_failure_at
         copy.last_duration = self.last_duration
         return copy
 
@@ -162,8 +162,8 @@ class JobStats:
             due: when it was due, in Unix seconds.
             started_at: when it started; None if that is only estimated.
         """
-        if self.last_run_due is None or due > self.last_run_due:
-            self.last_run_due = due
+        if self.last_run_due_at is None or due > self.last_run_due_at:
+            self.last_run_due_at = due
         if started_at is not None:
             self.delays.observe(delay(due, started_at))
 
@@ -172,16 +172,16 @@ class JobStats:
         delays: list[float] = []
         durations: list[float] = []
         successes = 0
-        last_run_due = -inf if self.last_run_due is None else self.last_run_due
+        last_run_due_at = -inf if self.last_run_due_at is None else self.last_run_due_at
         for run in runs:
             outcome, started_at = run.outcome, run.started_at
             due = run.due_timestamp
             if started_at is not None:
                 delays.append(started_at - due if started_at > due else 0.0)
-                if due > last_run_due:  # noqa: PLR1730  # max() is a call
-                    last_run_due = due
+                if due > last_run_due_at:  # noqa: PLR1730  # max() is a call
+                    last_run_due_at = due
             elif run.estimated_start_at is not None and outcome is not MISSED:
-                last_run_due = max(due, last_run_due)
+                last_run_due_at = max(due, last_run_due_at)
             duration = run.duration
             if duration is not None and (outcome is SUCCESS or outcome is ERROR):
                 durations.append(duration)
@@ -189,14 +189,14 @@ class JobStats:
                     self.durations.add_exemplar(duration, run.exemplar_span, run.finished_at)
             if outcome is SUCCESS:  # as most are
                 successes += 1
-                self.last_success = run.finished_at
+                self.last_success_at = run.finished_at
                 self.consecutive_failures = 0
             elif outcome is not None:
                 error = None if run.error is None else run.error.type
                 self.add_outcome(outcome, run.finished_at, error, run.count)
         self.last_outcome = runs[-1].outcome
         self.outcomes[SUCCESS] += successes
-        self.last_run_due = None if last_run_due == -inf else last_run_due
+        self.last_run_due_at = None if last_run_due_at == -inf else last_run_due_at
         if durations:
             self.last_duration = durations[-1]
         self.delays.observe_all(delays)
@@ -217,10 +217,10 @@ class JobStats:
         self.outcomes[outcome] += count
         self.last_outcome = outcome
         if outcome is SUCCESS:
-            self.last_success = at
+            self.last_success_at = at
             self.consecutive_failures = 0
         elif outcome in FAILED_OUTCOMES:
-            self.last_failure = at
+            self.last_failure_at = at
             self.consecutive_failures += count
             if outcome is ERROR and error is not None:
                 self._count_exception_type(error)

@@ -76,7 +76,7 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
         "next_run": _iso(next_run),
         "trigger": job.info.trigger,
         "last_outcome": None if outcome is None else outcome.value,
-        "last_success": _iso(job.stats.last_success),
+        "last_success": _iso(job.stats.last_success_at),
         "running_since": _iso(job.in_flight_summary.oldest_start_at or None),
         "overdue": any(
             due_at and now > due_at + job.info.grace

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
-from apscheduler_telemetry.core.model import SchedulerStatus
+from apscheduler_telemetry.core.model import SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 STATES = ("running", "paused", "stopped")
 
 
-class InstrumentedScheduler(SchedulerStatus, Protocol):
+class InstrumentedScheduler(SchedulerStatusProvider, Protocol):
     """
     One instrumented scheduler, as exporters see it.
 
@@ -366,9 +366,9 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
     yield from _samples_unless_none(
         labels,
         (NEXT_RUN, job.next_run),
-        (LAST_RUN_DUE, stats.last_run_due),
-        (LAST_SUCCESS, stats.last_success),
-        (LAST_FAILURE, stats.last_failure),
+        (LAST_RUN_DUE, stats.last_run_due_at),
+        (LAST_SUCCESS, stats.last_success_at),
+        (LAST_FAILURE, stats.last_failure_at),
         (LAST_DURATION, stats.last_duration),
         (CONSECUTIVE_FAILURES, stats.consecutive_failures),
         (RUNNING, job.in_flight_summary.running),

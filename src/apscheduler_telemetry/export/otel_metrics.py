@@ -110,7 +110,7 @@ class OpenTelemetryExporter(Exporter):
         The SDK asks for one metric after the other. All observations come from one reading, so
         that they are consistent; the next reading is made when a metric is asked for again.
         """
-        observations = self._take_observations(family)
+        observations = self._pop_unreported_observations(family)
         if observations is None:
             reading = self._read()
             observations = reading.pop(family)
@@ -118,7 +118,7 @@ class OpenTelemetryExporter(Exporter):
         return observations
 
     @synchronized
-    def _take_observations(self, family: MetricFamily) -> list[Observation] | None:
+    def _pop_unreported_observations(self, family: MetricFamily) -> list[Observation] | None:
         return self._unreported_observations.pop(family, None)
 
     def _read(self) -> dict[MetricFamily, list[Observation]]:
@@ -224,7 +224,7 @@ class HistogramObserver:
                 run.duration, _scheduler_and_job_attributes(run), context=context
             )
 
-    def stop(self) -> None:
+    def stop_observing_new_runs(self) -> None:
         """Record nothing from now on, because all other metrics end now as well."""
         self._is_stopped = True
         self._runs_with_recorded_delay.clear()

@@ -260,7 +260,7 @@ class SpanObserver:
             at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
 
-    def stop(self) -> None:
+    def stop_observing_new_runs(self) -> None:
         """Start no further span from now on; those that are open end when their runs do."""
         self._is_stopped = True
 

@@ -41,7 +41,7 @@ from apscheduler_telemetry.export.metric_families import (
 )
 from apscheduler_telemetry.export.text_format import (
     HistogramLineFilter,
-    TextFormatCache,
+    JobTextCache,
     format_bucket_bounds,
     histogram_line_filter,
     render_sample,
@@ -117,7 +117,7 @@ class PrometheusExporter(Exporter, Collector):
             return [encode(registry.restricted_registry(names) if names else registry)]
         heads, with_exemplars = probed
         others = (
-            _select_foreign_and_placeholder(registry, names)
+            _collect_named_with_own_metrics_replaced(registry, names)
             if names
             else self._collect_with_own_metrics_replaced(registry)
         )
@@ -245,7 +245,7 @@ class _TextRenderer:
     """Renders all families as text; that of jobs is cached for each format and scheduler."""
 
     def __init__(self) -> None:
-        self._caches: dict[bool, WeakKeyDictionary[InstrumentedScheduler, TextFormatCache]] = {
+        self._caches: dict[bool, WeakKeyDictionary[InstrumentedScheduler, JobTextCache]] = {
             False: WeakKeyDictionary(),
             True: WeakKeyDictionary(),
         }
@@ -260,7 +260,7 @@ class _TextRenderer:
         *,
         with_exemplars: bool,
     ) -> Mapping[MetricFamily, Sequence[bytes]]:
-        """Return the text of `families` in blocks; see `TextFormatCache.render_jobs`."""
+        """Return the text of `families` in blocks; see `JobTextCache.render_jobs`."""
         texts: dict[MetricFamily, list[bytes]] = {family: [] for family in families}
         job_families = {
             family: filter_lines
@@ -285,15 +285,11 @@ class _TextRenderer:
             add(telemetry_samples(scheduler))
         return texts
 
-    def _cache_for(
-        self, scheduler: InstrumentedScheduler, *, with_exemplars: bool
-    ) -> TextFormatCache:
+    def _cache_for(self, scheduler: InstrumentedScheduler, *, with_exemplars: bool) -> JobTextCache:
         caches = self._caches[with_exemplars]
         cache = caches.get(scheduler)
         if cache is None:
-            cache = caches[scheduler] = TextFormatCache(
-                ERROR_COMPONENT, with_exemplars=with_exemplars
-            )
+            cache = caches[scheduler] = JobTextCache(ERROR_COMPONENT, with_exemplars=with_exemplars)
         return cache
 
 
@@ -346,7 +342,7 @@ def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool]
     return dict(zip(FAMILIES, encoded, strict=True)), probed.endswith("# EOF\n")
 
 
-def _select_foreign_and_placeholder(
+def _collect_named_with_own_metrics_replaced(
     registry: CollectorRegistry, sample_names: Collection[str]
 ) -> Iterator[Metric]:
     """Yield the samples of a registry with these names that are not ours, and a placeholder."""

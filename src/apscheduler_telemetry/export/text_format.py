@@ -55,7 +55,7 @@ class _CachedJobText(NamedTuple):
     texts: tuple[bytes, ...]
 
 
-class TextFormatCache:
+class JobTextCache:
     """
     The text of the jobs of one scheduler, in one format.
 

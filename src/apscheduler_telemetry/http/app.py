@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from apscheduler_telemetry.http.messages import (
     INTERNAL_ERROR_RESPONSE,
-    LIVENESS_PAGE,
+    LIVENESS_PAGE_NAME,
     LIVEZ_HEALTHY_RESPONSE,
     LIVEZ_UNHEALTHY_RESPONSE,
     Request,
@@ -94,7 +94,7 @@ class PageRouter:
 
     def _response_without_rendering(self, request: Request) -> Response:
         """Return the response to a request that no page has to be rendered for."""
-        if request.page_name not in ("", LIVENESS_PAGE, *self._pages):
+        if request.page_name not in ("", LIVENESS_PAGE_NAME, *self._pages):
             return self._not_found_response()
         allow = (("Allow", ", ".join(ALLOWED_METHODS)),)
         if request.method == "OPTIONS":
@@ -102,7 +102,7 @@ class PageRouter:
         if request.method not in ALLOWED_METHODS:
             body = f"Method not allowed. Use {', '.join(ALLOWED_METHODS)}.\n".encode()
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra_headers=allow)
-        if request.page_name == LIVENESS_PAGE:
+        if request.page_name == LIVENESS_PAGE_NAME:
             return LIVEZ_HEALTHY_RESPONSE if self._is_healthy() else LIVEZ_UNHEALTHY_RESPONSE
         return self._landing_page_response(request.root_path)
 
@@ -112,7 +112,7 @@ class PageRouter:
         return Response(HTTPStatus.NOT_FOUND, [f"Not found. There are {paths}.\n".encode()])
 
     def _link_names(self) -> list[str]:
-        return [*self._pages, LIVENESS_PAGE]
+        return [*self._pages, LIVENESS_PAGE_NAME]
 
     def _landing_page_response(self, root_path: str) -> Response:
         prefix = html.escape(quote(root_path.rstrip("/"), errors="replace"))

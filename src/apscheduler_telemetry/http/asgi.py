@@ -91,7 +91,7 @@ class ASGIApp:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if method != "HEAD":
             reader = self._buffer_budget.open_reader(
-                response, max_piece=limits.MAX_FOREIGN_PIECE_BYTES
+                response, max_piece=limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
             )
             del response
             with closing(reader):

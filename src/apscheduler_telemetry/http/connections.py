@@ -94,13 +94,13 @@ def shutdown_socket(connection: Any) -> None:
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-def is_disconnected(connection: Any, *, since: float) -> bool:
+def is_disconnected(connection: Any, *, request_read_at: float) -> bool:
     """
     Return whether the client of a connection is gone, as far as the kernel knows.
 
     Args:
         connection: the connection, whose request was read.
-        since: when that was, in seconds of `time.monotonic`.
+        request_read_at: when that was, in seconds of `time.monotonic`.
     """
     if not hasattr(select, "poll"):  # as on Windows
         return False
@@ -116,4 +116,7 @@ def is_disconnected(connection: Any, *, since: float) -> bool:
     flags = events[0][1] if events else 0
     if flags & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
         return True
-    return bool(flags & half_closed) and time.monotonic() - since > limits.HALF_CLOSED_SECONDS
+    return (
+        bool(flags & half_closed)
+        and time.monotonic() - request_read_at > limits.HALF_CLOSED_SECONDS
+    )

@@ -71,7 +71,7 @@ The exporter's own parts, which are seldom larger, need not be split. No other t
 Python copies one, which takes less than a millisecond.
 """
 
-MAX_FOREIGN_PIECE_BYTES = 32 * 1024
+MAX_PIECE_BYTES_FOR_OTHER_SERVERS = 32 * 1024
 """
 Bytes that are passed to an ASGI server, or to a WSGI server other than the built-in one, at a time.
 

@@ -11,8 +11,8 @@ from http import HTTPStatus
 
 from apscheduler_telemetry.http import limits
 
-LIVENESS_PAGE = "livez"
-PAGE_NAMES = ("metrics", "health", LIVENESS_PAGE)
+LIVENESS_PAGE_NAME = "livez"
+PAGE_NAMES = ("metrics", "health", LIVENESS_PAGE_NAME)
 
 
 def assume_not_gone() -> bool:

@@ -63,7 +63,7 @@ class ResponseReader:
         self._buffer_budget = budget
         self._disconnect = disconnect
         self._max_piece = max_piece
-        self._chunk_index = self._offset = 0
+        self._chunk_index = self._offset_in_chunk = 0
         self._is_dropped = False
         response.readers.add(self)
 
@@ -86,11 +86,11 @@ class ResponseReader:
             raise StopIteration
         self.last_piece_at = time.monotonic()
         chunk = response.chunks[self._chunk_index]
-        end = len(chunk) if self._max_piece is None else self._offset + self._max_piece
-        piece = chunk[self._offset : end]  # the chunk itself if it is whole
-        self._offset = end
+        end = len(chunk) if self._max_piece is None else self._offset_in_chunk + self._max_piece
+        piece = chunk[self._offset_in_chunk : end]  # the chunk itself if it is whole
+        self._offset_in_chunk = end
         if end >= len(chunk):
-            self._chunk_index, self._offset = self._chunk_index + 1, 0
+            self._chunk_index, self._offset_in_chunk = self._chunk_index + 1, 0
             if self._chunk_index == len(response.chunks):
                 response.end_reading(self)
         return piece

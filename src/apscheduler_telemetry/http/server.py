@@ -20,7 +20,7 @@ from apscheduler_telemetry.http.access import (
     is_loopback_address,
 )
 from apscheduler_telemetry.http.limits import ServerLimits
-from apscheduler_telemetry.http.messages import LIVENESS_PAGE
+from apscheduler_telemetry.http.messages import LIVENESS_PAGE_NAME
 from apscheduler_telemetry.http.tls import ReloadingTLSContext, TLSOptions
 from apscheduler_telemetry.http.wsgi_server import HardenedWSGIServer
 
@@ -147,7 +147,7 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
         server = HardenedWSGIServer(
             family=family,
             address=address,
-            app=AccessControl(app, hosts=hosts, token=token, public_page=LIVENESS_PAGE),
+            app=AccessControl(app, hosts=hosts, token=token, public_page=LIVENESS_PAGE_NAME),
             tls=tls_context,
             connection_limits=connection_limits,
             report_exception=report_exception,

@@ -62,7 +62,7 @@ class TLSOptions:
         the file behind it is replaced.
         """
         try:
-            return (*self.paths, *self._find_files_in_directory())
+            return (*self.paths, *self._find_client_ca_files())
         except (OSError, ValueError):  # `create_context` says why
             return self.paths
 
@@ -90,7 +90,7 @@ class TLSOptions:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             if self.client_cafile:
                 _load_authorities(context, Path(self.client_cafile))
-            for path in self._find_files_in_directory():
+            for path in self._find_client_ca_files():
                 _load_usable_authorities(context, path, report_unusable)
             with (
                 files.pinned_path(Path(self.certfile), MAX_FILE_BYTES) as certificate,
@@ -107,7 +107,7 @@ class TLSOptions:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _find_files_in_directory(self) -> list[Path]:
+    def _find_client_ca_files(self) -> list[Path]:
         """
         Return the files that OpenSSL would look for, by the hash of an authority's name.
 

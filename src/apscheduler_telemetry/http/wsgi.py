@@ -54,7 +54,9 @@ class WSGIApp:
         if request.method == "HEAD":
             return []
         disconnect = None if connection is None else partial(shutdown_socket, connection)
-        max_piece = None if SOCKET_ENVIRON_KEY in environ else limits.MAX_FOREIGN_PIECE_BYTES
+        max_piece = (
+            None if SOCKET_ENVIRON_KEY in environ else limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
+        )
         return self._buffer_budget.open_reader(response, disconnect=disconnect, max_piece=max_piece)
 
     def _get_response(self, request: Request) -> Response:
@@ -77,7 +79,7 @@ class WSGIApp:
 
 def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
     if connection is not None:
-        check_client_gone = partial(is_disconnected, connection, since=time.monotonic())
+        check_client_gone = partial(is_disconnected, connection, request_read_at=time.monotonic())
     else:  # waitress knows it if its option channel_request_lookahead is set
         check_client_gone = environ.get("waitress.client_disconnected", assume_not_gone)
     return Request(

@@ -149,8 +149,8 @@ def success(harness: Harness, cell: Cell) -> None:
     state = harness.job(job)
     assert sum(state.durations.counts) == sum(state.delays.counts) == 1
     assert 0 <= state.last_duration < OVERDUE <= state.delays.sum
-    assert state.last_success is not None
-    assert state.last_failure is None
+    assert state.last_success_at is not None
+    assert state.last_failure_at is None
 
 
 def error(harness: Harness, cell: Cell) -> None:

@@ -70,7 +70,7 @@ class APScheduler3Adapter:
         recorder, error_reporter = dependencies.recorder, dependencies.error_reporter
         self._worker = BackgroundWorker(error_reporter, dependencies.suppressing_tracing)
         self._links = TraceLinks(
-            dependencies.origins, dependencies.context_store, self._worker, error_reporter
+            dependencies.origin_propagator, dependencies.context_store, self._worker, error_reporter
         )
         self._scheduler_loop = SchedulerLoop(
             scheduler,
@@ -249,7 +249,7 @@ class APScheduler3Adapter:
                 self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
                 self._scheduler_loop.on_scheduler_started()
-                self._links.clear_pending_jobs()
+                self._links.clear_origins_of_pending_jobs()
                 self._start_polling_jobstores()
                 self._dependencies.on_scheduler_started()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:

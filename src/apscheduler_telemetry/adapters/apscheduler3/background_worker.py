@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
-from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 
 class BackgroundWorker:

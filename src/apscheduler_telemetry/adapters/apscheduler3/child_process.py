@@ -3,7 +3,7 @@ Measures runs in the child of a process pool.
 
 A spawned child imports this module, so it uses the standard library only. The parent sends run
 times, which arrive here as `MeasuringRunTimes`. While APScheduler's ``run_job`` iterates over them,
-they are measured, and each comes as a `MeasuredRunTime`, which ``run_job`` puts into the
+they are measured, and each comes as a `DueTimeWithMeasurement`, which ``run_job`` puts into the
 run's event. Pickled on its way back, that becomes the plain run time again, and leaves the
 measurement with the `MeasurementSink` in the parent.
 """
@@ -96,14 +96,14 @@ _sink_ids = itertools.count()
 _sinks: weakref.WeakValueDictionary[int, MeasurementSink] = weakref.WeakValueDictionary()
 
 
-class MeasuredRunTime(datetime):
+class DueTimeWithMeasurement(datetime):
     """A run time that carries the measurement of its run back to the parent."""
 
     _due: datetime
     _delivery_args: tuple[Any, ...] | None
 
     @classmethod
-    def copy_of(cls, due: datetime) -> MeasuredRunTime:
+    def copy_of(cls, due: datetime) -> DueTimeWithMeasurement:
         """Return a copy of a run time that will carry a measurement."""
         copy = cls(*datetime.__reduce_ex__(due, 4)[1])  # as unpickling does
         copy._due = due
@@ -151,7 +151,7 @@ class MeasuringRunTimes(list[datetime]):
             return
         for position, due in enumerate(super().__iter__()):
             carrier = self._trace_carriers[position] if self._trace_carriers else None
-            measured = MeasuredRunTime.copy_of(due)
+            measured = DueTimeWithMeasurement.copy_of(due)
             token, error = None, None
             if carrier:
                 try:

@@ -130,7 +130,7 @@ class ExecutorHooks:
             finally:  # or the loop's next change of the job would be taken for the user's
                 on_job_submitted(job, submission)
             if self.measurement_sink_id is not None and submission is not None:
-                self._assign_pool(submission)
+                self._record_pool_of_submission(submission)
 
         self._scheduler_loop.add_user_code_boundary(submit_job.__code__)
         return submit_job
@@ -145,7 +145,7 @@ class ExecutorHooks:
                 elif not isinstance(events, Iterator):  # of a user's executor
                     on_result(job_id, list(events) if isinstance(events, Iterable) else [])
             except BaseException as error:
-                self._recover_interrupted_result(job_id, events)
+                self._finish_runs_after_interrupted_recording(job_id, events)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -162,7 +162,7 @@ class ExecutorHooks:
             try:
                 self._on_result_lost(job_id, exc)
             except BaseException as error:
-                self._recover_interrupted_loss(job_id, exc)
+                self._lose_runs_after_interrupted_recording(job_id, exc)
                 if not isinstance(error, Exception):
                     raise
                 self._error_reporter.exception("adapter")
@@ -190,7 +190,9 @@ class ExecutorHooks:
             runs: a list that gets the runs, so that it has them also if Ctrl-C comes in between.
         """
         latest, alias = run_times[-1], job._jobstore_alias  # noqa: SLF001
-        tracked = self._get_job((alias, job.id)) or self._job_change_handler.track(job, alias)
+        tracked = self._get_job((alias, job.id)) or self._job_change_handler.get_or_track(
+            job, alias
+        )
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
             self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
@@ -213,11 +215,11 @@ class ExecutorHooks:
             self.run_tracker.capture_arguments(job, runs)
         return submission
 
-    def _recover_interrupted_submission(
+    def _complete_interrupted_creation(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
         """Return what `_create_submission` would have, which an exception has ended early."""
-        tracked = self._job_change_handler.track(job, job._jobstore_alias)  # noqa: SLF001
+        tracked = self._job_change_handler.get_or_track(job, job._jobstore_alias)  # noqa: SLF001
         runs.extend(tracked.create_run(due, self._alias) for due in run_times[len(runs) :])
         for run in runs:  # to record one twice is the same as once
             self._recorder.run_submitted(run)
@@ -229,10 +231,10 @@ class ExecutorHooks:
             key, Submission(key, job, tracked, run_times, runs, self)
         )
 
-    def _assign_pool(self, submission: Submission) -> None:
+    def _record_pool_of_submission(self, submission: Submission) -> None:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
-            submission.assign_pool(pool)
+            submission.set_pool(pool)
             if len(self._open_submissions) <= (_max_workers_of(pool) or 0):  # else it has to wait
                 self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
@@ -250,7 +252,7 @@ class ExecutorHooks:
         if not is_refusal:
             self._recorder.count_scheduler_error(SchedulerErrorKind.SUBMIT)
         if submission is None:  # as Ctrl-C has come in between
-            submission = self._recover_interrupted_submission(job, run_times, runs)
+            submission = self._complete_interrupted_creation(job, run_times, runs)
         if is_refusal:
             self._finish_remaining_runs(submission, Outcome.SKIPPED)
         else:
@@ -284,7 +286,7 @@ class ExecutorHooks:
             if submission.pool is not None:
                 self._estimate_starts(submission.pool)
 
-    def _recover_interrupted_result(self, job_id: str, events: Any) -> None:
+    def _finish_runs_after_interrupted_recording(self, job_id: str, events: Any) -> None:
         """End the runs of a result whose recording an exception from outside has ended early."""
         try:
             submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
@@ -360,7 +362,7 @@ class ExecutorHooks:
         ):
             self._finish_remaining_runs(submission, Outcome.LOST, error)
 
-    def _recover_interrupted_loss(self, job_id: str, error: BaseException) -> None:
+    def _lose_runs_after_interrupted_recording(self, job_id: str, error: BaseException) -> None:
         """Do the same as `_on_result_lost`, which an exception from outside has ended early."""
         try:
             abandoned = [each for each in self._iter_open_submissions(job_id) if each.is_abandoned]

@@ -49,7 +49,7 @@ def register_exit_warning(
     """
     # By its identity, because a user's scheduler may not be hashable.
     key = id(scheduler)
-    _exit_checks[key] = _ExitCheck(
+    _exit_checks[key] = _PendingJobsCheck(
         ref(scheduler, lambda _: _exit_checks.pop(key, None)),
         WeakMethod(get_thread),
         ref(recorder),
@@ -177,7 +177,7 @@ _OWNERS_OF_THE_MAIN_THREAD = (
 """Modules that are loaded where something else than a script has the main thread until the end."""
 
 
-class _ExitCheck(NamedTuple):
+class _PendingJobsCheck(NamedTuple):
     scheduler_ref: ref[Any]
     get_thread_ref: WeakMethod[Callable[[], threading.Thread | None]]
     recorder_ref: ref[Recorder]
@@ -185,7 +185,7 @@ class _ExitCheck(NamedTuple):
     is_in_pytest: bool
 
 
-_exit_checks: dict[int, _ExitCheck] = {}
+_exit_checks: dict[int, _PendingJobsCheck] = {}
 # Registered on import, so that functions that the application registers later run before it: they
 # may shut the scheduler down. By then Python has joined all threads that are not daemons.
 atexit.register(_log_exit_messages)

@@ -71,7 +71,7 @@ class BackgroundFireTimeSearcher:
                 self._worker.submit(ERROR_COMPONENT, ask)
                 return
             if not search.is_finished:
-                search.give_up(_TOO_MANY_FIRE_TIMES)
+                search.stop_early(_TOO_MANY_FIRE_TIMES)
             if search.problem is not None:
                 self._report_once(search.problem, info)
             on_done(search)

@@ -158,7 +158,7 @@ class JobChangeHandler:
             if tracked is None or tracked.next_run != _to_unix_seconds_or_none(job.next_run_time):
                 self._links.load_origins(self._upsert(job, alias))
 
-    def track(self, job: Any, alias: str) -> TrackedJob:
+    def get_or_track(self, job: Any, alias: str) -> TrackedJob:
         """Return the tracked job; if the job is not tracked yet, start to track it."""
         return self._get_job((alias, job.id)) or self._upsert(job, alias)
 
@@ -184,7 +184,7 @@ class JobChangeHandler:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
         info = info or self.describe(job, alias)
-        self._unsubmitted_recorder.note_trigger(job.trigger)
+        self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
         tracked = self.jobs.upsert(info, job, is_from_other_process=True)
         if has_changed:
             self._links.load_origins(tracked)
@@ -209,7 +209,7 @@ class JobChangeHandler:
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
         info = self._describer.describe(job, alias)
-        self._unsubmitted_recorder.note_trigger(job.trigger)
+        self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
         return self.jobs.upsert(info, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:

@@ -196,7 +196,8 @@ class JobStorePoller:
     def _is_reading_allowed(self) -> bool:
         """Whether the scheduler runs, in this process: a fork must not use its connections."""
         is_running = (
-            self._scheduler.state != STATE_STOPPED and self._scheduler_loop.pid == os.getpid()
+            self._scheduler.state != STATE_STOPPED
+            and self._scheduler_loop.started_in_pid == os.getpid()
         )
         return (
             is_running

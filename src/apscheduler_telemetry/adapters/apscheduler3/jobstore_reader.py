@@ -167,7 +167,7 @@ class RedisReader:
 
     def fetch_next_runs(self) -> Mapping[str, float | None]:
         store = self._store
-        with self._client().pipeline(transaction=True) as pipe:
+        with self._get_or_create_own_client().pipeline(transaction=True) as pipe:
             pipe.hkeys(store.jobs_key)
             pipe.zrange(store.run_times_key, 0, -1, withscores=True)
             job_ids, scores = pipe.execute()
@@ -175,7 +175,7 @@ class RedisReader:
         return {job_id.decode(): next_runs.get(job_id) for job_id in job_ids}
 
     def fetch_pickled_jobs(self, job_ids: Sequence[str]) -> Iterable[tuple[str, bytes]]:
-        states = self._client().hmget(self._store.jobs_key, list(job_ids))
+        states = self._get_or_create_own_client().hmget(self._store.jobs_key, list(job_ids))
         pairs = zip(job_ids, states, strict=True)
         return [(job_id, state) for job_id, state in pairs if state is not None]
 
@@ -183,7 +183,7 @@ class RedisReader:
         if self._own_client is not None:
             self._own_client.connection_pool.disconnect()
 
-    def _client(self) -> Any:
+    def _get_or_create_own_client(self) -> Any:
         """Return a client with a pool of its own, or the store's if its pool cannot be copied."""
         from redis import BlockingConnectionPool, ConnectionPool, Redis  # noqa: PLC0415
 

@@ -147,21 +147,21 @@ class JobStoreHooks:
 
         if self.is_persistent:
             return update_job
-        return self._wrap_update_job_with_fast_path(original, fallback=update_job)
+        return self._wrap_update_job_of_memory_store(original, fallback=update_job)
 
-    def _wrap_update_job_with_fast_path(
+    def _wrap_update_job_of_memory_store(
         self, original: Callable[[Any], None], fallback: Callable[[Any], None]
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
         patches, changes = self._patches, self._changes_during_reading
-        take_submission, on_job_advanced = (
-            self._scheduler_loop.take_submission,
+        pop_submission_awaiting_next_run, on_job_advanced = (
+            self._scheduler_loop.pop_submission_awaiting_next_run,
             self._job_change_handler.on_job_advanced,
         )
 
         def update_job(job: Any) -> None:
-            submission = take_submission(job)
+            submission = pop_submission_awaiting_next_run(job)
             if submission is None or not patches.is_active:
                 fallback(job)
                 return

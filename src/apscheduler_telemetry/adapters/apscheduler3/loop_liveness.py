@@ -32,7 +32,7 @@ class LoopState(NamedTuple):
     The state of a loop at one moment; times are those of a clock that never goes back.
 
     Attributes:
-        pid: the process in which the scheduler was started; None before it.
+        started_in_pid: the process in which the scheduler was started; None before it.
         thread: the thread of its latest pass; None if that is not known.
         has_loop_ended: whether the loop itself has returned or failed.
         pass_error_type: the type of the exception that ended the latest pass; None if none did.
@@ -41,7 +41,7 @@ class LoopState(NamedTuple):
             seconds; None if none is planned.
     """
 
-    pid: int | None
+    started_in_pid: int | None
     thread: threading.Thread | None
     has_loop_ended: bool
     pass_error_type: str | None
@@ -69,10 +69,10 @@ def check_liveness(
         return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
     state = "paused" if scheduler.state == STATE_PAUSED else "running"
     has_loop_ended = _has_ended(scheduler, loop)
-    if loop.pid is not None and loop.pid != os.getpid():
+    if loop.started_in_pid is not None and loop.started_in_pid != os.getpid():
         message = (
-            f"The scheduler was started in process {loop.pid}, and a fork does not copy its "
-            f"thread: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
+            f"The scheduler was started in process {loop.started_in_pid}, and a fork does not copy "
+            f"its thread: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
             "after the fork."
         )
         reasons = [("forked", message)]

@@ -81,10 +81,13 @@ class PatchSet:
                 continue
             if getattr(owner, name, None) is not replacement:
                 if isinstance(replacement, FunctionType):
-                    _irremovable_replacements[replacement] = get_previous
+                    _previous_by_irremovable_replacement[replacement] = get_previous
                 continue
-            while isinstance(previous, FunctionType) and previous in _irremovable_replacements:
-                previous = _irremovable_replacements[previous]()
+            while (
+                isinstance(previous, FunctionType)
+                and previous in _previous_by_irremovable_replacement
+            ):
+                previous = _previous_by_irremovable_replacement[previous]()
             if previous is _INHERITED:
                 delattr(owner, name)
             else:
@@ -115,7 +118,7 @@ _Reference = Callable[[], Any]
 _Patch = tuple[_Reference, str, _Reference, _Reference]
 """The owner, the name of its attribute, the replacement, and what was there before."""
 
-_irremovable_replacements: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
+_previous_by_irremovable_replacement: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
 """
 Replacements that could not be removed, with what was there before them.
 

@@ -344,7 +344,7 @@ class Submission(list[datetime]):
         """Whether the executor expects no result any more."""
         return self._is_abandoned
 
-    def assign_pool(self, pool: Any) -> None:
+    def set_pool(self, pool: Any) -> None:
         """Set which pool runs it."""
         self.pool = pool
 

@@ -53,7 +53,7 @@ class SchedulerLoop:
         monotonic: returns seconds that never go back.
 
     Attributes:
-        pid: the process in which the scheduler was started; None before it.
+        started_in_pid: the process in which the scheduler was started; None before it.
         started_at: when it was started, in Unix seconds; None before it.
         last_pass_ended_at: when the latest pass ended, in Unix seconds; None before it.
         pass_thread_id: of the thread that is in the middle of a pass; None between passes.
@@ -85,7 +85,7 @@ class SchedulerLoop:
         self._detach_empty_context = detach_empty_context
         self._clock = clock
         self._monotonic = monotonic
-        self.pid: int | None = None
+        self.started_in_pid: int | None = None
         self.started_at: float | None = None
         self.last_pass_ended_at: float | None = None
         self.pass_thread_id: int | None = None
@@ -100,7 +100,7 @@ class SchedulerLoop:
         self._wait_start_and_seconds: tuple[float, Any] | None = None
         self._last_pass_error_type: str | None = None
         self._latest_due_jobs: Sequence[Any] = ()
-        self._codes_calling_user_code = {_DISPATCH_EVENT_CODE}
+        self._codes_calling_user_code = {_DISPATCH_EVENT_CODE_OBJECT}
 
     def install(self) -> None:
         """Patch the scheduler."""
@@ -120,7 +120,7 @@ class SchedulerLoop:
 
     def patch_logger(self) -> None:
         """Watch the scheduler's logger, if it is not watched; a new configuration brings one."""
-        if not isinstance(self._scheduler._logger, _ListenerErrorDetector):  # noqa: SLF001
+        if not isinstance(self._scheduler._logger, _ListenerErrorDetectingLogger):  # noqa: SLF001
             self._patches.patch(self._scheduler, "_logger", self._wrap_logger)
 
     # For the patches of executors and job stores
@@ -138,7 +138,7 @@ class SchedulerLoop:
             return False
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # public, as documented
         while frame is not None and frame.f_code not in self._codes_calling_user_code:
-            if frame.f_code is _PROCESS_JOBS_CODE:
+            if frame.f_code is _PROCESS_JOBS_CODE_OBJECT:
                 return True
             frame = frame.f_back
         return False
@@ -169,7 +169,7 @@ class SchedulerLoop:
         job = self.job_awaiting_next_run
         return job is not None and job.id == job_id and self.pass_thread_id == get_ident()
 
-    def take_submission(self, job: Any) -> Any:
+    def pop_submission_awaiting_next_run(self, job: Any) -> Any:
         """
         Return the submission of this job, once, if the loop is setting its next run now.
 
@@ -195,7 +195,7 @@ class SchedulerLoop:
         """
         self.is_pass_bypassing_patch = True
         logger = self._scheduler._logger  # noqa: SLF001
-        if isinstance(logger, _ListenerErrorDetector):
+        if isinstance(logger, _ListenerErrorDetectingLogger):
             logger.detect_pass_ends()
         self._on_pass_start()
 
@@ -211,7 +211,7 @@ class SchedulerLoop:
 
     def on_scheduler_started(self) -> None:
         """Note that the scheduler runs from now on, in this process."""
-        self.pid = os.getpid()
+        self.started_in_pid = os.getpid()
         self.started_at = self._clock()
         self._thread = self._thread_id = self._wait_start_and_seconds = (
             self._last_pass_error_type
@@ -311,7 +311,7 @@ class SchedulerLoop:
         return main_loop
 
     def _wrap_logger(self, original: Any) -> Any:
-        return _ListenerErrorDetector(original, self)
+        return _ListenerErrorDetectingLogger(original, self)
 
     # Liveness
 
@@ -325,7 +325,7 @@ class SchedulerLoop:
         if thread is not None and not is_thread_alive(thread):
             self._thread_id = None  # which the next one may get
         state = LoopState(
-            pid=self.pid,
+            started_in_pid=self.started_in_pid,
             thread=thread,
             has_loop_ended=self._has_ended,
             pass_error_type=self._last_pass_error_type,
@@ -337,7 +337,7 @@ class SchedulerLoop:
         )
 
 
-class _ListenerErrorDetector:
+class _ListenerErrorDetectingLogger:
     """
     The scheduler's logger, which notices when a listener has failed.
 
@@ -354,11 +354,11 @@ class _ListenerErrorDetector:
 
     def detect_pass_ends(self) -> None:
         """Notice from now on also when a pass writes to the log."""
-        object.__setattr__(self, "__class__", _PassEndDetector)
+        object.__setattr__(self, "__class__", _PassEndDetectingLogger)
 
     @property
     def exception(self) -> Any:
-        if sys._getframe(1).f_code is _DISPATCH_EVENT_CODE:  # noqa: SLF001  # as above
+        if sys._getframe(1).f_code is _DISPATCH_EVENT_CODE_OBJECT:  # noqa: SLF001  # as above
             self._scheduler_loop.on_listener_failed()
         return self._logger.exception
 
@@ -373,17 +373,17 @@ class _ListenerErrorDetector:
         return getattr(self._logger, name)
 
 
-class _PassEndDetector(_ListenerErrorDetector):
+class _PassEndDetectingLogger(_ListenerErrorDetectingLogger):
     """Notices also when a pass writes to it, for schedulers whose passes bypass the patch."""
 
     @property
     def debug(self) -> Any:
         loop = self._scheduler_loop
-        if loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE:  # noqa: SLF001
+        if loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE_OBJECT:  # noqa: SLF001
             loop.on_bypassing_pass_logged()
         return self._logger.debug
 
 
 # APScheduler's own code, also if another tool has wrapped it.
-_DISPATCH_EVENT_CODE = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
-_PROCESS_JOBS_CODE = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001
+_DISPATCH_EVENT_CODE_OBJECT = inspect.unwrap(BaseScheduler._dispatch_event).__code__  # noqa: SLF001
+_PROCESS_JOBS_CODE_OBJECT = inspect.unwrap(BaseScheduler._process_jobs).__code__  # noqa: SLF001

@@ -19,9 +19,9 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.base import OriginPropagator
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
-from apscheduler_telemetry.core.user_code import raise_if_interruption
 
 ERROR_COMPONENT = "spans"
 
@@ -34,20 +34,20 @@ class TraceLinks:
     Finds the origins that runs link to, stores them, and loads them after a restart.
 
     Args:
-        origins: finds the current origin.
+        origin_propagator: finds the current origin.
         context_store: stores origins across restarts; None if they are not stored.
         worker: writes to the store.
-        error_reporter: counts failures of `origins` and `context_store`.
+        error_reporter: counts failures of `origin_propagator` and `context_store`.
     """
 
     def __init__(
         self,
-        origins: OriginPropagator,
+        origin_propagator: OriginPropagator,
         context_store: MutableMapping[str, str] | None,
         worker: BackgroundWorker,
         error_reporter: ErrorReporter,
     ) -> None:
-        self._origin_propagator = origins
+        self._origin_propagator = origin_propagator
         self._context_store = context_store
         self._worker = worker
         self._error_reporter = error_reporter
@@ -63,7 +63,7 @@ class TraceLinks:
         """Note the origin of a job that will enter its store when the scheduler starts."""
         self._origins_of_pending_jobs[job_id] = self._current_origin("added")
 
-    def clear_pending_jobs(self) -> None:
+    def clear_origins_of_pending_jobs(self) -> None:
         """Note that no job is pending any more."""
         self._origins_of_pending_jobs.clear()
 

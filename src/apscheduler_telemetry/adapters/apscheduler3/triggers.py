@@ -41,7 +41,7 @@ They need three at most, as the fire time before stays the same: see `_get_commo
 """
 
 
-class FireTimes(NamedTuple):
+class FoundFireTimes(NamedTuple):
     """
     Fire times of a trigger.
 
@@ -53,13 +53,13 @@ class FireTimes(NamedTuple):
     found_count: int
     latest_times: Sequence[datetime]
 
-    def without_last(self) -> FireTimes:
+    def without_last(self) -> FoundFireTimes:
         """Return all but the last of them."""
-        return FireTimes(self.found_count - 1, self.latest_times[:-1])
+        return FoundFireTimes(self.found_count - 1, self.latest_times[:-1])
 
-    def only_last(self) -> FireTimes:
+    def only_last(self) -> FoundFireTimes:
         """Return the last of them only."""
-        return FireTimes(1, self.latest_times[-1:])
+        return FoundFireTimes(1, self.latest_times[-1:])
 
 
 class UpcomingIntervalRange(NamedTuple):
@@ -76,9 +76,9 @@ class UpcomingIntervalRange(NamedTuple):
     last: float
 
 
-def to_fire_times(times: Sequence[datetime]) -> FireTimes:
+def found_fire_times(times: Sequence[datetime]) -> FoundFireTimes:
     """Return fire times that are known, such as those that APScheduler has found."""
-    return FireTimes(len(times), times[-MAX_LISTED_FIRE_TIMES:])
+    return FoundFireTimes(len(times), times[-MAX_LISTED_FIRE_TIMES:])
 
 
 class FireTimeSearch:
@@ -117,8 +117,8 @@ class FireTimeSearch:
         self.elapsed_seconds = 0.0
         self._end = end
         self._max_count = max_count
-        self._copy: Any = None
-        self._coming_intervals: UpcomingIntervalRange | None = None
+        self._trigger_without_jitter: Any = None
+        self._cached_upcoming_interval_range: UpcomingIntervalRange | None = None
         self._mean_jitter = 0.0
         self._found_count = 0
         self._latest_times: deque[datetime] = deque(maxlen=MAX_LISTED_FIRE_TIMES)
@@ -129,22 +129,24 @@ class FireTimeSearch:
         else:
             self._add(first)
             if not has_no_custom_part(trigger):
-                self.give_up(NOT_ASKED)
+                self.stop_early(NOT_ASKED)
 
     @property
-    def found(self) -> FireTimes:
+    def found(self) -> FoundFireTimes:
         """What was found up to now."""
-        return FireTimes(self._found_count, list(self._latest_times))  # a deque cannot be sliced
+        return FoundFireTimes(
+            self._found_count, list(self._latest_times)
+        )  # a deque cannot be sliced
 
     @property
     def upcoming_interval_range(self) -> UpcomingIntervalRange:
         """What follows from what was found, once the search is finished."""
-        if self._coming_intervals is None:
+        if self._cached_upcoming_interval_range is None:
             times = self.found.latest_times
-            self._coming_intervals = UpcomingIntervalRange(
+            self._cached_upcoming_interval_range = UpcomingIntervalRange(
                 compute_interval_range(times), to_unix_seconds(times[-1])
             )
-        return self._coming_intervals
+        return self._cached_upcoming_interval_range
 
     def run(self, max_questions: float = math.inf) -> None:
         """Ask the trigger until all is found, or so often; `is_finished` tells."""
@@ -152,17 +154,17 @@ class FireTimeSearch:
             return
         started_at = time.perf_counter()
         try:
-            if self._copy is None:
+            if self._trigger_without_jitter is None:
                 self._copy_trigger_without_jitter()
             max_questions += self.question_count
             while self.question_count < max_questions and self._ask_for_next():
                 pass
         except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
-            self.give_up(FireTimeProblem.from_exception(error, self._latest_times[-1]))
+            self.stop_early(FireTimeProblem.from_exception(error, self._latest_times[-1]))
         finally:
             self.elapsed_seconds += time.perf_counter() - started_at
 
-    def give_up(self, problem: FireTimeProblem) -> None:
+    def stop_early(self, problem: FireTimeProblem) -> None:
         """Keep what was found up to now, and ask no more."""
         self.problem = problem
         self._finish()
@@ -180,7 +182,7 @@ class FireTimeSearch:
         self.is_finished = True
 
     def _copy_trigger_without_jitter(self) -> None:
-        self._copy, max_jitter = _split_off_jitter(self.trigger)
+        self._trigger_without_jitter, max_jitter = _split_off_jitter(self.trigger)
         if self._end != math.inf:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
@@ -193,7 +195,7 @@ class FireTimeSearch:
             return self._finish()
         now = previous if end == math.inf else to_datetime(self._end, previous.tzinfo)
         self.question_count += 1
-        at = _get_later_fire_time(self._copy, previous, now)
+        at = _get_later_fire_time(self._trigger_without_jitter, previous, now)
         if at is not None and self._mean_jitter:
             at = to_datetime(to_unix_seconds(at) + self._mean_jitter, at.tzinfo)
         # In the last year of the calendar are the sentinels for "never".
@@ -262,7 +264,7 @@ class _CachedCronSearch(FireTimeSearch):
         self.is_finished, self.problem = True, self._shared_search.problem
 
     @property
-    def found(self) -> FireTimes:
+    def found(self) -> FoundFireTimes:
         return super().found if self._shared_search is None else self._shared_search.found
 
     @property

@@ -10,15 +10,15 @@ from datetime import datetime
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
+from apscheduler_telemetry.adapters.apscheduler3.due_jobs_reporting_run_times import (
+    DueJobsReportingRunTimes,
+    create_observed_job_class,
+)
 from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
     BackgroundFireTimeSearcher,
 )
-from apscheduler_telemetry.adapters.apscheduler3.observable_due_jobs import (
-    ObservableDueJobs,
-    create_observed_job_class,
-)
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
-from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimes, FireTimeSearch
+from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimeSearch, FoundFireTimes
 from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
@@ -60,15 +60,15 @@ class UnsubmittedRunRecorder:
         self._error_reporter = error_reporter
         self._fire_time_searcher = fire_time_searcher
         self._has_unrecomputable_triggers = False
-        self._run_times_to_coalesce: FireTimes | None = None
-        self._observed_job_class = create_observed_job_class(self._on_run_times_found)
+        self._run_times_to_coalesce: FoundFireTimes | None = None
+        self._job_subclass_reporting_run_times = create_observed_job_class(self._on_run_times_found)
 
     def record_runs(
         self,
         record: JobRecord,
         link_origins: Sequence[Any],
         outcome: Outcome,
-        fire_times: FireTimes,
+        fire_times: FoundFireTimes,
     ) -> None:
         """Record that due runs of a job have ended without being submitted."""
         if not fire_times.found_count:
@@ -92,7 +92,9 @@ class UnsubmittedRunRecorder:
 
     def record_run_lost(self, tracked: TrackedJob, due: datetime) -> None:
         """Record that one due run of a job is lost, as its store could not deserialize it."""
-        self.record_runs(tracked.record, tracked.link_origins, Outcome.LOST, FireTimes(1, [due]))
+        self.record_runs(
+            tracked.record, tracked.link_origins, Outcome.LOST, FoundFireTimes(1, [due])
+        )
 
     def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
@@ -110,7 +112,7 @@ class UnsubmittedRunRecorder:
         except Exception:  # noqa: BLE001  # the run itself is to be recorded all the same
             self._error_reporter.exception("schedule")
 
-    def note_trigger(self, trigger: Any) -> None:
+    def note_if_unrecomputable(self, trigger: Any) -> None:
         """Note whether the past fire times of any job cannot be found again afterwards."""
         if not triggers.can_recompute_fire_times(trigger):
             self._has_unrecomputable_triggers = True
@@ -120,22 +122,22 @@ class UnsubmittedRunRecorder:
         if not self._has_unrecomputable_triggers:
             return jobs
         self._run_times_to_coalesce = None
-        return ObservableDueJobs(
+        return DueJobsReportingRunTimes(
             jobs,
-            self._observed_job_class,
+            self._job_subclass_reporting_run_times,
             lambda job: job.coalesce and not triggers.can_recompute_fire_times(job.trigger),
         )
 
     def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
         self._run_times_to_coalesce = (
-            triggers.to_fire_times(run_times) if len(run_times) > 1 else None
+            triggers.found_fire_times(run_times) if len(run_times) > 1 else None
         )
 
     def _search_now_or_in_background(
         self,
         search: FireTimeSearch,
         job_record: JobRecord,
-        on_found: Callable[[FireTimes], None],
+        on_found: Callable[[FoundFireTimes], None],
     ) -> None:
         """Search at once if that is quick, and else in the background."""
         if triggers.can_recompute_fire_times(search.trigger):

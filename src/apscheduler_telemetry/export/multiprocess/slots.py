@@ -39,7 +39,7 @@ from apscheduler_telemetry.export.multiprocess.locks import (
 
 MAX_SLOTS_PER_SCHEDULER = 10_000
 """Slots of one scheduler, of which each process has one."""
-STALE_AFTER = 30.0
+STALE_GAUGE_SECONDS = 30.0
 """Seconds without a write after which gauges are removed: their process hangs or is stopped."""
 
 
@@ -51,7 +51,7 @@ def remove_stale_gauges(directory: Path) -> None:
         for path in directory.glob("gauge_live*_apscheduler-*.db"):
             # It may be gone, or belong to another user, whose processes remove it.
             with contextlib.suppress(OSError):
-                is_stale = time.time() - path.lstat().st_mtime > STALE_AFTER
+                is_stale = time.time() - path.lstat().st_mtime > STALE_GAUGE_SECONDS
                 if is_stale or not is_locked(path.with_name(f"{_slot_stem_of(path)}.lock")):
                     path.unlink()
 

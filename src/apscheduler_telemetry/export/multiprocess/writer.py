@@ -17,7 +17,7 @@ from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOff
 from apscheduler_telemetry.export.multiprocess.file_format import DamagedFileError, sample_keys
 from apscheduler_telemetry.export.multiprocess.gauge_modes import MOST_RECENT
 from apscheduler_telemetry.export.multiprocess.slots import (
-    STALE_AFTER,
+    STALE_GAUGE_SECONDS,
     SchedulerSlot,
     add_to_counters_without_slot,
     remove_stale_gauges,
@@ -218,7 +218,7 @@ def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threadi
         begin = time.thread_time()
         writer.write()
         used = time.thread_time() - begin
-        pause = min(max(WRITE_INTERVAL, used / MAX_DUTY_CYCLE), STALE_AFTER / 3)
+        pause = min(max(WRITE_INTERVAL, used / MAX_DUTY_CYCLE), STALE_GAUGE_SECONDS / 3)
         del writer  # or this thread would keep the scheduler alive while it waits
 
 

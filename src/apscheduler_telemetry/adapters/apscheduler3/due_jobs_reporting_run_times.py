@@ -41,7 +41,7 @@ def create_observed_job_class(on_run_times: Callable[[Sequence[datetime]], None]
     return ObservedDueJob
 
 
-class ObservableDueJobs(list[Any]):
+class DueJobsReportingRunTimes(list[Any]):
     """
     A list of due jobs for the loop.
 
@@ -55,7 +55,7 @@ class ObservableDueJobs(list[Any]):
         self, jobs: Iterable[Any], observed_job_class: type[Job], is_observed: Callable[[Any], bool]
     ) -> None:
         super().__init__(jobs)
-        self._observed_job_class = observed_job_class
+        self._job_subclass_reporting_run_times = observed_job_class
         self._is_job_observed = is_observed
 
     def __iter__(self) -> Iterator[Any]:
@@ -63,7 +63,7 @@ class ObservableDueJobs(list[Any]):
             if type(job) is not Job or not self._is_job_observed(job):
                 yield job
                 continue
-            job.__class__ = self._observed_job_class
+            job.__class__ = self._job_subclass_reporting_run_times
             try:
                 yield job
             finally:  # where the loop has not asked it, as its executor does not exist
