@@ -79,10 +79,12 @@ class TestDaemonThreads:
         script = f"{BLOCKING}\nthreading.Timer(0.1, lambda: scheduler.shutdown(wait=False)).start()"
         assert lines_at_exit(script.replace("DAEMON", "False")) == []
 
-    def test_thread_that_has_ended_is_not_warned_of(self) -> None:
-        """Its scheduler had ended before."""
+    def test_event_loop_that_has_ended_in_a_thread_is_warned_of(self) -> None:
+        """Python waits for the thread, whose coroutine returns too early."""
         script = ASYNCIO.replace("DAEMON", "False").replace("SECONDS", "0.01")
-        assert lines_at_exit(script) == []
+        [line] = lines_at_exit(script)
+        assert line.startswith("WARNING")
+        assert "it runs in an event loop, which has ended" in line
 
 
 class TestIndistinguishableEnds:

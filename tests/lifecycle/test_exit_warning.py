@@ -33,6 +33,27 @@ scheduler.start()
 """
 
 
+ASYNCIO_SCHEDULER = """
+import asyncio
+import logging
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from apscheduler_telemetry import instrument
+
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+logging.getLogger("apscheduler_telemetry").setLevel(logging.INFO)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+scheduler = AsyncIOScheduler(timezone="UTC")
+instrument(scheduler)
+scheduler.add_job(print, "interval", hours=1, id="backup")
+
+
+async def start():
+    scheduler.start()
+"""
+
+
 class TestJobsAtExit:
     """A process that exits while its scheduler, in a daemon thread, has several jobs."""
 
@@ -111,14 +132,96 @@ class TestScriptThatRunsOut:
         assert levels(errors) == ["WARNING"]
 
 
-def end_of(script: str, number: signal.Signals, directory: Path, *options: str) -> str:
+class TestEventLoopThatRunsOut:
+    """The event loop of an AsyncIOScheduler ends before the script does, or never runs."""
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "asyncio.run(start())",
+            "loop = asyncio.new_event_loop(); loop.run_until_complete(start())",
+            "scheduler.configure(event_loop=asyncio.new_event_loop()); scheduler.start()",
+        ],
+    )
+    def test_warning_is_logged(self, end: str) -> None:
+        """The warning says how to keep it running."""
+        _, errors = output_of_script(f"{ASYNCIO_SCHEDULER}\n{end}\n")
+        assert levels(errors) == ["WARNING"]
+        assert "'backup'" in errors
+        assert "Keep the event loop running, such as by `await asyncio.Event().wait()`" in errors
+        assert "main thread" not in errors
+
+    def test_application_that_has_run_jobs_is_not_warned_of(self) -> None:
+        """Such as a bot that handles SIGINT, and returns from its main coroutine."""
+        script = """
+        async def main():
+            has_run = asyncio.Event()
+            async def job():
+                has_run.set()
+            scheduler.add_job(job)
+            scheduler.start()
+            await has_run.wait()
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        """
+        _, errors = output_of_script(f"{ASYNCIO_SCHEDULER}{textwrap.dedent(script)}")
+        assert levels(errors) == ["INFO"]
+
+    @pytest.mark.parametrize("end", ["shutdown(wait=False)", "pause()", "remove_all_jobs()"])
+    def test_scheduler_that_is_not_to_run_is_not_warned_of(self, end: str) -> None:
+        """It was shut down, is paused, or has no job."""
+        _, errors = output_of_script(
+            f"{ASYNCIO_SCHEDULER}    scheduler.{end}\nasyncio.run(start())\n"
+        )
+        assert levels(errors) == []
+
+    def test_interrupted_event_loop_is_not_warned_of(self, tmp_path: Path) -> None:
+        """Ctrl-C of `asyncio.run`, which raises a `KeyboardInterrupt`."""
+        script = """
+        async def main():
+            await start()
+            print("serving", flush=True)
+            await asyncio.Event().wait()
+
+        asyncio.run(main())
+        """
+        text = end_of(script, signal.SIGINT, tmp_path, before=ASYNCIO_SCHEDULER)
+        assert levels(text) == ["INFO"]
+        assert "KeyboardInterrupt" in text
+
+    def test_server_of_uvicorn_is_not_warned_of(self) -> None:
+        """A scheduler that is started in the lifespan of an application, and left running."""
+        pytest.importorskip("uvicorn")
+        script = """
+        import uvicorn
+
+        async def app(scope, receive, send):
+            await receive()
+            await start()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+
+        class Server(uvicorn.Server):
+            async def startup(self, *args, **options):
+                await super().startup(*args, **options)
+                self.should_exit = True
+
+        Server(uvicorn.Config(app, port=0, lifespan="on", log_level="critical")).run()
+        """
+        _, errors = output_of_script(f"{ASYNCIO_SCHEDULER}{textwrap.dedent(script)}")
+        assert levels(errors) == ["INFO"]
+
+
+def end_of(script: str, number: signal.Signals, directory: Path, *, before: str = SCHEDULER) -> str:
     """Run a script until it says so, send it a signal, and return what it wrote."""
     path = directory / "script.py"
-    path.write_text(f"{SCHEDULER}{textwrap.dedent(script)}")
+    path.write_text(f"{before}{textwrap.dedent(script)}")
     log = directory / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *options, path], stdout=output, stderr=output, cwd=directory
+            [sys.executable, path], stdout=output, stderr=output, cwd=directory
         )
     try:
         wait_until(lambda: "serving" in log.read_text(), timeout=30)

@@ -2,7 +2,8 @@
 Logs a warning when the process ends while a scheduler still has jobs to run.
 
 A `BackgroundScheduler` runs in a daemon thread, and others may be started in one. Python ends it
-together with the main thread, and without a message.
+together with the main thread, and without a message. The event loop of an `AsyncIOScheduler` ends
+as silently when the coroutine returns that `asyncio.run` runs.
 
 If the main thread was that of a web server, a test runner or a shell, or was interrupted, the
 process was meant to end, and the message has level INFO.
@@ -75,12 +76,17 @@ def describe_pending_jobs_at_exit(
         recorder: has the next runs of its jobs.
         is_exit_intended: as of the function.
     """
+    if scheduler.state != STATE_RUNNING:
+        return None
     thread = getattr(scheduler, "_thread", None) or thread  # a BackgroundScheduler knows its own
-    if (
-        scheduler.state != STATE_RUNNING
-        or thread is None
-        or not (thread.daemon and is_thread_alive(thread))  # it is not alive in a forked child
-    ):
+    # It is not alive in a forked child.
+    if thread is not None and thread.daemon and is_thread_alive(thread):
+        cause = "runs in a daemon thread, which ends with the main thread"
+        advice = "Keep the main thread alive, or use a BlockingScheduler in it"
+    elif _has_event_loop_ended(scheduler):
+        cause = "runs in an event loop, which has ended"
+        advice = "Keep the event loop running, such as by `await asyncio.Event().wait()`"
+    else:
         return None
     next_runs = recorder.next_runs()
     if not next_runs:
@@ -94,9 +100,8 @@ def describe_pending_jobs_at_exit(
     if is_exit_intended:
         return f"{pending}. {following}. To let runs in progress end, call its shutdown() first."
     return (
-        f"{pending}: it runs in a daemon thread, which ends with the main thread. {following}. "
-        "Keep the main thread alive, or use a BlockingScheduler in it; if this is intended, call "
-        "the scheduler's shutdown() first."
+        f"{pending}: it {cause}. {following}. {advice}; if this is intended, call the scheduler's "
+        "shutdown() first."
     )
 
 
@@ -119,6 +124,24 @@ def is_exit_intended() -> bool:
     )
 
 
+def _has_event_loop_ended(scheduler: Any) -> bool:
+    """Tell whether this is an AsyncIOScheduler without a loop that runs it."""
+    event_loop = getattr(scheduler, "_eventloop", None)
+    return event_loop is not None and not event_loop.is_running()
+
+
+def _has_event_loop_served_jobs(scheduler: Any, recorder: Recorder) -> bool:
+    """
+    Tell whether an event loop that has ended had run jobs before.
+
+    Then the application has kept it running, and a signal, of which asyncio leaves no trace, has
+    probably ended it.
+    """
+    return _has_event_loop_ended(scheduler) and any(
+        any(job.stats.outcomes.values()) for job in recorder.job_snapshots()
+    )
+
+
 def _is_in_pytest() -> bool:
     """
     Tell whether pytest is running, and not only imported.
@@ -138,7 +161,11 @@ def _log_exit_messages() -> None:
         if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
-            is_intended = check.is_in_pytest or is_exit_intended()
+            is_intended = (
+                check.is_in_pytest
+                or is_exit_intended()
+                or _has_event_loop_served_jobs(scheduler, recorder)
+            )
             thread = None if get_thread is None else get_thread()
             message = describe_pending_jobs_at_exit(
                 scheduler, thread, recorder, is_exit_intended=is_intended
