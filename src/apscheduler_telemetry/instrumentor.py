@@ -34,6 +34,7 @@ from apscheduler_telemetry.api import (
     is_current,
 )
 from apscheduler_telemetry.context_store import FileContextStore
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.model import qualified_class_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -202,7 +203,8 @@ class _AllSchedulersInstrumentation:
             with self._lock:
                 self._instrument(scheduler)
                 self._start_server_once()
-        except Exception:
+        except Exception as error:
+            raise_if_interruption(error)
             kind = qualified_class_name(type(scheduler))
             logger.exception("%s cannot be instrumented, and runs without telemetry", kind)
 
@@ -245,6 +247,7 @@ class _AllSchedulersInstrumentation:
         try:
             self._server = endpoints.serve(port, self._http_host, **self._server_options)
         except Exception as error:  # noqa: BLE001  # mostly a port that is taken
+            raise_if_interruption(error)
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
 
 

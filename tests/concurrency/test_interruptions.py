@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,31 @@ from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.waiting import run_in_thread
 
 OUR_FILES = tuple(map(str, Path(apscheduler_telemetry.__file__).parent.rglob("*.py")))
+INTERRUPTIONS = [Timeout(), TimeoutError(), KeyboardInterrupt(), MemoryError()]
 
 
 def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -> bool:
-    """Raise an exception by a signal at the n-th line of the package that `read` executes."""
+    """
+    Raise an exception at the n-th line of the package that `read` executes.
 
-    def handler(*_: Any) -> None:
-        raise raised
+    A signal raises it, but for `MemoryError`, which goes no further than to the telemetry.
 
-    before = signal.signal(signal.SIGALRM, handler)
+    Returns:
+        Whether there was such a line.
+    """
+
+    def fail(*_: Any) -> None:
+        raise raised.with_traceback(None)
+
+    act = fail if isinstance(raised, MemoryError) else partial(signal.raise_signal, signal.SIGALRM)
+    before = signal.signal(signal.SIGALRM, fail)
     try:
-        return interrupt(read, OUR_FILES, lambda: signal.raise_signal(signal.SIGALRM), number)
+        was_there = interrupt(read, OUR_FILES, act, number)
     except type(raised):
         return True
+    else:
+        assert not (was_there and isinstance(raised, TimeoutError)), "the exception was swallowed"
+        return was_there
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -43,7 +56,7 @@ class TestScrape:
     """An exception at any line of the package during a scrape, with runs in every state."""
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("raised", [Timeout(), KeyboardInterrupt(), MemoryError()], ids=repr)
+    @pytest.mark.parametrize("raised", INTERRUPTIONS, ids=repr)
     def test_scrape_after_an_interrupted_scrape_is_right(self, raised: BaseException) -> None:
         """No run is lost or counted twice, and another thread can scrape."""
         started, may_end = threading.Event(), threading.Event()
@@ -75,7 +88,7 @@ class TestScrape:
             may_end.set()
             rig.settle()
             assert rig.outcomes("running") == {"success": 1}
-            rig.failing = {"collector"} if isinstance(raised, Exception) else set()
+            rig.failing = {"collector"} if isinstance(raised, MemoryError) else set()
 
 
 class TestPass:
@@ -112,6 +125,33 @@ class TestPass:
         assert len(lines_without_outcome) <= 4
 
 
+CHANGES: list[Callable[[Any], object]] = [
+    lambda scheduler: scheduler.add_job(jobs.nothing, "interval", hours=1, id="added"),
+    lambda scheduler: scheduler.add_job(jobs.nothing, id="job", replace_existing=True),
+    lambda scheduler: scheduler.reschedule_job("job", trigger="interval", hours=2),
+    lambda scheduler: scheduler.remove_job("job"),
+    lambda scheduler: scheduler.remove_all_jobs(),
+]
+
+
+class TestJobChanges:
+    """The time limit of an application, by a signal, at any line while it changes its jobs."""
+
+    @pytest.mark.parametrize(
+        "change", CHANGES, ids=["add", "replace", "reschedule", "remove", "remove all"]
+    )
+    def test_time_limit_reaches_the_application(self, change: Callable[[Any], object]) -> None:
+        """It is no error of telemetry, and the jobs that there are then are counted."""
+        line, was_there = 0, True
+        while was_there:
+            with hand_driven_rig({"default": DebugExecutor()}) as rig:
+                rig.add(jobs.nothing, "interval", hours=1)
+                was_there = executed_line(line, partial(change, rig.scheduler), TimeoutError())
+                rig.after(3600)
+            line += 1
+        assert line > 50
+
+
 class Delegating(BaseExecutor):
     """An executor that reports results later, as asyncio's does from a callback of its loop."""
 
@@ -132,7 +172,7 @@ class Delegating(BaseExecutor):
 class TestResult:
     """An exception at any line while the main thread reports the result of a run."""
 
-    @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Timeout(), OSError()], ids=repr)
+    @pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=repr)
     @pytest.mark.parametrize("failure", [None, ValueError()], ids=repr)
     def test_the_run_ends_once(
         self, failure: Exception | None, interruption: BaseException

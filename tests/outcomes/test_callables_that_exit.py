@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,6 +54,39 @@ def leave_application(application: Any, number: int, frame: Any) -> Any:
     sys.exit("no")
 
 
+def call_former_handler(number: int, frame: Any) -> Any:
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        leave_without_a_signal(number, frame)
+    finally:
+        del frame
+
+
+def leave_without_a_signal(number: int, frame: Any) -> Any:
+    sys.exit("no")
+
+
+def forgetting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same, and refers to no argument when it has ended."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        finally:
+            args = ()
+
+    return call
+
+
+def raise_timeout(number: int, frame: Any) -> Any:
+    raise TimeoutError
+
+
+def raise_timeout_without_the_frame(number: int, frame: Any) -> Any:
+    del frame
+    raise TimeoutError
+
+
 class Leaving:
     """A handler of a signal that is an object."""
 
@@ -65,6 +100,14 @@ HANDLERS = [
     pytest.param(leave_and_ignore_the_signal, id="function that ignores the signal"),
     pytest.param(partial(leave_application, None), id="partial"),
     pytest.param(Leaving(), id="object"),
+    pytest.param(call_former_handler, id="function that restores and calls the former handler"),
+    pytest.param(forgetting(leave_without_a_signal), id="decorated function"),
+]
+TIME_LIMITS = [
+    pytest.param(raise_timeout, id="function"),
+    pytest.param(raise_timeout_without_the_frame, id="function that deletes the frame"),
+    pytest.param(lambda *_: raising(TimeoutError())(), id="lambda"),
+    pytest.param(partial(raise_timeout), id="partial"),
 ]
 FAILURES = [SystemExit(1), asyncio.CancelledError(), GeneratorExit(), OwnError()]
 OPTIONS = ["job_label", "grace", "max_duration", "severity", "owner"]
@@ -153,37 +196,48 @@ class TestCallablesThatExit:
             assert seen.runs("job 1") == {"success": 1}
 
 
-def check_exit_goes_its_way(handler: Any) -> None:
-    """Let a signal arrive in a callable; its handler exits, which is no failure of the callable."""
+def signalled(job: Any) -> str:
+    """Return a label; meanwhile, a signal arrives."""
+    signal.raise_signal(signal.SIGUSR1)
+    return "label"
 
-    def label(job: Any) -> str:
-        signal.raise_signal(signal.SIGUSR1)
-        return "label"
 
+@contextmanager
+def handled_signal(handler: Any) -> Iterator[None]:
+    """Handle this signal, as the application does."""
     assert threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGUSR1, handler)
     try:
-        with watched(hand_driven_scheduler(), job_label=label) as seen:
-            seen.scheduler.start()
-            with pytest.raises(SystemExit):
-                seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-            assert seen.own_errors() == {}
+        yield
     finally:
         signal.signal(signal.SIGUSR1, former)
 
 
+def check_goes_its_way(expected: type[BaseException], job_label: Callable[[Any], str]) -> None:
+    """Add a job, and expect this exception, which is no failure of `job_label`."""
+    with watched(hand_driven_scheduler(), job_label=job_label) as seen:
+        seen.scheduler.start()
+        with pytest.raises(expected):
+            seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+        assert seen.own_errors() == {}
+
+
+def check_is_a_failure(job_label: Callable[[Any], str]) -> None:
+    """Add a job whose `job_label` fails."""
+    with watched(hand_driven_scheduler(), job_label=job_label) as seen:
+        seen.scheduler.start()
+        seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+        assert seen.own_errors() == {"job_label": 1}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
 class TestInterruptions:
     """What interrupts a callable from outside is not its failure."""
 
     def test_keyboard_interrupt_goes_its_way(self) -> None:
         """Ctrl-C while it runs."""
-        with watched(hand_driven_scheduler(), job_label=raising(KeyboardInterrupt())) as seen:
-            seen.scheduler.start()
-            with pytest.raises(KeyboardInterrupt):
-                seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-            assert seen.own_errors() == {}
+        check_goes_its_way(KeyboardInterrupt, raising(KeyboardInterrupt()))
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
     @pytest.mark.parametrize("is_method", [False, True])
     def test_exit_of_a_signal_handler_goes_its_way(self, is_method: bool) -> None:
         """A process that is told to end while a callable runs does end."""
@@ -198,13 +252,42 @@ class TestInterruptions:
         def end(*_: Any) -> None:
             leave()
 
-        check_exit_goes_its_way(Application().end if is_method else end)
+        with handled_signal(Application().end if is_method else end):
+            check_goes_its_way(SystemExit, signalled)
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
     @pytest.mark.parametrize("handler", HANDLERS)
     def test_exit_of_an_unusual_signal_handler_goes_its_way(self, handler: Any) -> None:
         """A handler that is not a plain function, or that is not installed any more."""
-        check_exit_goes_its_way(handler)
+        with handled_signal(handler):
+            check_goes_its_way(SystemExit, signalled)
+
+    @pytest.mark.parametrize("handler", TIME_LIMITS)
+    def test_time_limit_of_the_application_goes_its_way(self, handler: Any) -> None:
+        """A handler that raises an `Exception`, as libraries for time limits do."""
+        with handled_signal(handler):
+            check_goes_its_way(TimeoutError, signalled)
+
+    def test_time_limit_of_the_callable_itself_is_a_failure(self) -> None:
+        """Nothing but the callable is to end, and it has restored the former handler."""
+
+        def label(job: Any) -> str:
+            with handled_signal(raise_timeout):
+                return signalled(job)
+
+        check_is_a_failure(label)
+
+    def test_call_of_an_installed_handler_is_no_signal(self) -> None:
+        """Whatever the callable passes in place of a frame."""
+        with handled_signal(leave_without_a_signal):
+            check_is_a_failure(lambda _: leave_without_a_signal(signal.SIGUSR1, None))
+
+    @pytest.mark.parametrize("error", [SystemExit, ValueError])
+    def test_decorator_that_a_handler_has_as_well_is_no_handler(
+        self, error: type[BaseException]
+    ) -> None:
+        """The functions that it returns share their code with the handler."""
+        with handled_signal(forgetting(leave)):
+            check_is_a_failure(forgetting(raising(error())))
 
     def test_exit_of_a_function_with_a_frame_is_a_failure(self) -> None:
         """A frame that is not that of its caller, or a variable that equals everything."""
@@ -223,17 +306,49 @@ class TestInterruptions:
         def exit_with(*_: Any) -> None:
             sys.exit(3)
 
-        with watched(hand_driven_scheduler(), job_label=label) as seen:
-            seen.scheduler.start()
-            seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-            assert seen.own_errors().keys() == {"job_label"}
+        check_is_a_failure(label)
 
     @pytest.mark.parametrize("name", ["GreenletExit", "Timeout"])
     def test_exceptions_of_gevent_go_their_way(self, name: str) -> None:
         """A greenlet that is killed, or has timed out, while a callable waits."""
         error = getattr(pytest.importorskip("gevent"), name)
-        with watched(hand_driven_scheduler(), job_label=raising(error())) as seen:
-            seen.scheduler.start()
-            with pytest.raises(error):
-                seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
-            assert seen.own_errors() == {}
+        check_goes_its_way(error, raising(error()))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+class TestInterruptionsThatLookLikeFailures:
+    """Python does not show that these come from outside, so they count as the callable's."""
+
+    def test_handler_that_leaves_no_trace(self) -> None:
+        """It deletes the frame, and is not installed any more."""
+
+        def end(number: int, frame: Any) -> None:
+            del frame
+            signal.signal(number, signal.SIG_IGN)
+            sys.exit("no")
+
+        with handled_signal(end):
+            check_is_a_failure(signalled)
+
+    @pytest.mark.skipif(sys.implementation.name != "cpython", reason="of CPython's C API")
+    def test_exception_that_another_thread_has_set(self) -> None:
+        """By `PyThreadState_SetAsyncExc`."""
+
+        def label(job: Any) -> str:
+            thread_id = ctypes.c_ulong(threading.get_ident())
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(SystemExit))
+            wait_until(lambda: False)
+            return "label"
+
+        check_is_a_failure(label)
+
+    def test_gevent_timeout_with_an_exception(self) -> None:
+        """Timeouts of gevent's sockets, which are the callable's failures, look the same."""
+        gevent = pytest.importorskip("gevent")
+
+        def label(job: Any) -> str:
+            gevent.sleep(jobs.WAIT_TIMEOUT)
+            return "label"
+
+        with gevent.Timeout(0.001, TimeoutError):
+            check_is_a_failure(label)

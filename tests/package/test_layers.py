@@ -19,10 +19,9 @@ LAYERS: Sequence[frozenset[str]] = (
     # Import nothing of the package. Packages that are named here have an empty `__init__`.
     frozenset({"_version", "environment_variables", "errors"}),
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
+    frozenset({"core.interruptions"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset(
-        {"core.files", "core.forks", "core.locks", "core.model", "core.times", "core.interruptions"}
-    ),
+    frozenset({"core.files", "core.forks", "core.locks", "core.model", "core.times"}),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.records"}),

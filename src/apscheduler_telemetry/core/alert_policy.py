@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
@@ -156,8 +155,7 @@ class AlertPolicy:
                     f"{label_value(job.id)!r}; using {default!r}"
                 )
                 raise ValueError(msg)  # noqa: TRY301  # reported like one that it raises
-        except BaseException as error:  # noqa: BLE001  # user code
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # user code
             self._error_reporter.exception(option)
             return default
         return returned

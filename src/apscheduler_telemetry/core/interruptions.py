@@ -1,65 +1,84 @@
 """
-Which exceptions of the callables that users pass are failures of these callables.
+Which exceptions come from outside, and which are failures of the code in which they were raised.
 
 ``sys.exit()`` in ``job_label=`` must not end the application that adds a job, and so it is a
 failure like any other. An exception from outside is no failure of the callable: the process was
-told to end, or a greenlet to stop, while the callable ran.
+told to end, or a time limit of the application has passed, while the callable ran.
 """
 
 from __future__ import annotations
 
+import inspect
 import signal
-from inspect import CO_OPTIMIZED
+from collections.abc import Iterator
 from itertools import pairwise
 from traceback import walk_tb
-from types import FrameType
+from types import CodeType
+from typing import Any
 
 
 def raise_if_interruption(error: BaseException) -> None:
     """
-    Raise an exception again that has interrupted a callable of the user's from outside.
+    Raise an exception again that has interrupted a callable of the user's, or the telemetry itself.
 
     That is Ctrl-C, what a handler of a signal has raised, and what gevent and eventlet raise in a
     greenlet that is killed or has timed out. Nothing raises `asyncio.CancelledError` or
     `GeneratorExit` in a callable that is only called, so these are its own.
 
     Args:
-        error: what the callable has let out; the exception that is being handled.
+        error: what was raised; the exception that is being handled.
     """
-    if isinstance(error, Exception):
-        return
-    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    if (
-        isinstance(error, KeyboardInterrupt)
-        or not modules.isdisjoint(_LIBRARIES_RAISING_INTERRUPTIONS)
-        or _is_from_signal_handler(error)
-    ):
+    if _is_interruption_by_type(error) or _is_from_signal_handler(error):
         raise error
+
+
+def _is_interruption_by_type(error: BaseException) -> bool:
+    if isinstance(error, Exception):
+        return False
+    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    return isinstance(error, KeyboardInterrupt) or not modules.isdisjoint(
+        _LIBRARIES_RAISING_INTERRUPTIONS
+    )
 
 
 def _is_from_signal_handler(error: BaseException) -> bool:
     """
     Tell whether a handler of a signal was at work when an exception was raised.
 
-    Python passes a handler the frame that the signal has interrupted, which is the frame before its
-    own. A handler that deletes this argument is known by its code, as long as it is installed.
+    Python passes it the number of the signal and the frame that the signal has interrupted, and it
+    may pass them on. A handler that deletes an argument is known by its code, while it is
+    installed.
+
+    An `Exception`, such as `TimeoutError`, is mostly a time limit. If its signal has no handler any
+    more, the callable had set this limit for itself, and has failed.
     """
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    handlers = (signal.getsignal(number) for number in signal.valid_signals())
-    codes = {getattr(handler, "__code__", None) for handler in handlers}
-    return any(frame.f_code in codes for frame in frames) or any(
-        _has_variable(frame, before) for before, frame in pairwise(frames)
-    )
+    ids_of_earlier_frames: set[int] = set()  # the traceback keeps them alive
+    for frame, _ in walk_tb(error.__traceback__):
+        names, tuple_name, _, variables = inspect.getargvalues(frame)
+        arguments = [variables[name] for name in names if name in variables]
+        has_deleted_argument = len(arguments) < len(names)
+        if tuple_name is not None and type(more := variables.get(tuple_name)) is tuple:
+            arguments += more
+        for number, interrupted in pairwise(arguments):
+            if (
+                id(interrupted) in ids_of_earlier_frames
+                and isinstance(number, int)
+                and (not isinstance(error, Exception) or _has_handler(number))
+            ):
+                return True
+        if has_deleted_argument and frame.f_code in _codes_of_handlers():
+            return True
+        ids_of_earlier_frames.add(id(frame))
+    return False
 
 
-def _has_variable(frame: FrameType, wanted: FrameType) -> bool:
-    """Tell whether a variable of a function is a certain frame, or a tuple of arguments with it."""
-    if not frame.f_code.co_flags & CO_OPTIMIZED:
-        return False  # not of a function; the variables of a class may be any mapping of the user's
-    return any(
-        value is wanted or (type(value) is tuple and any(item is wanted for item in value))
-        for value in frame.f_locals.values()
-    )
+def _has_handler(number: int) -> bool:
+    return number in signal.valid_signals() and callable(signal.getsignal(number))
+
+
+def _codes_of_handlers() -> Iterator[CodeType | Any]:
+    for number in signal.valid_signals():
+        yield getattr(signal.getsignal(number), "__code__", None)
 
 
 _LIBRARIES_RAISING_INTERRUPTIONS = {"eventlet", "gevent", "greenlet"}

@@ -52,7 +52,8 @@ def function_name(job: Any) -> str:
         func = func.func
     try:
         name, module = func.__qualname__, getattr(func, "__module__", None)
-    except Exception:  # noqa: BLE001  # it has no name, and its __getattr__ may raise anything
+    except Exception as error:  # noqa: BLE001  # no name, and its __getattr__ may raise anything
+        raise_if_interruption(error)
         name, module = type(func).__qualname__, type(func).__module__
     return label_value(f"{module or 'builtins'}:{name}")  # methods of builtins have no module
 
@@ -102,8 +103,7 @@ class JobLabeller:
                     )
                     raise TypeError(msg)  # noqa: TRY301  # reported like one that it raises
                 return label_value(label)
-            except BaseException as error:  # noqa: BLE001  # user code
-                raise_if_interruption(error)
+            except BaseException:  # noqa: BLE001  # user code
                 self._error_reporter.exception("job_label")
         if not is_generated(job.id):
             return label_value(job.id)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
+
 GENERATED_ID_LENGTH = 32
 """APScheduler names a job that has no id of its own with this many hex digits."""
 
@@ -224,7 +226,8 @@ def exception_message(exception: BaseException, limit: int = MAX_MESSAGE_LENGTH)
     """Return the text of an exception, surviving one whose ``__str__`` raises, be it SystemExit."""
     try:
         return str(exception)[:limit]
-    except BaseException:  # noqa: BLE001  # as the standard library's traceback does
+    except BaseException as error:  # noqa: BLE001  # as the standard library's traceback does
+        raise_if_interruption(error)
         return "<exception whose __str__ failed>"
 
 
@@ -232,7 +235,8 @@ def exception_type_name(exception: BaseException) -> str:
     """Return the qualified name of the type of an exception, surviving one that hides it."""
     try:
         return qualified_class_name(type(exception))
-    except BaseException:  # noqa: BLE001  # a metaclass is user code, too
+    except BaseException as error:  # noqa: BLE001  # a metaclass is user code, too
+        raise_if_interruption(error)
         return "<exception whose type has no name>"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, CaptureOptions, exception_type_name
 from apscheduler_telemetry.core.records import Run
@@ -66,15 +67,22 @@ class ErrorReporter:
         renew_lock_in_forked_children(self)
 
     def exception(self, component: str) -> None:
-        """Report the exception that is being handled, as a failure of `component`."""
+        """
+        Report the exception that is being handled, as a failure of `component`.
+
+        If it came from outside, such as Ctrl-C, it is no failure, and is raised again.
+        """
+        exception = sys.exc_info()[1]
+        if exception is not None:
+            raise_if_interruption(exception)
         if self._increment(component) > 1:
             return
-        exception = sys.exc_info()[1]
         try:
             text = (
                 "" if exception is None else self._exception_describer.format_stacktrace(exception)
             )
-        except Exception:  # noqa: BLE001  # an exception of the user's may be anything
+        except Exception as error:  # noqa: BLE001  # an exception of the user's may be anything
+            raise_if_interruption(error)
             text = "" if exception is None else exception_type_name(exception)
         if (
             exception is None

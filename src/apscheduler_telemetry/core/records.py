@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     MISSED,
     Clock,
@@ -414,7 +415,8 @@ class Run:
         self.due = due
         try:
             self.due_timestamp = _datetime_timestamp(due)
-        except Exception:  # noqa: BLE001  # as in `to_unix_seconds`, whose call every run would pay
+        except Exception as error:  # noqa: BLE001  # as in `to_unix_seconds`, whose call costs time
+            raise_if_interruption(error)
             self.due_timestamp = to_unix_seconds(due)
         self.link_origins = link_origins
         # In one statement, as every run pays for it.

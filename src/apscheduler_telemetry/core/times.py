@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from datetime import date, datetime, timezone, tzinfo
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
+
 
 def to_unix_seconds(at: datetime) -> float:
     """
@@ -16,7 +18,8 @@ def to_unix_seconds(at: datetime) -> float:
     """
     try:
         return datetime.timestamp(at)
-    except Exception:  # noqa: BLE001  # the time zone may be the user's code
+    except Exception as error:  # noqa: BLE001  # the time zone may be the user's code
+        raise_if_interruption(error)
         return without_timezone(at).replace(tzinfo=timezone.utc).timestamp()
 
 
@@ -33,6 +36,7 @@ def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetim
     """
     try:
         return datetime.fromtimestamp(timestamp, zone)
-    except Exception:  # noqa: BLE001  # OverflowError, ValueError, OSError, or the zone's own
+    except Exception as error:  # noqa: BLE001  # OverflowError, ValueError, or the zone's own
+        raise_if_interruption(error)
         limits = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
         return limits[timestamp > 0]

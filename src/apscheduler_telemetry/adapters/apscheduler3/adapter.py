@@ -44,6 +44,7 @@ from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SE
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
 from apscheduler_telemetry.adapters.base import AdapterDependencies
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import Liveness
 
 
@@ -346,5 +347,6 @@ def _apscheduler_version() -> str:
 def _timezone_text(timezone: Any) -> str:
     try:
         return str(timezone)
-    except Exception:  # noqa: BLE001  # user code; the other labels are still exported
+    except Exception as error:  # noqa: BLE001  # user code; the other labels are still exported
+        raise_if_interruption(error)
         return type(timezone).__qualname__

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
 
@@ -95,8 +94,7 @@ class BackgroundWorker:
             try:
                 with self._create_task_context():
                     task.run()
-            except BaseException as error:  # noqa: BLE001  # of a store of the user's, perhaps
-                raise_if_interruption(error)
+            except BaseException:  # noqa: BLE001  # of a store of the user's, perhaps
                 self._error_reporter.exception(task.component)
             del task  # it refers to the scheduler, which this thread must not keep alive
 

@@ -12,6 +12,7 @@ from apscheduler.util import get_callable_name
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.core import labels
 from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import JobLabeller
 from apscheduler_telemetry.core.model import JobInfo
 
@@ -55,5 +56,6 @@ def default_name(job: Any) -> str | None:
     """Return the name that APScheduler gives a job that is added without one; None if unknown."""
     try:
         return str(get_callable_name(job.func))
-    except Exception:  # noqa: BLE001  # a callable of the user's may be anything
+    except Exception as error:  # noqa: BLE001  # a callable of the user's may be anything
+        raise_if_interruption(error)
         return None

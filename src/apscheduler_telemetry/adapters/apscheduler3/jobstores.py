@@ -21,6 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import Clock, SchedulerErrorKind
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
@@ -304,7 +305,8 @@ class JobStoreHooks:
             return
         try:
             job = self._store.lookup_job(job_id)
-        except Exception:  # noqa: BLE001  # the change itself will raise it, if it concerns the user
+        except Exception as error:  # noqa: BLE001  # the change will raise it, if it concerns the user
+            raise_if_interruption(error)
             return
         if job is not None:
             self._call_with_alias(self._job_change_handler.on_job_read, job)
@@ -317,7 +319,8 @@ class JobStoreHooks:
         try:
             with self._deserializer.preserving_rows():  # so that nothing is deleted or logged
                 jobs = list(self._original_get_due_jobs(datetime.now(self._scheduler.timezone)))
-        except Exception:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # as above
+            raise_if_interruption(error)
             return
         for job in jobs:
             if isinstance(job, UndeserializableJob):

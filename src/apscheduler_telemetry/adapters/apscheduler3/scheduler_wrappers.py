@@ -25,6 +25,7 @@ from typing import Any
 
 from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import exception_type_name
 
 
@@ -95,7 +96,8 @@ def _scheduler_of_start_method(candidate: object) -> Any:
     """Return the scheduler that ``candidate.start`` is a method of, as a proxy shows it."""
     try:
         owner = getattr(candidate.start, "__self__", None)  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001  # user code
+    except Exception as error:  # noqa: BLE001  # user code
+        raise_if_interruption(error)
         return None
     return owner if is_scheduler(owner) else None
 
@@ -164,7 +166,8 @@ def _follow(thing: Any, path: Iterable[str]) -> Any:
     try:
         for name in path:
             thing = getattr(thing, name)
-    except Exception:  # noqa: BLE001  # user code
+    except Exception as error:  # noqa: BLE001  # user code
+        raise_if_interruption(error)
         return None
     return thing
 
@@ -278,6 +281,7 @@ def _describe_unreadable(candidate: object, _: type) -> str | None:
     try:
         getattr(candidate, "start", None)
     except Exception as error:  # noqa: BLE001  # user code
+        raise_if_interruption(error)
         return (
             f"{_repr.repr(candidate)}, whose attributes cannot be read "
             f"({exception_type_name(error)}), such as a proxy that has no object yet; pass the "

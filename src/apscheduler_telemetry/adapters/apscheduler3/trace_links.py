@@ -19,7 +19,6 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.adapters.base import OriginPropagator
-from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.observers import ErrorReporter
 
@@ -111,8 +110,7 @@ class TraceLinks:
             if "triggered" in origins and origins["due"] == tracked.next_run:
                 next_run_origin = self._origin_propagator.load("triggered", origins["triggered"])
             tracked.set_origins(added_origin, next_run_origin)
-        except BaseException as error:  # noqa: BLE001  # the mapping is the user's
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # the mapping is the user's
             self._error_reporter.exception(ERROR_COMPONENT)
 
     def flush(self, timeout: float) -> None:

@@ -22,6 +22,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import exception_type_name
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
@@ -160,6 +161,7 @@ class FireTimeSearch:
             while self.question_count < max_questions and self._ask_for_next():
                 pass
         except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
+            raise_if_interruption(error)
             self.stop_early(FireTimeProblem.from_exception(error, self._latest_times[-1]))
         finally:
             self.elapsed_seconds += time.perf_counter() - started_at
@@ -354,7 +356,8 @@ def describe(trigger: Any) -> str:
         if kind not in _SIMPLE_TRIGGER_TYPES and _has_default_repr(kind):
             return kind.__qualname__
         return str(trigger)
-    except Exception:  # noqa: BLE001  # user code; the job is counted all the same
+    except Exception as error:  # noqa: BLE001  # user code; the job is counted all the same
+        raise_if_interruption(error)
         return kind.__qualname__
 
 

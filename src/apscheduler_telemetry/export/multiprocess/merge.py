@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from apscheduler_telemetry.core.files import UnusableFileError
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.export.multiprocess.file_format import (
     DamagedFileError,
     OnSkipped,
@@ -105,5 +106,6 @@ def _combine(metric: Metric, on_skipped: OnSkipped) -> Iterable[Metric]:
     try:
         return MultiProcessCollector._accumulate_metrics({metric.name: metric}, True)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001, FBT003
     except Exception as error:  # noqa: BLE001  # files that contradict each other
+        raise_if_interruption(error)
         on_skipped(metric.name, f"cannot be combined ({type(error).__name__})")
         return ()
