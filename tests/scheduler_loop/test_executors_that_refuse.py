@@ -6,8 +6,10 @@ import logging
 import os
 from concurrent import futures
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import (
     BasePoolExecutor,
@@ -195,6 +197,74 @@ class ReplacingExecutor(PoolOfTheUser):
         super()._do_submit_job(job, run_times)
 
 
+class SubmittingExecutor(PoolOfTheUser):
+    """An executor that replaces its pool when it gets a job."""
+
+    def submit_job(self, job: Any, run_times: Any) -> None:
+        self._pool = forkserver_pool()._pool
+        super().submit_job(job, run_times)
+
+
+class ExecutorWithoutPool(BasePoolExecutor):
+    """An executor that has a pool from its first job on."""
+
+    def __init__(self) -> None:
+        BaseExecutor.__init__(self)
+
+    def shutdown(self, wait: bool = True) -> None:  # as of the base class
+        """Do nothing."""
+
+
+class PoolThatFails:
+    """A pool with attributes of the names of `concurrent.futures`, which must not be asked."""
+
+    @property
+    def _broken(self) -> Any:
+        raise NotImplementedError
+
+    _shutdown = _broken
+
+    def shutdown(self, wait: bool) -> None:  # as APScheduler calls it
+        """Do nothing."""
+
+
+class FlagWithoutTruth:
+    """An object that is neither true nor false, such as an array."""
+
+    def __bool__(self) -> bool:
+        raise ValueError
+
+
+class PoolWithOtherFlags:
+    """A pool whose attributes have other types."""
+
+    _broken = _shutdown = FlagWithoutTruth()
+
+    def shutdown(self, wait: bool) -> None:
+        """Do nothing."""
+
+
+class LazyPool:
+    """A proxy that creates its pool when it is first used."""
+
+    def __init__(self) -> None:
+        self.asked_for: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "asked_for":
+            raise AttributeError(name)
+        self.asked_for.append(name)
+        return getattr(futures.ThreadPoolExecutor(1), name)
+
+
+class RenewingPool(futures.ThreadPoolExecutor):
+    """A pool that accepts calls after its shutdown, too."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._shutdown = False
+        return super().submit(function, *args, **kwargs)
+
+
 class OddPool(futures.ThreadPoolExecutor):
     """A pool of another kind, of whose attributes nothing is known."""
 
@@ -220,6 +290,32 @@ class TestExecutorsOfTheUser:
         with watched(HandDriven(executors={"default": ReplacingExecutor()})) as seen:
             restart(seen.scheduler)
             assert (seen.up(), seen.reasons()) == (1, [])
+
+    @pytest.mark.parametrize(
+        "create",
+        [
+            SubmittingExecutor,
+            ExecutorWithoutPool,
+            *(
+                pytest.param(lambda kind=kind: PoolOfTheUser(kind()), id=kind.__name__)
+                for kind in (RenewingPool, PoolThatFails, PoolWithOtherFlags, MagicMock)
+            ),
+        ],
+    )
+    def test_executor_of_which_nothing_is_known_is_up(self, create: Any) -> None:
+        """Executors and pools that accept jobs in their own way are up, also after a restart."""
+        with watched(HandDriven(executors={"default": create()})) as seen:
+            restart(seen.scheduler)
+            assert (seen.up(), seen.reasons()) == (1, [])
+            assert seen.own_errors() == {}
+
+    def test_pool_that_is_made_when_it_is_used_is_not_used(self) -> None:
+        """Neither a health check nor a scrape creates the pool of a proxy."""
+        pool = LazyPool()
+        with watched(HandDriven(executors={"default": PoolOfTheUser(pool)})) as seen:
+            seen.scheduler.start()
+            assert (seen.up(), seen.reasons()) == (1, [])
+            assert pool.asked_for == []
 
     def test_attribute_of_another_meaning_is_no_shutdown(self) -> None:
         """Only what is True is taken for the flag of `concurrent.futures`."""

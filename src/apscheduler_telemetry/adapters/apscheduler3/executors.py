@@ -502,7 +502,8 @@ def _is_broken(pool: Any) -> bool:
 
 def _max_workers_of(pool: Any) -> int | None:
     # Neither APScheduler nor concurrent.futures has a public name for it.
-    return getattr(pool, "_max_workers", None)
+    # Not by `getattr`, which may call code of the user's that creates a pool.
+    return getattr(pool, "__dict__", {}).get("_max_workers")
 
 
 def capacity(executor: Any) -> float:

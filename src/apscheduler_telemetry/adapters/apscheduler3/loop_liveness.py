@@ -8,9 +8,11 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from apscheduler.executors.base import BaseExecutor
 from apscheduler.executors.pool import BasePoolExecutor, ProcessPoolExecutor
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 
@@ -187,9 +189,14 @@ _MESSAGES_BY_POOL_PROBLEM = {
 
 def _problem_of(executor: BasePoolExecutor) -> str | None:
     """Return why the pool of an executor accepts no call; None if it does, or may be replaced."""
-    if type(executor)._do_submit_job not in _APSCHEDULER_SUBMIT_METHODS:  # noqa: SLF001
-        return None  # a class of the user's, which may replace its pool
-    pool = executor._pool  # noqa: SLF001
+    # Not by `getattr`, which may call code of the user's that creates a pool.
+    pool = vars(executor).get("_pool")
+    if (
+        type(executor).submit_job is not BaseExecutor.submit_job
+        or type(executor)._do_submit_job not in _APSCHEDULER_SUBMIT_METHODS  # noqa: SLF001
+        or getattr(type(pool), "submit", None) not in _POOL_SUBMIT_METHODS
+    ):
+        return None  # a class of the user's, which may replace or renew its pool
     # A pool is marked as broken first, and then as shut down, too: so asked in the opposite order.
     is_shut_down = any(getattr(pool, flag, False) is True for flag in _SHUT_DOWN_FLAGS)
     if getattr(pool, "_broken", False):
@@ -199,6 +206,7 @@ def _problem_of(executor: BasePoolExecutor) -> str | None:
 
 
 _APSCHEDULER_SUBMIT_METHODS = (BasePoolExecutor._do_submit_job, ProcessPoolExecutor._do_submit_job)  # noqa: SLF001
+_POOL_SUBMIT_METHODS = (ThreadPoolExecutor.submit, ProcessPool.submit)
 _SHUT_DOWN_FLAGS = ("_shutdown", "_shutdown_thread")
 """Of the thread pools and of the process pools of `concurrent.futures`."""
 
