@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from datetime import timezone
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 from apscheduler.events import EVENT_JOB_EXECUTED
 from apscheduler.executors.pool import ThreadPoolExecutor
 
+from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.core.observers import ErrorReporter
 from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
-from tests.helpers.metrics import errors_of
-from tests.helpers.rigs import Rig
+from tests.helpers.metrics import errors_of, recorder_of
+from tests.helpers.rigs import Rig, hand_driven_rig
 from tests.helpers.schedulers import HandDriven, forkserver_pool
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until
@@ -95,3 +99,52 @@ class TestOurOwnFailures:
         components = {name for name, n in errors_of(rig.telemetry).counts().items() if n}
         assert components <= {"adapter", "schedule"}
         assert components
+
+
+def raise_runtime_error(thread: threading.Thread) -> None:  # as of `start`
+    """Fail as `Thread.start` does."""
+    msg = "can't start new thread"
+    raise RuntimeError(msg)
+
+
+class TestNoThread:
+    """No thread can be started, as there are too many, or as the main thread has ended."""
+
+    @pytest.fixture
+    def rig_and_limit(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rig, Any]]:
+        """Yield a scheduler with telemetry, and what ends the limit."""
+        start = threading.Thread.start
+
+        with hand_driven_rig() as rig:
+            monkeypatch.setattr(threading.Thread, "start", raise_runtime_error)
+            yield rig, lambda: monkeypatch.setattr(threading.Thread, "start", start)
+
+    def test_jobs_are_added_and_one_warning_says_what_is_not_known(
+        self, rig_and_limit: tuple[Rig, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As soon as a thread can be started, it is known of all jobs."""
+        rig, end_limit = rig_and_limit
+
+        def known() -> list[str]:
+            states = recorder_of(rig.telemetry).job_snapshots()
+            return [state.info.id for state in states if state.interval_range]
+
+        rig.failing = {"schedule"}
+        for hour in range(3):
+            rig.add(jobs.nothing, "cron", hour=hour, id=str(hour))
+        assert errors_of(rig.telemetry).counts()["schedule"] == 1
+        [record] = [each for each in caplog.records if each.name == "apscheduler_telemetry"]
+        assert "could not start a thread (can't start new thread)" in record.getMessage()
+        assert record.exc_info is None
+        assert known() == []
+        end_limit()
+        rig.add(jobs.nothing, "cron", hour=3, id="3")
+        wait_until(lambda: sorted(known()) == ["0", "1", "2", "3"])
+
+    def test_tasks_that_wait_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If no thread can ever be started, no memory is used for each job that is added."""
+        monkeypatch.setattr(threading.Thread, "start", raise_runtime_error)
+        worker = BackgroundWorker(ErrorReporter())
+        for _ in range(BackgroundWorker.MAX_TASKS_WITHOUT_THREAD + 10):
+            worker.submit("schedule", lambda: None)
+        assert len(worker._tasks) == BackgroundWorker.MAX_TASKS_WITHOUT_THREAD

@@ -1,7 +1,10 @@
 """
-Reset objects, and ask for threads, in forked child processes.
+Reset objects, ask for threads and end them, in forked child processes.
 
-A child inherits the locks, queues and sockets of its parent, but none of its threads.
+A child inherits the locks, queues and sockets of its parent, and of its threads only the one that
+has forked. Greenlets are memory like any other, and go on in the child: so do all threads if gevent
+or eventlet has replaced them by greenlets, and what the thread runs that has forked, such as an
+event loop.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -35,6 +39,30 @@ def is_thread_alive(thread: threading.Thread) -> bool:
         return thread.is_alive()
     except (AssertionError, RuntimeError):  # the latter since Python 3.13
         return False
+
+
+def create_daemon_thread(
+    target: Callable[..., None], *arguments: object, name: str
+) -> threading.Thread:
+    """
+    Return a thread, to be started, that does not keep the process alive.
+
+    It may end in a forked child, too, if it is a greenlet of gevent. Python does not know it there
+    any more, and would fail where it removes it from the threads that it knows.
+
+    Args:
+        target: what it calls.
+        *arguments: passed to `target`.
+        name: its name.
+    """
+
+    def run() -> None:
+        try:
+            target(*arguments)
+        finally:
+            threading.current_thread()  # from which Python knows the thread that asks
+
+    return threading.Thread(target=run, name=name, daemon=True)
 
 
 def _reset_all() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from apscheduler_telemetry.core.forks import reset_in_forked_children
+from apscheduler_telemetry.core.forks import create_daemon_thread, reset_in_forked_children
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import assume_not_gone
 
@@ -147,7 +147,7 @@ class RenderQueue:
         """Start a thread; return False if that is impossible, as after the main thread's end."""
         name = "apscheduler-telemetry-collect"
         try:
-            threading.Thread(target=self._render_until_idle, name=name, daemon=True).start()
+            create_daemon_thread(self._render_until_idle, name=name).start()
         except RuntimeError:
             return False
         self._thread_count += 1

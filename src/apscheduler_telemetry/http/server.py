@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from apscheduler_telemetry.core.forks import create_daemon_thread
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError, TelemetryError
 from apscheduler_telemetry.http.access import (
     AccessControl,
@@ -44,13 +45,9 @@ class HTTPServer:
         self.url = f"{scheme}://{_format_netloc(self.addr, self.port)}"
         self._server = server
         self._lock = threading.Lock()
-        self._thread = threading.Thread(
-            target=server.serve_forever, name="apscheduler-telemetry-http", daemon=True
-        )
-        spare_thread = threading.Thread(
-            target=server.serve_in_spare_thread,
-            name="apscheduler-telemetry-http-spare",
-            daemon=True,
+        self._thread = create_daemon_thread(server.serve_forever, name="apscheduler-telemetry-http")
+        spare_thread = create_daemon_thread(
+            server.serve_in_spare_thread, name="apscheduler-telemetry-http-spare"
         )
         spare_thread.start()
         self._thread.start()

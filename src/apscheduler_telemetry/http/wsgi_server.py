@@ -18,7 +18,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from apscheduler_telemetry.core.forks import reset_in_forked_children
+from apscheduler_telemetry.core.forks import create_daemon_thread, reset_in_forked_children
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.connections import (
     SOCKET_ENVIRON_KEY,
@@ -205,7 +205,12 @@ class HardenedWSGIServer(ThreadingMixIn, WSGIServer):
         """
         self.connections.add(request)
         try:
-            super().process_request(request, client_address)
+            create_daemon_thread(
+                self.process_request_thread,
+                request,
+                client_address,
+                name="apscheduler-telemetry-http-connection",
+            ).start()
         except RuntimeError:
             if threading.main_thread().is_alive():
                 self._report_exception("http")

@@ -11,6 +11,7 @@ import time
 import weakref
 from pathlib import Path
 
+from apscheduler_telemetry.core.forks import create_daemon_thread
 from apscheduler_telemetry.export import metric_families as families
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler
 from apscheduler_telemetry.export.multiprocess.counter_offsets import CounterOffsets
@@ -42,7 +43,8 @@ class SnapshotWriter:
     """
     Keeps the files of one scheduler in this process up to date, from its start in this process.
 
-    In a forked child, the copy of a scheduler that the parent runs writes nothing.
+    In a forked child, the copy of a scheduler that the parent runs writes nothing, unless that
+    scheduler goes on in the child.
 
     Args:
         scheduler: the scheduler.
@@ -70,7 +72,7 @@ class SnapshotWriter:
         return self._instrumented_scheduler.name
 
     def start(self) -> None:
-        """Begin to write the metrics of the scheduler, which is being started in this process."""
+        """Begin to write the metrics of the scheduler, which now runs in this process."""
         with self._lock:
             if self._writing_pid == os.getpid():
                 return
@@ -83,11 +85,11 @@ class SnapshotWriter:
                 self._stopped_event = threading.Event()
                 # In a thread, because a file system may be slow. The thread has only a weak
                 # reference, so that it does not keep an unused scheduler alive.
-                threading.Thread(
-                    target=_write_periodically,
-                    args=(weakref.ref(self), self._stopped_event),
+                create_daemon_thread(
+                    _write_periodically,
+                    weakref.ref(self),
+                    self._stopped_event,
                     name="apscheduler-telemetry-multiprocess",
-                    daemon=True,
                 ).start()
             except Exception:  # noqa: BLE001  # the scheduler must still start
                 self._instrumented_scheduler.error_reporter.exception(ERROR_COMPONENT)
@@ -117,9 +119,14 @@ class SnapshotWriter:
         with self._lock:
             self._release_slot()
 
+    def has_other_stop_event(self, stopped: threading.Event) -> bool:
+        """Return whether an event is not ours: a greenlet that wrote goes on in a forked child."""
+        return self._stopped_event is not stopped
+
     def reset_after_fork(self) -> None:
         """Leave the slot to the parent process, in the child."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
+        self._stopped_event = threading.Event()
         self._is_inherited = self._is_inherited or self._writing_pid is not None
         self._release_slot()
 
@@ -213,7 +220,7 @@ def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threadi
     pause = 0.0
     while not stopped.wait(pause):
         writer = reference()
-        if writer is None:
+        if writer is None or writer.has_other_stop_event(stopped):
             return
         begin = time.thread_time()
         writer.write()
