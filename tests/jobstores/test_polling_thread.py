@@ -27,7 +27,15 @@ from tests.helpers import jobs
 from tests.helpers.jobstore_servers import File, Proxy
 from tests.helpers.metrics import recorder_of
 from tests.helpers.schedulers import hand_driven_scheduler
-from tests.helpers.shared_jobstores import POSTGRES, SOON, background, poller_of, readers
+from tests.helpers.shared_jobstores import (
+    POSTGRES,
+    SOON,
+    another_process,
+    background,
+    poller_of,
+    readers,
+)
+from tests.helpers.threads import in_fork
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, wait_for_reading, watched
 
@@ -119,6 +127,24 @@ class TestThread:
                     os._exit(2)
             _, status = os.waitpid(child, 0)
             assert os.waitstatus_to_exitcode(status) == 0
+
+    def test_forked_child_whose_loop_goes_on_reads_the_store(self, tmp_path: Path) -> None:
+        """From its first pass on, over connections of its own, as a daemon's scheduler does."""
+        place = File(tmp_path)
+        with another_process(place) as other:
+            other.add_job(jobs.nothing, "interval", hours=1)
+        scheduler = hand_driven_scheduler(jobstores={"default": place.store()})
+        with watched(scheduler) as seen:
+            scheduler.start()
+            wait_for_reading(seen)
+
+            def goes_on() -> bool:
+                before = seen.last_read()
+                scheduler.turn()
+                wait_until(lambda: seen.last_read() != before)
+                return seen.value("scheduler_jobs", jobstore="default") == 1
+
+            assert in_fork(goes_on)
 
     @pytest.mark.parametrize("kind", [POSTGRES])
     def test_process_ends_though_its_store_does_not_answer(self, place: Any, proxy: Proxy) -> None:

@@ -6,6 +6,7 @@ import _thread
 import fcntl
 import json
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -20,14 +21,16 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
-from apscheduler_telemetry.core.forks import is_thread_alive
+from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimeSearch
+from apscheduler_telemetry.core.forks import create_daemon_thread, is_thread_alive
 from tests.helpers import jobs
-from tests.helpers.metrics import errors_of, job_state, recorder_of, registry_of
+from tests.helpers.metrics import adapter_of, errors_of, job_state, recorder_of, registry_of
 from tests.helpers.paths import ROOT
 from tests.helpers.rigs import Gate, hand_driven_rig
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.scripts import output_of_script
 from tests.helpers.threads import in_fork
+from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -116,6 +119,160 @@ def test_child_of_a_process_with_greenlets() -> None:
     written, errors = output_of_script(FORK_OF_A_GREENLET)
     assert errors == ""
     assert written.splitlines() == ["0", "['forked']", "503 503"]
+
+
+BACKGROUND_SCHEDULER_BELOW_GEVENT = """
+    from gevent import monkey
+    monkey.patch_all()
+    import gc, os, sys, time
+    import gevent
+    from apscheduler.schedulers.background import BackgroundScheduler
+    from prometheus_client import CollectorRegistry
+    from apscheduler_telemetry import instrument
+    from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+
+    def wait_until(condition):
+        deadline = time.perf_counter() + 20
+        while not condition():
+            assert time.perf_counter() < deadline
+            time.sleep(0.001)
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"apscheduler_{name}", {"scheduler": "default", **labels})
+
+    def runs():
+        return value("job_runs_total", job_id="job", outcome="success") or 0
+
+    def workers():
+        found = [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet)]
+        return [each for each in found if "(apscheduler-telemetry," in repr(each)]
+
+    BackgroundWorker.IDLE_SECONDS = 0.05
+    registry = CollectorRegistry()
+    scheduler = BackgroundScheduler(timezone="UTC")
+    telemetry = instrument(scheduler, registry=registry)
+    scheduler.add_job(str, "interval", seconds=0.1, id="job")
+    scheduler.start()
+    wait_until(lambda: runs())
+    scheduler.add_job(str, "cron", hour=3)
+    wait_until(workers)
+    child = os.fork()
+    before = runs()
+    wait_until(lambda: runs() > before + 1)
+    wait_until(lambda: not any(not worker.dead for worker in workers()))
+    # In one piece, as the other process writes to the same pipe.
+    os.write(1, f"{value('scheduler_up')} {telemetry.health()['reasons']}\\n".encode())
+    if child:
+        os.waitpid(child, 0)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_child_in_which_greenlets_go_on() -> None:
+    """Below gevent the scheduler runs in parent and child; both say so, and no thread fails."""
+    pytest.importorskip("gevent")
+    written, errors = output_of_script(BACKGROUND_SCHEDULER_BELOW_GEVENT)
+    assert errors == ""
+    assert written.splitlines() == ["1 []"] * 2
+
+
+class TestLoopThatGoesOn:
+    """A process that forks into the background before its event loop runs, as by twistd."""
+
+    def test_child_is_up_from_its_first_pass_on(self) -> None:
+        """Until then, its scheduler counts as a copy that does not run."""
+        with hand_driven_rig({"default": DebugExecutor()}) as rig:
+            rig.add(jobs.nothing, "interval", seconds=10)
+            rig.after(10)
+            started_at = adapter_of(rig.telemetry).started_at
+
+            def go_on() -> Any:
+                before = rig.telemetry.health()
+                rig.after(10)
+                after = rig.telemetry.health()
+                return [
+                    [reason["code"] for reason in before["reasons"]],
+                    [after["status"], after["reasons"]],
+                    adapter_of(rig.telemetry).started_at - started_at,
+                    rig.outcomes(),
+                ]
+
+            assert result_in_child(go_on) == [["forked"], ["healthy", []], 20, {"success": 2}]
+            assert rig.telemetry.health()["status"] == "healthy"
+            assert adapter_of(rig.telemetry).started_at == started_at
+
+    def test_pass_that_forks_is_followed_by_the_first_of_the_child(self) -> None:
+        """If a job turns its process into a daemon, the next pass shows that the loop goes on."""
+        ends = os.pipe()
+        forked: list[int] = []
+        with hand_driven_rig({"default": DebugExecutor()}) as rig:
+
+            def reasons() -> list[str]:
+                return [reason["code"] for reason in rig.telemetry.health()["reasons"]]
+
+            def turn_twice() -> Any:
+                before = reasons()
+                rig.scheduler.turn()
+                return [before, reasons()]
+
+            rig.add(lambda: forked.append(os.fork()))
+            try:
+                rig.scheduler.turn()
+            finally:
+                if forked == [0]:
+                    answer_and_exit(turn_twice, ends[1])
+            assert answer_of(forked[0], *ends) == [["forked"], []]
+            assert reasons() == []
+
+    def test_work_that_the_parent_has_begun_is_done(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Jobs whose intervals the parent's thread was computing have intervals in the child."""
+        is_asked, go_on = threading.Event(), threading.Event()
+        run, parent = FireTimeSearch.run, os.getpid()
+
+        def run_in_child(search: FireTimeSearch, *args: Any) -> None:
+            if os.getpid() == parent:
+                is_asked.set()
+                go_on.wait(jobs.WAIT_TIMEOUT)
+            run(search, *args)
+
+        monkeypatch.setattr(FireTimeSearch, "run", run_in_child)
+        with hand_driven_rig() as rig:
+
+            def intervals() -> list[float]:
+                states = recorder_of(rig.telemetry).job_snapshots()
+                return [state.interval_range[0] for state in states if state.interval_range]
+
+            def count_intervals() -> int:
+                rig.scheduler.turn()
+                wait_until(lambda: len(intervals()) == 2)
+                return len(intervals())
+
+            rig.add(jobs.nothing, "cron", hour=1, id="one")
+            rig.add(jobs.nothing, "cron", hour=2, id="two")
+            assert is_asked.wait(jobs.WAIT_TIMEOUT)
+            try:
+                assert result_in_child(count_intervals) == 2
+            finally:
+                go_on.set()
+
+
+def test_thread_that_python_has_forgotten_ends() -> None:
+    """As it does below gevent, where a fork copies a thread that Python does not know then."""
+    failures: list[Any] = []
+
+    def forget() -> None:
+        del threading._active[threading.get_ident()]  # type: ignore[attr-defined]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", failures.append)
+        patch.setattr(sys, "unraisablehook", failures.append)
+        thread = create_daemon_thread(forget, name="forgotten")
+        thread.start()
+        thread.join(jobs.WAIT_TIMEOUT)
+    assert not thread.is_alive()
+    assert failures == []
+    assert thread not in threading.enumerate()
 
 
 def test_thread_that_python_has_not_started() -> None:

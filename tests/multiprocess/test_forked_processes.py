@@ -119,6 +119,8 @@ class TestFork:
                 scheduler.shutdown()
                 scheduler.start()
                 run()
+            elif sys.argv[1] == "goes on in the child":
+                run()
             else:
                 telemetry._snapshot_writer.write()
             show(os.getpid())
@@ -173,6 +175,13 @@ class TestFork:
     def test_copy_started_in_the_child_is_a_second_scheduler(self, directory: Path) -> None:
         """A child that starts its copy is a second scheduler, and no run is counted twice."""
         child, parent = self.run(directory, "started again in the child")
+        assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
+        assert sorted(child["mine"]) == [False, True]
+        assert parent == {"state": 1, "up": 1, "runs": 2, "mine": [True]}
+
+    def test_scheduler_that_goes_on_in_the_child_is_a_second_one(self, directory: Path) -> None:
+        """So does one whose loop has survived the fork, as a greenlet does."""
+        child, parent = self.run(directory, "goes on in the child")
         assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
         assert sorted(child["mine"]) == [False, True]
         assert parent == {"state": 1, "up": 1, "runs": 2, "mine": [True]}

@@ -97,8 +97,8 @@ class Response:
         """
         Whether further requests may get this response, instead of one that is made for them.
 
-        Only while a client still has to read it, as it is in memory in any case then, and for at most
-        `limits.SHARED_RESPONSE_SECONDS`.
+        Only while a client still has to read it, as it is in memory in any case then, and for at
+        most `limits.SHARED_RESPONSE_SECONDS`.
         """
         age = time.monotonic() - self.created_at
         is_in_use = bool(self.readers) or not self.has_ended_reader

@@ -81,6 +81,7 @@ class APScheduler3Adapter:
             error_reporter=error_reporter,
             attach_empty_context=dependencies.attach_empty_context,
             detach_empty_context=dependencies.detach_empty_context,
+            on_survived_fork=self._on_survived_fork,
         )
         fire_time_searcher = BackgroundFireTimeSearcher(
             recorder.scheduler_name, self._worker, error_reporter
@@ -249,14 +250,22 @@ class APScheduler3Adapter:
             elif event.code == EVENT_JOBSTORE_REMOVED:
                 self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
-                self._scheduler_loop.on_scheduler_started()
                 self._links.clear_origins_of_pending_jobs()
-                self._start_polling_jobstores()
-                self._dependencies.on_scheduler_started()
+                self._on_started_in_this_process()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
                 self._dependencies.on_scheduler_stopped()
         except Exception:  # noqa: BLE001  # it would count as an error of a user's listener
             self._dependencies.error_reporter.exception("adapter")
+
+    def _on_started_in_this_process(self) -> None:
+        self._scheduler_loop.on_scheduler_started()
+        self._start_polling_jobstores()
+        self._dependencies.on_scheduler_started()
+
+    def _on_survived_fork(self) -> None:
+        """Note that the scheduler runs on in this process, a child of the one that started it."""
+        self._on_started_in_this_process()
+        self._worker.continue_in_this_process()
 
     def _hook_executor(self, alias: str) -> None:
         executor = self._scheduler._executors[alias]  # noqa: SLF001

@@ -34,7 +34,7 @@ class LoopState(NamedTuple):
     The state of a loop at one moment; times are those of a clock that never goes back.
 
     Attributes:
-        started_in_pid: the process in which the scheduler was started; None before it.
+        started_in_pid: as of `SchedulerLoop`.
         thread: the thread of its latest pass; None if that is not known.
         has_loop_ended: whether the loop itself has returned or failed.
         pass_error_type: the type of the exception that ended the latest pass; None if none did.
@@ -73,9 +73,9 @@ def check_liveness(
     has_loop_ended = _has_ended(scheduler, loop)
     if loop.started_in_pid is not None and loop.started_in_pid != os.getpid():
         message = (
-            f"The scheduler was started in process {loop.started_in_pid}, and a fork does not copy "
-            f"its thread: nothing runs jobs in this process, {os.getpid()}. Start the scheduler "
-            "after the fork."
+            f"The scheduler was started in process {loop.started_in_pid}, and has not looked for "
+            f"due jobs in this process, {os.getpid()}, since the fork. A fork does not copy the "
+            "thread of a scheduler, without which no job runs. Start the scheduler after the fork."
         )
         reasons = [("forked", message)]
     else:

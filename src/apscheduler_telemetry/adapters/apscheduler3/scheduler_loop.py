@@ -24,7 +24,7 @@ from apscheduler_telemetry.adapters.apscheduler3.loop_liveness import (
     unusable_pool_reasons,
 )
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
-from apscheduler_telemetry.core.forks import is_thread_alive
+from apscheduler_telemetry.core.forks import is_thread_alive, reset_in_forked_children
 from apscheduler_telemetry.core.model import (
     Clock,
     Liveness,
@@ -49,12 +49,14 @@ class SchedulerLoop:
         error_reporter: counts failures of telemetry itself.
         attach_empty_context: makes no OpenTelemetry context current, and returns what was, or None.
         detach_empty_context: takes that unless it is None, and makes it current again.
+        on_survived_fork: called in a forked child, before the first pass there, if there is one.
         clock: returns Unix seconds.
         monotonic: returns seconds that never go back.
 
     Attributes:
-        started_in_pid: the process in which the scheduler was started; None before it.
-        started_at: when it was started, in Unix seconds; None before it.
+        started_in_pid: the process in which the scheduler was started, or the forked child in which
+            it has made a pass since; None before its start.
+        started_at: when that was, in Unix seconds; None before it.
         last_pass_ended_at: when the latest pass ended, in Unix seconds; None before it.
         pass_thread_id: of the thread that is in the middle of a pass; None between passes.
         is_pass_bypassing_patch: whether that pass bypasses the patch, as one of the user's own
@@ -73,6 +75,7 @@ class SchedulerLoop:
         error_reporter: ErrorReporter,
         attach_empty_context: Callable[[], Any],
         detach_empty_context: Callable[[Any], None],
+        on_survived_fork: Callable[[], None],
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -83,6 +86,7 @@ class SchedulerLoop:
         self._error_reporter = error_reporter
         self._attach_empty_context = attach_empty_context
         self._detach_empty_context = detach_empty_context
+        self._on_survived_fork = on_survived_fork
         self._clock = clock
         self._monotonic = monotonic
         self.started_in_pid: int | None = None
@@ -101,6 +105,11 @@ class SchedulerLoop:
         self._last_pass_error_type: str | None = None
         self._latest_due_jobs: Sequence[Any] = ()
         self._codes_calling_user_code = {_DISPATCH_EVENT_CODE_OBJECT}
+        reset_in_forked_children(self)
+
+    def reset_after_fork(self) -> None:
+        """Have the next pass, if there is one in the child, look at the process again."""
+        self._thread_id = None
 
     def install(self) -> None:
         """Patch the scheduler."""
@@ -272,6 +281,8 @@ class SchedulerLoop:
     def _on_pass_start(self) -> None:
         self.pass_thread_id = thread_id = get_ident()
         if thread_id != self._thread_id:  # else each pass would take two microseconds more
+            if self.started_in_pid not in {None, os.getpid()}:
+                self._on_survived_fork()
             self._thread, self._thread_id = threading.current_thread(), thread_id
         self._wait_start_and_seconds = None
         if not self._observers.is_enabled_final:
