@@ -33,6 +33,22 @@ def cron(**options: Any) -> CronTrigger:
     return CronTrigger(timezone=UTC, **options)
 
 
+class Every(BaseTrigger):
+    """A trigger of the user's, without a text that shows its interval; it fires at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        return now if previous is None else previous + timedelta(seconds=self.seconds)
+
+    def __getstate__(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def __setstate__(self, state: dict[str, float]) -> None:  # which combined triggers call
+        self.seconds = state["seconds"]
+
+
 class Moment(datetime):
     """A datetime of the user's whose own methods fail; APScheduler calls none of these."""
 

@@ -17,13 +17,14 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 
+from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import ObservedIntervals
 from tests.helpers import jobs
 from tests.helpers.clocks import START, freeze_time
 from tests.helpers.metrics import errors_of
 from tests.helpers.rigs import HandRig, hand_driven_rig, live_rig
 from tests.helpers.schedulers import HandDriven
-from tests.helpers.triggers import cron, every
+from tests.helpers.triggers import Every, cron, every
 from tests.helpers.waiting import wait_until
 
 UTC = timezone.utc
@@ -65,6 +66,40 @@ TRIGGERS: dict[str, Callable[[], BaseTrigger]] = {
     "part of and": lambda: AndTrigger([cron(minute="*"), EveryMinute()]),
     "deep inside": lambda: OrTrigger([cron(minute="0"), AndTrigger([OrTrigger([EveryMinute()])])]),
 }
+
+
+class Unpicklable(BaseTrigger):
+    """Raises when it is pickled, and cannot be compared either."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        raise NotImplementedError
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise self.error
+
+    __eq__ = __reduce_ex__
+    __hash__ = None  # type: ignore[assignment]
+
+
+WRAPS: dict[str, Callable[[BaseTrigger], BaseTrigger]] = {
+    "alone": lambda own: own,
+    "part of or": lambda own: OrTrigger([own]),
+}
+
+
+def reschedule(rig: HandRig, trigger: BaseTrigger) -> None:
+    rig.scheduler.reschedule_job("job", trigger=trigger)
+
+
+def modify(rig: HandRig, trigger: BaseTrigger) -> None:
+    rig.scheduler.modify_job("job", trigger=trigger)
+
+
+def replace(rig: HandRig, trigger: BaseTrigger) -> None:
+    add(rig, trigger, replace_existing=True)
 
 
 class ByTheClock(BaseTrigger):
@@ -310,6 +345,58 @@ class TestIntervals:
             assert rig.job().interval_range == (60, 60)
             rig.scheduler.modify_job(job.id, next_run_time=rig.clock.now)
             assert turn(rig) == (60, 60)  # and not the rest of the minute
+
+    @stores
+    @pytest.mark.parametrize("change", [reschedule, modify, replace])
+    @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+    def test_another_trigger_of_the_same_class_has_its_own_intervals(
+        self,
+        store: Callable[[Path], Any],
+        change: Callable[[HandRig, BaseTrigger], None],
+        wrap: Callable[[BaseTrigger], BaseTrigger],
+        tmp_path: Path,
+    ) -> None:
+        """Its class and its text may be the same."""
+        with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
+            add(rig, wrap(Every(1)))
+            assert turn(rig) == (1, 1)
+            assert turn(rig, 1) == (1, 1)
+            change(rig, wrap(Every(3600)))
+            assert rig.job().interval_range is None
+            assert turn(rig, 1) == (3600, 3600)
+            assert turn(rig, 3600) == (3600, 3600)
+
+    def test_equal_trigger_keeps_the_intervals_in_a_persistent_store(self, tmp_path: Path) -> None:
+        """Another object of the same state means the same, also as a part of a combined one."""
+        with hand_driven_rig(jobstores={"default": sqlite(tmp_path)}) as rig:
+            for wrap in WRAPS.values():
+                replace(rig, wrap(Every(60)))
+                assert turn(rig) == (60, 60)
+                replace(rig, wrap(Every(60)))
+                rig.scheduler.modify_job("job", name="renamed")
+                assert rig.job().interval_range == (60, 60)
+                rig.scheduler.remove_job("job")
+
+    @stores
+    def test_trigger_whose_state_changes_keeps_its_intervals(
+        self, store: Callable[[Path], Any], tmp_path: Path
+    ) -> None:
+        """What counts is the state that the loop has stored."""
+        with hand_driven_rig(jobstores={"default": store(tmp_path)}) as rig:
+            add(rig, Answering(7, 300, 60))
+            turn(rig)
+            assert turn(rig, 7) == (300, 300)
+            rig.scheduler.modify_job("job", name="renamed")
+            assert turn(rig, 300) == (60, 300)
+            rig.scheduler.modify_job("job", next_run_time=rig.clock.now + timedelta(seconds=30))
+            assert rig.job().interval_range == (60, 300)
+
+    @pytest.mark.parametrize("error", [ValueError(), SystemExit(), RecursionError()], ids=repr)
+    def test_triggers_that_cannot_be_pickled_are_no_copies(self, error: BaseException) -> None:
+        """The intervals start again; Ctrl-C goes its way."""
+        assert not triggers.are_copies(Unpicklable(error), Unpicklable(error))
+        with pytest.raises(KeyboardInterrupt):
+            triggers.are_copies(*[Unpicklable(KeyboardInterrupt())] * 2)
 
 
 class TestDroppedRuns:

@@ -28,6 +28,7 @@ from tests.helpers.shared_jobstores import (
     poller_of,
     scheduler_on,
 )
+from tests.helpers.triggers import Every
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, watched
 
@@ -67,6 +68,29 @@ class TestOtherProcesses:
             wait_until(
                 lambda: seen.next_and_withdrawn_run() == (EARLIER.timestamp(), NEVER.timestamp())
             )
+
+    def test_trigger_that_another_process_changes_has_its_own_intervals(self, place: Place) -> None:
+        """If another process changes the trigger, its intervals are computed again."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            add(other)
+            wait_until(lambda: seen.job("shortest_interval_seconds") == 3600)
+            other.reschedule_job("job", trigger="interval", minutes=10, start_date=EARLIER)
+            wait_until(lambda: seen.job("shortest_interval_seconds") == 600)
+
+    def test_own_trigger_that_another_process_changes_has_its_own_intervals(
+        self, place: Place
+    ) -> None:
+        """The observed intervals start again if it changes the trigger, and only then."""
+        with scheduler_on(place) as seen, another_process(place) as other:
+            seen.scheduler.add_job(jobs.nothing, Every(3600), id="job")
+            wait_until(lambda: seen.job("shortest_interval_seconds") == 3600)
+            other.modify_job("job", next_run_time=EARLIER)
+            wait_until(lambda: seen.next_run() == EARLIER.timestamp())
+            assert seen.job("shortest_interval_seconds") == 3600
+            other.reschedule_job("job", trigger=Every(600))
+            seen.scheduler.wakeup()
+            wait_until(lambda: seen.job("shortest_interval_seconds") == 600)
+            assert seen.job("longest_interval_seconds") == 600
 
     @pytest.mark.parametrize("what", ["remove_job", "pause_job"])
     def test_job_that_another_process_removes_or_pauses_is_withdrawn(

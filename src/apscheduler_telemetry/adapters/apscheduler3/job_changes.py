@@ -11,9 +11,13 @@ from typing import Any
 from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
-from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob, TrackedJobs
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import (
+    JobDescription,
+    TrackedJob,
+    TrackedJobs,
+)
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
-from apscheduler_telemetry.core.model import Clock, JobInfo, RemovalReason, SchedulerErrorKind
+from apscheduler_telemetry.core.model import Clock, RemovalReason, SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.times import to_unix_seconds
 
@@ -117,7 +121,7 @@ class JobChangeHandler:
                 self._upsert(job, alias)
             return
         if (intervals := tracked.observed_intervals) is not None:
-            self.jobs.observe_interval(tracked, intervals, job.next_run_time)
+            self.jobs.observe_interval(tracked, intervals, job)
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would cost a call after every run.
         if tracked.intervals_expiry is not None and tracked.has_outdated_intervals:
@@ -164,18 +168,18 @@ class JobChangeHandler:
 
     # What other processes do, this one's predecessors among them
 
-    def describe(self, job: Any, alias: str) -> JobInfo:
-        """Describe a job; this calls the user's callbacks."""
-        return self._describer.describe(job, alias)
+    def describe(self, job: Any, alias: str) -> JobDescription:
+        """Describe a job; this calls the user's code."""
+        return self.jobs.describe(self._describer.describe(job, alias), job)
 
-    def on_job_read(self, job: Any, alias: str, info: JobInfo | None = None) -> None:
+    def on_job_read(self, job: Any, alias: str, description: JobDescription | None = None) -> None:
         """
         Note a job that another process may have added or changed.
 
         Args:
             job: as it was read from its store.
             alias: of the store.
-            info: its description, if there is one already.
+            description: of it, if there is one already.
         """
         tracked = self._get_job((alias, job.id))
         next_run = job.next_run_time
@@ -183,9 +187,9 @@ class JobChangeHandler:
         if tracked is not None and has_changed:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
-        info = info or self.describe(job, alias)
+        description = description or self.describe(job, alias)
         self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
-        tracked = self.jobs.upsert(info, job, is_from_other_process=True)
+        tracked = self.jobs.upsert(description, job, is_from_other_process=True)
         if has_changed:
             self._links.load_origins(tracked)
 
@@ -208,9 +212,9 @@ class JobChangeHandler:
         self.jobs.remove(tracked, RemovalReason.FAILED)
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
-        info = self._describer.describe(job, alias)
+        description = self.describe(job, alias)
         self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
-        return self.jobs.upsert(info, job)
+        return self.jobs.upsert(description, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         self.jobs.remove(tracked, reason)

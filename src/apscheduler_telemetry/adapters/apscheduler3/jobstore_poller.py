@@ -309,8 +309,8 @@ class JobStorePoller:
     def _apply_read_job(self, job: Any, reading: ReadingInProgress) -> None:
         events, alias = self._job_change_handler, reading.alias
         try:
-            info = events.describe(job, alias)  # without a lock: this calls the user's code
-            apply = partial(events.on_job_read, job, alias, info)
+            description = events.describe(job, alias)  # without a lock: this calls the user's code
+            apply = partial(events.on_job_read, job, alias, description)
             self._changes_during_reading.apply_if_unchanged(reading, job.id, apply)
         except Exception:  # noqa: BLE001  # of one job; the others are still applied
             self._error_reporter.exception(ERROR_COMPONENT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from datetime import MAXYEAR, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
@@ -127,6 +127,12 @@ class TrackedJob:
         return self.record.next_run
 
     @property
+    def has_observed_interval(self) -> bool:
+        """Whether an interval has been observed."""
+        observed = self.observed_intervals
+        return observed is not None and observed.range is not None
+
+    @property
     def has_outdated_intervals(self) -> bool:
         """Whether its intervals have to be computed again, as the next run is beyond them."""
         expiry, next_run = self.intervals_expiry, self.next_run
@@ -173,6 +179,20 @@ class TrackedJob:
         self.link_origins = tuple(filter(None, (added_origin, next_run_origin)))
 
 
+class JobDescription(NamedTuple):
+    """
+    What is found out about a job by calling code of the user's, before the job is tracked.
+
+    Attributes:
+        info: its description.
+        has_copied_trigger: whether its trigger is a copy of the one that is known, as its store
+            has made.
+    """
+
+    info: JobInfo
+    has_copied_trigger: bool
+
+
 class TrackedJobs:
     """
     The jobs of one scheduler by store and id.
@@ -196,18 +216,42 @@ class TrackedJobs:
         jobs = self._jobs.copy()  # at once, as other threads change it
         return [tracked for (jobstore, _), tracked in jobs.items() if jobstore == alias]
 
-    def upsert(self, info: JobInfo, job: Any, *, is_from_other_process: bool = False) -> TrackedJob:
+    def describe(self, info: JobInfo, job: Any) -> JobDescription:
         """
-        Note that there is a job, or what it is now. This calls no code of the user's.
+        Find out whether a job still has the trigger that is known; this calls the user's code.
 
         Args:
             info: its description.
             job: APScheduler's job.
+        """
+        tracked, trigger = self._jobs.get((info.jobstore, info.id)), job.trigger
+        # Intervals that were observed cannot be computed again, and a persistent store makes a copy
+        # of the trigger each time. A memory store has another object only if the user passes one.
+        has_copied_trigger = (
+            info.persistent
+            and tracked is not None
+            and tracked.has_observed_interval
+            and tracked.trigger is not trigger
+            and triggers.are_copies(tracked.trigger, trigger)
+        )
+        return JobDescription(info, has_copied_trigger)
+
+    def upsert(
+        self, description: JobDescription, job: Any, *, is_from_other_process: bool = False
+    ) -> TrackedJob:
+        """
+        Note that there is a job, or what it is now. This calls no code of the user's.
+
+        Args:
+            description: what `describe` has returned.
+            job: APScheduler's job.
             is_from_other_process: whether another process has stored it; ignored if it is known
                 already.
         """
+        info, trigger = description.info, job.trigger
+        tracked = self._jobs.get((info.jobstore, info.id))
+        text_before = None if tracked is None else tracked.record.info.trigger
         record = self._recorder.job_upserted(info, job.next_run_time)
-        tracked, trigger = self._jobs.get(record.job_key), job.trigger
         if tracked is None:
             tracked = self._jobs[record.job_key] = TrackedJob(
                 record, is_from_other_process=is_from_other_process
@@ -215,14 +259,16 @@ class TrackedJobs:
         before = tracked.trigger
         if tracked.record is not record:  # under another label, which has no intervals yet
             before = None
-        # A job that is read again from its store has another object that means the same. Intervals
-        # that were observed cannot be computed again.
-        is_same = before is trigger or (
-            (is_from_other_process or tracked.observed_intervals is not None)
-            and type(before) is type(trigger)
-            and tracked.record.info.trigger == info.trigger
-            and not tracked.has_outdated_intervals
-        )
+        is_same = before is trigger
+        if before is not None and not is_same:
+            # A job that is read again from its store has another object that means the same.
+            is_same = description.has_copied_trigger or (
+                is_from_other_process
+                and tracked.observed_intervals is None  # the text of the user's may be anything
+                and type(before) is type(trigger)
+                and text_before == info.trigger
+                and not tracked.has_outdated_intervals
+            )
         tracked.update(record, trigger, job.coalesce)
         if not is_same:
             self.update_intervals(tracked, job)
@@ -242,17 +288,17 @@ class TrackedJobs:
             tracked.mark_removed()
             self._jobs.pop(tracked.job_key, None)
 
-    def observe_interval(
-        self, tracked: TrackedJob, intervals: ObservedIntervals, next_run: datetime
-    ) -> None:
+    def observe_interval(self, tracked: TrackedJob, intervals: ObservedIntervals, job: Any) -> None:
         """
         Note the next run that the scheduler sets after a run, before the recorder gets it.
 
         Args:
             tracked: the job.
             intervals: those of the job.
-            next_run: the answer of its trigger.
+            job: APScheduler's job, whose next run is the answer of its trigger.
         """
+        tracked.set_trigger(job.trigger)  # whose state may have changed
+        next_run: datetime = job.next_run_time
         due, before = tracked.last_submitted_due, intervals.range
         if due is None or next_run.year == MAXYEAR:  # the last year has sentinels for "never"
             return

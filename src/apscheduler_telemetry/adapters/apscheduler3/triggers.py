@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -340,6 +341,21 @@ def has_no_custom_part(trigger: Any) -> bool:
         str(type(part).__module__).startswith("apscheduler.triggers.")
         for part in _parts_of(trigger)
     )
+
+
+def are_copies(trigger: Any, other: Any) -> bool:
+    """
+    Tell whether two triggers have the same state, as one that was read again from its store has.
+
+    This pickles both, as the store does, because a class of the user's rarely has an ``__eq__``.
+    """
+    if type(trigger) is not type(other):
+        return False
+    try:
+        return pickle.dumps(trigger) == pickle.dumps(other)
+    except BaseException as error:  # noqa: BLE001  # user code, or a store that pickles otherwise
+        raise_if_interruption(error)
+        return False
 
 
 def describe(trigger: Any) -> str:
