@@ -6,6 +6,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,36 @@ class Report:
 
 
 class MonthlyReport(Report): ...
+
+
+@functools.cache
+def send_cached() -> None: ...
+
+
+@functools.lru_cache(maxsize=1)
+def receive_cached() -> None: ...
+
+
+receive_alias = receive_cached
+
+
+class Compiled:
+    """A function as Cython makes it: an object of another class, with all names of a function."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+        self.__qualname__ = f"compiled.{name}"
+
+    def __call__(self) -> None: ...
+
+
+class Named:
+    """As a ufunc of NumPy, which has only this name before NumPy 2."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self) -> None: ...
 
 
 class TestLabelValue:
@@ -92,7 +123,7 @@ class TestFunctionName:
             (Report.make, ":Report.make"),
             (Report(), ":Report"),
             (lambda: None, ".<lambda>"),
-            ([].clear, ":list.clear"),
+            ([].clear, "builtins:list.clear"),
             (functools.partial(str.join, ",", []), "builtins:str.join"),
         ],
         ids=[
@@ -107,6 +138,35 @@ class TestFunctionName:
     def test_names_what_has_no_reference(self, func: Callable[..., Any], expected: str) -> None:
         """A callable without a reference has a name as well."""
         assert labels.function_name(job_of(func)).endswith(expected)
+
+    @pytest.mark.parametrize(
+        "wrap", [lambda func: func, functools.partial], ids=["plain", "partial"]
+    )
+    def test_callables_of_one_class_have_names_of_their_own(
+        self, wrap: Callable[[Any], Callable[..., Any]]
+    ) -> None:
+        """APScheduler names a callable by its class, as it does compiled functions."""
+        for func, expected in (
+            (send_cached, "send_cached"),
+            (receive_cached, "receive_cached"),
+            (Compiled("send"), "compiled.send"),
+            (Compiled("receive"), "compiled.receive"),
+            (Named("add"), "add"),
+        ):
+            assert labels.function_name(job_of(wrap(func))) == f"{__name__}:{expected}"
+
+    def test_reference_of_the_user_is_kept(self) -> None:
+        """A callable that is given as a text has that name, also if its own is another one."""
+        reference = f"{__name__}:receive_alias"
+        assert labels.function_name(job_of(reference)) == reference
+
+    @pytest.mark.parametrize("attributes", [{"__qualname__": 1}, {"__name__": [], "__module__": 2}])
+    def test_name_that_is_no_text_is_that_of_the_class(self, attributes: dict[str, Any]) -> None:
+        """An object may answer anything, such as a proxy another proxy, with its address."""
+        func = Report()
+        vars(func).update(attributes)
+        job = SimpleNamespace(func=func, func_ref=None)
+        assert labels.function_name(job) == f"{__name__}:Report"
 
     def test_function_name_is_bounded(self) -> None:
         """The name of a callable is valid and bounded like any label."""

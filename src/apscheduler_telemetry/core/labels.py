@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
@@ -45,17 +46,29 @@ def label_value(value: object) -> str:
 
 def function_name(job: Any) -> str:
     """Return ``module:qualname`` of the callable of `job`, whatever kind of callable it is."""
-    if reference := getattr(job, "func_ref", None):
-        return label_value(reference)
-    func = job.func
-    while isinstance(func, functools.partial):
+    reference, func = getattr(job, "func_ref", None), job.func
+    # APScheduler takes the name of the class for that of an object with a name of its own, such as
+    # a function that was compiled or has a cache, and all of the class would share one label.
+    is_of_class = reference and reference.endswith(f":{type(func).__qualname__}")
+    if not reference or is_of_class or reference.startswith("None:"):  # a method of a builtin
+        return label_value(_qualified_name(func))
+    return label_value(reference)
+
+
+def _qualified_name(func: Any) -> str:
+    """Return ``module:qualname`` of a callable; of its class if it has no name."""
+    kind = type(func)
+    while issubclass(kind, functools.partial):
         func = func.func
+        kind = type(func)
     try:
-        name, module = func.__qualname__, getattr(func, "__module__", None)
-    except Exception as error:  # noqa: BLE001  # no name, and its __getattr__ may raise anything
+        name = getattr(func, "__qualname__", None) or func.__name__
+        module = getattr(func, "__module__", None)
+        if isinstance(name, str) and isinstance(module, (str, NoneType)):
+            return f"{module or 'builtins'}:{name}"  # methods of builtins have no module
+    except BaseException as error:  # noqa: BLE001  # no name, or its `__getattr__` is user code
         raise_if_interruption(error)
-        name, module = type(func).__qualname__, type(func).__module__
-    return label_value(f"{module or 'builtins'}:{name}")  # methods of builtins have no module
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def is_generated(job_id: object) -> bool:
