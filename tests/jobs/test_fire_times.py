@@ -21,6 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.triggers import (
     FireTimeSearch,
     FoundFireTimes,
 )
+from tests.helpers.triggers import Every
 
 UTC = timezone.utc
 START = datetime(2030, 1, 1, tzinfo=UTC)  # a Tuesday
@@ -313,3 +314,15 @@ class TestDescribe:
         """Date triggers share one description, as their jobs share a label."""
         assert triggers.describe(DateTrigger(START)) == "date"
         assert triggers.describe(interval(10)) == "interval[0:00:10]"
+
+    def test_own_trigger_without_a_text_has_that_of_its_class(self) -> None:
+        """Python's would have a memory address, also as a part of a combined trigger."""
+        assert triggers.describe(Every(10)) == "Every"
+        parts = [interval(10), AndTrigger([Every(10), DateTrigger(START)])]
+        assert triggers.describe(OrTrigger(parts)) == "or[interval[0:00:10], and[Every, date]]"
+
+    def test_trigger_that_contains_itself_has_the_text_of_its_class(self) -> None:
+        """A text of it would have no end."""
+        trigger = OrTrigger([Every(10)])
+        trigger.triggers += [trigger, trigger]
+        assert triggers.describe(trigger) == "OrTrigger"

@@ -10,14 +10,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import MAXYEAR, datetime, timedelta, timezone, tzinfo
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
 
+from apscheduler_telemetry.adapters.apscheduler3 import adapter
+from apscheduler_telemetry.adapters.apscheduler3.job_description import default_name
+from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
+from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 from tests.helpers import jobs
+from tests.helpers.metrics import job_states
 from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, due, watched
@@ -194,6 +204,169 @@ class TestCallablesThatExit:
                 wait_until(partial(has_errors, seen, number))
             seen.scheduler.turn()
             assert seen.runs("job 1") == {"success": 1}
+
+
+class Text(str):
+    """A text of a class of the user's, all of which fails but being a text."""
+
+    __slots__ = ("error",)
+    error: BaseException
+
+    def fail(self, *_: Any) -> Any:
+        raise self.error
+
+    __str__ = fail
+    __eq__ = fail
+    __hash__ = fail
+
+
+def text(value: str, error: BaseException) -> Text:
+    result = Text(value)
+    result.error = error
+    return result
+
+
+class Unshown(BaseTrigger):
+    """Fires at once, and then after an hour; nothing can be read of it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        return now if previous is None else previous + timedelta(hours=1)
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __reduce_ex__: Any = __str__
+
+
+class UnshownByRepr(Unshown):
+    __str__ = object.__str__
+
+    def __repr__(self) -> str:
+        raise self.error
+
+
+class Nameless:
+    """A callable whose name cannot be read."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self) -> None: ...
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise self.error
+
+    def __getattr__(self, _: str) -> Any:
+        raise self.error
+
+
+class Unconvertible(int):
+    """A number of seconds that cannot be made a float."""
+
+    error: BaseException
+
+    def __float__(self) -> float:
+        raise self.error
+
+
+class FailingZone(tzinfo):
+    """A time zone that fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def fail(self, _: Any) -> Any:
+        raise self.error
+
+    utcoffset = dst = tzname = fromutc = fail
+
+    def __str__(self) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+class TestObjectsThatExit:
+    """What telemetry reads of objects of the user's may fail, and the application goes on."""
+
+    @pytest.mark.parametrize(
+        "wrap", [lambda own: own, lambda own: OrTrigger([own])], ids=["alone", "part of or"]
+    )
+    @pytest.mark.parametrize("kind", [Unshown, UnshownByRepr])
+    def test_texts_of_triggers(
+        self, kind: type[Unshown], wrap: Callable[[Any], Any], error: BaseException
+    ) -> None:
+        """The class stands for the text."""
+        trigger = wrap(kind(error))
+        with watched(hand_driven_scheduler()) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, trigger, id="job")
+            seen.scheduler.turn()
+            assert seen.runs() == {"success": 1}
+            assert seen.own_errors() == {}
+            [info] = [state.info for state in job_states(seen.telemetry)]
+            assert info.trigger == type(trigger).__qualname__
+
+    def test_names_of_callables(self, error: BaseException) -> None:
+        """The class stands for the name."""
+        job = SimpleNamespace(func=Nameless(error), func_ref=None)
+        assert labels.function_name(job) == f"{__name__}:Nameless"
+        assert default_name(job) is None
+        job.func = partial(job.func)
+        assert labels.function_name(job) == f"{__name__}:Nameless"
+
+    def test_misfire_grace_time(self, error: BaseException) -> None:
+        """The default of the grace is used."""
+        grace = Unconvertible(600)
+        grace.error = error
+        with watched(hand_driven_scheduler()) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(jobs.nothing, **{**due(), "misfire_grace_time": grace})
+            assert seen.job("grace_seconds") == 60.0
+            assert seen.own_errors() == {}
+
+    def test_texts(self, error: BaseException) -> None:
+        """A text is that which it is; the class stands for another object."""
+        assert labels.label_value(text("backup", error)) == "backup"
+        assert labels.label_value(Unshown(error)) == "Unshown"
+
+    def test_time_zones(self, error: BaseException) -> None:
+        """Times in it are taken for UTC, or are at an end of the calendar."""
+        zone = FailingZone(error)
+        at = datetime(2030, 1, 1, tzinfo=timezone.utc)
+        assert to_unix_seconds(at.replace(tzinfo=zone)) == at.timestamp()
+        assert to_datetime(at.timestamp(), zone).year == MAXYEAR
+        assert adapter._timezone_text(zone) == "FailingZone"
+
+    def test_job_stores(
+        self, error: BaseException, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that exits while telemetry reads it is read again later."""
+        pytest.importorskip("sqlalchemy")
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.05)
+        monkeypatch.setattr(JobStorePoller, "MAX_DUTY_CYCLE", 1.0)
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+
+        class LeavingOnce(SQLAlchemyJobStore):
+            """It lists jobs by itself, so that it is read only after a start, until that works."""
+
+            answers: ClassVar = [error]
+
+            def get_all_jobs(self) -> Any:
+                if self.answers:
+                    raise self.answers.pop()
+                return super().get_all_jobs()
+
+        store = LeavingOnce(f"sqlite:///{tmp_path}/jobs.db")
+        with watched(hand_driven_scheduler(jobstores={"default": store})) as seen:
+            seen.scheduler.start(paused=True)
+            wait_until(lambda: seen.value("jobstore_read_failures_total", jobstore="default") == 1)
+            wait_until(lambda: seen.last_read() is not None)
+            assert seen.own_errors() == {}
+        store.engine.dispose()
 
 
 def signalled(job: Any) -> str:

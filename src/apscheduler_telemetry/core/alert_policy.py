@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
@@ -119,7 +120,11 @@ class AlertPolicy:
 
     def grace(self, job: Any) -> float:
         """Return the seconds that a run of `job` may be late."""
-        own = _to_float(job.misfire_grace_time or 0)
+        try:
+            own = _to_float(job.misfire_grace_time or 0)
+        except BaseException as error:  # noqa: BLE001  # of a subclass of the user's
+            raise_if_interruption(error)
+            own = 0.0
         default = own if MIN_DEFAULT_GRACE < own < math.inf else MIN_DEFAULT_GRACE
         return float(self._option(job, "grace", default))
 

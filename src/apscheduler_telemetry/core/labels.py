@@ -37,11 +37,21 @@ def label_value(value: object) -> str:
     Lone surrogates, which UTF-8 cannot encode, become escapes. A text that is too long is
     truncated, and a hash of the whole text keeps it distinct from similar ones.
     """
-    valid = value if type(value) is str else str(value)
+    valid = value if type(value) is str else _text_of(value)
     if not valid.isascii():
         valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
     # Most are short, and a call for each would be a hundredth of what adding a job costs.
     return valid if len(valid) <= MAX_NAME_LENGTH else shorten(valid)
+
+
+def _text_of(value: object) -> str:
+    """Return the text of an object; without code of the user's, if that fails."""
+    kind = type(value)
+    try:
+        return str(value)
+    except BaseException as error:  # noqa: BLE001  # user code
+        raise_if_interruption(error)
+        return str.__str__(value) if issubclass(kind, str) else kind.__qualname__
 
 
 def function_name(job: Any) -> str:

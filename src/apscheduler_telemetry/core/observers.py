@@ -81,7 +81,7 @@ class ErrorReporter:
             text = (
                 "" if exception is None else self._exception_describer.format_stacktrace(exception)
             )
-        except Exception as error:  # noqa: BLE001  # an exception of the user's may be anything
+        except BaseException as error:  # noqa: BLE001  # an exception of the user's may be anything
             raise_if_interruption(error)
             text = "" if exception is None else exception_type_name(exception)
         if (

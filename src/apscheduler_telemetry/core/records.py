@@ -415,7 +415,7 @@ class Run:
         self.due = due
         try:
             self.due_timestamp = _datetime_timestamp(due)
-        except Exception as error:  # noqa: BLE001  # as in `to_unix_seconds`, whose call costs time
+        except BaseException as error:  # noqa: BLE001  # as `to_unix_seconds`, whose call costs time
             raise_if_interruption(error)
             self.due_timestamp = to_unix_seconds(due)
         self.link_origins = link_origins

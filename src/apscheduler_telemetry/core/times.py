@@ -18,7 +18,7 @@ def to_unix_seconds(at: datetime) -> float:
     """
     try:
         return datetime.timestamp(at)
-    except Exception as error:  # noqa: BLE001  # the time zone may be the user's code
+    except BaseException as error:  # noqa: BLE001  # the time zone may be the user's code
         raise_if_interruption(error)
         return without_timezone(at).replace(tzinfo=timezone.utc).timestamp()
 
@@ -36,7 +36,7 @@ def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetim
     """
     try:
         return datetime.fromtimestamp(timestamp, zone)
-    except Exception as error:  # noqa: BLE001  # OverflowError, ValueError, or the zone's own
+    except BaseException as error:  # noqa: BLE001  # OverflowError, or any of the zone's own
         raise_if_interruption(error)
         limits = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
         return limits[timestamp > 0]

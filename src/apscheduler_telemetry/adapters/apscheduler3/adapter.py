@@ -356,6 +356,6 @@ def _apscheduler_version() -> str:
 def _timezone_text(timezone: Any) -> str:
     try:
         return str(timezone)
-    except Exception as error:  # noqa: BLE001  # user code; the other labels are still exported
+    except BaseException as error:  # noqa: BLE001  # user code; the other labels are still exported
         raise_if_interruption(error)
         return type(timezone).__qualname__

@@ -56,6 +56,6 @@ def default_name(job: Any) -> str | None:
     """Return the name that APScheduler gives a job that is added without one; None if unknown."""
     try:
         return str(get_callable_name(job.func))
-    except Exception as error:  # noqa: BLE001  # a callable of the user's may be anything
+    except BaseException as error:  # noqa: BLE001  # a callable of the user's may be anything
         raise_if_interruption(error)
         return None

@@ -35,6 +35,7 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_reader import (
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.model import Clock, RemovalReason, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
@@ -159,7 +160,8 @@ class JobStorePoller:
     def _read_store_reporting_errors(self) -> None:
         try:
             self._read_store()
-        except Exception:  # noqa: BLE001  # also the store's: this reading is not repeated
+        except BaseException as error:  # noqa: BLE001  # also the store's, which may be the user's
+            raise_if_interruption(error)
             self._error_reporter.exception(ERROR_COMPONENT)
 
     # In the background
@@ -186,7 +188,8 @@ class JobStorePoller:
             is_finished = self._reader is None
         except _JobStoreError as error:
             self._report_failure(error)
-        except Exception:  # noqa: BLE001  # the next reading may succeed
+        except BaseException as error:  # noqa: BLE001  # the next reading may succeed
+            raise_if_interruption(error)
             self._error_reporter.exception(ERROR_COMPONENT)
         if not is_finished:
             spent = time.perf_counter() - started_at
@@ -312,7 +315,8 @@ class JobStorePoller:
             description = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, description)
             self._changes_during_reading.apply_if_unchanged(reading, job.id, apply)
-        except Exception:  # noqa: BLE001  # of one job; the others are still applied
+        except BaseException as error:  # noqa: BLE001  # of one job; the others are still applied
+            raise_if_interruption(error)
             self._error_reporter.exception(ERROR_COMPONENT)
 
     def _apply_removals(
@@ -334,5 +338,6 @@ def _convert_store_errors() -> Iterator[None]:
     """Distinguish failures of the store from failures of telemetry."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        raise_if_interruption(error)
         raise _JobStoreError from error

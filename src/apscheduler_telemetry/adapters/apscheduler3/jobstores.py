@@ -173,7 +173,8 @@ class JobStoreHooks:
                 raise
             try:
                 on_job_advanced(submission.tracked, job, changes.alias)
-            except Exception:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001  # the job has objects of the user's
+                raise_if_interruption(error)
                 self._error_reporter.exception(ERROR_COMPONENT)
 
         return update_job
@@ -232,7 +233,8 @@ class JobStoreHooks:
                 jobs = make_run_times_observable(jobs)
                 if self._poller.is_to_be_read_in_pass and loop.is_called_by_loop:
                     self._poller.read_in_pass()
-            except Exception:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001  # as above
+                raise_if_interruption(error)
                 self._error_reporter.exception(ERROR_COMPONENT)
             return jobs
 
@@ -287,7 +289,8 @@ class JobStoreHooks:
             return
         try:
             handler(*args, alias)
-        except Exception:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  # as above
+            raise_if_interruption(error)
             self._error_reporter.exception(ERROR_COMPONENT)
 
     # Reading before a change
@@ -305,7 +308,7 @@ class JobStoreHooks:
             return
         try:
             job = self._store.lookup_job(job_id)
-        except Exception as error:  # noqa: BLE001  # the change will raise it, if it concerns the user
+        except BaseException as error:  # noqa: BLE001  # the change itself will raise it again
             raise_if_interruption(error)
             return
         if job is not None:
@@ -319,7 +322,7 @@ class JobStoreHooks:
         try:
             with self._deserializer.preserving_rows():  # so that nothing is deleted or logged
                 jobs = list(self._original_get_due_jobs(datetime.now(self._scheduler.timezone)))
-        except Exception as error:  # noqa: BLE001  # as above
+        except BaseException as error:  # noqa: BLE001  # as above
             raise_if_interruption(error)
             return
         for job in jobs:

@@ -31,6 +31,7 @@ except ImportError:  # before APScheduler 3.11
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.core.exception_text import ExceptionDescriber
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     LOST,
     SUCCESS,
@@ -202,7 +203,8 @@ class RunTracker:
             return ""
         try:
             return self._exception_describer.format_stacktrace(exception, child_stack_text)
-        except Exception:  # noqa: BLE001  # an exception of the user's may be anything
+        except BaseException as error:  # noqa: BLE001  # an exception of the user's may be anything
+            raise_if_interruption(error)
             self._error_reporter.exception("spans")
             return ""
 

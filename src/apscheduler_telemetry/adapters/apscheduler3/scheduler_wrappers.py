@@ -96,7 +96,7 @@ def _scheduler_of_start_method(candidate: object) -> Any:
     """Return the scheduler that ``candidate.start`` is a method of, as a proxy shows it."""
     try:
         owner = getattr(candidate.start, "__self__", None)  # type: ignore[attr-defined]
-    except Exception as error:  # noqa: BLE001  # user code
+    except BaseException as error:  # noqa: BLE001  # user code
         raise_if_interruption(error)
         return None
     return owner if is_scheduler(owner) else None
@@ -166,7 +166,7 @@ def _follow(thing: Any, path: Iterable[str]) -> Any:
     try:
         for name in path:
             thing = getattr(thing, name)
-    except Exception as error:  # noqa: BLE001  # user code
+    except BaseException as error:  # noqa: BLE001  # user code
         raise_if_interruption(error)
         return None
     return thing
@@ -280,7 +280,7 @@ def _describe_scheduler(candidate: object, kind: type) -> str | None:
 def _describe_unreadable(candidate: object, _: type) -> str | None:
     try:
         getattr(candidate, "start", None)
-    except Exception as error:  # noqa: BLE001  # user code
+    except BaseException as error:  # noqa: BLE001  # user code
         raise_if_interruption(error)
         return (
             f"{_repr.repr(candidate)}, whose attributes cannot be read "

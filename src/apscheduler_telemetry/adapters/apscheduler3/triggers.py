@@ -161,7 +161,7 @@ class FireTimeSearch:
             max_questions += self.question_count
             while self.question_count < max_questions and self._ask_for_next():
                 pass
-        except Exception as error:  # noqa: BLE001  # the user may have changed its attributes
+        except BaseException as error:  # noqa: BLE001  # its time zone may be the user's code
             raise_if_interruption(error)
             self.stop_early(FireTimeProblem.from_exception(error, self._latest_times[-1]))
         finally:
@@ -365,16 +365,25 @@ def describe(trigger: Any) -> str:
     Triggers that fire once share one text, as their dates differ; those without a text of their own
     have that of their class, as Python's would have a memory address.
     """
-    if isinstance(trigger, DateTrigger):
-        return "date"
-    kind = type(trigger)
     try:
-        if kind not in _SIMPLE_TRIGGER_TYPES and _has_default_repr(kind):
-            return kind.__qualname__
-        return str(trigger)
-    except Exception as error:  # noqa: BLE001  # user code; the job is counted all the same
+        return _text_of(trigger)
+    except BaseException as error:  # noqa: BLE001  # user code; the job is counted all the same
         raise_if_interruption(error)
-        return kind.__qualname__
+        return type(trigger).__qualname__
+
+
+def _text_of(trigger: Any) -> str:
+    kind = type(trigger)
+    if issubclass(kind, DateTrigger):
+        return "date"
+    if kind in _SIMPLE_TRIGGER_TYPES:
+        return str(trigger)
+    if _has_default_repr(kind):
+        return str(kind.__qualname__)
+    if any(_has_default_repr(type(part)) for part in _parts_of(trigger)):
+        name = "and" if kind is AndTrigger else "or"
+        return f"{name}[{', '.join(map(_text_of, trigger.triggers))}]"
+    return str(trigger)
 
 
 class FireTimeProblem(NamedTuple):
