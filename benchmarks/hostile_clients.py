@@ -4,9 +4,10 @@ What hostile clients cost: our server, WSGI and ASGI, beside the server of prome
 Usage: hostile_clients.py [--jobs 1000] [--clients 250] [--seconds 10]
 
 A process of its own runs a scheduler with so many jobs, and one job that is due every 50 ms. It is
-left alone, then attacked in three ways:
+left alone, then attacked in four ways:
 
 - silent: clients request ``/metrics`` and read nothing. After that, each reads what it still gets.
+- subsets: the same, but each client requests other metrics: all but two of them, by ``name[]``.
 - vanished: each second, so many clients request ``/metrics`` and reset the connection.
 - headers: all through the time, so many clients send 1 MB of headers that do not end. Half of them
   then hang up, and the others stay.
@@ -20,9 +21,11 @@ silent clients got a whole response in the end.
 
 import argparse
 import contextlib
+import itertools
 import logging
 import math
 import os
+import re
 import socket
 import statistics
 import struct
@@ -47,7 +50,10 @@ from apscheduler_telemetry import Telemetry, instrument
 GIVE_UP = 10.0  # seconds, as Prometheus does by default
 PATIENCE = 30.0  # seconds for a process that is overloaded
 TARGET_MB = 60
-TARGETS = (("ours", "silent"), ("wsgi", "silent"), ("asgi", "silent"), ("ours", "headers"))
+TARGETS = (
+    *((server, attack) for attack in ("silent", "subsets") for server in ("ours", "wsgi", "asgi")),
+    ("ours", "headers"),
+)
 """How much our server and applications may grow with 1,000 jobs and 250 clients, and in what."""
 SERVER_THREADS = 8
 LARGE_HEAD = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"".join(
@@ -133,13 +139,14 @@ def count_sockets(pid: int) -> int:
     return count
 
 
-def connect(port: int) -> socket.socket:
+def connect(port: int, query: str = "") -> socket.socket:
     """Connect with a small buffer, and request the metrics."""
     client = socket.socket()
     client.settimeout(GIVE_UP)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", port))
-    client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    head = f"GET /metrics{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    client.sendall(head.encode())
     return client
 
 
@@ -179,12 +186,32 @@ class Silent(Attack):
     def run(self) -> None:
         """Connect, and wait."""
         since = time.monotonic()
-        self.connections = [connect(self.port) for _ in range(self.clients)]
+        self.connections = [connect(self.port, query) for query in self.create_queries()]
         time.sleep(max(0.0, self.seconds - (time.monotonic() - since)))
+
+    def create_queries(self) -> list[str]:
+        """Return what each client requests of the metrics: all."""
+        return [""] * self.clients
 
     def end(self) -> None:
         """Read at last; count who gets a whole response."""
         self.survivors = sum(map(got_whole_response, self.connections))
+
+
+class Subsets(Silent):
+    """Clients that read nothing, and cannot share a response."""
+
+    def create_queries(self) -> list[str]:
+        """Return what each client requests of the metrics: all but two."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url) as reply:
+            text = reply.read().decode()
+        names = sorted(set(re.findall(r"^\w+", text, re.MULTILINE)))
+        left_out = itertools.islice(itertools.combinations(names, 2), self.clients)
+        return [
+            "?" + "&".join(f"name[]={name}" for name in names if name not in pair)
+            for pair in left_out
+        ]
 
 
 class Vanished(Attack):
@@ -228,7 +255,13 @@ class Headers(Attack):
             client.close()
 
 
-ATTACKS = {"alone": Attack, "silent": Silent, "vanished": Vanished, "headers": Headers}
+ATTACKS = {
+    "alone": Attack,
+    "silent": Silent,
+    "subsets": Subsets,
+    "vanished": Vanished,
+    "headers": Headers,
+}
 
 
 class Scraper(threading.Thread):

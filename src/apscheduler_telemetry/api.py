@@ -237,7 +237,7 @@ class Telemetry:
                   default only those if `addr` is a loopback address, and any otherwise.
                 - ``max_connections`` (256): open connections, beyond which the oldest is closed.
                 - ``idle_timeout`` (30): seconds to wait for a client that neither sends nor reads.
-                - ``max_buffered_bytes`` (32 MiB): bytes of responses that clients are still
+                - ``max_buffered_bytes`` (24 MiB): bytes of responses that clients are still
                   reading, beyond which the slowest clients are disconnected.
 
         Returns:

@@ -69,6 +69,13 @@ class TestHostileClients:
         pytest.importorskip("uvicorn")
         self.check_target("silent", server)
 
+    @pytest.mark.parametrize("server", ["ours", "wsgi", "asgi"])
+    def test_silent_clients_that_share_nothing_stay_below_the_target(self, server: str) -> None:
+        """The same clients take no more if each requests other metrics by ``name[]``."""
+        pytest.importorskip("werkzeug")
+        pytest.importorskip("uvicorn")
+        self.check_target("subsets", server)
+
     def test_large_headers_stay_below_the_target(self) -> None:
         """250 clients that send 1 MB of headers each take at most 60 MB of our server."""
         self.check_target("headers", "ours")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import string
+import tracemalloc
 from collections.abc import Iterator
 from datetime import timezone
 
@@ -11,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from apscheduler_telemetry import Telemetry, instrument
+from apscheduler_telemetry.http.messages import Request
+from apscheduler_telemetry.http.pages import MetricsPage
 from tests.helpers.clocks import freeze_time
 from tests.helpers.collectors import RaisingCollector
 from tests.helpers.http_clients import OPENMETRICS, ask_wsgi
@@ -101,6 +106,25 @@ class TestNameFilter:
         assert len(pages) == 1
         (page,) = pages
         assert "\napscheduler_scheduler_up{" in page
+
+    def test_many_names_take_little_memory_while_a_request_waits(
+        self, registry: CollectorRegistry
+    ) -> None:
+        """What is kept of a request takes no more than four times the bytes that the client has sent."""
+        names = itertools.product(string.ascii_letters, repeat=3)
+        query = "&".join(f"name[]={''.join(name)}" for name in itertools.islice(names, 3000))
+        request = Request(
+            method="GET", root_path="", path="/metrics", query=query, accept="", accept_encoding=""
+        )
+        page = MetricsPage(registry)
+        page.choose_variant(request)  # fills caches of the standard library
+        tracemalloc.start()
+        try:
+            variant = page.choose_variant(request)
+            assert tracemalloc.get_traced_memory()[0] < 4 * len(query)
+        finally:
+            tracemalloc.stop()
+        assert len(variant.names) > 3000
 
     def test_other_collectors_are_not_called(
         self, telemetry: Telemetry, registry: CollectorRegistry

@@ -64,25 +64,46 @@ class TestQueue:
         first = queue.submit("page", renderer)
         assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
         waiting = [queue.submit("page", renderer) for _ in range(100)]
-        other = queue.submit("another page", renderer)
-        assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)  # not held up by the first page
+        other = queue.submit("other names", renderer)
         renderer.release.set()
 
         assert first.result(RESPONSE_TIMEOUT) == 1
-        assert other.result(RESPONSE_TIMEOUT) == 2
-        assert {future.result(RESPONSE_TIMEOUT) for future in waiting} == {3}
+        assert {future.result(RESPONSE_TIMEOUT) for future in waiting} == {2}
+        assert other.result(RESPONSE_TIMEOUT) == 3
+
+    def test_different_requests_are_rendered_by_one_thread(
+        self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Requests that cannot share a result are rendered one after the other, in one thread."""
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT * 10)
+        queue = RenderQueue()
+
+        def render() -> int:
+            renderer()
+            return threading.get_ident()
+
+        futures = [queue.submit(number, render) for number in range(20)]
+        assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
+        renderer.release.set()
+        threads = {future.result(RESPONSE_TIMEOUT) for future in futures}
+        wait_until(lambda: queue._thread_count == 1, "the end of the other thread")
+        threads.add(queue.submit(20, render).result(RESPONSE_TIMEOUT))
+        assert len(threads) == 1
+        end_threads(queue, monkeypatch)
 
     def test_slow_rendering_does_not_hold_up_the_next_for_long(
         self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """After a while, the same page is rendered again, although the first rendering hangs."""
+        """After a while, the page is rendered again, although all earlier renderings hang."""
         monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", 0.05)
         queue = RenderQueue()
         queue.submit("page", renderer)
         assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
 
-        queue.submit("page", renderer)
-        assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
+        for key in ("page", "other names", "more names"):
+            queue.submit(key, renderer)
+        for _ in range(3):
+            assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
 
     def test_nothing_is_rendered_without_clients(self, renderer: Renderer) -> None:
         """A request that is cancelled, or whose client has disconnected, is not rendered."""
@@ -146,6 +167,7 @@ class TestQueue:
     ) -> None:
         """Of the threads that were busy at the same time, one waits for the next request."""
         monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT * 10)
+        monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", 0.0)
         queue = RenderQueue()
         for number in range(4):
             queue.submit(number, renderer)

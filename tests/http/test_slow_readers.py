@@ -26,6 +26,7 @@ from tests.helpers.http_clients import (
     OPENMETRICS,
     RESPONSE_TIMEOUT,
     address,
+    ask_asgi,
     fetch,
     read_all,
 )
@@ -40,7 +41,7 @@ class BigCollector:
         self.count = 0
 
     def describe(self) -> list[Metric]:
-        return []
+        return [GaugeMetricFamily("big", "Big.")]
 
     def collect(self) -> list[Metric]:
         self.count += 1
@@ -128,8 +129,12 @@ class TestSharedResponses:
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
         app = make_endpoints(registry, failures)._app
         request = replace(request_for_metrics(), accept=accept)
-        first = app.submit_request(request).result(RESPONSE_TIMEOUT)
-        assert app.submit_request(request).result(RESPONSE_TIMEOUT) is first
+        open_reader = BufferBudget(1000, failures).open_reader
+        first, second = (
+            app.submit_request(request, open_reader).result(RESPONSE_TIMEOUT) for _ in range(2)
+        )
+        assert first.response is not None
+        assert second.response is first.response
 
     def test_names_in_another_order_are_the_same(
         self, registry: CollectorRegistry, failures: ReportedErrors, monkeypatch: pytest.MonkeyPatch
@@ -138,18 +143,26 @@ class TestSharedResponses:
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
         app = make_endpoints(registry, failures)._app
         queries = "name[]=jobs&name[]=runs", "name[]=runs&name[]=jobs&name[]=runs"
+        open_reader = BufferBudget(1000, failures).open_reader
         first, second = (
-            app.submit_request(request_for_metrics(query)).result(RESPONSE_TIMEOUT)
+            app.submit_request(request_for_metrics(query), open_reader).result(RESPONSE_TIMEOUT)
             for query in queries
         )
-        assert second is first
+        assert first.response is not None
+        assert second.response is first.response
 
     def test_response_is_not_kept_after_it_was_read(
         self, registry: CollectorRegistry, failures: ReportedErrors
     ) -> None:
         """Nothing but its readers keeps a response in memory."""
         app = make_endpoints(registry, failures)._app
-        response = weakref.ref(app.submit_request(request_for_metrics()).result(RESPONSE_TIMEOUT))
+        submitted = app.submit_request(
+            request_for_metrics(), BufferBudget(1000, failures).open_reader
+        )
+        reader = submitted.result(RESPONSE_TIMEOUT)
+        assert reader.response is not None
+        response = weakref.ref(reader.response)
+        assert b"runs_total" in b"".join(reader)
         wait_until(lambda: gc.collect() is not None and response() is None, "the end of it")
 
     def test_reader_with_the_last_part_shares_no_more(self, failures: ReportedErrors) -> None:
@@ -278,7 +291,11 @@ class TestReaderBudget:
     ) -> None:
         """A client of the built-in server holds one part of a response that was dropped."""
         app = make_endpoints(registry, failures)._app
-        response = app.submit_request(request_for_metrics()).result(RESPONSE_TIMEOUT)
+        open_reader = BufferBudget(1, failures).open_reader
+        response = (
+            app.submit_request(request_for_metrics(), open_reader).result(RESPONSE_TIMEOUT).response
+        )
+        assert response is not None
         assert response.size > 20_000_000
         assert max(map(len, response.chunks)) == limits.MAX_CHUNK_BYTES
         assert big.count == 1
@@ -457,6 +474,46 @@ class TestReaderBudget:
             gc.collect()
         assert failures == []
 
+    def test_response_that_no_request_has_taken_yet_counts(
+        self, registry: CollectorRegistry, big: BigCollector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the application blocks the event loop, no more responses are kept than allowed."""
+        monkeypatch.setattr(limits, "MAX_BUFFERED_BYTES", 45_000_000)
+        reported: list[str] = []  # without the errors, whose tracebacks have the responses
+        app = make_endpoints(registry, reported.append).asgi_app
+
+        def are_all_rendered() -> bool:
+            queue = app._app._queues_by_page["metrics"]
+            return big.count == 5 and not queue._started_at_by_rendering
+
+        async def main() -> None:
+            requests = [
+                asyncio.create_task(ask_asgi(app, "/metrics", query=f"name[]=big&name[]={number}"))
+                for number in range(5)
+            ]
+            await asyncio.sleep(0)
+            wait_until(are_all_rendered, "the responses")
+            assert sum(response.size > 20_000_000 for response in find_responses()) == 2
+            await asyncio.gather(*requests, return_exceptions=True)
+
+        asyncio.run(main())
+        assert reported == ["http"] * 3
+
+    def test_nothing_keeps_a_dropped_response(self) -> None:
+        """A response is freed when its readers are dropped, without a garbage collection."""
+        budget = BufferBudget(1, lambda _component: None)
+        readers, responses = [], []
+        gc.disable()
+        try:
+            for _ in range(3):
+                response = Response(200, [b"x", b"y" * 100])  # type: ignore[arg-type]
+                readers.append(budget.open_reader(response))
+                responses.append(weakref.ref(response))
+                del response
+            assert [response() is None for response in responses] == [True, True, False]
+        finally:
+            gc.enable()
+
     def test_largest_response_is_always_allowed(self, failures: ReportedErrors) -> None:
         """A response that is larger than the budget is sent nevertheless."""
         budget = BufferBudget(1, failures)
@@ -465,16 +522,23 @@ class TestReaderBudget:
         assert failures == []
 
 
+def find_responses() -> list[Response]:
+    gc.collect()
+    return [found for found in gc.get_objects() if isinstance(found, Response)]
+
+
 def request_for_metrics(query: str = "") -> Request:
     return Request(
         method="GET", root_path="", path="/metrics", query=query, accept="", accept_encoding=""
     )
 
 
-def make_endpoints(registry: CollectorRegistry, failures: ReportedErrors) -> HTTPEndpoints:
+def make_endpoints(
+    registry: CollectorRegistry, report_exception: Callable[[str], None]
+) -> HTTPEndpoints:
     return HTTPEndpoints(
         registry=registry,
         get_health_report=dict,
         is_healthy=lambda: True,
-        report_exception=failures,
+        report_exception=report_exception,
     )

@@ -20,6 +20,7 @@ from apscheduler_telemetry.http.messages import (
     Response,
 )
 from apscheduler_telemetry.http.pages import Page
+from apscheduler_telemetry.http.readers import ResponseReader
 from apscheduler_telemetry.http.render_queue import RenderQueue
 
 ALLOWED_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -54,33 +55,43 @@ class PageRouter:
             weakref.WeakValueDictionary()
         )
 
-    def submit_request(self, request: Request) -> Future[Response]:
+    def submit_request(
+        self, request: Request, open_reader: Callable[[Response], ResponseReader]
+    ) -> Future[ResponseReader]:
         """
         Start to produce the response to a request.
 
+        Args:
+            request: the request.
+            open_reader: opens the reader of the response, as soon as there is one. So a response
+                counts in the `BufferBudget` also while the request has not taken it yet.
+
         Returns:
-            The response, which may be that of other requests, too. It is cancelled if the client
-            has disconnected before it could be produced.
+            The reader of the response, which may be that of other requests, too. It is cancelled if
+            the client has disconnected before the response could be produced. If nobody wants it
+            any more, call `abandon`.
 
         Raises:
             RuntimeError: too many requests for the page are already waiting.
         """
         name = request.page_name
         if name not in self._pages or request.method not in ("GET", "HEAD"):
-            return _completed_future(self._response_without_rendering(request))
+            return _completed_future(open_reader(self._response_without_rendering(request)))
         page = self._pages[name]
         variant = page.choose_variant(request)
         key = (name, variant)
         latest = self._latest_responses.get(key)
         if latest is not None and latest.may_be_shared_now:
-            return _completed_future(latest)
+            return _completed_future(open_reader(latest))
 
         def render() -> Response:
             response = page.render(variant)
             self._latest_responses[key] = response
             return response
 
-        return self._queues_by_page[name].submit(key, render, request.check_client_gone)
+        return self._queues_by_page[name].submit(
+            key, render, request.check_client_gone, accept=open_reader
+        )
 
     def handle_exception(self, request: Request) -> Response:
         """
@@ -121,7 +132,20 @@ class PageRouter:
         return Response(HTTPStatus.OK, [body], "text/html; charset=utf-8")
 
 
-def _completed_future(response: Response) -> Future[Response]:
-    future: Future[Response] = Future()
-    future.set_result(response)
+def abandon(future: Future[ResponseReader]) -> bool:
+    """Give up a response of `submit_request`; return whether nothing has started to produce it."""
+    if future.cancel():
+        return True
+    future.add_done_callback(_close_reader)
+    return False
+
+
+def _close_reader(future: Future[ResponseReader]) -> None:
+    if not future.exception():
+        future.result().close()
+
+
+def _completed_future(reader: ResponseReader) -> Future[ResponseReader]:
+    future: Future[ResponseReader] = Future()
+    future.set_result(reader)
     return future

@@ -8,12 +8,13 @@ import asyncio
 import concurrent.futures
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import PageRouter
-from apscheduler_telemetry.http.messages import Request, Response
-from apscheduler_telemetry.http.readers import BufferBudget
+from apscheduler_telemetry.http.app import PageRouter, abandon
+from apscheduler_telemetry.http.messages import Request
+from apscheduler_telemetry.http.readers import BufferBudget, ResponseReader
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -59,50 +60,25 @@ class ASGIApp:
         request = _to_request(scope)
         disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            # No variable, so that the response is freed if its reader is dropped.
-            await self._send_response(
-                await self._get_response(request, disconnect), send, disconnect, request.method
-            )
+            reader = await self._wait_for_reader(request, disconnect)
+            if reader is not None:
+                with closing(reader):
+                    await _send_response(reader, send, disconnect, request.method)
         finally:
             disconnect.cancel()
 
-    async def _get_response(
+    async def _wait_for_reader(
         self, request: Request, disconnect: asyncio.Future[None]
-    ) -> Response | None:
-        """Return the response; None if the client has disconnected."""
+    ) -> ResponseReader | None:
+        """Return the reader of the response; None if the client has disconnected."""
+        open_reader = partial(
+            self._buffer_budget.open_reader, max_piece=limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
+        )
         try:
-            return await _wait_for_response(self._app.submit_request(request), disconnect)
+            submitted = self._app.submit_request(request, open_reader)
+            return await _wait_for_submitted(submitted, disconnect)
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            return self._app.handle_exception(request)
-
-    async def _send_response(
-        self,
-        response: Response | None,
-        send: Send,
-        disconnect: asyncio.Future[None],
-        method: str,
-    ) -> None:
-        if response is None:
-            return
-        headers = [
-            (name.lower().encode(), value.encode("latin-1")) for name, value in response.headers
-        ]
-        status = int(response.status)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        if method != "HEAD":
-            reader = self._buffer_budget.open_reader(
-                response, max_piece=limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
-            )
-            del response
-            with closing(reader):
-                for piece in reader:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    # A server may buffer without letting the loop turn, by which alone it is
-                    # noticed that the client has disconnected.
-                    await asyncio.sleep(0)
-                    if disconnect.done():
-                        return
-        await send({"type": "http.response.body", "body": b""})
+            return open_reader(self._app.handle_exception(request))
 
     async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
         event = ""
@@ -126,14 +102,14 @@ def _to_request(scope: Mapping[str, Any]) -> Request:
     )
 
 
-async def _wait_for_response(
-    submitted: concurrent.futures.Future[Response], disconnect: asyncio.Future[None]
-) -> Response | None:
+async def _wait_for_submitted(
+    submitted: concurrent.futures.Future[ResponseReader], disconnect: asyncio.Future[None]
+) -> ResponseReader | None:
     """
-    Wait for a response.
+    Wait for the reader of a response.
 
     Args:
-        submitted: the response.
+        submitted: the reader.
         disconnect: done once the client has disconnected.
 
     Returns:
@@ -151,13 +127,34 @@ async def _wait_for_response(
             timeout=limits.RENDER_TIMEOUT,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if not done:
-            msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
-            raise TimeoutError(msg)
-        return future.result() if future in done else None
-    finally:
-        submitted.cancel()  # at once, unlike `future.cancel()`, which the loop passes on later
-        future.cancel()
+        if future in done:
+            return future.result()
+    except BaseException:
+        abandon(submitted)
+        raise
+    future.cancel()
+    abandon(submitted)
+    if not done:
+        msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
+        raise TimeoutError(msg)
+    return None
+
+
+async def _send_response(
+    reader: ResponseReader, send: Send, disconnect: asyncio.Future[None], method: str
+) -> None:
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in reader.headers]
+    status = int(reader.status)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if method != "HEAD":
+        for piece in reader:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            # A server may buffer without letting the loop turn, by which alone it is noticed that
+            # the client has disconnected.
+            await asyncio.sleep(0)
+            if disconnect.done():
+                return
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -22,8 +22,8 @@ Prometheus itself gives up after 10 s unless configured otherwise.
 
 PARALLEL_RENDER_AFTER_SECONDS = 1.0
 """
-Seconds after which the same page is rendered again for other requests, without waiting for a
-rendering that has started and may hang.
+Seconds after which a page is rendered for other requests, without waiting for a rendering that has
+started and may hang.
 
 Rendering 10,000 jobs takes less than a second, even if all of them have run.
 """
@@ -36,7 +36,7 @@ As long as the shortest interval at which a Prometheus is usually made to scrape
 """
 
 MAX_THREADS_PER_PAGE = 8
-"""Threads per page. Collecting is CPU-bound, so more of them would not make it faster."""
+"""Threads per page. So many are busy only if renderings hang."""
 
 IDLE_THREAD_SECONDS = 60.0
 """
@@ -56,11 +56,12 @@ A Prometheus sends less than 1 kB, and most servers accept from 8 to 64 kB. To p
 about five times as much memory, before it is known who the client is.
 """
 
-MAX_BUFFERED_BYTES = 32 * 1024 * 1024
+MAX_BUFFERED_BYTES = 24 * 1024 * 1024
 """
 Default of the bytes that are kept for clients that read slowly.
 
-Six bodies of 1,000 jobs, or one of 6,000 jobs; with gzip, as Prometheus reads, far more.
+Five bodies of 1,000 jobs, or one of 5,000 jobs; with gzip, as Prometheus reads, far more. An ASGI
+server keeps up to 100 kB for each client besides, so that 250 clients stay below 60 MB in all.
 """
 
 MAX_CHUNK_BYTES = 512 * 1024
@@ -146,6 +147,8 @@ def report_exceeded_limit(report_exception: Callable[[str], None], error: OSErro
         raise error  # `report_exception` reports what is being handled
     except OSError:
         report_exception("http")
+    finally:
+        del error  # its traceback has this frame, and so those of all callers, with large responses
 
 
 def _validate_number(name: str, value: object, types: tuple[type, ...], expectation: str) -> None:

@@ -35,7 +35,7 @@ class SlowReaderError(ConnectionResetError):
 
 class ResponseReader:
     """
-    One client that reads a response: an iterator over the body, as WSGI expects it.
+    One client that gets a response: an iterator over the body, as WSGI expects it.
 
     It lets go of the response at the end of the body, when ``close`` is called, as WSGI servers do
     it, and when it is garbage.
@@ -47,6 +47,8 @@ class ResponseReader:
         max_piece: bytes that are returned at a time, if chunks of the response are larger.
 
     Attributes:
+        status: the status code of the response.
+        headers: its headers.
         response: the response; None once the reader is closed or dropped.
         last_piece_at: when the client last took a part, in seconds of `time.monotonic`.
     """
@@ -58,6 +60,8 @@ class ResponseReader:
         disconnect: Callable[[], None] | None,
         max_piece: int | None,
     ) -> None:
+        self.status = response.status
+        self.headers = response.headers
         self.response: Response | None = response
         self.last_piece_at = time.monotonic()
         self._buffer_budget = budget

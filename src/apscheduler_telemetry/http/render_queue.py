@@ -17,18 +17,25 @@ from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import assume_not_gone
 
 
+def return_unchanged(result: Any) -> Any:
+    """Return a result as it is."""
+    return result
+
+
 @dataclass(frozen=True)
 class _Waiter:
     """
     A request that waits for a rendering.
 
     Attributes:
-        future: gets the result; cancelled if nobody waits any more.
+        future: gets what `accept` returns; cancelled if nobody waits any more.
         check_client_gone: returns whether the client has disconnected.
+        accept: takes the result.
     """
 
     future: Future[Any]
     check_client_gone: Callable[[], bool]
+    accept: Callable[[Any], Any]
 
 
 @dataclass(eq=False)
@@ -49,16 +56,18 @@ class _Rendering:
     def run(self) -> None:
         """Call, and give the result to all waiters."""
         waiters = [w for w in self.waiters if w.future.set_running_or_notify_cancel()]
+        self.waiters = []  # the thread keeps this object longer than its waiters need their results
         try:
             result = self.render()
+            accepted = [waiter.accept(result) for waiter in waiters]
         except BaseException as error:  # noqa: BLE001  # re-raised by future.result()
             # sys.exit() in a collector must not end the caller's thread.
             raised = error if isinstance(error, Exception) else RuntimeError(repr(error))
             for waiter in waiters:
                 waiter.future.set_exception(raised)
         else:
-            for waiter in waiters:
-                waiter.future.set_result(result)
+            for waiter, value in zip(waiters, accepted, strict=True):
+                waiter.future.set_result(value)
 
 
 class RenderQueue:
@@ -68,9 +77,10 @@ class RenderQueue:
     One stays for `limits.IDLE_THREAD_SECONDS`, as memory is reused less well by new threads.
 
     Requests with equal keys that wait at the same time share one result, which is rendered after
-    the last of them arrived. Renderings with equal keys run one after the other, unless one of
-    them takes longer than `limits.PARALLEL_RENDER_AFTER_SECONDS`. Nothing is rendered if all
-    clients that wait for it have disconnected.
+    the last of them arrived. Renderings run one after the other, whatever their keys, unless one of
+    them takes longer than `limits.PARALLEL_RENDER_AFTER_SECONDS`: at the same time they would not
+    be faster, and take more memory. Nothing is rendered if all clients that wait for it have
+    disconnected.
 
     This is not a `concurrent.futures.ThreadPoolExecutor` because the interpreter joins the threads
     of that one at exit, which would block forever if a collector hangs. It also accepts nothing
@@ -85,14 +95,15 @@ class RenderQueue:
         """Start over with an empty queue and no threads."""
         self._condition = threading.Condition()
         self._pending: dict[Hashable, _Rendering] = {}
-        self._rendering_since_by_key: dict[Hashable, float] = {}
-        self._thread_count = self._rendering_count = 0
+        self._started_at_by_rendering: dict[_Rendering, float] = {}
+        self._thread_count = 0
 
     def submit(
         self,
         key: Hashable,
         render: Callable[[], Any],
         check_client_gone: Callable[[], bool] = assume_not_gone,
+        accept: Callable[[Any], Any] = return_unchanged,
     ) -> Future[Any]:
         """
         Render in a thread, or in this one if no thread can be started.
@@ -101,15 +112,18 @@ class RenderQueue:
             key: equal for requests that can share a result.
             render: produces the result.
             check_client_gone: returns whether the client has disconnected; must not block.
+            accept: called with the result as soon as it is there, before anything else is rendered;
+                must not block.
 
         Returns:
-            The result. It is cancelled if the client has disconnected before the rendering. A
-            `BaseException` that is no `Exception` becomes a `RuntimeError`.
+            What `accept` returns, by default the result. It is cancelled if the client has
+            disconnected before the rendering. A `BaseException` that is no `Exception` becomes a
+            `RuntimeError`.
 
         Raises:
             RuntimeError: `limits.MAX_PENDING_REQUESTS` requests are waiting.
         """
-        waiter = _Waiter(Future(), check_client_gone)
+        waiter = _Waiter(Future(), check_client_gone, accept)
         with self._condition:
             self._reject_if_full()
             rendering = self._pending.setdefault(key, _Rendering(key, render))
@@ -139,9 +153,11 @@ class RenderQueue:
         return sum(len(rendering.waiters) for rendering in self._pending.values())
 
     def _would_another_thread_help(self) -> bool:
-        """Return whether more wait than there are idle threads, and another one is allowed."""
-        idle = self._thread_count - self._rendering_count
-        return len(self._pending) > idle and self._thread_count < limits.MAX_THREADS_PER_PAGE
+        """Return whether no thread is idle, and another one is allowed."""
+        return not self._count_idle_threads() and self._thread_count < limits.MAX_THREADS_PER_PAGE
+
+    def _count_idle_threads(self) -> int:
+        return self._thread_count - len(self._started_at_by_rendering)
 
     def _try_start_thread(self) -> bool:
         """Start a thread; return False if that is impossible, as after the main thread's end."""
@@ -154,44 +170,38 @@ class RenderQueue:
         return True
 
     def _render_until_idle(self) -> None:
-        while (rendering := self._take_next_rendering()) is not None:
+        rendering = None
+        while (rendering := self._take_next_rendering(rendering)) is not None:
             rendering.run()
-            with self._condition:
-                self._rendering_count -= 1
-                self._rendering_since_by_key.pop(rendering.key, None)
-                self._condition.notify_all()
-            del rendering  # the result may be large
 
-    def _take_next_rendering(self) -> _Rendering | None:
+    def _take_next_rendering(self, ended: _Rendering | None) -> _Rendering | None:
         """Wait for a rendering that may start; return None if this thread is to end."""
         with self._condition:
+            if ended is not None:
+                del self._started_at_by_rendering[ended]
+                self._condition.notify_all()
             while True:
                 rendering, seconds_to_wait = self._pop_startable_rendering()
                 if rendering is not None:
-                    self._rendering_since_by_key[rendering.key] = time.monotonic()
-                    self._rendering_count += 1
+                    self._started_at_by_rendering[rendering] = time.monotonic()
+                    if self._pending and self._would_another_thread_help():
+                        self._try_start_thread()  # it waits until this rendering has taken too long
                     return rendering
-                is_other_available = self._thread_count - self._rendering_count > 1
-                if not self._pending and is_other_available:
-                    break
-                if not self._condition.wait(seconds_to_wait) and not self._pending:
+                is_notified = self._condition.wait(seconds_to_wait)
+                if not self._pending and (not is_notified or self._count_idle_threads() > 1):
                     break
             self._thread_count -= 1
             return None
 
     def _pop_startable_rendering(self) -> tuple[_Rendering | None, float]:
         """Return a rendering that may start, or for how many seconds to wait."""
-        now = time.monotonic()
-        seconds_to_wait = limits.IDLE_THREAD_SECONDS
+        last_start = max(self._started_at_by_rendering.values(), default=-inf)
+        seconds_to_wait = last_start + limits.PARALLEL_RENDER_AFTER_SECONDS - time.monotonic()
+        if seconds_to_wait > 0:
+            return None, seconds_to_wait
         for key, rendering in list(self._pending.items()):
-            ready_at = (
-                self._rendering_since_by_key.get(key, -inf) + limits.PARALLEL_RENDER_AFTER_SECONDS
-            )
-            if ready_at > now:
-                seconds_to_wait = min(seconds_to_wait, ready_at - now)
-                continue
             del self._pending[key]
             rendering.drop_waiters_without_client()
             if rendering.waiters:
                 return rendering, 0.0
-        return None, seconds_to_wait
+        return None, limits.IDLE_THREAD_SECONDS

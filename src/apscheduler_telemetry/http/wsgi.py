@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import PageRouter
+from apscheduler_telemetry.http.app import PageRouter, abandon
 from apscheduler_telemetry.http.connections import (
     SOCKET_ENVIRON_KEY,
     is_disconnected,
@@ -24,7 +24,7 @@ from apscheduler_telemetry.http.messages import (
     Response,
     assume_not_gone,
 )
-from apscheduler_telemetry.http.readers import BufferBudget
+from apscheduler_telemetry.http.readers import BufferBudget, ResponseReader
 
 _SOCKET_KEYS = (SOCKET_ENVIRON_KEY, "gunicorn.socket", "werkzeug.socket")
 """Keys of the connection in the WSGI environments of our server and of others."""
@@ -49,32 +49,38 @@ class WSGIApp:
         """Respond to one request, within `limits.RENDER_TIMEOUT`."""
         connection = next((environ[key] for key in _SOCKET_KEYS if key in environ), None)
         request = _to_request(environ, connection)
-        response = self._get_response(request)
-        start_response(f"{response.status:d} {response.status.phrase}", response.headers)
-        if request.method == "HEAD":
-            return []
-        disconnect = None if connection is None else partial(shutdown_socket, connection)
-        max_piece = (
-            None if SOCKET_ENVIRON_KEY in environ else limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
+        open_reader = partial(
+            self._buffer_budget.open_reader,
+            disconnect=None if connection is None else partial(shutdown_socket, connection),
+            max_piece=(
+                None if SOCKET_ENVIRON_KEY in environ else limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
+            ),
         )
-        return self._buffer_budget.open_reader(response, disconnect=disconnect, max_piece=max_piece)
+        reader = self._wait_for_reader(request, open_reader)
+        start_response(f"{reader.status:d} {reader.status.phrase}", reader.headers)
+        if request.method == "HEAD":
+            reader.close()
+            return []
+        return reader
 
-    def _get_response(self, request: Request) -> Response:
+    def _wait_for_reader(
+        self, request: Request, open_reader: Callable[[Response], ResponseReader]
+    ) -> ResponseReader:
         try:
-            future = self._app.submit_request(request)
+            future = self._app.submit_request(request, open_reader)
             try:
                 return future.result(limits.RENDER_TIMEOUT)
             except FutureTimeoutError:
-                if future.cancel():
+                if abandon(future):
                     msg = (
                         f"no thread was free for {limits.RENDER_TIMEOUT} s; does a collector hang?"
                     )
                     raise TimeoutError(msg) from None
                 raise
         except CancelledError:
-            return INTERNAL_ERROR_RESPONSE  # the client has disconnected, so no one reads it
+            return open_reader(INTERNAL_ERROR_RESPONSE)  # the client is gone, so no one reads it
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            return self._app.handle_exception(request)
+            return open_reader(self._app.handle_exception(request))
 
 
 def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
