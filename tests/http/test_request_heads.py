@@ -111,6 +111,20 @@ class TestHeadOfARequest:
         assert answer.startswith(b"HTTP/1.0 400 ")
         assert parsed == []
 
+    @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+    def test_empty_line_before_the_request_is_ignored(self, server: HTTPServer, end: bytes) -> None:
+        """An empty line before the request line is ignored (RFC 9112, section 2.2)."""
+        sent = end + self.START + b"\r\n"
+        assert send_raw(address(server), sent).startswith(b"HTTP/1.0 200 ")
+
+    @pytest.mark.parametrize("lines", [1, 2, 100_000])
+    def test_empty_lines_without_a_request_get_no_answer(
+        self, server: HTTPServer, parsed: list[bytes], lines: int
+    ) -> None:
+        """The connection is closed, and nothing is parsed."""
+        assert send_raw(address(server), b"\r\n" * lines) == b""
+        assert parsed == []
+
     def test_client_that_speaks_tls_need_not_wait(self, server: HTTPServer) -> None:
         """Bytes of another protocol are rejected at once, although no empty line will follow."""
         client_hello = bytes.fromhex("16030100c8010000c40303") + b"\x42" * 100 + b"\n" + b"\0" * 99

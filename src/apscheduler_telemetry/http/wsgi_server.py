@@ -33,6 +33,7 @@ logger = logging.getLogger("apscheduler_telemetry")
 _RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The errors of ``accept`` after which the connection is still waiting to be accepted."""
 
+_EMPTY_LINES = (b"\r\n", b"\n")
 _ABSOLUTE_FORM = re.compile(r"https?://(?P<authority>[^/?#]+)", re.IGNORECASE)
 
 
@@ -76,10 +77,12 @@ class RequestHandler(WSGIRequestHandler):
         head = bytearray()  # and no list, as each short line in it would take 60 bytes
         while line := stream.readline(limits.MAX_HEAD_BYTES + 1 - len(head)):
             head += line
+            if head in _EMPTY_LINES:  # one may precede a request (RFC 9112, section 2.2)
+                continue
             # What starts with no letter is another protocol, such as TLS: it gets 400 at once.
-            if line in (b"\r\n", b"\n") or not head[:1].isalpha():
+            if line in _EMPTY_LINES or not head.lstrip(b"\r\n")[:1].isalpha():
                 break
-        return bytes(head)
+        return bytes(head).lstrip(b"\r\n")
 
     def get_environ(self) -> dict[str, Any]:
         """Add the connection, so that `WSGIApp` can look whether the client is still there."""
