@@ -1,11 +1,15 @@
-"""Faults that tests cause: an exception, a job store that fails."""
+"""Faults that tests cause: an exception, a job store that fails, a file that cannot be opened."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import pytest
 from apscheduler.jobstores.memory import MemoryJobStore
 
 
@@ -59,3 +63,18 @@ def raise_boom(*_: Any, **__: Any) -> Any:
 def iterate_to_boom(*_: Any, **__: Any) -> Iterator[Any]:
     """Raise `Boom` when the result is iterated over."""
     return map(raise_boom, [None])
+
+
+@contextmanager
+def failing_open(path: Path, code: int) -> Iterator[None]:
+    """Let `os.open` of one file fail, with an error number that tells nothing about the file."""
+    open_file = os.open
+
+    def fail(opened: Any, *args: Any, **kwargs: Any) -> int:
+        if opened == path:
+            raise OSError(code, os.strerror(code), str(path))
+        return open_file(opened, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        yield

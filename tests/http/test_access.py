@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,12 +15,15 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import errors
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from apscheduler_telemetry.http.access import MAX_TOKEN_FILE_BYTES
 from tests.helpers.collectors import ReportedErrors
-from tests.helpers.http_clients import address, fetch, send_raw
+from tests.helpers.faults import failing_open
+from tests.helpers.http_clients import RESPONSE_TIMEOUT, address, fetch, send_raw
 
 TOKEN = "c0ffee-._~+/="
+PASSING_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES)
+"""What may end without a change of the file, as access that a security module denies."""
 
 
 @pytest.fixture
@@ -160,6 +164,37 @@ class TestBearerToken:
             assert status_with_token(protected, TOKEN) == 200
             assert fetch(protected).status == 401
         assert [component for component, _ in failures] == ["http"]
+
+    @pytest.mark.parametrize("code", PASSING_ERRORS, ids=errno.errorcode.get)
+    def test_file_that_cannot_be_opened_for_a_while_is_tried_again(
+        self,
+        protected: HTTPServer,
+        token_file: Path,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+        code: int,
+    ) -> None:
+        """A new token is valid once its file can be opened; until then one error is counted."""
+        monkeypatch.setattr(limits, "FILE_RETRY_SECONDS", 0.0)
+        token_file.write_text("other")
+        with failing_open(token_file, code):
+            for _ in range(3):
+                assert status_with_token(protected, TOKEN) == 200
+        assert status_with_token(protected, "other") == 200
+        assert status_with_token(protected, TOKEN) == 401
+        assert [component for component, _ in failures] == ["http"]
+
+    def test_file_that_cannot_be_opened_is_not_tried_for_each_request(
+        self, protected: HTTPServer, token_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The file is tried again after a while, or when it changes, and not for each request."""
+        monkeypatch.setattr(limits, "FILE_RETRY_SECONDS", RESPONSE_TIMEOUT * 10)
+        token_file.write_text("other")
+        with failing_open(token_file, errno.EMFILE):
+            assert status_with_token(protected, TOKEN) == 200
+        assert status_with_token(protected, "other") == 401
+        token_file.write_text("third")
+        assert status_with_token(protected, "third") == 200
 
     @pytest.mark.parametrize(
         ("content", "error"),

@@ -110,7 +110,7 @@ class TestNameFilter:
     def test_many_names_take_little_memory_while_a_request_waits(
         self, registry: CollectorRegistry
     ) -> None:
-        """What is kept of a request takes no more than four times the bytes that the client has sent."""
+        """What is kept of a request is at most four times as large as what was sent."""
         names = itertools.product(string.ascii_letters, repeat=3)
         query = "&".join(f"name[]={''.join(name)}" for name in itertools.islice(names, 3000))
         request = Request(

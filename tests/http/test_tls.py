@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import socket
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import errors
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
+from tests.helpers.faults import failing_open
 from tests.helpers.http_clients import (
     GET_METRICS,
     RESPONSE_TIMEOUT,
@@ -214,6 +216,30 @@ class TestReplacedFiles:
             files[name].write_bytes(content)
             assert fetch(server, context=trusting_context).status == 200
             assert len(failures) == 1
+
+    @pytest.mark.parametrize("name", ["certfile", "keyfile"])
+    def test_file_that_cannot_be_opened_for_a_while_is_tried_again(  # noqa: PLR0917  # fixtures
+        self,
+        endpoints: HTTPEndpoints,
+        certificate_authority: Any,
+        files: dict[str, Path],
+        trusting_context: ssl.SSLContext,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+    ) -> None:
+        """A new certificate is used once descriptors are free; until then one error is counted."""
+        monkeypatch.setattr(limits, "FILE_RETRY_SECONDS", 0.0)
+        issued = certificate_authority.issue_cert("127.0.0.1")
+        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+            old = self.serial_number(server, trusting_context)
+            with failing_open(files[name], errno.EMFILE):
+                issued.cert_chain_pems[0].write_to_path(files["certfile"])
+                issued.private_key_pem.write_to_path(files["keyfile"])
+                for _ in range(3):
+                    assert self.serial_number(server, trusting_context) == old
+            assert self.serial_number(server, trusting_context) != old
+        assert [component for component, _ in failures] == ["http"]
 
     def test_new_authority_of_clients_is_used(
         self,

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
+from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from tests.helpers.collectors import ReportedErrors
+from tests.helpers.faults import failing_open
 from tests.helpers.http_clients import fetch
 
 KINDS = ("FIFO", "link to a FIFO", "directory", "endless device", "huge file")
@@ -274,7 +275,7 @@ class TestDirectoryOfAuthorities:
         assert component == "http"
         assert str(authority.with_name("deadbeef.0")) in str(error)
 
-    def test_authority_stays_in_use_if_no_descriptor_is_left(  # noqa: PLR0917  # fixtures
+    def test_no_authority_is_left_out_if_no_descriptor_is_left(  # noqa: PLR0917  # fixtures
         self,
         endpoints: HTTPEndpoints,
         authority: Path,
@@ -283,16 +284,14 @@ class TestDirectoryOfAuthorities:
         failures: ReportedErrors,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """What is not the fault of a file leaves none out."""
-        open_file = os.open
-
-        def fail(path: Any, *args: Any, **kwargs: Any) -> int:
-            if path == authority:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-            return open_file(path, *args, **kwargs)
-
+        """The old authority stays in use, and the new one is loaded when descriptors are free."""
+        monkeypatch.setattr(limits, "FILE_RETRY_SECONDS", 0.0)
+        other = pytest.importorskip("trustme").CA().cert_pem.bytes()
         with serve_with_authorities(endpoints, certificates, authority.parent) as server:
-            monkeypatch.setattr(os, "open", fail)
-            authority.touch()
-            assert fetch(server, "/livez", context=client_context).status == 200
+            authority.write_bytes(other)
+            with failing_open(authority, errno.EMFILE):
+                for _ in range(3):
+                    assert fetch(server, "/livez", context=client_context).status == 200
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                fetch(server, "/livez", context=client_context)
         assert len(failures) == 1

@@ -17,7 +17,7 @@ from apscheduler_telemetry.core import files
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import Response
-from apscheduler_telemetry.http.watched_files import read_versions
+from apscheduler_telemetry.http.watched_files import FileReloader
 
 MAX_TOKEN_FILE_BYTES = limits.MAX_HEAD_BYTES // 2
 """Longer tokens could not be sent, with the rest of a request in the other half of its head."""
@@ -32,7 +32,8 @@ class BearerTokenFile:
     """
     A token in a file, which is read again when the file changes.
 
-    If the file cannot be read then, or has no token, the previous token stays valid.
+    If the file cannot be read then, or has no token, the previous token stays valid, and the file
+    is tried again; see `FileReloader`.
 
     Args:
         path: a file that has the token, and nothing else but white space around it.
@@ -49,22 +50,18 @@ class BearerTokenFile:
             msg = f"bearer_token_file must not be {path!r}; pass the path of a file with the token"
             raise ArgumentTypeError(msg)
         self._path = Path(path)
-        self._report_exception = report_exception
-        self._version = read_versions([path])
-        self._token = _read_token(self._path)
+        self._reloader = FileReloader(lambda: [self._path], self._read, report_exception)
+        self._read()
 
     def matches_header(self, authorization: str) -> bool:
         """Return whether an ``Authorization`` header has the token."""
-        version = read_versions([self._path])
-        if version != self._version:
-            self._version = version
-            try:
-                self._token = _read_token(self._path)
-            except (OSError, ValueError):
-                self._report_exception("http")
+        self._reloader.reload_if_necessary()
         match = _BEARER.match(authorization)
         given = match.group(1).encode("latin-1", "replace") if match else b""
         return hmac.compare_digest(given, self._token)
+
+    def _read(self) -> None:
+        self._token = _read_token(self._path)
 
 
 def _read_token(path: Path) -> bytes:

@@ -95,6 +95,13 @@ Seconds to wait if a connection cannot be accepted because file descriptors or m
 The connection stays readable meanwhile, so that without waiting the server would use a whole CPU.
 """
 
+FILE_RETRY_SECONDS = 1.0
+"""
+Seconds after which a certificate, key or token that could not be read is tried again.
+
+To try costs a few milliseconds in which no connection is accepted.
+"""
+
 HALF_CLOSED_SECONDS = 1.0
 """
 Seconds after which a client that has closed its sending side is taken for one that is gone.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from apscheduler_telemetry.core import files
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.http.watched_files import read_versions
+from apscheduler_telemetry.http.watched_files import FileReloader
 
 MAX_FILE_BYTES = 1024 * 1024
 """More than any file of certificates has; a bundle of all public authorities has 250 kB."""
@@ -37,7 +37,8 @@ class TLSOptions:
         certfile: PEM certificate chain; given, the server speaks HTTPS (TLS 1.2 or newer).
         keyfile: PEM private key; by default it is read from `certfile`.
         client_cafile: PEM certificates of the authorities that sign client certificates.
-        client_capath: a directory of such certificates, named as by ``openssl rehash``.
+        client_capath: a directory of such certificates, named as by ``openssl rehash``. Unlike
+            OpenSSL, the server does not check that the hash in a name is that of the certificate.
         client_auth_required: whether to reject clients without such a certificate.
     """
 
@@ -162,7 +163,7 @@ class ReloadingTLSContext:
     The TLS context of a server, which is created anew when one of its files changes.
 
     If the new files cannot be loaded, as while only one of two is replaced, the previous context
-    stays in use, and they are tried again when one of them changes. A file in the directory of
+    stays in use, and they are tried again; see `FileReloader`. A file in the directory of
     authorities is only left out. It is logged at the start, and counts as a failure later.
 
     Args:
@@ -176,7 +177,9 @@ class ReloadingTLSContext:
     def __init__(self, options: TLSOptions, report_exception: Callable[[str], None]) -> None:
         self._options = options
         self._report_exception = report_exception
-        self._versions = read_versions(options.watched_paths)
+        self._reloader = FileReloader(
+            lambda: options.watched_paths, self._load_again, report_exception
+        )
         unusable: dict[Path, OSError] = {}
         self._context = options.create_context(unusable.__setitem__)
         self._known_unusable = {*unusable}
@@ -197,19 +200,12 @@ class ReloadingTLSContext:
         """Return the context for a new connection; None for plain HTTP."""
         if self._context is None:
             return None
-        versions = read_versions(self._options.watched_paths)
-        if versions != self._versions:
-            self._versions = versions
-            self._reload()
+        self._reloader.reload_if_necessary()
         return self._context
 
-    def _reload(self) -> None:
+    def _load_again(self) -> None:
         unusable: dict[Path, OSError] = {}
-        try:
-            self._context = self._options.create_context(unusable.__setitem__)
-        except OSError:
-            self._report_exception("http")
-            return
+        self._context = self._options.create_context(unusable.__setitem__)
         for path, error in unusable.items():
             if path not in self._known_unusable:
                 self._report_left_out(path, error)
