@@ -19,12 +19,13 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer, limits
 from apscheduler_telemetry.http.messages import Request, Response
-from apscheduler_telemetry.http.readers import BufferBudget, SlowReaderError
-from tests.helpers.collectors import ReportedErrors
+from apscheduler_telemetry.http.readers import BufferBudget, ResponseReader, SlowReaderError
+from tests.helpers.collectors import HangingCollector, ReportedErrors
 from tests.helpers.http_clients import (
     GET_METRICS,
     OPENMETRICS,
     RESPONSE_TIMEOUT,
+    Reply,
     address,
     ask_asgi,
     fetch,
@@ -498,6 +499,29 @@ class TestReaderBudget:
 
         asyncio.run(main())
         assert reported == ["http"] * 3
+
+    def test_response_that_comes_too_late_is_not_kept(  # fixtures
+        self,
+        ask: Callable[..., Reply],
+        hanging: HangingCollector,
+        failures: ReportedErrors,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The response to a request that was given up meanwhile holds no memory."""
+        readers: list[ResponseReader] = []
+        open_reader = BufferBudget.open_reader
+
+        def open_and_note(*args: Any, **kwargs: Any) -> ResponseReader:
+            readers.append(open_reader(*args, **kwargs))
+            return readers[-1]
+
+        monkeypatch.setattr(BufferBudget, "open_reader", open_and_note)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.05)
+        assert ask("/metrics").status == 500
+        hanging.release.set()
+        wait_until(lambda: len(readers) == 2, "the response")
+        wait_until(lambda: readers[1].response is None, "the end of the response")
+        assert len(failures) == 1
 
     def test_nothing_keeps_a_dropped_response(self) -> None:
         """A response is freed when its readers are dropped, without a garbage collection."""

@@ -121,23 +121,22 @@ async def _wait_for_submitted(
     if submitted.done():
         return submitted.result()
     future = asyncio.wrap_future(submitted)
+    reader = None
     try:
         done, _ = await asyncio.wait(
             (future, disconnect),
             timeout=limits.RENDER_TIMEOUT,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if future in done:
-            return future.result()
-    except BaseException:
-        abandon(submitted)
-        raise
-    future.cancel()
-    abandon(submitted)
-    if not done:
-        msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
-        raise TimeoutError(msg)
-    return None
+        if not done:
+            msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
+            raise TimeoutError(msg)
+        reader = future.result() if future in done else None
+    finally:
+        if reader is None:
+            abandon(submitted)  # at once, unlike `future.cancel()`, which the loop passes on later
+            future.cancel()
+    return reader
 
 
 async def _send_response(

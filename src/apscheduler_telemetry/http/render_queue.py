@@ -17,8 +17,7 @@ from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import assume_not_gone
 
 
-def return_unchanged(result: Any) -> Any:
-    """Return a result as it is."""
+def _return_unchanged(result: Any) -> Any:
     return result
 
 
@@ -103,7 +102,7 @@ class RenderQueue:
         key: Hashable,
         render: Callable[[], Any],
         check_client_gone: Callable[[], bool] = assume_not_gone,
-        accept: Callable[[Any], Any] = return_unchanged,
+        accept: Callable[[Any], Any] = _return_unchanged,
     ) -> Future[Any]:
         """
         Render in a thread, or in this one if no thread can be started.
