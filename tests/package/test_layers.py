@@ -89,8 +89,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"export.multiprocess.counter_offsets", "export.multiprocess.registry"}),
     frozenset({"export.multiprocess.writer"}),
     # What serves it.
-    frozenset({"http.limits", "http.negotiation", "http.watched_files"}),
-    frozenset({"http.messages"}),
+    frozenset({"http.limits", "http.negotiation"}),
+    frozenset({"http.messages", "http.watched_files"}),
     frozenset(
         {
             "http.access",

@@ -61,7 +61,7 @@ MAX_BUFFERED_BYTES = 24 * 1024 * 1024
 Default of the bytes that are kept for clients that read slowly.
 
 Five bodies of 1,000 jobs, or one of 5,000 jobs; with gzip, as Prometheus reads, far more. An ASGI
-server keeps up to 100 kB for each client besides, so that 250 clients stay below 60 MB in all.
+server keeps up to 80 kB for each client besides, so that 250 clients stay below 60 MB in all.
 """
 
 MAX_CHUNK_BYTES = 512 * 1024
@@ -72,7 +72,7 @@ The exporter's own parts, which are seldom larger, need not be split. No other t
 Python copies one, which takes less than a millisecond.
 """
 
-MAX_PIECE_BYTES_FOR_OTHER_SERVERS = 32 * 1024
+MAX_PIECE_BYTES_FOR_OTHER_SERVERS = 16 * 1024
 """
 Bytes that are passed to an ASGI server, or to a WSGI server other than the built-in one, at a time.
 
