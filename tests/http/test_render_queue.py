@@ -91,6 +91,20 @@ class TestQueue:
         assert len(threads) == 1
         end_threads(queue, monkeypatch)
 
+    def test_thread_that_has_rendered_last_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another idle thread ends, and leaves a request to it, although it was quicker."""
+        monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", RESPONSE_TIMEOUT * 10)
+        queue = RenderQueue()
+        first = queue.submit("page", threading.get_ident).result(RESPONSE_TIMEOUT)
+        wait_until(lambda: not queue._started_at_by_rendering, "the end of the rendering")
+        with queue._condition:  # which the first thread needs to go on
+            queue._thread_count += 1
+            second = queue.submit("page", threading.get_ident)
+            assert queue._take_next_rendering(None) is None
+        assert second.result(RESPONSE_TIMEOUT) == first
+        assert queue._thread_count == 1
+        end_threads(queue, monkeypatch)
+
     def test_slow_rendering_does_not_hold_up_the_next_for_long(
         self, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -96,6 +96,7 @@ class RenderQueue:
         self._pending: dict[Hashable, _Rendering] = {}
         self._started_at_by_rendering: dict[_Rendering, float] = {}
         self._thread_count = 0
+        self._last_thread: int | None = None
 
     def submit(
         self,
@@ -175,19 +176,24 @@ class RenderQueue:
 
     def _take_next_rendering(self, ended: _Rendering | None) -> _Rendering | None:
         """Wait for a rendering that may start; return None if this thread is to end."""
+        this_thread = threading.get_ident()
         with self._condition:
             if ended is not None:
                 del self._started_at_by_rendering[ended]
+                self._last_thread = this_thread
                 self._condition.notify_all()
             while True:
+                # The thread that has rendered last goes on: others would take memory of their own.
+                if self._count_idle_threads() > 1 and this_thread != self._last_thread:
+                    self._condition.notify()  # pass on what this thread may have been woken for
+                    break
                 rendering, seconds_to_wait = self._pop_startable_rendering()
                 if rendering is not None:
                     self._started_at_by_rendering[rendering] = time.monotonic()
                     if self._pending and self._would_another_thread_help():
                         self._try_start_thread()  # it waits until this rendering has taken too long
                     return rendering
-                is_notified = self._condition.wait(seconds_to_wait)
-                if not self._pending and (not is_notified or self._count_idle_threads() > 1):
+                if not self._condition.wait(seconds_to_wait) and not self._pending:
                     break
             self._thread_count -= 1
             return None
