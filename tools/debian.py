@@ -22,6 +22,8 @@ PACKAGES = {
     "promtool": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
+    "victoria-metrics": "victoria-metrics",
+    "vmalert": "victoria-metrics",
     "postgres": "postgresql",
     "redis-server": "redis-server",
     "uwsgi_python3": "uwsgi-plugin-python3",
@@ -30,6 +32,8 @@ PACKAGES = {
 """Which package a program is in."""
 PROMETHEUS = frozenset({"prometheus", "promtool", "prometheus-alertmanager", "amtool"})
 """What the integration tests, the drills and the demo need."""
+VICTORIA_METRICS = frozenset({"victoria-metrics", "vmalert"})
+"""Another engine for the rules; only tests use it."""
 SERVERS = frozenset({"postgres", "redis-server", "uwsgi_python3"})
 """Servers that cannot be unpacked, as each consists of many packages."""
 PROFILERS = frozenset({"callgrind_control"})

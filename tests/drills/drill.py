@@ -31,10 +31,12 @@ from tests.drills.servers import stage
 from tests.drills.stage import FACTOR
 
 
-def rehearse(names: Sequence[str], directory: Path) -> dict[str, Result]:
+def rehearse(
+    names: Sequence[str], directory: Path, engine: str = "Prometheus"
+) -> dict[str, Result]:
     """Run some drills at the same time, and return their results."""
     drills = [DRILLS[name] for name in names]
-    with stage(directory, drills) as scene:
+    with stage(directory, drills, engine) as scene:
         performances = [Performance(drill, scene) for drill in drills]
         threads = [
             threading.Thread(target=_perform, args=(performance,), daemon=True)

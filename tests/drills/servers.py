@@ -21,8 +21,8 @@ from tests.helpers.waiting import wait_for_answer
 
 
 @contextlib.contextmanager
-def stage(directory: Path, drills: Sequence[Drill]) -> Iterator[Stage]:
-    """Run Prometheus, Alertmanager and the webhook."""
+def stage(directory: Path, drills: Sequence[Drill], engine: str = "Prometheus") -> Iterator[Stage]:
+    """Run Prometheus or VictoriaMetrics with vmalert, Alertmanager, and the webhook."""
     directory.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         jobs = [job for drill in drills for job in drill.jobs]
@@ -52,26 +52,63 @@ def stage(directory: Path, drills: Sequence[Drill]) -> Iterator[Stage]:
         for drill in drills:
             for job in drill.jobs:
                 scene.set_targets(job, drill.targets(scene, job))
-        (directory / "prometheus.yml").write_text(
-            json.dumps(prometheus_config(scene, alertmanager))
-        )
-        url = f"http://127.0.0.1:{free_port()}"
-        stack.enter_context(
-            running_process(
-                [
-                    *guarded(),
-                    program("prometheus"),
-                    f"--config.file={directory / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={directory / 'tsdb'}",
-                    f"--web.listen-address={url.removeprefix('http://')}",
-                ],
-                directory / "prometheus.log",
-            )
-        )
-        _wait_for_server(f"{url}/-/ready", directory / "prometheus.log")
+        run_engine = _run_victoria_metrics if engine == "VictoriaMetrics" else _run_prometheus
+        url = run_engine(stack, scene, alertmanager)
         scene.prometheus = Prometheus(url)
         stack.callback(scene.end)
         yield scene
+
+
+def _run_prometheus(stack: contextlib.ExitStack, scene: Stage, alertmanager: str) -> str:
+    """Run Prometheus, and return its URL."""
+    directory = scene.directory
+    (directory / "prometheus.yml").write_text(json.dumps(prometheus_config(scene, alertmanager)))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *guarded(),
+        program("prometheus"),
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'tsdb'}",
+        f"--web.listen-address={address}",
+    ]
+    stack.enter_context(running_process(command, directory / "prometheus.log"))
+    _wait_for_server(f"http://{address}/-/ready", directory / "prometheus.log")
+    return f"http://{address}"
+
+
+def _run_victoria_metrics(stack: contextlib.ExitStack, scene: Stage, alertmanager: str) -> str:
+    """Run VictoriaMetrics, which scrapes, and vmalert with the flags of docs/alerts.md."""
+    directory = scene.directory
+    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}}
+    config["scrape_configs"] = prometheus_config(scene, alertmanager)["scrape_configs"]
+    (directory / "scrape.yml").write_text(json.dumps(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *guarded(),
+        program("victoria-metrics"),
+        f"-promscrape.config={directory / 'scrape.yml'}",
+        "-promscrape.fileSDCheckInterval=1s",
+        f"-storageDataPath={directory / 'data'}",
+        f"-httpListenAddr={address}",
+        "-search.latencyOffset=0s",
+    ]
+    stack.enter_context(running_process(command, directory / "victoria-metrics.log"))
+    url = f"http://{address}"
+    _wait_for_server(f"{url}/health", directory / "victoria-metrics.log")
+    command = [
+        *guarded(),
+        program("vmalert"),
+        f"-rule={directory / 'rules.yml'}",
+        f"-datasource.url={url}",
+        "-datasource.queryStep=1s",
+        f"-remoteWrite.url={url}",
+        "-remoteWrite.flushInterval=100ms",
+        f"-notifier.url=http://{alertmanager}",
+        "-evaluationInterval=1s",
+        f"-httpListenAddr=127.0.0.1:{free_port()}",
+    ]
+    stack.enter_context(running_process(command, directory / "vmalert.log"))
+    return url
 
 
 def prometheus_config(scene: Stage, alertmanager: str) -> dict[str, Any]:
