@@ -117,9 +117,15 @@ ANNOTATIONS = {
     "summary": "A run was due and has not started.",
     "description": "Job nightly of scheduler default was due. First check its process.",
     "due": "2026-03-01 02:00:00 UTC",
+    "started": "2026-03-01 02:00:01 UTC",
+    "deadline": "2026-03-01 03:00:00 UTC",
+    "exceptions": "KeyError (2)",
+    "running_jobs": "sync since 2026-03-01 01:00:00 UTC",
+    "usual": "20s",
     "last_success": "2026-02-28 02:00:07 UTC",
     "last_seen": "host web-1, instance 10.0.0.5:9476, process 4711",
     "runbook_url": f"{RUNBOOK}#apschedulermissedrun",
+    "job_runbook_url": "https://wiki.example.org/nightly",
 }
 
 
@@ -145,10 +151,16 @@ class TestSlack:
             f"• Application: `{application}`",
             "• Owner: accounts",
             "• Due: 2026-03-01 02:00:00 UTC",
+            "• Started: 2026-03-01 02:00:01 UTC",
+            "• Deadline: 2026-03-01 03:00:00 UTC",
+            "• Exceptions: KeyError (2)",
+            "• Running: sync since 2026-03-01 01:00:00 UTC",
+            "• Usually takes: 20s",
             "• Last success: 2026-02-28 02:00:07 UTC",
             "• Last seen: host web-1, instance 10.0.0.5:9476, process 4711",
             "• Firing since: TIME",
             f"• <{RUNBOOK}#apschedulermissedrun|Runbook>",
+            "• <https://wiki.example.org/nightly|Runbook of the job>",
         ]
 
     def test_missing_labels_and_annotations_have_no_line(self, wires: Wires) -> None:
@@ -256,10 +268,16 @@ class TestPagerDuty:
             "Job: default/nightly",
             f"Application: {application}",
             "Due: 2026-03-01 02:00:00 UTC",
+            "Started: 2026-03-01 02:00:01 UTC",
+            "Deadline: 2026-03-01 03:00:00 UTC",
+            "Exceptions: KeyError (2)",
+            "Running: sync since 2026-03-01 01:00:00 UTC",
+            "Usually takes: 20s",
             "Last success: 2026-02-28 02:00:07 UTC",
             "Last seen: host web-1, instance 10.0.0.5:9476, process 4711",
             "Firing since: TIME",
             f"Runbook: {RUNBOOK}#apschedulermissedrun",
+            "Runbook of the job: https://wiki.example.org/nightly",
         ]
         wires.server.post(resolved(missed))
         # PagerDuty finds the incident by its key only.
