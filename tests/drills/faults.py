@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.drills.performance import Drill, Performance, command, has_namespaces
-from tests.drills.stage import HERE, PORT, WAIT_TIMEOUT, App, guarded
+from tests.drills.stage import FACTOR, HERE, PORT, WAIT_TIMEOUT, App, guarded
 from tests.helpers.servers import get
 
 CONTROL = 130.0
@@ -80,6 +80,66 @@ def out_of_memory(it: Performance) -> None:
             it.result.fault += " (killed as the kernel does it)"
         it.caught()
         it.repaired("later runs succeed")
+
+
+def _import_is_in_progress(it: Performance) -> None:
+    job = f'job="{it.job}",job_id="import"'
+    it.until(f"apscheduler_job:in_progress_since_timestamp_seconds{{{job}}}")
+
+
+@drill(
+    "a run is cut off by SIGKILL, the process is back at once",
+    "APSchedulerRunInterrupted",
+    "import",
+)
+def cut_off(it: Performance) -> None:
+    app = it.start("importing")
+    successor = it.prepare("importing").ready()
+    _import_is_in_progress(it)
+    app.kill()
+    it.fault()
+    successor.go("idle")
+    it.caught()
+    it.repaired("ten minutes")
+
+
+@drill(
+    "a run is cut off by SIGTERM, another process is there five minutes later",
+    "APSchedulerRunInterrupted",
+    "import",
+)
+def cut_off_elsewhere(it: Performance) -> None:
+    app = it.start("importing")
+    other = it.stage.address(it.job, 1)
+    successor = it.stage.start(it.job, "importing", other, it.directory).ready()
+    _import_is_in_progress(it)
+    app.signal(signal.SIGTERM)
+    it.wait(lambda: app.process.poll() is not None, "SIGTERM ends the process")
+    it.fault()
+    it.sleep(300 / FACTOR)
+    it.stage.set_targets(it.job, [other])
+    successor.go("idle")
+    it.caught()
+    it.repaired("ten minutes")
+
+
+@drill("a run takes all memory, and the process is killed", "APSchedulerRunInterrupted", "import")
+def cut_off_out_of_memory(it: Performance) -> None:
+    with small_memory() as cgroup:
+        app = it.start("importing")
+        successor = it.prepare("importing").ready()
+        _import_is_in_progress(it)
+        if cgroup:
+            Path(cgroup, "cgroup.procs").write_text(str(app.process.pid))
+            app.send("eat")
+            it.wait(lambda: app.process.poll() is not None, "the kernel kills the process")
+        else:
+            app.kill()
+            it.result.fault += " (killed as the kernel does it)"
+        it.fault()
+        successor.go("idle")
+        it.caught()
+        it.repaired("ten minutes")
 
 
 @drill("the job store fails on update_job, the scheduler's thread dies", "APSchedulerLoopDead")

@@ -135,6 +135,20 @@ def crunch(where: str) -> None:
     time.sleep(600)  # until the drill does what the kernel would do
 
 
+def import_orders() -> None:
+    """Take as long as a long job does, and all memory if the drill has ordered it."""
+    held = []
+    for _ in range(6000):
+        time.sleep(0.1)
+        if "eat" in orders:
+            held.append(b"\1" * (8 << 20))
+
+
+def export_report() -> None:
+    """Take longer than the five minutes from which on runs are watched, thirty times faster."""
+    time.sleep(11)
+
+
 def archive() -> None:
     """Stand for a job that a later version of the application no longer has."""
 
@@ -244,6 +258,17 @@ def nightly() -> None:
     obeying(scheduler, due=due)
 
 
+def importing() -> None:
+    """One with a run that takes long, unless it is idle, and with no handler of SIGTERM."""
+    scheduler = BackgroundScheduler()
+    scheduler.add_job(report, "interval", seconds=3, id="report")
+    scheduler.add_job(import_orders, "interval", hours=24, id="import")
+    if "idle" not in orders:
+        scheduler.modify_job("import", next_run_time=_in(0.5))
+    serve(scheduler)
+    threading.Event().wait()
+
+
 def patient() -> None:
     """One whose job runs some time after the start and not earlier."""
     scheduler = BackgroundScheduler()
@@ -330,6 +355,8 @@ def replica(*, singleton: bool = False) -> None:
     scheduler = BackgroundScheduler(job_defaults={"misfire_grace_time": 60, "coalesce": False})
     scheduler.add_job(busy, "interval", [0.05], seconds=4, id="refresh")
     scheduler.add_job(report, "interval", hours=1, id="hourly")
+    # In progress at most deploys, which wait for it.
+    scheduler.add_job(export_report, "interval", seconds=14, id="export", next_run_time=_in(1))
     serve(scheduler, name="replica", grace=GRACE_OF_CONTROL, singleton=singleton)
     wait_for_the_end(scheduler)
 
@@ -352,7 +379,8 @@ def _in(seconds: float) -> datetime:
 SCENES: dict[str, Callable[[], None]] = {
     scene.__name__: scene
     for scene in (
-        *(steady, port, pool, store, script, nightly, patient, troubled, sharing, stored),
+        *(steady, port, pool, store, script, nightly, importing, patient, troubled, sharing),
+        stored,
         *(busy_service, replica),
     )
 }
