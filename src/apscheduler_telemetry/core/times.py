@@ -4,7 +4,8 @@ Conversions between datetimes and Unix seconds that also work at both ends of th
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone, tzinfo
+from collections.abc import Sequence
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 
@@ -40,3 +41,54 @@ def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetim
         raise_if_interruption(error)
         limits = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
         return limits[timestamp > 0]
+
+
+def find_deadline(due_at: float, deadline: float | time) -> float | None:
+    """
+    Return when the deadline of a run is, in Unix seconds.
+
+    Args:
+        due_at: when the run is due, in Unix seconds.
+        deadline: seconds after that, or a time of day with its time zone: then the first one after
+            the run is due.
+
+    Returns:
+        None at the end of the calendar, or if the time zone fails.
+    """
+    if not isinstance(deadline, time):
+        return due_at + deadline
+    try:
+        today = to_datetime(due_at, deadline.tzinfo).date()
+        # Clocks that are set back may show a part of yesterday again.
+        days = (today + timedelta(number) for number in range(-1, 3))
+        coming = (at for day in days for at in _find_times(day, deadline, due_at) if at > due_at)
+        return next(coming, None)
+    except Exception:  # noqa: BLE001  # OverflowError, or the zone's own
+        return None
+
+
+def _find_times(day: date, time_of_day: time, due_at: float) -> Sequence[float]:
+    """
+    Return when it is this time of day on a day, in Unix seconds; twice if clocks are set back.
+
+    If clocks are set forward and skip it, it is when it would have been without that, as in RFC
+    5545; but not for a run that is due later than this change, whose deadline is the next day. The
+    offsets of the zone are looked up at Unix seconds, which `zoneinfo` and `pytz` do alike.
+    """
+    zone = time_of_day.tzinfo
+    shown = datetime.combine(day, time_of_day, timezone.utc).timestamp()
+    # Before and after any change of clocks; there are never two within two days.
+    before, after = (_utc_offset(shown + seconds, zone) for seconds in (-86_400.0, 86_400.0))
+    found = [
+        shown - offset
+        for offset in ((before,) if before == after else (before, after))
+        if _utc_offset(shown - offset, zone) == offset
+    ]
+    if not found and _utc_offset(due_at, zone) == before:
+        return [shown - before]
+    return found
+
+
+def _utc_offset(timestamp: float, zone: tzinfo | None) -> float:
+    offset = to_datetime(timestamp, zone).utcoffset()
+    return 0.0 if offset is None else offset.total_seconds()
