@@ -319,11 +319,10 @@ class Ours:
 
     def watch(self, scheduler: Any, port: int) -> None:
         """Use it as the README says."""
-        from apscheduler_telemetry import instrument  # noqa: PLC0415  # as the others
+        from apscheduler_telemetry import Expectations, instrument  # noqa: PLC0415  # as the others
 
-        self._telemetry = instrument(
-            scheduler, registry=self._registry, grace=LIMIT, max_duration=LIMIT
-        )
+        expected = Expectations(grace=LIMIT, max_duration=LIMIT)
+        self._telemetry = instrument(scheduler, registry=self._registry, expect=expected)
         self._telemetry.start_http_server(port)
 
     def report(self, job_id: str) -> str:

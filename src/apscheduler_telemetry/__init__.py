@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apscheduler_telemetry._version import __version__
     from apscheduler_telemetry.api import Telemetry, instrument
     from apscheduler_telemetry.context_store import FileContextStore
+    from apscheduler_telemetry.core.expectations import Expectations, expect
     from apscheduler_telemetry.errors import (
         ArgumentTypeError,
         ArgumentValueError,
@@ -28,12 +29,14 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "DuplicateNameError",
+    "Expectations",
     "FileContextStore",
     "HTTPServer",
     "NotInstrumentedError",
     "Telemetry",
     "TelemetryError",
     "__version__",
+    "expect",
     "instrument",
 ]
 
@@ -41,12 +44,14 @@ _MODULES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
     "DuplicateNameError": "errors",
+    "Expectations": "core.expectations",
     "FileContextStore": "context_store",
     "HTTPServer": "http",
     "NotInstrumentedError": "errors",
     "Telemetry": "api",
     "TelemetryError": "errors",
     "__version__": "_version",
+    "expect": "core.expectations",
     "instrument": "api",
 }
 

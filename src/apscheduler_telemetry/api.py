@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerAdapter
 from apscheduler_telemetry.adapters.registry import find_adapter
 from apscheduler_telemetry.config import Config
-from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver, ExpectOption
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, JobLabeller
 from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
@@ -160,13 +160,7 @@ class Telemetry:
             observers=ObserverGroup(error_reporter, observers),
             error_reporter=error_reporter,
             labeller=JobLabeller(config.job_label, error_reporter),
-            policy=AlertPolicy(
-                error_reporter,
-                grace=config.grace,
-                max_duration=config.max_duration,
-                severity=config.severity,
-                owner=config.owner,
-            ),
+            expectation_resolver=ExpectationResolver(config.expect, error_reporter),
             origin_propagator=OriginPropagator(propagate_baggage=config.propagate_baggage),
             context_store=config.context_store,
             capture=config.capture,
@@ -391,10 +385,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
     job_label: Callable[[Any], str] | None = None,
-    grace: float | Callable[[Any], float | None] | None = None,
-    max_duration: float | Callable[[Any], float | None] | None = None,
-    severity: str | Callable[[Any], str | None] | None = None,
-    owner: str | Callable[[Any], str | None] | None = None,
+    expect: ExpectOption | None = None,
     singleton: bool = True,
     propagate_baggage: bool = False,
     context_store: MutableMapping[str, str] | None = None,
@@ -426,15 +417,10 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         job_label: called when a job is added or changed, returns the value of its ``job_id`` label.
             By default the job's id. If APScheduler generated the id: the name that the job was
             given, or else ``module:function``.
-        grace: how many seconds late a run may start before the alert rules count it as missed, or
-            a callable that returns them for a job. By default the job's ``misfire_grace_time``,
-            but at least 60.
-        max_duration: how many seconds a run may take before the alert rules count it as stuck, or
-            a callable that returns them for a job. By default a limit from its recent runs.
-        severity: ``critical``, ``warning`` or ``info``, the severity of alerts on single jobs, or a
-            callable that returns one for a job. By default that of each rule.
-        owner: the person or team responsible for a job, the value of the label ``owner`` of its
-            alerts, or a callable that returns one for a job. By default alerts have no owner.
+        expect: what the alert rules expect of jobs: `Expectations` for all jobs, or a callable that
+            returns those of a job, or None. It is called when a job is added or changed. For each
+            field, the callable has priority over the decorator `apscheduler_telemetry.expect` of
+            the job's function, which has priority over `Expectations` for all jobs.
         singleton: whether the application should have exactly one live scheduler of this name.
             False: every replica runs its own copies of the jobs.
         propagate_baggage: whether a job sees the baggage of the call that added it, or of the call
@@ -477,10 +463,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,
         job_label=job_label,
-        grace=grace,
-        max_duration=max_duration,
-        severity=severity,
-        owner=owner,
+        expect=expect,
         singleton=singleton,
         propagate_baggage=propagate_baggage,
         context_store=context_store,

@@ -14,7 +14,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry.core.alert_policy import validate
+from apscheduler_telemetry.core.expectation_resolver import ExpectOption
+from apscheduler_telemetry.core.expectations import Expectations, ExpectDecorator
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, CaptureOptions
 from apscheduler_telemetry.core.safe_repr import safe_repr
@@ -36,10 +37,7 @@ class Config:
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     job_label: Callable[[Any], str] | None
-    grace: Any
-    max_duration: Any
-    severity: Any
-    owner: Any
+    expect: ExpectOption | None
     singleton: bool
     propagate_baggage: bool
     context_store: MutableMapping[str, str] | None
@@ -84,8 +82,7 @@ class Config:
             "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
             ok=self.context_store is None or isinstance(self.context_store, MutableMapping),
         )
-        for option in ("grace", "max_duration", "severity", "owner"):
-            validate(option, getattr(self, option))
+        _check_expect(self.expect)
         for option in ("duration_buckets", "delay_buckets"):
             # The dataclass is frozen, so this is the way to set an attribute here.
             object.__setattr__(self, option, _validate_buckets(option, getattr(self, option)))
@@ -161,6 +158,17 @@ def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...
         )
         raise ArgumentValueError(msg)
     return bounds
+
+
+def _check_expect(expect: object) -> None:
+    # A class and the decorator are callables, too, but return no expectations for a job.
+    is_other_callable = callable(expect) and not isinstance(expect, (type, ExpectDecorator))
+    _raise_type_error_unless(
+        "expect",
+        expect,
+        "Expectations(...), a callable that returns Expectations or None for a job, or None",
+        ok=expect is None or isinstance(expect, Expectations) or is_other_callable,
+    )
 
 
 def _check_max_labels(number: Any) -> None:

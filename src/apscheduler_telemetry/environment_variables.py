@@ -13,16 +13,16 @@ OTEL_PYTHON_APSCHEDULER_SINGLETON = "OTEL_PYTHON_APSCHEDULER_SINGLETON"
 """``true`` or ``false``: ``singleton=`` of `instrument`."""
 
 OTEL_PYTHON_APSCHEDULER_GRACE = "OTEL_PYTHON_APSCHEDULER_GRACE"
-"""Seconds: ``grace=`` of `instrument`, for all jobs."""
+"""Seconds: ``grace`` of the `Expectations` of all jobs."""
 
 OTEL_PYTHON_APSCHEDULER_MAX_DURATION = "OTEL_PYTHON_APSCHEDULER_MAX_DURATION"
-"""Seconds: ``max_duration=`` of `instrument`, for all jobs."""
+"""Seconds: ``max_duration`` of the `Expectations` of all jobs."""
 
 OTEL_PYTHON_APSCHEDULER_SEVERITY = "OTEL_PYTHON_APSCHEDULER_SEVERITY"
-"""``critical``, ``warning`` or ``info``: ``severity=`` of `instrument`, for all jobs."""
+"""``critical``, ``warning`` or ``info``: ``severity`` of the `Expectations` of all jobs."""
 
 OTEL_PYTHON_APSCHEDULER_OWNER = "OTEL_PYTHON_APSCHEDULER_OWNER"
-"""A text: ``owner=`` of `instrument`, for all jobs."""
+"""A text: ``owner`` of the `Expectations` of all jobs."""
 
 OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE = "OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE"
 """``true`` or ``false``: ``propagate_baggage=`` of `instrument`."""

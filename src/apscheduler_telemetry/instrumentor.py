@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from opentelemetry.metrics import get_meter_provider
@@ -34,6 +35,7 @@ from apscheduler_telemetry.api import (
     is_current,
 )
 from apscheduler_telemetry.context_store import FileContextStore
+from apscheduler_telemetry.core.expectations import Expectations
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.model import qualified_class_name, shorten
@@ -82,10 +84,6 @@ def _parse_bool(text: str) -> bool:
 _OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_NAME: ("name", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_SINGLETON: ("singleton", _parse_bool, "true or false"),
-    names.OTEL_PYTHON_APSCHEDULER_GRACE: ("grace", float, "a number"),
-    names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: ("max_duration", float, "a number"),
-    names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "a text"),
-    names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
     names.OTEL_PYTHON_APSCHEDULER_PROPAGATE_BAGGAGE: (
         "propagate_baggage",
         _parse_bool,
@@ -120,6 +118,17 @@ _OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     ),
 }
 """For each variable: the option, the function that parses it, and what the text must be."""
+_EXPECTATIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
+    names.OTEL_PYTHON_APSCHEDULER_GRACE: ("grace", float, "a number of seconds"),
+    names.OTEL_PYTHON_APSCHEDULER_MAX_DURATION: (
+        "max_duration",
+        float,
+        "a number of seconds, more than 0",
+    ),
+    names.OTEL_PYTHON_APSCHEDULER_SEVERITY: ("severity", str, "critical, warning or info"),
+    names.OTEL_PYTHON_APSCHEDULER_OWNER: ("owner", str, "a text"),
+}
+"""The same for the fields of `Expectations`, which hold for all jobs."""
 
 _DEPENDENCIES = ("apscheduler >= 3.10, < 4",)
 """The same as the extra ``instruments``, which decides whether the distro loads this module."""
@@ -140,9 +149,9 @@ class APSchedulerInstrumentor(BaseInstrumentor):
             **options: those of `apscheduler_telemetry.instrument`, ``http_port``, ``http_host``,
                 and ``http_bearer_token_file``, ``http_certfile``, ``http_keyfile`` and
                 ``http_allowed_hosts`` as for `Telemetry.start_http_server`; they override
-                environment variables. `name` is the name of the first scheduler; later ones get
-                ``-2``, ``-3`` and so on. By default metrics go to the global meter provider, and a
-                separate registry serves them at `http_port`.
+                environment variables, and ``expect`` those of all expectations. `name` is the name
+                of the first scheduler; later ones get ``-2``, ``-3`` and so on. By default metrics
+                go to the global meter provider, and a separate registry serves them at `http_port`.
 
         Raises:
             ArgumentTypeError: there is no such option.
@@ -276,15 +285,32 @@ def _choose_served_registry(
 
 def _options_from_environment() -> dict[str, Any]:
     """Return the options that environment variables set; an invalid one is logged and ignored."""
-    options = {}
-    for name, (option, read, kind) in _OPTIONS_BY_VARIABLE.items():
+    options = _parse_variables(_OPTIONS_BY_VARIABLE)
+    expected = _parse_variables(
+        {
+            name: (field, partial(_parse_expectation, field, read), kind)
+            for name, (field, read, kind) in _EXPECTATIONS_BY_VARIABLE.items()
+        }
+    )
+    return {**options, "expect": Expectations(**expected)} if expected else options
+
+
+def _parse_expectation(field: str, read: Callable[[str], Any], text: str) -> Any:
+    return getattr(Expectations(**{field: read(text)}), field)
+
+
+def _parse_variables(
+    known: Mapping[str, tuple[str, Callable[[str], Any], str]],
+) -> dict[str, Any]:
+    values = {}
+    for name, (option, read, kind) in known.items():
         text = os.environ.get(name, "").strip()
         try:
             if text:
-                options[option] = read(text)
+                values[option] = read(text)
         except (KeyError, ValueError):
             logger.warning("%s=%r is ignored: it is not %s", name, shorten(text), kind)
-    return options
+    return values
 
 
 def _reject_unknown_options(options: Mapping[str, Any]) -> None:

@@ -9,7 +9,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from apscheduler_telemetry import Expectations, expect
 from apscheduler_telemetry.core.times import find_deadline, to_unix_seconds
+from tests.helpers.jobs import nothing
+from tests.helpers.schedulers import HandDriven, hand_driven_scheduler
+from tests.helpers.watching import Watched, due, watched
 
 BERLIN = "Europe/Berlin"
 
@@ -27,6 +31,10 @@ def zones(name: str) -> list[tzinfo]:
 def utc(text: str) -> float:
     """Return the Unix seconds of a time in UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+
+
+def deadline_of(seen: Watched) -> float | None:
+    return seen.job("deadline_timestamp_seconds")
 
 
 class TestTimeOfDay:
@@ -110,3 +118,88 @@ class TestTimeOfDay:
             fromutc = dst = tzname = utcoffset  # type: ignore[assignment]
 
         assert find_deadline(utc("2026-06-01 00:00"), time(6, 30, tzinfo=Broken())) is None
+
+
+class TestSeries:
+    """``apscheduler_job_deadline_timestamp_seconds``, the deadline of the next run."""
+
+    @pytest.mark.parametrize("zone", zones(BERLIN), ids=lambda zone: type(zone).__module__)
+    @pytest.mark.parametrize(
+        ("deadline", "expected"),
+        [
+            (90, "2030-06-01 10:01:30"),
+            (timedelta(hours=30), "2030-06-02 16:00"),
+            ("12:30", "2030-06-01 10:30"),
+            ("12:30 UTC", "2030-06-01 12:30"),
+            ("06:30 Asia/Tokyo", "2030-06-01 21:30"),
+            (time(12, 30), "2030-06-01 10:30"),
+            (time(12, 30, tzinfo=timezone.utc), "2030-06-01 12:30"),
+        ],
+        ids=str,
+    )
+    def test_forms(self, deadline: Any, expected: str, zone: tzinfo) -> None:
+        """A time of day without a time zone is in that of the scheduler."""
+        scheduler = HandDriven(timezone=zone)
+        with watched(scheduler, expect=Expectations(deadline=deadline)) as seen:
+            scheduler.start(paused=True)
+            first = datetime(2030, 6, 1, 10, tzinfo=timezone.utc)
+            scheduler.add_job(nothing, "interval", hours=1, id="job", start_date=first)
+            assert deadline_of(seen) == utc(expected)
+
+    def test_follows_the_next_run(self) -> None:
+        """It changes with the next run, and is absent while there is none."""
+        with watched(hand_driven_scheduler(), expect=Expectations(deadline=90)) as seen:
+            seen.scheduler.start(paused=True)
+            job = seen.scheduler.add_job(nothing, "interval", hours=1, id="job")
+
+            def check() -> None:
+                assert deadline_of(seen) == seen.next_run() + 90  # type: ignore[operator]
+
+            check()
+            job.modify(next_run_time=job.next_run_time + timedelta(hours=5))
+            check()
+            job.pause()
+            assert (seen.next_run(), deadline_of(seen)) == (0, None)
+            job.resume()
+            check()
+            job.remove()
+            assert (seen.next_run(), deadline_of(seen)) == (0, None)
+
+    def test_after_a_run(self) -> None:
+        """When a run was submitted, it is the deadline of the next one; a last run has none."""
+        with watched(hand_driven_scheduler(), expect=Expectations(deadline=90)) as seen:
+            seen.scheduler.start()
+            job = seen.scheduler.add_job(nothing, **due())
+            first = deadline_of(seen)
+            seen.scheduler.turn()
+            assert deadline_of(seen) == job.next_run_time.timestamp() + 90
+            assert deadline_of(seen) != first
+            seen.scheduler.add_job(nothing, "date", id="once")
+            assert seen.job("deadline_timestamp_seconds", "once") is not None
+            seen.scheduler.turn()
+            assert seen.runs("once") == {"success": 1}
+            assert seen.job("deadline_timestamp_seconds", "once") is None
+
+    def test_stays_while_the_loop_is_dead(self) -> None:
+        """The run that nothing starts keeps its deadline, so that the alert can fire."""
+        with watched(hand_driven_scheduler(), expect=Expectations(deadline=90)) as seen:
+            seen.scheduler.start()
+            seen.scheduler.add_job(nothing, **due())
+            seen.scheduler.shutdown()
+            assert deadline_of(seen) == seen.next_run() + 90  # type: ignore[operator]
+            assert seen.next_run()
+
+    def test_decorated_function_in_two_time_zones(self) -> None:
+        """Each scheduler adds its own zone."""
+
+        @expect(deadline="12:30")
+        def report() -> None: ...
+
+        found = []
+        for zone in ("UTC", BERLIN):
+            with watched(HandDriven(timezone=zone)) as seen:
+                seen.scheduler.start(paused=True)
+                first = datetime(2030, 6, 1, 8, tzinfo=timezone.utc)
+                seen.scheduler.add_job(report, "interval", hours=1, id="job", start_date=first)
+                found.append(deadline_of(seen))
+        assert found == [utc("2030-06-01 12:30"), utc("2030-06-01 10:30")]

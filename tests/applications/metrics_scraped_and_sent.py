@@ -28,7 +28,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from apscheduler_telemetry import Telemetry, instrument
+from apscheduler_telemetry import Expectations, Telemetry, instrument
 from tests.applications import troubled
 from tests.helpers.otlp_receiver import OtlpReceiver
 from tests.helpers.otlp_to_prometheus import differences, series, translate
@@ -152,7 +152,7 @@ class Page:
         telemetry = instrument(
             scheduler,
             name="doomed",
-            grace=1,
+            expect=Expectations(grace=1),
             registry=exports.registry,
             meter_provider=exports.provider,
         )

@@ -22,7 +22,7 @@ from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from apscheduler_telemetry import instrument
+from apscheduler_telemetry import Expectations, instrument
 
 ODD = """report.v2 "nightly" it's 100% (a|b) c:\\dir + [x] $1"""
 """An id with everything that a query may trip over."""
@@ -123,6 +123,15 @@ def troubled_scheduler(seconds: float, exception: str) -> BackgroundScheduler:
     return scheduler
 
 
+def expected_of(job: Any) -> Expectations:
+    """Return what is expected of a job."""
+    return Expectations(
+        grace=5,
+        max_duration=0.5 if job.id == "hangs" else 20,
+        owner="reports" if job.id == "report" else None,
+    )
+
+
 class Troubled:
     """
     An application in trouble.
@@ -141,9 +150,7 @@ class Troubled:
             self._main,
             name="main",
             job_label=label,
-            grace=5,
-            max_duration=lambda job: 0.5 if job.id == "hangs" else 20,
-            owner=lambda job: "reports" if job.id == "report" else None,
+            expect=expected_of,
             **providers,
         )
         resting = instrument(self._background, name="resting", **providers)
@@ -180,7 +187,7 @@ async def troubled(seconds: float, exception: str) -> None:
 def doomed(port: int) -> None:
     """Schedule a run, and wait to be killed."""
     scheduler = BackgroundScheduler()
-    telemetry = instrument(scheduler, name="doomed", grace=1)
+    telemetry = instrument(scheduler, name="doomed", expect=Expectations(grace=1))
     print(telemetry.start_http_server(port).port, flush=True)  # noqa: T201  # for the test
     scheduler.start()
     scheduler.add_job(ok, "interval", id="archive", seconds=2.5, args=[0])

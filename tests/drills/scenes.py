@@ -30,7 +30,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import event
 
-from apscheduler_telemetry import instrument
+from apscheduler_telemetry import Expectations, instrument
 
 PORT = 9476
 SECOND = timedelta(seconds=1)
@@ -158,7 +158,7 @@ def archive() -> None:
 
 def serve(scheduler: Any, *, name: str = "main", grace: float = GRACE, **options: Any) -> Any:
     """Instrument, serve and start."""
-    telemetry = instrument(scheduler, name=name, grace=grace, **options)
+    telemetry = instrument(scheduler, name=name, expect=Expectations(grace=grace), **options)
     server = telemetry.start_http_server(PORT, address)
     scheduler.start()
     return server
@@ -199,7 +199,7 @@ def port() -> None:
     """An application that closes its port on an order."""
     scheduler = BackgroundScheduler()
     scheduler.add_job(report, "interval", seconds=3, id="report")
-    telemetry = instrument(scheduler, name="main", grace=GRACE)
+    telemetry = instrument(scheduler, name="main", expect=Expectations(grace=GRACE))
     servers = [telemetry.start_http_server(PORT, address)]
     scheduler.start()
     obeying(

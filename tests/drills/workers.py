@@ -8,7 +8,7 @@ from typing import Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from apscheduler_telemetry import instrument
+from apscheduler_telemetry import Expectations, instrument
 
 
 def report() -> None:
@@ -16,7 +16,7 @@ def report() -> None:
 
 
 scheduler = BackgroundScheduler()
-telemetry = instrument(scheduler, name="main", grace=2)
+telemetry = instrument(scheduler, name="main", expect=Expectations(grace=2))
 scheduler.add_job(report, "interval", seconds=3, id="report")
 scheduler.start()
 

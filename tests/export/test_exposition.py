@@ -58,7 +58,11 @@ FAMILIES = {
     "apscheduler_job_longest_interval_seconds": ("gauge", JOB),
     "apscheduler_job_grace_seconds": ("gauge", JOB),
     "apscheduler_job_max_duration_seconds": ("gauge", JOB),
-    "apscheduler_job_alert_info": ("gauge", (*JOB, "severity", "owner")),
+    "apscheduler_job_min_duration_seconds": ("gauge", JOB),
+    "apscheduler_job_deadline_timestamp_seconds": ("gauge", JOB),
+    "apscheduler_job_max_failures": ("gauge", JOB),
+    "apscheduler_job_min_recorded": ("gauge", (*JOB, "quantity")),
+    "apscheduler_job_alert_info": ("gauge", (*JOB, "severity", "owner", "runbook_url")),
     "apscheduler_job_info": (
         "gauge",
         (*JOB, "name", "func", "trigger", "executor", "jobstore", "persistent"),

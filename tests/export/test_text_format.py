@@ -18,7 +18,12 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.exposition import choose_encoder
 
-from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
+from apscheduler_telemetry.core.model import (
+    ErrorDescription,
+    JobExpectations,
+    Outcome,
+    RemovalReason,
+)
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from apscheduler_telemetry.core.stats import DURATION_BUCKETS
@@ -100,7 +105,13 @@ class TestBytes:
     )
     def test_any_label_value_is_written_as_the_library_does(self, scene: Scene, text: str) -> None:
         """Any label value is written as prometheus_client writes it."""
-        job = scene.main.add_job("odd", label=text or "empty", name=text, owner=text, trigger=text)
+        job = scene.main.add_job(
+            "odd",
+            label=text or "empty",
+            name=text,
+            trigger=text,
+            expectations=JobExpectations(owner=text, min_recorded=((text, 1.0),)),
+        )
         scene.main.run(job, NOW, 0.5, ErrorDescription(type=text, message=""))
         check(scene)
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from apscheduler_telemetry.core.model import (
     ErrorDescription,
+    JobExpectations,
     Liveness,
     Outcome,
     RemovalReason,
@@ -106,9 +107,16 @@ def fill(scheduler: FakeScheduler) -> None:
         jobstore="sql",
         persistent=True,
         grace=300.0,
-        max_duration=600.0,
-        severity="warning",
-        owner="billing",
+        expectations=JobExpectations(
+            max_duration=600.0,
+            min_duration=0.5,
+            deadline=1_800.0,
+            max_failures=2,
+            min_recorded=(("bytes", 1e9), ("rows", 1.0)),
+            severity="warning",
+            owner="billing",
+            runbook_url="https://wiki.example/backup",
+        ),
     )
     recorder.job_intervals_changed(backup, (86_400.0, 259_200.0))
     trace = SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, is_remote=False)

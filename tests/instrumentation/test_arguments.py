@@ -14,7 +14,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from apscheduler_telemetry import ArgumentTypeError, ArgumentValueError, TelemetryError, instrument
+from apscheduler_telemetry import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Expectations,
+    TelemetryError,
+    expect,
+    instrument,
+)
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from tests.helpers import jobs
 from tests.helpers.faults import Boom, raise_boom
@@ -75,27 +82,21 @@ class TestBadInput:
         ("tracer_provider", "otlp", ArgumentTypeError, "an OpenTelemetry TracerProvider"),
         ("tracer_provider", NoOpTracerProvider, ArgumentTypeError, "TracerProvider, got <class"),
         ("job_label", "job", ArgumentTypeError, "callable that takes a job and returns a str"),
-        ("grace", -1, ArgumentValueError, "0 or more seconds, got -1; omit it"),
-        ("grace", -0.001, ArgumentValueError, "0 or more seconds"),
-        ("grace", math.nan, ArgumentValueError, "0 or more seconds, got nan"),
-        ("grace", math.inf, ArgumentValueError, "0 or more seconds, got inf"),
-        pytest.param(
-            "grace",
-            10**400,
-            ArgumentValueError,
-            "0 or more seconds, got <int of 1329 bits>",
-            id="grace too large",
+        (
+            "expect",
+            60,
+            ArgumentTypeError,
+            r"Expectations\(\.\.\.\), a callable that returns.*got 60",
         ),
-        pytest.param(
-            "max_duration",
-            10**400,
-            ArgumentValueError,
-            "more than 0 seconds, got <int",
-            id="max_duration too large",
+        ("expect", Expectations, ArgumentTypeError, "Expectations.*got <class"),
+        (
+            "expect",
+            expect(owner="billing"),
+            ArgumentTypeError,
+            "Expectations.*got <.*ExpectDecorator",
         ),
-        ("max_duration", Unprintable(), ArgumentTypeError, "seconds, a callable.*got <"),
-        ("grace", True, ArgumentTypeError, "seconds, a callable.*got True"),
-        ("grace", "60", ArgumentTypeError, "seconds, a callable.*got '60'"),
+        ("expect", {"owner": "billing"}, ArgumentTypeError, "Expectations.*got {'owner'"),
+        ("expect", Unprintable(), ArgumentTypeError, "Expectations.*got <"),
         ("singleton", "no", ArgumentTypeError, "singleton must be True or False, got 'no'"),
         ("singleton", None, ArgumentTypeError, "singleton must be True or False"),
         ("duration_buckets", [], ArgumentValueError, "at least one"),
@@ -154,8 +155,8 @@ class TestBadInput:
         [
             {"name": "Rechnungen 🦉"},
             {"name": 'a "quoted" one'},
-            {"grace": 0},
-            {"grace": 1.5},
+            {"expect": Expectations(grace=0)},
+            {"expect": lambda job: Expectations(grace=1.5)},
             {"duration_buckets": (0, 1)},
             {"duration_buckets": [1, 2, math.inf]},
             {"delay_buckets": range(1, 4)},
@@ -225,52 +226,6 @@ class TestCallbacks:
             assert seen.own_errors() == {"job_label": 2}
             assert seen.value("telemetry_errors_total", component="job_label") == 2
         assert len(ours_of(caplog)) == 1
-
-    @pytest.mark.parametrize(
-        "grace",
-        [
-            lambda job: job.nothing,
-            lambda job: -1,
-            lambda job: math.nan,
-            lambda job: math.inf,
-            lambda job: 10**400,
-            lambda job: True,
-            lambda job: "60",
-        ],
-        ids=["raises", "negative", "NaN", "infinite", "too large", "bool", "text"],
-    )
-    def test_failing_grace_is_replaced_by_the_default(
-        self, grace: Callable[..., Any], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """If `grace` fails, the default applies."""
-        with watched(hand_driven_scheduler(), grace=grace) as seen:
-            seen.scheduler.start()
-            for job_id in ("a", "b"):
-                seen.scheduler.add_job(
-                    jobs.nothing, "interval", hours=1, id=job_id, misfire_grace_time=300
-                )
-                assert seen.job("grace_seconds", job_id) == 300
-            assert seen.own_errors() == {"grace": 2}
-        assert len(ours_of(caplog)) == 1
-
-    @pytest.mark.parametrize(
-        ("grace", "expected"),
-        [
-            (None, 60),
-            (0, 0),
-            (5, 5),
-            (2.5, 2.5),
-            (lambda job: 7, 7),
-            (lambda job: None, 60),
-            (lambda job: len(job.id), 3),
-        ],
-    )
-    def test_grace_is_what_was_passed_or_returned(self, grace: Any, expected: float) -> None:
-        """The grace is the value or what the callback returns; 60 s by default."""
-        with watched(hand_driven_scheduler(), grace=grace) as seen:
-            seen.scheduler.start()
-            seen.scheduler.add_job(jobs.nothing, "interval", hours=1, id="job")
-            assert seen.job("grace_seconds") == expected
 
     def test_histograms_have_the_buckets_that_were_passed(self) -> None:
         """Histograms have the buckets that were passed."""

@@ -25,7 +25,7 @@ from apscheduler.schedulers.base import BaseScheduler
 from packaging.requirements import Requirement
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 
-from apscheduler_telemetry import environment_variables, instrument
+from apscheduler_telemetry import Expectations, environment_variables, instrument
 from apscheduler_telemetry.api import get_handle
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.errors import ArgumentTypeError
@@ -143,13 +143,14 @@ class TestInstrument:
     def test_options_apply_to_every_scheduler(self, instrumentor: Any, schedulers: Any) -> None:
         """Options of `instrument` apply to every scheduler."""
         registry = CollectorRegistry()
-        instrumentor.instrument(registry=registry, owner="billing")
+        instrumentor.instrument(registry=registry, expect=Expectations(owner="billing"))
         scheduler = schedulers()
         scheduler.start()
         scheduler.add_job(print, id="job")
 
-        labels = {"scheduler": "default", "job_id": "job", "severity": "", "owner": "billing"}
-        assert registry.get_sample_value("apscheduler_job_alert_info", labels) == 1
+        labels = {"severity": "", "owner": "billing", "runbook_url": ""}
+        job = {"scheduler": "default", "job_id": "job"}
+        assert registry.get_sample_value("apscheduler_job_alert_info", {**job, **labels}) == 1
 
     def test_unknown_option_is_an_error(self, instrumentor: Any) -> None:
         """An unknown option raises an error, and nothing is instrumented."""
@@ -208,7 +209,7 @@ class TestInstrument:
         self, instrumentor: Any, schedulers: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A scheduler that cannot be instrumented runs without telemetry; the log says why."""
-        instrumentor.instrument(severity="loud")
+        instrumentor.instrument(expect="loud")
         scheduler = schedulers()
         scheduler.start()
 
@@ -216,7 +217,7 @@ class TestInstrument:
         assert get_handle(scheduler) is None
         (record,) = (r for r in caplog.records if r.name == "apscheduler_telemetry.instrumentor")
         assert "cannot be instrumented, and runs without" in record.getMessage()
-        assert "severity" in str(record.exc_info)
+        assert "expect must be" in str(record.exc_info)
 
 
 class TestUninstrument:
@@ -261,6 +262,9 @@ class TestVariables:
     ) -> None:
         """An invalid value is logged and ignored; other variables apply."""
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_GRACE", "soon")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_MAX_DURATION", "0")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_SEVERITY", "loud")
+        monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_OWNER", "billing")
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_SINGLETON", "maybe")
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_HTTP_PORT", "")
         monkeypatch.setenv("OTEL_PYTHON_APSCHEDULER_NAME", "shop")
@@ -269,10 +273,19 @@ class TestVariables:
         scheduler.start()
 
         assert name_of(scheduler) == "shop"
+        ignored = {
+            "SINGLETON='maybe'": "true or false",
+            "GRACE='soon'": "a number of seconds",
+            "MAX_DURATION='0'": "a number of seconds, more than 0",
+            "SEVERITY='loud'": "critical, warning or info",
+        }
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-            "OTEL_PYTHON_APSCHEDULER_SINGLETON='maybe' is ignored: it is not true or false",
-            "OTEL_PYTHON_APSCHEDULER_GRACE='soon' is ignored: it is not a number",
+            f"OTEL_PYTHON_APSCHEDULER_{variable} is ignored: it is not {kind}"
+            for variable, kind in ignored.items()
         ]
+        handle = get_handle(scheduler)
+        assert handle is not None
+        assert handle._config.expect == Expectations(owner="billing")
 
     def test_each_variable_sets_its_option(
         self, instrumentor: Any, schedulers: Any, monkeypatch: Any
@@ -296,10 +309,9 @@ class TestVariables:
         expected = {
             "name": "argument",
             "singleton": False,
-            "grace": 300,
-            "max_duration": 60.5,
-            "severity": "critical",
-            "owner": "billing",
+            "expect": Expectations(
+                grace=300, max_duration=60.5, severity="critical", owner="billing"
+            ),
         }
         assert {key: getattr(handle._config, key) for key in expected} == expected
 

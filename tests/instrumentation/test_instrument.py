@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from prometheus_client import CollectorRegistry, generate_latest
 
-from apscheduler_telemetry import DuplicateNameError, instrument
+from apscheduler_telemetry import DuplicateNameError, Expectations, instrument
 from apscheduler_telemetry.core.model import Outcome
 from tests.helpers import jobs, watching
 from tests.helpers.instrumented_parts import (
@@ -144,7 +144,7 @@ class TestTwice:
         [
             {"name": "other"},
             {"registry": CollectorRegistry()},
-            {"grace": 5},
+            {"expect": Expectations(grace=5)},
             {"singleton": False},
             {"job_label": str},
             {"duration_buckets": [1, 2]},

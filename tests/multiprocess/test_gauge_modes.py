@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apscheduler_telemetry.core.model import Liveness, Outcome, SchedulerErrorKind
+from apscheduler_telemetry.core.model import JobExpectations, Liveness, Outcome, SchedulerErrorKind
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from apscheduler_telemetry.export.multiprocess.gauge_modes import GAUGE_MODES
@@ -62,6 +62,31 @@ class TestModes:
             process.job(next_run)
             process.write()
         assert value(scrape(directory_without_threads), "job_next_run_timestamp_seconds") == shown
+
+    def test_expectations_during_a_deploy(self, directory_without_threads: Path) -> None:
+        """While processes expect different things, alerts fire by the mildest."""
+        for number, next_run in ((1, NOW + 9), (2, NOW + 5), (3, None)):
+            process = Process(directory_without_threads)
+            expectations = JobExpectations(
+                max_duration=number,
+                min_duration=number,
+                deadline=100.0,
+                max_failures=number,
+                min_recorded=(("rows", number),),
+                owner=f"team {number}",
+            )
+            process.job(next_run, expectations=expectations)
+            process.write()
+        shown = scrape(directory_without_threads)
+        assert value(shown, "job_max_duration_seconds") == 3
+        assert value(shown, "job_min_duration_seconds") == 1
+        assert value(shown, "job_max_failures") == 3
+        assert value(shown, "job_min_recorded", quantity="rows") == 1
+        # That of the earliest next run.
+        assert value(shown, "job_deadline_timestamp_seconds") == NOW + 105
+        labels = {"severity": "", "runbook_url": ""}
+        for number in (1, 2, 3):
+            assert value(shown, "job_alert_info", owner=f"team {number}", **labels) == 1
 
     def test_running_runs_add_up(self, directory_without_threads: Path) -> None:
         """Running runs add up, and the oldest start is shown; idle processes do not matter."""

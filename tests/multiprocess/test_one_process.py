@@ -17,7 +17,7 @@ from apscheduler.executors.debug import DebugExecutor
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from apscheduler_telemetry import Telemetry, instrument
+from apscheduler_telemetry import Expectations, Telemetry, instrument
 from apscheduler_telemetry.core.model import SchedulerErrorKind
 from tests.helpers import jobs
 from tests.helpers.clocks import freeze_time
@@ -40,7 +40,9 @@ class TestOneProcess:
             scheduler,
             name='a "name" with_all/sorts of*signs',
             registry=CollectorRegistry(),
-            owner="me",
+            expect=Expectations(
+                owner="me", deadline="06:30", max_failures=2, min_recorded={"rows": 1}
+            ),
         )
         scheduler.add_job(jobs.nothing, id="ok_1")
         scheduler.add_job(jobs.fail, id='it "fails"\n')

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, generate_latest
 
-from apscheduler_telemetry import ArgumentValueError, instrument
+from apscheduler_telemetry import ArgumentValueError, Expectations, instrument
 from apscheduler_telemetry.core import observers
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
@@ -71,7 +71,7 @@ def _seen() -> Iterator[Any]:
         scheduler,
         registry=registry,
         tracer_provider=provider,
-        owner=lambda _: HUGE,
+        expect=lambda _: Expectations(owner=HUGE),
         capture_arguments=True,
         capture_stacktrace=True,
     )
@@ -184,7 +184,7 @@ class TestLog:
         ]
         assert reporter.counts()["multiprocess"] == 20
 
-    @pytest.mark.parametrize("option", ["job_label", "owner", "severity", "grace"])
+    @pytest.mark.parametrize("option", ["job_label", "expect"])
     def test_wrong_values_of_options_are_cut(
         self, option: str, caplog: pytest.LogCaptureFixture
     ) -> None:

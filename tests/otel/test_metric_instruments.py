@@ -19,7 +19,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from opentelemetry import metrics as api
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry import ArgumentTypeError, instrument
+from apscheduler_telemetry import ArgumentTypeError, Expectations, instrument
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from tests.helpers import jobs, watching
@@ -38,7 +38,15 @@ class TestInstruments:
     def test_instruments_are_those_of_the_contract(self) -> None:
         """Each metric has the documented instrument, name, unit and description."""
         otel = Sdk()
-        options = {"meter_provider": otel.provider, "owner": "shop", "max_duration": 1}
+        expected = Expectations(
+            max_duration=9,
+            min_duration=1,
+            deadline=8,
+            max_failures=2,
+            min_recorded={"rows": 1},
+            owner="shop",
+        )
+        options = {"meter_provider": otel.provider, "expect": expected}
         with hand_driven_rig(telemetry=options) as rig:
             rig.add(jobs.nothing, "interval", seconds=9)
             rig.add(jobs.fail, "interval", seconds=9, id="fails")
@@ -208,7 +216,8 @@ def test_exporter_of_opentelemetry_shows_the_same_as_a_scrape() -> None:
     )
     with freeze_time():  # a store in memory is read as of now
         scheduler = hand_driven_scheduler()
-        telemetry = instrument(scheduler, registry=ours, meter_provider=provider, owner="shop")
+        expected = Expectations(deadline=8, max_failures=2, min_recorded={"rows": 1}, owner="shop")
+        telemetry = instrument(scheduler, registry=ours, meter_provider=provider, expect=expected)
         scheduler.start()
         for func in (jobs.nothing, jobs.fail):
             scheduler.add_job(func, **watching.due(func.__name__))

@@ -120,7 +120,7 @@ TIME_LIMITS = [
     pytest.param(partial(raise_timeout), id="partial"),
 ]
 FAILURES = [SystemExit(1), asyncio.CancelledError(), GeneratorExit(), OwnError()]
-OPTIONS = ["job_label", "grace", "max_duration", "severity", "owner"]
+OPTIONS = ["job_label", "expect"]
 
 
 def has_errors(seen: Watched, number: int) -> bool:
@@ -407,9 +407,15 @@ def check_is_a_failure(job_label: Callable[[Any], str]) -> None:
 class TestInterruptions:
     """What interrupts a callable from outside is not its failure."""
 
-    def test_keyboard_interrupt_goes_its_way(self) -> None:
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_keyboard_interrupt_goes_its_way(self, option: str) -> None:
         """Ctrl-C while it runs."""
-        check_goes_its_way(KeyboardInterrupt, raising(KeyboardInterrupt()))
+        options = {option: raising(KeyboardInterrupt())}
+        with watched(hand_driven_scheduler(), **options) as seen:
+            seen.scheduler.start()
+            with pytest.raises(KeyboardInterrupt):
+                seen.scheduler.add_job(jobs.nothing, "interval", hours=1)
+            assert seen.own_errors() == {}
 
     @pytest.mark.parametrize("is_method", [False, True])
     def test_exit_of_a_signal_handler_goes_its_way(self, is_method: bool) -> None:

@@ -15,7 +15,7 @@ from apscheduler.executors.debug import DebugExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry, generate_latest
 
-from apscheduler_telemetry import Telemetry, context_store, instrument
+from apscheduler_telemetry import Expectations, Telemetry, context_store, instrument
 from apscheduler_telemetry.adapters.apscheduler3 import (
     loop_liveness,
     unsubmitted_runs,
@@ -24,7 +24,7 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStore
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import MAX_OBSERVED_INTERVALS
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
 from apscheduler_telemetry.core import labels, model, recorder, safe_repr, stats
-from apscheduler_telemetry.core.alert_policy import MIN_DEFAULT_GRACE
+from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.export.multiprocess import slots, writer
 from tests.helpers.paths import ROOT
@@ -222,6 +222,34 @@ class TestSeries:
             == set(documented_numbers(r"has (\d+) series after"))
             == {len(series)}
         )
+
+    def test_expectations(self) -> None:
+        """A job of which everything is expected has the series that the page says, and no more."""
+        expected = Expectations(
+            grace=1,
+            max_duration=60,
+            min_duration=1,
+            deadline=60,
+            max_failures=1,
+            min_recorded={"rows": 1, "bytes": 1, "pages": 1},
+            severity="info",
+            owner="billing",
+            runbook_url="https://wiki.example",
+        )
+        counts = []
+        for expect in (None, expected):
+            registry = CollectorRegistry()
+            scheduler = BackgroundScheduler()
+            telemetry = instrument(scheduler, registry=registry, expect=expect)
+            scheduler.start(paused=True)
+            scheduler.add_job(len, "interval", hours=1, args=[""], id="job")
+            counts.append(len(series_of(registry, "job")))
+            scheduler.shutdown()
+            telemetry.uninstrument()
+        without, with_all = counts
+        pattern = r"has up to (\w+) more, and (\w+) for each quantity"
+        more, for_each = documented_numbers(pattern)
+        assert with_all == without + more + 3 * for_each
 
     def test_parts(self, series: list[str]) -> None:
         """The page has the numbers of histogram and outcome series."""

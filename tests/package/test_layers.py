@@ -24,10 +24,10 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"core.files", "core.forks", "core.locks", "core.model", "core.times"}),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
-    frozenset({"core.records"}),
+    frozenset({"core.expectations", "core.records"}),
     frozenset({"core.observers"}),
     frozenset({"core.labels"}),
-    frozenset({"core.alert_policy", "core.recorder"}),
+    frozenset({"core.expectation_resolver", "core.recorder"}),
     # What writes the metrics state: tools, jobs and their runs, the scheduler's loop, changes of
     # jobs, hooks on executors and job stores, and what puts them together.
     frozenset({"adapters.base"}),

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanContext
 
-from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
+from apscheduler_telemetry.core.model import (
+    ErrorDescription,
+    JobExpectations,
+    Outcome,
+    RemovalReason,
+)
 from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS, REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.stats import MAX_EXCEPTION_TYPES, OTHER_EXCEPTIONS, Histogram
@@ -272,7 +277,9 @@ class TestChanges:
             lambda rig: rig.recorder.job_advanced(rig.record, DUE.replace(second=10)),
             lambda rig: rig.recorder.job_rescheduled(rig.record, None, cancels=True),
             lambda rig: rig.recorder.job_removed(rig.record, RemovalReason.FAILED),
-            lambda rig: rig.recorder.job_upserted(job_info(owner="billing"), AT),
+            lambda rig: rig.recorder.job_upserted(
+                job_info(expectations=JobExpectations(owner="billing")), AT
+            ),
             lambda rig: rig.recorder.job_intervals_changed(rig.record, (1, 2)),
         ],
     )

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver
 from apscheduler_telemetry.core.labels import JobLabeller
 from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
@@ -46,7 +46,7 @@ class AdapterDependencies:
         observers: observe single runs.
         error_reporter: counts failures of telemetry itself; none of them may reach the scheduler.
         labeller: chooses the ``job_id`` label of a job.
-        policy: the limits and labels of a job for the alert rules.
+        expectation_resolver: finds out what is expected of a job, for the alert rules.
         origin_propagator: determines where a job is added, so that its runs link to it.
         context_store: stores origins across restarts; None if they are not stored.
         capture: which data of a job may be exported.
@@ -62,7 +62,7 @@ class AdapterDependencies:
     observers: ObserverGroup
     error_reporter: ErrorReporter
     labeller: JobLabeller
-    policy: AlertPolicy
+    expectation_resolver: ExpectationResolver
     origin_propagator: OriginPropagator
     context_store: MutableMapping[str, str] | None
     capture: CaptureOptions

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import time
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -86,6 +87,35 @@ class RemovalReason(Enum):
     """By APScheduler because of an error: the next run is still expected, and will be missed."""
 
 
+class JobExpectations(NamedTuple):
+    """
+    What is expected of a job besides its grace, for the alert rules; `Expectations` explains it.
+
+    Attributes:
+        max_duration: seconds; None for no limit, as in the others.
+        min_duration: seconds.
+        deadline: seconds after the run was due, or a time of day in its time zone.
+        max_failures: runs in a row.
+        min_recorded: the name of each quantity, and the least of it.
+        severity: of alerts on the job; empty for the severity of each rule.
+        owner: who is responsible for the job, as a label value; empty if nobody is named.
+        runbook_url: the application's own; empty if there is none.
+    """
+
+    max_duration: float | None = None
+    min_duration: float | None = None
+    deadline: float | time | None = None
+    max_failures: int | None = None
+    min_recorded: tuple[tuple[str, float], ...] = ()
+    severity: str = ""
+    owner: str = ""
+    runbook_url: str = ""
+
+
+NOTHING_EXPECTED = JobExpectations()
+"""Of most jobs."""
+
+
 class JobInfo(NamedTuple):
     """
     The description of a job: texts and numbers, never the job itself or its arguments.
@@ -100,9 +130,7 @@ class JobInfo(NamedTuple):
         jobstore: alias of the job store.
         persistent: whether the job store outlives the process.
         grace: how many seconds late a run may start before an alert fires.
-        max_duration: seconds that a run may take; None if not configured.
-        severity: of alerts on this job; empty for the severity of each rule.
-        owner: who is responsible for the job; empty if not configured.
+        expectations: what else the application expects of its runs.
     """
 
     id: str
@@ -114,9 +142,7 @@ class JobInfo(NamedTuple):
     jobstore: str
     persistent: bool
     grace: float
-    max_duration: float | None = None
-    severity: str = ""
-    owner: str = ""
+    expectations: JobExpectations = NOTHING_EXPECTED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,16 +22,13 @@ logger = logging.getLogger("apscheduler_telemetry")
 ERROR_COMPONENTS = (
     "adapter",
     "collector",
-    "grace",
+    "expect",
     "http",
     "job_label",
-    "max_duration",
     "meter",
     "multiprocess",
-    "owner",
     "redact",
     "schedule",
-    "severity",
     "spans",
 )
 """The ``component`` label of ``apscheduler_telemetry_errors_total``; each exists at 0."""

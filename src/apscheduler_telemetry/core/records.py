@@ -20,7 +20,7 @@ from apscheduler_telemetry.core.model import (
     SpanIds,
 )
 from apscheduler_telemetry.core.stats import JobStats, delay
-from apscheduler_telemetry.core.times import to_unix_seconds
+from apscheduler_telemetry.core.times import find_deadline, to_unix_seconds
 
 JobKey = tuple[str, Hashable]
 """Identifies a job: the alias of its job store, and its id."""
@@ -77,6 +77,14 @@ class JobSnapshot(NamedTuple):
             + self.in_flight_summary.queued
             + self.in_flight_summary.running
         )
+
+    @property
+    def deadline_at(self) -> float | None:
+        """When the next run has to have succeeded, in Unix seconds; None if never."""
+        deadline = self.info.expectations.deadline
+        if deadline is None or not self.next_run:
+            return None
+        return find_deadline(self.next_run, deadline)
 
 
 _NO_RUNS_IN_FLIGHT = InFlightSummary()

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
-from apscheduler_telemetry.core.model import SchedulerStatusProvider
+from apscheduler_telemetry.core.model import NOTHING_EXPECTED, SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
@@ -212,12 +212,40 @@ MAX_DURATION = _add_family(
     _JOB_LABELS,
     "How long a run may take before it counts as stuck.",
 )
+MIN_DURATION = _add_family(
+    "job.min_duration",
+    Kind.GAUGE,
+    "s",
+    _JOB_LABELS,
+    "How long a successful run takes at least.",
+)
+DEADLINE = _add_family(
+    "job.deadline.timestamp",
+    Kind.GAUGE,
+    "s",
+    _JOB_LABELS,
+    "When the next run has to have succeeded.",
+)
+MAX_FAILURES = _add_family(
+    "job.max_failures",
+    Kind.GAUGE,
+    "{run}",
+    _JOB_LABELS,
+    "How many runs in a row fail before the job counts as failing.",
+)
+MIN_RECORDED = _add_family(
+    "job.min_recorded",
+    Kind.GAUGE,
+    "{quantity}",
+    (*_JOB_LABELS, "quantity"),
+    "The least that a successful run records of the quantity.",
+)
 ALERT_INFO = _add_family(
     "job.alert_info",
     Kind.GAUGE,
     "{job}",
-    (*_JOB_LABELS, "severity", "owner"),
-    "Severity and owner of alerts on the job; always 1.",
+    (*_JOB_LABELS, "severity", "owner", "runbook_url"),
+    "Severity, owner and runbook of alerts on the job; always 1.",
 )
 JOB_INFO = _add_family(
     "job.info",
@@ -377,10 +405,9 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),
         (GRACE, info.grace),
-        (MAX_DURATION, info.max_duration),
     )
-    if info.severity or info.owner:
-        yield ALERT_INFO, (*labels, info.severity, info.owner), 1
+    if info.expectations is not NOTHING_EXPECTED:
+        yield from _expectation_samples(labels, job)
     persistent = "true" if info.persistent else "false"
     texts = (
         info.name,
@@ -391,6 +418,23 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         persistent,
     )
     yield JOB_INFO, (*labels, *texts), 1
+
+
+def _expectation_samples(labels: tuple[str, ...], job: JobSnapshot) -> Iterator[Sample]:
+    """Yield what the application expects of a job."""
+    expected = job.info.expectations
+    yield from _samples_unless_none(
+        labels,
+        (MAX_DURATION, expected.max_duration),
+        (MIN_DURATION, expected.min_duration),
+        (DEADLINE, job.deadline_at),
+        (MAX_FAILURES, expected.max_failures),
+    )
+    for quantity, least in expected.min_recorded:
+        yield MIN_RECORDED, (*labels, quantity), least
+    texts = (expected.severity, expected.owner, expected.runbook_url)
+    if any(texts):
+        yield ALERT_INFO, (*labels, *texts), 1
 
 
 def telemetry_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:

@@ -98,7 +98,12 @@ class APScheduler3Adapter:
             jobs=self._jobs,
             recorder=recorder,
             loop=self._scheduler_loop,
-            describer=JobDescriber(dependencies.labeller, dependencies.policy, self._is_persistent),
+            describer=JobDescriber(
+                dependencies.labeller,
+                dependencies.expectation_resolver,
+                is_persistent=self._is_persistent,
+                get_timezone=lambda: scheduler.timezone,
+            ),
             links=self._links,
             unsubmitted_recorder=self._unsubmitted_recorder,
             clock=time.time,

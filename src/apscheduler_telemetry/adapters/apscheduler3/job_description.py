@@ -5,13 +5,14 @@ Describes jobs: converts a job of APScheduler into a `JobInfo`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import tzinfo
 from typing import Any
 
 from apscheduler.util import get_callable_name
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.core import labels
-from apscheduler_telemetry.core.alert_policy import AlertPolicy
+from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import JobLabeller
 from apscheduler_telemetry.core.model import JobInfo
@@ -23,19 +24,27 @@ class JobDescriber:
 
     Args:
         labeller: chooses the ``job_id`` label of a job.
-        policy: the limits and labels of a job for the alert rules.
+        expectation_resolver: finds out what is expected of a job, for the alert rules.
         is_persistent: takes the alias of a job store, returns whether it outlives the process.
+        get_timezone: returns the time zone of the scheduler.
     """
 
     def __init__(
-        self, labeller: JobLabeller, policy: AlertPolicy, is_persistent: Callable[[str], bool]
+        self,
+        labeller: JobLabeller,
+        expectation_resolver: ExpectationResolver,
+        *,
+        is_persistent: Callable[[str], bool],
+        get_timezone: Callable[[], tzinfo],
     ) -> None:
         self._labeller = labeller
-        self._alert_policy = policy
+        self._expectation_resolver = expectation_resolver
         self._is_jobstore_persistent = is_persistent
+        self._get_timezone = get_timezone
 
     def describe(self, job: Any, alias: str) -> JobInfo:
         """Describe a job in the store of this alias; this calls the user's callbacks."""
+        grace, expectations = self._expectation_resolver.resolve(job, self._get_timezone)
         return JobInfo(
             id=job.id,
             label=self._labeller.choose_label(job, default_name),
@@ -45,10 +54,8 @@ class JobDescriber:
             executor=labels.label_value(job.executor),
             jobstore=alias,
             persistent=self._is_jobstore_persistent(alias),
-            grace=self._alert_policy.grace(job),
-            max_duration=self._alert_policy.max_duration(job),
-            severity=self._alert_policy.severity(job),
-            owner=self._alert_policy.owner(job),
+            grace=grace,
+            expectations=expectations,
         )
 
 

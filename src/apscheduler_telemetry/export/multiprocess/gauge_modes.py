@@ -18,6 +18,8 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     # The earliest of the next runs; 0 only if no process has one.
     families.NEXT_RUN: MOST_RECENT,
     families.RUNNING_SINCE: MOST_RECENT,
+    # That of the earliest next run.
+    families.DEADLINE: "livemin",
     # That of the run that ended last.
     families.LAST_DURATION: MOST_RECENT,
     # The latest of all processes.
@@ -34,6 +36,9 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     # alert rules do with several instances.
     families.GRACE: "livemax",
     families.MAX_DURATION: "livemax",
+    families.MIN_DURATION: "livemin",
+    families.MAX_FAILURES: "livemax",
+    families.MIN_RECORDED: "livemin",
     families.SHORTEST_UPCOMING_INTERVAL: "livemin",
     families.LONGEST_UPCOMING_INTERVAL: "livemax",
     families.JOBS: "livemax",
