@@ -43,8 +43,8 @@ SDK_SERIES = 2_000
 
 SOMETIMES_RECORDED = {
     *("running_seconds", "in_progress_since_timestamp_seconds", "slow_since_timestamp_seconds"),
-    *("interrupted_run_timestamp_seconds", "deadline_timestamp_seconds"),
-    "deadline_run_timestamp_seconds",
+    *("in_progress_seen_timestamp_seconds", "interrupted_run_timestamp_seconds"),
+    *("deadline_timestamp_seconds", "deadline_run_timestamp_seconds"),
 }
 """What the rules record only in some states of a job, or only for jobs with a deadline."""
 BENCHMARK_JOBS = {"alerts.md": 1_000, "dashboards.md": 500}

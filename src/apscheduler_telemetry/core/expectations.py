@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
@@ -204,11 +205,12 @@ def find_expectations(func: Any) -> Expectations | None:
 
     Partials and bound methods have those of their function, and an object those of its class.
     """
-    while isinstance(func, functools.partial):
-        func = func.func
     try:
+        while isinstance(func, functools.partial):
+            func = func.func
         expectations = getattr(func, _EXPECTATIONS_ATTRIBUTE, None)
-    except Exception:  # noqa: BLE001  # its __getattr__ may raise anything
+    except BaseException as error:  # noqa: BLE001  # its __getattr__ may raise anything
+        raise_if_interruption(error)
         return None
     # A mock has any attribute.
     return expectations if isinstance(expectations, Expectations) else None
