@@ -61,10 +61,17 @@ class BearerTokenFile:
         return hmac.compare_digest(given, self._token)
 
     def _read(self) -> None:
-        self._token = _read_token(self._path)
+        self._token = read_token(self._path)
 
 
-def _read_token(path: Path) -> bytes:
+def read_token(path: Path) -> bytes:
+    """
+    Return the token of a file.
+
+    Raises:
+        ArgumentValueError: the file has no token, or one that is too long to be sent.
+        OSError: the file cannot be read.
+    """
     expectation = (
         f"pass a regular file with one token of at most {MAX_TOKEN_FILE_BYTES} ASCII characters "
         "without spaces, such as `openssl rand -hex 32` prints"
