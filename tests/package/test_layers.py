@@ -111,6 +111,9 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"api"}),
     # What people type, and what instruments for them.
     frozenset({"cli.errors", "instrumentor"}),
+    frozenset({"cli.output", "cli.yaml_library"}),
+    frozenset({"cli.expected_jobs"}),
+    frozenset({"cli.expected_rules", "cli.jobs"}),
     frozenset({"cli.export"}),
     frozenset({"cli"}),
 )

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.cli import export
-from apscheduler_telemetry.cli.errors import CommandError
+from apscheduler_telemetry.cli import export, jobs
+from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
 __all__ = ["main"]
 
@@ -20,12 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the sub-command that the command line names.
 
     Returns:
-        The exit status: 0, or 1 if the sub-command failed. An invalid command line exits with 2.
+        The exit status: 0, or 1 if the sub-command failed or nobody reads its output. An invalid
+        command line exits with 2.
     """
     options = _create_parser().parse_args(arguments)
     run_command: Callable[[argparse.Namespace], None] = options.run_command
     try:
         run_command(options)
+    except OutputClosedError:
+        return 1
     except CommandError as error:
         print(f"apscheduler-telemetry: {error}", file=sys.stderr)  # noqa: T201  # its output
         return 1
@@ -39,6 +42,6 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (export,):
+    for command in (export, jobs):
         command.add_parser(commands)
     return parser

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from apscheduler_telemetry.cli.errors import CommandError
+from apscheduler_telemetry.cli.expected_jobs import read_expected_jobs
+from apscheduler_telemetry.cli.expected_rules import FILE_NAME, build_rules
+from apscheduler_telemetry.cli.output import write_output
 from apscheduler_telemetry.core.files import (
     UnusableFileError,
     describe_kind,
@@ -23,6 +26,7 @@ from apscheduler_telemetry.core.files import (
 _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _EXPORTED_FILE_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _EXCLUDED_DIRECTORIES = frozenset({"tests"})
+_SHIPPED_RULES = Path("alerts/apscheduler.rules.yml")
 
 
 class ExportedFiles(NamedTuple):
@@ -44,25 +48,36 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "export",
         help="write alert rules, an Alertmanager configuration and Grafana dashboards",
         description="Write alert rules, an Alertmanager configuration and Grafana dashboards.",
-        epilog="Exit status: 0, or 1 if a file is in the way; then nothing is written.",
+        epilog="Exit status: 0, or 1 if a file is in the way or JOBS_YML is wrong; then nothing "
+        "is written.",
     )
     parser.add_argument(
         "directory", metavar="DIR", type=Path, help="where to write them; created if missing"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+    parser.add_argument(
+        "--expect",
+        metavar="JOBS_YML",
+        type=Path,
+        action="append",
+        default=[],
+        help=f"a file with jobs that must exist, as `jobs` writes it; adds alerts/{FILE_NAME}. "
+        "May be given several times",
+    )
     parser.set_defaults(run_command=run_export_command)
 
 
 def run_export_command(options: argparse.Namespace) -> None:
     """Export the files and print a line for each."""
-    result = export_files(options.directory, force=options.force)
-    for path in result.written:
-        print(f"wrote      {path}")  # noqa: T201  # the output of the command
-    for path in result.unchanged:
-        print(f"unchanged  {path}")  # noqa: T201
+    result = export_files(options.directory, force=options.force, expect=options.expect)
+    lines = [f"wrote      {path}" for path in result.written]
+    lines += [f"unchanged  {path}" for path in result.unchanged]
+    write_output("\n".join(lines) + "\n")
 
 
-def export_files(directory: Path, *, force: bool = False) -> ExportedFiles:
+def export_files(
+    directory: Path, *, force: bool = False, expect: Sequence[Path] = ()
+) -> ExportedFiles:
     """
     Write alert rules, Alertmanager configuration and dashboards into a directory.
 
@@ -72,11 +87,16 @@ def export_files(directory: Path, *, force: bool = False) -> ExportedFiles:
     Args:
         directory: where to write them; created if missing.
         force: whether to overwrite files that differ.
+        expect: files with jobs that must exist; if any, a file of rules for these jobs is written.
 
     Raises:
-        CommandError: a file exists and differs, or cannot be written.
+        CommandError: a file exists and differs, or cannot be written, or one of `expect` is wrong.
     """
-    contents = {directory / name: source.read_bytes() for name, source in _find_files_to_export()}
+    sources = {name: source.read_bytes() for name, source in _find_files_to_export()}
+    if expect:
+        rules = build_rules(read_expected_jobs(expect), sources[_SHIPPED_RULES])
+        sources[_SHIPPED_RULES.with_name(FILE_NAME)] = rules
+    contents = {directory / name: content for name, content in sources.items()}
     try:
         _reject_linked_directories(directory, contents)
         _reject_obstacles(contents)
