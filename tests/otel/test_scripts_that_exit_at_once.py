@@ -47,13 +47,13 @@ SCRIPT = """
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import Resource
-    from apscheduler_telemetry import instrument
+    from apscheduler_telemetry import Expectations, instrument
 
     exporter = OTLPMetricExporter(sys.argv[1])
     identity = Resource.create({{"service.name": "script", "service.instance.id": "1"}})
     provider = MeterProvider([PeriodicExportingMetricReader(exporter)], resource=identity)
     scheduler = BackgroundScheduler(timezone="UTC")
-    instrument(scheduler, meter_provider=provider, registry=None, grace=1)
+    instrument(scheduler, meter_provider=provider, registry=None, expect=Expectations(grace=1))
     scheduler.start()
     scheduler.add_job(print, "interval", seconds={due_after}, id="nightly")
 """

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra 'expect'")
 
-from apscheduler_telemetry import instrument
+from apscheduler_telemetry import Expectations, instrument
 from apscheduler_telemetry.cli import jobs as jobs_module
 from apscheduler_telemetry.cli import main
 from apscheduler_telemetry.cli.errors import CommandError
@@ -37,6 +37,8 @@ INFO = b'apscheduler_scheduler_info{scheduler="a"} 1\n'
 LEFT_OUT = '# Left out of scheduler "imports", because it'
 COMMAND = "import sys; from apscheduler_telemetry.cli import main; sys.exit(main())"
 
+NIGHTLY = Expectations(severity="warning", owner="data")
+
 
 def add(scheduler: BackgroundScheduler, *job_ids: str) -> None:
     for job_id in job_ids:
@@ -51,8 +53,7 @@ def application(change: Callable[[BackgroundScheduler], None], **server: Any) ->
         scheduler,
         name="imports",
         registry=CollectorRegistry(),
-        severity=lambda job: "warning" if job.id == "nightly" else None,
-        owner=lambda job: "data" if job.id == "nightly" else None,
+        expect=lambda job: NIGHTLY if job.id == "nightly" else None,
         max_labels=5,
     )
     scheduler.start()

@@ -21,7 +21,7 @@ from typing import Any
 
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.yaml_library import import_yaml
-from apscheduler_telemetry.core.alert_policy import SEVERITIES
+from apscheduler_telemetry.core.expectations import SEVERITIES
 from apscheduler_telemetry.core.files import UnusableFileError, read_configured
 from apscheduler_telemetry.core.labels import OVERFLOW, label_value
 
