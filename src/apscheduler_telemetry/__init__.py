@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apscheduler_telemetry._version import __version__
     from apscheduler_telemetry.api import Telemetry, instrument
     from apscheduler_telemetry.context_store import FileContextStore
+    from apscheduler_telemetry.core.current_run import current_run
     from apscheduler_telemetry.core.expectations import Expectations, expect
     from apscheduler_telemetry.errors import (
         ArgumentTypeError,
@@ -36,6 +37,7 @@ __all__ = [
     "Telemetry",
     "TelemetryError",
     "__version__",
+    "current_run",
     "expect",
     "instrument",
 ]
@@ -51,6 +53,7 @@ _MODULES = {
     "Telemetry": "api",
     "TelemetryError": "errors",
     "__version__": "_version",
+    "current_run": "core.current_run",
     "expect": "core.expectations",
     "instrument": "api",
 }

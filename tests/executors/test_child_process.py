@@ -345,4 +345,7 @@ def test_a_child_imports_next_to_nothing() -> None:
         "apscheduler_telemetry.adapters",
         "apscheduler_telemetry.adapters.apscheduler3",
         "apscheduler_telemetry.adapters.apscheduler3.child_process",
+        "apscheduler_telemetry.core",
+        "apscheduler_telemetry.core.current_run",
+        "apscheduler_telemetry.errors",
     }

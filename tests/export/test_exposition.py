@@ -43,6 +43,7 @@ EXECUTOR = ("scheduler", "executor")
 FAMILIES = {
     "apscheduler_job_runs": ("counter", (*JOB, "outcome")),
     "apscheduler_job_exceptions": ("counter", (*JOB, "exception")),
+    "apscheduler_job_recorded": ("counter", (*JOB, "quantity")),
     "apscheduler_job_run_duration_seconds": ("histogram", JOB),
     "apscheduler_job_start_delay_seconds": ("histogram", JOB),
     "apscheduler_job_next_run_timestamp_seconds": ("gauge", JOB),
@@ -50,6 +51,7 @@ FAMILIES = {
     "apscheduler_job_last_success_timestamp_seconds": ("gauge", JOB),
     "apscheduler_job_last_failure_timestamp_seconds": ("gauge", JOB),
     "apscheduler_job_last_run_duration_seconds": ("gauge", JOB),
+    "apscheduler_job_last_recorded": ("gauge", (*JOB, "quantity")),
     "apscheduler_job_consecutive_failures": ("gauge", JOB),
     "apscheduler_job_running": ("gauge", JOB),
     "apscheduler_job_running_since_timestamp_seconds": ("gauge", JOB),

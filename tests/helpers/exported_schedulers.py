@@ -80,13 +80,17 @@ class FakeScheduler:
         due: float,
         duration: float,
         error: ErrorDescription | None = None,
+        *,
         exemplar: SpanContext | None = None,
+        recorded: Mapping[str, float] | None = None,
     ) -> None:
         """Record a run that started 0.125 s late."""
         run = self.submit(record, due)
         run.try_start(due + 0.125)
         if exemplar is not None:
             run.set_exemplar_span(exemplar)
+        if recorded is not None:
+            run.get_or_create_reported().record(**recorded)
         run.set_duration(duration)
         outcome = Outcome.SUCCESS if error is None else Outcome.ERROR
         run.finish(outcome, error)
@@ -120,8 +124,9 @@ def fill(scheduler: FakeScheduler) -> None:
     )
     recorder.job_intervals_changed(backup, (86_400.0, 259_200.0))
     trace = SpanContext(0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7, is_remote=False)
-    scheduler.run(backup, NOW - 180, 0.75, exemplar=trace)
-    scheduler.run(backup, NOW - 120, 12.5, ErrorDescription(type="OSError", message="disk"))
+    scheduler.run(backup, NOW - 180, 0.75, exemplar=trace, recorded={"files": 12, "megabytes": 1.5})
+    disk = ErrorDescription(type="OSError", message="disk")
+    scheduler.run(backup, NOW - 120, 12.5, disk, recorded={"files": 5})
     scheduler.run(backup, NOW - 60, 0.25, ErrorDescription(type="shop.errors.Full", message=""))
     recorder.runs_unsubmitted(backup, Outcome.COALESCED, 3)
     scheduler.finish(scheduler.submit(backup, NOW - 30), Outcome.LOST)

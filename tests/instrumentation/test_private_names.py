@@ -362,6 +362,11 @@ class TestExecutor:
             pool.submit(jobs.nothing)
         pool.shutdown()
 
+    def test_run_job_keeps_the_run_times_in_a_variable(self) -> None:
+        """The frame of `run_job` has the run times in `run_times`, while it calls the job."""
+        assert parameters(executors.run_job)[2] == "run_times"
+        assert "run_times =" not in source(executors.run_job)
+
     @pytest.mark.parametrize("run", [executors.run_job, None], ids=["function", "coroutine"])
     def test_run_job_reads_and_calls_func_for_each_run_time(self, run: Any) -> None:
         """

@@ -117,6 +117,23 @@ class TestModes:
         assert value(shown, "job_last_run_duration_seconds", scheduler="one") == 3
         assert value(shown, "job_last_run_duration_seconds", scheduler="other") == 5
 
+    def test_recorded_quantities_of_the_run_that_succeeded_last_are_shown(
+        self, directory_without_threads: Path
+    ) -> None:
+        """The counter adds up; the gauge is that of the latest success, also if others failed."""
+        first, second = Process(directory_without_threads), Process(directory_without_threads)
+        for process, rows, due in ((first, 3, NOW), (second, 5, NOW + 10)):
+            process.job(None)
+            run = process.begin(due)
+            run.get_or_create_reported().record(rows=rows)
+            process.finish(run, 1)
+        first.run(1, Outcome.ERROR, due=NOW + 20)
+        second.write()
+        first.write()
+        shown = scrape(directory_without_threads)
+        assert value(shown, "job_recorded_total", quantity="rows") == 8
+        assert value(shown, "job_last_recorded", quantity="rows") == 5
+
     def test_counters_and_histograms_add_up(self, directory_without_threads: Path) -> None:
         """Counters add up, and so do the buckets of histograms."""
         first, second = Process(directory_without_threads), Process(directory_without_threads)

@@ -19,7 +19,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from opentelemetry import metrics as api
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry import ArgumentTypeError, Expectations, instrument
+from apscheduler_telemetry import ArgumentTypeError, Expectations, current_run, instrument
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from tests.helpers import jobs, watching
@@ -48,7 +48,7 @@ class TestInstruments:
         )
         options = {"meter_provider": otel.provider, "expect": expected}
         with hand_driven_rig(telemetry=options) as rig:
-            rig.add(jobs.nothing, "interval", seconds=9)
+            rig.add(lambda: current_run().record(rows=1), "interval", seconds=9)
             rig.add(jobs.fail, "interval", seconds=9, id="fails")
             rig.after(9)
             rig.settle()

@@ -23,7 +23,7 @@ from apscheduler_telemetry.adapters.apscheduler3 import (
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import MAX_OBSERVED_INTERVALS
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
-from apscheduler_telemetry.core import labels, model, recorder, safe_repr, stats
+from apscheduler_telemetry.core import current_run, labels, model, recorder, safe_repr, stats
 from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.export.multiprocess import slots, writer
@@ -116,6 +116,15 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
         (r"id of more than (\d+) characters", r"each, at most (\d+) characters"),
     ),
     "generated ids": (model.GENERATED_ID_LENGTH, (r"\((\d+) hexadecimal digits\)",)),
+    "quantities": (current_run.MAX_QUANTITIES, (r"has at most (\d+) quantities",)),
+    "series of quantities": (
+        2 * (current_run.MAX_QUANTITIES + 1),
+        (r"two for each quantity that it records, at most (\d+)",),
+    ),
+    "length of a quantity's name": (
+        current_run.MAX_QUANTITY_NAME_LENGTH,
+        (r"an identifier of at most (\d+) characters",),
+    ),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
     "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
     "observed intervals": (MAX_OBSERVED_INTERVALS, (r"among the last (\w+) intervals",)),

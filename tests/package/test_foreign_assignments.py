@@ -60,6 +60,8 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "copy.last_success_at": COPY,
         "copy.last_failure_at": COPY,
         "copy.last_duration": COPY,
+        "copy.recorded": COPY,
+        "copy.last_recorded": COPY,
     },
     "export.multiprocess.slots": {"self._lock_file_finalizer.atexit": NEW},
     "export.otel_traces": {

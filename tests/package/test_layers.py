@@ -21,7 +21,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     frozenset({"core.interruptions"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.files", "core.forks", "core.locks", "core.model", "core.times"}),
+    frozenset({"core.current_run", "core.files", "core.forks", "core.locks"}),
+    frozenset({"core.model", "core.times"}),
     frozenset({"context_store"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.expectations", "core.records"}),

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from apscheduler_telemetry.core.current_run import REPORTED_FAILURE
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE_LENGTH,
@@ -61,6 +62,14 @@ class ExceptionDescriber:
             type=exception_type_name(exception),
             message=self.message(exception),
             traceback=stacktrace,
+        )
+
+    def describe_reported_failure(self, reason: str) -> ErrorDescription:
+        """Describe a failure that a callable has reported by ``current_run().fail(reason)``."""
+        message = self.redact(reason)
+        return ErrorDescription(
+            type=REPORTED_FAILURE,
+            message=None if message is None else message[:MAX_MESSAGE_LENGTH],
         )
 
     def message(self, exception: BaseException) -> str | None:

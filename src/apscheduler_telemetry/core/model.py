@@ -13,6 +13,7 @@ from datetime import time
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from apscheduler_telemetry.core.current_run import REPORTED_FAILURE
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 
 GENERATED_ID_LENGTH = 32
@@ -152,14 +153,20 @@ class ErrorDescription:
 
     Attributes:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
-            ``error.type`` and ``exception.type`` have it.
-        message: the text of the exception; None if it may not be exported.
+            ``error.type`` and ``exception.type`` have it. `REPORTED_FAILURE` if the callable has
+            reported the failure.
+        message: the text of the exception, or the reason; None if it may not be exported.
         traceback: the stack trace as Python prints it; empty unless it may be exported.
     """
 
     type: str
     message: str | None
     traceback: str = field(default="", repr=False)
+
+    @property
+    def is_exception(self) -> bool:
+        """Whether there was an exception, and not only a report of the callable that it failed."""
+        return self.type != REPORTED_FAILURE
 
     @classmethod
     def from_exception(cls, exception: BaseException, traceback: str = "") -> ErrorDescription:

@@ -5,14 +5,17 @@ The data of the recorder: runs, jobs, and the series that jobs with one label sh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from apscheduler_telemetry.core.current_run import MeasuredRun
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
+    ERROR,
     MISSED,
+    SUCCESS,
     Clock,
     ErrorDescription,
     JobInfo,
@@ -361,7 +364,7 @@ class JobRecord:
         self.series.update_info(info)
 
 
-class Run:
+class Run(MeasuredRun):
     """
     One due run of a job, from its submission to its end.
 
@@ -381,6 +384,7 @@ class Run:
         started_at: Unix seconds of the measured start; None before it, and if it never started.
         estimated_start_at: Unix seconds of when it must have started, in a process pool; else None.
         duration: seconds from the start to the end; None before it, and if it is not known.
+        reported: what its callable has reported of it; None if it has not asked for its run.
         outcome: how it ended; None before that.
         error: why it failed; None if it did not, or if that is not known.
         finished_at: Unix seconds of the end.
@@ -392,7 +396,7 @@ class Run:
     count = 1
 
     __slots__ = (
-        *("__weakref__", "arguments", "due", "due_timestamp", "duration", "error"),
+        *("__weakref__", "arguments", "due", "due_timestamp", "error"),
         *(
             "estimated_start_at",
             "executor",
@@ -401,11 +405,9 @@ class Run:
             "finished_at",
             "job_info",
         ),
-        *("link_origins", "outcome", "result", "series", "started_at"),
+        *("link_origins", "outcome", "result", "series"),
     )
-    started_at: float | None
     estimated_start_at: float | None
-    duration: float | None
     outcome: Outcome | None
     error: ErrorDescription | None
     finished_at: float
@@ -414,7 +416,7 @@ class Run:
     result: str | None
     exemplar_span: SpanIds | None
 
-    def __init__(
+    def __init__(  # without that of its base, whose call every run would pay
         self, record: JobRecord, due: datetime, executor: str, link_origins: Sequence[Any] = ()
     ) -> None:
         self.series = record.series
@@ -429,7 +431,7 @@ class Run:
         self.link_origins = link_origins
         # In one statement, as every run pays for it.
         self.started_at = self.estimated_start_at = self.duration = self.outcome = self.error = None
-        self.arguments = self.result = self.exemplar_span = None
+        self.arguments = self.result = self.exemplar_span = self.reported = None
 
     @property
     def measured_end_at(self) -> float | None:
@@ -448,6 +450,17 @@ class Run:
         """Unix seconds of the start, be it measured or estimated; None before it."""
         started_at = self.started_at
         return self.estimated_start_at if started_at is None else started_at
+
+    @property
+    def recorded(self) -> Mapping[str, float]:
+        """What its callable has recorded; empty unless it ended as a success or as an error."""
+        is_counted = self.outcome is SUCCESS or self.outcome is ERROR
+        return self.reported.recorded if is_counted and self.reported is not None else {}
+
+    @property
+    def failure_reason(self) -> str | None:
+        """The reason for which its callable has let it count as an error; None if it has not."""
+        return None if self.reported is None else self.reported.failure_reason
 
     @property
     def label(self) -> str:
@@ -482,10 +495,6 @@ class Run:
         is_late = max_delay is not None and at - self.due_timestamp > max_delay
         if self.estimated_start_at is None and not is_late:
             self.estimated_start_at = at
-
-    def set_duration(self, duration: float) -> None:
-        """Set the measured duration, in seconds."""
-        self.duration = duration
 
     def set_arguments(self, text: str | None) -> None:
         """Keep what the callable is called with, in brief."""

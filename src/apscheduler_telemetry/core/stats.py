@@ -8,8 +8,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import inf
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
+from apscheduler_telemetry.core.current_run import OTHER_QUANTITIES, CurrentRun, add_quantities
 from apscheduler_telemetry.core.model import (
     ERROR,
     FAILED_OUTCOMES,
@@ -58,7 +60,11 @@ class FinishedRun(Protocol):
     error: ErrorDescription | None
     finished_at: float
     exemplar_span: SpanIds | None
+    reported: CurrentRun | None
     count: int
+
+    @property
+    def recorded(self) -> Mapping[str, float]: ...
 
 
 class Histogram:
@@ -124,7 +130,8 @@ class JobStats:
 
     __slots__ = (
         *("consecutive_failures", "delays", "durations", "exceptions", "last_duration"),
-        *("last_failure_at", "last_outcome", "last_run_due_at", "last_success_at", "outcomes"),
+        *("last_failure_at", "last_outcome", "last_recorded", "last_run_due_at"),
+        *("last_success_at", "outcomes", "recorded"),
     )
 
     def __init__(self, duration_buckets: Sequence[float], delay_buckets: Sequence[float]) -> None:
@@ -138,6 +145,9 @@ class JobStats:
         self.last_success_at: float | None = None
         self.last_failure_at: float | None = None
         self.last_duration: float | None = None
+        # By the name of the quantity. Replaced and never changed, so that copies share them.
+        self.recorded: Mapping[str, float] = {}
+        self.last_recorded: Mapping[str, float] = {}
 
     def copy(self) -> JobStats:
         """Return a copy that can be changed independently."""
@@ -152,6 +162,8 @@ class JobStats:
         copy.last_success_at = self.last_success_at
         copy.last_failure_at = self.last_failure_at
         copy.last_duration = self.last_duration
+        copy.recorded = self.recorded
+        copy.last_recorded = self.last_recorded
         return copy
 
     def add_started_run(self, due: float, started_at: float | None) -> None:
@@ -167,7 +179,9 @@ class JobStats:
         if started_at is not None:
             self.delays.observe(delay(due, started_at))
 
-    def add_finished_runs(self, runs: Sequence[FinishedRun]) -> None:  # calls cost more
+    def add_finished_runs(  # noqa: C901  # calls cost more
+        self, runs: Sequence[FinishedRun]
+    ) -> None:
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
@@ -201,6 +215,8 @@ class JobStats:
             self.last_duration = durations[-1]
         self.delays.observe_all(delays)
         self.durations.observe_all(durations)
+        if self.recorded or any(map(_get_reported, runs)):
+            self._add_recorded(runs)
 
     def add_outcome(
         self, outcome: Outcome, at: float, error: str | None = None, count: int = 1
@@ -225,6 +241,19 @@ class JobStats:
             if outcome is ERROR and error is not None:
                 self._count_exception_type(error)
 
+    def _add_recorded(self, runs: Sequence[FinishedRun]) -> None:
+        """Add the quantities that runs have recorded."""
+        for run in runs:
+            if run.recorded:
+                self.recorded = add_quantities(self.recorded, run.recorded)
+        last_success = next((run for run in reversed(runs) if run.outcome is SUCCESS), None)
+        if last_success is not None and self.recorded:
+            # A success is 0 of what it has not recorded.
+            last = dict.fromkeys(self.recorded, 0.0)
+            for name, amount in last_success.recorded.items():
+                last[name if name in last else OTHER_QUANTITIES] += amount
+            self.last_recorded = last
+
     def _count_exception_type(self, name: str) -> None:
         known = self.exceptions
         if name not in known and len(known) >= MAX_EXCEPTION_TYPES:
@@ -235,6 +264,9 @@ class JobStats:
 def delay(due: float, started_at: float) -> float:
     """Return the seconds from `due` to `started_at`; never negative, whatever the clock did."""
     return started_at - due if started_at > due else 0.0
+
+
+_get_reported = attrgetter("reported")
 
 
 def _exemplar_labels(span: SpanIds) -> Mapping[str, str]:

@@ -115,6 +115,13 @@ EXCEPTIONS = _add_family(
     (*_JOB_LABELS, "exception"),
     "Runs that raised an exception, by its type.",
 )
+RECORDED = _add_family(
+    "job.recorded",
+    Kind.COUNTER,
+    "{quantity}",
+    (*_JOB_LABELS, "quantity"),
+    "Quantities that runs recorded by current_run().record().",
+)
 DURATIONS = _add_family(
     "job.run.duration",
     Kind.HISTOGRAM,
@@ -159,6 +166,13 @@ LAST_DURATION = _add_family(
     "s",
     _JOB_LABELS,
     "Duration of the run that ended last.",
+)
+LAST_RECORDED = _add_family(
+    "job.last_recorded",
+    Kind.GAUGE,
+    "{quantity}",
+    (*_JOB_LABELS, "quantity"),
+    "Quantities that the latest successful run recorded.",
 )
 CONSECUTIVE_FAILURES = _add_family(
     "job.consecutive_failures",
@@ -388,6 +402,8 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         yield RUNS, (*labels, outcome.value), count
     for exception, count in sorted(stats.exceptions.items()):
         yield EXCEPTIONS, (*labels, label_value(exception)), count
+    for quantity, amount in sorted(stats.recorded.items()):
+        yield RECORDED, (*labels, quantity), amount
     yield DURATIONS, labels, stats.durations
     yield DELAYS, labels, stats.delays
     shortest, longest = job.interval_range or (None, None)
@@ -406,6 +422,8 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (LONGEST_UPCOMING_INTERVAL, longest),
         (GRACE, info.grace),
     )
+    for quantity, amount in sorted(stats.last_recorded.items()):
+        yield LAST_RECORDED, (*labels, quantity), amount
     if info.expectations is not NOTHING_EXPECTED:
         yield from _expectation_samples(labels, job)
     persistent = "true" if info.persistent else "false"

@@ -48,12 +48,12 @@ SCOPE = "apscheduler_telemetry"
 
 ERROR_COMPONENT = "meter"
 
-MAX_TOTALS = 50_000
+MAX_TOTALS = 75_000
 """
 Series of counters whose totals are kept.
 
-A thousand jobs have 6,000 for their outcomes and up to 20,000 for exceptions, and as many may be
-removed and come back.
+A thousand jobs have 6,000 for their outcomes, up to 20,000 for exceptions and up to 11,000 for
+quantities, and as many may be removed and come back.
 """
 
 _OBSERVABLE_FAMILIES = tuple(family for family in FAMILIES if family.kind is not Kind.HISTOGRAM)

@@ -8,7 +8,8 @@ run. The run links to the span in which the job was added, if that is known.
 outcome   status   ``error.type``                           duration
 ========= ======== ======================================== ===============
 success   unset    absent                                   that of the run
-error     ERROR    type of the exception                    that of the run
+error     ERROR    type of the exception, or ``__fail__``   that of the run
+                   if the callable has reported a failure
 missed    ERROR    ``missed``                               0
 skipped   ERROR    ``skipped``                              0
 coalesced unset    absent                                   0
@@ -256,7 +257,7 @@ class SpanObserver:
             )
         if run_span is not None:
             self._end_span(run_span, run, ended_at)
-        if run.error is not None and self._logs_exceptions:
+        if run.error is not None and self._logs_exceptions and run.error.is_exception:
             at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
 
@@ -327,6 +328,8 @@ class SpanObserver:
                 and run.start_delay is not None
             ):
                 span.set_attribute("apscheduler.start_delay", run.start_delay)
+            for name, amount in run.recorded.items():
+                span.set_attribute(f"apscheduler.recorded.{name}", amount)
             if run.outcome is SUCCESS:
                 span.set_attribute("apscheduler.outcome", "success")
             elif run.outcome is not None:
@@ -347,7 +350,7 @@ class SpanObserver:
                     else _escape_surrogates(error.message[:MAX_MESSAGE_LENGTH])
                 )
             span.set_status(trace.StatusCode.ERROR, description)
-        if error is not None and self._records_exception_events:
+        if error is not None and self._records_exception_events and error.is_exception:
             span.add_event("exception", _exception_attributes(error), event_time_ns)
 
     def _log_exception(

@@ -20,6 +20,8 @@ from sys import _getframe  # public, as documented
 from types import FrameType
 from typing import Any, Protocol
 
+from apscheduler_telemetry.core.current_run import MeasuredRun, set_run_of_context
+
 MAX_ERROR_LENGTH = 1_000
 """Characters of the description of an error that a child process sends."""
 
@@ -60,6 +62,8 @@ class MeasurementSink(Protocol):
         started_at: float,
         duration: float,
         telemetry_error: str | None,
+        recorded: Mapping[str, float] | None = None,
+        failure_reason: str | None = None,
     ) -> datetime:
         """
         Take the measurement of a run, just before its event comes.
@@ -71,6 +75,8 @@ class MeasurementSink(Protocol):
             started_at: Unix seconds of the start.
             duration: seconds from the start to the end.
             telemetry_error: what went wrong in telemetry itself, if anything did.
+            recorded: the quantities that the callable has recorded of its run, if any.
+            failure_reason: the reason for which it has let the run count as an error, if it has.
 
         Returns:
             The run time itself, or the copy if it is not known any more.
@@ -158,17 +164,24 @@ class MeasuringRunTimes(list[datetime]):
                     token = _attach_context(carrier)
                 except Exception as exception:  # noqa: BLE001  # telemetry never changes the job
                     error = repr(exception)[:MAX_ERROR_LENGTH]
-            started_at, since = time.time(), time.perf_counter()
+            started_at = time.time()
+            run = MeasuredRun(started_at)
+            set_run_of_context(run)
+            since = time.perf_counter()
             try:
                 yield measured
             finally:
-                duration = time.perf_counter() - since
+                run.set_duration(time.perf_counter() - since)
                 if token is not None:
                     try:
                         _detach_context(token)
                     except Exception as exception:  # noqa: BLE001
                         error = repr(exception)[:MAX_ERROR_LENGTH]
-                measured.set_measurement(*self._address, due, position, started_at, duration, error)
+                measurement = due, position, started_at, run.duration, error
+                reported: tuple[Any, ...] = ()  # usually, as that is shorter when pickled
+                if run.reported is not None:
+                    reported = run.reported.recorded, run.reported.failure_reason
+                measured.set_measurement(*self._address, *measurement, *reported)
 
 
 def _attach_context(carrier: Mapping[str, str]) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import ProcessPoolExecutor as ProcessPool
 from datetime import datetime
@@ -299,7 +299,7 @@ class ExecutorHooks:
     def _finish_by_outcomes_only(self, submission: Submission, events: Iterable[Any]) -> None:
         """End the runs that have not ended, by no more of their events than the outcome."""
         for run, event in zip(submission.runs, events, strict=False):
-            run.finish(outcome_of(event))
+            run.finish(outcome_of(event, run))
         self._finish_remaining_runs(submission, Outcome.LOST)
 
     def _record_matching_event(self, submission: Submission, event: Any) -> None:
@@ -397,6 +397,8 @@ class ExecutorHooks:
         started_at: float,
         duration: float,
         telemetry_error: str | None,
+        recorded: Mapping[str, float] | None = None,
+        failure_reason: str | None = None,
     ) -> datetime:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
         submission = self._open_submissions.get(submission_id)
@@ -406,6 +408,10 @@ class ExecutorHooks:
         run = runs[0]
         try:
             if run.try_start(started_at):
+                if recorded is not None:
+                    run.get_or_create_reported().record(**recorded)
+                if failure_reason is not None:
+                    run.get_or_create_reported().fail(failure_reason)
                 run.set_duration(duration)
             if telemetry_error:
                 self.run_tracker.report_child_error(telemetry_error)

@@ -17,7 +17,7 @@ from datetime import datetime
 from sys import _getframe  # public, as documented
 from threading import get_ident
 from time import perf_counter, time
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_MISSED
@@ -30,9 +30,16 @@ except ImportError:  # before APScheduler 3.11
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from apscheduler_telemetry.core.current_run import (
+    REPORTED_FAILURE,
+    restore_outer_run,
+    set_run_finder,
+    set_run_of_context,
+)
 from apscheduler_telemetry.core.exception_text import ExceptionDescriber
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
+    ERROR,
     LOST,
     SUCCESS,
     CaptureOptions,
@@ -79,12 +86,20 @@ _RUN_JOB_CODE = getattr(base.run_job, "__code__", None)
 _RUN_COROUTINE_JOB_CODE = getattr(run_coroutine_job, "__code__", None)
 
 
-def outcome_of(event: Any) -> Outcome:
-    """Return the outcome that an event reports, which may be an object of the user's."""
+def outcome_of(event: Any, run: Run) -> Outcome:
+    """
+    Return how a run has ended.
+
+    Args:
+        event: what its executor reports of it; it may be an object of the user's.
+        run: the run, whose callable may have reported that it failed.
+    """
     try:
-        return _OUTCOMES[event.code]
+        outcome = _OUTCOMES[event.code]
     except (AttributeError, LookupError, TypeError):
         return LOST
+    is_failure = run.reported is not None and run.reported.failure_reason is not None
+    return ERROR if is_failure and outcome is SUCCESS else outcome
 
 
 class RunTracker:
@@ -136,7 +151,7 @@ class RunTracker:
 
     def finish_run_by_event(self, run: Run, event: Any) -> None:
         """Record how a run has ended, by its event, which may be an object of the user's."""
-        outcome, error = outcome_of(event), None
+        outcome, error = outcome_of(event, run), None
         if outcome is SUCCESS:
             result = getattr(event, "retval", None)
             if (
@@ -153,6 +168,11 @@ class RunTracker:
                 error = self._exception_describer.describe(exception, stack)
             else:  # metrics need its type only
                 error = ErrorDescription(type=exception_type_name(exception), message="")
+        elif outcome is ERROR and (reason := run.failure_reason) is not None:
+            if self.observers.is_enabled:
+                error = self._exception_describer.describe_reported_failure(reason)
+            else:
+                error = ErrorDescription(type=REPORTED_FAILURE, message="")
         self.finish_run(run, outcome, error)
 
     def describe_error(self, exception: BaseException) -> ErrorDescription:
@@ -302,6 +322,8 @@ class Submission(list[datetime]):
         ):
             yield from self[:]
             return
+        is_found_by_stack = code is _RUN_JOB_CODE  # see `_find_run_in_frame`
+        has_own_context = code is _RUN_COROUTINE_JOB_CODE  # that of its task
         observers, job = self._executor_hooks.run_tracker.observers, self._job
         try:
             self._iterating_thread_id = get_ident()
@@ -319,11 +341,14 @@ class Submission(list[datetime]):
                 is_observed = observers.is_enabled
                 if is_observed:
                     observers.on_callable_start(run)
+                token = None if is_found_by_stack else set_run_of_context(run)
                 since = perf_counter()
                 try:
                     yield due
                 finally:
                     run.set_duration(perf_counter() - since)
+                    if token is not None and not has_own_context:
+                        restore_outer_run(token)
                     if is_observed:
                         observers.on_callable_end(run)
         finally:
@@ -340,6 +365,11 @@ class Submission(list[datetime]):
     def has_started(self) -> bool:
         """Whether any of its runs has started."""
         return any(run.measured_or_estimated_start_at is not None for run in self.runs)
+
+    @property
+    def run_in_progress(self) -> Run | None:
+        """The run whose callable is being executed; None if there is none."""
+        return next((run for run in self.runs if run.is_in_progress), None)
 
     @property
     def is_abandoned(self) -> bool:
@@ -386,3 +416,13 @@ class Submission(list[datetime]):
             owner.measurement_sink_id,
             self.submission_id,
         )
+
+
+def _find_run_in_frame(frame: FrameType) -> Run | None:
+    """Return the run that a call of APScheduler's ``run_job`` has in progress."""
+    run_times = frame.f_locals.get("run_times")
+    return run_times.run_in_progress if isinstance(run_times, Submission) else None
+
+
+if _RUN_JOB_CODE is not None:
+    set_run_finder(_RUN_JOB_CODE, _find_run_in_frame)

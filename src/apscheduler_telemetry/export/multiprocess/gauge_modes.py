@@ -22,6 +22,8 @@ GAUGE_MODES: Mapping[MetricFamily, str] = {
     families.DEADLINE: "livemin",
     # That of the run that ended last.
     families.LAST_DURATION: MOST_RECENT,
+    # That of the run that succeeded last.
+    families.LAST_RECORDED: MOST_RECENT,
     # The latest of all processes.
     families.LAST_RUN_DUE: "livemax",
     families.LAST_SUCCESS: "livemax",
@@ -75,12 +77,12 @@ def priority_timestamp(family: MetricFamily, value: float, ended_at: float) -> f
     Args:
         family: a gauge in that mode.
         value: its value in this process.
-        ended_at: when the latest run of the job ended, in Unix seconds; 0 if none has ended.
+        ended_at: when the run ended that the value is about, in Unix seconds; 0 if none has ended.
 
     Returns:
         A number that is greater the more the value matters. It is never 0, which means that there
         is no timestamp.
     """
-    if family is families.LAST_DURATION:
+    if family is families.LAST_DURATION or family is families.LAST_RECORDED:
         return ended_at or 1.0
     return _LATER_THAN_ANY_RUN - value if value else 1.0

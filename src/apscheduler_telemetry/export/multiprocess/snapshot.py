@@ -71,6 +71,7 @@ class SnapshotTaker:
         snapshot = Snapshot()
         counters, histograms = (snapshot.cumulative_values[kind] for kind in CUMULATIVE_FILE_TYPES)
         ended_at: dict[tuple[str, ...], float] = {}
+        succeeded_at: dict[tuple[str, ...], float] = {}
         for family, labels, value in families.samples(self._scheduler, ERROR_COMPONENT):
             keys = previous_keys.get((family, labels)) or sample_keys(family, labels, value)
             self._keys[family, labels] = keys
@@ -84,12 +85,15 @@ class SnapshotTaker:
                 continue
             mode, shown = GAUGE_MODES[family], value
             if mode == MOST_RECENT:
-                # The families that fill `ended_at` come before the one that needs it.
+                # The families that fill the times come before those that need them.
+                times = succeeded_at if family is families.LAST_RECORDED else ended_at
                 snapshot.gauge_priorities[key] = priority_timestamp(
-                    family, value, ended_at.get(labels, 0.0)
+                    family, value, times.get(labels[:2], 0.0)
                 )
             elif family in (families.LAST_SUCCESS, families.LAST_FAILURE):
                 ended_at[labels] = max(value, ended_at.get(labels, 0.0))
+                if family is families.LAST_SUCCESS:
+                    succeeded_at[labels] = value
             elif family is families.STARTED_AT and get_earliest_start is not None:
                 shown = get_earliest_start(value)
             snapshot.gauges[mode][key] = shown
