@@ -65,6 +65,11 @@ class Harness:
         func = matrix.KINDS[cell.kind].hold
         return self.add(job_id, cell, func, self.directory, job_id)
 
+    def record(self, job_id: str, cell: Cell, rows: int) -> str:
+        """Add a job that records these rows twice, before and after it is released."""
+        func = matrix.KINDS[cell.kind].record
+        return self.add(job_id, cell, func, self.directory, job_id, rows)
+
     @contextmanager
     def in_one_pass(self) -> Iterator[None]:
         """Pause the scheduler, so that one pass finds all jobs that are added in the block."""
@@ -286,18 +291,35 @@ def lost(harness: Harness, cell: Cell) -> None:
     assert harness.job(job).consecutive_failures == 1
 
 
-def span(harness: Harness, cell: Cell) -> None:
+def run_two(
+    harness: Harness, cell: Cell, a: str, b: str, add: Callable[[str], object]
+) -> tuple[Any, Any]:
+    """Run two jobs that are held, at the same time if the executor can; return their events."""
     together = cell.executor == "gevent" or cell.kind == "coroutine"
-    a, b = harness.hold("a", cell), "b"
+    add(a)
     harness.wait_for_run(a)
     if not together:
         harness.release(a)
-    harness.hold(b, cell)
+    add(b)
     harness.wait_for_run(b)
     harness.release(a)
     first = harness.wait_for(a, success=1)
     harness.release(b)
-    second = harness.wait_for(b, success=1)
+    return first, harness.wait_for(b, success=1)
+
+
+def recorded(harness: Harness, cell: Cell) -> None:
+    few, many = "few rows", "many rows"
+    rows = {few: 1, many: 10}
+    run_two(harness, cell, few, many, lambda job: harness.record(job, cell, rows[job]))
+    for job, count in rows.items():
+        assert harness.job(job).recorded == {"rows": 2.0 * count}
+        assert harness.job(job).last_recorded == {"rows": 2.0 * count}
+
+
+def span(harness: Harness, cell: Cell) -> None:
+    a, b = "a", "b"
+    first, second = run_two(harness, cell, a, b, lambda job: harness.hold(job, cell))
     assert harness.span_of(a) != harness.span_of(b)
     assert [harness.span_of(a)] * 2 == first.retval
     assert [harness.span_of(b)] * 2 == second.retval
@@ -330,7 +352,10 @@ def identity(harness: Harness, cell: Cell) -> None:
 
 CHECKS: dict[str, Callable[[Harness, Cell], None]] = {
     check.__name__: check
-    for check in (success, error, slow, queued, missed, skipped, coalesced, lost, span, identity)
+    for check in (
+        *(success, error, slow, queued, missed, skipped, coalesced, lost, recorded, span),
+        identity,
+    )
 }
 IMPOSSIBILITY_CHECKS: dict[tuple[str, str], Callable[[Harness, Cell], None]] = {
     ("queued", "debug"): not_queued_in_the_loop,

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from apscheduler_telemetry import current_run
 from tests.helpers import jobs
 
 
@@ -94,6 +95,7 @@ BEHAVIOURS = {
     "skipped": "A run that is due while the previous one still runs counts as skipped.",
     "coalesced": "Of runs that are coalesced, all but the one that runs count as coalesced.",
     "lost": "A run whose result never arrives counts as lost.",
+    "recorded": "What a run records of itself counts for that run, also while other runs go on.",
     "span": "The span of a run is the current span until its end, also while other runs go on.",
     "identity": "Listeners get the same objects that the job returned and raised, and plain ids.",
 }
@@ -185,6 +187,30 @@ def hold_greenlet(directory: str, name: str) -> list[tuple[str, str]]:
     return [before, current_span()]
 
 
+def record(directory: str, name: str, rows: int) -> None:
+    """Record at the beginning and at the end of a run that is held."""
+    current_run().record(rows=rows)
+    hold(directory, name)
+    current_run().record(rows=rows)
+
+
+async def record_coroutine(directory: str, name: str, rows: int) -> None:
+    """Record in a task and in a thread of the run."""
+
+    async def record_in_task() -> None:
+        current_run().record(rows=rows)
+
+    await asyncio.gather(record_in_task())
+    await hold_coroutine(directory, name)
+    await asyncio.to_thread(lambda: current_run().record(rows=rows))
+
+
+def record_greenlet(directory: str, name: str, rows: int) -> None:
+    current_run().record(rows=rows)
+    hold_greenlet(directory, name)
+    current_run().record(rows=rows)
+
+
 def waits(directory: str, name: str) -> Iterator[float]:
     """Announce in `directory` that the job runs; yield seconds to sleep until it is released."""
     jobs.announce(directory, f"{name}.in")
@@ -219,12 +245,13 @@ class Kind(NamedTuple):
     give_back: Any = jobs.give_back
     throw: Any = raise_function
     hold: Any = hold
+    record: Any = record
 
 
 KINDS = {
     "function": Kind(),
-    "coroutine": Kind(give_back_coroutine, raise_coroutine, hold_coroutine),
-    "greenlet": Kind(hold=hold_greenlet),
+    "coroutine": Kind(give_back_coroutine, raise_coroutine, hold_coroutine, record_coroutine),
+    "greenlet": Kind(hold=hold_greenlet, record=record_greenlet),
 }
 
 
