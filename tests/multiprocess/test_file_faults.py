@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from apscheduler_telemetry.core import files
+from apscheduler_telemetry.core.file_locks import trying_to_lock_directory
 from apscheduler_telemetry.core.model import SchedulerErrorKind
 from apscheduler_telemetry.export.multiprocess import slots
 from apscheduler_telemetry.export.multiprocess.file_format import read_values
-from apscheduler_telemetry.export.multiprocess.locks import trying_to_lock_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_FILE_TYPES
@@ -327,7 +328,9 @@ class TestNamesInTheLog:
         assert message.startswith(written.format(directory=directory_without_threads))
         assert message.isprintable()
 
-    @pytest.mark.parametrize("name", ["counter_1.db", f"{slots._scheduler_stem('main')}.0.lock"])
+    @pytest.mark.parametrize(
+        "name", ["counter_1.db", f"{files.scheduler_file_stem('main')}.0.lock"]
+    )
     def test_line_is_a_sentence(
         self, directory_without_threads: Path, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -23,7 +23,7 @@ LAYERS: Sequence[frozenset[str]] = (
     # Plain data, the metrics state, and who follows single runs.
     frozenset({"core.current_run", "core.files", "core.forks", "core.locks"}),
     frozenset({"core.model", "core.times"}),
-    frozenset({"context_store"}),
+    frozenset({"context_store", "core.file_locks"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.expectations", "core.records"}),
     frozenset({"core.observers"}),
@@ -72,7 +72,6 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"export.metric_families"}),
     frozenset({"export.health", "export.otel_metrics", "export.otel_traces", "export.text_format"}),
     frozenset({"export.prometheus"}),
-    frozenset({"export.multiprocess.locks"}),
     frozenset(
         {
             "export.multiprocess.directory",

@@ -13,7 +13,9 @@ Everything that reads or writes a file uses this module.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -198,6 +200,13 @@ def replace_private(path: Path, content: bytes) -> None:
 def replace_public(path: Path, content: bytes) -> None:
     """Do the same as `replace_private` for a file that is meant for others, with the usual mode."""
     _replace(path, content, 0o666)
+
+
+def scheduler_file_stem(scheduler: str) -> str:
+    """Return the first part of the names of all files of a scheduler: readable, and unique."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
+    digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"apscheduler-{readable}-{digest}"
 
 
 def describe_kind(mode: int) -> str:

@@ -23,7 +23,6 @@ Here, each process takes a slot, the first one that is free:
 
 The modules, each of which imports only modules above it:
 
-- `locks`: locks between processes
 - `directory`: the environment variable, and the checks of the directory
 - `file_format`: the files of prometheus_client
 - `gauge_modes`: how the gauges of several processes are combined

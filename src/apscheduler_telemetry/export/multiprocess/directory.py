@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from apscheduler_telemetry.core.file_locks import trying_to_lock_directory
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.export.multiprocess.locks import trying_to_lock_directory
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The name in lower case is read as well, as prometheus_client does."""

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
-import re
 import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 from apscheduler_telemetry.core import files
+from apscheduler_telemetry.core.file_locks import (
+    is_locked,
+    try_lock,
+    trying_to_lock_directory,
+)
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import (
     DamagedFileError,
@@ -30,11 +33,6 @@ from apscheduler_telemetry.export.multiprocess.file_format import (
     keep_jobs,
     read_values,
     write_values,
-)
-from apscheduler_telemetry.export.multiprocess.locks import (
-    is_locked,
-    try_lock,
-    trying_to_lock_directory,
 )
 
 MAX_SLOTS_PER_SCHEDULER = 10_000
@@ -72,7 +70,7 @@ def add_to_counters_without_slot(
     Returns:
         Whether it was added; False if another process has locked the directory.
     """
-    path = directory / f"counter_{_scheduler_stem(scheduler)}.readers.db"
+    path = directory / f"counter_{files.scheduler_file_stem(scheduler)}.readers.db"
     with trying_to_lock_directory(directory) as is_acquired:
         if is_acquired:
             values: dict[str, float] = {}
@@ -130,7 +128,7 @@ class SchedulerSlot:
             if not is_acquired:
                 return None
             for number in range(MAX_SLOTS_PER_SCHEDULER):
-                stem = f"{_scheduler_stem(scheduler)}.{number}"
+                stem = f"{files.scheduler_file_stem(scheduler)}.{number}"
                 path = directory / f"{stem}.lock"
                 try:
                     lock = files.open_private(path, os.O_RDWR)
@@ -272,13 +270,6 @@ class SchedulerSlot:
         else:
             write_values(path, values, timestamps)
             self._last_written_values[file_prefix] = values, timestamps
-
-
-def _scheduler_stem(scheduler: str) -> str:
-    """Return the part of the stem that all slots of a scheduler share."""
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", scheduler)[:30]
-    digest = hashlib.sha256(scheduler.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    return f"apscheduler-{readable}-{digest}"
 
 
 def _find_untrusted_file(directory: Path, stem: str) -> Path | None:
