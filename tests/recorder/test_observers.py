@@ -211,26 +211,30 @@ class TestObserverGroup:
             ([None, False], False, False),
             ([False, None], False, False),
             ([True], True, True),
-            ([False, True], True, True),
+            ([False, True], True, False),
             ([None, True], True, True),
-            ([False, Boom()], True, True),
+            ([False, Boom()], True, False),
+            ([None, Boom()], True, True),
         ],
     )
     def test_refresh(self, answers: list[Any], enabled: bool, settled: bool) -> None:
-        """`refresh` is needed while an observer may still become enabled."""
+        """`update_is_enabled` is needed while an observer may still become enabled."""
         errors = ErrorReporter()
         group = ObserverGroup(errors, map(Undecided, answers))
         assert (group.is_enabled, group.is_enabled_final) == (enabled, settled)
         assert errors.counts()["spans"] == sum(isinstance(answer, Boom) for answer in answers)
 
     def test_an_observer_that_becomes_enabled(self) -> None:
-        """`refresh` finds an observer that has become enabled."""
-        observer = Undecided(False)
-        group = ObserverGroup(ErrorReporter(), [observer])
+        """`update_is_enabled` finds an observer that has become enabled; then it is called."""
+        observer, other = Undecided(False), Observer("other", [])
+        group = ObserverGroup(ErrorReporter(), [observer, other])
         observer.answer = True
-        assert not group.is_enabled
+        group.on_run_finished(RUN)
+        assert (observer.calls, len(other.calls)) == ([], 1)
         group.update_is_enabled()
         assert (group.is_enabled, group.is_enabled_final) == (True, True)
+        group.on_run_finished(RUN)
+        assert (len(observer.calls), len(other.calls)) == (1, 2)
 
     def test_starts_in_order_and_ends_in_reverse(self) -> None:
         """Observers are called in order at the start and in reverse at the end."""

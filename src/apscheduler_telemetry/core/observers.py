@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
@@ -95,6 +95,11 @@ class ErrorReporter:
         if self._increment(component) == 1:
             self._log(component, description[:MAX_MESSAGE_LENGTH], exc_info=False)
 
+    @synchronized
+    def add_component(self, component: str) -> None:
+        """Let a component that not every scheduler has exist at 0; see `ERROR_COMPONENTS`."""
+        self._counts.setdefault(component, 0)
+
     def count(self, component: str) -> None:
         """Count a failure of `component` that the caller logs."""
         self._increment(component)
@@ -170,7 +175,8 @@ class RunObserver(Protocol):
         """
         Return whether runs have to be observed from now on.
 
-        Called before each pass over due jobs, until it returns True.
+        Called before each pass over due jobs, while any observer returns False. Only observers that
+        have returned True are called for runs.
 
         Returns:
             None if they never will have to be.
@@ -241,8 +247,8 @@ class ObserverGroup:
     first observer encloses the others.
 
     Attributes:
-        is_enabled: whether any observer was enabled at the last `update_is_enabled`. If none is, a
-            run costs less.
+        is_enabled: whether any observer was enabled at the last `update_is_enabled`; others are
+            not called for runs. If none is, a run costs less.
         is_enabled_final: whether `is_enabled` cannot change any more.
     """
 
@@ -251,14 +257,15 @@ class ObserverGroup:
     ) -> None:
         self._error_reporter = error_reporter
         self._observers = tuple(observers)
-        self._reversed_observers = self._observers[::-1]
+        self._enabled_observers: Sequence[RunObserver] = ()
+        self._reversed_enabled_observers: Sequence[RunObserver] = ()
         self._on_last_open_run_finished: Callable[[], None] | None = None
         self.is_enabled = self.is_enabled_final = False
         self.update_is_enabled()
 
     def update_is_enabled(self) -> None:
         """Ask the observers whether runs have to be observed from now on."""
-        is_enabled, is_enabled_final = False, True
+        enabled_observers, is_enabled_final = [], True
         for observer in self._observers:
             try:
                 answer = observer.is_enabled()
@@ -266,15 +273,16 @@ class ObserverGroup:
                 self._error_reporter.exception(observer.component)
                 answer = True
             if answer:
-                is_enabled = is_enabled_final = True
-                break
-            if answer is not None:
+                enabled_observers.append(observer)
+            elif answer is not None:
                 is_enabled_final = False
-        self.is_enabled, self.is_enabled_final = is_enabled, is_enabled_final
+        self._enabled_observers = enabled_observers
+        self._reversed_enabled_observers = enabled_observers[::-1]
+        self.is_enabled, self.is_enabled_final = bool(enabled_observers), is_enabled_final
 
     def on_callable_start(self, run: Run) -> None:
         """Notify all observers that a run starts."""
-        for observer in self._observers:
+        for observer in self._enabled_observers:
             try:
                 observer.on_callable_start(run)
             except Exception:  # noqa: BLE001, PERF203  # each observer on its own
@@ -282,7 +290,7 @@ class ObserverGroup:
 
     def on_callable_end(self, run: Run) -> None:
         """Notify all observers that the callable of a run has ended."""
-        for observer in self._reversed_observers:
+        for observer in self._reversed_enabled_observers:
             try:
                 observer.on_callable_end(run)
             except Exception:  # noqa: BLE001, PERF203
@@ -290,7 +298,7 @@ class ObserverGroup:
 
     def on_run_finished(self, run: Run) -> None:
         """Notify all observers that a run has its outcome."""
-        for observer in self._reversed_observers:
+        for observer in self._reversed_enabled_observers:
             try:
                 observer.on_run_finished(run)
             except Exception:  # noqa: BLE001, PERF203
@@ -330,7 +338,7 @@ class ObserverGroup:
     def create_trace_carrier(self, run: Run) -> Mapping[str, str]:
         """Return the W3C carrier of a run that is sent to another process; it may be empty."""
         carrier: dict[str, str] = {}
-        for observer in self._observers:
+        for observer in self._enabled_observers:
             try:
                 carrier.update(observer.create_trace_carrier(run) or {})
             except Exception:  # noqa: BLE001, PERF203
