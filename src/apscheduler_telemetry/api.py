@@ -28,9 +28,11 @@ from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, JobLabeller
 from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus
+from apscheduler_telemetry.export.interrupted_runs import InterruptedRunReporter
 from apscheduler_telemetry.export.metric_families import Exporter
 from apscheduler_telemetry.export.multiprocess.directory import find_multiprocess_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
@@ -143,7 +145,8 @@ class Telemetry:
             max_labels=config.max_labels,
         )
         # The spans come first, so that they are current where the histograms are recorded.
-        observers: list[RunObserver] = [SpanObserver(tracer_provider=config.tracer_provider)]
+        self._span_observer = SpanObserver(tracer_provider=config.tracer_provider)
+        observers: list[RunObserver] = [self._span_observer]
         registry, expose_from_cache = config.registry, None
         if registry is not None:
             prometheus_exporter = prometheus.get_or_create_exporter(registry)
@@ -155,6 +158,18 @@ class Telemetry:
             )
             self._exporters.append(otel_exporter)
             observers.append(otel_metrics.HistogramObserver(otel_exporter))
+        self._journal: RunJournal | None = None
+        if config.journal_directory is not None:
+            self._journal = RunJournal(
+                config.journal_directory,
+                config.name,
+                error_reporter=error_reporter,
+                on_interrupted=InterruptedRunReporter(
+                    recorder, self._span_observer, error_reporter
+                ).report,
+            )
+            recorder.use_journal(self._journal)
+            observers.append(self._journal)
         dependencies = AdapterDependencies(
             recorder=recorder,
             observers=ObserverGroup(error_reporter, observers),
@@ -358,6 +373,10 @@ class Telemetry:
         return self._uninstrument_reason is None and self._exported_scheduler.liveness().up
 
     def _on_scheduler_started(self) -> None:
+        if self._journal is not None:
+            self._journal.start()
+            if not self._exporters:  # nobody will read the metrics
+                self._journal.on_reading_end(self._journal.on_reading_start())
         if self._snapshot_writer is not None:
             self._snapshot_writer.start()
 
@@ -389,6 +408,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     singleton: bool = True,
     propagate_baggage: bool = False,
     context_store: MutableMapping[str, str] | None = None,
+    journal: str | os.PathLike[str] | None = None,
     capture_arguments: bool = False,
     capture_result: bool = False,
     capture_stacktrace: bool = False,
@@ -428,6 +448,11 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         context_store: stores in which span the jobs of persistent stores were added, so that runs
             link to it after a restart: a `FileContextStore`, or any fast mapping of str to str. By
             default these links are lost when the process ends.
+        journal: a directory for a file of the runs in flight, on a local file system; it is created
+            if its parent exists. If the process is killed, the next one that starts a scheduler of
+            this name with the same directory counts its runs in flight as ``lost``, and ends their
+            spans. By default nothing is known of them. Not on Windows. If the directory cannot be
+            used, an error of component ``journal`` is counted, and the scheduler runs without.
         capture_arguments: whether a span has the arguments of the job. Only the type is recorded
             of values that are not of a plain type, and ``***`` of those of arguments and keys that
             are named like a secret; 1,024 characters in total at most.
@@ -469,6 +494,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         singleton=singleton,
         propagate_baggage=propagate_baggage,
         context_store=context_store,
+        journal=journal,
         capture_arguments=capture_arguments,
         capture_result=capture_result,
         capture_stacktrace=capture_stacktrace,

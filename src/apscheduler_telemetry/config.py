@@ -5,9 +5,11 @@ The options of `instrument`, validated.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.metrics import MeterProvider
@@ -41,6 +43,7 @@ class Config:
     singleton: bool
     propagate_baggage: bool
     context_store: MutableMapping[str, str] | None
+    journal: str | os.PathLike[str] | None
     capture_arguments: bool
     capture_result: bool
     capture_stacktrace: bool
@@ -82,11 +85,18 @@ class Config:
             "a mapping of str to str, such as apscheduler_telemetry.FileContextStore(path)",
             ok=self.context_store is None or isinstance(self.context_store, MutableMapping),
         )
+        if self.journal is not None:
+            object.__setattr__(self, "journal", _validate_journal(self.journal))
         _check_expect(self.expect)
         for option in ("duration_buckets", "delay_buckets"):
             # The dataclass is frozen, so this is the way to set an attribute here.
             object.__setattr__(self, option, _validate_buckets(option, getattr(self, option)))
         _check_max_labels(self.max_labels)
+
+    @property
+    def journal_directory(self) -> Path | None:
+        """The directory of the journal; None if there is none."""
+        return None if self.journal is None else Path(self.journal)
 
     @property
     def capture(self) -> CaptureOptions:
@@ -137,6 +147,23 @@ def _check_provider(option: str, provider: object, kind: str, method: str) -> No
     _raise_type_error_unless(
         option, provider, f"an OpenTelemetry {kind}", ok=provider is None or is_provider
     )
+
+
+def _validate_journal(path: object) -> Path:
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    expected = "the path of a directory, such as '/var/lib/shop/journal'"
+    _raise_type_error_unless("journal", path, expected, ok=isinstance(text, str))
+    text = str(text)
+    if not text.strip() or "\0" in text:
+        msg = (
+            f"journal must be the path of a directory, got {_repr.repr(text)}; omit it for no "
+            "journal"
+        )
+        raise ArgumentValueError(msg)
+    if os.name == "nt":
+        msg = "journal cannot be used on Windows, which has no flock(); omit it"
+        raise ArgumentValueError(msg)
+    return Path(text).absolute()  # as the process may change its directory
 
 
 def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...]:

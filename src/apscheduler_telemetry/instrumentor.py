@@ -90,6 +90,7 @@ _OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
         "true or false",
     ),
     names.OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE: ("context_store", FileContextStore, "a path"),
+    names.OTEL_PYTHON_APSCHEDULER_JOURNAL: ("journal", str, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
         "capture_arguments",
         _parse_bool,

@@ -298,7 +298,7 @@ class TestIsolation:
             job._replace(info=None) if job.label == "backup" else job  # type: ignore[arg-type]
             for job in scene.main.recorder.job_snapshots()
         ]
-        monkeypatch.setattr(scene.main.recorder, "job_snapshots", lambda: iter(jobs))
+        monkeypatch.setattr(scene.main.recorder, "job_snapshots", lambda **_: iter(jobs))
         text = scene.text()
         assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' not in text
         assert 'apscheduler_job_running{job_id="report",scheduler="main"}' in text
@@ -492,7 +492,7 @@ class TestCollection:
         readings: list[str] = []
         snapshots = scene.main.recorder.job_snapshots
 
-        def read() -> Iterator[Any]:
+        def read(**_: Any) -> Iterator[Any]:
             readings.append("jobs")
             return snapshots()
 

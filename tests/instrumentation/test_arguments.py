@@ -121,6 +121,10 @@ class TestBadInput:
         ("delay_buckets", [2, 1], ArgumentValueError, "delay_buckets must be seconds in ascending"),
         ("max_labels", 1.5, ArgumentTypeError, "max_labels must be a number of label values"),
         ("max_labels", True, ArgumentTypeError, "max_labels must be a number of label values"),
+        ("journal", 7, ArgumentTypeError, "journal must be the path of a directory, such as"),
+        ("journal", b"journal", ArgumentTypeError, "path of a directory.*got b'journal'"),
+        ("journal", "", ArgumentValueError, "path of a directory, got ''; omit it"),
+        ("journal", "a\0b", ArgumentValueError, r"path of a directory, got 'a\\x00b'"),
         ("max_labels", 0, ArgumentValueError, "max_labels must be 1 or more, got 0; omit it for"),
         pytest.param(
             "max_labels",

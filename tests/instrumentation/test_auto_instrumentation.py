@@ -288,7 +288,7 @@ class TestVariables:
         assert handle._config.expect == Expectations(owner="billing")
 
     def test_each_variable_sets_its_option(
-        self, instrumentor: Any, schedulers: Any, monkeypatch: Any
+        self, instrumentor: Any, schedulers: Any, monkeypatch: Any, tmp_path: Path
     ) -> None:
         """Each variable sets its option; arguments have priority."""
         for name, value in {
@@ -297,6 +297,7 @@ class TestVariables:
             "MAX_DURATION": "60.5",
             "SEVERITY": "critical",
             "OWNER": "billing",
+            "JOURNAL": str(tmp_path / "journal"),
             "NAME": "from-environment",
         }.items():
             monkeypatch.setenv(f"OTEL_PYTHON_APSCHEDULER_{name}", value)
@@ -312,8 +313,10 @@ class TestVariables:
             "expect": Expectations(
                 grace=300, max_duration=60.5, severity="critical", owner="billing"
             ),
+            "journal": tmp_path / "journal",
         }
         assert {key: getattr(handle._config, key) for key in expected} == expected
+        assert len(list((tmp_path / "journal").iterdir())) == 1
 
 
 class TestServer:
@@ -385,7 +388,7 @@ class TestServer:
         rendered: list[str] = []
         job_snapshots_since = Recorder.job_snapshots_since
 
-        def snapshots(recorder: Recorder, known: Any) -> Iterator[Any]:
+        def snapshots(recorder: Recorder, known: Any, **_: Any) -> Iterator[Any]:
             for label, snapshot in job_snapshots_since(recorder, known):
                 if snapshot is not None:
                     rendered.append(label)

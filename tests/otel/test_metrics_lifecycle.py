@@ -152,7 +152,7 @@ class TestLifecycle:
             looks = []
             snapshots_of_recorder = recorder_of(rig.telemetry).job_snapshots
 
-            def look() -> Any:
+            def look(**_: Any) -> Any:
                 looks.append(1)
                 return snapshots_of_recorder()
 

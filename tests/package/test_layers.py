@@ -24,10 +24,11 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"core.current_run", "core.files", "core.forks", "core.locks"}),
     frozenset({"core.model", "core.times"}),
     frozenset({"context_store", "core.file_locks"}),
+    frozenset({"core.journal_file"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
     frozenset({"core.expectations", "core.records"}),
     frozenset({"core.observers"}),
-    frozenset({"core.labels"}),
+    frozenset({"core.labels", "core.run_journal"}),
     frozenset({"core.expectation_resolver", "core.recorder"}),
     # What writes the metrics state: tools, jobs and their runs, the scheduler's loop, changes of
     # jobs, hooks on executors and job stores, and what puts them together.
@@ -69,9 +70,9 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters.apscheduler3.adapter"}),
     frozenset({"adapters.registry"}),
     # What reads the metrics state.
-    frozenset({"export.metric_families"}),
+    frozenset({"export.given_span_ids", "export.metric_families"}),
     frozenset({"export.health", "export.otel_metrics", "export.otel_traces", "export.text_format"}),
-    frozenset({"export.prometheus"}),
+    frozenset({"export.interrupted_runs", "export.prometheus"}),
     frozenset(
         {
             "export.multiprocess.directory",

@@ -50,7 +50,7 @@ class Outcome(str, Enum):
     COALESCED = "coalesced"
     """Merged into a later run (``coalesce=True``)."""
     LOST = "lost"
-    """Lost by its executor, or could not be submitted to one."""
+    """Lost by its executor or with its process, or could not be submitted to an executor."""
 
     __hash__ = str.__hash__  # that of Enum is Python code, which would slow down every run
 
@@ -58,6 +58,14 @@ class Outcome(str, Enum):
 # Before Python 3.12 a member of an enumeration is looked up by Python code, in every run.
 SUCCESS, ERROR, MISSED, LOST = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED, Outcome.LOST
 FAILED_OUTCOMES = frozenset({ERROR, LOST})
+
+
+INTERRUPTED = "interrupted"
+"""
+What stands for the type of the exception of a run that was lost because its process ended.
+
+It is the value of ``exception`` in ``apscheduler_job_exceptions_total``, and of ``error.type``.
+"""
 
 
 class SchedulerErrorKind(str, Enum):

@@ -24,10 +24,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
+from apscheduler_telemetry.core.journal_file import JournalEntry
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, OVERFLOW
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import (
+    INTERRUPTED,
     Clock,
+    ErrorDescription,
     JobInfo,
     Outcome,
     RemovalReason,
@@ -41,7 +44,9 @@ from apscheduler_telemetry.core.records import (
     NeverSubmittedRuns,
     Run,
 )
+from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, JobStats
+from apscheduler_telemetry.core.times import to_datetime
 
 REMOVED_JOB_SECONDS = 900.0
 """
@@ -130,6 +135,7 @@ class Recorder:
         self._runs_not_added_up: dict[Run, None] = {}
         # The dictionary's own method, as each run takes this way.
         self.run_submitted: Callable[[Run], None] = self._runs_not_added_up.setdefault
+        self._journal: RunJournal | None = None
         self._add_up_at_run_count = MAX_UNADDED_RUNS
         self._tried_to_free_labels_at = -math.inf
         # At the last adding up; those with runs to be added up are put into it then.
@@ -144,6 +150,16 @@ class Recorder:
             if run.outcome is None:
                 del self._runs_not_added_up[run]
                 run.finish(Outcome.LOST)  # so that no observer here waits for their end
+
+    def use_journal(self, journal: RunJournal) -> None:
+        """Write each run that is submitted from now on into a journal, too."""
+        register, add_to_journal = self._runs_not_added_up.setdefault, journal.add_run
+
+        def run_submitted(run: Run) -> None:
+            register(run)
+            add_to_journal(run)
+
+        self._journal, self.run_submitted = journal, run_submitted
 
     # Jobs
 
@@ -270,6 +286,35 @@ class Recorder:
             run.finish(outcome)
         return runs
 
+    def runs_interrupted(self, entries: Iterable[JournalEntry]) -> list[Run]:
+        """
+        Record runs that were in flight in a process that has ended; they are lost.
+
+        They count under their label, also if there is no job of that label any more. That they
+        have started was counted by their own process.
+
+        Args:
+            entries: the runs, from the journal of that process.
+
+        Returns:
+            The runs; their start, if they had one, is that in the journal.
+        """
+        runs = []
+        for entry in entries:
+            run = Run(self._record_without_job(entry), to_datetime(entry.due_at), entry.executor)
+            if entry.started_at is not None:
+                run.try_set_estimated_start(entry.started_at)
+            message = "the process ended during the run"
+            if entry.started_at is None:
+                message = "the process ended before the run started"
+            run.finish(
+                Outcome.LOST,
+                ErrorDescription(type=INTERRUPTED, message=f"interrupted: {message}"),
+            )
+            runs.append(run)
+        self._runs_not_added_up.update(dict.fromkeys(runs))  # all of them at once
+        return runs
+
     # Executors, job stores, errors
 
     @synchronized
@@ -323,14 +368,14 @@ class Recorder:
 
     # Reading
 
-    def job_snapshots(self) -> Iterator[JobSnapshot]:
-        """Yield a snapshot of each label."""
-        for _, snapshot in self.job_snapshots_since({}):
+    def job_snapshots(self, *, is_export: bool = True) -> Iterator[JobSnapshot]:
+        """Yield a snapshot of each label; see `job_snapshots_since`."""
+        for _, snapshot in self.job_snapshots_since({}, is_export=is_export):
             if snapshot is not None:
                 yield snapshot
 
     def job_snapshots_since(
-        self, known: Mapping[str, int]
+        self, known: Mapping[str, int], *, is_export: bool = True
     ) -> Iterator[tuple[str, JobSnapshot | None]]:
         """
         Yield each label with its snapshot, or with None if nothing has changed.
@@ -339,11 +384,15 @@ class Recorder:
 
         Args:
             known: the version that the reader already has, by label.
+            is_export: whether the reader exports the counts. Then the journal need not keep the
+                interrupted runs that are among them.
 
         Raises:
             Exception: a label has no snapshot. All others come before.
         """
         failure: Exception | None = None
+        journal = self._journal
+        shown = () if journal is None else journal.on_reading_start()
         for series in self._update_and_list_series():
             label = series.label
             if series.is_unchanged_since(known.get(label)):
@@ -357,6 +406,8 @@ class Recorder:
             yield label, snapshot
         if failure is not None:
             raise failure
+        if journal is not None and is_export:
+            journal.on_reading_end(shown)
 
     def executors(self) -> Mapping[str, ExecutorState]:
         """Return the load of each executor by alias."""
@@ -416,6 +467,18 @@ class Recorder:
     def _create_snapshot(self, series: JobSeries) -> JobSnapshot:
         return series.create_snapshot(self._version_numbers)
 
+    @synchronized
+    def _record_without_job(self, entry: JournalEntry) -> JobRecord:
+        """Return a record for a run of a former process, whose job may not be known here."""
+        info = _interrupted_info(entry)
+        series = self._series_for(info)
+        if series.has_had_job:
+            if series.label == entry.label:
+                info = series.info._replace(id=entry.job_id)
+        elif series.removed_at is None:
+            series.set_removed_at(self._clock())
+        return JobRecord((info.jobstore, entry.job_id), info, series)
+
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series_by_label.get(info.label)
         if series is None and self._is_label_limit_reached() and not self._try_to_free_labels():
@@ -465,6 +528,21 @@ class Recorder:
 
 
 _NEW_JOBSTORE = JobStoreState()
+
+
+def _interrupted_info(entry: JournalEntry) -> JobInfo:
+    """Return what a journal says about the job of a run; the rest is empty."""
+    return JobInfo(
+        id=entry.job_id,
+        label=entry.label,
+        name="",
+        func="",
+        trigger="",
+        executor=entry.executor,
+        jobstore="",
+        persistent=False,
+        grace=0.0,
+    )
 
 
 def _overflow_info(info: JobInfo) -> JobInfo:

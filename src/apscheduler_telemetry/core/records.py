@@ -56,7 +56,8 @@ class JobSnapshot(NamedTuple):
         info: what the job is; of several that share the label, one of them.
         stats: its numbers, not to be changed.
         in_flight_summary: its runs that have not ended.
-        next_run: Unix seconds of the next run; 0 if there is none.
+        next_run: Unix seconds of the next run; 0 if there is none, and None if no job has had the
+            label yet, but only runs of a process that has ended.
         cancelled_run_due_at: Unix seconds of the latest next run that the user has cancelled; None
             if there was none.
         interval_range: the shortest and the longest gap in seconds between coming runs, if known.
@@ -67,7 +68,7 @@ class JobSnapshot(NamedTuple):
     info: JobInfo
     stats: JobStats
     in_flight_summary: InFlightSummary
-    next_run: float
+    next_run: float | None
     cancelled_run_due_at: float | None
     interval_range: tuple[float, float] | None
     version: int
@@ -111,6 +112,7 @@ class JobSeries:
         info: what the job is; of several that share the label, one of them.
         removed_at: Unix seconds of when its last job was removed, or of when a run that ended after
             that was added up; None while there is a job.
+        has_had_job: whether any job of this process has, or had, the label.
         clock: returns Unix seconds.
     """
 
@@ -127,6 +129,7 @@ class JobSeries:
             "_run_state_in_snapshot",
             "_snapshot_version",
             "clock",
+            "has_had_job",
             "info",
             "label",
             "removed_at",
@@ -139,6 +142,7 @@ class JobSeries:
         self.label = info.label
         self.info = info
         self.removed_at: float | None = None
+        self.has_had_job = False
         self.clock = clock
         self._has_job_state_changed = True
         self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
@@ -171,6 +175,7 @@ class JobSeries:
         """Let another job share the label."""
         self._next_runs[record] = None
         self.removed_at = None
+        self.has_had_job = True
         self._has_job_state_changed = True
 
     def remove_job(self, record: JobRecord, now: float, *, keep_next_run: bool) -> None:
@@ -189,6 +194,10 @@ class JobSeries:
         if not self._next_runs:
             self.removed_at = now
         self._has_job_state_changed = True
+
+    def set_removed_at(self, now: float) -> None:
+        """Let the label end some time after `now`, as no job has it."""
+        self.removed_at = now
 
     def update_info(self, info: JobInfo) -> None:
         """Note what a job with the label is now."""
@@ -324,7 +333,10 @@ class JobSeries:
             info=self.info,
             stats=stats,
             in_flight_summary=in_flight_summary,
-            next_run=min((at for at in next_runs if at is not None), default=0.0),
+            next_run=min(
+                (at for at in next_runs if at is not None),
+                default=0.0 if self.has_had_job else None,
+            ),
             cancelled_run_due_at=self._cancelled_run_due_at,
             interval_range=self._interval_range,
             version=version,

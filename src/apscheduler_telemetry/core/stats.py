@@ -15,6 +15,7 @@ from apscheduler_telemetry.core.current_run import OTHER_QUANTITIES, CurrentRun,
 from apscheduler_telemetry.core.model import (
     ERROR,
     FAILED_OUTCOMES,
+    INTERRUPTED,
     MISSED,
     SUCCESS,
     ErrorDescription,
@@ -238,7 +239,7 @@ class JobStats:
         elif outcome in FAILED_OUTCOMES:
             self.last_failure_at = at
             self.consecutive_failures += count
-            if outcome is ERROR and error is not None:
+            if error is not None and (outcome is ERROR or error == INTERRUPTED):
                 self._count_exception_type(error)
 
     def _add_recorded(self, runs: Sequence[FinishedRun]) -> None:

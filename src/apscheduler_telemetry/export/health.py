@@ -28,7 +28,7 @@ def build_report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> 
         clock: returns Unix seconds.
     """
     now, liveness = clock(), scheduler.liveness()
-    jobs = sorted_jobs(scheduler, ERROR_COMPONENT)
+    jobs = sorted_jobs(scheduler, ERROR_COMPONENT, is_export=False)
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],

@@ -420,12 +420,14 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         (CANCELLED_RUN_DUE, job.cancelled_run_due_at),
         (SHORTEST_UPCOMING_INTERVAL, shortest),
         (LONGEST_UPCOMING_INTERVAL, longest),
-        (GRACE, info.grace),
+        (GRACE, None if job.next_run is None else info.grace),
     )
     for quantity, amount in sorted(stats.last_recorded.items()):
         yield LAST_RECORDED, (*labels, quantity), amount
     if info.expectations is not NOTHING_EXPECTED:
         yield from _expectation_samples(labels, job)
+    if job.next_run is None:
+        return  # nothing describes the job
     persistent = "true" if info.persistent else "false"
     texts = (
         info.name,
@@ -471,10 +473,21 @@ def yield_until_error(
         error_reporter.exception(component)
 
 
-def sorted_jobs(scheduler: InstrumentedScheduler, component: str) -> list[JobSnapshot]:
-    """Return all jobs by label; those that fail are reported as failures of `component`."""
+def sorted_jobs(
+    scheduler: InstrumentedScheduler, component: str, *, is_export: bool = True
+) -> list[JobSnapshot]:
+    """
+    Return all jobs by label; those that fail are reported as failures of `component`.
+
+    Args:
+        scheduler: the scheduler.
+        component: of which failures are reported.
+        is_export: as of `Recorder.job_snapshots_since`.
+    """
     jobs = yield_until_error(
-        scheduler.error_reporter, component, scheduler.recorder.job_snapshots()
+        scheduler.error_reporter,
+        component,
+        scheduler.recorder.job_snapshots(is_export=is_export),
     )
     return sorted(jobs, key=attrgetter("label"))
 

@@ -14,7 +14,7 @@ missed    ERROR    ``missed``                               0
 skipped   ERROR    ``skipped``                              0
 coalesced unset    absent                                   0
 lost      ERROR    type of the exception that reports the   0
-                   loss, or ``lost``
+                   loss, ``interrupted``, or ``lost``
 ========= ======== ======================================== ===============
 
 A span with a duration of 0 has the time at which APScheduler dropped the run, or at which the loss
@@ -55,10 +55,12 @@ from apscheduler_telemetry.core.model import (
     ErrorDescription,
     JobInfo,
     Outcome,
+    SpanIds,
 )
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.times import to_datetime
+from apscheduler_telemetry.export.given_span_ids import with_given_ids
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +262,35 @@ class SpanObserver:
         if run.error is not None and self._logs_exceptions and run.error.is_exception:
             at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
+
+    def export_interrupted_run(self, run: Run, span_ids: SpanIds | None) -> None:
+        """
+        Create the span of a run that ended with a former process, which did not export it.
+
+        It has the start of the run and, as when it ended is not known, a duration of 0. A run that
+        did not start has a span of now, like others that are lost before they start.
+
+        Args:
+            run: the run, as lost.
+            span_ids: the ids that its span had in that process, under which the spans of the job
+                may have been exported; None if it had none.
+        """
+        tracer = self._find_tracer()
+        if tracer is None or self._is_stopped:
+            return
+        if span_ids is not None:
+            tracer = with_given_ids(tracer, span_ids)
+        started_at = run.measured_or_estimated_start_at
+        start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
+        name, attributes = self._span_name_and_attributes(run)
+        # What the journal does not say is absent.
+        attributes = {key: value for key, value in attributes.items() if value != ""}
+        span = tracer.start_span(name, context=_ROOT, attributes=attributes, start_time=start_ns)
+        span.set_attribute("apscheduler.outcome", Outcome.LOST.value)
+        if run.error is not None:
+            span.set_attribute("error.type", run.error.type)
+            span.set_status(trace.StatusCode.ERROR, run.error.message)
+        span.end(start_ns)
 
     def stop_observing_new_runs(self) -> None:
         """Start no further span from now on; those that are open end when their runs do."""
