@@ -2,8 +2,10 @@
 
 import importlib
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from apscheduler.events import EVENT_JOB_EXECUTED
@@ -78,6 +80,18 @@ def instrument_spans(scheduler: Any) -> None:
     instrument(scheduler, registry=CollectorRegistry(), tracer_provider=recording_provider())
 
 
+def instrument_journal(scheduler: Any) -> None:
+    """Use ours with a journal of runs in flight, with tracing turned off."""
+    directory = TemporaryDirectory()
+    weakref.finalize(scheduler, directory.cleanup)
+    instrument(
+        scheduler,
+        registry=CollectorRegistry(),
+        tracer_provider=NoOpTracerProvider(),
+        journal=directory.name,
+    )
+
+
 @dataclass(frozen=True)
 class Contender:
     """What is done to a scheduler before it starts, and the job that it runs."""
@@ -92,6 +106,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "listener": Contender(add_listener),
     "apscheduler-exporter": Contender(add_exporter),
     "metrics": Contender(instrument_metrics),
+    "journal": Contender(instrument_journal),
     "no SDK": Contender(instrument_without_sdk),
     "bare span": Contender(watch_nothing, SPAN_WORK),
     "spans": Contender(instrument_spans),
