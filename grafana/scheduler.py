@@ -91,7 +91,8 @@ def starts() -> Any:
         " APSchedulerCrashLoop fires at 3 restarts within 15 minutes.",
         [
             Query(
-                f"sum(changes({started}[$__range]))\n"
+                # Not changes(), which counts the first sample, too, in VictoriaMetrics.
+                f"sum(resets((-{started})[$__range:1m]))\n"
                 f"+ sum(min_over_time({started}[$__range]) > bool time() - $__range_s)",
                 instant=True,
             )

@@ -142,6 +142,19 @@ def cut_off_out_of_memory(it: Performance) -> None:
         it.repaired("ten minutes")
 
 
+@drill("a short run is cut off by SIGKILL, and there is a journal", "APSchedulerRunsLost", "sync")
+def cut_off_with_journal(it: Performance) -> None:
+    app = it.start("journaling")
+    successor = it.prepare("journaling").ready()
+    it.ran("sync")
+    it.until(f'apscheduler_job_running{{job="{it.job}",job_id="sync"}} > 0')
+    app.kill()
+    it.fault()
+    successor.go()
+    it.caught()
+    it.repaired("ten minutes")
+
+
 @drill("the job store fails on update_job, the scheduler's thread dies", "APSchedulerLoopDead")
 def dead_loop(it: Performance) -> None:
     app = it.start("store")

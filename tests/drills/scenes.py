@@ -269,6 +269,14 @@ def importing() -> None:
     threading.Event().wait()
 
 
+def journaling() -> None:
+    """One with a journal, and a short job, of which the rules without a journal know nothing."""
+    scheduler = BackgroundScheduler()
+    scheduler.add_job(time.sleep, "interval", [2], seconds=3, id="sync")
+    serve(scheduler, journal=directory / "journal")
+    wait_for_the_end(scheduler)
+
+
 def patient() -> None:
     """One whose job runs some time after the start and not earlier."""
     scheduler = BackgroundScheduler()
@@ -379,8 +387,8 @@ def _in(seconds: float) -> datetime:
 SCENES: dict[str, Callable[[], None]] = {
     scene.__name__: scene
     for scene in (
-        *(steady, port, pool, store, script, nightly, importing, patient, troubled, sharing),
-        stored,
+        *(steady, port, pool, store, script, nightly, importing, journaling, patient, troubled),
+        *(sharing, stored),
         *(busy_service, replica),
     )
 }

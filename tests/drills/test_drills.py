@@ -38,6 +38,7 @@ EXPECTED = {
     "cut-off": Expected("APSchedulerRunInterrupted", "critical", "import"),
     "cut-off-elsewhere": Expected("APSchedulerRunInterrupted", "critical", "import"),
     "cut-off-out-of-memory": Expected("APSchedulerRunInterrupted", "critical", "import"),
+    "cut-off-with-journal": Expected("APSchedulerRunsLost", "critical", "sync"),
     "dead-loop": Expected("APSchedulerLoopDead", "critical"),
     "partition": Expected("APSchedulerSchedulerDown", "critical"),
     "exits-at-once": Expected("APSchedulerSchedulerDown", "critical"),

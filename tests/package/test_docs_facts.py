@@ -26,6 +26,7 @@ from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE
 from apscheduler_telemetry.core import current_run, labels, model, recorder, safe_repr, stats
 from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
+from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.export.multiprocess import slots, writer
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_until
@@ -308,7 +309,7 @@ class TestTables:
     def test_components(self) -> None:
         """The runbook explains each component of telemetry errors."""
         rows = [row[0] for row in table("runbook.md", "| `component` | what failed |")]
-        assert names(rows) == set(ERROR_COMPONENTS)
+        assert names(rows) == {*ERROR_COMPONENTS, RunJournal.component}
 
     def test_reasons_of_dead_loops(self) -> None:
         """The runbook explains each reason for which `/health` reports a dead loop."""
