@@ -62,6 +62,49 @@ def frozen(it: Performance) -> None:
     it.repaired("SIGCONT")
 
 
+@drill("a run is still in progress at its deadline", "APSchedulerDeadlineMissed", "close_books")
+def deadline(it: Performance) -> None:
+    app = it.start("expecting", "hang")
+    it.until(f'apscheduler_job_running{{job="{it.job}",job_id="close_books"}} > 0')
+    it.fault()
+    it.caught()
+    app.send("-hang")
+    it.repaired("the run succeeds")
+
+
+@drill("a run succeeds at once", "APSchedulerRunTooShort", "compress")
+def too_short(it: Performance) -> None:
+    app = it.start("expecting")
+    it.ran("compress")
+    app.send("nothing")
+    it.fault()
+    it.caught()
+    app.send("-nothing")
+    it.repaired("a run of its usual length")
+
+
+@drill("a run succeeds and records nothing", "APSchedulerRunDidNothing", "load")
+def did_nothing(it: Performance) -> None:
+    app = it.start("expecting")
+    it.ran("load")
+    app.send("nothing")
+    it.fault()
+    it.caught()
+    app.send("-nothing")
+    it.repaired("a run that records rows")
+
+
+@drill("runs become much longer", "APSchedulerJobSlow", "reindex")
+def slower(it: Performance) -> None:
+    app = it.start("expecting")
+    it.until(f'apscheduler_job:known_runs{{job="{it.job}",job_id="reindex"}} >= 10')
+    app.send("slow")
+    it.fault()
+    it.caught()
+    app.send("-slow")
+    it.repaired("a run of its usual length")
+
+
 @drill("a worker of a process pool runs out of memory", "APSchedulerRunsLost", "crunch")
 def out_of_memory(it: Performance) -> None:
     with small_memory() as cgroup:

@@ -30,7 +30,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import event
 
-from apscheduler_telemetry import Expectations, instrument
+from apscheduler_telemetry import Expectations, current_run, expect, instrument
 
 PORT = 9476
 SECOND = timedelta(seconds=1)
@@ -147,6 +147,30 @@ def import_orders() -> None:
 def export_report() -> None:
     """Take longer than the five minutes from which on runs are watched, thirty times faster."""
     time.sleep(11)
+
+
+@expect(deadline=5)
+def close_books() -> None:
+    """Be done in time, unless the drill has ordered it to hang."""
+    hanging()
+
+
+@expect(min_duration=0.5)
+def compress() -> None:
+    """Take at least half a second, unless the drill has ordered it to do nothing."""
+    if "nothing" not in orders:
+        time.sleep(0.6)
+
+
+@expect(min_recorded={"rows": 1})
+def load() -> None:
+    """Load rows, unless the drill has ordered it to do nothing."""
+    current_run().record(rows=0 if "nothing" in orders else 5)
+
+
+def reindex() -> None:
+    """Take much longer than usual while the drill has ordered it."""
+    time.sleep(11 if "slow" in orders else 0.02)
 
 
 def archive() -> None:
@@ -269,6 +293,16 @@ def importing() -> None:
     threading.Event().wait()
 
 
+def expecting() -> None:
+    """One whose jobs say what is expected of them, and one that becomes slow."""
+    scheduler = BackgroundScheduler()
+    for job, seconds in ((compress, 2), (load, 2), (reindex, 1)):
+        scheduler.add_job(job, "interval", seconds=seconds, id=job.__name__)
+    scheduler.add_job(close_books, "interval", hours=24, id="close_books", next_run_time=_in(5))
+    serve(scheduler)
+    wait_for_the_end(scheduler)
+
+
 def journaling() -> None:
     """One with a journal, and a short job, of which the rules without a journal know nothing."""
     scheduler = BackgroundScheduler()
@@ -387,8 +421,8 @@ def _in(seconds: float) -> datetime:
 SCENES: dict[str, Callable[[], None]] = {
     scene.__name__: scene
     for scene in (
-        *(steady, port, pool, store, script, nightly, importing, journaling, patient, troubled),
-        *(sharing, stored),
+        *(steady, port, pool, store, script, nightly, importing, journaling, expecting),
+        *(patient, troubled, sharing, stored),
         *(busy_service, replica),
     )
 }
