@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from apscheduler.events import EVENT_JOB_EXECUTED
 from apscheduler.executors.debug import DebugExecutor
+
+pytest.importorskip("opentelemetry.sdk")
+
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

@@ -434,12 +434,13 @@ class TestReaderBudget:
         budget = BufferBudget(250, failures)
         shared = Response(200, [b"x" * 100])  # type: ignore[arg-type]
         readers = [budget.open_reader(shared) for _ in range(100)]
-        budget.open_reader(Response(200, [b"y" * 100]))  # type: ignore[arg-type]
+        others = [budget.open_reader(Response(200, [b"y" * 100]))]  # type: ignore[arg-type]
         assert failures == []
 
-        budget.open_reader(Response(200, [b"z" * 100]))  # type: ignore[arg-type]
+        others.append(budget.open_reader(Response(200, [b"z" * 100])))  # type: ignore[arg-type]
         assert len(failures) == 100
         assert all(reader.response is None for reader in readers)
+        assert not any(reader.response is None for reader in others)
 
     def test_dropped_client_is_counted_once(self, failures: ReportedErrors) -> None:
         """A client that is about to be dropped is not dropped for another response as well."""

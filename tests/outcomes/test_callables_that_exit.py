@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import re
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import MAXYEAR, datetime, timedelta, timezone, tzinfo
@@ -25,6 +27,7 @@ from apscheduler_telemetry.adapters.apscheduler3 import adapter
 from apscheduler_telemetry.adapters.apscheduler3.job_description import default_name
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.core import labels
+from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 from tests.helpers import jobs
 from tests.helpers.metrics import job_states
@@ -492,6 +495,38 @@ class TestInterruptions:
         """A greenlet that is killed, or has timed out, while a callable waits."""
         error = getattr(pytest.importorskip("gevent"), name)
         check_goes_its_way(error, raising(error()))
+
+
+class TestReferences:
+    """To look for a signal handler keeps nothing alive."""
+
+    @pytest.mark.parametrize("kind", [ValueError, SystemExit])
+    def test_reported_exception_does_not_wait_for_garbage_collection(
+        self, kind: type[BaseException]
+    ) -> None:
+        """Nor does what the functions in its traceback refer to, such as a large response."""
+        reporter = ErrorReporter()
+        reporter.exception("http")  # the first one is logged, and pytest keeps what is logged
+        references: list[weakref.ref[Any]] = []
+
+        def fail() -> None:
+            error = kind()
+            large = SimpleNamespace()
+            references.append(weakref.ref(large))
+            try:
+                raise error
+            finally:
+                del error
+
+        gc.disable()
+        try:
+            try:
+                fail()
+            except BaseException:  # noqa: BLE001  # of the test
+                reporter.exception("http")
+            assert [reference() for reference in references] == [None]
+        finally:
+            gc.enable()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from traceback import walk_tb
@@ -56,6 +57,11 @@ def _is_from_signal_handler(error: BaseException) -> bool:
     for frame, _ in walk_tb(error.__traceback__):
         names, tuple_name, _, variables = inspect.getargvalues(frame)
         arguments = [variables[name] for name in names if name in variables]
+        if _FRAMES_KEEP_COPIES and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            # The copy would keep the exception, which keeps the frame: all that the functions of
+            # the traceback refer to would wait for garbage collection.
+            for name in [name for name, value in variables.items() if value is error]:
+                del variables[name]
         has_deleted_argument = len(arguments) < len(names)
         if tuple_name is not None and type(more := variables.get(tuple_name)) is tuple:
             arguments += more
@@ -83,3 +89,5 @@ def _codes_of_handlers() -> Iterator[CodeType | Any]:
 
 _LIBRARIES_RAISING_INTERRUPTIONS = {"eventlet", "gevent", "greenlet"}
 """Top-level modules; their exceptions are no `Exception`, so that code lets them through."""
+_FRAMES_KEEP_COPIES = sys.version_info < (3, 13)
+"""Whether a frame of a function keeps a copy of its variables once somebody has asked for them."""
