@@ -508,23 +508,22 @@ class TestReferences:
         reporter = ErrorReporter()
         reporter.exception("http")  # the first one is logged, and pytest keeps what is logged
         references: list[weakref.ref[Any]] = []
+        failures: list[Any] = []
 
         def fail() -> None:
-            error = kind()
-            large = SimpleNamespace()
+            large = threading.Event()
             references.append(weakref.ref(large))
             try:
-                raise error
-            finally:
-                del error
+                raise kind
+            except BaseException as error:  # noqa: BLE001  # of the test
+                failures.append(error.args)
+                reporter.exception("http")
 
         gc.disable()
         try:
-            try:
-                fail()
-            except BaseException:  # noqa: BLE001  # of the test
-                reporter.exception("http")
+            fail()
             assert [reference() for reference in references] == [None]
+            assert failures == [()]
         finally:
             gc.enable()
 
