@@ -32,6 +32,8 @@ HISTORY = {
 BUCKETS = f"apscheduler_job_run_duration_seconds_bucket{{{JOB}}}"
 DUE = f"apscheduler_job:due_run_timestamp_seconds{{{JOB}}}"
 SETTLED = f"apscheduler_job:settled_run_timestamp_seconds{{{JOB}}}"
+NO_RUNS = f'sum {BY_JOB} (apscheduler_job_runs_total{{{JOB}, outcome="success"}}) * 0'
+"""The value 0 for each job that is scraped."""
 
 
 def build() -> dashboard.Dashboard:
@@ -88,7 +90,12 @@ def failures() -> Any:
         "Failures in a row",
         "Runs that failed or were lost since the last success. APSchedulerJobFailing fires at 3,"
         " or at 1 if the job has an hour or more between runs.",
-        [Query(f"max {BY_JOB} (apscheduler_job_consecutive_failures{{{JOB}}})", instant=True)],
+        [
+            Query(
+                f"max {BY_JOB} (apscheduler_job_consecutive_failures{{{JOB}}})\nor {NO_RUNS}",
+                instant=True,
+            )
+        ],
         no_value="not scraped",
         steps=((None, GOOD), (1, WARNING), (3, BAD)),
     )
@@ -160,8 +167,9 @@ def run_history() -> Any:
         ("coalesced", 51),
     ]
     dropped = [
-        f'(sum {BY_JOB} (increase({runs}"{outcome}"}}[$__rate_interval])) > 0) * 0 + {code}'
+        f"(sum {BY_JOB} ({increase}) > 0) * 0 + {code}"
         for outcome, code in links
+        for increase in [promql.increase(f'{runs}"{outcome}"}}', "$__rate_interval")]
     ]
     return parts.history(
         "Run history",
@@ -186,13 +194,10 @@ def run_history() -> Any:
             Query(
                 f"{promql.overlong(JOB)} * 0 + 42\n"
                 f"or (max {BY_JOB} (apscheduler_job_running{{{JOB}}}) > 0) * 0 + 41\n"
-                f"or max {BY_JOB} (apscheduler_job_running{{{JOB}}}) * 0 + 40",
+                f"or {NO_RUNS} + 40",
                 "In progress",
             ),
-            Query(
-                "\nor ".join(dropped) + f'\nor sum {BY_JOB} ({runs}"success"}}) * 0 + 50',
-                "Dropped",
-            ),
+            Query("\nor ".join([*dropped, f"{NO_RUNS} + 50"]), "Dropped"),
         ],
         no_value="no data of this job in the time range",
         mappings=[parts.words(HISTORY)],
@@ -215,11 +220,7 @@ def countdown_graph() -> Any:
                 f" (apscheduler_job_next_run_timestamp_seconds{{{JOB}}} > 0))) > 0)",
                 "overdue",
             ),
-            Query(
-                f"-max {BY_JOB} (apscheduler_job_grace_seconds{{{JOB}}})\n"
-                f"or -apscheduler_job:grace_seconds{{{JOB}}}",
-                "grace",
-            ),
+            Query(f"-{promql.grace(JOB)}", "grace"),
         ],
         unit=units.Seconds,
         no_value="no next run in the time range",
@@ -331,13 +332,13 @@ def duration_cells() -> Any:
 
 def outcomes() -> Any:
     """Return the runs by outcome over time."""
+    runs = f"apscheduler_job_runs_total{{{JOB}}}"
     panel = parts.lines(
         "Outcomes",
         "Runs by outcome, for each bar. " + parts.OUTCOMES_EXPLAINED,
         [
             Query(
-                "sum by (outcome) (\n"
-                f"  increase(apscheduler_job_runs_total{{{JOB}}}[$__rate_interval])\n)",
+                f"sum by (outcome) ({promql.increase(runs, '$__rate_interval')}) > 0",
                 "{{outcome}}",
             )
         ],
@@ -366,10 +367,7 @@ def delays() -> Any:
         [
             Query(quantile(0.5), "p50"),
             Query(quantile(0.95), "p95"),
-            Query(
-                f"max {BY_JOB} (apscheduler_job_grace_seconds{{{JOB}}})",
-                "grace",
-            ),
+            Query(promql.grace(JOB), "grace"),
         ],
         unit=units.Seconds,
         no_value="no runs in the time range",
@@ -384,13 +382,13 @@ def delays() -> Any:
 
 def exceptions() -> Any:
     """Return the exceptions of runs over time."""
+    raised = f"apscheduler_job_exceptions_total{{{JOB}}}"
     return parts.lines(
         "Exceptions over time",
         "Runs that raised an exception, by its type, for each bar.",
         [
             Query(
-                "sum by (exception) (\n"
-                f"  increase(apscheduler_job_exceptions_total{{{JOB}}}[$__rate_interval])\n)",
+                f"sum by (exception) ({promql.increase(raised, '$__rate_interval')})",
                 "{{exception}}",
             )
         ],
@@ -406,13 +404,13 @@ def exceptions() -> Any:
 
 def exceptions_in_total() -> Any:
     """Return the exceptions of runs in the time range."""
+    raised = f"apscheduler_job_exceptions_total{{{JOB}}}"
     return parts.bars(
         "Exceptions in the time range",
         "Runs that raised an exception, by its type. The application's log has the tracebacks.",
         [
             Query(
-                "sort_desc(sum by (exception) (\n"
-                f"  increase(apscheduler_job_exceptions_total{{{JOB}}}[$__range])\n) > 0)",
+                f"sort_desc(sum by (exception) ({promql.increase(raised, '$__range')}) > 0)",
                 "{{exception}}",
                 instant=True,
             )
@@ -443,6 +441,10 @@ def alerts() -> Any:
 def about() -> Any:
     """Return the description of the job."""
     info = f"apscheduler_job_info{{{JOB}}}"
+    intervals = [
+        f"apscheduler_job_{which}_interval_seconds{{{JOB}}}" for which in ("longest", "shortest")
+    ]
+    known_intervals = [*intervals, *(f"last_over_time({one}[$__range])" for one in intervals)]
     labels = "job_id, name, func, trigger, executor, jobstore, persistent, instance"
     return parts.rows(
         "Description of the job",
@@ -455,8 +457,7 @@ def about() -> Any:
                 f" unless on (job, scheduler, job_id) {info}\n)"
             ),
             table_query(
-                "max by (job_id, instance) (last_over_time(\n"
-                f"  apscheduler_job_longest_interval_seconds{{{JOB}}}[$__range]\n))"
+                "max by (job_id, instance) (\n  {}\n)".format("\n  or ".join(known_intervals))
             ),
         ],
         columns={

@@ -97,7 +97,13 @@ def working() -> Any:
     return parts.tiles(
         "Running now",
         "Runs that have started and have not ended.",
-        [Query(f"sum(apscheduler_job_running{{{JOB}}})", instant=True)],
+        [
+            Query(
+                f"sum(apscheduler_job_running{{{JOB}}})\n"
+                f"or sum(apscheduler_job_runs_total{{{JOB}}}) * 0",
+                instant=True,
+            )
+        ],
         no_value="no jobs",
         plain=True,
     )

@@ -604,7 +604,7 @@ class Page:
     def variables(self, *, job: bool, several: bool) -> None:
         """Add the variables; with `several`, each can have several values, and starts with all."""
         known = "apscheduler_scheduler_info|apscheduler_job:promised_run_timestamp_seconds"
-        known_job = "apscheduler_job_running|apscheduler_job:promised_run_timestamp_seconds"
+        known_job = "apscheduler_job_runs_total|apscheduler_job:promised_run_timestamp_seconds"
         self._dashboard.with_variable(
             builders.DatasourceVariable("datasource")
             .label("Data source")

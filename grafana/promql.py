@@ -40,18 +40,19 @@ TABLE_CODES = 10**12
 def recorded_lateness(jobs: str) -> str:
     """Return a query for jobs that are later than their grace, as in APSchedulerMissedRun."""
     due = f"apscheduler_job:oldest_unsettled_run_timestamp_seconds{{{jobs}}}"
+    next_runs = f"apscheduler_job_next_run_timestamp_seconds{{{jobs}}}"
+    graces = f"apscheduler_job_grace_seconds{{{jobs}}}"
     return f"""(
   (
     (
       ({due} > 0)
-      and time() - {due} > apscheduler_job:grace_seconds{{{jobs}}}
+      and time() - {due} > (apscheduler_job:grace_seconds{{{jobs}}} or {due} * 0 + 60)
+      unless apscheduler_job:last_success_timestamp_seconds{{{jobs}}} >= {due}
       unless apscheduler_job:last_in_progress_timestamp_seconds{{{jobs}}} >= {due}
     )
     or
     max {BY_JOB} (
-      (apscheduler_job_next_run_timestamp_seconds{{{jobs}}} > 0)
-      and time() - apscheduler_job_next_run_timestamp_seconds{{{jobs}}}
-        > apscheduler_job_grace_seconds{{{jobs}}}
+      ({next_runs} > 0) and time() - {next_runs} > ({graces} or {next_runs} * 0 + 60)
     )
   )
   unless on (job, scheduler) apscheduler_scheduler_state{{{APPLICATION}, state="paused"}} == 1
@@ -74,6 +75,16 @@ def next_run(jobs: str) -> str:
     return (
         f"(min {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}} > 0)"
         f" or (apscheduler_job:promised_run_timestamp_seconds{{{jobs}}} > 0))"
+    )
+
+
+def grace(jobs: str) -> str:
+    """Return a query for how late a run may start: 60 seconds, where nothing else is exported."""
+    return (
+        f"(max {BY_JOB} (apscheduler_job_grace_seconds{{{jobs}}})"
+        f" or apscheduler_job:grace_seconds{{{jobs}}}"
+        f" or max {BY_JOB} (apscheduler_job_next_run_timestamp_seconds{{{jobs}}}) * 0 + 60"
+        f" or apscheduler_job:promised_run_timestamp_seconds{{{jobs}}} * 0 + 60)"
     )
 
 
@@ -115,13 +126,35 @@ def job_state(jobs: str, offset: int = 0) -> str:
     return "\nor\n".join([*(f"{query} * 0 + {code + offset}" for code, query in branches), rest])
 
 
+def increase(counters: str, duration: str) -> str:
+    """
+    Return a query for how much counters have grown within a duration, those included that began.
+
+    The function `increase` ignores the first value of a series, and most outcomes and all
+    exceptions have a series from their first run on. After a time without scrapes all series look
+    new, so such a series counts only if its process was scraped before, or has started since.
+    """
+    start = f"apscheduler_scheduler_start_timestamp_seconds{{{SCHEDULER}}}"
+    known = f"{start} offset {duration}"
+    if duration == "$__range":  # the only one that Grafana also has in seconds
+        known += f" or {start} > time() - $__range_s"
+    return f"""
+  (
+    last_over_time({counters}[{duration}])
+    unless {counters} offset {duration}
+    and on (job, instance, scheduler) ({known})
+  )
+  or
+  increase({counters}[{duration}])
+"""
+
+
 def success_rate(jobs: str, by: str = BY_JOB) -> str:
     """Return a query for the share of due runs that succeeded, over the dashboard's time range."""
     runs = f"apscheduler_job_runs_total{{{jobs}"
-    return (
-        f'sum {by} (increase({runs}, outcome="success"}}[$__range]))\n'
-        f'/ (sum {by} (increase({runs}, outcome!="coalesced"}}[$__range])) > 0)'
-    )
+    successes = increase(f'{runs}, outcome="success"}}', "$__range")
+    due = increase(f'{runs}, outcome!="coalesced"}}', "$__range")
+    return f"sum {by} ({successes})\n/ (sum {by} ({due}) > 0)"
 
 
 def slow_runs(jobs: str, offset: str = "") -> str:

@@ -347,9 +347,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Durations": [{"": 1}, {"": 4.6}, {"": 4.92}, {_REPORT: 3}, {_REPORT: 600}, {_REPORT: 20}],
         # In the four minutes of $__rate_interval.
         "Durations, all runs": [{"0.5": 0, "1.0": 8, "5.0": 16, "+Inf": 16}],
-        "Outcomes": [
-            {"success": 16, "error": 4, "coalesced": 20, "lost": 0, "missed": 0, "skipped": 0}
-        ],
+        "Outcomes": [{"success": 16, "error": 4, "coalesced": 20}],
         "Start delay": [{"": 0.1}, {"": 0.91}, {_REPORT: 60}],
         "Exceptions over time": [{"ValueError": 4, "KeyError": 0}],
         "Exceptions in the time range": [{"ValueError": 60}],

@@ -46,8 +46,10 @@ SOMETIMES_RECORDED = {
     *("running_seconds", "in_progress_since_timestamp_seconds", "slow_since_timestamp_seconds"),
     *("in_progress_seen_timestamp_seconds", "interrupted_run_timestamp_seconds"),
     *("deadline_timestamp_seconds", "deadline_run_timestamp_seconds"),
+    *("grace_seconds", "oldest_unsettled_run_timestamp_seconds"),
+    "last_in_progress_timestamp_seconds",
 }
-"""What the rules record only in some states of a job, or only for jobs with a deadline."""
+"""What the rules record only in some states of a job, or only for jobs that expect it."""
 BENCHMARK_JOBS = {"alerts.md": 1_000, "dashboards.md": 500}
 """Jobs in the measurements that a page gives, whose series it gives, too."""
 
