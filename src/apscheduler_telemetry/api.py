@@ -375,7 +375,7 @@ class Telemetry:
     def _on_scheduler_started(self) -> None:
         if self._journal is not None:
             self._journal.start()
-            if not self._exporters:  # nobody will read the metrics
+            if not self._exporters:  # no exporter will read the metrics
                 self._journal.on_reading_end(self._journal.on_reading_start())
         if self._snapshot_writer is not None:
             self._snapshot_writer.start()

@@ -119,7 +119,7 @@ class TestFork:
                 scheduler.shutdown()
                 scheduler.start()
                 run()
-            elif sys.argv[1] == "goes on in the child":
+            elif sys.argv[1] == "continues in the child":
                 run()
             else:
                 telemetry._snapshot_writer.write()
@@ -181,7 +181,7 @@ class TestFork:
 
     def test_scheduler_that_goes_on_in_the_child_is_a_second_one(self, directory: Path) -> None:
         """So does one whose loop has survived the fork, as a greenlet does."""
-        child, parent = self.run(directory, "goes on in the child")
+        child, parent = self.run(directory, "continues in the child")
         assert (child["state"], child["up"], child["runs"]) == (2, 1, 2)
         assert sorted(child["mine"]) == [False, True]
         assert parent == {"state": 1, "up": 1, "runs": 2, "mine": [True]}

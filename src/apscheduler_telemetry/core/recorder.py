@@ -278,9 +278,8 @@ class Recorder:
         Returns:
             Those, as runs that have ended.
         """
-        self._runs_not_added_up[NeverSubmittedRuns(record, outcome, count)] = (
-            None  # counted at the next reading
-        )
+        # They are counted at the next reading.
+        self._runs_not_added_up[NeverSubmittedRuns(record, outcome, count)] = None
         runs = [Run(record, due, record.info.executor, link_origins) for due in due_times]
         for run in runs:
             run.finish(outcome)

@@ -4,17 +4,14 @@ Reports runs that ended with a former process: counts them, logs them and export
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 from apscheduler_telemetry.core.journal_file import read_boot_id
-from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.run_journal import InterruptedRuns
 from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.export.otel_traces import SpanObserver
-
-logger = logging.getLogger("apscheduler_telemetry")
 
 MAX_LOGGED_LABELS = 10
 """Jobs that the warning names; it is one line."""

@@ -160,8 +160,7 @@ class JobStorePoller:
     def _read_store_reporting_errors(self) -> None:
         try:
             self._read_store()
-        except BaseException as error:  # noqa: BLE001  # also the store's, which may be the user's
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # also the store's, which may be the user's
             self._error_reporter.exception(ERROR_COMPONENT)
 
     # In the background
@@ -188,8 +187,7 @@ class JobStorePoller:
             is_finished = self._reader is None
         except _JobStoreError as error:
             self._report_failure(error)
-        except BaseException as error:  # noqa: BLE001  # the next reading may succeed
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # the next reading may succeed
             self._error_reporter.exception(ERROR_COMPONENT)
         if not is_finished:
             spent = time.perf_counter() - started_at
@@ -315,8 +313,7 @@ class JobStorePoller:
             description = events.describe(job, alias)  # without a lock: this calls the user's code
             apply = partial(events.on_job_read, job, alias, description)
             self._changes_during_reading.apply_if_unchanged(reading, job.id, apply)
-        except BaseException as error:  # noqa: BLE001  # of one job; the others are still applied
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # of one job; the others are still applied
             self._error_reporter.exception(ERROR_COMPONENT)
 
     def _apply_removals(

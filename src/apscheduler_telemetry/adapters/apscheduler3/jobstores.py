@@ -173,8 +173,7 @@ class JobStoreHooks:
                 raise
             try:
                 on_job_advanced(submission.tracked, job, changes.alias)
-            except BaseException as error:  # noqa: BLE001  # the job has objects of the user's
-                raise_if_interruption(error)
+            except BaseException:  # noqa: BLE001  # the job has objects of the user's
                 self._error_reporter.exception(ERROR_COMPONENT)
 
         return update_job
@@ -233,8 +232,7 @@ class JobStoreHooks:
                 jobs = make_run_times_observable(jobs)
                 if self._poller.is_to_be_read_in_pass and loop.is_called_by_loop:
                     self._poller.read_in_pass()
-            except BaseException as error:  # noqa: BLE001  # as above
-                raise_if_interruption(error)
+            except BaseException:  # noqa: BLE001  # as above
                 self._error_reporter.exception(ERROR_COMPONENT)
             return jobs
 
@@ -289,8 +287,7 @@ class JobStoreHooks:
             return
         try:
             handler(*args, alias)
-        except BaseException as error:  # noqa: BLE001  # as above
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # as above
             self._error_reporter.exception(ERROR_COMPONENT)
 
     # Reading before a change

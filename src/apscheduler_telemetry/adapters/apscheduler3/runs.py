@@ -37,7 +37,6 @@ from apscheduler_telemetry.core.current_run import (
     set_run_of_context,
 )
 from apscheduler_telemetry.core.exception_text import ExceptionDescriber
-from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     ERROR,
     LOST,
@@ -223,8 +222,7 @@ class RunTracker:
             return ""
         try:
             return self._exception_describer.format_stacktrace(exception, child_stack_text)
-        except BaseException as error:  # noqa: BLE001  # an exception of the user's may be anything
-            raise_if_interruption(error)
+        except BaseException:  # noqa: BLE001  # an exception of the user's may be anything
             self._error_reporter.exception("spans")
             return ""
 

@@ -374,10 +374,10 @@ def describe(trigger: Any) -> str:
 
 def _text_of(trigger: Any) -> str:
     kind = type(trigger)
+    if kind in _SIMPLE_TRIGGER_TYPES and kind is not DateTrigger:
+        return str(trigger)
     if issubclass(kind, DateTrigger):
         return "date"
-    if kind in _SIMPLE_TRIGGER_TYPES:
-        return str(trigger)
     if _has_default_repr(kind):
         return str(kind.__qualname__)
     if any(_has_default_repr(type(part)) for part in _parts_of(trigger)):
