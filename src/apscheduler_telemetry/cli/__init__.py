@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the sub-command that the command line names.
 
     Returns:
-        The exit status: 0, or 1 if the sub-command failed or nobody reads its output. An invalid
-        command line exits with 2.
+        The exit status: 0, or 1 if the sub-command failed or its output is a closed pipe. An
+        invalid command line exits with 2.
     """
     options = _create_parser().parse_args(arguments)
     run_command: Callable[[argparse.Namespace], None] = options.run_command

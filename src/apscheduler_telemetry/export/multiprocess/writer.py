@@ -44,7 +44,7 @@ class SnapshotWriter:
     Keeps the files of one scheduler in this process up to date, from its start in this process.
 
     In a forked child, the copy of a scheduler that the parent runs writes nothing, unless that
-    scheduler goes on in the child.
+    scheduler continues in the child.
 
     Args:
         scheduler: the scheduler.
@@ -120,7 +120,7 @@ class SnapshotWriter:
             self._release_slot()
 
     def has_other_stop_event(self, stopped: threading.Event) -> bool:
-        """Return whether an event is not ours: a greenlet that wrote goes on in a forked child."""
+        """Return whether an event is not ours, as a greenlet that wrote continues in a fork."""
         return self._stopped_event is not stopped
 
     def reset_after_fork(self) -> None:
