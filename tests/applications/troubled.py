@@ -109,16 +109,19 @@ def troubled_scheduler(seconds: float, exception: str) -> BackgroundScheduler:
     add(ok, "report", 0.5, args=[seconds])
     add(ok, ODD, 0.5, args=[0.01])
     add(fails, "fails", 0.5, args=[exception])
-    add(hangs, "hangs", 3600, next_run_time=datetime.now(timezone.utc))
+    now = datetime.now(timezone.utc)
+    add(hangs, "hangs", 3600, next_run_time=now)
     add(killed, "killed", 1, executor="processes")
     add(ok, "skips", 0.5, args=[0.8])
     # One worker, and two seconds of work for it every second: a queue, and runs that are too late.
-    add(ok, "late", 1, args=[1], executor="small", misfire_grace_time=1, max_instances=9)
-    add(ok, "later", 1, args=[1], executor="small", misfire_grace_time=1, max_instances=9)
+    # The first run of each is in time.
+    small: dict[str, Any] = {"executor": "small", "misfire_grace_time": 1, "max_instances": 9}
+    add(ok, "late", 1, args=[1], **small)
+    add(ok, "later", 1, args=[1], next_run_time=now, **small)
     add(ok, "folded", 0.1, args=[0], coalesce=True)
     add(ok, "paused", 60, args=[0])
     add(ok, "flaky", 1, args=[0], jobstore="flaky")
-    add(ok, "unlabelled", 60, args=[0])
+    add(ok, "unlabelled", 1, args=[0])
     scheduler.add_listener(disturb)
     return scheduler
 
