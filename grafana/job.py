@@ -29,7 +29,8 @@ HISTORY = {
     53: ("▲ Missed", WARNING),
     54: ("✖ Lost", BAD),
 }
-BUCKETS = f"apscheduler_job_run_duration_seconds_bucket{{{JOB}}}"
+DURATIONS = "apscheduler_job_run_duration_seconds"
+DELAYS = "apscheduler_job_start_delay_seconds"
 DUE = f"apscheduler_job:due_run_timestamp_seconds{{{JOB}}}"
 SETTLED = f"apscheduler_job:settled_run_timestamp_seconds{{{JOB}}}"
 NO_RUNS = f'sum {BY_JOB} (apscheduler_job_runs_total{{{JOB}, outcome="success"}}) * 0'
@@ -145,10 +146,7 @@ def slow() -> Any:
         "95 % of runs",
         "The 95th percentile of the durations in the time range, from the histogram.",
         [
-            Query(
-                f"histogram_quantile(0.95, sum by (le) (\n  increase({BUCKETS}[$__range])\n)) >= 0",
-                instant=True,
-            )
+            Query(f"{promql.quantile(0.95, DURATIONS, JOB, '$__range')} >= 0", instant=True),
         ],
         unit=units.Seconds,
         no_value="no runs",
@@ -274,7 +272,7 @@ def durations() -> Any:
     """Return the quantiles of the durations, and what limits them."""
 
     def quantile(share: float) -> str:
-        return f"histogram_quantile({share}, sum by (le) (rate({BUCKETS}[$__rate_interval])))"
+        return promql.quantile(share, DURATIONS, JOB, "$__rate_interval")
 
     panel = parts.lines(
         "Durations",
@@ -321,7 +319,9 @@ def duration_cells() -> Any:
         "How many runs took how long: a stronger color means more runs. Diamonds are single runs"
         " with a trace, if the application records spans.",
         Query(
-            f"sum by (le) (\n  increase({BUCKETS}[$__rate_interval])\n)",
+            # `on ()`: if there is a native histogram, there is nothing else.
+            f"sum (increase({DURATIONS}{{{JOB}}}[$__rate_interval]))\n"
+            f"or on () sum by (le) (increase({DURATIONS}_bucket{{{JOB}}}[$__rate_interval]))",
             "{{le}}",
             format=PromQueryFormat.HEATMAP,
             exemplar=True,
@@ -357,8 +357,7 @@ def delays() -> Any:
     """Return how late runs start."""
 
     def quantile(share: float) -> str:
-        buckets = f"apscheduler_job_start_delay_seconds_bucket{{{JOB}}}"
-        return f"histogram_quantile({share}, sum by (le) (rate({buckets}[$__rate_interval])))"
+        return promql.quantile(share, DELAYS, JOB, "$__rate_interval")
 
     panel = parts.lines(
         "Start delay",

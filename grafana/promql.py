@@ -157,6 +157,20 @@ def success_rate(jobs: str, by: str = BY_JOB) -> str:
     return f"sum {by} ({successes})\n/ (sum {by} ({due}) > 0)"
 
 
+def quantile(share: float, histogram: str, jobs: str, duration: str) -> str:
+    """
+    Return a query for a quantile of a histogram within a duration.
+
+    The histogram is native, or else classic. `or` is outside of `histogram_quantile`, because a
+    query cannot aggregate both kinds at once.
+    """
+    return (
+        f"(\n  histogram_quantile({share}, sum (rate({histogram}{{{jobs}}}[{duration}])))\n"
+        f"  or histogram_quantile({share},"
+        f" sum by (le) (rate({histogram}_bucket{{{jobs}}}[{duration}])))\n)"
+    )
+
+
 def slow_runs(jobs: str, offset: str = "") -> str:
     """Return a query for the 95th percentile of the last durations that were scraped."""
     return (

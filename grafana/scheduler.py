@@ -236,7 +236,8 @@ def busiest() -> Any:
         [
             Query(
                 "topk(10, sum by (job, scheduler, job_id) (\n"
-                f"  rate(apscheduler_job_run_duration_seconds_sum{S}[$__range])\n) > 0.0005)",
+                f"  rate(apscheduler_job_run_duration_seconds_sum{S}[$__range])\n"
+                f"  or rate(apscheduler_job:run_duration_seconds_sum{S}[$__range])\n) > 0.0005)",
                 "{{job_id}}, {{scheduler}} of {{job}}",
                 instant=True,
             )
@@ -258,7 +259,8 @@ def delays() -> Any:
         [
             Query(
                 f"sum {BY_SCHEDULER} (rate({delay}_sum{S}[$__rate_interval]))\n"
-                f"/ (sum {BY_SCHEDULER} (rate({delay}_count{S}[$__rate_interval])) > 0)",
+                f"/ (sum {BY_SCHEDULER} (rate({delay}_count{S}[$__rate_interval])) > 0)\n"
+                f"or apscheduler_scheduler:mean_start_delay_seconds{S}",
                 "{{scheduler}} of {{job}}",
             )
         ],

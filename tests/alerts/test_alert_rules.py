@@ -23,6 +23,7 @@ yaml = pytest.importorskip("yaml")
 pytestmark = pytest.mark.integration
 
 RULES = ROOT / "alerts" / "apscheduler.rules.yml"
+NATIVE_RULES = ROOT / "alerts" / "apscheduler.native.rules.yml"
 TESTS = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
 RUNBOOK = ROOT / "docs" / "runbook.md"
 RUNBOOK_URL = (
@@ -68,6 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 GROUPS = load(RULES)["groups"]
+NATIVE = [rule for group in load(NATIVE_RULES)["groups"] for rule in group["rules"]]
 RECORDED = [rule for group in GROUPS for rule in group["rules"] if "record" in rule]
 ALERTS = [rule for group in GROUPS for rule in group["rules"] if "alert" in rule]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
@@ -127,10 +129,11 @@ def promtool() -> str:
 class TestPromtool:
     """The checks and tests of promtool."""
 
-    def test_rules_are_valid(self, promtool: str) -> None:
+    @pytest.mark.parametrize("path", [RULES, NATIVE_RULES], ids=lambda path: path.name)
+    def test_rules_are_valid(self, promtool: str, path: Path) -> None:
         """The rules load, and no rule exists twice."""
         checked = subprocess.run(
-            [promtool, "check", "rules", "--lint=all", "--lint-fatal", RULES],
+            [promtool, "check", "rules", "--lint=all", "--lint-fatal", path],
             capture_output=True,
             text=True,
             check=False,
@@ -200,14 +203,14 @@ class TestCases:
         assert mentioned <= set(NAMES)
 
     def test_no_case_uses_an_unknown_metric(self) -> None:
-        """The input of each case has only metrics of the exposition."""
+        """The input of each case has only metrics of the exposition, and of the native rules."""
         fed = {
             series["series"].split("{")[0]
             for path in TESTS
             for test in load(path)["tests"]
             for series in test["input_series"]
         }
-        assert fed <= exposed()
+        assert fed <= exposed() | {rule["record"] for rule in NATIVE}
 
 
 def exposed() -> set[str]:
@@ -216,7 +219,9 @@ def exposed() -> set[str]:
     names = set()
     for name, kind in re.findall(r"^\| `(apscheduler_\w+)` \| (\w+) \|", page, re.MULTILINE):
         names |= (
-            {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+            {name + end for end in ("", "_bucket", "_sum", "_count")}
+            if kind == "histogram"
+            else {name}
         )
     return names
 
@@ -287,17 +292,17 @@ class TestRules:
         assert (own[1] if own else severity) in known | ({"none"} & {severity})
         assert ("group_left (severity, owner)" in rule["expr"]) == bool(own)
 
-    @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
+    @pytest.mark.parametrize("rule", RECORDED + ALERTS + NATIVE, ids=names_of)
     def test_functions_exist_in_prometheus_2_42_and_3(self, rule: dict[str, Any]) -> None:
         """Every function exists in Prometheus 2.42 and in version 3."""
         for expression in expressions(rule):
             called = set(re.findall(r"\b([a-z_][a-z0-9_]*)\s*\(", bare(expression)))
             assert called - AGGREGATIONS - MODIFIERS <= FUNCTIONS - REMOVED
 
-    @pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=names_of)
+    @pytest.mark.parametrize("rule", RECORDED + ALERTS + NATIVE, ids=names_of)
     def test_metrics_are_exposed_or_recorded(self, rule: dict[str, Any]) -> None:
         """Every metric is in the exposition, or recorded by a rule."""
-        known = exposed() | {recorded["record"] for recorded in RECORDED}
+        known = exposed() | {recorded["record"] for recorded in RECORDED + NATIVE}
         for expression in expressions(rule):
             assert metrics_in(expression) <= known
 
@@ -327,7 +332,7 @@ class TestRunbook:
 
     def test_queries_ask_for_metrics_that_exist(self) -> None:
         """The queries in the runbook use metrics that exist."""
-        known = exposed() | {rule["record"] for rule in RECORDED}
+        known = exposed() | {rule["record"] for rule in RECORDED + NATIVE}
         queries = re.findall(r"```promql\n(.*?)```", RUNBOOK.read_text("utf-8"), re.DOTALL)
         assert queries
         asked = {

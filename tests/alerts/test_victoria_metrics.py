@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-for _module in ("sqlalchemy", "yaml"):
-    pytest.importorskip(_module)
+pytest.importorskip("sqlalchemy")
+yaml = pytest.importorskip("yaml")
 
 from tests.drills import drill
+from tests.helpers import grafana_queries
+from tests.helpers.grafana_queries import NAMES, Range
 from tests.helpers.paths import ROOT
+from tests.helpers.servers import Prometheus, free_port, get, running_process
+from tests.helpers.waiting import wait_for_answer
 
 pytestmark = [
     pytest.mark.integration,
@@ -20,6 +25,43 @@ pytestmark = [
 ]
 
 RULES = ROOT / "alerts" / "apscheduler.rules.yml"
+
+
+@pytest.fixture(scope="module")
+def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Run an empty VictoriaMetrics, whose API is that of Prometheus."""
+    directory = tmp_path_factory.mktemp("victoria")
+    address = f"127.0.0.1:{free_port()}"
+    command = ["victoria-metrics", f"-storageDataPath={directory}", f"-httpListenAddr={address}"]
+    with running_process(command, directory / "log"):
+        server = Prometheus(f"http://{address}")
+        wait_for_answer(lambda: get(f"{server.url}/health")[0] == 200)
+        yield server
+
+
+class TestQueries:
+    """
+    VictoriaMetrics executes all queries.
+
+    `vmalert -dryRun` accepts functions that VictoriaMetrics does not have, such as `histogram_sum`.
+    """
+
+    def test_expressions_of_rules_have_no_error(self, victoria_metrics: Prometheus) -> None:
+        """The expression of each rule can be executed."""
+        for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]:
+            for rule in group["rules"]:
+                victoria_metrics.api("query", query=rule["expr"])
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_queries_of_dashboards_have_no_error(
+        self, victoria_metrics: Prometheus, name: str
+    ) -> None:
+        """Each query of a dashboard can be executed."""
+        model = grafana_queries.variables(grafana_queries.load(name))
+        for panel, target in grafana_queries.queries(grafana_queries.load(name)):
+            own = Range(3600).values(panel)
+            filled = grafana_queries.fill(target["expr"], model, dict.fromkeys(model, "any"), own)
+            victoria_metrics.api("query", query=filled)
 
 
 class TestVmalert:

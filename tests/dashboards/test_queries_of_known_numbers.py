@@ -130,10 +130,16 @@ class TestNumbers:
 
     @each_dashboard
     def test_every_selector_finds_something(self, stage: Stage, name: str) -> None:
-        """Each selector matches a series, which finds typing errors."""
+        """
+        Each selector matches a series, which finds typing errors.
+
+        Native histograms are not in the data: test_native_histograms.py has some.
+        """
         idle = []
         for panel, target in grafana_queries.queries(grafana_queries.load(name)):
             for metric, matchers in grafana_queries.selectors(target["expr"]):
+                if metric in grafana_queries.HISTOGRAMS:
+                    continue
                 anything = re.sub(r"\$\{\w+:regex\}", ".*", matchers)
                 if not stage.ask(name, panel, f"{metric}{{{anything}}}[{scene.LENGTH}s]"):
                     idle.append((panel["title"], metric, matchers))

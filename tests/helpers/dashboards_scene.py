@@ -178,6 +178,12 @@ def _recorded(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Numbe
         in_progress = _ago(5000 * times)
         yield "apscheduler_job:last_in_progress_timestamp_seconds", labels, in_progress
         yield "apscheduler_job:grace_seconds", labels, _always(60 * times)
+    # Only where there is no classic histogram do dashboards read these.
+    scheduler = {"job": job, "scheduler": "main"}
+    yield "apscheduler_scheduler:mean_start_delay_seconds", scheduler, _always(99)
+    for instance in ("one:1", "two:1"):
+        labels = {**report, "instance": instance}
+        yield "apscheduler_job:run_duration_seconds_sum", labels, _per_minute(999)
     failed = {**report, "outcome": "error"}
     yield "apscheduler_job:failed_runs:increase10m", failed, _always(10 * times)
     skipped = {**report, "outcome": "skipped"}

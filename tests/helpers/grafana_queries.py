@@ -16,6 +16,9 @@ from tests.helpers.paths import ROOT
 DASHBOARDS = ROOT / "grafana" / "dashboards"
 ALL = "$__all"
 
+HISTOGRAMS = ("apscheduler_job_run_duration_seconds", "apscheduler_job_start_delay_seconds")
+"""Their names, which native histograms have; classic ones have `_bucket`, `_sum` and `_count`."""
+
 Values = Mapping[str, "str | Sequence[str]"]
 
 

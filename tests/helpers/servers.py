@@ -133,7 +133,9 @@ def prometheus(
 
 
 @contextlib.contextmanager
-def configured_prometheus(binary: str, directory: Path, config: Path) -> Iterator[Prometheus]:
+def configured_prometheus(
+    binary: str, directory: Path, config: Path, features: str = "exemplar-storage"
+) -> Iterator[Prometheus]:
     """Run a Prometheus with a configuration file, which keeps its data in `directory`."""
     port = free_port()
     command = [
@@ -141,7 +143,7 @@ def configured_prometheus(binary: str, directory: Path, config: Path) -> Iterato
         f"--config.file={config}",
         f"--storage.tsdb.path={directory / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
-        "--enable-feature=exemplar-storage",
+        f"--enable-feature={features}",
     ]
     with running_process(command, directory / "prometheus.log"):
         server = Prometheus(f"http://127.0.0.1:{port}")

@@ -60,6 +60,7 @@ class TestExport:
         assert (completed.returncode, completed.stderr) == (0, "")
         expected = exported_files()
         assert "alerts/apscheduler.rules.yml" in expected
+        assert "alerts/apscheduler.native.rules.yml" in expected
         assert "alerts/templates/apscheduler.tmpl" in expected
         assert "grafana/dashboards/overview.json" in expected
         assert "grafana/provisioning/dashboards/apscheduler.yml" in expected
