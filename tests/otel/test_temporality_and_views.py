@@ -12,8 +12,13 @@ pytest.importorskip(
     reason="the OpenTelemetry SDK is not installed: it comes with the extra 'otlp'",
 )
 
-from opentelemetry.sdk.metrics.export import AggregationTemporality
-from opentelemetry.sdk.metrics.view import DropAggregation, ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.metrics.export import AggregationTemporality, ExponentialHistogram
+from opentelemetry.sdk.metrics.view import (
+    DropAggregation,
+    ExplicitBucketHistogramAggregation,
+    ExponentialBucketHistogramAggregation,
+    View,
+)
 
 from tests.helpers import jobs
 from tests.helpers.meter_provider import DELTA, Sdk
@@ -102,6 +107,16 @@ class TestViews:
         points = found["apscheduler.job.run.duration"].data.data_points
         assert [tuple(point.explicit_bounds) for point in points] == [(7.0,), (7.0,)]
         assert [tuple(point.bucket_counts) for point in points] == [(1, 0), (1, 0)]
+
+    @pytest.mark.parametrize("name", ["job.run.duration", "job.start_delay"])
+    def test_view_may_make_a_histogram_exponential(self, name: str) -> None:
+        """With such a view, both histograms are exponential; Prometheus calls that native."""
+        aggregation = ExponentialBucketHistogramAggregation()
+        found = self.collect(View(instrument_name=f"apscheduler.{name}", aggregation=aggregation))
+
+        data = found[f"apscheduler.{name}"].data
+        assert isinstance(data, ExponentialHistogram)
+        assert [point.count for point in data.data_points] == [1, 1]
 
     @pytest.mark.parametrize(
         ("name", "total"), [("job.runs", 2), ("job.running", 0), ("executor.running", 0)]
