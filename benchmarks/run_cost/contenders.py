@@ -1,6 +1,8 @@
 """The contenders: ways to watch a scheduler, ours among them."""
 
 import importlib
+import io
+import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,8 +15,16 @@ from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from apscheduler_telemetry import instrument
+from apscheduler_telemetry.run_log import JSONFormatter
 
-from .jobs import CALL_WORK, SPAN_WORK, WORK, JobFunctions, recording_provider
+from .jobs import (
+    CALL_WORK,
+    SPAN_WORK,
+    WORK,
+    JobFunctions,
+    recording_logger_provider,
+    recording_provider,
+)
 
 
 def watch_nothing(_scheduler: Any) -> None:
@@ -92,6 +102,42 @@ def instrument_journal(scheduler: Any) -> None:
     )
 
 
+def instrument_without_history(scheduler: Any) -> None:
+    """Use ours without the latest runs, with tracing turned off."""
+    instrument(
+        scheduler,
+        registry=CollectorRegistry(),
+        tracer_provider=NoOpTracerProvider(),
+        history=0,
+    )
+
+
+def instrument_run_log(scheduler: Any) -> None:
+    """Use ours with a log record of each run, as a line of JSON, with tracing turned off."""
+    logger = logging.getLogger("apscheduler_telemetry.runs")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(JSONFormatter())
+    logger.handlers = [handler]
+    instrument(
+        scheduler,
+        registry=CollectorRegistry(),
+        tracer_provider=NoOpTracerProvider(),
+        run_log=True,
+    )
+
+
+def instrument_run_events(scheduler: Any) -> None:
+    """Use ours with an OpenTelemetry event of each run, with tracing turned off."""
+    instrument(
+        scheduler,
+        registry=CollectorRegistry(),
+        tracer_provider=NoOpTracerProvider(),
+        logger_provider=recording_logger_provider(),
+    )
+
+
 @dataclass(frozen=True)
 class Contender:
     """What is done to a scheduler before it starts, and the job that it runs."""
@@ -107,6 +153,9 @@ CONTENDERS: Mapping[str, Contender] = {
     "apscheduler-exporter": Contender(add_exporter),
     "metrics": Contender(instrument_metrics),
     "journal": Contender(instrument_journal),
+    "no history": Contender(instrument_without_history),
+    "run log": Contender(instrument_run_log),
+    "run events": Contender(instrument_run_events),
     "no SDK": Contender(instrument_without_sdk),
     "bare span": Contender(watch_nothing, SPAN_WORK),
     "spans": Contender(instrument_spans),

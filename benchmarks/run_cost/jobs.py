@@ -9,6 +9,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import (
+    BatchLogRecordProcessor,
+    LogRecordExporter,
+    LogRecordExportResult,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Tracer
@@ -16,6 +22,7 @@ from opentelemetry.trace import Tracer
 ATTRIBUTES = {
     "job.system": "apscheduler",
     "apscheduler.job.id": "job-1",
+    "apscheduler.job.label": "job-1",
     "apscheduler.job.name": "work",
     "apscheduler.scheduler": "default",
     "apscheduler.executor": "default",
@@ -40,6 +47,30 @@ def recording_provider() -> TracerProvider:
     """Return a provider as applications configure it."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(DroppingExporter(), max_queue_size=1 << 20))
+    return provider
+
+
+class DroppingLogExporter(LogRecordExporter):
+    """Drops all log records, so that the network is not measured."""
+
+    def export(self, batch: Iterable[Any]) -> LogRecordExportResult:  # noqa: ARG002
+        """Drop them."""
+        return LogRecordExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Do nothing."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
+        """Return that nothing is left."""
+        return True
+
+
+def recording_logger_provider() -> LoggerProvider:
+    """Return a provider of logs as applications configure it."""
+    provider = LoggerProvider()
+    provider.add_log_record_processor(
+        BatchLogRecordProcessor(DroppingLogExporter(), max_queue_size=1 << 20)
+    )
     return provider
 
 

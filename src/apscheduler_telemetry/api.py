@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -28,10 +29,11 @@ from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, JobLabeller
 from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.run_history import DEFAULT_HISTORY, RunRecord
 from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
-from apscheduler_telemetry.export import health, otel_metrics, prometheus
+from apscheduler_telemetry.export import health, otel_metrics, prometheus, run_list
 from apscheduler_telemetry.export.interrupted_runs import InterruptedRunReporter
 from apscheduler_telemetry.export.metric_families import Exporter
 from apscheduler_telemetry.export.multiprocess.directory import find_multiprocess_directory
@@ -44,6 +46,7 @@ from apscheduler_telemetry.export.otel_traces import (
     detach_empty_context,
     suppressing_tracing,
 )
+from apscheduler_telemetry.export.run_log import RunLogObserver
 from apscheduler_telemetry.http import (
     HTTPEndpoints,
     HTTPServer,
@@ -118,8 +121,8 @@ class Telemetry:
 
     Attributes:
         name: the value of the ``scheduler`` label.
-        wsgi_app: a WSGI application that serves ``/metrics``, ``/health`` and ``/livez``; mount it
-            anywhere.
+        wsgi_app: a WSGI application that serves ``/metrics``, ``/health``, ``/runs`` and
+            ``/livez``; mount it anywhere.
         asgi_app: the same as an ASGI application.
     """
 
@@ -143,10 +146,21 @@ class Telemetry:
             duration_buckets=config.duration_buckets,
             delay_buckets=config.delay_buckets,
             max_labels=config.max_labels,
+            history=config.history,
         )
         # The spans come first, so that they are current where the histograms are recorded.
-        self._span_observer = SpanObserver(tracer_provider=config.tracer_provider)
+        self._span_observer = SpanObserver(
+            tracer_provider=config.tracer_provider, logger_provider=config.logger_provider
+        )
         observers: list[RunObserver] = [self._span_observer]
+        run_log: RunLogObserver | None = None
+        if config.run_log or config.logger_provider is not None:
+            run_log = RunLogObserver(
+                logs_to_standard_library=config.run_log,
+                logger_provider=config.logger_provider,
+                error_reporter=error_reporter,
+            )
+            observers.insert(0, run_log)  # so that it gets the end of a run after the spans
         registry, expose_from_cache = config.registry, None
         if registry is not None:
             prometheus_exporter = prometheus.get_or_create_exporter(registry)
@@ -165,7 +179,7 @@ class Telemetry:
                 config.name,
                 error_reporter=error_reporter,
                 on_interrupted=InterruptedRunReporter(
-                    recorder, self._span_observer, error_reporter
+                    recorder, self._span_observer, run_log, error_reporter
                 ).report,
             )
             recorder.use_journal(self._journal)
@@ -215,6 +229,7 @@ class Telemetry:
         self._endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=self.health,
+            get_run_list=self._list_runs if config.history else None,
             is_healthy=self._is_healthy,
             report_exception=error_reporter.exception,
             expose_from_cache=expose_from_cache,
@@ -226,7 +241,7 @@ class Telemetry:
         self, port: int = 9476, addr: str = "127.0.0.1", **options: Any
     ) -> HTTPServer:
         """
-        Serve ``/metrics``, ``/health`` and ``/livez`` from a thread of this process.
+        Serve ``/metrics``, ``/health``, ``/runs`` and ``/livez`` from a thread of this process.
 
         If the port is taken, mostly by another worker or the reloader of the application, an error
         is logged, and the application goes on without a server in this process.
@@ -306,6 +321,31 @@ class Telemetry:
         if self._uninstrument_reason is not None:
             return health.build_uninstrumented_report(self.name, self._describe_uninstrumentation())
         return health.build_report(self._exported_scheduler)
+
+    def runs(self, job_id: str | None = None) -> list[dict[str, Any]]:
+        """
+        Return the latest runs that have ended, the latest first, as ``/runs`` serves them.
+
+        Runs that never started are among them: missed, skipped, coalesced and lost ones. They are
+        those of this process, as far as ``history=`` of `instrument` keeps them, and of jobs that
+        exist or were removed in the last 15 minutes.
+
+        Args:
+            job_id: only the runs with this value of the ``job_id`` label; None for all jobs.
+
+        Returns:
+            For each run ``scheduler``, ``job_id``, ``scheduled_time``, ``start_time``,
+            ``end_time``, ``duration`` in seconds, ``outcome``, ``error_type``, ``error_message``,
+            ``trace_id`` and ``number``, which orders runs by their end; times are ISO 8601 in
+            UTC. What is not known is None.
+        """
+        return [run_list.describe(self.name, run) for run in self._recent_runs(job_id)]
+
+    def _recent_runs(self, job_id: str | None) -> list[RunRecord]:
+        return self._exported_scheduler.recorder.recent_runs(job_id)
+
+    def _list_runs(self, job_id: str | None, limit: int, before: int | None) -> dict[str, Any]:
+        return run_list.build_list({self.name: self._recent_runs(job_id)}, limit, before)
 
     def uninstrument(self) -> None:
         """
@@ -409,6 +449,9 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     propagate_baggage: bool = False,
     context_store: MutableMapping[str, str] | None = None,
     journal: str | os.PathLike[str] | None = None,
+    history: int = DEFAULT_HISTORY,
+    run_log: bool = False,
+    logger_provider: LoggerProvider | None = None,
     capture_arguments: bool = False,
     capture_result: bool = False,
     capture_stacktrace: bool = False,
@@ -453,6 +496,14 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             this name with the same directory counts its runs in flight as ``lost``, and ends their
             spans. By default nothing is known of them. Not on Windows. If the directory cannot be
             used, an error of component ``journal`` is counted, and the scheduler runs without.
+        history: how many runs of each job are kept in memory, for `Telemetry.runs` and ``/runs``;
+            at most 1,000, and 20,000 of all jobs together. 0 for none.
+        run_log: whether the logger ``apscheduler_telemetry.runs`` gets a record of each run: INFO
+            of one that succeeds or is coalesced, and ERROR of any other. Its handlers are called in
+            a thread of their own.
+        logger_provider: where an OpenTelemetry event ``apscheduler.job.run`` of each run goes, and
+            exceptions if they are log records; by default no events, and exceptions to the global
+            one. For the global one, pass ``opentelemetry._logs.get_logger_provider()``.
         capture_arguments: whether a span has the arguments of the job. Only the type is recorded
             of values that are not of a plain type, and ``***`` of those of arguments and keys that
             are named like a secret; 1,024 characters in total at most.
@@ -495,6 +546,9 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         propagate_baggage=propagate_baggage,
         context_store=context_store,
         journal=journal,
+        history=history,
+        run_log=run_log,
+        logger_provider=logger_provider,
         capture_arguments=capture_arguments,
         capture_result=capture_result,
         capture_stacktrace=capture_stacktrace,

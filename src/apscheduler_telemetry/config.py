@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,7 @@ from apscheduler_telemetry.core.expectation_resolver import ExpectOption
 from apscheduler_telemetry.core.expectations import Expectations, ExpectDecorator
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH, CaptureOptions
+from apscheduler_telemetry.core.run_history import DEFAULT_HISTORY, MAX_HISTORY
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
@@ -44,6 +46,9 @@ class Config:
     propagate_baggage: bool
     context_store: MutableMapping[str, str] | None
     journal: str | os.PathLike[str] | None
+    history: int
+    run_log: bool
+    logger_provider: LoggerProvider | None
     capture_arguments: bool
     capture_result: bool
     capture_stacktrace: bool
@@ -64,6 +69,7 @@ class Config:
         )
         _check_provider("tracer_provider", self.tracer_provider, "TracerProvider", "get_tracer")
         _check_provider("meter_provider", self.meter_provider, "MeterProvider", "get_meter")
+        _check_provider("logger_provider", self.logger_provider, "LoggerProvider", "get_logger")
         _raise_type_error_unless(
             "job_label",
             self.job_label,
@@ -91,7 +97,10 @@ class Config:
         for option in ("duration_buckets", "delay_buckets"):
             # The dataclass is frozen, so this is the way to set an attribute here.
             object.__setattr__(self, option, _validate_buckets(option, getattr(self, option)))
-        _check_max_labels(self.max_labels)
+        _check_whole_number("max_labels", self.max_labels, "label values", DEFAULT_MAX_LABELS)
+        _check_whole_number(
+            "history", self.history, "runs", DEFAULT_HISTORY, minimum=0, maximum=MAX_HISTORY
+        )
 
     @property
     def journal_directory(self) -> Path | None:
@@ -113,6 +122,7 @@ class Config:
 _BOOLEAN_OPTIONS = (
     "singleton",
     "propagate_baggage",
+    "run_log",
     "capture_arguments",
     "capture_result",
     "capture_stacktrace",
@@ -198,14 +208,20 @@ def _check_expect(expect: object) -> None:
     )
 
 
-def _check_max_labels(number: Any) -> None:
+def _check_whole_number(  # noqa: PLR0913  # what is checked, and its limits by name
+    option: str,
+    number: Any,
+    unit: str,
+    default: int,
+    *,
+    minimum: int = 1,
+    maximum: int | None = None,
+) -> None:
     is_integer = isinstance(number, int) and not isinstance(number, bool)
-    _raise_type_error_unless("max_labels", number, "a number of label values", ok=is_integer)
-    if number < 1:
-        msg = (
-            f"max_labels must be 1 or more, got {safe_repr(number)}; "
-            f"omit it for {DEFAULT_MAX_LABELS:,}"
-        )
+    _raise_type_error_unless(option, number, f"a number of {unit}", ok=is_integer)
+    if number < minimum or (maximum is not None and number > maximum):
+        limits = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum:,}"
+        msg = f"{option} must be {limits}, got {safe_repr(number)}; omit it for {default:,}"
         raise ArgumentValueError(msg)
 
 

@@ -33,6 +33,15 @@ OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE = "OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE"
 OTEL_PYTHON_APSCHEDULER_JOURNAL = "OTEL_PYTHON_APSCHEDULER_JOURNAL"
 """A path: ``journal=`` of `instrument`."""
 
+OTEL_PYTHON_APSCHEDULER_HISTORY = "OTEL_PYTHON_APSCHEDULER_HISTORY"
+"""A number of runs: ``history=`` of `instrument`."""
+
+OTEL_PYTHON_APSCHEDULER_RUN_LOG = "OTEL_PYTHON_APSCHEDULER_RUN_LOG"
+"""``true`` or ``false``: ``run_log=`` of `instrument`."""
+
+OTEL_PYTHON_APSCHEDULER_RUN_EVENTS = "OTEL_PYTHON_APSCHEDULER_RUN_EVENTS"
+"""``true`` or ``false``: whether ``logger_provider=`` of `instrument` is the global provider."""
+
 OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS = "OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS"
 """``true`` or ``false``: ``capture_arguments=`` of `instrument`."""
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from opentelemetry._logs import get_logger_provider
 from opentelemetry.metrics import get_meter_provider
 from prometheus_client import CollectorRegistry
 
@@ -41,7 +42,7 @@ from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.model import qualified_class_name, shorten
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
-from apscheduler_telemetry.export import health
+from apscheduler_telemetry.export import health, run_list
 from apscheduler_telemetry.export.multiprocess.directory import find_multiprocess_directory
 from apscheduler_telemetry.export.multiprocess.registry import MultiprocessRegistry
 from apscheduler_telemetry.export.multiprocess.writer import (
@@ -91,6 +92,9 @@ _OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     ),
     names.OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE: ("context_store", FileContextStore, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_JOURNAL: ("journal", str, "a path"),
+    names.OTEL_PYTHON_APSCHEDULER_HISTORY: ("history", int, "a whole number"),
+    names.OTEL_PYTHON_APSCHEDULER_RUN_LOG: ("run_log", _parse_bool, "true or false"),
+    names.OTEL_PYTHON_APSCHEDULER_RUN_EVENTS: ("run_events", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
         "capture_arguments",
         _parse_bool,
@@ -147,8 +151,9 @@ class APSchedulerInstrumentor(BaseInstrumentor):
         Instrument schedulers from now on.
 
         Args:
-            **options: those of `apscheduler_telemetry.instrument`, ``http_port``, ``http_host``,
-                and ``http_bearer_token_file``, ``http_certfile``, ``http_keyfile`` and
+            **options: those of `apscheduler_telemetry.instrument`, ``run_events`` (whether the
+                global logger provider gets an event of each run), ``http_port``, ``http_host``, and
+                ``http_bearer_token_file``, ``http_certfile``, ``http_keyfile`` and
                 ``http_allowed_hosts`` as for `Telemetry.start_http_server`; they override
                 environment variables, and ``expect`` those of all expectations. `name` is the name
                 of the first scheduler; later ones get ``-2``, ``-3`` and so on. By default metrics
@@ -180,6 +185,7 @@ class _AllSchedulersInstrumentation:
             for option, name in _SERVER_OPTIONS.items()
             if option in self._options
         }
+        self._logs_run_events: bool = self._options.pop("run_events", False)
         self._base_name: str = self._options.pop("name", "default")
         # Not the global one, which shows the same metrics with OTEL_METRICS_EXPORTER=prometheus.
         self._options.setdefault(
@@ -223,6 +229,8 @@ class _AllSchedulersInstrumentation:
             return
         # Read now, because the application may set it after this module was loaded.
         self._options.setdefault("meter_provider", get_meter_provider())
+        if self._logs_run_events:
+            self._options.setdefault("logger_provider", get_logger_provider())
         more = (f"{self._base_name}-{number}" for number in itertools.count(2))
         for name in itertools.chain((self._base_name,), more):
             with suppress(DuplicateNameError):
@@ -246,10 +254,15 @@ class _AllSchedulersInstrumentation:
             reporters = [handle._error_reporter for handle in get_handles()]  # noqa: SLF001  # ours
             [*reporters, fallback][0].exception(component)
 
+        def list_runs(job_id: str | None, limit: int, before: int | None) -> dict[str, Any]:
+            runs = {h.name: h._recent_runs(job_id) for h in get_handles()}  # noqa: SLF001  # ours
+            return run_list.build_list(runs, limit, before)
+
         registry, expose_from_cache = _choose_served_registry(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
             get_health_report=lambda: health.combine([h.health() for h in get_handles()]),
+            get_run_list=None if self._options.get("history") == 0 else list_runs,
             is_healthy=lambda: all(h._is_healthy() for h in get_handles()),  # noqa: SLF001  # ours
             report_exception=report_exception,
             expose_from_cache=expose_from_cache,
@@ -317,6 +330,7 @@ def _parse_variables(
 def _reject_unknown_options(options: Mapping[str, Any]) -> None:
     known = {
         *inspect.signature(instrument).parameters,
+        "run_events",
         "http_port",
         "http_host",
         *_SERVER_OPTIONS,

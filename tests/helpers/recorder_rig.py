@@ -85,6 +85,8 @@ class RecorderRig:
         job = self.job(label)
         numbers = job._asdict() | {name: getattr(job.stats, name) for name in job.stats.__slots__}
         del numbers["version"], numbers["stats"]
+        # Whose numbers go on from test to test.
+        numbers["history"] = [kept[1:] for kept in job.history]
         for name in ("durations", "delays"):
             histogram = numbers[name]
             numbers[name] = histogram.counts, histogram.sum, histogram.exemplars

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from opentelemetry._logs import Logger
 
 for _module in (
     "grpc",
@@ -101,7 +103,7 @@ PLAIN = """
         ran.acquire()  # when the run is counted and its span has ended
     if port := os.environ.get("PORT"):
         pages = {}
-        for page in ("metrics", "health"):
+        for page in ("metrics", "health", "runs"):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}") as answer:
                 pages[page] = answer.read().decode()
         print(json.dumps(pages))
@@ -133,6 +135,7 @@ def plain(_receiver: OtlpReceiver, tmp_path_factory: Any) -> Outcome:
         OTEL_PYTHON_APSCHEDULER_NAME="shop",
         OTEL_PYTHON_APSCHEDULER_OWNER="billing",
         OTEL_LOGS_EXPORTER="otlp",
+        OTEL_PYTHON_APSCHEDULER_RUN_EVENTS="true",
         OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
         OTEL_PYTHON_LOG_CORRELATION="true",
     )
@@ -159,6 +162,28 @@ class TestScript:
         health = json.loads(pages["health"])
         assert health["status"] == "healthy"
         assert [s["name"] for s in health["schedulers"]] == ["shop", "shop-2"]
+
+    def test_latest_runs_of_all_schedulers_are_listed(self, plain: Outcome) -> None:
+        """``/runs`` has the runs of all schedulers, the latest first, with their traces."""
+        listed = json.loads(json.loads(plain.printed)["runs"])["runs"]
+        runs = [span for span in plain.spans if span.data.name == "report"]
+        assert [run["scheduler"] for run in listed] == ["shop-2", "shop"]
+        assert [run["trace_id"] for run in listed] == [
+            run.data.trace_id.hex() for run in reversed(runs)
+        ]
+
+    @pytest.mark.skipif(
+        "event_name" not in inspect.signature(Logger.emit).parameters,
+        reason="this OpenTelemetry has no events",
+    )
+    def test_each_run_is_an_event(self, plain: Outcome) -> None:
+        """With its variable, each run is an event in its trace, beside the logs of the job."""
+        runs = [span.data for span in plain.spans if span.data.name == "report"]
+        events = [log for log in plain.logs if "apscheduler.outcome" in log.attributes]
+        assert [e.attributes["apscheduler.scheduler"] for e in events] == ["shop", "shop-2"]
+        assert [(e.data.trace_id, e.data.span_id) for e in events] == [
+            (run.trace_id, run.span_id) for run in runs
+        ]
 
     def test_log_of_a_job_has_the_ids_of_its_run(self, plain: Outcome) -> None:
         """Log records of a job have the ids of its run, in the log and by OTLP."""

@@ -28,6 +28,7 @@ from tests.helpers.journals import as_if_killed, entries_in, journal_path, label
 from tests.helpers.metrics import errors_of, registry_of
 from tests.helpers.paths import ROOT
 from tests.helpers.rigs import Gate, HandRig, hand_driven_rig, live_rig
+from tests.helpers.run_log_records import extra_of, recording
 from tests.helpers.schedulers import HandDriven
 from tests.helpers.threads import in_fork
 
@@ -124,6 +125,34 @@ class TestCounts:
             assert b'job_info{executor="default",func="tests' in generate_latest(
                 registry_of(rig.telemetry)
             )
+
+
+class TestLists:
+    """The interrupted runs among the latest runs, and in the log of runs."""
+
+    def test_latest_runs_have_them(self, left: Path) -> None:
+        """Each run is listed as lost, with its start and that the process has ended."""
+        with hand_driven_rig(at=START + timedelta(seconds=60), telemetry={"journal": left}) as rig:
+            (run,) = rig.telemetry.runs("job")
+            (waited,) = rig.telemetry.runs("waits")
+
+        assert (run["outcome"], run["error_type"]) == ("lost", "interrupted")
+        assert run["error_message"] == "interrupted: the process ended during the run"
+        assert run["start_time"] == run["scheduled_time"] == "2030-01-01T00:00:00.000+00:00"
+        assert run["end_time"] == "2030-01-01T00:01:00.000+00:00"
+        assert waited["start_time"] is None
+
+    def test_each_is_logged(self, left: Path) -> None:
+        """Each run is logged as an error, without what the journal does not say."""
+        with recording() as records:
+            telemetry = {"journal": left, "run_log": True}
+            with hand_driven_rig(telemetry=telemetry):
+                extras = [extra_of(record) for record in records.wait_for(3)]
+
+        assert {extra["apscheduler.job.id"] for extra in extras} == {"job", "gone", "waits"}
+        assert {extra["error.type"] for extra in extras} == {"interrupted"}
+        assert {extra["apscheduler.outcome"] for extra in extras} == {"lost"}
+        assert not any("apscheduler.trigger" in extra for extra in extras)
 
 
 class TestReading:

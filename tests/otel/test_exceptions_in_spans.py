@@ -13,6 +13,7 @@ from opentelemetry.trace import StatusCode
 from apscheduler_telemetry import __version__
 from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
+from apscheduler_telemetry.export.job_attributes import SCHEMA_URL
 from apscheduler_telemetry.export.otel_traces import SpanObserver
 from tests.helpers.span_observer import BOOM, LOGS, NOW, Spans, finish_run, go, ids, new_run
 
@@ -78,7 +79,7 @@ class TestExceptions:
         span = spans.one()
         assert len(span.events) == events
         assert span.status.description == "no paper"
-        assert logs.scope == ("apscheduler_telemetry", __version__, otel.SCHEMA_URL)
+        assert logs.scope == ("apscheduler_telemetry", __version__, SCHEMA_URL)
         (record,) = logs.emitted
         current = trace.get_current_span(record.pop("context")).get_span_context()
         assert ids(current) == ids(span.context)

@@ -162,7 +162,7 @@ class TestTargets:
         with telemetry.start_http_server(0) as server:
             from tests.helpers.servers import get
 
-            not_found = "Not found. There are /health and /livez.\n"
+            not_found = "Not found. There are /health, /runs and /livez.\n"
             assert get(f"{server.url}/metrics") == (404, not_found)
             assert get(f"{server.url}/health")[0] == 503
             assert "/metrics" not in get(f"{server.url}/")[1]

@@ -41,6 +41,7 @@ from prometheus_client import CollectorRegistry
 from apscheduler_telemetry import __version__, instrument
 from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
+from apscheduler_telemetry.export.job_attributes import SCHEMA_URL
 from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
 from tests.helpers import jobs
 from tests.helpers.otlp_receiver import OtlpReceiver, Received
@@ -167,6 +168,7 @@ def check(span: Received, *, func: str, outcome: str = "success") -> None:
     assert attributes == {
         "job.system": "apscheduler",
         "apscheduler.job.id": "report",
+        "apscheduler.job.label": "report",
         "apscheduler.job.name": "Nightly report",
         "apscheduler.scheduler": "main",
         "apscheduler.executor": "default",
@@ -179,7 +181,7 @@ def check(span: Received, *, func: str, outcome: str = "success") -> None:
     assert span.data.kind == span.data.SPAN_KIND_INTERNAL
     assert span.data.parent_span_id == b""
     assert (span.scope.name, span.scope.version) == ("apscheduler_telemetry", __version__)
-    assert span.schema_url in {otel.SCHEMA_URL, ""}  # exporters before 1.31 do not send it
+    assert span.schema_url in {SCHEMA_URL, ""}  # exporters before 1.31 do not send it
     assert span.resource["service.name"] == "application"
 
 

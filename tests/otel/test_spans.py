@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from apscheduler_telemetry import __version__
 from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
+from apscheduler_telemetry.export.job_attributes import SCHEMA_URL
 from apscheduler_telemetry.export.otel_traces import Origin, SpanObserver
 from tests.helpers.span_observer import ADDED, ADDED_IN, BOOM, DUE, NOW, Spans, go, job, new_run
 from tests.helpers.triggers import Moment
@@ -36,6 +37,7 @@ class TestSpan:
         assert dict(span.attributes) == {
             "job.system": "apscheduler",
             "apscheduler.job.id": "report",
+            "apscheduler.job.label": "report",
             "apscheduler.job.name": "Nightly report",
             "apscheduler.scheduler": "main",
             "apscheduler.executor": "default",
@@ -60,7 +62,7 @@ class TestSpan:
         scope = spans.one().instrumentation_scope
         assert scope.name == "apscheduler_telemetry"
         assert scope.version == __version__
-        assert scope.schema_url == otel.SCHEMA_URL
+        assert scope.schema_url == SCHEMA_URL
 
     def test_span_ends_with_the_callable(self, spans: Spans) -> None:
         """A span ends when the job does: not before spans of the job, nor before its own start."""
@@ -202,4 +204,4 @@ class TestConventions:
         if "https://opentelemetry.io/schemas/1.41.0" not in known:
             pytest.skip("the installed conventions are older than the schema")
 
-        assert otel.SCHEMA_URL in known
+        assert SCHEMA_URL in known

@@ -24,9 +24,11 @@ from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStore
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import MAX_OBSERVED_INTERVALS
 from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
 from apscheduler_telemetry.core import current_run, labels, model, recorder, safe_repr, stats
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.core.run_journal import RunJournal
+from apscheduler_telemetry.export import run_log
 from apscheduler_telemetry.export.multiprocess import slots, writer
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import wait_until
@@ -178,11 +180,8 @@ class TestConstants:
         }
 
     def test_length_of_stack_traces(self) -> None:
-        """The page has the limit of the span exporter, which needs OpenTelemetry."""
-        otel_traces = pytest.importorskip("apscheduler_telemetry.export.otel_traces")
-        assert set(documented_numbers(r"the last ([\d,]+) characters")) == {
-            otel_traces.MAX_STACKTRACE
-        }
+        """The pages have the limit of stack traces."""
+        assert set(documented_numbers(r"the last ([\d,]+) characters")) == {MAX_STACKTRACE}
 
     @pytest.mark.parametrize(
         ("name", "buckets"),
@@ -311,7 +310,7 @@ class TestTables:
     def test_components(self) -> None:
         """The runbook explains each component of telemetry errors."""
         rows = [row[0] for row in table("runbook.md", "| `component` | what failed |")]
-        assert names(rows) == {*ERROR_COMPONENTS, RunJournal.component}
+        assert names(rows) == {*ERROR_COMPONENTS, RunJournal.component, run_log.COMPONENT}
 
     def test_reasons_of_dead_loops(self) -> None:
         """The runbook explains each reason for which `/health` reports a dead loop."""

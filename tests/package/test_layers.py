@@ -26,7 +26,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"context_store", "core.file_locks"}),
     frozenset({"core.journal_file"}),
     frozenset({"core.exception_text", "core.safe_repr", "core.stats"}),
-    frozenset({"core.expectations", "core.records"}),
+    frozenset({"core.expectations", "core.run_history"}),
+    frozenset({"core.records"}),
     frozenset({"core.observers"}),
     frozenset({"core.labels", "core.run_journal"}),
     frozenset({"core.expectation_resolver", "core.recorder"}),
@@ -70,9 +71,11 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters.apscheduler3.adapter"}),
     frozenset({"adapters.registry"}),
     # What reads the metrics state.
-    frozenset({"export.given_span_ids", "export.metric_families"}),
-    frozenset({"export.health", "export.otel_metrics", "export.otel_traces", "export.text_format"}),
-    frozenset({"export.interrupted_runs", "export.prometheus"}),
+    frozenset({"export.given_span_ids", "export.metric_families", "export.run_list"}),
+    frozenset({"export.health", "export.job_attributes", "export.otel_metrics"}),
+    frozenset({"export.otel_traces", "export.text_format"}),
+    frozenset({"export.prometheus", "export.run_log"}),
+    frozenset({"export.interrupted_runs"}),
     frozenset(
         {
             "export.multiprocess.directory",
@@ -107,7 +110,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"http.endpoints"}),
     frozenset({"http"}),
     # Public hooks for servers, which only use `export`.
-    frozenset({"config", "multiprocess"}),
+    frozenset({"config", "multiprocess", "run_log"}),
     # Where the parts are put together.
     frozenset({"api"}),
     # What people type, and what instruments for them.

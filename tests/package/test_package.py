@@ -62,7 +62,15 @@ class TestExports:
         telemetry = apscheduler_telemetry.instrument(scheduler, registry=None)
         public = {name for name in dir(telemetry) if not name.startswith("_")}
         telemetry.uninstrument()
-        expected = {"asgi_app", "health", "name", "start_http_server", "uninstrument", "wsgi_app"}
+        expected = {
+            "asgi_app",
+            "health",
+            "name",
+            "runs",
+            "start_http_server",
+            "uninstrument",
+            "wsgi_app",
+        }
         assert public == expected
 
     def test_unknown_name_is_an_attribute_error(self) -> None:

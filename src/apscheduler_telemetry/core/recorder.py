@@ -44,6 +44,12 @@ from apscheduler_telemetry.core.records import (
     NeverSubmittedRuns,
     Run,
 )
+from apscheduler_telemetry.core.run_history import (
+    DEFAULT_HISTORY,
+    MAX_RUNS_OF_ALL_JOBS,
+    RunRecord,
+    list_records,
+)
 from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, JobStats
 from apscheduler_telemetry.core.times import to_datetime
@@ -103,26 +109,30 @@ class Recorder:
         duration_buckets: upper bounds in seconds, ascending, without +Inf.
         delay_buckets: likewise.
         max_labels: values of the ``job_id`` label before further jobs share ``__overflow__``.
+        history: how many runs are kept of each label; see `MAX_RUNS_OF_ALL_JOBS`.
         clock: returns Unix seconds.
 
     Attributes:
+        history: how many runs are kept of each label at most.
         run_submitted: records that a due run is being submitted to an executor, in which it is
             queued. Its end has to be recorded by `Run.finish` from then on, whatever happens. It
             takes no lock, and to record a run twice is the same as once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         scheduler_name: str,
         *,
         duration_buckets: Sequence[float] = DURATION_BUCKETS,
         delay_buckets: Sequence[float] = DELAY_BUCKETS,
         max_labels: int = DEFAULT_MAX_LABELS,
+        history: int = DEFAULT_HISTORY,
         clock: Clock = time.time,
     ) -> None:
         self.scheduler_name = scheduler_name
         self._buckets = tuple(duration_buckets), tuple(delay_buckets)
         self._max_labels = max_labels
+        self.history = self._history_size = history
         self._clock = clock
         self._lock = threading.RLock()
         self._series_by_label: dict[str, JobSeries] = {}
@@ -263,7 +273,7 @@ class Recorder:
         count: int,
         due_times: Iterable[datetime] = (),
         link_origins: Sequence[Any] = (),
-    ) -> list[Run]:
+    ) -> Sequence[Run]:
         """
         Record `count` due runs that have ended and were never submitted to an executor.
 
@@ -271,19 +281,16 @@ class Recorder:
             record: the job.
             outcome: how they have ended.
             count: how many.
-            due_times: when those were due that observers are to hear of.
+            due_times: when those were due that observers and the history are to know.
             link_origins: where the job was added and where the user has set the times of its runs,
                 if known.
 
         Returns:
             Those, as runs that have ended.
         """
-        # They are counted at the next reading.
-        self._runs_not_added_up[NeverSubmittedRuns(record, outcome, count)] = None
-        runs = [Run(record, due, record.info.executor, link_origins) for due in due_times]
-        for run in runs:
-            run.finish(outcome)
-        return runs
+        runs = NeverSubmittedRuns(record, outcome, count, due_times, link_origins)
+        self._runs_not_added_up[runs] = None  # they are counted at the next reading
+        return runs.listed_runs
 
     def runs_interrupted(self, entries: Iterable[JournalEntry]) -> list[Run]:
         """
@@ -303,6 +310,8 @@ class Recorder:
             run = Run(self._record_without_job(entry), to_datetime(entry.due_at), entry.executor)
             if entry.started_at is not None:
                 run.try_set_estimated_start(entry.started_at)
+            if entry.span is not None:
+                run.set_exemplar_span(entry.span)
             message = "the process ended during the run"
             if entry.started_at is None:
                 message = "the process ended before the run started"
@@ -408,6 +417,19 @@ class Recorder:
         if journal is not None and is_export:
             journal.on_reading_end(shown)
 
+    def recent_runs(self, label: str | None = None) -> list[RunRecord]:
+        """
+        Return the runs that are kept, the latest first.
+
+        Args:
+            label: the value of the ``job_id`` label; None for all.
+        """
+        return list_records(
+            series.history
+            for series in self._update_and_list_series()
+            if label is None or series.label == label
+        )
+
     def executors(self) -> Mapping[str, ExecutorState]:
         """Return the load of each executor by alias."""
         running: Counter[str] = Counter()
@@ -448,12 +470,21 @@ class Recorder:
         for run in list(self._runs_not_added_up):
             runs[run.series].append(run)
         self._series_with_runs_in_flight.update(runs)
-        now = self._clock()
+        now, history_size = self._clock(), self._history_size_of_a_label()
+        if history_size < self._history_size:  # others have to keep fewer, too
+            self._series_with_runs_in_flight.update(self._series_by_label.values())
+        self._history_size = history_size
         for series in list(self._series_with_runs_in_flight):
-            series.add_up_finished_runs(runs.get(series, ()), self._runs_not_added_up, now)
+            series.add_up_finished_runs(
+                runs.get(series, ()), self._runs_not_added_up, now, history_size
+            )
             if not series.has_runs_in_flight:
                 self._series_with_runs_in_flight.discard(series)
         self._add_up_at_run_count = len(self._runs_not_added_up) + MAX_UNADDED_RUNS
+
+    def _history_size_of_a_label(self) -> int:
+        share = MAX_RUNS_OF_ALL_JOBS // max(1, len(self._series_by_label))
+        return min(self.history, max(1, share))
 
     @synchronized
     def _update_and_list_series(self) -> list[JobSeries]:

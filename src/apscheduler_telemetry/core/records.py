@@ -22,6 +22,7 @@ from apscheduler_telemetry.core.model import (
     Outcome,
     SpanIds,
 )
+from apscheduler_telemetry.core.run_history import History, add_to_history
 from apscheduler_telemetry.core.stats import JobStats, delay
 from apscheduler_telemetry.core.times import find_deadline, to_unix_seconds
 
@@ -61,6 +62,7 @@ class JobSnapshot(NamedTuple):
         cancelled_run_due_at: Unix seconds of the latest next run that the user has cancelled; None
             if there was none.
         interval_range: the shortest and the longest gap in seconds between coming runs, if known.
+        history: its latest runs that have ended.
         version: changes whenever anything of the above does.
     """
 
@@ -71,6 +73,7 @@ class JobSnapshot(NamedTuple):
     next_run: float | None
     cancelled_run_due_at: float | None
     interval_range: tuple[float, float] | None
+    history: History
     version: int
 
     @property
@@ -92,11 +95,11 @@ class JobSnapshot(NamedTuple):
 
 
 _NO_RUNS_IN_FLIGHT = InFlightSummary()
-_SeriesRunState = tuple[JobStats, Sequence["Run"], Sequence["Run"], InFlightSummary]
+_SeriesRunState = tuple[JobStats, History, Sequence["Run"], Sequence["Run"], InFlightSummary]
 """
 The runs of one label, replaced as a whole: each run is either in the numbers or in flight.
 
-The numbers of the runs that have ended, never changed; those of these runs that may still be
+The numbers of the runs that have ended, never changed; the latest of them; those that may still be
 registered; the runs in flight that have started; how many runs are in flight. No named tuple, which
 takes ten times as long to make, and there is one for each label whenever runs are added up.
 """
@@ -145,7 +148,7 @@ class JobSeries:
         self.has_had_job = False
         self.clock = clock
         self._has_job_state_changed = True
-        self._run_state: _SeriesRunState = (stats, (), (), _NO_RUNS_IN_FLIGHT)
+        self._run_state: _SeriesRunState = (stats, (), (), (), _NO_RUNS_IN_FLIGHT)
         self._run_state_in_snapshot: _SeriesRunState | None = None  # by the latest snapshot
         self._interval_range: tuple[float, float] | None = None
         self._cancelled_run_due_at: float | None = None
@@ -245,7 +248,11 @@ class JobSeries:
     # Runs
 
     def add_up_finished_runs(
-        self, runs: Iterable[Run], registered: MutableMapping[Run, None], now: float
+        self,
+        runs: Iterable[Run],
+        registered: MutableMapping[Run, None],
+        now: float,
+        history_size: int,
     ) -> None:
         """
         Add up the runs that have ended, each of them once, and note which are in flight.
@@ -258,11 +265,12 @@ class JobSeries:
             registered: those that are not in it any more were added up before. Runs that have ended
                 are removed from it.
             now: Unix seconds.
+            history_size: how many runs that have ended are kept.
         """
         is_done = False
         while not is_done:
             before = self._run_state
-            stats, added, _, _ = before
+            stats, history, added, _, _ = before
             finished = list(filter(registered.__contains__, runs))
             if added:  # as the last call was interrupted
                 finished = _without(finished, added)
@@ -276,15 +284,16 @@ class JobSeries:
                 stats = stats.copy()
                 stats.add_finished_runs(finished)
                 added = (*added, *finished)
-            after = (stats, added, *_summarize_in_flight(in_flight))
+            history = add_to_history(history, finished, self.label, history_size)
+            after = (stats, history, added, *_summarize_in_flight(in_flight))
             is_done = after == before or self._compare_and_swap(before, after)
-        is_done = not self._run_state[1]
+        is_done = not self._run_state[2]
         while not is_done:  # a run is added up again unless it is kept here or not registered
             before = self._run_state
-            stats, added, started_runs, in_flight_counts = before
+            stats, history, added, started_runs, in_flight_counts = before
             for run in added:
                 registered.pop(run, None)
-            after = (stats, (), started_runs, in_flight_counts)
+            after = (stats, history, (), started_runs, in_flight_counts)
             is_done = self._compare_and_swap(before, after)
 
     def _compare_and_swap(self, expected: _SeriesRunState, new: _SeriesRunState) -> bool:
@@ -299,6 +308,11 @@ class JobSeries:
         return is_done
 
     # Reading
+
+    @property
+    def history(self) -> History:
+        """Its latest runs that have ended."""
+        return self._run_state[1]
 
     def is_unchanged_since(self, version: int | None) -> bool:
         """Return whether nothing has changed since a snapshot of this version."""
@@ -315,7 +329,7 @@ class JobSeries:
             version = self._snapshot_version = next(version_numbers)
             self._run_state_in_snapshot = run_state
             self._has_job_state_changed = False
-        stats, _, started_runs, in_flight_summary = run_state
+        stats, history, _, started_runs, in_flight_summary = run_state
         if started_runs:
             stats = stats.copy()
             for run in started_runs:
@@ -339,6 +353,7 @@ class JobSeries:
             ),
             cancelled_run_due_at=self._cancelled_run_due_at,
             interval_range=self._interval_range,
+            history=history,
             version=version,
         )
 
@@ -403,9 +418,11 @@ class Run(MeasuredRun):
         finish_number: orders runs by their end, also where the clock stands still.
         exemplar_span: the ids of its span, if that is sampled.
         count: how many runs it stands for.
+        listed_runs: those that the history lists in its place; None for the run itself.
     """
 
     count = 1
+    listed_runs: Sequence[Run] | None = None
 
     __slots__ = (
         *("__weakref__", "arguments", "due", "due_timestamp", "error"),
@@ -562,13 +579,30 @@ class NeverSubmittedRuns(Run):
         record: the job.
         outcome: how they have ended.
         count: how many.
+        due_times: when those were due that observers and the history are to know.
+        link_origins: as of `Run`.
+
+    Attributes:
+        listed_runs: one for each of `due_times`.
     """
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "listed_runs")
+    listed_runs: Sequence[Run]
 
-    def __init__(self, record: JobRecord, outcome: Outcome, count: int) -> None:
-        super().__init__(record, _EPOCH, record.info.executor)
+    def __init__(
+        self,
+        record: JobRecord,
+        outcome: Outcome,
+        count: int,
+        due_times: Iterable[datetime] = (),
+        link_origins: Sequence[Any] = (),
+    ) -> None:
+        executor = record.info.executor
+        super().__init__(record, _EPOCH, executor)
         self.count = count
+        self.listed_runs = [Run(record, due, executor, link_origins) for due in due_times]
+        for run in self.listed_runs:
+            run.finish(outcome)
         self.finish(outcome)
 
 

@@ -43,6 +43,13 @@ def to_datetime(timestamp: float, zone: tzinfo | None = timezone.utc) -> datetim
         return limits[timestamp > 0]
 
 
+def to_iso(timestamp: float | None) -> str | None:
+    """Return Unix seconds in ISO 8601, in UTC and with milliseconds; None stays None."""
+    if timestamp is None:
+        return None
+    return to_datetime(timestamp).isoformat(timespec="milliseconds")
+
+
 def find_deadline(due_at: float, deadline: float | time) -> float | None:
     """
     Return when the deadline of a run is, in Unix seconds.

@@ -10,7 +10,7 @@ from typing import Any
 
 from apscheduler_telemetry.core.model import Clock
 from apscheduler_telemetry.core.records import JobSnapshot
-from apscheduler_telemetry.core.times import to_datetime
+from apscheduler_telemetry.core.times import to_iso
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_jobs
 
 ERROR_COMPONENT = "collector"
@@ -36,7 +36,7 @@ def build_report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> 
             "name": scheduler.name,
             "state": liveness.scheduler_state,
             "loop_alive": liveness.up,
-            "last_wakeup": _iso(scheduler.last_pass_ended_at),
+            "last_wakeup": to_iso(scheduler.last_pass_ended_at),
         },
         "jobs": [_job(job, now) for job in jobs],
     }
@@ -73,19 +73,13 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
     outcome = job.stats.last_outcome
     return {
         "id": job.label,
-        "next_run": _iso(next_run),
+        "next_run": to_iso(next_run),
         "trigger": job.info.trigger,
         "last_outcome": None if outcome is None else outcome.value,
-        "last_success": _iso(job.stats.last_success_at),
-        "running_since": _iso(job.in_flight_summary.oldest_start_at or None),
+        "last_success": to_iso(job.stats.last_success_at),
+        "running_since": to_iso(job.in_flight_summary.oldest_start_at or None),
         "overdue": any(
             due_at and now > due_at + job.info.grace
             for due_at in (next_run, job.in_flight_summary.oldest_queued_due_at)
         ),
     }
-
-
-def _iso(timestamp: float | None) -> str | None:
-    if timestamp is None:
-        return None
-    return to_datetime(timestamp).isoformat(timespec="milliseconds")

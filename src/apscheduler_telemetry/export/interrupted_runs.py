@@ -12,6 +12,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.run_journal import InterruptedRuns
 from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.export.otel_traces import SpanObserver
+from apscheduler_telemetry.export.run_log import RunLogObserver
 
 MAX_LOGGED_LABELS = 10
 """Jobs that the warning names; it is one line."""
@@ -24,14 +25,20 @@ class InterruptedRunReporter:
     Args:
         recorder: counts them.
         span_observer: exports their spans.
+        run_log: logs each of them; None for no log of runs.
         error_reporter: counts failures of that.
     """
 
     def __init__(
-        self, recorder: Recorder, span_observer: SpanObserver, error_reporter: ErrorReporter
+        self,
+        recorder: Recorder,
+        span_observer: SpanObserver,
+        run_log: RunLogObserver | None,
+        error_reporter: ErrorReporter,
     ) -> None:
         self._recorder = recorder
         self._span_observer = span_observer
+        self._run_log = run_log
         self._error_reporter = error_reporter
 
     def report(self, interrupted: InterruptedRuns) -> None:
@@ -41,8 +48,14 @@ class InterruptedRunReporter:
         for run, entry in zip(runs, interrupted.entries, strict=True):
             try:
                 self._span_observer.export_interrupted_run(run, entry.span)
-            except Exception:  # noqa: BLE001, PERF203  # of a span processor of the user's
+            except Exception:  # noqa: BLE001  # of a span processor of the user's
                 self._error_reporter.exception(self._span_observer.component)
+            if self._run_log is None:
+                continue
+            try:
+                self._run_log.on_run_finished(run)
+            except Exception:  # noqa: BLE001  # of a log processor of the user's
+                self._error_reporter.exception(self._run_log.component)
 
 
 def _describe(interrupted: InterruptedRuns, scheduler: str) -> str:

@@ -42,36 +42,31 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import AttributeValue
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.model import (
     ERROR,
-    MAX_MESSAGE_LENGTH,
     SUCCESS,
     Clock,
     ErrorDescription,
-    JobInfo,
     Outcome,
     SpanIds,
 )
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
-from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.export.given_span_ids import with_given_ids
+from apscheduler_telemetry.export.job_attributes import (
+    SCHEMA_URL,
+    SCOPE,
+    JobAttributeCache,
+    escape_surrogates,
+    exception_attributes,
+    exported_message,
+    nanoseconds,
+)
 
 logger = logging.getLogger(__name__)
-
-SCOPE = "apscheduler_telemetry"
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-"""
-The conventions that ``code.*``, ``error.*`` and ``exception.*`` follow here.
-
-The newest of ``opentelemetry.semconv.schemas.Schemas``, as a literal because that package comes
-with the SDK and not with the API.
-"""
 
 EXCEPTION_SIGNAL_VARIABLE = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 """
@@ -81,9 +76,6 @@ The environment variable of ``docs/exceptions/exceptions-logs.md`` of the conven
 """
 EXCEPTION_LOG_EVENT_NAME = "apscheduler.job.run.exception"
 """The event name of those log records: the operation and ``.exception``, as recommended there."""
-
-MAX_CACHED_JOBS = 1_000
-"""Jobs whose attributes are cached, as most are the same for all runs of a job."""
 
 _STATUS_DESCRIPTIONS = {
     ERROR: "failed with an exception that is not known",
@@ -186,7 +178,7 @@ class SpanObserver:
         self._cached_provider_and_tracer: tuple[
             trace.TracerProvider | None, trace.Tracer | None
         ] = (None, None)
-        self._job_cache: dict[int, tuple[JobInfo, str, dict[str, AttributeValue]]] = {}
+        self._job_attribute_cache = JobAttributeCache()
         self._spans: ObservedRuns[_RunSpan] = ObservedRuns()
         self._is_stopped = False
 
@@ -245,7 +237,7 @@ class SpanObserver:
             and run.started_at is not None
         ):
             # It was measured in another process.
-            run_span.move_start(_nanoseconds(run.started_at))
+            run_span.move_start(nanoseconds(run.started_at))
         if run_span is not None and run_span.tokens is not None:
             run_span.mark_ended_before_callable_end()  # and is current until `on_callable_end`
         else:
@@ -281,11 +273,16 @@ class SpanObserver:
         if span_ids is not None:
             tracer = with_given_ids(tracer, span_ids)
         started_at = run.measured_or_estimated_start_at
-        start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
-        name, attributes = self._span_name_and_attributes(run)
+        start_ns = nanoseconds(self._clock() if started_at is None else started_at)
+        attributes = self._job_attribute_cache.attributes_of(run)
         # What the journal does not say is absent.
         attributes = {key: value for key, value in attributes.items() if value != ""}
-        span = tracer.start_span(name, context=_ROOT, attributes=attributes, start_time=start_ns)
+        span = tracer.start_span(
+            escape_surrogates(run.job_info.label),
+            context=_ROOT,
+            attributes=attributes,
+            start_time=start_ns,
+        )
         span.set_attribute("apscheduler.outcome", Outcome.LOST.value)
         if run.error is not None:
             span.set_attribute("error.type", run.error.type)
@@ -305,15 +302,19 @@ class SpanObserver:
         tracer = self._find_tracer()
         if tracer is None:
             return None
-        start_ns = _nanoseconds(self._clock() if started_at is None else started_at)
+        start_ns = nanoseconds(self._clock() if started_at is None else started_at)
         root, links = _ROOT, None
         if run.link_origins:
             root, links = _add_origin_baggage(run, root), _links(run)
-        name, attributes = self._span_name_and_attributes(run)
+        attributes = self._job_attribute_cache.attributes_of(run)
         if started_at is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
         span = tracer.start_span(
-            name, context=root, attributes=attributes, links=links, start_time=start_ns
+            escape_surrogates(run.job_info.label),
+            context=root,
+            attributes=attributes,
+            links=links,
+            start_time=start_ns,
         )
         context, is_recording = span.get_span_context(), span.is_recording()
         if is_recording and context.trace_flags.sampled:
@@ -330,29 +331,12 @@ class SpanObserver:
             return None
         return run_span
 
-    def _span_name_and_attributes(self, run: Run) -> tuple[str, dict[str, AttributeValue]]:
-        """Return the name of the span of a run, and the attributes that are known at its start."""
-        job = run.job_info
-        cached = self._job_cache.get(id(job))
-        if cached is None or cached[0] is not job:
-            if len(self._job_cache) >= MAX_CACHED_JOBS:
-                self._job_cache.clear()
-            cached = job, _escape_surrogates(job.label), _job_attributes(job, run.scheduler_name)
-            self._job_cache[id(job)] = cached
-        _, name, attributes = cached
-        attributes = attributes.copy()
-        due = to_datetime(run.due_timestamp)  # not `run.due`, whose class may be the user's
-        attributes["apscheduler.scheduled_time"] = due.isoformat()
-        if run.arguments is not None:
-            attributes["apscheduler.job.arguments"] = _escape_surrogates(run.arguments)
-        return name, attributes
-
     def _end_span(self, run_span: _RunSpan, run: Run, ended_at: float | None) -> None:
         span = run_span.span
-        end_ns = run_span.start_ns if ended_at is None else _nanoseconds(ended_at)
+        end_ns = run_span.start_ns if ended_at is None else nanoseconds(ended_at)
         if run_span.is_recording:
             if run.result is not None:
-                span.set_attribute("apscheduler.result", _escape_surrogates(run.result))
+                span.set_attribute("apscheduler.result", escape_surrogates(run.result))
             if (
                 not run_span.has_start_delay_attribute
                 and ended_at is not None
@@ -375,27 +359,23 @@ class SpanObserver:
         if description is not None:
             span.set_attribute("error.type", label_value(error.type) if error else outcome.value)
             if error is not None:
-                description = (
-                    None
-                    if error.message is None
-                    else _escape_surrogates(error.message[:MAX_MESSAGE_LENGTH])
-                )
+                description = None if error.message is None else exported_message(error.message)
             span.set_status(trace.StatusCode.ERROR, description)
         if error is not None and self._records_exception_events and error.is_exception:
-            span.add_event("exception", _exception_attributes(error), event_time_ns)
+            span.add_event("exception", exception_attributes(error), event_time_ns)
 
     def _log_exception(
         self, run: Run, error: ErrorDescription, run_span: _RunSpan | None, at: float
     ) -> None:
         context = None if run_span is None else trace.set_span_in_context(run_span.span, _ROOT)
         get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
-            timestamp=_nanoseconds(at),
+            timestamp=nanoseconds(at),
             context=context,
             # ERROR, not FATAL or WARN: nothing handles it, but the application continues.
             severity_number=SeverityNumber.ERROR,
             event_name=EXCEPTION_LOG_EVENT_NAME,
             attributes={
-                **_exception_attributes(error),
+                **exception_attributes(error),
                 "apscheduler.job.id": label_value(run.job_info.id),
                 "apscheduler.scheduler": label_value(run.scheduler_name),
             },
@@ -583,39 +563,6 @@ def _add_origin_baggage(run: Run, context: Context | None = None) -> Context:
     context = otel_context.get_current() if context is None else context
     baggage = _origin_baggage_header_of(run)
     return _BAGGAGE_PROPAGATOR.extract({"baggage": baggage}, context) if baggage else context
-
-
-def _job_attributes(job: JobInfo, scheduler: str) -> dict[str, AttributeValue]:
-    return {
-        "job.system": "apscheduler",
-        "apscheduler.job.id": label_value(job.id),
-        "apscheduler.job.name": label_value(job.name),
-        "apscheduler.scheduler": label_value(scheduler),
-        "apscheduler.executor": label_value(job.executor),
-        "apscheduler.jobstore": label_value(job.jobstore),
-        "apscheduler.trigger": label_value(job.trigger),
-        "code.function.name": label_value(job.func.replace(":", ".", 1)),
-    }
-
-
-def _exception_attributes(error: ErrorDescription) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
-        "exception.type": label_value(error.type),
-    }
-    if error.message is not None:
-        attributes["exception.message"] = _escape_surrogates(error.message[:MAX_MESSAGE_LENGTH])
-    if error.traceback:
-        attributes["exception.stacktrace"] = _escape_surrogates(error.traceback[-MAX_STACKTRACE:])
-    return attributes
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)
-
-
-def _escape_surrogates(text: str) -> str:
-    """Escape what UTF-8 cannot encode: a lone surrogate would make the exporter drop a batch."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _detach_if_same_context(marker_token: Token[None], context_token: Token[Context]) -> None:

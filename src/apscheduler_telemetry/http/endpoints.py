@@ -13,7 +13,14 @@ from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.asgi import ASGIApp
 from apscheduler_telemetry.http.limits import ServerLimits
-from apscheduler_telemetry.http.pages import HealthPage, MetricsExposer, MetricsPage, Page
+from apscheduler_telemetry.http.pages import (
+    HealthPage,
+    MetricsExposer,
+    MetricsPage,
+    Page,
+    RunListGetter,
+    RunsPage,
+)
 from apscheduler_telemetry.http.readers import BufferBudget
 from apscheduler_telemetry.http.server import HTTPServer, serve_wsgi_app
 from apscheduler_telemetry.http.tls import TLSOptions
@@ -27,12 +34,13 @@ class HTTPEndpoints:
     Nothing is collected before the first request.
 
     Args:
-        registry: the metrics to serve; None to serve ``/health`` only.
+        registry: the metrics to serve; None to serve no ``/metrics``.
         get_health_report: returns the health report; its ``status`` is ``healthy`` or
             ``unhealthy``.
         is_healthy: whether it is ``healthy``; must return at once, whatever the number of jobs.
-        report_exception: called with ``"http"`` while an exception of `registry` or
-            `get_health_report` is being handled.
+        get_run_list: returns the list of the latest runs; None for no page ``/runs``.
+        report_exception: called with ``"http"`` while an exception of `registry`,
+            `get_health_report` or `get_run_list` is being handled.
         expose_from_cache: a faster way to encode `registry`, if there is one.
 
     Attributes:
@@ -40,18 +48,21 @@ class HTTPEndpoints:
         asgi_app: the ASGI application.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each part by name
         self,
         *,
         registry: CollectorRegistry | None,
         get_health_report: Callable[[], Mapping[str, object]],
         is_healthy: Callable[[], bool],
+        get_run_list: RunListGetter | None = None,
         report_exception: Callable[[str], None],
         expose_from_cache: MetricsExposer | None = None,
     ) -> None:
         pages: dict[str, Page] = {"health": HealthPage(get_health_report)}
         if registry is not None:
             pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
+        if get_run_list is not None:
+            pages["runs"] = RunsPage(get_run_list)
         self._report_exception = report_exception
         self._app = PageRouter(pages, is_healthy=is_healthy, report_exception=report_exception)
         budget = BufferBudget(limits.MAX_BUFFERED_BYTES, report_exception)

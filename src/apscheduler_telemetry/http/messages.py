@@ -12,7 +12,7 @@ from http import HTTPStatus
 from apscheduler_telemetry.http import limits
 
 LIVENESS_PAGE_NAME = "livez"
-PAGE_NAMES = ("metrics", "health", LIVENESS_PAGE_NAME)
+PAGE_NAMES = ("metrics", "health", "runs", LIVENESS_PAGE_NAME)
 
 
 def assume_not_gone() -> bool:

@@ -1,5 +1,5 @@
 """
-The pages ``/metrics`` and ``/health``.
+The pages ``/metrics``, ``/health`` and ``/runs``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ Returns what an encoder makes of a registry, in chunks.
 The second argument names the samples to return, as for `CollectorRegistry.restricted_registry`; all
 if it is empty.
 """
+
+RunListGetter = Callable[[str | None, int, int | None], Mapping[str, object]]
+"""
+Returns the latest runs and where the next ones begin.
+
+The arguments are the value of the ``job_id`` label, or None for all jobs; how many runs to return
+at most; and the number before which they begin, or None for the latest.
+"""
+DEFAULT_LISTED_RUNS = 100
+MAX_LISTED_RUNS = 1_000
+"""Runs in one response, in about 400 kB."""
+MAX_NUMBER_DIGITS = 18
+"""Of a parameter."""
 
 
 class Page(Protocol):
@@ -154,8 +167,74 @@ class HealthPage:
 
     def _to_response(self, report: Mapping[str, object]) -> Response:
         is_healthy = report["status"] == "healthy"
-        return Response(
-            HTTPStatus.OK if is_healthy else HTTPStatus.SERVICE_UNAVAILABLE,
-            [f"{json.dumps(report, indent=2, default=str)}\n".encode()],
-            "application/json",
-        )
+        status = HTTPStatus.OK if is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
+        return _json_response(status, report)
+
+
+class RunsPage:
+    """
+    ``/runs``: the latest runs as JSON.
+
+    ``job_id`` selects a job, ``limit`` says how many runs to return, and ``before`` which number
+    they come before.
+
+    Args:
+        get_run_list: returns the runs.
+    """
+
+    def __init__(self, get_run_list: RunListGetter) -> None:
+        self._get_run_list = get_run_list
+
+    def choose_variant(self, request: Request) -> str:
+        """Return the parameters as they came, as `render` can respond that they are wrong."""
+        return request.query
+
+    def render(self, variant: str) -> Response:
+        """Return the runs that are asked for, or what is wrong with the parameters."""
+        parameters = parse_qs(variant, keep_blank_values=True)
+        try:
+            _reject_unknown_parameters(parameters)
+            limit = _parse_number(parameters, "limit", 1, MAX_LISTED_RUNS)
+            before = _parse_number(parameters, "before", 0, None)
+        except _ParameterError as error:
+            return _json_response(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        job_id = parameters["job_id"][-1] if "job_id" in parameters else None
+        runs = self._get_run_list(job_id, DEFAULT_LISTED_RUNS if limit is None else limit, before)
+        return _json_response(HTTPStatus.OK, runs)
+
+    def render_error(self) -> Response:
+        """Return an error as JSON."""
+        return _json_response(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": INTERNAL_ERROR_MESSAGE})
+
+
+class _ParameterError(Exception):
+    """A parameter of a request is wrong; the message says what to send instead."""
+
+
+def _reject_unknown_parameters(parameters: Mapping[str, Sequence[str]]) -> None:
+    for name in parameters:
+        if name not in {"job_id", "limit", "before"}:
+            msg = f"There is no parameter {name[:100]!r}; there are job_id, limit and before."
+            raise _ParameterError(msg)
+
+
+def _parse_number(
+    parameters: Mapping[str, Sequence[str]], name: str, minimum: int, maximum: int | None
+) -> int | None:
+    """Return the number that a parameter has; None if it is not there."""
+    if name not in parameters:
+        return None
+    text = parameters[name][-1]
+    # Not more digits than any of our numbers has: `int` takes long for thousands of them.
+    if text.isascii() and text.isdecimal() and len(text) <= MAX_NUMBER_DIGITS:
+        number = int(text)
+        if number >= minimum and (maximum is None or number <= maximum):
+            return number
+    limits = f"{minimum} or more" if maximum is None else f"from {minimum} to {maximum:,}"
+    msg = f"{name} must be a whole number, {limits}."
+    raise _ParameterError(msg)
+
+
+def _json_response(status: HTTPStatus, content: object) -> Response:
+    body = f"{json.dumps(content, indent=2, default=str)}\n".encode()
+    return Response(status, [body], "application/json")

@@ -107,7 +107,7 @@ class RunTracker:
 
     Args:
         observers: who follows single runs.
-        recorder: counts runs that execute nothing.
+        recorder: counts runs that execute nothing; whether it keeps the messages of errors.
         error_reporter: counts failures of telemetry itself.
         capture: which of a job's own data may be exported.
 
@@ -165,13 +165,15 @@ class RunTracker:
             if self.observers.is_enabled:
                 stack = self._format_stacktrace(exception, getattr(event, "traceback", None))
                 error = self._exception_describer.describe(exception, stack)
+            elif self._recorder.history:
+                error = self._exception_describer.describe(exception)
             else:  # metrics need its type only
-                error = ErrorDescription(type=exception_type_name(exception), message="")
+                error = ErrorDescription(type=exception_type_name(exception), message=None)
         elif outcome is ERROR and (reason := run.failure_reason) is not None:
-            if self.observers.is_enabled:
+            if self.observers.is_enabled or self._recorder.history:
                 error = self._exception_describer.describe_reported_failure(reason)
             else:
-                error = ErrorDescription(type=REPORTED_FAILURE, message="")
+                error = ErrorDescription(type=REPORTED_FAILURE, message=None)
         self.finish_run(run, outcome, error)
 
     def describe_error(self, exception: BaseException) -> ErrorDescription:

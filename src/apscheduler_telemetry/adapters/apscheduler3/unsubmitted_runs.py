@@ -73,9 +73,11 @@ class UnsubmittedRunRecorder:
         """Record that due runs of a job have ended without being submitted."""
         if not fire_times.found_count:
             return
-        latest: Sequence[datetime] = fire_times.latest_times if self._observers.is_enabled else ()
+        listed = fire_times.latest_times
+        if not self._observers.is_enabled:  # only the history is to know of them
+            listed = listed[max(0, len(listed) - self._recorder.history) :]
         for run in self._recorder.runs_unsubmitted(
-            record, outcome, fire_times.found_count, latest, link_origins
+            record, outcome, fire_times.found_count, listed, link_origins
         ):
             self._observers.on_run_finished(run)
 

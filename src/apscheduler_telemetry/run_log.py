@@ -1,0 +1,46 @@
+"""
+A formatter that writes log records as JSON lines, with all fields of a run.
+
+    import logging
+    from apscheduler_telemetry.run_log import JSONFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter())
+    logging.getLogger("apscheduler_telemetry.runs").addHandler(handler)
+
+For applications that have no formatter of their own for JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from apscheduler_telemetry.core.times import to_iso
+
+_STANDARD_ATTRIBUTES = frozenset(
+    (*vars(logging.makeLogRecord({})), "message", "asctime", "taskName")
+)
+
+
+class JSONFormatter(logging.Formatter):
+    """
+    Formats a record as one line of JSON.
+
+    The keys are ``time`` (ISO 8601 in UTC), ``level``, ``logger``, ``message``, ``exception`` with
+    the stack trace if the record has one, and those of ``extra``. A value that JSON does not have
+    becomes a text.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line, without a line break at its end."""
+        fields = {
+            "time": to_iso(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        extra = {k: v for k, v in vars(record).items() if k not in _STANDARD_ATTRIBUTES}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps({**fields, **extra}, default=str)
