@@ -230,6 +230,11 @@ def add_quantities(
     return sums
 
 
+def is_quantity_name(text: str) -> bool:
+    """Return whether `CurrentRun.record` takes this name of a quantity."""
+    return text.isidentifier() and len(text) <= MAX_QUANTITY_NAME_LENGTH
+
+
 def _has_room(quantities: Mapping[str, float]) -> bool:
     return len(quantities) - (OTHER_QUANTITIES in quantities) < MAX_QUANTITIES
 
@@ -237,7 +242,7 @@ def _has_room(quantities: Mapping[str, float]) -> bool:
 def _valid_name(name: str) -> str:
     # A keyword may be of a subclass of str, whose methods are the user's.
     text = str.__str__(name)
-    if not text.isidentifier() or len(text) > MAX_QUANTITY_NAME_LENGTH:
+    if not is_quantity_name(text):
         msg = (
             f"record() got {text[:MAX_QUANTITY_NAME_LENGTH]!r} as the name of a quantity; pass an "
             f"identifier of at most {MAX_QUANTITY_NAME_LENGTH} characters, such as rows=17"

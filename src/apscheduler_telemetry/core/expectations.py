@@ -17,8 +17,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from apscheduler_telemetry.core.current_run import (
+    MAX_QUANTITIES,
+    MAX_QUANTITY_NAME_LENGTH,
+    is_quantity_name,
+)
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
-from apscheduler_telemetry.core.model import MAX_NAME_LENGTH
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
@@ -26,8 +30,6 @@ SEVERITIES = ("critical", "warning", "info")
 """The values of the ``severity`` label that the rules and routes in ``alerts/`` know."""
 MAX_URL_LENGTH = 1_000
 """Characters of ``runbook_url``; a label value is cut, but a part of a URL leads nowhere."""
-MAX_QUANTITIES = 20
-"""Quantities in ``min_recorded``, as each is a series of its own."""
 MAX_MAX_FAILURES = 1_000_000
 """Larger than any useful number, and far below what the integers of OTLP can hold."""
 
@@ -302,7 +304,10 @@ def _convert_min_recorded(name: str, value: Any) -> Mapping[str, float]:
         )
         raise ArgumentTypeError(msg)
     if len(value) > MAX_QUANTITIES:
-        msg = f"{name} must have at most {MAX_QUANTITIES} quantities, got {len(value)}"
+        msg = (
+            f"{name} must have at most {MAX_QUANTITIES} quantities, as a job records no more by "
+            f"their names, got {len(value)}"
+        )
         raise ArgumentValueError(msg)
     return {_check_quantity(name, key): _check_least(name, each) for key, each in value.items()}
 
@@ -311,13 +316,14 @@ def _check_quantity(name: str, quantity: Any) -> str:
     if not isinstance(quantity, str):
         msg = f"a name in {name} must be a str, such as 'rows', got {safe_repr(quantity)}"
         raise ArgumentTypeError(msg)
-    if not (quantity.strip() and quantity.isprintable() and len(quantity) <= MAX_NAME_LENGTH):
+    text = str(quantity)
+    if not is_quantity_name(text):
         msg = (
-            f"a name in {name} must be printable text of at most {MAX_NAME_LENGTH} characters, "
-            f"such as 'rows', got {safe_repr(quantity)}"
+            f"a name in {name} must be one that record() takes, an identifier of at most "
+            f"{MAX_QUANTITY_NAME_LENGTH} characters, such as 'rows', got {safe_repr(text)}"
         )
         raise ArgumentValueError(msg)
-    return str(quantity)
+    return text
 
 
 def _check_least(name: str, least: Any) -> float:
