@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -378,6 +379,28 @@ class TestRefused:
                 pass
             assert [path.name for path in directory.iterdir()] == [journal_path(directory).name]
             assert entries_in(directory) == []
+
+    def test_full_disk_leaves_no_file(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that cannot get its size is removed, or each start would leave one more."""
+        room = [5_000]
+
+        def write(descriptor: int, content: bytes, position: int) -> int:
+            if position >= room[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return pwrite(descriptor, content[: room[0] - position], position)
+
+        pwrite = os.pwrite
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", write)
+            for _ in range(3):
+                with hand_driven_rig(telemetry={"journal": directory}) as rig:
+                    rig.failing.add("journal")
+                    assert list(directory.iterdir()) == []
+                    assert errors_of(rig.telemetry).counts()["journal"] == 1
+        with hand_driven_rig(telemetry={"journal": directory}):
+            assert list(directory.iterdir()) == [journal_path(directory)]
 
     def test_component_exists_at_zero_with_a_journal_only(self, directory: Path) -> None:
         """Only a scheduler with a journal has the component."""

@@ -159,7 +159,7 @@ class JournalFile:
         try:
             if not try_lock(descriptor):
                 return None
-            _fill_if_unfinished(descriptor)
+            _fill_if_unfinished(path, descriptor)
             memory = mmap.mmap(descriptor, FILE_SIZE)
         finally:
             # The map has a duplicate of the descriptor, which keeps the lock.
@@ -299,12 +299,13 @@ def _encode(text: str, max_bytes: int) -> bytes:
     return kept.encode() + b".." + digest
 
 
-def _fill_if_unfinished(descriptor: int) -> None:
+def _fill_if_unfinished(path: Path, descriptor: int) -> None:
     """
     Give a new file its size, and check that of others.
 
     A file with a hole would do. But on a full disk, a write to the hole would end the process by a
-    signal, while a write to the file only raises an error here.
+    signal, while a write to the file only raises an error here. The file is removed then, as each
+    start of a process would leave one more.
     """
     size = os.fstat(descriptor).st_size
     if size == FILE_SIZE:
@@ -314,8 +315,13 @@ def _fill_if_unfinished(descriptor: int) -> None:
         msg = f"has {size} bytes and is no journal"
         raise DamagedJournalError(msg)
     zeros = bytes(SLOT_SIZE * 64)
-    while size < FILE_SIZE:
-        size += os.pwrite(descriptor, zeros[: FILE_SIZE - size], size)
+    try:
+        while size < FILE_SIZE:
+            size += os.pwrite(descriptor, zeros[: FILE_SIZE - size], size)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def _check_header(memory: mmap.mmap, scheduler: str) -> JournalOwner | None:
