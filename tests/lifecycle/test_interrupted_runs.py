@@ -370,6 +370,19 @@ class TestRefused:
         assert "is not a directory" in caplog.text
         assert "No such file or directory" in caplog.text
 
+    def test_damaged_runs(self, left: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Runs that cannot be read are an error, and the others are counted."""
+        with journal_path(left).open("r+b") as file:
+            for slot in journal_file.SLOTS[:2]:
+                file.seek(slot + 48)
+                file.write(b"\xff" * 8)  # texts beyond the slot
+        with hand_driven_rig(telemetry={"journal": left}) as rig:
+            rig.failing.add("journal")
+            assert errors_of(rig.telemetry).counts()["journal"] == 1
+            assert rig.outcomes("waits") == {"lost": 1}
+            assert b'job_id="job"' not in generate_latest(registry_of(rig.telemetry))
+        assert f"2 damaged run(s) in '{journal_path(left)}'" in caplog.text
+
     def test_file_whose_creator_was_killed(self, directory: Path) -> None:
         """A file that was not finished has no runs, and is used."""
         directory.mkdir()

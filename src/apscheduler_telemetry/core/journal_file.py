@@ -130,11 +130,13 @@ class JournalFile:
     Attributes:
         path: the path of the file.
         former_owner: the process that had it before; None if it is new.
+        damaged_runs: how many runs `read_entries` has removed, because it could not read them.
     """
 
     def __init__(self, path: Path, memory: mmap.mmap, former_owner: JournalOwner | None) -> None:
         self.path = path
         self.former_owner = former_owner
+        self.damaged_runs = 0
         self._memory = memory
         self._pid = os.getpid()
 
@@ -202,6 +204,7 @@ class JournalFile:
                     entry = self._read_entry(slot)
                 except (ValueError, struct.error):
                     self.free(slot)
+                    self.damaged_runs += 1
                 else:
                     yield entry
 

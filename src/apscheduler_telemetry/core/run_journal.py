@@ -251,6 +251,11 @@ class RunJournal:
             if file is None:
                 continue
             owner, entries = file.former_owner, list(file.read_entries())
+            if file.damaged_runs:
+                self._error_reporter.report(
+                    self.component,
+                    f"{file.damaged_runs:,} damaged run(s) in {str(path)!r} cannot be counted",
+                )
             slots = [entry.slot for entry in entries]
             if self._file is None:
                 file.set_owner(self._clock(), self._scheduler)
