@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from apscheduler_telemetry.cli.expected_jobs import ExpectedJob
 from tests.drills.performance import Drill, Performance, command, has_namespaces
 from tests.drills.stage import FACTOR, HERE, PORT, WAIT_TIMEOUT, App, guarded
 from tests.helpers.servers import get
@@ -27,13 +28,20 @@ DRILLS: dict[str, Drill] = {}
 
 
 def drill(
-    fault: str, alert: str, job_id: str | None = None, *, jobs: Sequence[str] = ()
+    fault: str,
+    alert: str,
+    job_id: str | None = None,
+    *,
+    jobs: Sequence[str] = (),
+    expected_jobs: Sequence[ExpectedJob] = (),
 ) -> Callable[[Callable[[Performance], None]], Callable[[Performance], None]]:
     """Make a drill of a function that plays it."""
 
     def register(play: Callable[[Performance], None]) -> Callable[[Performance], None]:
         name = play.__name__.replace("_", "-")
-        DRILLS[name] = Drill(name, fault, alert, job_id, play, tuple(jobs) or (name,))
+        DRILLS[name] = Drill(
+            name, fault, alert, job_id, play, tuple(jobs) or (name,), tuple(expected_jobs)
+        )
         return play
 
     return register
@@ -48,6 +56,21 @@ def killed(it: Performance) -> None:
     it.caught()
     it.start("steady")
     it.repaired("restarted")
+
+
+@drill(
+    "an application with jobs in jobs.yml is never started",
+    "APSchedulerJobNeverSeen",
+    "nightly",
+    expected_jobs=[
+        ExpectedJob(application="never-seen", scheduler="main", job_id="nightly"),
+    ],
+)
+def never_seen(it: Performance) -> None:
+    it.fault()
+    it.caught()
+    it.start("steady")
+    it.repaired("started")
 
 
 @drill("the application is frozen (SIGSTOP)", "APSchedulerSchedulerDown")

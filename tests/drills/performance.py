@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from apscheduler_telemetry.cli.expected_jobs import ExpectedJob
 from tests.drills.stage import WAIT_TIMEOUT, App, Stage
 from tests.drills.webhook import DrillError, Notice
 from tests.helpers.waiting import wait_for_answer
@@ -43,6 +44,8 @@ class Drill:
     job_id: str | None
     play: Callable[[Performance], None]
     jobs: tuple[str, ...]
+    expected_jobs: tuple[ExpectedJob, ...] = ()
+    """Those of ``jobs.yml``."""
 
     def targets(self, stage: Stage, job: str) -> list[str]:
         if self.name == "partition" and has_namespaces():

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from apscheduler_telemetry.cli.expected_rules import build_rules
 from examples.demo import speed
 from tests.drills.performance import Drill
 from tests.drills.stage import FACTOR, Stage, guarded
@@ -31,6 +32,10 @@ def stage(directory: Path, drills: Sequence[Drill], engine: str = "Prometheus") 
         alertmanager = f"127.0.0.1:{free_port()}"
         rules = ROOT / "alerts" / "apscheduler.rules.yml"
         (directory / "rules.yml").write_text(speed.faster_rules(rules.read_text(), FACTOR))
+        expected = [job for drill in drills for job in drill.expected_jobs]
+        if expected:
+            written = build_rules(expected, rules.read_bytes()).decode()
+            (directory / "rules-expected.yml").write_text(speed.faster_rules(written, FACTOR))
         routes = ROOT / "alerts" / "alertmanager.yml"
         (directory / "alertmanager.yml").write_text(
             to_webhook(speed.faster_routes(routes.read_text(), FACTOR), scene.webhook.url)
@@ -98,7 +103,7 @@ def _run_victoria_metrics(stack: contextlib.ExitStack, scene: Stage, alertmanage
     command = [
         *guarded(),
         program("vmalert"),
-        f"-rule={directory / 'rules.yml'}",
+        f"-rule={directory / 'rules*.yml'}",
         f"-datasource.url={url}",
         "-datasource.queryStep=1s",
         f"-remoteWrite.url={url}",
@@ -116,7 +121,7 @@ def prometheus_config(scene: Stage, alertmanager: str) -> dict[str, Any]:
     files = [str(scene.targets_file(job)) for job in scene.jobs]
     return {
         "global": every_second,
-        "rule_files": [str(scene.directory / "rules.yml")],
+        "rule_files": [str(scene.directory / "rules*.yml")],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         "scrape_configs": [{"job_name": "drills", "file_sd_configs": [{"files": files}]}],
     }

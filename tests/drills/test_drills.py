@@ -34,6 +34,7 @@ class Expected(NamedTuple):
 EXPECTED = {
     "killed": Expected("APSchedulerSchedulerDown", "critical"),
     "frozen": Expected("APSchedulerSchedulerDown", "critical"),
+    "never-seen": Expected("APSchedulerJobNeverSeen", "critical", "nightly"),
     "out-of-memory": Expected("APSchedulerRunsLost", "critical", "crunch"),
     "cut-off": Expected("APSchedulerRunInterrupted", "critical", "import"),
     "cut-off-elsewhere": Expected("APSchedulerRunInterrupted", "critical", "import"),
