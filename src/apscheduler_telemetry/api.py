@@ -510,14 +510,14 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         capture_result: whether a span has the return value of the job, with the same limits.
         capture_stacktrace: whether a recorded exception has its stack trace, the last 16,384
             characters. It contains lines of source code, but no values of variables.
-        capture_message: False: the messages of exceptions stay out of spans, stack traces and the
-            log of this package, and so do the reasons of ``current_run().fail()`` and lines of
-            source code; the types of exceptions do not.
-        redact: called with the message of each exception that a span or the log of this package
-            contains, with each reason of ``current_run().fail()`` and, if a stack trace is
-            recorded, with each note of its exception and each line of source code. It gets a str
-            of at most 65,536 characters and returns the str to export instead, an empty one for
-            nothing. If it raises, or returns anything else, nothing of the text is exported, and
+        capture_message: False: the messages of exceptions stay out of spans, stack traces, lists of
+            runs and the log of this package, and so do the reasons of ``current_run().fail()`` and
+            lines of source code; the types of exceptions do not.
+        redact: called with the message of each exception that a span, a list of runs or the log of
+            this package contains, with each reason of ``current_run().fail()`` and, if a stack
+            trace is recorded, with each note of its exception and each line of source code. It gets
+            a str of at most 65,536 characters and returns the str to export instead, an empty one
+            for nothing. If it raises, or returns anything else, nothing of the text is exported, and
             an error of component ``redact`` is counted. It is called in the thread of the run, so
             it should be fast. Not called with ``capture_message=False``.
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
