@@ -517,9 +517,9 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             this package contains, with each reason of ``current_run().fail()`` and, if a stack
             trace is recorded, with each note of its exception and each line of source code. It gets
             a str of at most 65,536 characters and returns the str to export instead, an empty one
-            for nothing. If it raises, or returns anything else, nothing of the text is exported, and
-            an error of component ``redact`` is counted. It is called in the thread of the run, so
-            it should be fast. Not called with ``capture_message=False``.
+            for nothing. If it raises, or returns anything else, nothing of the text is exported,
+            and an error of component ``redact`` is counted. It is called in the thread of the run,
+            so it should be fast. Not called with ``capture_message=False``.
         duration_buckets: upper bounds in seconds of ``apscheduler_job_run_duration_seconds``,
             ascending.
         delay_buckets: the same of ``apscheduler_job_start_delay_seconds``.
