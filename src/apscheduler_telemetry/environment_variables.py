@@ -55,7 +55,7 @@ OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSAGE = "OTEL_PYTHON_APSCHEDULER_CAPTURE_MESSA
 """``true`` or ``false``: as ``capture_message=`` of `instrument`."""
 
 OTEL_PYTHON_APSCHEDULER_HTTP_PORT = "OTEL_PYTHON_APSCHEDULER_HTTP_PORT"
-"""A port, at which ``/metrics``, ``/health`` and ``/livez`` are served; by default nowhere."""
+"""The port of ``/metrics``, ``/health``, ``/runs`` and ``/livez``; by default not served."""
 
 OTEL_PYTHON_APSCHEDULER_HTTP_HOST = "OTEL_PYTHON_APSCHEDULER_HTTP_HOST"
 """The address to bind for this port; by default 127.0.0.1."""

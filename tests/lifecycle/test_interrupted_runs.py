@@ -138,22 +138,25 @@ class TestLists:
             (waited,) = rig.telemetry.runs("waits")
 
         assert (run["outcome"], run["error_type"]) == ("lost", "interrupted")
-        assert run["error_message"] == "interrupted: the process ended during the run"
+        assert run["error_message"] == "the process ended during the run"
         assert run["start_time"] == run["scheduled_time"] == "2030-01-01T00:00:00.000+00:00"
         assert run["end_time"] == "2030-01-01T00:01:00.000+00:00"
         assert waited["start_time"] is None
 
     def test_each_is_logged(self, left: Path) -> None:
-        """Each run is logged as an error, without what the journal does not say."""
+        """Each run is logged as an error, without an exception and what the journal lacks."""
         with recording() as records:
             telemetry = {"journal": left, "run_log": True}
             with hand_driven_rig(telemetry=telemetry):
                 extras = [extra_of(record) for record in records.wait_for(3)]
+                messages = [record.getMessage() for record in records.records]
 
         assert {extra["apscheduler.job.id"] for extra in extras} == {"job", "gone", "waits"}
         assert {extra["error.type"] for extra in extras} == {"interrupted"}
         assert {extra["apscheduler.outcome"] for extra in extras} == {"lost"}
         assert not any("apscheduler.trigger" in extra for extra in extras)
+        assert not any("exception.type" in extra for extra in extras)
+        assert "job: lost: interrupted: the process ended during the run" in messages
 
 
 class TestReading:
@@ -280,7 +283,7 @@ class TestSpans:
         assert waits.context.trace_id != job.context.trace_id
         for span, when in ((job, "during the run"), (waits, "before the run started")):
             assert span.status.status_code is StatusCode.ERROR
-            assert span.status.description == f"interrupted: the process ended {when}"
+            assert span.status.description == f"the process ended {when}"
             assert span.attributes["apscheduler.outcome"] == "lost"
             assert span.attributes["error.type"] == "interrupted"
             assert span.attributes["apscheduler.job.id"] == span.name

@@ -162,7 +162,7 @@ class ErrorDescription:
     Attributes:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
             ``error.type`` and ``exception.type`` have it. `REPORTED_FAILURE` if the callable has
-            reported the failure.
+            reported the failure, and `INTERRUPTED` if the process ended.
         message: the text of the exception, or the reason; None if it may not be exported.
         traceback: the stack trace as Python prints it; empty unless it may be exported.
     """
@@ -173,8 +173,8 @@ class ErrorDescription:
 
     @property
     def is_exception(self) -> bool:
-        """Whether there was an exception, and not only a report of the callable that it failed."""
-        return self.type != REPORTED_FAILURE
+        """Whether there was an exception."""
+        return self.type not in {REPORTED_FAILURE, INTERRUPTED}
 
     @classmethod
     def from_exception(cls, exception: BaseException, traceback: str = "") -> ErrorDescription:

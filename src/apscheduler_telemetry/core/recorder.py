@@ -317,7 +317,7 @@ class Recorder:
                 message = "the process ended before the run started"
             run.finish(
                 Outcome.LOST,
-                ErrorDescription(type=INTERRUPTED, message=f"interrupted: {message}"),
+                ErrorDescription(type=INTERRUPTED, message=message),
             )
             runs.append(run)
         self._runs_not_added_up.update(dict.fromkeys(runs))  # all of them at once
