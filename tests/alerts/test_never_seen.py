@@ -172,8 +172,8 @@ def alert(
             "description": (
                 f"Job {job.job_id} of scheduler {job.scheduler} in application {job.application} "
                 "is in jobs.yml, but for more than 15 minutes no scheduler has had it, and "
-                "Prometheus knows no next run of it. It does not run. First check whether the "
-                "application runs and Prometheus scrapes it: look at "
+                "Prometheus has no next run of it. It probably does not run. First check whether "
+                "the application runs and Prometheus scrapes it: look at "
                 f'up{{job="{job.application}"}}. If the job was removed on purpose, remove it from '
                 "jobs.yml as well."
             ),

@@ -53,9 +53,9 @@ remembered.
 _DESCRIPTION = (
     "Job {{ $labels.job_id }} of scheduler {{ $labels.scheduler }} in application "
     "{{ $labels.job }} is in jobs.yml, but for more than 15 minutes no scheduler has had it, and "
-    "Prometheus knows no next run of it. It does not run. First check whether the application "
-    'runs and Prometheus scrapes it: look at up{job="{{ $labels.job }}"}. If the job was removed '
-    "on purpose, remove it from jobs.yml as well."
+    "Prometheus has no next run of it. It probably does not run. First check whether the "
+    'application runs and Prometheus scrapes it: look at up{job="{{ $labels.job }}"}. If the job '
+    "was removed on purpose, remove it from jobs.yml as well."
 )
 
 
