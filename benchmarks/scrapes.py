@@ -94,7 +94,7 @@ class Scene:
         if ours != theirs:
             sys.exit("The bytes differ.")
         samples = sum(len(family.samples) for family in parse(ours.decode()))
-        if samples < 50 * len(self.jobs):
+        if samples < 40 * len(self.jobs):
             sys.exit(f"Only {samples} samples could be read back.")
         return len(ours)
 

@@ -117,18 +117,24 @@ def faster_expression(expression: str, factor: float, where: str = "expression")
     """
     Return a PromQL expression in which time goes `factor` times faster.
 
+    Values that the application exports do not change: that for an absent series, as in
+    ``series * 0 + 60``, and that of a series which is left out, as in ``!= 60``.
+
     Raises:
         SpeedError: there is a number of which it is not plain whether it is a time.
     """
     written: list[str] = []
-    last = before = ""  # what stands in front, spaces and comments aside
+    in_front: list[str] = []  # the words before this one, spaces and comments aside
     for kind, word in _words(expression, where):
+        last = in_front[-1] if in_front else ""
         if kind == "duration":
             least = LEAST_RANGE if last == "[" else LEAST_INTERVAL
-            if last not in {"[", ":", "offset"} and (before, last) != ("offset", "-"):
+            if last not in {"[", ":", "offset"} and in_front[-2:] != ["offset", "-"]:
                 msg = f"{where}: the duration {word} is neither a range, a step nor an offset"
                 raise SpeedError(msg)
             written.append(_last_written(max(least, seconds(word) / factor)))
+        elif in_front[-3:] == ["*", "0", "+"] or in_front[-2:] == ["!", "="]:
+            written.append(word)
         elif kind == "number" and float(word) >= SECONDS_FROM:
             if not word.isdigit():
                 msg = f"{where}: is {word} a number of seconds? Write those as whole numbers"
@@ -137,7 +143,7 @@ def faster_expression(expression: str, factor: float, where: str = "expression")
         else:
             written.append(word)
         if kind not in {"space", "comment"}:
-            before, last = last, word.lower()
+            in_front.append(word.lower())
     return "".join(written)
 
 

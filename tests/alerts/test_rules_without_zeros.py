@@ -1,7 +1,7 @@
 """
 The rules with series that are absent where others send 0.
 
-`/metrics` leaves out what is usual: see "What is absent, and what is 0" in `docs/metrics.md`. By
+`/metrics` leaves out what is usual: see "Usual values" in `docs/metrics.md`. By
 OTLP these series exist. The cases in `alerts/tests` have most of them; here promtool runs the same
 cases without.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.metrics import LONGEST, SHORTEST, USUAL_VALUES
 from tests.helpers.paths import ROOT
 from tests.helpers.servers import required_program
 
@@ -28,18 +29,7 @@ TESTS = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
 
 MISSING, STALE = "_", "stale"
 
-USUAL = {
-    "apscheduler_job_consecutive_failures": "0",
-    "apscheduler_job_grace_seconds": "60",
-    "apscheduler_job_running": "0",
-    "apscheduler_job_running_since_timestamp_seconds": "0",
-    "apscheduler_job_runs_total": "0",
-}
-"""Metrics, and the value for which they have no series."""
 ALWAYS = 'outcome="success"'
-LONGEST, SHORTEST = (
-    f"apscheduler_job_{which}_interval_seconds" for which in ("longest", "shortest")
-)
 
 
 def expand(values: str) -> list[str]:
@@ -73,8 +63,8 @@ def without_usual_values(series: dict[str, str]) -> dict[str, str]:
     for name, all_samples in expanded.items():
         samples, key = all_samples, name
         metric = name.partition("{")[0]
-        if metric in USUAL and ALWAYS not in name:
-            samples = leave_out(samples, USUAL[metric])
+        if metric in USUAL_VALUES and ALWAYS not in name:
+            samples = leave_out(samples, f"{USUAL_VALUES[metric]:g}")
         elif metric == LONGEST:
             shortest = name.replace(LONGEST, SHORTEST)
             key = name if shortest in expanded else shortest

@@ -51,16 +51,16 @@ DEFAULT, NATIVE, NO_DELAYS, NO_BUCKETS = ROWS.values()
 
 @pytest.fixture(scope="module")
 def application() -> Iterator[tuple[CollectorRegistry, int]]:
-    """Run an interval job once, with success; yield its registry, and the port of `/metrics`."""
+    """Run an interval job with success; yield its registry, and the port of `/metrics`."""
     registry = CollectorRegistry()
     scheduler = BackgroundScheduler(executors={"default": DebugExecutor()})
     telemetry = instrument(scheduler, registry=registry)
     now = datetime.now(timezone.utc)
     scheduler.add_job(
-        len, "interval", hours=1, args=[""], id="job", next_run_time=now, misfire_grace_time=None
-    )
+        len, "interval", seconds=5, args=[""], id="job", next_run_time=now, misfire_grace_time=None
+    )  # soon again, so that Prometheus also records a run that was due
     scheduler.start()
-    success = 'outcome="success",scheduler="default"} 1.0'
+    success = "apscheduler_job_last_success_timestamp_seconds{"
     wait_until(lambda: any(success in line for line in series_of(registry)))
     port = free_port()
     telemetry.start_http_server(port)

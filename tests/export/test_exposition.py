@@ -28,13 +28,15 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from apscheduler_telemetry import DuplicateNameError
 from apscheduler_telemetry.core import locks
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
-from apscheduler_telemetry.core.model import ErrorDescription, RemovalReason
+from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
-from apscheduler_telemetry.export import prometheus
+from apscheduler_telemetry.export import metric_families, prometheus
+from apscheduler_telemetry.export.metric_families import Kind
 from apscheduler_telemetry.export.prometheus import PrometheusExporter, get_or_create_exporter
 from tests.helpers.exported_schedulers import NOW, FakeScheduler, Scene, samples
 from tests.helpers.faults import iterate_to_boom, raise_boom
+from tests.helpers.metrics import LONGEST, USUAL_VALUES
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -193,6 +195,76 @@ class TestContract:
         assert [f.name for f in exporter.describe()] == [f.name for f in exporter.collect()]
 
 
+class TestUsualValues:
+    """Series that a scrape leaves out where they have their usual value."""
+
+    @staticmethod
+    def unusual(scene: Scene, job_id: str = "job") -> dict[str, float]:
+        """Return the series of a job that it does not always have, by outcome or by metric."""
+        text = b"".join(scene.exporter.expose(generate_latest)).decode()
+        assert text == scene.text()
+        shown = {
+            sample.labels.get("outcome", sample.name): sample.value
+            for sample in samples(text)
+            if sample.labels.get("job_id") == job_id
+            and (sample.name in USUAL_VALUES or sample.name == LONGEST)
+        }
+        shown.pop("success")
+        return shown
+
+    @pytest.mark.parametrize("job_id", ["job", "success"])
+    def test_job_without_trouble_has_none_of_them(self, scene: Scene, job_id: str) -> None:
+        """A job that runs at a fixed interval, and succeeds, has only series that say something."""
+        record = scene.main.add_job(job_id)
+        assert self.unusual(scene, job_id) == {}
+        scene.main.recorder.job_intervals_changed(record, (60.0, 60.0))
+        scene.main.run(record, NOW, 0.5)
+        assert self.unusual(scene, job_id) == {}
+
+    def test_outcome_is_shown_from_its_first_run_on(self, scene: Scene) -> None:
+        """An outcome that has happened stays."""
+        record = scene.main.add_job("job")
+        outcomes = [outcome for outcome in Outcome if outcome is not Outcome.SUCCESS]
+        for outcome in outcomes:
+            scene.main.finish(scene.main.submit(record, NOW), outcome)
+        scene.main.run(record, NOW, 0.5)
+        assert self.unusual(scene) == {outcome.value: 1 for outcome in outcomes}
+
+    def test_gauges_end_with_what_they_show(self, scene: Scene) -> None:
+        """Runs in progress and failures in a row have a series as long as there are any."""
+        record = scene.main.add_job("job")
+        run = scene.main.submit(record, NOW)
+        run.try_start(NOW + 1)
+        running = {
+            "apscheduler_job_running": 1,
+            "apscheduler_job_running_since_timestamp_seconds": NOW + 1,
+        }
+        assert self.unusual(scene) == running
+        scene.main.finish(run, Outcome.ERROR)
+        assert self.unusual(scene) == {"error": 1, "apscheduler_job_consecutive_failures": 1}
+        scene.main.run(record, NOW, 0.5)
+        assert self.unusual(scene) == {"error": 1}
+
+    def test_grace_and_interval_are_shown_if_they_are_not_usual(self, scene: Scene) -> None:
+        """A grace other than 60 seconds is shown, and a longest interval that is not the only."""
+        record = scene.main.add_job("job", grace=61.0)
+        scene.main.recorder.job_intervals_changed(record, (60.0, 120.0))
+        assert self.unusual(scene) == {"apscheduler_job_grace_seconds": 61, LONGEST: 120}
+
+    def test_success_is_always_shown(self, scene: Scene) -> None:
+        """A job without a run has `success`, by which queries know of the job."""
+        scene.main.add_job("job")
+        assert 'runs_total{job_id="job",outcome="success",scheduler="main"} 0.0' in scene.text()
+
+    def test_rules_are_tested_without_the_same_values(self) -> None:
+        """The values are those without which the rules are tested."""
+        left_out = {
+            f"{family.prometheus_family_name}{'_total' * (family.kind is Kind.COUNTER)}": value
+            for family, value in metric_families.USUAL_VALUES.items()
+        }
+        assert left_out == USUAL_VALUES
+
+
 class TestParsers:
     def test_text_format_is_read_back_as_it_was(self, scene: Scene) -> None:
         """Parsing the text format returns the same samples."""
@@ -277,7 +349,7 @@ class TestIsolation:
         text = scene.text()
         assert 'apscheduler_scheduler_up{scheduler="main"}' not in text
         assert 'apscheduler_scheduler_up{scheduler="other"} 0.0' in text
-        assert 'apscheduler_job_running{job_id="backup",scheduler="main"}' in text
+        assert 'apscheduler_job_info{executor="default",func="shop.jobs:backup"' in text
         assert 'errors_total{component="collector",scheduler="main"} 1.0' in text
 
     def test_failing_recorder_is_left_out_and_counted(

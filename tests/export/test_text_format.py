@@ -27,7 +27,7 @@ from apscheduler_telemetry.core.model import (
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
 from apscheduler_telemetry.core.stats import DURATION_BUCKETS
-from apscheduler_telemetry.export.metric_families import Sample, job_samples
+from apscheduler_telemetry.export.metric_families import Sample, scraped_job_samples
 from apscheduler_telemetry.export.prometheus import get_or_create_exporter
 from apscheduler_telemetry.export.text_format import JOBS_PER_BLOCK
 from tests.helpers.exported_schedulers import NOW, FakeScheduler, Scene
@@ -214,11 +214,11 @@ class TestChanges:
         encode, _ = choose_encoder("")
         rendered = []
 
-        def job_samples_and_note(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
+        def samples_and_note(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
             rendered.append(job.label)
-            return job_samples(scheduler, job)
+            return scraped_job_samples(scheduler, job)
 
-        monkeypatch.setattr(f"{TEXT_FORMAT}.job_samples", job_samples_and_note)
+        monkeypatch.setattr(f"{TEXT_FORMAT}.scraped_job_samples", samples_and_note)
         scene.exporter.expose(encode)
         assert {"backup", "report", "gone"} < set(rendered)
         rendered.clear()
@@ -236,7 +236,7 @@ class TestChanges:
         """A job whose rendering failed is rendered again by the next scrape."""
         encode, _ = choose_encoder("")
         with monkeypatch.context() as patch:
-            patch.setattr(f"{TEXT_FORMAT}.job_samples", lambda *_: map(raise_boom, "x"))
+            patch.setattr(f"{TEXT_FORMAT}.scraped_job_samples", lambda *_: map(raise_boom, "x"))
             exposed = b"".join(scene.exporter.expose(encode))
         assert b'job_id="backup"' not in exposed
         assert b'errors_total{component="collector",scheduler="main"} ' in exposed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -12,23 +13,66 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
 
 OUTCOMES = ("success", "error", "missed", "skipped", "coalesced", "lost")
+RUNS = "apscheduler_job_runs_total"
+NEXT_RUN = "apscheduler_job_next_run_timestamp_seconds"
+GRACE = "apscheduler_job_grace_seconds"
+LONGEST, SHORTEST = (
+    f"apscheduler_job_{which}_interval_seconds" for which in ("longest", "shortest")
+)
+USUAL_VALUES = {
+    "apscheduler_job_consecutive_failures": 0.0,
+    GRACE: 60.0,
+    "apscheduler_job_running": 0.0,
+    "apscheduler_job_running_since_timestamp_seconds": 0.0,
+    RUNS: 0.0,
+}
+"""Metrics that `/metrics` leaves out where they have this value, except runs that succeeded."""
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+"""A name and labels."""
 
 
 def outcomes(telemetry: Telemetry, job_id: str = "job") -> dict[str, int]:
     """Return the runs of a job by outcome, as Prometheus gets them, without zeros."""
     seen = {
-        outcome: sample(telemetry, "apscheduler_job_runs_total", job_id=job_id, outcome=outcome)
-        for outcome in OUTCOMES
+        outcome: sample(telemetry, RUNS, job_id=job_id, outcome=outcome) for outcome in OUTCOMES
     }
     return {outcome: int(count) for outcome, count in seen.items() if count}
 
 
 def sample(telemetry: Telemetry, name: str, **labels: str) -> float:
-    """Return the value of a sample, which must exist."""
+    """Return the value of a sample, which must exist, or be absent because it is usual."""
     labels["scheduler"] = telemetry.name
-    value = registry_of(telemetry).get_sample_value(name, labels)
+    value = value_or_usual(registry_of(telemetry), name, labels)
     assert value is not None, f"no sample {name}{labels}"
     return float(value)
+
+
+def value_or_usual(
+    registry: CollectorRegistry, name: str, labels: Mapping[str, str]
+) -> float | None:
+    """Return the value of a sample: the usual one, if that is why it is absent."""
+
+    def find(name: str, **changed: str) -> float | None:
+        return registry.get_sample_value(name, {**labels, **changed})
+
+    value = find(name)
+    if value is None and name == LONGEST:
+        return find(SHORTEST)
+    if value is None and name in USUAL_VALUES:
+        is_known = find(NEXT_RUN) if name == GRACE else find(RUNS, outcome="success")
+        return None if is_known is None else USUAL_VALUES[name]
+    return value
+
+
+def without_usual_values(series: Mapping[Series, float]) -> dict[Series, float]:
+    """Return what `/metrics` has of the series that are exported in other ways."""
+    return {
+        (name, labels): value
+        for (name, labels), value in series.items()
+        if ("outcome", "success") in labels
+        or value != (series.get((SHORTEST, labels)) if name == LONGEST else USUAL_VALUES.get(name))
+    }
 
 
 def recorder_of(telemetry: Telemetry) -> Recorder:

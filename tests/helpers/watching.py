@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Telemetry, instrument
 from tests.helpers.jobs import WAIT_TIMEOUT
-from tests.helpers.metrics import adapter_of, errors_of, job_states
+from tests.helpers.metrics import adapter_of, errors_of, job_states, value_or_usual
 
 KINDS = ("jobstore", "restore", "executor_lookup", "submit", "loop", "listener", "not_awaited")
 
@@ -27,9 +27,9 @@ class Watched:
     registry: CollectorRegistry
 
     def value(self, name: str, /, **labels: str) -> float | None:
-        """Return what a scrape shows; labels that are not given are those of the scheduler."""
+        """Return what a scrape says, also by absence; the label `scheduler` need not be given."""
         labels.setdefault("scheduler", self.telemetry.name)
-        return self.registry.get_sample_value(f"apscheduler_{name}", labels)
+        return value_or_usual(self.registry, f"apscheduler_{name}", labels)
 
     def job(self, name: str, job_id: str = "job", /, **labels: str) -> float | None:
         return self.value(f"job_{name}", job_id=job_id, **labels)

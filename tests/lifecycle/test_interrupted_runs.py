@@ -26,7 +26,7 @@ from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.foreign_files import FOREIGN_FILES, assert_untouched, make_victim
 from tests.helpers.journals import as_if_killed, entries_in, journal_path, labels_in
-from tests.helpers.metrics import errors_of, registry_of
+from tests.helpers.metrics import errors_of, registry_of, value_or_usual
 from tests.helpers.paths import ROOT
 from tests.helpers.rigs import Gate, HandRig, hand_driven_rig, live_rig
 from tests.helpers.run_log_records import extra_of, recording
@@ -62,7 +62,7 @@ def left(directory: Path) -> Iterator[Path]:
 
 def sample_of(rig: HandRig, name: str, job_id: str = "job", **labels: str) -> float | None:
     labels = {"scheduler": "default", "job_id": job_id, **labels}
-    return registry_of(rig.telemetry).get_sample_value(name, labels)
+    return value_or_usual(registry_of(rig.telemetry), name, labels)
 
 
 class TestCounts:

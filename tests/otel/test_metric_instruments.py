@@ -225,7 +225,7 @@ def test_exporter_of_opentelemetry_shows_the_same_as_a_scrape() -> None:
 
         known = {"scheduler": "default", "job_id": "fail"}
         name = (
-            "apscheduler_job_longest_interval_seconds"  # of the latter job, by a background thread
+            "apscheduler_job_shortest_interval_seconds"  # of the latter job, by a background thread
         )
         wait_until(lambda: ours.get_sample_value(name, known))
         assert differences(list(ours.collect()), list(theirs.collect())) == []

@@ -101,14 +101,20 @@ class Both:
 
     def ranges_begin_after_first_runs(self) -> bool:
         """
-        Return whether all jobs that ran had run before the time range of the panels.
+        Return whether all series that begin with a run began before the time range of the panels.
 
-        By OTLP, the series of a histogram begin with the first run, without a zero before it, so
-        that rates over the first run differ from those of a scrape.
+        By OTLP, those of a histogram begin with the first run, and in a scrape those of an outcome.
+        There is no zero before it, so that rates over the first run differ.
         """
-        ran = f'count(apscheduler_job_start_delay_seconds_count{{job="{SENT}",instance="one"}})'
+        began = (
+            f'count(apscheduler_job_start_delay_seconds_count{{job="{SENT}",instance="one"}})',
+            f'count(apscheduler_job_runs_total{{job="{SCRAPED}",instance="one"}})',
+        )
         now = self.moment()
-        return bool(self.answers(ran, now) == self.answers(ran, now - 2 * RANGE.seconds))
+        return all(
+            self.answers(count, now) == self.answers(count, now - 2 * RANGE.seconds)
+            for count in began
+        )
 
     def moment(self) -> float:
         """Return a time for which all samples have arrived."""

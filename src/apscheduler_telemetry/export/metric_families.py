@@ -10,15 +10,20 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
+from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
-from apscheduler_telemetry.core.model import NOTHING_EXPECTED, SchedulerStatusProvider
+from apscheduler_telemetry.core.model import (
+    NOTHING_EXPECTED,
+    SUCCESS,
+    SchedulerStatusProvider,
+)
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobSnapshot
@@ -361,22 +366,35 @@ FAMILIES = tuple(_families)
 JOB_FAMILIES = tuple(family for family in FAMILIES if "job_id" in family.labels)
 """The families about single jobs."""
 
+USUAL_VALUES: Mapping[MetricFamily, float] = {
+    RUNS: 0,
+    CONSECUTIVE_FAILURES: 0,
+    RUNNING: 0,
+    RUNNING_SINCE: 0,
+    GRACE: MIN_DEFAULT_GRACE,
+}
+"""What a scrape leaves out; see `scraped_job_samples`."""
+
 Sample = tuple[MetricFamily, tuple[str, ...], "float | Histogram"]
 """A family, the values of its labels, and the value: a `Histogram` if that is its kind."""
 
 
-def samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
+def samples(
+    scheduler: InstrumentedScheduler, component: str, *, is_scrape: bool = False
+) -> Iterator[Sample]:
     """
     Yield all samples of a scheduler.
 
     Args:
         scheduler: the scheduler.
         component: of which failures are reported; samples that fail are left out.
+        is_scrape: leave out what `scraped_job_samples` leaves out.
     """
+    samples_of = scraped_job_samples if is_scrape else job_samples
     yield from scheduler_samples(scheduler, component)
     for job in sorted_jobs(scheduler, component):
         yield from yield_until_error(
-            scheduler.error_reporter, component, job_samples(scheduler.name, job)
+            scheduler.error_reporter, component, samples_of(scheduler.name, job)
         )
     yield from telemetry_samples(scheduler)
 
@@ -438,6 +456,21 @@ def job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
         persistent,
     )
     yield JOB_INFO, (*labels, *texts), 1
+
+
+def scraped_job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
+    """
+    Yield the samples of `job_samples`, without those that have their usual value.
+
+    They would be a fifth of the series of a job without trouble. The rules and dashboards take an
+    absent sample for its usual value. `success` is always shown, as it says that the job is known.
+    """
+    shortest, _ = job.interval_range or (None, None)
+    for sample in job_samples(scheduler, job):
+        family, labels, value = sample
+        usual = shortest if family is LONGEST_UPCOMING_INTERVAL else USUAL_VALUES.get(family)
+        if value != usual or labels[2:] == (SUCCESS.value,):
+            yield sample
 
 
 def _expectation_samples(labels: tuple[str, ...], job: JobSnapshot) -> Iterator[Sample]:

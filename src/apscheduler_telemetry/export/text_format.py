@@ -23,7 +23,7 @@ from apscheduler_telemetry.export.metric_families import (
     Kind,
     MetricFamily,
     Sample,
-    job_samples,
+    scraped_job_samples,
     yield_until_error,
 )
 
@@ -122,7 +122,7 @@ class JobTextCache:
         version: int | None = job.version
         lines: dict[MetricFamily, list[str]] = {family: [] for family in JOB_FAMILIES}
         try:
-            for sample in job_samples(scheduler.name, job):
+            for sample in scraped_job_samples(scheduler.name, job):
                 lines[sample[0]].append(render_sample(sample, with_exemplars=self._with_exemplars))
         except Exception:  # noqa: BLE001  # the rest is shown
             scheduler.error_reporter.exception(self._error_component)
