@@ -20,7 +20,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 
 from apscheduler_telemetry import instrument
 
-scheduler = BlockingScheduler()
+scheduler = BlockingScheduler(timezone="UTC")
 telemetry = instrument(scheduler, name="dedicated-example")
 
 
@@ -35,7 +35,7 @@ def write_report() -> None:
 
 
 scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
-scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report", misfire_grace_time=3600)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that `finally` is reached

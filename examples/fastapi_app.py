@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from apscheduler_telemetry import instrument
 
-scheduler = AsyncIOScheduler()
+scheduler = AsyncIOScheduler(timezone="UTC")
 telemetry = instrument(scheduler, name="fastapi-example")
 
 
@@ -36,7 +36,7 @@ async def write_report() -> None:
 
 
 scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
-scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report", misfire_grace_time=3600)
 
 
 @asynccontextmanager

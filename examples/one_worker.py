@@ -30,7 +30,7 @@ from apscheduler_telemetry import instrument
 
 LOCK = Path(os.environ.get("SCHEDULER_LOCK", f"{tempfile.gettempdir()}/one-worker-example.lock"))
 
-scheduler = BackgroundScheduler()
+scheduler = BackgroundScheduler(timezone="UTC")
 telemetry = instrument(scheduler, name="one-worker-example")
 
 
@@ -45,7 +45,7 @@ def write_report() -> None:
 
 
 scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
-scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report", misfire_grace_time=3600)
 
 
 def run_jobs_when_it_is_our_turn() -> None:

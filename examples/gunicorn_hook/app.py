@@ -12,7 +12,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from apscheduler_telemetry import instrument
 
-scheduler = BackgroundScheduler()
+scheduler = BackgroundScheduler(timezone="UTC")
 telemetry = instrument(scheduler, name="gunicorn-hook-example")
 
 
@@ -27,7 +27,7 @@ def write_report() -> None:
 
 
 scheduler.add_job(send_mails, "interval", seconds=1, id="send-mails")
-scheduler.add_job(write_report, "cron", hour=2, id="nightly-report")
+scheduler.add_job(write_report, "cron", hour=2, id="nightly-report", misfire_grace_time=3600)
 
 app = Flask(__name__)
 app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]

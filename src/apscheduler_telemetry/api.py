@@ -341,6 +341,24 @@ class Telemetry:
         """
         return [run_list.describe(self.name, run) for run in self._recent_runs(job_id)]
 
+    def check(self) -> list[dict[str, Any]]:
+        """
+        Return the risks in how the scheduler and its jobs are set up now, serious ones first.
+
+        They are those of ``apscheduler-telemetry doctor``, as far as a process can see them; the
+        jobs are read from the job stores. Nothing is changed.
+
+        Returns:
+            For each risk ``code``, ``level`` (``serious`` or ``info``), ``scheduler``, ``job_ids``
+            (empty for a risk of the scheduler), ``message``, and ``fix``, the line that mends it.
+
+        Raises:
+            NotInstrumentedError: the scheduler is not instrumented any more.
+        """
+        if self._uninstrument_reason is not None:
+            raise NotInstrumentedError(self._describe_uninstrumentation())
+        return [finding.describe(self.name) for finding in self._exported_scheduler.adapter.check()]
+
     def _recent_runs(self, job_id: str | None) -> list[RunRecord]:
         return self._exported_scheduler.recorder.recent_runs(job_id)
 

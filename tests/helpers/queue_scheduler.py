@@ -8,12 +8,13 @@ UUIDs, and a run may be cancelled.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
-from apscheduler_telemetry.adapters.base import AdapterDependencies
+from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
+from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.records import JobRecord, Run
 
@@ -69,6 +70,15 @@ class QueueSchedulerAdapter:
     @staticmethod
     def describe_rejected_candidate(candidate: object) -> str | None:
         return None
+
+    @staticmethod
+    def check_imported(
+        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+    ) -> Sequence[Finding]:
+        return []
+
+    def check(self) -> Sequence[Finding]:
+        return []
 
     def install(self) -> None:
         for name in ("start", "enqueue_due", "call"):

@@ -54,15 +54,19 @@ PACKAGE = Path(apscheduler_telemetry.__file__).parent
 APSCHEDULER = {
     # of a scheduler
     "_configure",
+    "_create_default_executor",
+    "_daemon",
     "_dispatch_event",
     "_eventloop",
     "_executors",
     "_greenlet",
     "_ioloop",
+    "_job_defaults",
     "_jobstores",
     "_jobstores_lock",
     "_logger",
     "_main_loop",
+    "_pending_jobs",
     "_process_jobs",
     "_reactor",
     "_start_timer",
@@ -84,6 +88,7 @@ APSCHEDULER = {
 }
 CONCURRENT_FUTURES = {"_broken", "_max_workers", "_shutdown", "_shutdown_thread"}
 PYTHON = {"_getframe"}
+SQLALCHEMY = {"_pre_ping", "_recycle"}  # of a pool of connections
 
 
 def parameters(function: Any) -> list[str]:
@@ -115,7 +120,7 @@ class TestList:
                 elif isinstance(node, ast.Assign) and is_slots(node):
                     constants = (n for n in ast.walk(node.value) if isinstance(n, ast.Constant))
                     own |= {str(constant.value) for constant in constants}
-        listed = APSCHEDULER | CONCURRENT_FUTURES | PYTHON
+        listed = APSCHEDULER | CONCURRENT_FUTURES | PYTHON | SQLALCHEMY
         assert used - own <= listed
         # And the list names nothing that is not used any more.
         assert listed <= used | own
@@ -189,6 +194,27 @@ class TestScheduler:
         assert vars(scheduler)["_logger"].name == "apscheduler.scheduler"
         with scheduler._jobstores_lock, scheduler._jobstores_lock:
             """It can be taken twice: a callback of the user's may ask the scheduler."""
+
+    def test_stopped_scheduler_has_jobs_that_wait_for_defaults(self) -> None:
+        """Before its start, it keeps jobs without the values that its defaults give them."""
+        scheduler: Any = BackgroundScheduler(job_defaults={"coalesce": False})
+        job = scheduler.add_job(jobs.nothing, "interval", hours=1, replace_existing=True)
+        assert scheduler._pending_jobs == [(job, "default", True)]
+        names = {"coalesce", "max_instances", "misfire_grace_time"}
+        assert set(scheduler._job_defaults) == names
+        assert not any(hasattr(job, name) for name in (*names, "next_run_time"))
+        assert isinstance(scheduler._create_default_executor(), ThreadPoolExecutor)
+        assert scheduler._daemon
+
+    @pytest.mark.skipif(find_spec("sqlalchemy") is None, reason="needs SQLAlchemy")
+    def test_pool_of_connections_knows_its_options(self) -> None:
+        """They have no public names."""
+        from sqlalchemy import create_engine
+
+        pool = create_engine("sqlite://", pool_pre_ping=True, pool_recycle=7).pool
+        assert (pool._pre_ping, pool._recycle) == (True, 7)
+        pool = create_engine("sqlite://").pool
+        assert (pool._pre_ping, pool._recycle) == (False, -1)
 
     def test_background_scheduler_knows_its_thread(self) -> None:
         """A background scheduler has its thread as an attribute."""

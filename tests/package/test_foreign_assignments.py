@@ -31,6 +31,13 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
     "adapters.apscheduler3.scheduler_loop": {
         "setattr(self._logger, name)": "a stand-in for the user's logger passes this on to it",
     },
+    "adapters.apscheduler3.start_prevention": {
+        "BaseScheduler.__init__": "the patch of all schedulers, and its removal",
+        "BaseScheduler._configure": "the same",
+        "CronTrigger.__init__": "the same",
+        "scheduler.shutdown": "so that a scheduler that is only checked does nothing",
+        "scheduler.start": "the same",
+    },
     "adapters.apscheduler3.triggers": {"trigger.jitter": COPY},
     "adapters.apscheduler3.scheduler_wrappers": {"_repr.maxother": NEW, "_repr.maxstring": NEW},
     "adapters.registry": {"_repr.maxother": NEW, "_repr.maxstring": NEW},

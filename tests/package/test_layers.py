@@ -21,7 +21,7 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     frozenset({"core.interruptions"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.current_run", "core.files", "core.forks", "core.locks"}),
+    frozenset({"core.current_run", "core.files", "core.findings", "core.forks", "core.locks"}),
     frozenset({"core.model", "core.times"}),
     frozenset({"context_store", "core.file_locks"}),
     frozenset({"core.journal_file"}),
@@ -45,11 +45,12 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.jobstore_reader",
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
+            "adapters.apscheduler3.start_prevention",
             "adapters.apscheduler3.triggers",
             "adapters.apscheduler3.scheduler_wrappers",
         }
     ),
-    frozenset({"adapters.apscheduler3.fire_time_searcher"}),
+    frozenset({"adapters.apscheduler3.checked_jobs", "adapters.apscheduler3.fire_time_searcher"}),
     frozenset(
         {
             "adapters.apscheduler3.job_description",
@@ -67,7 +68,14 @@ LAYERS: Sequence[frozenset[str]] = (
     ),
     frozenset({"adapters.apscheduler3.job_changes"}),
     frozenset({"adapters.apscheduler3.executors", "adapters.apscheduler3.jobstore_poller"}),
-    frozenset({"adapters.apscheduler3.jobstores"}),
+    frozenset(
+        {
+            "adapters.apscheduler3.job_checks",
+            "adapters.apscheduler3.jobstores",
+            "adapters.apscheduler3.time_checks",
+        }
+    ),
+    frozenset({"adapters.apscheduler3.checks"}),
     frozenset({"adapters.apscheduler3.adapter"}),
     frozenset({"adapters.registry"}),
     # What reads the metrics state.
@@ -115,11 +123,12 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"api"}),
     # What people type, and what instruments for them.
     frozenset({"cli.errors", "instrumentor"}),
-    frozenset({"cli.output", "cli.yaml_library"}),
-    frozenset({"cli.expected_jobs"}),
+    frozenset({"cli.application", "cli.output", "cli.yaml_library"}),
+    frozenset({"cli.doctor", "cli.expected_jobs"}),
     frozenset({"cli.expected_rules", "cli.jobs"}),
     frozenset({"cli.export"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 """
 Modules by their dotted name from the bottom up; above all of them is the package itself.

@@ -64,6 +64,7 @@ class TestExports:
         telemetry.uninstrument()
         expected = {
             "asgi_app",
+            "check",
             "health",
             "name",
             "runs",

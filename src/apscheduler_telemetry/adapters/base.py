@@ -11,12 +11,13 @@ it: the process that calls `Recorder.run_submitted` also records the end of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver
+from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.labels import JobLabeller
 from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
@@ -73,6 +74,29 @@ class AdapterDependencies:
     on_scheduler_stopped: Callable[[], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportFacts:
+    """
+    What was seen of a scheduler while its application was imported.
+
+    Attributes:
+        was_started: whether the application has called its ``start()``.
+        was_paused: whether it was started as paused, to add jobs without running them.
+        has_timezone: whether a time zone was given to it.
+        local_triggers: triggers that were created without a time zone, so that they have that of
+            the machine, also in a scheduler with another one.
+        calls_shutdown: whether the application's modules mention ``shutdown``.
+        is_web_application: whether a web framework was imported.
+    """
+
+    was_started: bool = False
+    was_paused: bool = False
+    has_timezone: bool = True
+    local_triggers: Sequence[Any] = ()
+    calls_shutdown: bool = True
+    is_web_application: bool = True
+
+
 class SchedulerAdapter(SchedulerStatusProvider, Protocol):
     """Watches one scheduler."""
 
@@ -90,6 +114,22 @@ class SchedulerAdapter(SchedulerStatusProvider, Protocol):
     @staticmethod
     def describe_rejected_candidate(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
+
+    @staticmethod
+    def check_imported(
+        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+    ) -> Sequence[Finding]:
+        """
+        Return the risks of a scheduler that was not started, without changing it.
+
+        Args:
+            scheduler: the scheduler.
+            facts: what was seen of it.
+            others: further schedulers of the application, that run jobs as well.
+        """
+
+    def check(self) -> Sequence[Finding]:
+        """Return the risks of the scheduler and its jobs, as they are now."""
 
     def install(self) -> None:
         """Begin to watch; if that fails, revert everything before the exception is raised."""
@@ -114,3 +154,16 @@ class AutomaticInstrumentation(Protocol):
 
     def uninstall(self) -> None:
         """Stop calling back."""
+
+
+class StartPrevention(Protocol):
+    """Keeps schedulers from starting, while an application is imported to be checked."""
+
+    def install(self) -> None:
+        """Let no scheduler start that is created from now on."""
+
+    def uninstall(self) -> None:
+        """Let schedulers start again that are created from now on."""
+
+    def created_schedulers(self) -> Sequence[tuple[Any, ImportFacts]]:
+        """Return the schedulers that were created meanwhile, and what was seen of each."""

@@ -9,11 +9,17 @@ from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3.adapter import APScheduler3Adapter
 from apscheduler_telemetry.adapters.apscheduler3.auto_instrumentation import StartPatch
-from apscheduler_telemetry.adapters.base import AutomaticInstrumentation, SchedulerAdapter
+from apscheduler_telemetry.adapters.apscheduler3.start_prevention import PreventedStarts
+from apscheduler_telemetry.adapters.base import (
+    AutomaticInstrumentation,
+    SchedulerAdapter,
+    StartPrevention,
+)
 from apscheduler_telemetry.errors import ArgumentTypeError
 
 ADAPTERS: list[type[SchedulerAdapter]] = [APScheduler3Adapter]
 AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [StartPatch]
+START_PREVENTIONS: list[type[StartPrevention]] = [PreventedStarts]
 
 
 def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:

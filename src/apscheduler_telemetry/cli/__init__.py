@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.cli import export, jobs
+from apscheduler_telemetry.cli import doctor, export, jobs
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
 __all__ = ["main"]
+
+INTERRUPTED_STATUS = 130
+"""As shells have it for SIGINT: 128, and its number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,19 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the sub-command that the command line names.
 
     Returns:
-        The exit status: 0, or 1 if the sub-command failed or its output is a closed pipe. An
-        invalid command line exits with 2.
+        The exit status: 0, or 1 if the sub-command failed or its output is a closed pipe, or
+        another one that its help names. An invalid command line exits with 2, and Ctrl-C with 130.
     """
     options = _create_parser().parse_args(arguments)
-    run_command: Callable[[argparse.Namespace], None] = options.run_command
+    run_command: Callable[[argparse.Namespace], int | None] = options.run_command
     try:
-        run_command(options)
+        return run_command(options) or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
     except OutputClosedError:
         return 1
     except CommandError as error:
         print(f"apscheduler-telemetry: {error}", file=sys.stderr)  # noqa: T201  # its output
-        return 1
-    return 0
+        return error.exit_status
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -42,6 +46,6 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (export, jobs):
+    for command in (doctor, export, jobs):
         command.add_parser(commands)
     return parser

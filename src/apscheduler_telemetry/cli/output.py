@@ -9,6 +9,21 @@ import sys
 
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
+BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
+"""Codes of ANSI for `style`."""
+
+
+def style(text: str, *codes: str) -> str:
+    """Return a text in a style if a terminal shows it, unless NO_COLOR is set: see no-color.org."""
+    if not codes or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def one_line(text: str) -> str:
+    """Return a text of the application on one line, and without codes for a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
 
 def write_output(text: str) -> None:
     """

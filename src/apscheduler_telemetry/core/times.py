@@ -74,6 +74,12 @@ def find_deadline(due_at: float, deadline: float | time) -> float | None:
         return None
 
 
+def start_of_day(day: date, zone: tzinfo) -> float:
+    """Return when a day begins, in Unix seconds; if there is no midnight, when clocks skip it."""
+    day_before = datetime.combine(day, time(), timezone.utc).timestamp() - 86_400.0
+    return _find_times(day, time(tzinfo=zone), day_before)[0]
+
+
 def _find_times(day: date, time_of_day: time, due_at: float) -> Sequence[float]:
     """
     Return when it is this time of day on a day, in Unix seconds; twice if clocks are set back.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,6 +25,7 @@ from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
+from apscheduler_telemetry.adapters.apscheduler3.checks import check_scheduler
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
 from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
     BackgroundFireTimeSearcher,
@@ -43,9 +44,10 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_wrappers import (
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
-from apscheduler_telemetry.adapters.base import AdapterDependencies
+from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
+from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
-from apscheduler_telemetry.core.model import Liveness
+from apscheduler_telemetry.core.model import Liveness, Outcome
 
 
 class APScheduler3Adapter:
@@ -125,6 +127,31 @@ class APScheduler3Adapter:
     def describe_rejected_candidate(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
         return describe_rejected(candidate)
+
+    @staticmethod
+    def check_imported(
+        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+    ) -> Sequence[Finding]:
+        """Return the risks of a scheduler that was not started, without changing it."""
+        return check_scheduler(
+            scheduler, stored_jobs={}, skipped_runs={}, facts=facts, others=others
+        )
+
+    def check(self) -> Sequence[Finding]:
+        """Return the risks of the scheduler and its jobs, as they are now."""
+        scheduler, stored_jobs = self._scheduler, {}
+        if scheduler.state != STATE_STOPPED:
+            for alias, store in list(scheduler._jobstores.items()):  # noqa: SLF001
+                stored_jobs[alias] = self._hooks_by_jobstore_id[id(store)].list_jobs()
+        return check_scheduler(
+            scheduler,
+            stored_jobs=stored_jobs,
+            skipped_runs={
+                job.info.id: job.stats.outcomes.get(Outcome.SKIPPED, 0)
+                for job in self._dependencies.recorder.job_snapshots()
+            },
+            facts=ImportFacts(),
+        )
 
     def install(self) -> None:
         """Patch the scheduler; if that fails, revert everything before the exception."""

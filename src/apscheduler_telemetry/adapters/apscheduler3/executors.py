@@ -97,8 +97,8 @@ class ExecutorHooks:
     def on_added_to_scheduler(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
         self._alias = alias
-        is_process_pool = isinstance(pool_of(self._executor), ProcessPool)
-        self.measurement_sink_id = child_process.register_sink(self) if is_process_pool else None
+        runs_in_children = is_process_pool(self._executor)
+        self.measurement_sink_id = child_process.register_sink(self) if runs_in_children else None
         self._recorder.executor_added(alias, lambda: capacity(self._executor))
 
     # The patches
@@ -499,6 +499,11 @@ def pool_of(executor: Any) -> Any:
     # Tornado's has a pool for functions, and runs coroutine functions beside it.
     pool = getattr(executor, "_pool", None)
     return getattr(executor, "executor", None) if pool is None else pool
+
+
+def is_process_pool(executor: Any) -> bool:
+    """Return whether an APScheduler executor runs its jobs in a pool of processes."""
+    return isinstance(pool_of(executor), ProcessPool)
 
 
 def _is_broken(pool: Any) -> bool:

@@ -115,6 +115,16 @@ class JobStoreHooks:
         """Read no more."""
         self._poller.stop()
 
+    def list_jobs(self) -> list[Any]:
+        """Return the jobs that are in the store, without those that cannot be deserialized."""
+        if not self.is_persistent:
+            return list(self._store.get_all_jobs())
+        if not self._deserializer.is_supported:  # it would delete them
+            return []
+        with self._deserializer.preserving_rows():
+            jobs = list(self._store.get_all_jobs())
+        return [job for job in jobs if not isinstance(job, UndeserializableJob)]
+
     # The replaced methods
 
     def _patch_store(self) -> None:

@@ -80,6 +80,13 @@ Results whose code nothing runs, unless it has started: what each is, and what t
 Not objects of other classes that can be awaited, as they do not tell whether they have started.
 """
 
+_FUNCTIONS_NOT_AWAITED: Mapping[Callable[[object], bool], type] = {
+    inspect.iscoroutinefunction: CoroutineType,
+    inspect.isgeneratorfunction: GeneratorType,
+    inspect.isasyncgenfunction: AsyncGeneratorType,
+}
+"""How to tell, before a run, which functions return an object of these types."""
+
 # APScheduler's own functions that run jobs, recognised by their code at once.
 _RUN_JOB_CODE = getattr(base.run_job, "__code__", None)
 _RUN_COROUTINE_JOB_CODE = getattr(run_coroutine_job, "__code__", None)
@@ -245,6 +252,25 @@ def _is_unstarted_coroutine_or_generator(result: Any) -> bool:
         return False
     last = result.ag_frame.f_lasti  # the bytecode that has run last
     return bool(last < 0 or result.ag_code.co_code[last] == dis.opmap.get("RETURN_GENERATOR"))
+
+
+def describe_unawaited_result(
+    function: object, *, is_coroutine_awaited: bool
+) -> tuple[str, str] | None:
+    """
+    Return what a function returns whose code no run will execute, and what to do about it.
+
+    Args:
+        function: the callable of a job.
+        is_coroutine_awaited: whether its executor awaits coroutines.
+
+    Returns:
+        None for a function whose code runs when it is called, as far as its definition shows.
+    """
+    for is_of_kind, result_type in _FUNCTIONS_NOT_AWAITED.items():
+        if is_of_kind(function) and not (result_type is CoroutineType and is_coroutine_awaited):
+            return _NOT_AWAITED_TYPES[result_type]
+    return None
 
 
 class SubmissionOwner(Protocol):

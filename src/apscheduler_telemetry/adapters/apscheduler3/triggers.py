@@ -41,6 +41,10 @@ Steps in which the parts of an `AndTrigger` must agree on a fire time.
 
 They need three at most, as the fire time before stays the same: see `_get_common_fire_time`.
 """
+MAX_FIRST_AND_STEPS = 10_000
+"""The same for the first fire time, before which there is none; about 0.5 seconds."""
+NO_COMMON_FIRE_TIME = "no common fire time"
+"""The kind of the problem with an `AndTrigger` that stops the scheduler."""
 
 
 class FoundFireTimes(NamedTuple):
@@ -248,6 +252,28 @@ def create_coming_time_search(trigger: Any, next_run: datetime) -> FireTimeSearc
     return FireTimeSearch(trigger, next_run, max_count=MAX_COMING_FIRE_TIMES)
 
 
+def find_first_fire_time(trigger: Any, now: datetime) -> datetime | None:
+    """
+    Return the fire time that APScheduler gives a job that is added now; None if there is none.
+
+    Args:
+        trigger: one without a part of the user's own class.
+        now: the earliest fire time.
+
+    Raises:
+        NoCommonFireTimeError: the parts of an `AndTrigger` agree on none for so long that
+            APScheduler searches for minutes, or without an end.
+    """
+    trigger, _ = _split_off_jitter(trigger)
+    return _get_next_fire_time(trigger, None, now)
+
+
+def find_later_fire_time(trigger: Any, previous: datetime) -> datetime | None:
+    """Return the fire time after `previous`, without jitter; None if there is none."""
+    trigger, _ = _split_off_jitter(trigger)
+    return _get_later_fire_time(trigger, previous, previous)
+
+
 class _CachedCronSearch(FireTimeSearch):
     """
     A search for coming fire times that is made once for all cron triggers that are alike.
@@ -403,7 +429,7 @@ class FireTimeProblem(NamedTuple):
         """Describe what was raised when a trigger was asked for the fire time after `previous`."""
         if isinstance(error, NoCommonFireTimeError):
             return cls(
-                "no common fire time",
+                NO_COMMON_FIRE_TIME,
                 f"has no fire time after {previous} on which its parts agree. At {previous}, "
                 "APScheduler will search for one without an end, and from then on no job of the "
                 "scheduler will run. Combine only triggers of fixed times of the day with 'and', "
@@ -434,14 +460,14 @@ def _get_later_fire_time(trigger: Any, previous: datetime, now: datetime) -> dat
     return at if at is not None and to_unix_seconds(at) > to_unix_seconds(previous) else None
 
 
-def _get_next_fire_time(trigger: Any, previous: datetime, now: datetime) -> datetime | None:
+def _get_next_fire_time(trigger: Any, previous: datetime | None, now: datetime) -> datetime | None:
     """Ask a trigger without jitter; combined ones part by part, as they may search for ever."""
     if type(trigger) is AndTrigger:
         return _get_common_fire_time(trigger.triggers, previous, now)
     if type(trigger) is OrTrigger:
         times = [_get_next_fire_time(part, previous, now) for part in trigger.triggers]
         return min((at for at in times if at is not None), default=None)
-    if _might_search_past_last_year(trigger, previous):
+    if _might_search_past_last_year(trigger, previous or now):
         return None
     try:
         at: datetime | None = trigger.get_next_fire_time(previous, now)
@@ -451,7 +477,7 @@ def _get_next_fire_time(trigger: Any, previous: datetime, now: datetime) -> date
 
 
 def _get_common_fire_time(
-    parts: Sequence[Any], previous: datetime, now: datetime
+    parts: Sequence[Any], previous: datetime | None, now: datetime
 ) -> datetime | None:
     """
     Return the fire time on which all parts agree, as `AndTrigger` finds it.
@@ -461,7 +487,7 @@ def _get_common_fire_time(
             if they are asked the same, and in each step only `now` changes; if it does not, nothing
             ever will.
     """
-    for _ in range(MAX_AND_STEPS):
+    for _ in range(MAX_FIRST_AND_STEPS if previous is None else MAX_AND_STEPS):
         times = [_get_next_fire_time(part, previous, now) for part in parts]
         found = [at for at in times if at is not None]
         if len(found) < len(times):

@@ -1,0 +1,241 @@
+"""
+Checks of single jobs, for `check_scheduler`.
+
+Each check yields a finding only if its code is certain to apply; docs/cli.md says what is left out.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from apscheduler.job import Job
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import CheckedJob
+from apscheduler_telemetry.adapters.apscheduler3.executors import capacity, is_process_pool
+from apscheduler_telemetry.adapters.apscheduler3.runs import describe_unawaited_result
+from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding
+from apscheduler_telemetry.core.interruptions import raise_if_interruption
+from apscheduler_telemetry.core.labels import is_generated
+
+LONG_INTERVAL = 86_400.0
+"""Seconds of an interval that begins anew at each start: many processes start again each day."""
+SHORT_INTERVAL = 60.0
+"""Seconds: if a job runs more often than that, the loss of a run is soon made up for."""
+NEAR_SECONDS = 60.0
+"""A one-off job that is due so soon belongs to the start of the application itself."""
+MIN_BURST = 2
+"""Runs in a row that are worth a finding."""
+
+
+def check_job(job: CheckedJob, now: datetime) -> Iterator[Finding]:
+    """Yield what is risky about one job, as far as that depends on no other job."""
+    yield from _check_memory_jobstore(job, now)
+    yield from _check_misfire_grace_time(job)
+    yield from _check_coalesce(job)
+    yield from _check_restart(job)
+    yield from _check_serializable(job)
+    yield from _check_awaited(job)
+    if job.coming.problem is not None:
+        yield _finding(
+            job,
+            "and-trigger-hangs",
+            f"Its trigger combines triggers with 'and', and {job.coming.problem}. APScheduler "
+            "searches on without an end or for minutes, and runs no job of the scheduler meanwhile",
+            "scheduler.add_job(..., CronTrigger(day_of_week='mon', hour=6))  # one cron trigger "
+            "with all conditions",
+        )
+
+
+def check_max_instances(
+    jobs: list[CheckedJob], skipped_runs: Mapping[str, int]
+) -> Iterator[Finding]:
+    """
+    Yield the jobs with a wrong limit of runs at the same time.
+
+    Args:
+        jobs: the jobs of a scheduler.
+        skipped_runs: how many runs this process has skipped, by the id of the job.
+    """
+    for job in jobs:
+        workers = capacity(job.executor) if job.executor is not None else float("inf")
+        shares_executor = any(
+            other.job is not job.job and other.executor is job.executor for other in jobs
+        )
+        if skipped_runs.get(job.id):
+            yield _finding(
+                job,
+                "max-instances",
+                f"This process has skipped {skipped_runs[job.id]} of its runs, because "
+                f"{job.max_instances} before were still running",
+                "scheduler.add_job(..., max_instances=2)  # or a longer interval",
+            )
+        elif job.max_instances >= workers > 1 and shares_executor:
+            yield _finding(
+                job,
+                "max-instances",
+                f"It may run {job.max_instances} times at once, and its executor has "
+                f"{workers:.0f} workers. If its runs hang, no other job of the executor runs",
+                "scheduler.add_job(..., max_instances=1)  # or executor= with a pool of its own",
+            )
+
+
+def _check_memory_jobstore(job: CheckedJob, now: datetime) -> Iterator[Finding]:
+    if job.is_persistent or not job.coming.times:
+        return
+    trigger, first = job.job.trigger, job.coming.times[0]
+    if type(trigger) is DateTrigger and first - now > timedelta(seconds=NEAR_SECONDS):
+        yield _finding(
+            job,
+            "memory-jobstore",
+            "It runs once, and is kept in memory: if the process ends before, the job is lost, "
+            "unless your code adds it again",
+            "scheduler.add_jobstore(SQLAlchemyJobStore('sqlite:///jobs.sqlite'))",
+            level=INFO,
+        )
+    elif (
+        type(trigger) is IntervalTrigger
+        and trigger.interval_length >= LONG_INTERVAL
+        and job.is_pending
+        and not job.has_own_next_run
+        and abs((trigger.start_date - now).total_seconds() - trigger.interval_length) < NEAR_SECONDS
+    ):
+        yield _finding(
+            job,
+            "memory-jobstore",
+            f"Its interval of {trigger.interval} is counted from the start of the process, as its "
+            "job store is in memory: if the process is restarted more often, it never runs",
+            "scheduler.add_job(..., 'cron', hour=2)  # or start_date=, or a persistent job store",
+        )
+
+
+def _check_misfire_grace_time(job: CheckedJob) -> Iterator[Finding]:
+    intervals = job.coming.interval_range
+    is_rare = type(job.job.trigger) is DateTrigger or (
+        intervals is not None and intervals[1] > SHORT_INTERVAL
+    )
+    if is_rare and job.misfire_grace_time is not None and job.misfire_grace_time <= 1:
+        yield _finding(
+            job,
+            "misfire-grace-time",
+            f"A run that cannot start within {job.misfire_grace_time:g} s, which is the default, "
+            "is dropped, such as when the machine is busy or all workers are",
+            "scheduler.add_job(..., misfire_grace_time=3600)",
+        )
+
+
+def _check_coalesce(job: CheckedJob) -> Iterator[Finding]:
+    intervals = job.coming.interval_range
+    if job.coalesce or intervals is None:
+        return
+    grace = job.misfire_grace_time
+    if grace is not None and grace < MIN_BURST * intervals[0]:
+        return
+    how_many = "all runs that" if grace is None else f"up to {grace // intervals[0]:.0f} runs that"
+    yield _finding(
+        job,
+        "coalesce",
+        f"After a pause of the process or its database, {how_many} have become due run one after "
+        "the other, as coalesce is False",
+        "scheduler.add_job(..., coalesce=True)",
+        level=INFO,
+    )
+
+
+def _check_restart(job: CheckedJob) -> Iterator[Finding]:
+    """Check what happens when the application adds a job again that its job store still has."""
+    if not job.is_persistent or not job.is_pending:
+        return
+    if is_generated(job.job.id):
+        # The id differs at each start, so the function says which job it is.
+        yield Finding(
+            "generated-id",
+            SERIOUS,
+            (),
+            f"The job of {job.job.name} is added without an id to the persistent job store "
+            f"{job.jobstore!r}, so each start of the application adds one more",
+            "scheduler.add_job(..., id='nightly-import', replace_existing=True)",
+        )
+    elif not job.replaces_existing:
+        yield _finding(
+            job,
+            "no-replace-existing",
+            f"It is added to the persistent job store {job.jobstore!r}, which has it already at "
+            "the second start of the application: the start fails with ConflictingIdError",
+            "scheduler.add_job(..., replace_existing=True)",
+        )
+
+
+def _check_serializable(job: CheckedJob) -> Iterator[Finding]:
+    if not job.is_pending:  # it is in its store
+        return
+    is_stored = job.is_persistent
+    if not is_stored and not is_process_pool(job.executor):
+        return
+    try:
+        pickle.dumps(_get_state(job), pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:  # noqa: BLE001  # user code
+        raise_if_interruption(error)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        effect = "be stored, so the start fails" if is_stored else "be sent to its process pool"
+        yield _finding(
+            job,
+            "not-serializable",
+            f"It cannot {effect}: {reason}",
+            "scheduler.add_job('package.module:function', args=[...])  # a function of a module, "
+            "and plain arguments",
+        )
+
+
+def _get_state(job: CheckedJob) -> Any:
+    """Return what is pickled of a job, as the scheduler completes it before that."""
+    own = {name: getattr(job.job, name) for name in Job.__slots__ if hasattr(job.job, name)}
+    completed = {
+        "coalesce": job.coalesce,
+        "max_instances": job.max_instances,
+        "misfire_grace_time": job.misfire_grace_time,
+        "next_run_time": job.coming.times[0] if job.coming.times else None,
+    }
+    return Job.__getstate__(SimpleNamespace(**{**own, **completed}))
+
+
+def _check_awaited(job: CheckedJob) -> Iterator[Finding]:
+    awaits = _EXECUTOR_MODULES.get(type(job.executor).__module__)
+    if awaits is None:  # one of the user's own, which may run anything
+        return
+    found = describe_unawaited_result(job.job.func, is_coroutine_awaited=awaits)
+    if found is not None:
+        what, advice = found
+        yield _finding(
+            job,
+            "never-awaited",
+            f"Its callable only returns {what}, which {type(job.executor).__name__} does not run: "
+            f"APScheduler counts each run as a success, and none of the code is executed. {advice}",
+            _FIXES_NOT_AWAITED.get(what, "for item in generator(): ...  # in the job's function"),
+        )
+
+
+_FIXES_NOT_AWAITED: Mapping[str, str] = {
+    "a coroutine": "scheduler = AsyncIOScheduler()",
+    "an async generator": "async for item in generator(): ...  # in the job's coroutine function",
+}
+_EXECUTOR_MODULES: Mapping[str, bool] = {
+    "apscheduler.executors.asyncio": True,
+    "apscheduler.executors.tornado": True,
+    "apscheduler.executors.debug": False,
+    "apscheduler.executors.gevent": False,
+    "apscheduler.executors.pool": False,
+    "apscheduler.executors.twisted": False,
+}
+"""The modules of APScheduler's own executors, with whether these await coroutines."""
+
+
+def _finding(
+    job: CheckedJob, code: str, message: str, fix: str, *, level: str = SERIOUS
+) -> Finding:
+    return Finding(code, level, (job.id,), message, fix)

@@ -1,0 +1,581 @@
+"""``apscheduler-telemetry doctor`` and `Telemetry.check`: risks in how schedulers are set up."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import CollectorRegistry
+
+from apscheduler_telemetry import NotInstrumentedError, instrument
+from apscheduler_telemetry.cli import application, main
+from apscheduler_telemetry.cli.doctor import CODES
+from tests.helpers import jobs
+from tests.helpers.paths import ROOT
+from tests.helpers.schedulers import APSCHEDULER
+from tests.helpers.waiting import wait_until
+
+EXAMPLES = ROOT / "examples"
+PRELUDE = """
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.jobstores.base import BaseJobStore
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.combining import AndTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+def job(*args):
+    pass
+
+class Store(BaseJobStore):
+    add_job = get_all_jobs = get_due_jobs = get_next_run_time = lookup_job = lambda *_: None
+    remove_all_jobs = remove_job = update_job = lambda *_: None
+
+def scheduler_of(*schedulers, **options):
+    return BackgroundScheduler(timezone="UTC", **options)
+
+def database(url, **options):
+    from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+    from sqlalchemy import create_engine
+    driver = SimpleNamespace(paramstyle="format", __version__="2.9.0")
+    return SQLAlchemyJobStore(engine=create_engine(url, module=driver, **options))
+
+scheduler = scheduler_of()
+"""
+repeats_runs = pytest.mark.skipif(
+    APSCHEDULER < (3, 11), reason="APScheduler 3.10 fires once in the hour that comes twice"
+)
+needs_sqlalchemy = pytest.mark.skipif(
+    importlib.util.find_spec("sqlalchemy") is None, reason="needs SQLAlchemy"
+)
+DAILY = "'cron', hour=2, id='a', misfire_grace_time=60"
+STORED = "scheduler = scheduler_of(jobstores={'default': Store()})\n"
+ELEVEN = "for n in range(11): scheduler.add_job(job, 'cron', second=0, id=str(n)"
+BERLIN = "scheduler = BackgroundScheduler(timezone='Europe/Berlin')\n"
+MYSQL = "mysql+pymysql://u@h/d"
+POSTGRESQL = "postgresql+pg8000://u@h/d"
+AND = "scheduler.add_job(job, AndTrigger([CronTrigger(hour=2, timezone='UTC'), "
+COROUTINE = "async def coroutine(): pass\n"
+
+# The code, a fault, and the same application without it.
+FAULTS = [
+    pytest.param(
+        "memory-jobstore",
+        "scheduler.add_job(job, 'interval', days=7, id='a', misfire_grace_time=60)",
+        "scheduler.add_job(job, 'interval', days=7, id='a', misfire_grace_time=60,"
+        " start_date='2030-01-01')",
+        id="memory-jobstore-interval",
+    ),
+    pytest.param(
+        "memory-jobstore",
+        "scheduler.add_job(job, 'date', run_date=datetime.now(timezone.utc) + timedelta(hours=1),"
+        " misfire_grace_time=60)",
+        "scheduler.add_job(job, 'date', misfire_grace_time=60)",
+        id="memory-jobstore-date",
+    ),
+    pytest.param(
+        "misfire-grace-time",
+        "scheduler.add_job(job, 'cron', hour=2, id='a')",
+        f"scheduler.add_job(job, {DAILY})",
+        id="misfire-grace-time",
+    ),
+    pytest.param(
+        "coalesce",
+        "scheduler = scheduler_of(job_defaults={'coalesce': False, 'misfire_grace_time': None})\n"
+        "scheduler.add_job(job, 'interval', minutes=1, id='a')",
+        "scheduler = scheduler_of(job_defaults={'coalesce': False, 'misfire_grace_time': 60})\n"
+        "scheduler.add_job(job, 'interval', minutes=1, id='a')",
+        id="coalesce",
+    ),
+    pytest.param(
+        "max-instances",
+        "scheduler.add_job(job, 'interval', seconds=1, id='a', max_instances=10)\n"
+        "scheduler.add_job(job, 'interval', seconds=1, id='b')",
+        "scheduler.add_job(job, 'interval', seconds=1, id='a', max_instances=10)",
+        id="max-instances",
+    ),
+    pytest.param(
+        "pool-size", f"{ELEVEN})", f"{ELEVEN}, executor='p' * (n > 5) or 'default')", id="pool-size"
+    ),
+    pytest.param(
+        "local-timezone",
+        f"scheduler = BackgroundScheduler()\nscheduler.add_job(job, {DAILY.replace('2', '12')})",
+        "scheduler = BackgroundScheduler()\n"
+        "scheduler.add_job(job, 'cron', second=0, id='a', misfire_grace_time=60)",
+        id="local-timezone",
+    ),
+    pytest.param(
+        "local-timezone",
+        "scheduler.add_job(job, CronTrigger.from_crontab('0 12 * * *'), misfire_grace_time=60)",
+        "scheduler.add_job(job, CronTrigger.from_crontab('0 12 * * *', 'UTC'),"
+        " misfire_grace_time=60)",
+        id="local-timezone-trigger",
+    ),
+    pytest.param(
+        "dst-gap",
+        f"{BERLIN}scheduler.add_job(job, {DAILY})",
+        f"{BERLIN}scheduler.add_job(job, {DAILY.replace('2', '4')})",
+        id="dst-gap",
+        marks=repeats_runs,
+    ),
+    pytest.param(
+        "generated-id",
+        f"{STORED}scheduler.add_job(job, 'interval', seconds=9)",
+        f"{STORED}scheduler.add_job(job, 'interval', seconds=9, id='a', replace_existing=True)",
+        id="generated-id",
+    ),
+    pytest.param(
+        "no-replace-existing",
+        f"{STORED}scheduler.add_job(job, 'interval', seconds=9, id='a')",
+        f"{STORED}scheduler.add_job(job, 'interval', seconds=9, id='a', replace_existing=True)",
+        id="no-replace-existing",
+    ),
+    pytest.param(
+        "not-serializable",
+        f"{STORED}scheduler.add_job(lambda: 1, 'interval', seconds=9, id='a',"
+        " replace_existing=True)",
+        f"{STORED}scheduler.add_job(job, 'interval', seconds=9, id='a', replace_existing=True)",
+        id="not-serializable-function",
+    ),
+    pytest.param(
+        "not-serializable",
+        "scheduler = scheduler_of(executors={'default': ProcessPoolExecutor(1)})\n"
+        "scheduler.add_job(job, 'interval', seconds=9, id='a', args=[iter(job for _ in 'x')])",
+        "scheduler = scheduler_of(executors={'default': ThreadPoolExecutor(1)})\n"
+        "scheduler.add_job(job, 'interval', seconds=9, id='a', args=[iter(job for _ in 'x')])",
+        id="not-serializable-argument",
+    ),
+    pytest.param(
+        "daemon-thread",
+        "scheduler.start() # shutdown",
+        "BlockingScheduler().start() # shutdown",
+        id="daemon-thread",
+    ),
+    pytest.param(
+        "pool-pre-ping",
+        f"scheduler = scheduler_of(jobstores={{'default': database('{POSTGRESQL}')}})",
+        f"store = database('{POSTGRESQL}', pool_pre_ping=True)\n"
+        "scheduler = scheduler_of(jobstores={'default': store})",
+        id="pool-pre-ping",
+        marks=needs_sqlalchemy,
+    ),
+    pytest.param(
+        "shared-jobstore",
+        "store = Store()\none = scheduler_of(jobstores={'x': store})\n"
+        "two = scheduler_of(jobstores={'y': store})",
+        "store = Store()\none = scheduler_of(jobstores={'x': store})\n"
+        "two = scheduler_of(jobstores={'y': Store()})",
+        id="shared-jobstore",
+    ),
+    pytest.param(
+        "and-trigger-hangs",
+        f"{AND}IntervalTrigger(seconds=7.5, start_date='2026-01-01 00:00:01', timezone='UTC')]),"
+        " id='a', misfire_grace_time=60)",
+        "scheduler.add_job(job, CronTrigger(day_of_week='mon', hour=2, timezone='UTC'), id='a',"
+        " misfire_grace_time=60)",
+        id="and-trigger-hangs",
+    ),
+    pytest.param(
+        "never-awaited",
+        f"{COROUTINE}scheduler.add_job(coroutine, 'interval', seconds=9, id='a')",
+        f"{COROUTINE}scheduler = AsyncIOScheduler(timezone='UTC')\n"
+        "scheduler.add_job(coroutine, 'interval', seconds=9, id='a')",
+        id="never-awaited-coroutine",
+    ),
+    pytest.param(
+        "never-awaited",
+        "def generator(): yield\nscheduler.add_job(generator, 'interval', seconds=9, id='a')",
+        "def generator(): yield\n"
+        "scheduler.add_job(lambda: list(generator()), 'interval', seconds=9, id='a')",
+        id="never-awaited-generator",
+    ),
+    pytest.param(
+        "uwsgi-threads",
+        "Path('uwsgi.ini').write_text('[uwsgi]\\nmodule = app\\n')",
+        "Path('uwsgi.ini').write_text('[uwsgi]\\nmodule = app\\nenable-threads = true\\n')",
+        id="uwsgi-threads",
+    ),
+    pytest.param(
+        "no-shutdown",
+        "BlockingScheduler().start()",
+        "import atexit\nblocking = BlockingScheduler()\nblocking.start()\n"
+        "atexit.register(blocking.shutdown)",
+        id="no-shutdown",
+    ),
+]
+
+
+@pytest.fixture
+def doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Callable[..., tuple[int, list[dict[str, Any]]]]]:
+    """Return a function that checks an application, given its source after the prelude."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(application, "WEB_FRAMEWORKS", ("a_framework",))
+
+    def run(source: str, *arguments: str, target: str = "app") -> tuple[int, list[dict[str, Any]]]:
+        for name in ("app", "a_framework"):
+            sys.modules.pop(name, None)
+        Path("app.py").write_text(PRELUDE + textwrap.dedent(source), "utf-8")
+        (tmp_path / "a_framework.py").touch()
+        importlib.invalidate_caches()
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+        try:
+            status = main(["doctor", target, "--json", *arguments])
+        finally:
+            sys.dont_write_bytecode = before
+        output, errors = capfdbinary.readouterr()
+        assert errors == b""
+        return status, json.loads(output)
+
+    yield run
+    for name in ("app", "a_framework"):
+        sys.modules.pop(name, None)
+
+
+def codes_of(findings: list[dict[str, Any]]) -> set[str]:
+    return {finding["code"] for finding in findings}
+
+
+class TestCodes:
+    """Each code."""
+
+    @pytest.mark.parametrize(("code", "fault", "mended"), FAULTS)
+    def test_fault_is_found_and_its_mended_form_is_not(
+        self, doctor: Callable[..., Any], code: str, fault: str, mended: str
+    ) -> None:
+        """An application with one fault has this code only; without the fault, it has none."""
+        status, findings = doctor(fault)
+        assert codes_of(findings) == {code}
+        assert status == any(finding["level"] == "serious" for finding in findings)
+        assert all(finding["message"] and finding["fix"] for finding in findings)
+        assert doctor(mended) == (0, [])
+
+    @needs_sqlalchemy
+    def test_pool_that_keeps_connections_to_mysql_for_ever_is_found(
+        self, doctor: Callable[..., Any]
+    ) -> None:
+        """`pool-recycle` is for MySQL; pool_pre_ping makes it unnecessary."""
+        source = "scheduler = scheduler_of(jobstores={{'default': database('{}', {})}})"
+        assert codes_of(doctor(source.format(MYSQL, ""))[1]) == {"pool-pre-ping", "pool-recycle"}
+        assert codes_of(doctor(source.format(MYSQL, "pool_recycle=9"))[1]) == {"pool-pre-ping"}
+        assert codes_of(doctor(source.format(MYSQL, "pool_pre_ping=True"))[1]) == set()
+
+    def test_every_code_has_a_case(self) -> None:
+        """The tests above plant each fault that has a code."""
+        assert {case.values[0] for case in FAULTS} | {"pool-recycle"} == set(CODES)
+
+    def test_every_code_is_explained(self) -> None:
+        """docs/cli.md has a row for each code, in the order of the alphabet."""
+        lines = (ROOT / "docs" / "cli.md").read_text("utf-8").splitlines()
+        rows = [line.split("`")[1] for line in lines if line.startswith("| `") and "|" in line]
+        assert [row for row in rows if row in CODES] == sorted(CODES) == list(CODES)
+
+    @repeats_runs
+    def test_hour_that_clocks_repeat_is_named_with_its_date(
+        self, doctor: Callable[..., Any]
+    ) -> None:
+        """A job at 2:30 in Berlin is told the night in which it runs twice."""
+        [finding] = doctor(
+            f"{BERLIN}scheduler.add_job(job, 'cron', hour=2, minute=30, misfire_grace_time=60)"
+        )[1]
+        assert re.search(r"runs twice at 02:30 on 20\d\d-10-(2[5-9]|3[01])", finding["message"])
+
+    @pytest.mark.parametrize(
+        "job",
+        [
+            "'cron', hour='*/2'",  # its runs of that night are not those that matter
+            "'interval', hours=1",
+            "'cron', hour=3",
+            "'cron', hour=2, timezone='Asia/Tokyo'",
+        ],
+    )
+    def test_job_that_no_change_of_clocks_affects_has_no_finding(
+        self, doctor: Callable[..., Any], job: str
+    ) -> None:
+        """Frequent jobs, intervals, other hours and zones without changes."""
+        source = f"{BERLIN}scheduler.add_job(job, {job}, misfire_grace_time=60)"
+        assert doctor(source) == (0, [])
+
+    @repeats_runs
+    @pytest.mark.parametrize("zone", ["Australia/Sydney", "America/New_York", "America/Havana"])
+    def test_clocks_change_on_both_sides_of_utc(
+        self, doctor: Callable[..., Any], zone: str
+    ) -> None:
+        """Of all nights of a year, only those are named in which clocks change."""
+        [finding] = doctor(
+            f"""
+            scheduler = BackgroundScheduler(timezone="{zone}")
+            for hour in (0, 1, 2, 3, 4, 12):
+                scheduler.add_job(job, "cron", hour=hour, minute=30, misfire_grace_time=60)
+            """
+        )[1]
+        repeated = {"Australia/Sydney": "02", "America/New_York": "01", "America/Havana": "00"}
+        assert re.findall(r"twice at (\d\d):30", finding["message"]) == [repeated[zone]]
+        assert len(finding["job_ids"]) == 1
+
+    def test_few_runs_wait_in_a_large_pool(self, doctor: Callable[..., Any]) -> None:
+        """Jobs with a longer grace time are not dropped, so that it is not serious."""
+        [finding] = doctor(f"{ELEVEN}, misfire_grace_time=60)")[1]
+        assert (finding["code"], finding["level"]) == ("pool-size", "info")
+        assert "11 jobs are due at" in finding["message"]
+
+    def test_frequent_jobs_count_when_rare_ones_are_due(self, doctor: Callable[..., Any]) -> None:
+        """Far more than ten fire times ahead, a job of every second is due as well."""
+        [finding] = doctor(
+            f"""
+            scheduler.add_job(job, "interval", seconds=1, id="often")
+            for n in range(10):
+                scheduler.add_job(job, {DAILY.replace("'a'", "str(n)")})
+            """
+        )[1]
+        assert finding["message"].startswith("11 jobs are due at ")
+
+    def test_web_framework_keeps_the_main_thread(self, doctor: Callable[..., Any]) -> None:
+        """A daemon thread in a web application is no finding."""
+        assert doctor("import a_framework\nscheduler.start() # shutdown") == (0, [])
+
+    def test_scheduler_that_only_adds_jobs_may_share_a_store(
+        self, doctor: Callable[..., Any]
+    ) -> None:
+        """One that is started as paused runs no jobs."""
+        source = """
+            import a_framework
+            store = Store()  # shutdown
+            one = scheduler_of(jobstores={'x': store})
+            one.start(paused=True)
+            two = scheduler_of(jobstores={'y': store})
+            """
+        assert doctor(source) == (0, [])
+
+
+class TestApplication:
+    """How an application is imported."""
+
+    @pytest.mark.parametrize(
+        "target", ["app", "app:scheduler", "app:holder.scheduler", "app:create()", "app:web"]
+    )
+    def test_target_may_be_anything_that_has_a_scheduler(
+        self, doctor: Callable[..., Any], target: str
+    ) -> None:
+        """A scheduler, an attribute, a function that creates one, a module, an application."""
+        source = """
+            def create():
+                global scheduler, holder
+                scheduler = scheduler_of()
+                scheduler.add_job(job, "cron", hour=2, id="nightly")
+                holder = SimpleNamespace(scheduler=scheduler)
+                return "a web application"
+            web = create()
+            """
+        status, findings = doctor(source, target=target)
+        assert (status, codes_of(findings)) == (1, {"misfire-grace-time"})
+
+    def test_nothing_is_started_or_run(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
+        """Schedulers that the module starts itself, or in a thread, run no job."""
+        source = """
+            import atexit, threading
+            for scheduler in (scheduler, BlockingScheduler(timezone="UTC")):
+                scheduler.add_job(Path("ran").touch)
+                scheduler.start()
+                atexit.register(scheduler.shutdown)
+                thread = threading.Thread(target=scheduler.start)
+                thread.start()
+                thread.join()
+                assert not scheduler.running
+            """
+        doctor(source)
+        assert not (tmp_path / "ran").exists()
+        scheduler = BackgroundScheduler()
+        scheduler.start()  # the classes are as they were before
+        assert scheduler.running
+        scheduler.shutdown()
+
+    def test_ignored_code_is_not_reported(self, doctor: Callable[..., Any]) -> None:
+        """--ignore may be repeated, and an ignored risk does not count."""
+        source = f"{STORED}scheduler.add_job(job, 'cron', hour=2, id='a')"
+        assert codes_of(doctor(source)[1]) == {"misfire-grace-time", "no-replace-existing"}
+        ignored = ["--ignore", "misfire-grace-time", "--ignore", "no-replace-existing"]
+        assert doctor(source, *ignored[:2])[0] == 1
+        assert doctor(source, *ignored) == (0, [])
+
+    def test_jobs_with_the_same_risk_are_one_finding(self, doctor: Callable[..., Any]) -> None:
+        """Its jobs are listed."""
+        [finding] = doctor(
+            "for n in range(3): scheduler.add_job(job, 'cron', hour=2, minute=n, id=str(n))"
+        )[1]
+        assert finding["job_ids"] == ["0", "1", "2"]
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            ("app.py:scheduler()x", "names nothing that can be imported"),
+            ("no_such_module:x", "cannot import no_such_module: ModuleNotFoundError"),
+            ("app:nothing", "app has no attribute 'nothing'"),
+            ("app:fail()", r"cannot import app: ZeroDivisionError: division by zero \(.*line 3\)"),
+            ("app:leave()", r"cannot import app: SystemExit: 3 \(.*line 5\)"),
+            ("app:fail", "app:fail has no scheduler of APScheduler 3"),
+        ],
+    )
+    def test_wrong_target_leads_to_one_line_and_status_2(
+        self,
+        tmp_path: Path,
+        target: str,
+        message: str,
+    ) -> None:
+        """There is no traceback; the message names the line of the application."""
+        (tmp_path / "app.py").write_text(
+            "import sys\ndef fail():\n    1 / 0\ndef leave():\n    sys.exit(3)\n"
+        )
+        completed = run("doctor", target, cwd=tmp_path)
+        assert (completed.returncode, completed.stdout) == (2, "")
+        assert re.fullmatch(rf"apscheduler-telemetry: .*{message}.*\n", completed.stderr)
+
+    def test_unknown_code_is_a_wrong_command_line(self, tmp_path: Path) -> None:
+        """The message names the codes."""
+        completed = run("doctor", "app", "--ignore", "typo", cwd=tmp_path)
+        assert completed.returncode == 2
+        assert "and-trigger-hangs" in completed.stderr
+
+    def test_output_is_plain_text_for_a_person(self, tmp_path: Path) -> None:
+        """What the application prints is not part of it, and ids cannot control a terminal."""
+        (tmp_path / "app.py").write_text(
+            f"{PRELUDE}print('hello')\nscheduler.add_job(job, 'cron', hour=2, id='a\\x1b[31m\\n')\n"
+        )
+        completed = run("doctor", "app:scheduler", cwd=tmp_path)
+        assert completed.stderr == "hello\n"
+        assert completed.stdout == (
+            "serious  misfire-grace-time\n"
+            "  a\\x1b[31m\\x0a\n"
+            "  A run that cannot start within 1 s, which is the default, is dropped, such as when "
+            "the machine is busy or all workers are.\n"
+            "  scheduler.add_job(..., misfire_grace_time=3600)\n"
+            "\n"
+            "1 serious, 0 info\n"
+        )
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "apscheduler_telemetry", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},  # those of APScheduler before 3.11
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("directory", "target"),
+    [
+        ("", "dedicated_process:scheduler"),
+        ("", "fastapi_app:scheduler"),
+        ("", "flask_app:app"),
+        ("", "one_worker:app"),
+        ("gunicorn_hook", "app:scheduler"),
+    ],
+)
+class TestExamples:
+    """The examples, but for the demo, whose jobs are in trouble on purpose."""
+
+    def test_example_has_no_risk(
+        self, directory: str, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Wherever it runs; they are examples to follow."""
+        module = target.partition(":")[0]
+        for framework in ("fastapi", "flask"):
+            if framework in (EXAMPLES / directory / f"{module}.py").read_text("utf-8"):
+                pytest.importorskip(framework)
+        monkeypatch.setenv("TZ", "Europe/Berlin")
+        monkeypatch.setenv("SCHEDULER_LOCK", str(tmp_path / "lock"))
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        completed = run("doctor", target, cwd=EXAMPLES / directory)
+        assert (completed.returncode, completed.stderr) == (0, "")
+        assert completed.stdout == "No risks found\n"
+
+
+class TestCheck:
+    """`Telemetry.check`."""
+
+    @pytest.fixture
+    def scheduler(self) -> Iterator[BackgroundScheduler]:
+        """Return a scheduler with a job at risk; it is shut down after the test."""
+        scheduler = BackgroundScheduler(timezone="UTC")
+        scheduler.add_job(jobs.nothing, "cron", hour=2, id="nightly")
+        yield scheduler
+        if scheduler.running:
+            scheduler.shutdown()
+
+    def test_jobs_are_checked_before_and_after_the_start(
+        self, scheduler: BackgroundScheduler
+    ) -> None:
+        """The findings are those of `doctor`, with the name of the scheduler."""
+        telemetry = instrument(scheduler, name="shop", registry=CollectorRegistry())
+        before = telemetry.check()
+        scheduler.start(paused=True)
+        assert telemetry.check() == before
+        [finding] = before
+        assert (finding["scheduler"], finding["code"]) == ("shop", "misfire-grace-time")
+        assert finding["job_ids"] == ["nightly"]
+        telemetry.uninstrument()
+        with pytest.raises(NotInstrumentedError):
+            telemetry.check()
+
+    def test_skipped_runs_are_reported(self, scheduler: BackgroundScheduler) -> None:
+        """A job whose runs were skipped in this process has a wrong max_instances or interval."""
+        release = threading.Event()
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        scheduler.add_job(release.wait, "interval", seconds=0.05, id="slow")
+        scheduler.start()
+        try:
+            wait_until(lambda: "max-instances" in codes_of(telemetry.check()))
+        finally:
+            release.set()
+        [finding] = [each for each in telemetry.check() if each["code"] == "max-instances"]
+        assert finding["job_ids"] == ["slow"]
+        telemetry.uninstrument()
+
+    @needs_sqlalchemy
+    def test_stored_jobs_are_read_and_none_is_deleted(
+        self, scheduler: BackgroundScheduler, tmp_path: Path
+    ) -> None:
+        """Also one that cannot be deserialized stays in its store."""
+        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+        from sqlalchemy import text
+
+        store = SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+        scheduler.add_jobstore(store, "stored")
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        scheduler.start(paused=True)
+        for job_id in ("good", "bad"):
+            scheduler.add_job(jobs.nothing, "cron", hour=2, id=job_id, jobstore="stored")
+        with store.engine.begin() as connection:
+            connection.execute(
+                text("UPDATE apscheduler_jobs SET job_state = :bytes WHERE id = 'bad'"),
+                {"bytes": b"no pickle"},
+            )
+        [finding] = telemetry.check()
+        assert sorted(finding["job_ids"]) == ["good", "nightly"]
+        with store.engine.begin() as connection:
+            assert connection.execute(text("SELECT count(*) FROM apscheduler_jobs")).scalar() == 2
+        telemetry.uninstrument()
+        store.engine.dispose()
