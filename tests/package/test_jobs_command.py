@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra 'expect'")
 
 from apscheduler_telemetry import Expectations, instrument
-from apscheduler_telemetry.cli import jobs as jobs_module
-from apscheduler_telemetry.cli import main
+from apscheduler_telemetry.cli import client, main
+from apscheduler_telemetry.cli.client import complete_url
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.expected_jobs import (
     MAX_FILE_BYTES,
@@ -30,7 +30,6 @@ from apscheduler_telemetry.cli.expected_jobs import (
     read_expected_jobs,
 )
 from apscheduler_telemetry.cli.export import export_files
-from apscheduler_telemetry.cli.jobs import complete_url
 
 HOSTILE = 'we"ird\\ {{ .x }} $1\n\u2028\x85ü😀\x1b[31m #: - no'
 INFO = b'apscheduler_scheduler_info{scheduler="a"} 1\n'
@@ -280,7 +279,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reading ends when there is more than all metrics of thousands of jobs."""
-        monkeypatch.setattr(jobs_module, "MAX_BYTES", 1_000_000)
+        monkeypatch.setattr(client, "MAX_BYTES", 1_000_000)
         with fixed_server(body=b"#" * 1_100_000) as fixed:
             assert "sends more than 1 MB" in error_of(fixed.url)
 
@@ -288,7 +287,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reading ends after a total time, even if some bytes arrive now and then."""
-        monkeypatch.setattr(jobs_module, "TOTAL_SECONDS", 0.0)
+        monkeypatch.setattr(client, "TOTAL_SECONDS", 0.0)
         with fixed_server(body=b"#" * 100_000) as fixed:
             assert "takes longer than 0 seconds" in error_of(fixed.url)
 
@@ -296,7 +295,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The command does not wait for ever for a server that accepts and is silent."""
-        monkeypatch.setattr(jobs_module, "ANSWER_SECONDS", 0.05)
+        monkeypatch.setattr(client, "ANSWER_SECONDS", 0.05)
         server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # accepts nothing
         try:
             message = error_of(f"http://127.0.0.1:{server.server_port}")

@@ -124,8 +124,8 @@ LAYERS: Sequence[frozenset[str]] = (
     # What people type, and what instruments for them.
     frozenset({"cli.errors", "instrumentor"}),
     frozenset({"cli.application", "cli.output", "cli.yaml_library"}),
-    frozenset({"cli.doctor", "cli.expected_jobs"}),
-    frozenset({"cli.expected_rules", "cli.jobs"}),
+    frozenset({"cli.client", "cli.doctor", "cli.expected_jobs", "cli.table"}),
+    frozenset({"cli.expected_rules", "cli.jobs", "cli.runs", "cli.top"}),
     frozenset({"cli.export"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

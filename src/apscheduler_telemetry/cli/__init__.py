@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.cli import doctor, export, jobs
+from apscheduler_telemetry.cli import doctor, export, jobs, runs, top
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
 __all__ = ["main"]
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="apscheduler-telemetry",
-        description="Work with the metrics of apscheduler-telemetry.",
+        description="Work with the telemetry of APScheduler's jobs.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (doctor, export, jobs):
+    for command in (doctor, export, jobs, runs, top):
         command.add_parser(commands)
     return parser

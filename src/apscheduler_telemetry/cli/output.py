@@ -5,11 +5,12 @@ What commands print.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
-BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
+BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
 """Codes of ANSI for `style`."""
 
 
@@ -18,6 +19,11 @@ def style(text: str, *codes: str) -> str:
     if not codes or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def terminal_width() -> int | None:
+    """Return how many columns the terminal has that shows the output; None if none does."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def one_line(text: str) -> str:
