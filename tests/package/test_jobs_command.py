@@ -229,7 +229,7 @@ class TestErrors:
             (b"", "does not show metrics of apscheduler-telemetry"),
             (b"<html>\r\n</html>", "does not show metrics of apscheduler-telemetry"),
             (b"up 1\n", "does not show metrics of apscheduler-telemetry"),
-            (b"\xff\xfe", "is not UTF-8"),
+            (b"\xff\xfe", "does not answer in UTF-8"),
             (INFO, "shows no job that has a next run"),
             (
                 INFO + b'apscheduler_job_next_run_timestamp_seconds{job_id="x" 7\n',

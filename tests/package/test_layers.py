@@ -125,8 +125,8 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"cli.errors", "instrumentor"}),
     frozenset({"cli.application", "cli.output", "cli.yaml_library"}),
     frozenset({"cli.client", "cli.doctor", "cli.expected_jobs", "cli.table"}),
-    frozenset({"cli.expected_rules", "cli.jobs", "cli.runs", "cli.top"}),
-    frozenset({"cli.export"}),
+    frozenset({"cli.expected_rules", "cli.jobs", "cli.report_data", "cli.runs", "cli.top"}),
+    frozenset({"cli.export", "cli.report"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

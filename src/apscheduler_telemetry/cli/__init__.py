@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.cli import doctor, export, jobs, runs, top
+from apscheduler_telemetry.cli import doctor, export, jobs, report, runs, top
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
 __all__ = ["main"]
@@ -46,6 +46,6 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (doctor, export, jobs, runs, top):
+    for command in (doctor, export, jobs, report, runs, top):
         command.add_parser(commands)
     return parser

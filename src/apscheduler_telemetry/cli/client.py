@@ -11,7 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,24 @@ MAX_BYTES = 50_000_000
 
 _PAGES = frozenset({"health", "livez", "metrics", "runs"})
 
+_TELEMETRY_ADVICE = "Pass the address of the application's telemetry"
+
 Query = Sequence[tuple[str, str]]
 
 
 def add_address_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which process is read."""
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:9476")
+    add_token_argument(parser, "the process")
+
+
+def add_token_argument(parser: argparse.ArgumentParser, server: str) -> None:
+    """Add the option for the token that a server requires."""
     parser.add_argument(
         "--bearer-token-file",
         metavar="FILE",
         type=Path,
-        help="a file with the token that the process requires",
+        help=f"a file with the token that {server} requires",
     )
 
 
@@ -72,33 +78,37 @@ def complete_url(text: str, page: str = "metrics") -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def fetch_json(url: str, token: str | None, query: Query = ()) -> Any:
+def fetch_json(
+    url: str,
+    token: str | None,
+    query: Query = (),
+    *,
+    advice: str = _TELEMETRY_ADVICE,
+    statuses: Sequence[int] = (),
+) -> Any:
     """
-    Return what a page answers in JSON; that of an unhealthy process has status 503.
+    Return what a page answers in JSON; the arguments are those of `fetch_text`.
 
     Raises:
         CommandError: there is no answer, or it is not in JSON.
     """
     text = fetch_text(
-        url,
-        token,
-        query,
-        content_type="application/json",
-        statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
+        url, token, query, content_type="application/json", advice=advice, statuses=statuses
     )
     try:
         return json.loads(text)
     except ValueError as error:
-        msg = f"{url} does not answer in JSON. Pass the address of the application's telemetry."
+        msg = f"{url} does not answer in JSON. {advice}."
         raise CommandError(msg) from error
 
 
-def fetch_text(
+def fetch_text(  # noqa: PLR0913  # each by name
     url: str,
     token: str | None,
     query: Query = (),
     *,
     content_type: str,
+    advice: str = _TELEMETRY_ADVICE,
     statuses: Sequence[int] = (),
 ) -> str:
     """
@@ -109,6 +119,7 @@ def fetch_text(
         token: what the process requires; None for nothing.
         query: parameters that are added to those of the address.
         content_type: what the answer should be.
+        advice: what to pass instead if it is another server.
         statuses: of HTTP that are allowed, besides 200.
 
     Raises:
@@ -130,12 +141,12 @@ def fetch_text(
         with error:
             if error.code in statuses:
                 return _read(error, url, deadline)
-            raise CommandError(_describe_status(url, error)) from error
+            raise CommandError(_describe_status(url, error, advice)) from error
     except urllib.error.URLError as error:
         msg = f"cannot connect to {url}: {error.reason}"
         raise CommandError(msg) from error
     except UnicodeDecodeError as error:
-        msg = f"{url} is no page of telemetry: its answer is not UTF-8"
+        msg = f"{url} does not answer in UTF-8. {advice}."
         raise CommandError(msg) from error
     except (OSError, HTTPException) as error:
         msg = f"{url} does not answer in HTTP: {str(error) or type(error).__name__}"
@@ -162,14 +173,14 @@ def _read(response: Any, url: str, deadline: float) -> str:
     return content.decode()
 
 
-def _describe_status(url: str, error: urllib.error.HTTPError) -> str:
+def _describe_status(url: str, error: urllib.error.HTTPError, advice: str) -> str:
     answer = f"{url} answers with status {error.code}"
     if error.code in {401, 403}:
-        return f"{answer}. Pass the token of the application with --bearer-token-file."
+        return f"{answer}. Pass its token with --bearer-token-file."
     if 300 <= error.code < 400:  # noqa: PLR2004  # redirects
         location = error.headers.get("Location", "")
         return f"{answer}, to {location!r}. Pass that address if you trust it."
-    return f"{answer}. Pass the address at which Prometheus scrapes the application."
+    return f"{answer}. {advice}."
 
 
 def read_token(path: Path | None) -> str | None:

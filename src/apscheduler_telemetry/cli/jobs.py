@@ -26,6 +26,7 @@ ALERT_INFO = "apscheduler_job_alert_info"
 SCHEDULER_INFO = "apscheduler_scheduler_info"
 _METRICS = (NEXT_RUN, JOB_INFO, ALERT_INFO, SCHEDULER_INFO)
 
+_ADVICE = "Pass the address at which Prometheus scrapes the application, with its path"
 _NO_NEXT_RUN = "has no next run now: it is paused, or was removed"
 _RUNS_ONCE = "runs only once"
 _OVERFLOW = "stands for all jobs above the limit of the label job_id: see max_labels="
@@ -73,10 +74,7 @@ def run_jobs_command(options: argparse.Namespace) -> None:
     url = complete_url(options.url)
     lines = _select_lines(fetch(url, read_token(options.bearer_token_file)))
     if not any(line.startswith(f"{SCHEDULER_INFO}{{") for line in lines):
-        msg = (
-            f"{url} does not show metrics of apscheduler-telemetry. Pass the address at which "
-            "Prometheus scrapes the application, with its path."
-        )
+        msg = f"{url} does not show metrics of apscheduler-telemetry. {_ADVICE}."
         raise CommandError(msg)
     jobs = parse_jobs(lines, options.application)
     if all(job.reason for job in jobs):
@@ -93,7 +91,7 @@ def fetch(url: str, token: str | None) -> str:
         CommandError: there is no answer, or another one than the metrics.
     """
     query = [("name[]", name) for name in _METRICS]
-    return fetch_text(url, token, query, content_type="text/plain;version=0.0.4")
+    return fetch_text(url, token, query, content_type="text/plain;version=0.0.4", advice=_ADVICE)
 
 
 def _select_lines(text: str) -> list[str]:

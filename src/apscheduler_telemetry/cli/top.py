@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from apscheduler_telemetry.cli.client import (
@@ -108,7 +109,8 @@ def _refresh(fetch_schedulers: Callable[[], Any], interval: float) -> None:
 
 def _fetch_schedulers(url: str, token: str | None) -> list[dict[str, Any]]:
     """Return the schedulers of the health report of a process, each with its jobs."""
-    report = fetch_json(url, token)
+    # That of an unhealthy process has this status.
+    report = fetch_json(url, token, statuses=(HTTPStatus.SERVICE_UNAVAILABLE,))
     try:
         schedulers = [
             {**scheduler, "jobs": [{**_EMPTY_JOB, **job, "id": str(job["id"])} for job in jobs]}
