@@ -10,6 +10,8 @@ from typing import Any
 
 from opentelemetry import trace
 
+from apscheduler_telemetry.export import run_log
+from tests.helpers.jobs import WAIT_TIMEOUT
 from tests.helpers.waiting import wait_until
 
 LOGGER = logging.getLogger("apscheduler_telemetry.runs")
@@ -52,5 +54,7 @@ def recording() -> Iterator[Records]:
     try:
         yield handler
     finally:
+        for writer in list(run_log._writers):
+            writer.flush(WAIT_TIMEOUT)  # so that no later test gets what is still waiting
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(level)
