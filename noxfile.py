@@ -46,7 +46,7 @@ NEWEST = [DEFAULT, *HERE][-1]
 
 BUILD = ROOT / "build"
 VENV = ROOT / ".venv"
-EXTRAS = "expect,instrumentation,otlp"
+EXTRAS = "expect,instrumentation,otlp,status"
 EVERYTHING = ("test", "integrations", "demo")
 FAST = ("-m", "not slow and not integration")
 ELSEWHERE = ("-m", "not slow and not integration and not once")

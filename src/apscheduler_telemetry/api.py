@@ -14,6 +14,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from datetime import tzinfo
 from typing import Any
 
 from opentelemetry._logs import LoggerProvider
@@ -47,6 +48,7 @@ from apscheduler_telemetry.export.otel_traces import (
     suppressing_tracing,
 )
 from apscheduler_telemetry.export.run_log import RunLogObserver
+from apscheduler_telemetry.export.status import StatusReport
 from apscheduler_telemetry.http import (
     HTTPEndpoints,
     HTTPServer,
@@ -72,6 +74,9 @@ class _ExportedScheduler:
         is_declared_singleton: whether only one scheduler of this name should be alive; only
             exported, not enforced.
         get_handle: returns the handle; None when it was freed.
+
+    Attributes:
+        uninstrument_reason: why the handle does not follow it any more; None while it does.
     """
 
     def __init__(  # noqa: PLR0913  # each part by name
@@ -89,7 +94,13 @@ class _ExportedScheduler:
         self.error_reporter = error_reporter
         self.adapter = adapter
         self.get_handle = get_handle
+        self.uninstrument_reason: str | None = None
         self._is_declared_singleton = is_declared_singleton
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of the scheduler."""
+        return self.adapter.timezone
 
     @property
     def started_at(self) -> float | None:
@@ -104,6 +115,10 @@ class _ExportedScheduler:
     def liveness(self) -> Liveness:
         """Return whether the scheduler's loop is alive, and the reasons if it is not."""
         return self.adapter.liveness()
+
+    def end(self, reason: str) -> None:
+        """Note why the handle does not follow the scheduler any more."""
+        self.uninstrument_reason = reason
 
     def scheduler_info(self) -> Mapping[str, str]:
         """Return the labels of ``apscheduler_scheduler_info``, without ``scheduler``."""
@@ -121,8 +136,8 @@ class Telemetry:
 
     Attributes:
         name: the value of the ``scheduler`` label.
-        wsgi_app: a WSGI application that serves ``/metrics``, ``/health``, ``/runs`` and
-            ``/livez``; mount it anywhere.
+        wsgi_app: a WSGI application that serves the status page, ``/metrics``, ``/health``,
+            ``/runs`` and ``/livez``; mount it anywhere.
         asgi_app: the same as an ASGI application.
     """
 
@@ -133,7 +148,6 @@ class Telemetry:
         self._scheduler = scheduler
         self._config = config
         self._servers: list[HTTPServer] = []
-        self._uninstrument_reason: str | None = None
         # First, as it raises if the environment is wrong.
         directory = find_multiprocess_directory() if config.registry is not None else None
         # Before exporters are created, as the last scheduler of a registry removes its exporter.
@@ -230,6 +244,7 @@ class Telemetry:
             registry=registry,
             get_health_report=self.health,
             get_run_list=self._list_runs if config.history else None,
+            status_source=StatusReport(lambda: [self._exported_scheduler]),
             is_healthy=self._is_healthy,
             report_exception=error_reporter.exception,
             expose_from_cache=expose_from_cache,
@@ -241,7 +256,7 @@ class Telemetry:
         self, port: int = 9476, addr: str = "127.0.0.1", **options: Any
     ) -> HTTPServer:
         """
-        Serve ``/metrics``, ``/health``, ``/runs`` and ``/livez`` from a thread of this process.
+        Serve the status page, ``/metrics``, ``/health``, ``/runs`` and ``/livez`` from a thread.
 
         If the port is taken, mostly by another worker or the reloader of the application, an error
         is logged, and the application goes on without a server in this process.
@@ -274,7 +289,7 @@ class Telemetry:
             NotInstrumentedError: the scheduler is not instrumented any more.
             TelemetryError: no thread can be started, as after the main thread has ended.
         """
-        if self._uninstrument_reason is not None:
+        if self._exported_scheduler.uninstrument_reason is not None:
             msg = f"nothing is left to serve: {self._describe_uninstrumentation()}"
             raise NotInstrumentedError(msg)
         _reject_unknown_server_options(options)
@@ -318,7 +333,7 @@ class Telemetry:
             ``message``), ``scheduler`` and ``jobs``; times are ISO 8601 in UTC. After
             `uninstrument` it is unhealthy, for the reason ``uninstrumented``.
         """
-        if self._uninstrument_reason is not None:
+        if self._exported_scheduler.uninstrument_reason is not None:
             return health.build_uninstrumented_report(self.name, self._describe_uninstrumentation())
         return health.build_report(self._exported_scheduler)
 
@@ -355,7 +370,7 @@ class Telemetry:
         Raises:
             NotInstrumentedError: the scheduler is not instrumented any more.
         """
-        if self._uninstrument_reason is not None:
+        if self._exported_scheduler.uninstrument_reason is not None:
             raise NotInstrumentedError(self._describe_uninstrumentation())
         return [finding.describe(self.name) for finding in self._exported_scheduler.adapter.check()]
 
@@ -384,7 +399,7 @@ class Telemetry:
         with _instrumentation_lock:
             if not is_current(self):
                 return
-            self._uninstrument_reason = reason
+            self._exported_scheduler.end(reason)
             delattr(self._scheduler, _HANDLE_ATTRIBUTE)
             self._exported_scheduler.adapter.uninstall()
             self._stop_exporting()
@@ -423,12 +438,15 @@ class Telemetry:
     def _describe_uninstrumentation(self) -> str:
         return (
             f"The scheduler {self.name!r} is not instrumented by this handle any more, as "
-            f"{self._uninstrument_reason}; call instrument() again."
+            f"{self._exported_scheduler.uninstrument_reason}; call instrument() again."
         )
 
     def _is_healthy(self) -> bool:
         """Return whether the ``status`` of `health` is ``healthy``, without looking at jobs."""
-        return self._uninstrument_reason is None and self._exported_scheduler.liveness().up
+        return (
+            self._exported_scheduler.uninstrument_reason is None
+            and self._exported_scheduler.liveness().up
+        )
 
     def _on_scheduler_started(self) -> None:
         if self._journal is not None:
@@ -450,7 +468,7 @@ class Telemetry:
 
     def __repr__(self) -> str:
         """Name the scheduler."""
-        end = "" if self._uninstrument_reason is None else ", uninstrumented"
+        end = "" if self._exported_scheduler.uninstrument_reason is None else ", uninstrumented"
         return f"<Telemetry of the scheduler {self.name!r}{end}>"
 
 

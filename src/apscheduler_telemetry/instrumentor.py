@@ -50,6 +50,7 @@ from apscheduler_telemetry.export.multiprocess.writer import (
     write_all_snapshots,
 )
 from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
+from apscheduler_telemetry.export.status import StatusReport
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 from apscheduler_telemetry.http.pages import MetricsExposer
 
@@ -263,6 +264,9 @@ class _AllSchedulersInstrumentation:
             registry=registry,
             get_health_report=lambda: health.combine([h.health() for h in get_handles()]),
             get_run_list=None if self._options.get("history") == 0 else list_runs,
+            status_source=StatusReport(
+                lambda: [h._exported_scheduler for h in get_handles()]  # noqa: SLF001  # ours
+            ),
             is_healthy=lambda: all(h._is_healthy() for h in get_handles()),  # noqa: SLF001  # ours
             report_exception=report_exception,
             expose_from_cache=expose_from_cache,

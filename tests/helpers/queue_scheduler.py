@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -112,6 +112,10 @@ class QueueSchedulerAdapter:
 
     def scheduler_info(self) -> Mapping[str, str]:
         return {"type": "QueueScheduler", "version": "1", "timezone": "UTC"}
+
+    @property
+    def timezone(self) -> tzinfo:
+        return timezone.utc
 
     def _start(self) -> None:
         self._originals["start"]()

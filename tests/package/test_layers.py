@@ -79,8 +79,15 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters.apscheduler3.adapter"}),
     frozenset({"adapters.registry"}),
     # What reads the metrics state.
-    frozenset({"export.given_span_ids", "export.metric_families", "export.run_list"}),
-    frozenset({"export.health", "export.job_attributes", "export.otel_metrics"}),
+    frozenset(
+        {
+            "export.given_span_ids",
+            "export.metric_families",
+            "export.run_list",
+            "export.status_texts",
+        }
+    ),
+    frozenset({"export.health", "export.job_attributes", "export.otel_metrics", "export.status"}),
     frozenset({"export.otel_traces", "export.text_format"}),
     frozenset({"export.prometheus", "export.run_log"}),
     frozenset({"export.interrupted_runs"}),
@@ -113,7 +120,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "http.tls",
         }
     ),
-    frozenset({"http.app", "http.wsgi_server"}),
+    frozenset({"http.app", "http.status_pages", "http.wsgi_server"}),
     frozenset({"http.asgi", "http.server", "http.wsgi"}),
     frozenset({"http.endpoints"}),
     frozenset({"http"}),

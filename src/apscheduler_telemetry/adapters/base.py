@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider
+from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider, Timetable
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
 
@@ -97,7 +97,7 @@ class ImportFacts:
     is_web_application: bool = True
 
 
-class SchedulerAdapter(SchedulerStatusProvider, Protocol):
+class SchedulerAdapter(SchedulerStatusProvider, Timetable, Protocol):
     """Watches one scheduler."""
 
     def __init__(self, scheduler: Any, dependencies: AdapterDependencies) -> None:

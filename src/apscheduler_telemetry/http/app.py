@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import html
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
 from urllib.parse import quote
@@ -34,7 +34,9 @@ class PageRouter:
     interpreter.
 
     Args:
-        pages: the pages by name; the landing page links to them in this order.
+        pages: the pages by name, that of ``/`` being empty.
+        link_names: which of them the landing page and a 404 name, in this order.
+        landing_hint: a sentence of the landing page; not used if `pages` has one for ``/``.
         is_healthy: what ``/livez`` tells by its status; must return at once.
         report_exception: called with ``"http"`` while the exception of a page is being handled.
     """
@@ -43,10 +45,14 @@ class PageRouter:
         self,
         pages: Mapping[str, Page],
         *,
+        link_names: Sequence[str],
+        landing_hint: str = "",
         is_healthy: Callable[[], bool],
         report_exception: Callable[[str], None],
     ) -> None:
         self._pages = pages
+        self._link_names = link_names
+        self._landing_hint = landing_hint
         self._is_healthy = is_healthy
         self._report_exception = report_exception
         # One queue each, so that /health responds even if every scrape hangs.
@@ -118,17 +124,16 @@ class PageRouter:
         return self._landing_page_response(request.root_path)
 
     def _not_found_response(self) -> Response:
-        *names, last = self._link_names()
+        *names, last = self._link_names
         paths = f"{', '.join(f'/{name}' for name in names)} and /{last}"
         return Response(HTTPStatus.NOT_FOUND, [f"Not found. There are {paths}.\n".encode()])
 
-    def _link_names(self) -> list[str]:
-        return [*self._pages, LIVENESS_PAGE_NAME]
-
     def _landing_page_response(self, root_path: str) -> Response:
         prefix = html.escape(quote(root_path.rstrip("/"), errors="replace"))
-        links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._link_names())
-        body = f"<!doctype html><title>APScheduler telemetry</title>{''.join(links)}\n".encode()
+        links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._link_names)
+        hint = f"<p>{html.escape(self._landing_hint)}</p>" if self._landing_hint else ""
+        title = "<title>APScheduler telemetry</title>"
+        body = f"<!doctype html>{title}{''.join(links)}{hint}\n".encode()
         return Response(HTTPStatus.OK, [body], "text/html; charset=utf-8")
 
 

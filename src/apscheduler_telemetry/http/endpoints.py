@@ -13,6 +13,7 @@ from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.asgi import ASGIApp
 from apscheduler_telemetry.http.limits import ServerLimits
+from apscheduler_telemetry.http.messages import LIVENESS_PAGE_NAME
 from apscheduler_telemetry.http.pages import (
     HealthPage,
     MetricsExposer,
@@ -23,6 +24,12 @@ from apscheduler_telemetry.http.pages import (
 )
 from apscheduler_telemetry.http.readers import BufferBudget
 from apscheduler_telemetry.http.server import HTTPServer, serve_wsgi_app
+from apscheduler_telemetry.http.status_pages import (
+    MISSING_LIBRARY_HINT,
+    StatusSource,
+    create_status_pages,
+    has_template_library,
+)
 from apscheduler_telemetry.http.tls import TLSOptions
 from apscheduler_telemetry.http.wsgi import WSGIApp
 
@@ -39,8 +46,9 @@ class HTTPEndpoints:
             ``unhealthy``.
         is_healthy: whether it is ``healthy``; must return at once, whatever the number of jobs.
         get_run_list: returns the list of the latest runs; None for no page ``/runs``.
+        status_source: returns what the status page shows; None for no such page.
         report_exception: called with ``"http"`` while an exception of `registry`,
-            `get_health_report` or `get_run_list` is being handled.
+            `get_health_report`, `get_run_list` or `status_source` is being handled.
         expose_from_cache: a faster way to encode `registry`, if there is one.
 
     Attributes:
@@ -55,6 +63,7 @@ class HTTPEndpoints:
         get_health_report: Callable[[], Mapping[str, object]],
         is_healthy: Callable[[], bool],
         get_run_list: RunListGetter | None = None,
+        status_source: StatusSource | None = None,
         report_exception: Callable[[str], None],
         expose_from_cache: MetricsExposer | None = None,
     ) -> None:
@@ -63,8 +72,20 @@ class HTTPEndpoints:
             pages = {"metrics": MetricsPage(registry, expose_from_cache), **pages}
         if get_run_list is not None:
             pages["runs"] = RunsPage(get_run_list)
+        link_names, landing_hint = [*pages, LIVENESS_PAGE_NAME], ""
+        if status_source is not None:
+            if has_template_library():
+                pages.update(create_status_pages(status_source, link_names))
+            else:
+                landing_hint = MISSING_LIBRARY_HINT
         self._report_exception = report_exception
-        self._app = PageRouter(pages, is_healthy=is_healthy, report_exception=report_exception)
+        self._app = PageRouter(
+            pages,
+            link_names=link_names,
+            landing_hint=landing_hint,
+            is_healthy=is_healthy,
+            report_exception=report_exception,
+        )
         budget = BufferBudget(limits.MAX_BUFFERED_BYTES, report_exception)
         self.wsgi_app = WSGIApp(self._app, budget)
         self.asgi_app = ASGIApp(self._app, budget)

@@ -113,7 +113,7 @@ class MetricsPage:
         content_encoding = (("Content-Encoding", "gzip"),) if variant.is_gzipped else ()
         if variant.is_gzipped:
             chunks = [join_and_gzip(chunks)]
-        chunks = list(_split_large_chunks(chunks))
+        chunks = list(split_large_chunks(chunks))
         return Response(HTTPStatus.OK, chunks, variant.content_type, content_encoding)
 
     def _encode_metrics(self, encode: Encoder, names: Sequence[str]) -> Sequence[bytes]:
@@ -127,7 +127,7 @@ class MetricsPage:
         return INTERNAL_ERROR_RESPONSE
 
 
-def _split_large_chunks(chunks: Sequence[bytes]) -> Iterator[bytes]:
+def split_large_chunks(chunks: Sequence[bytes]) -> Iterator[bytes]:
     """
     Split chunks into parts of at most `limits.MAX_CHUNK_BYTES`.
 

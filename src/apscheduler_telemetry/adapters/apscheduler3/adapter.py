@@ -8,6 +8,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import tzinfo
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakValueDictionary
@@ -209,6 +210,12 @@ class APScheduler3Adapter:
             "version": _apscheduler_version(),
             "timezone": _timezone_text(self._scheduler.timezone),
         }
+
+    @property
+    def timezone(self) -> tzinfo:
+        """The time zone of the scheduler."""
+        zone: tzinfo = self._scheduler.timezone
+        return zone
 
     # Installation
 

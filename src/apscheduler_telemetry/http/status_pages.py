@@ -1,0 +1,180 @@
+"""
+The status page, for people: ``/``. Its templates need Jinja2, an optional dependency.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib import resources
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from apscheduler_telemetry.http.messages import INTERNAL_ERROR_RESPONSE, Request, Response
+from apscheduler_telemetry.http.negotiation import accepts_gzip, join_and_gzip
+from apscheduler_telemetry.http.pages import Page, split_large_chunks
+
+MISSING_LIBRARY_HINT = (
+    "For a status page of all jobs, install Jinja2: pip install 'apscheduler-telemetry[status]'"
+)
+
+
+class StatusSource(Protocol):
+    """Returns what the pages show, by the names that their templates use."""
+
+    def overview(self) -> Mapping[str, Any]:
+        """Return all jobs."""
+
+
+def has_template_library() -> bool:
+    """Return whether Jinja2 is installed, without loading it."""
+    return importlib.util.find_spec("jinja2") is not None
+
+
+def create_status_pages(source: StatusSource, link_names: list[str]) -> dict[str, Page]:
+    """
+    Return the pages by name.
+
+    Args:
+        source: what they show.
+        link_names: other pages, to which they link.
+    """
+    return {"": OverviewPage(source, link_names)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusVariant:
+    """
+    What is requested of a page.
+
+    Attributes:
+        prefix: the quoted path that the application is mounted at, without a slash at its end.
+        query: the query string.
+        is_gzipped: whether to compress the body.
+    """
+
+    prefix: str
+    query: str
+    is_gzipped: bool
+
+
+class StatusPage:
+    """
+    A page for people, as HTML that loads nothing and runs no script but its own.
+
+    Args:
+        source: what it shows.
+        link_names: other pages, to which it links.
+    """
+
+    name: str
+    template_name: str
+
+    def __init__(self, source: StatusSource, link_names: list[str]) -> None:
+        self._source = source
+        self._link_names = link_names
+
+    def choose_variant(self, request: Request) -> StatusVariant:
+        """Return where the application is mounted, and what is asked for."""
+        return StatusVariant(
+            prefix=quote(request.root_path.rstrip("/"), errors="replace"),
+            query=request.query,
+            is_gzipped=accepts_gzip(request.accept_encoding),
+        )
+
+    def render_error(self) -> Response:
+        """Return a plain 500."""
+        return INTERNAL_ERROR_RESPONSE
+
+    def respond(
+        self,
+        variant: StatusVariant,
+        content: Mapping[str, Any],
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> Response:
+        """Return the filled template as a response."""
+        assets = _load_assets()
+        template = _get_environment().get_template(self.template_name)
+        text = template.render(
+            **content,
+            page_name=self.name,
+            prefix=variant.prefix,
+            link_names=self._link_names,
+            style=assets.style,
+            script=assets.script,
+        )
+        headers = [*_SECURITY_HEADERS, ("Content-Security-Policy", assets.policy)]
+        body = text.encode("utf-8", "replace")
+        if variant.is_gzipped:
+            body = join_and_gzip([body])
+            headers.append(("Content-Encoding", "gzip"))
+        chunks = list(split_large_chunks([body]))
+        return Response(status, chunks, "text/html; charset=utf-8", tuple(headers))
+
+
+class OverviewPage(StatusPage):
+    """``/``: all jobs, those in trouble first."""
+
+    name = ""
+    template_name = "overview.html"
+
+    def render(self, variant: StatusVariant) -> Response:
+        """Return the page."""
+        return self.respond(variant, self._source.overview())
+
+
+_SECURITY_HEADERS = (("Referrer-Policy", "no-referrer"), ("Vary", "Accept-Encoding"))
+
+
+@dataclass(frozen=True)
+class _Assets:
+    """The style and the script of all pages, and the policy that allows only these."""
+
+    style: str
+    script: str
+    policy: str
+
+
+@functools.cache
+def _load_assets() -> _Assets:
+    directory = resources.files("apscheduler_telemetry.http") / "templates"
+    style, script = (
+        (directory / name).read_text("utf-8").strip() for name in ("status.css", "status.js")
+    )
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src {_hash_source(style)}",
+            f"script-src {_hash_source(script)}",
+            "connect-src 'self'",  # the script reads the page again
+            "img-src data:",  # the empty icon, without which browsers ask for /favicon.ico
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return _Assets(style, script, policy)
+
+
+def _hash_source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+@functools.cache
+def _get_environment() -> Any:
+    import jinja2  # noqa: PLC0415  # optional, and only loaded if somebody looks at a page
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("apscheduler_telemetry.http"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
