@@ -33,6 +33,7 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.run_history import DEFAULT_HISTORY, RunRecord
 from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
+from apscheduler_telemetry.core.timetable import UpcomingRuns
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus, run_list
 from apscheduler_telemetry.export.interrupted_runs import InterruptedRunReporter
@@ -101,6 +102,12 @@ class _ExportedScheduler:
     def timezone(self) -> tzinfo:
         """The time zone of the scheduler."""
         return self.adapter.timezone
+
+    def find_upcoming_runs(
+        self, until: float, *, label: str | None = None, max_count: int
+    ) -> UpcomingRuns:
+        """Return the coming runs of all jobs, or of one label; see `Timetable`."""
+        return self.adapter.find_upcoming_runs(until, label=label, max_count=max_count)
 
     @property
     def started_at(self) -> float | None:

@@ -7,9 +7,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
+
+from tests.helpers.http_clients import ask_wsgi
 
 VOID = frozenset({"meta", "link", "input", "br"})
 """Elements without an end tag."""
+
+
+HOSTILE_IDS = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "\u202egnirts lrt",
+    "עברית",
+    "x" * 200,
+    "a&b=c/../?d#e%20 +;",
+    "{{ 7 * 7 }}{% raw %}",
+    "lone \ud800 surrogate",
+    "</style></main><!-- ]]>",
+)
 
 
 @dataclass
@@ -75,6 +91,13 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.open[-1].children.append(data)
+
+
+def read_page(rig: Any, path: str = "/", **request: Any) -> Element:
+    """Return a page of the application of a rig."""
+    reply = ask_wsgi(rig.telemetry.wsgi_app, path, **request)
+    assert reply.status == 200, reply.text
+    return read_html(reply.text)
 
 
 def read_html(text: str) -> Element:

@@ -17,6 +17,7 @@ from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.records import JobRecord, Run
+from apscheduler_telemetry.core.timetable import UpcomingRuns
 
 
 class CancelledRunError(Exception):
@@ -116,6 +117,11 @@ class QueueSchedulerAdapter:
     @property
     def timezone(self) -> tzinfo:
         return timezone.utc
+
+    def find_upcoming_runs(
+        self, until: float, *, label: str | None = None, max_count: int
+    ) -> UpcomingRuns:
+        return UpcomingRuns([], until, [])
 
     def _start(self) -> None:
         self._originals["start"]()

@@ -15,27 +15,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Expectations, instrument
+from apscheduler_telemetry.export.status import StatusReport
 from apscheduler_telemetry.http import HTTPEndpoints
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.collectors import ReportedErrors
-from tests.helpers.html_pages import Element, read_html
+from tests.helpers.html_pages import HOSTILE_IDS, Element, read_html, read_page
 from tests.helpers.http_clients import HEALTHY, Reply, ask_asgi_sync, ask_wsgi, fetch
 from tests.helpers.rigs import Gate, HandRig, hand_driven_rig
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.triggers import every
-
-HOSTILE_IDS = (
-    "<script>alert(1)</script>",
-    "\"'><img src=x onerror=alert(1)>",
-    "\u202egnirts lrt",
-    "עברית",
-    "x" * 200,
-    "a&b=c/../?d#e%20 +;",
-    "{{ 7 * 7 }}{% raw %}",
-    "lone \ud800 surrogate",
-    "</style></main><!-- ]]>",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +36,9 @@ def ask(rig: HandRig, path: str = "/", **request: Any) -> Reply:
     return ask_wsgi(rig.telemetry.wsgi_app, path, **request)
 
 
-def page(rig: HandRig, path: str = "/", **request: Any) -> Element:
-    reply = ask(rig, path, **request)
-    assert reply.status == 200
-    return read_html(reply.text)
-
-
 def rows(rig: HandRig) -> list[list[str]]:
     """Return the text of each job's cells."""
-    listed = page(rig).one("ul", **{"class": "jobs"})
+    listed = read_page(rig).one("ul", **{"class": "jobs"})
     return [[cell.text for cell in row.all("div")] for row in listed.all("li")]
 
 
@@ -78,7 +61,7 @@ class TestJobs:
             assert state == "● Waiting job"
             assert next_run == f"Next run: in 10 s {START + timedelta(seconds=10):%F %T}"
             assert (runs, failure) == ("", "")
-            [strip] = page(rig).one("ul", **{"class": "jobs"}).all("svg")
+            [strip] = read_page(rig).one("ul", **{"class": "jobs"}).all("svg")
             assert strip.attributes["aria-label"] == "Last 1 runs: 1 success. The latest: success."
 
     def test_failure_is_shown_with_its_reason(self) -> None:
@@ -92,7 +75,7 @@ class TestJobs:
 
             assert state == "✖ Failing job"
             assert failure == f"Last failure: {START:%F %T} error ValueError: no <connection>"
-            assert page(rig).one("title").text == "✖ Jobs (1 in trouble)"
+            assert read_page(rig).one("title").text == "✖ Jobs (1 in trouble)"
 
     def test_success_after_a_failure_is_no_trouble(self) -> None:
         """A job that has succeeded since is not in trouble, but its failure is still shown."""
@@ -108,7 +91,7 @@ class TestJobs:
 
             assert state == "● Waiting job"
             assert "ValueError" in failure
-            assert page(rig).one("title").text == "Jobs"
+            assert read_page(rig).one("title").text == "Jobs"
 
     def test_message_that_may_not_be_exported_is_not_shown(self) -> None:
         """With ``capture_message=False``, only the type of an exception is shown."""
@@ -159,7 +142,7 @@ class TestJobs:
                 ("running", "▶ Running"),
                 ("paused", "– Idle"),
             ]
-            assert page(rig).one("h1").text == "3 of 7 jobs in trouble"
+            assert read_page(rig).one("h1").text == "3 of 7 jobs in trouble"
             gate.open()
 
     def test_overdue_job_is_missed(self) -> None:
@@ -177,7 +160,7 @@ class TestJobs:
             rig.scheduler.pause()
 
             assert states(rig) == {"job": "‖ Paused"}
-            assert "‖ Paused" in page(rig).one("h2", id="scheduler-1").text
+            assert "‖ Paused" in read_page(rig).one("h2", id="scheduler-1").text
 
     def test_stopped_scheduler_is_down_with_the_reason(self) -> None:
         """The jobs of a scheduler that does not run are down, and the page says why."""
@@ -186,7 +169,7 @@ class TestJobs:
             rig.scheduler.shutdown()
 
             assert states(rig) == {"job": "✖ Down"}
-            [reason] = page(rig).all("p", **{"class": "reason"})
+            [reason] = read_page(rig).all("p", **{"class": "reason"})
             assert reason.text == rig.telemetry.health()["reasons"][0]["message"]
 
     def test_uninstrumented_scheduler_is_down(self) -> None:
@@ -195,19 +178,21 @@ class TestJobs:
             rig.add(jobs.nothing, every(10))
             rig.telemetry.uninstrument()
 
-            assert "uninstrument() was called" in page(rig).one("p", **{"class": "reason"}).text
+            assert (
+                "uninstrument() was called" in read_page(rig).one("p", **{"class": "reason"}).text
+            )
             rig.checks_events = False
 
     def test_there_may_be_no_jobs(self) -> None:
         """A scheduler without jobs says so."""
         with hand_driven_rig() as rig:
-            assert "This scheduler has no jobs." in page(rig).text
+            assert "This scheduler has no jobs." in read_page(rig).text
 
     def test_executors_and_job_stores_are_shown(self) -> None:
         """Executors are shown with their workers, and job stores with their jobs."""
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(10))
-            facts = page(rig).one("dl")
+            facts = read_page(rig).one("dl")
             texts = [f"{each.one('dt').text}: {each.one('dd').text}" for each in facts.all("div")]
 
             assert "Executor default: 0 running of 4, 0 queued" in texts
@@ -235,7 +220,7 @@ class TestJobs:
             rig.settle()
 
             assert list(states(rig)) == ["bad", "good-0"]
-            assert "3 more jobs are not listed here." in page(rig).text
+            assert "3 more jobs are not listed here." in read_page(rig).text
 
 
 class TestHostileTexts:
@@ -261,7 +246,7 @@ def failing_page(job_id: str) -> tuple[str, Element]:
         rig.scheduler.turn()
         rig.settle()
         [run] = rig.telemetry.runs()
-        return " ".join(run["job_id"].split()), page(rig)
+        return " ".join(run["job_id"].split()), read_page(rig)
 
 
 class TestResponse:
@@ -295,7 +280,7 @@ class TestResponse:
             rig.add(jobs.nothing, every(10))
             rig.scheduler.turn()
             rig.settle()
-            shown = page(rig)
+            shown = read_page(rig)
 
         elements = [each for tag in shown.tags() for each in shown.all(tag)]
         names = {name for each in elements for name in each.attributes}
@@ -330,7 +315,7 @@ class TestResponse:
     def test_links_lead_below_the_mount_point(self) -> None:
         """All links of a mounted page lead to pages below the mount point."""
         with hand_driven_rig() as rig:
-            shown = page(rig, "/", mount="/ops/x y")
+            shown = read_page(rig, "/", mount="/ops/x y")
 
             links = {each.attributes["href"] for each in shown.all("a")} - {"#content"}
             assert {"/ops/x%20y/", "/ops/x%20y/metrics", "/ops/x%20y/runs"} <= links
@@ -340,7 +325,7 @@ class TestResponse:
         """The page is at the mount point, with or without a slash at its end."""
         with hand_driven_rig() as rig:
             for mount, path in (("/ops", ""), ("/ops", "/"), ("/ops", "/ops/"), ("", "/")):
-                assert page(rig, path, mount=mount).one("h1").text
+                assert read_page(rig, path, mount=mount).one("h1").text
 
     def test_unknown_path_is_not_the_page(self) -> None:
         """Another path leads to the 404 that names the pages."""
@@ -371,15 +356,14 @@ class TestResponse:
     def test_failure_is_reported_without_its_text(self) -> None:
         """If the page cannot be made, the response is a plain error, which is reported."""
 
-        class Broken:
-            def overview(self) -> Any:
-                raise RuntimeError("secret")
+        def fail() -> Any:
+            raise RuntimeError("secret")
 
         failures = ReportedErrors()
         endpoints = HTTPEndpoints(
             registry=CollectorRegistry(),
             get_health_report=lambda: HEALTHY,
-            status_source=Broken(),
+            status_source=StatusReport(fail),
             is_healthy=lambda: True,
             report_exception=failures,
         )
@@ -394,7 +378,7 @@ class TestAccessibility:
     def test_page_has_a_language_landmarks_and_one_heading(self) -> None:
         """The page has a language, landmarks, one main heading and a link past the rest."""
         with hand_driven_rig() as rig:
-            shown = page(rig)
+            shown = read_page(rig)
 
         assert shown.attributes["lang"] == "en"
         assert len(shown.all("h1")) == len(shown.all("main")) == len(shown.all("title")) == 1
@@ -405,7 +389,7 @@ class TestAccessibility:
     def test_each_element_that_is_referred_to_exists_once(self) -> None:
         """Ids are unique, and what is labelled by an id is."""
         with hand_driven_rig() as rig:
-            shown = page(rig)
+            shown = read_page(rig)
 
         elements = [each for tag in shown.tags() for each in shown.all(tag)]
         ids = [each.attributes["id"] for each in elements if "id" in each.attributes]
@@ -447,8 +431,6 @@ class TestWithoutJinja2:
 class TestSeveralSchedulers:
     def test_zero_code_shows_all_schedulers(self) -> None:
         """The source of a whole process shows the schedulers one after the other."""
-        from apscheduler_telemetry.export.status import StatusReport
-
         registry = CollectorRegistry()
         handles = [
             instrument(hand_driven_scheduler(), name=name, registry=registry)

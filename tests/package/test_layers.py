@@ -21,7 +21,16 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters", "adapters.apscheduler3", "core", "export", "export.multiprocess"}),
     frozenset({"core.interruptions"}),
     # Plain data, the metrics state, and who follows single runs.
-    frozenset({"core.current_run", "core.files", "core.findings", "core.forks", "core.locks"}),
+    frozenset(
+        {
+            "core.current_run",
+            "core.files",
+            "core.findings",
+            "core.forks",
+            "core.locks",
+            "core.timetable",
+        }
+    ),
     frozenset({"core.model", "core.times"}),
     frozenset({"context_store", "core.file_locks"}),
     frozenset({"core.journal_file"}),
@@ -66,7 +75,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.unsubmitted_runs",
         }
     ),
-    frozenset({"adapters.apscheduler3.job_changes"}),
+    frozenset({"adapters.apscheduler3.job_changes", "adapters.apscheduler3.upcoming_runs"}),
     frozenset({"adapters.apscheduler3.executors", "adapters.apscheduler3.jobstore_poller"}),
     frozenset(
         {

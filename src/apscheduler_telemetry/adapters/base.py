@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.labels import JobLabeller
-from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider, Timetable
+from apscheduler_telemetry.core.model import CaptureOptions, SchedulerStatusProvider
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
 from apscheduler_telemetry.core.recorder import Recorder
+from apscheduler_telemetry.core.timetable import Timetable
 
 
 class OriginPropagator(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import time, tzinfo
+from datetime import time
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -261,14 +261,6 @@ class SchedulerStatusProvider(Protocol):
 
     def scheduler_info(self) -> Mapping[str, str]:
         """Return the description of the scheduler: ``type``, ``version`` and ``timezone``."""
-
-
-class Timetable(Protocol):
-    """When the jobs of a scheduler are due, which its adapter provides to the status page."""
-
-    @property
-    def timezone(self) -> tzinfo:
-        """The time zone of the scheduler."""
 
 
 def exception_message(exception: BaseException, limit: int = MAX_MESSAGE_LENGTH) -> str:

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import time as time_of_day
 from datetime import tzinfo
 from typing import Any, NamedTuple, Protocol
 
-from apscheduler_telemetry.core.model import FAILED_OUTCOMES, Clock, Liveness, Outcome, Timetable
+from apscheduler_telemetry.core.model import FAILED_OUTCOMES, Clock, Liveness, Outcome
 from apscheduler_telemetry.core.records import JobSnapshot
 from apscheduler_telemetry.core.run_history import RunRecord
+from apscheduler_telemetry.core.timetable import Timetable, UpcomingRun
 from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_jobs
 from apscheduler_telemetry.export.status_texts import (
     RunStrip,
     describe_age,
     describe_countdown,
+    describe_duration,
     describe_time,
     draw_runs,
 )
@@ -31,6 +34,20 @@ DROPPING_SECONDS = 600.0
 """Seconds for which a run that was dropped is a job's state, as in the dashboards."""
 RECENT_FAILURE_SECONDS = 86_400.0
 """Seconds for which jobs that have failed stand before others: what happened last night."""
+MAX_SHOWN_RUNS = 100
+"""Runs of one job that its page shows; `/runs` has all that are kept."""
+SHOWN_FIRE_TIMES = 10
+CHART_HEIGHT = 120
+"""Of the durations of a job, in pixels."""
+SECONDS_AHEAD = 86_400.0
+"""Seconds for which coming runs are shown."""
+MAX_UPCOMING_RUNS = 10_000
+"""Coming runs that are looked for: of 400 jobs that run every hour."""
+MAX_SHOWN_LINES = 2_000
+"""Lines of coming runs, which are those of one job in one hour."""
+MAX_SHOWN_CROWDS = 50
+MAX_SHOWN_JOBS_OF_CROWD = 10
+MAX_SHOWN_UNLISTED = 50
 MAX_SHOWN_MESSAGE_LENGTH = 200
 """Characters of the message of an error in the list of all jobs."""
 
@@ -169,6 +186,33 @@ class StatusReport:
             ],
         }
 
+    def job(self, scheduler_name: str | None, job_id: str) -> Mapping[str, Any] | None:
+        """
+        Return one job with its runs and its next fire times; None if there is no such job.
+
+        Args:
+            scheduler_name: the scheduler; None for the first one that has such a job.
+            job_id: the value of the ``job_id`` label.
+        """
+        now = self._clock()
+        for scheduler in self._get_schedulers():
+            if scheduler_name is None or scheduler.name == scheduler_name:
+                jobs = sorted_jobs(scheduler, ERROR_COMPONENT, is_export=False)
+                for job in jobs:
+                    if job.label == job_id:
+                        return _describe_whole_job(scheduler, job, now)
+        return None
+
+    def upcoming(self) -> Mapping[str, Any]:
+        """Return what is due in the next 24 hours, and when an executor has too few workers."""
+        now = self._clock()
+        schedulers = [_look_ahead(scheduler, now) for scheduler in self._get_schedulers()]
+        return {"now": now, "schedulers": schedulers}
+
+    def now(self) -> float:
+        """Return Unix seconds."""
+        return self._clock()
+
 
 def rank_jobs(scheduler: StatusScheduler, now: float) -> list[tuple[JobState, JobSnapshot]]:
     """
@@ -232,6 +276,8 @@ def find_state(  # noqa: PLR0911  # one for each state
 
 
 def _was_dropped_lately(job: JobSnapshot, now: float) -> bool:
+    if not any(job.stats.outcomes[outcome] for outcome in _DROPPED):
+        return False  # as of most jobs
     since = now - DROPPING_SECONDS
     for kept in reversed(job.history):
         run = RunRecord(*kept)
@@ -274,15 +320,157 @@ def _describe_job(state: JobState, job: JobSnapshot, now: float, zone: tzinfo) -
         next_time=describe_time(next_run, zone) if next_run else "",
         countdown=describe_countdown(next_run, now) if next_run else "",
         strip=draw_runs(runs),
-        last_error=find_last_error(job.history, zone),
+        last_error=find_last_error(runs, zone),
         last_success=describe_age(job.stats.last_success_at, now),
     )
 
 
-def find_last_error(history: Iterable[tuple[Any, ...]], zone: tzinfo) -> ShownError | None:
+def _describe_whole_job(scheduler: StatusScheduler, job: JobSnapshot, now: float) -> dict[str, Any]:
+    zone, info = scheduler.timezone, job.info
+    state = find_state(
+        job, scheduler.liveness(), now, is_followed=scheduler.uninstrument_reason is None
+    )
+    runs = [RunRecord(*kept) for kept in job.history[-MAX_SHOWN_RUNS:]]
+    upcoming = scheduler.find_upcoming_runs(math.inf, label=job.label, max_count=SHOWN_FIRE_TIMES)
+    durations = [run.duration for run in runs if run.duration is not None]
+    running_since = job.in_flight_summary.oldest_start_at or None
+    return {
+        "now": now,
+        "scheduler": scheduler.name,
+        "timezone": scheduler.scheduler_info().get("timezone", ""),
+        "job": _describe_job(state, job, now, zone),
+        "info": info,
+        "grace": describe_duration(info.grace),
+        "expectations": _describe_expectations(job),
+        "running": job.in_flight_summary.running,
+        "queued": job.in_flight_summary.queued,
+        "running_since": None if running_since is None else describe_age(running_since, now),
+        "counts": [(outcome.value, count) for outcome, count in job.stats.outcomes.items()],
+        "chart": draw_runs(runs, CHART_HEIGHT),
+        "longest": describe_duration(max(durations)) if durations else None,
+        "first_time": describe_time(runs[0].due_at, zone) if runs else "",
+        "last_time": describe_time(runs[-1].due_at, zone) if runs else "",
+        "runs": [_describe_run(run, zone) for run in reversed(runs)],
+        "upcoming": [
+            (run.due_at, describe_time(run.due_at, zone), describe_countdown(run.due_at, now))
+            for run in upcoming.runs
+        ],
+        "unlisted_reason": upcoming.unlisted[0].reason if upcoming.unlisted else None,
+    }
+
+
+def _look_ahead(scheduler: StatusScheduler, now: float) -> dict[str, Any]:
+    zone = scheduler.timezone
+    found = scheduler.find_upcoming_runs(now + SECONDS_AHEAD, max_count=MAX_UPCOMING_RUNS)
+    hours = _group_by_hour(found.runs, zone)
+    crowds = _find_crowds(scheduler, found.runs)
+    is_complete = found.complete_until == math.inf
+    return {
+        "name": scheduler.name,
+        "timezone": scheduler.scheduler_info().get("timezone", ""),
+        "run_count": len(found.runs),
+        "complete_until": None if is_complete else describe_time(found.complete_until, zone),
+        "unlisted": [
+            (each.label, each.reason, describe_time(each.after, zone))
+            for each in found.unlisted[:MAX_SHOWN_UNLISTED]
+        ],
+        "more_unlisted": max(0, len(found.unlisted) - MAX_SHOWN_UNLISTED),
+        "hours": hours,
+        "crowds": [
+            {
+                "time": describe_time(at, zone),
+                "executor": alias,
+                "workers": int(workers),
+                "count": len(labels),
+                "jobs": list(dict.fromkeys(labels))[:MAX_SHOWN_JOBS_OF_CROWD],
+                "more": max(0, len(set(labels)) - MAX_SHOWN_JOBS_OF_CROWD),
+            }
+            for at, alias, workers, labels in crowds[:MAX_SHOWN_CROWDS]
+        ],
+        "more_crowds": max(0, len(crowds) - MAX_SHOWN_CROWDS),
+    }
+
+
+def _group_by_hour(runs: Sequence[UpcomingRun], zone: tzinfo) -> list[dict[str, Any]]:
+    """Return the runs of each hour of the time zone, as the first one of each job and a count."""
+    hour_texts: dict[int, str] = {}
+    hours: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        # Every hour of every time zone begins at a quarter of an hour.
+        quarter = int(run.due_at // 900)
+        hour = hour_texts.get(quarter)
+        if hour is None:
+            hour = hour_texts[quarter] = f"{describe_time(quarter * 900, zone)[:13]}:00"
+        hours.setdefault(hour, {}).setdefault(run.label, []).append(run.due_at)
+    shown = []
+    left = MAX_SHOWN_LINES
+    for hour, jobs in hours.items():
+        listed = list(jobs.items())[:left]
+        left -= len(listed)
+        shown.append(
+            {
+                "hour": hour,
+                "run_count": sum(map(len, jobs.values())),
+                "job_count": len(jobs),
+                "jobs": [
+                    (describe_time(times[0], zone)[11:], label, len(times))
+                    for label, times in listed
+                ],
+                "more": len(jobs) - len(listed),
+            }
+        )
+    return shown
+
+
+def _find_crowds(
+    scheduler: StatusScheduler, runs: Sequence[UpcomingRun]
+) -> list[tuple[float, str, float, list[str]]]:
+    """Return each second in which an executor gets more runs than it has workers."""
+    workers = {alias: each.workers for alias, each in scheduler.recorder.executors().items()}
+    labels: dict[tuple[int, str], list[str]] = {}
+    for run in runs:
+        labels.setdefault((int(run.due_at), run.executor), []).append(run.label)
+    return [
+        (at, alias, workers[alias], due)
+        for (at, alias), due in labels.items()
+        if len(due) > workers.get(alias, math.inf)
+    ]
+
+
+def _describe_expectations(job: JobSnapshot) -> list[tuple[str, str]]:
+    """Return what is expected of a job, besides its grace: each a name and a text."""
+    expected = job.info.expectations
+    texts = []
+    if expected.max_duration is not None:
+        texts.append(("Longest allowed run", describe_duration(expected.max_duration)))
+    if expected.min_duration is not None:
+        texts.append(("Shortest allowed run", describe_duration(expected.min_duration)))
+    if expected.deadline is not None:
+        deadline = expected.deadline
+        if isinstance(deadline, time_of_day):
+            texts.append(("Deadline", deadline.isoformat("minutes")[:5]))
+        else:
+            texts.append(("Deadline", f"{describe_duration(deadline)} after it is due"))
+    if expected.owner:
+        texts.append(("Owner", expected.owner))
+    return texts
+
+
+def _describe_run(run: RunRecord, zone: tzinfo) -> dict[str, Any]:
+    return {
+        "due": describe_time(run.due_at, zone),
+        "start": "" if run.started_at is None else describe_time(run.started_at, zone),
+        "duration": "" if run.duration is None else describe_duration(run.duration),
+        "outcome": run.outcome.value,
+        "type": run.error_type or "",
+        "message": run.error_message or "",
+        "trace_id": run.trace_id,
+    }
+
+
+def find_last_error(runs: Sequence[RunRecord], zone: tzinfo) -> ShownError | None:
     """Return the latest of the runs that failed; None if there is none."""
-    for kept in reversed(tuple(history)):
-        run = RunRecord(*kept)
+    for run in reversed(runs):
         if run.outcome in FAILED_OUTCOMES:
             message = run.error_message or ""
             if len(message) > MAX_SHOWN_MESSAGE_LENGTH:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
+from apscheduler_telemetry.core.model import MAX_NAME_LENGTH
 from apscheduler_telemetry.http.messages import INTERNAL_ERROR_RESPONSE, Request, Response
 from apscheduler_telemetry.http.negotiation import accepts_gzip, join_and_gzip
 from apscheduler_telemetry.http.pages import Page, split_large_chunks
@@ -27,8 +28,17 @@ MISSING_LIBRARY_HINT = (
 class StatusSource(Protocol):
     """Returns what the pages show, by the names that their templates use."""
 
+    def now(self) -> float:
+        """Return Unix seconds."""
+
     def overview(self) -> Mapping[str, Any]:
         """Return all jobs."""
+
+    def job(self, scheduler_name: str | None, job_id: str) -> Mapping[str, Any] | None:
+        """Return one job, of the first scheduler that has it unless one is named; or None."""
+
+    def upcoming(self) -> Mapping[str, Any]:
+        """Return what is due in the next 24 hours."""
 
 
 def has_template_library() -> bool:
@@ -44,7 +54,8 @@ def create_status_pages(source: StatusSource, link_names: list[str]) -> dict[str
         source: what they show.
         link_names: other pages, to which they link.
     """
-    return {"": OverviewPage(source, link_names)}
+    pages = [kind(source, link_names) for kind in (OverviewPage, JobPage, UpcomingPage)]
+    return {page.name: page for page in pages}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +107,11 @@ class StatusPage:
         variant: StatusVariant,
         content: Mapping[str, Any],
         status: HTTPStatus = HTTPStatus.OK,
+        template_name: str | None = None,
     ) -> Response:
         """Return the filled template as a response."""
         assets = _load_assets()
-        template = _get_environment().get_template(self.template_name)
+        template = _get_environment().get_template(template_name or self.template_name)
         text = template.render(
             **content,
             page_name=self.name,
@@ -126,6 +138,42 @@ class OverviewPage(StatusPage):
     def render(self, variant: StatusVariant) -> Response:
         """Return the page."""
         return self.respond(variant, self._source.overview())
+
+
+class JobPage(StatusPage):
+    """``/job?job_id=...``: one job; ``scheduler`` selects one of several schedulers."""
+
+    name = "job"
+    template_name = "job.html"
+
+    def render(self, variant: StatusVariant) -> Response:
+        """Return the page, or what is wrong with the parameters."""
+        parameters = parse_qs(variant.query, keep_blank_values=True)
+        if "job_id" not in parameters:
+            message = "The parameter job_id is missing."
+            return self._refuse(variant, HTTPStatus.BAD_REQUEST, message)
+        job_id = parameters["job_id"][-1]
+        scheduler = parameters["scheduler"][-1] if "scheduler" in parameters else None
+        content = self._source.job(scheduler, job_id)
+        if content is None:
+            message = f"There is no job {job_id[:MAX_NAME_LENGTH]} any more."
+            return self._refuse(variant, HTTPStatus.NOT_FOUND, message)
+        return self.respond(variant, content)
+
+    def _refuse(self, variant: StatusVariant, status: HTTPStatus, message: str) -> Response:
+        content = {"message": message, "now": self._source.now()}
+        return self.respond(variant, content, status, "message.html")
+
+
+class UpcomingPage(StatusPage):
+    """``/upcoming``: what is due in the next 24 hours."""
+
+    name = "upcoming"
+    template_name = "upcoming.html"
+
+    def render(self, variant: StatusVariant) -> Response:
+        """Return the page."""
+        return self.respond(variant, self._source.upcoming())
 
 
 _SECURITY_HEADERS = (("Referrer-Policy", "no-referrer"), ("Vary", "Accept-Encoding"))
@@ -170,7 +218,7 @@ def _hash_source(text: str) -> str:
 def _get_environment() -> Any:
     import jinja2  # noqa: PLC0415  # optional, and only loaded if somebody looks at a page
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("apscheduler_telemetry.http"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -178,3 +226,5 @@ def _get_environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["quoted"] = functools.partial(quote, safe="", errors="replace")
+    return environment

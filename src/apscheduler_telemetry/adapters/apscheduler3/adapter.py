@@ -24,7 +24,7 @@ from apscheduler.events import (
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.base import STATE_STOPPED
 
-from apscheduler_telemetry.adapters.apscheduler3 import exit_warning
+from apscheduler_telemetry.adapters.apscheduler3 import exit_warning, upcoming_runs
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
 from apscheduler_telemetry.adapters.apscheduler3.checks import check_scheduler
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
@@ -49,6 +49,7 @@ from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import Liveness, Outcome
+from apscheduler_telemetry.core.timetable import UpcomingRuns
 
 
 class APScheduler3Adapter:
@@ -216,6 +217,15 @@ class APScheduler3Adapter:
         """The time zone of the scheduler."""
         zone: tzinfo = self._scheduler.timezone
         return zone
+
+    def find_upcoming_runs(
+        self, until: float, *, label: str | None = None, max_count: int
+    ) -> UpcomingRuns:
+        """Return the coming runs of all jobs, or of one label; see `Timetable`."""
+        jobs = self._jobs.list_jobs(label)
+        return upcoming_runs.find_upcoming_runs(
+            jobs, until, max_count=max_count, default_zone=self.timezone
+        )
 
     # Installation
 

@@ -216,6 +216,11 @@ class TrackedJobs:
         jobs = self._jobs.copy()  # at once, as other threads change it
         return [tracked for (jobstore, _), tracked in jobs.items() if jobstore == alias]
 
+    def list_jobs(self, label: str | None = None) -> list[TrackedJob]:
+        """Return all jobs, or those with a value of the ``job_id`` label."""
+        jobs = self._jobs.copy()  # at once, as other threads change it
+        return [job for job in jobs.values() if label is None or job.record.series.label == label]
+
     def describe(self, info: JobInfo, job: Any) -> JobDescription:
         """
         Find out whether a job still has the trigger that is known; this calls the user's code.

@@ -13,8 +13,8 @@ import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from datetime import MAXYEAR, datetime
+from collections.abc import Hashable, Iterator, Sequence
+from datetime import MAXYEAR, datetime, tzinfo
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -143,6 +143,11 @@ class FireTimeSearch:
         return FoundFireTimes(
             self._found_count, list(self._latest_times)
         )  # a deque cannot be sliced
+
+    @property
+    def latest(self) -> datetime:
+        """The latest of what was found up to now."""
+        return self._latest_times[-1]
 
     @property
     def upcoming_interval_range(self) -> UpcomingIntervalRange:
@@ -329,6 +334,19 @@ def _search_coming_cron_times(schedule: _CronSchedule) -> FireTimeSearch:
     search = FireTimeSearch(schedule.trigger, schedule.next_run, max_count=MAX_COMING_FIRE_TIMES)
     search.run()
     return search
+
+
+def create_schedule_key(trigger: Any, next_run: datetime) -> Hashable:
+    """Return what triggers with equal fire times have in common; None if that is not known."""
+    return _CronSchedule(trigger, next_run) if type(trigger) is CronTrigger else None
+
+
+def find_timezone(trigger: Any) -> tzinfo | None:
+    """Return the time zone in which one of APScheduler's own triggers counts; None if unknown."""
+    if not has_no_custom_part(trigger):
+        return None
+    zones = (getattr(part, "timezone", None) for part in _parts_of(trigger))
+    return next((zone for zone in zones if zone is not None), None)
 
 
 def compute_interval_range(times: Sequence[datetime]) -> tuple[float, float] | None:
