@@ -208,7 +208,7 @@ add_tests(f"py{DEFAULT}-bare", DEFAULT, "test", extras="")
 @nox.session(name=f"py{DEFAULT}", requires=["build"], allow_parallel=False)
 def everything(session: nox.Session) -> None:
     """Run every test on the wheel, but the drills."""
-    install(session, *EVERYTHING, "compose", "grafana", "rotel", "runtimes")
+    install(session, *EVERYTHING, "browser", "compose", "grafana", "rotel", "runtimes")
     selection = "not drill"
     if not all(map(debian.which, debian.PROMETHEUS)):
         session.warn("No Prometheus, so no integration tests.")

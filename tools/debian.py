@@ -28,6 +28,7 @@ PACKAGES = {
     "redis-server": "redis-server",
     "uwsgi_python3": "uwsgi-plugin-python3",
     "callgrind_control": "valgrind",
+    "chromium": "chromium",
 }
 """Which package a program is in."""
 PROMETHEUS = frozenset({"prometheus", "promtool", "prometheus-alertmanager", "amtool"})
@@ -38,6 +39,8 @@ SERVERS = frozenset({"postgres", "redis-server", "uwsgi_python3"})
 """Servers that cannot be unpacked, as each consists of many packages."""
 PROFILERS = frozenset({"callgrind_control"})
 """What only benchmarks use; it cannot be unpacked either, as it looks for its parts in /usr."""
+BROWSER = frozenset({"chromium"})
+"""For the tests of the status page; it cannot be unpacked, as it consists of many packages."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _PRIVATE = UNPACKED / "apt"
@@ -63,7 +66,8 @@ def provide(programs: Iterable[str]) -> bool:
 
     With root, or sudo that asks for no password, their packages are installed, and no service is
     started or left enabled. Otherwise they are unpacked into this checkout, which needs no rights;
-    not so `SERVERS` and `PROFILERS`, to be asked for apart. What is there already is left alone.
+    not so `SERVERS`, `PROFILERS` and `BROWSER`, to be asked for apart. What is there already is
+    left alone.
 
     Returns:
         Whether all of them are there now.
@@ -83,7 +87,7 @@ def provide(programs: Iterable[str]) -> bool:
         if why is None:
             return True
         print(f"apt-get could not install them ({why}).")
-    if (SERVERS | PROFILERS) & set(programs):
+    if (SERVERS | PROFILERS | BROWSER) & set(programs):
         print(f"Missing: {names}. Only root can install them.")
         return False
     print(f"Unpacking {names} into {UNPACKED.relative_to(ROOT)}, which needs no root.")

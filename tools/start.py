@@ -195,6 +195,7 @@ def main(task: str, *arguments: str) -> int:
         debian.provide(debian.PROMETHEUS)
         debian.provide(debian.VICTORIA_METRICS)  # tests that need what is missing are skipped
         debian.provide(debian.SERVERS)
+        debian.provide(debian.BROWSER)
         return run_sessions(*arguments)
     if task == "check":
         return run_sessions("--tags=check", *arguments)

@@ -29,8 +29,14 @@ async function refresh() {
     const response = await fetch(location.href, {cache: "no-store"});
     if (!response.ok && response.status !== 404) throw new Error(response.status);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const before = document.querySelector("main");
+    const after = document.adoptNode(page.querySelector("main"));
+    const opened = [...before.querySelectorAll("details")].map((each) => each.open);
+    after.querySelectorAll("details").forEach((each, number) => { each.open = opened[number] ?? false; });
     const focused = document.activeElement?.href;
-    document.querySelector("main").replaceWith(document.adoptNode(page.querySelector("main")));
+    const top = scrollY;
+    before.replaceWith(after);
+    scrollTo(0, top);
     document.title = page.title;
     problem.textContent = "";
     synchronize();
