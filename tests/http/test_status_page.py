@@ -24,7 +24,7 @@ from tests.helpers.html_pages import HOSTILE_IDS, Element, read_html, read_page
 from tests.helpers.http_clients import HEALTHY, Reply, ask_asgi_sync, ask_wsgi, fetch
 from tests.helpers.rigs import Gate, HandRig, hand_driven_rig
 from tests.helpers.schedulers import hand_driven_scheduler
-from tests.helpers.triggers import every
+from tests.helpers.triggers import cron, every
 
 
 @pytest.fixture(autouse=True)
@@ -339,6 +339,26 @@ class TestResponse:
         """The page only reads, so that POST is refused."""
         with hand_driven_rig() as rig:
             assert ask(rig, method="POST").status == 405
+
+    @pytest.mark.parametrize("path", ["/", "/upcoming"])
+    def test_jobs_get_their_turn_while_a_page_is_made(
+        self, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While a long page is made, other threads get their turn again and again."""
+        with hand_driven_rig() as rig:
+            for number in range(100):
+                rig.add(jobs.nothing, cron(hour="1-9"), id=f"job-{number}")
+            pauses: list[None] = []
+            monkeypatch.setattr(
+                "apscheduler_telemetry.core.pauses.let_others_run", lambda: pauses.append(None)
+            )
+            monkeypatch.setattr(
+                "apscheduler_telemetry.adapters.apscheduler3.upcoming_runs.let_others_run",
+                lambda: pauses.append(None),
+            )
+            read_page(rig, path)
+
+        assert len(pauses) >= 10
 
     def test_access_rules_apply(self, tmp_path: Any) -> None:
         """The token and the allowed hosts of the server apply to the page, too."""

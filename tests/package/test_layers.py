@@ -28,6 +28,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "core.findings",
             "core.forks",
             "core.locks",
+            "core.pauses",
             "core.timetable",
         }
     ),

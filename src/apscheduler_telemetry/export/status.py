@@ -12,6 +12,7 @@ from datetime import tzinfo
 from typing import Any, NamedTuple, Protocol
 
 from apscheduler_telemetry.core.model import FAILED_OUTCOMES, Clock, Liveness, Outcome
+from apscheduler_telemetry.core.pauses import with_pauses
 from apscheduler_telemetry.core.records import JobSnapshot
 from apscheduler_telemetry.core.run_history import RunRecord
 from apscheduler_telemetry.core.timetable import Timetable, UpcomingRun
@@ -28,6 +29,10 @@ from apscheduler_telemetry.export.status_texts import (
 ERROR_COMPONENT = "collector"
 MAX_LISTED_JOBS = 1_000
 """Jobs in one page, in 1.5 MB; as many as a scheduler has labels by default."""
+JOBS_AT_ONCE = 20
+"""Jobs that are described before other threads run: about a millisecond."""
+RUNS_AT_ONCE = 1_000
+"""The same for coming runs."""
 RUNS_IN_STRIP = 20
 """Runs that are drawn of each job: what fits into a narrow window."""
 DROPPING_SECONDS = 600.0
@@ -166,7 +171,10 @@ class StatusReport:
             shown.append(
                 {
                     **described,
-                    "jobs": [_describe_job(state, job, now, zone) for state, job in listed],
+                    "jobs": [
+                        _describe_job(state, job, now, zone)
+                        for state, job in with_pauses(listed, JOBS_AT_ONCE)
+                    ],
                     "unlisted_count": len(jobs) - len(listed),
                     "trouble_count": sum(state.is_trouble for state, _ in jobs),
                     "job_count": len(jobs),
@@ -224,7 +232,9 @@ def rank_jobs(scheduler: StatusScheduler, now: float) -> list[tuple[JobState, Jo
     is_followed = scheduler.uninstrument_reason is None
     jobs = [
         (find_state(job, liveness, now, is_followed=is_followed), job)
-        for job in sorted_jobs(scheduler, ERROR_COMPONENT, is_export=False)
+        for job in with_pauses(
+            sorted_jobs(scheduler, ERROR_COMPONENT, is_export=False), JOBS_AT_ONCE
+        )
     ]
 
     def rank(item: tuple[JobState, JobSnapshot]) -> tuple[int, float, float, str]:
@@ -395,7 +405,7 @@ def _group_by_hour(runs: Sequence[UpcomingRun], zone: tzinfo) -> list[dict[str, 
     """Return the runs of each hour of the time zone, as the first one of each job and a count."""
     hour_texts: dict[int, str] = {}
     hours: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
+    for run in with_pauses(runs, RUNS_AT_ONCE):
         # Every hour of every time zone begins at a quarter of an hour.
         quarter = int(run.due_at // 900)
         hour = hour_texts.get(quarter)
