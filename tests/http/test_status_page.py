@@ -28,8 +28,9 @@ from tests.helpers.triggers import cron, every
 
 
 @pytest.fixture(autouse=True)
-def needs_jinja2() -> None:
-    pytest.importorskip("jinja2")
+def needs_jinja2(request: pytest.FixtureRequest) -> None:
+    if request.cls is not TestWithoutJinja2:
+        pytest.importorskip("jinja2")
 
 
 def ask(rig: HandRig, path: str = "/", **request: Any) -> Reply:

@@ -27,6 +27,7 @@ for _module in (
         reason=f"{_module} comes with the extras 'otlp' and 'instrumentation' of this package",
     )
 
+from tests.helpers.html_pages import read_html
 from tests.helpers.otlp_receiver import OtlpReceiver, Received
 from tests.helpers.paths import APPLICATIONS
 from tests.helpers.servers import free_port
@@ -103,7 +104,7 @@ PLAIN = """
         ran.acquire()  # when the run is counted and its span has ended
     if port := os.environ.get("PORT"):
         pages = {}
-        for page in ("metrics", "health", "runs"):
+        for page in ("", "metrics", "health", "runs"):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}") as answer:
                 pages[page] = answer.read().decode()
         print(json.dumps(pages))
@@ -171,6 +172,13 @@ class TestScript:
         assert [run["trace_id"] for run in listed] == [
             run.data.trace_id.hex() for run in reversed(runs)
         ]
+
+    def test_status_page_shows_all_schedulers(self, plain: Outcome) -> None:
+        """The status page has the jobs of all schedulers, with links that tell them apart."""
+        pytest.importorskip("jinja2")
+        shown = read_html(json.loads(plain.printed)[""])
+        links = [link.attributes["href"] for link in shown.all("a", **{"class": "id"})]
+        assert links == [f"/job?scheduler={name}&job_id=report" for name in ("shop", "shop-2")]
 
     @pytest.mark.skipif(
         "event_name" not in inspect.signature(Logger.emit).parameters,
