@@ -63,10 +63,12 @@ def demonstrate(stack: contextlib.ExitStack, console: Console, limit: float) -> 
     alertmanager = stack.enter_context(start_alertmanager(directory))
     prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
     app = stack.enter_context(application(directory, port))
-    metrics, health = f"http://127.0.0.1:{port}/metrics", f"http://127.0.0.1:{port}/health"
+    jobs = f"http://127.0.0.1:{port}/"
+    metrics, health = f"{jobs}metrics", f"{jobs}health"
     for url in (metrics, health):
         wait_for(url, app)
     header = [
+        f"Jobs          {jobs}",
         f"Metrics       {metrics}",
         f"Health        {health}",
         f"Prometheus    {prometheus_page(prometheus)}",
