@@ -145,6 +145,19 @@ class TestRunsJobs:
         run_mine(job(), times := Asked(TIMES))
         assert times.answers == [False]
 
+    def test_a_replacement_that_looks_at_the_run_times_first_runs_jobs_in_its_loop(self) -> None:
+        """A function that copies the run times runs no job by that, but in its loop."""
+        answers: list[list[bool]] = []
+
+        def run_mine(job: Any, run_times: Any) -> None:
+            list(run_times)
+            answers.append(run_times.answers)
+            for _ in run_times:
+                job.func(*job.args, **job.kwargs)
+
+        run_mine(job(), times := Asked(TIMES))
+        assert [*answers, times.answers] == [[False], [True]]
+
     def test_a_loop_that_never_calls_the_job_runs_none(self) -> None:
         """A function that never reads ``func`` does not count."""
         times = Asked(TIMES)

@@ -10,6 +10,7 @@ measurement with the `MeasurementSink` in the parent.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import opcode
 import time
@@ -17,7 +18,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from sys import _getframe  # public, as documented
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 from apscheduler_telemetry.core.current_run import MeasuredRun, set_run_of_context
@@ -34,13 +35,18 @@ def is_job_runner(caller: FrameType) -> bool:
     in a ``for`` statement, and mention the job's attributes ``func``, ``args`` and ``kwargs``.
     Others only look at the times or copy them; the steps of ``list(run_times)`` are no runs.
     """
-    code = caller.f_code
+    return _is_job_loop(caller.f_code, caller.f_lasti)
+
+
+@functools.lru_cache  # a child asks the same for each submission
+def _is_job_loop(code: CodeType, at: int) -> bool:
+    """Return whether this instruction of a function begins the loop of a job runner."""
     names = code.co_names
     if not ("func" in names and "args" in names and "kwargs" in names):
         return False
     # Each operation takes two bytes. A comprehension, which may only copy the times, has more
     # between the two.
-    instructions, at = code.co_code, caller.f_lasti
+    instructions = code.co_code
     while instructions[at] == opcode.EXTENDED_ARG:  # of a long loop, to which Python 3.10 points
         at += 2
     operations = instructions[: at + 2 : 2].translate(None, _IGNORED_OPCODES)

@@ -99,6 +99,8 @@ class ExecutorHooks:
         self._alias = alias
         runs_in_children = is_process_pool(self._executor)
         self.measurement_sink_id = child_process.register_sink(self) if runs_in_children else None
+        # Those of a fresh pool, too.
+        self._max_workers = _max_workers_of(pool_of(self._executor)) or 0
         self._recorder.executor_added(alias, lambda: capacity(self._executor))
 
     # The patches
@@ -205,12 +207,12 @@ class ExecutorHooks:
         submission = self._open_submissions[key] = Submission(
             key, job, tracked, run_times, runs, self
         )
-        alias = self._alias
+        alias, run_submitted = self._alias, self._recorder.run_submitted
         for due in run_times:
             run = tracked.create_run(due, alias)
             # Its end is sure to be recorded before it is recorded, as Ctrl-C may come at any line.
             runs.append(run)
-            self._recorder.run_submitted(run)
+            run_submitted(run)
         if self.run_tracker.captures_arguments:
             self.run_tracker.capture_arguments(job, runs)
         return submission
@@ -235,7 +237,7 @@ class ExecutorHooks:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
             submission.set_pool(pool)
-            if len(self._open_submissions) <= (_max_workers_of(pool) or 0):  # else it has to wait
+            if len(self._open_submissions) <= self._max_workers:  # else it has to wait
                 self._estimate_starts(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._error_reporter.exception("adapter")
@@ -457,7 +459,7 @@ class ExecutorHooks:
             return  # nothing starts in it any more
         now = self._clock()
         # At once, as other threads change it.
-        for submission in list(islice(self._open_submissions.values(), _max_workers_of(pool))):
+        for submission in list(islice(self._open_submissions.values(), self._max_workers)):
             run = submission.runs[0]
             if submission.pool is pool:
                 run.try_set_estimated_start(now, submission.misfire_grace_time)
