@@ -86,17 +86,18 @@ class ExpectationResolver:
 
     def _find_sources(self, job: Any) -> list[Expectations]:
         """Return all expectations that hold for a job, those with priority first."""
+        get_override = self._get_override
         found = (
-            None if self._get_override is None else self._call(self._get_override, job),
-            self._call(_get_decorated, job),
+            None if get_override is None else self._call(get_override, job),
+            find_expectations(job.func),
             self._default,
         )
         return [expectations for expectations in found if expectations is not None]
 
-    def _call(self, get_expectations: Callable[[Any], Any], job: Any) -> Expectations | None:
-        """Return the expectations of a job from one source; None if it has none or fails."""
+    def _call(self, get_override: Callable[[Any], Any], job: Any) -> Expectations | None:
+        """Return what the callable of the user's expects of a job; None if it fails."""
         try:
-            expectations = get_expectations(job)
+            expectations = get_override(job)
             if not (expectations is None or isinstance(expectations, Expectations)):
                 msg = (
                     f"expect must return Expectations(...) or None, got {safe_repr(expectations)} "
@@ -107,10 +108,6 @@ class ExpectationResolver:
             self._error_reporter.exception(ERROR_COMPONENT)
             return None
         return expectations
-
-
-def _get_decorated(job: Any) -> Expectations | None:
-    return find_expectations(job.func)
 
 
 def _first_value(sources: Sequence[Expectations], name: str) -> Any:

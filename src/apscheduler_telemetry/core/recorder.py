@@ -204,15 +204,15 @@ class Recorder:
             info: the job.
             next_run: its next run, a datetime or Unix seconds, or None.
         """
-        record = self.find_record(info.jobstore, info.id)
+        jobstore, job_id = key = info.jobstore, info.id
+        record = self.find_record(jobstore, job_id)
         if record is not None and record.info.label != info.label:
             self._remove_record(record, keep_next_run=False)
             record = None
-        key = (info.jobstore, info.id)
         if record is None:
             record = JobRecord(key, info, self._series_for(info))
-            self._jobs.setdefault(info.jobstore, {})[info.id] = record
-            self._jobstores.setdefault(info.jobstore, _NEW_JOBSTORE)
+            self._jobs.setdefault(jobstore, {})[job_id] = record
+            self._jobstores.setdefault(jobstore, _NEW_JOBSTORE)
             record.series.add_job(record)
         record.set_info(info)
         if key in self._expected_runs_of_jobs_removed_by_error:

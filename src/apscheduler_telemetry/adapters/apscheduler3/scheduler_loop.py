@@ -373,8 +373,9 @@ class _ListenerErrorDetectingLogger:
             self._scheduler_loop.on_listener_failed()
         return self._logger.exception
 
-    # Used in every pass.
+    # The one is used in every pass, the other by every `add_job`.
     debug = property(attrgetter("_logger.debug"))
+    info = property(attrgetter("_logger.info"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # For those who silence it: scheduler._logger.propagate = False
