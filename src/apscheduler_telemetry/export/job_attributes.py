@@ -6,6 +6,8 @@ Conventions: https://opentelemetry.io/docs/specs/semconv/
 
 from __future__ import annotations
 
+import functools
+
 from opentelemetry.util.types import AttributeValue
 
 from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
@@ -45,8 +47,8 @@ class JobAttributeCache:
             cached = job, _job_attributes(job, run.label, run.scheduler_name)
             self._attributes_by_job[id(job)] = cached
         attributes = cached[1].copy()
-        due = to_datetime(run.due_timestamp)  # not `run.due`, whose class may be the user's
-        attributes["apscheduler.scheduled_time"] = due.isoformat()
+        # Not of `run.due`, whose class may be the user's.
+        attributes["apscheduler.scheduled_time"] = _to_iso_text(run.due_timestamp)
         if run.arguments is not None:
             attributes["apscheduler.job.arguments"] = escape_surrogates(run.arguments)
         return attributes
@@ -75,6 +77,11 @@ def escape_surrogates(text: str) -> str:
 def nanoseconds(seconds: float) -> int:
     """Return Unix seconds as Unix nanoseconds."""
     return int(seconds * 1e9)
+
+
+@functools.lru_cache  # as many jobs are due at the same time
+def _to_iso_text(timestamp: float) -> str:
+    return to_datetime(timestamp).isoformat()
 
 
 def _job_attributes(job: JobInfo, label: str, scheduler: str) -> Attributes:
