@@ -252,11 +252,11 @@ class Recorder:
             record.series.note_cancelled_run(record.next_run)
         self._remove_record(record, keep_next_run=reason is RemovalReason.FAILED)
 
-    @synchronized
     def job_intervals_changed(
         self, record: JobRecord, interval_range: tuple[float, float] | None
     ) -> None:
         """Record the shortest and the longest gap in seconds between coming runs of a job."""
+        # Without the lock, as in `job_advanced`.
         record.series.set_interval_range(interval_range)
 
     # Runs
