@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -32,8 +33,11 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def exported_files() -> dict[str, bytes]:
-    """Return the files of the repository that the command exports."""
-    return {
+    """Return the files of the repository that the command exports, as it exports them."""
+    repository = "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main"
+    runbook = (ROOT / "docs" / "runbook.md").read_text("utf-8").replace("](../", f"]({repository}/")
+    runbook = re.sub(r"\]\((\w+\.md)", rf"]({repository}/docs/\1", runbook)
+    return {"docs/runbook.md": runbook.encode()} | {
         path.relative_to(ROOT).as_posix(): path.read_bytes()
         for part in ("alerts", "grafana/dashboards", "grafana/provisioning")
         for path in (ROOT / part).rglob("*")
@@ -55,7 +59,7 @@ class TestExport:
     """`apscheduler-telemetry export DIR`."""
 
     def test_export_writes_the_files_of_the_repository(self, tmp_path: Path) -> None:
-        """It writes every rule, route, template and dashboard unchanged, and nothing else."""
+        """It writes every rule, route, template and dashboard unchanged, and the runbook."""
         completed = run("export", tmp_path / "new" / "directory")
         assert (completed.returncode, completed.stderr) == (0, "")
         expected = exported_files()
@@ -253,7 +257,7 @@ class TestSharedDirectory:
             raise OSError(errno.EIO, "Input/output error", "x")
 
         monkeypatch.setattr(Path, "replace", fail)
-        with pytest.raises(CommandError, match="cannot write x"):
+        with pytest.raises(CommandError, match=r"cannot write .*/runbook\.md: Input/output error"):
             export_files(tmp_path)
         assert files_in(tmp_path) == {}
 

@@ -1,16 +1,19 @@
 """
-``apscheduler-telemetry export``: write alert rules, Alertmanager configuration and dashboards.
+``apscheduler-telemetry export``: write alert rules, their runbook, and dashboards.
 
-The wheel contains these files, which Prometheus, Alertmanager and Grafana read on other machines.
+The wheel contains these files, which Prometheus, Alertmanager, Grafana and people read elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urljoin
 
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.expected_jobs import read_expected_jobs
@@ -27,34 +30,56 @@ _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _EXPORTED_FILE_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _EXCLUDED_DIRECTORIES = frozenset({"tests"})
 _SHIPPED_RULES = Path("alerts/apscheduler.rules.yml")
+_RUNBOOK = Path("docs/runbook.md")
+_RUNBOOK_URL = (
+    "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"
+)
+_RELATIVE_LINK = re.compile(r"(?<=\]\()(?!#|https?:)[^)\s]+")
+# No character means anything in YAML, in JSON, or to the templates of Prometheus, Alertmanager and
+# Grafana, and there is no "#", which the rules append with the name of the alert.
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?@!&()*+,;=%-]*")
+_ADVICE = {
+    errno.ENOSPC: "Make room on that disk, or pass a directory on another one.",
+    errno.EDQUOT: "Delete files of yours on that disk, or pass a directory on another one.",
+    errno.EACCES: "Pass a directory that you may write to.",
+    errno.EPERM: "Pass a directory that you may write to.",
+    errno.EROFS: "Pass a directory that you may write to.",
+}
 
 
-class ExportedFiles(NamedTuple):
+class Export(NamedTuple):
     """
-    What `export_files` did.
+    The files of an export, by their path.
 
     Attributes:
-        written: files that were created or overwritten.
-        unchanged: files that existed already with the same content.
+        written: contents of files that are to be created or overwritten.
+        unchanged: contents of files that exist already with that content.
     """
 
-    written: list[Path]
-    unchanged: list[Path]
+    written: dict[Path, bytes]
+    unchanged: dict[Path, bytes]
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the parser of this command."""
     parser = commands.add_parser(
         "export",
-        help="write alert rules, an Alertmanager configuration and Grafana dashboards",
-        description="Write alert rules, an Alertmanager configuration and Grafana dashboards.",
+        help="write alert rules, an Alertmanager configuration, Grafana dashboards and the runbook",
+        description="Write alert rules, an Alertmanager configuration, Grafana dashboards and the "
+        "runbook.",
         epilog="Exit status: 0, or 1 if a file is in the way or JOBS_YML is wrong; then nothing "
-        "is written.",
+        "is written. Also 1 if a file cannot be written, such as when the disk is full; the "
+        "message says how many have been, and each of these is complete.",
     )
     parser.add_argument(
         "directory", metavar="DIR", type=Path, help="where to write them; created if missing"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing, and list what would be written, with sizes; errors are the same",
+    )
     parser.add_argument(
         "--expect",
         metavar="JOBS_YML",
@@ -64,35 +89,76 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"a file with jobs that must exist, as `jobs` writes it; adds alerts/{FILE_NAME}. "
         "May be given several times",
     )
+    parser.add_argument(
+        "--runbook-url",
+        metavar="URL",
+        type=_parse_runbook_url,
+        default=_RUNBOOK_URL,
+        help="the address of your copy of runbook.md, for all links to it; in alerts, # and the "
+        "name of the alert follow (default: the copy on GitHub)",
+    )
     parser.set_defaults(run_command=run_export_command)
 
 
 def run_export_command(options: argparse.Namespace) -> None:
-    """Export the files and print a line for each."""
-    result = export_files(options.directory, force=options.force, expect=options.expect)
-    lines = [f"wrote      {path}" for path in result.written]
-    lines += [f"unchanged  {path}" for path in result.unchanged]
+    """Export the files, unless it is a dry run, and print a line for each."""
+    export = prepare_export(
+        options.directory,
+        force=options.force,
+        expect=options.expect,
+        runbook_url=options.runbook_url,
+    )
+    if options.dry_run:
+        lines = [
+            f"{action}  {path}  {len(content):,} bytes"
+            for action, files in (
+                ("would write", export.written),
+                ("unchanged  ", export.unchanged),
+            )
+            for path, content in files.items()
+        ]
+    else:
+        _write_files(export.written)
+        lines = [f"wrote      {path}" for path in export.written]
+        lines += [f"unchanged  {path}" for path in export.unchanged]
     write_output("\n".join(lines) + "\n")
 
 
-def export_files(
-    directory: Path, *, force: bool = False, expect: Sequence[Path] = ()
-) -> ExportedFiles:
+def export_files(directory: Path, *, force: bool = False, expect: Sequence[Path] = ()) -> None:
     """
-    Write alert rules, Alertmanager configuration and dashboards into a directory.
+    Do what `prepare_export` prepares.
 
-    All conflicts are found before the first file is written. Other users, such as that of
-    Prometheus, may read the files; no symbolic link below the directory is followed.
+    Other users, such as that of Prometheus, may read the files.
+
+    Raises:
+        CommandError: as of `prepare_export`, or a file cannot be written. Each file is then
+            complete, or as it was before.
+    """
+    _write_files(prepare_export(directory, force=force, expect=expect).written)
+
+
+def prepare_export(
+    directory: Path,
+    *,
+    force: bool = False,
+    expect: Sequence[Path] = (),
+    runbook_url: str = _RUNBOOK_URL,
+) -> Export:
+    """
+    Make the files for a directory and look for conflicts, without writing anything.
+
+    No symbolic link below the directory is followed.
 
     Args:
-        directory: where to write them; created if missing.
+        directory: where to write them; it may be missing.
         force: whether to overwrite files that differ.
-        expect: files with jobs that must exist; if any, a file of rules for these jobs is written.
+        expect: files with jobs that must exist; if any, there is a file of rules for these jobs.
+        runbook_url: the address of the runbook in all files.
 
     Raises:
         CommandError: a file exists and differs, or cannot be written, or one of `expect` is wrong.
     """
-    sources = {name: source.read_bytes() for name, source in _find_files_to_export()}
+    sources = _read_sources(runbook_url)
     if expect:
         rules = build_rules(read_expected_jobs(expect), sources[_SHIPPED_RULES])
         sources[_SHIPPED_RULES.with_name(FILE_NAME)] = rules
@@ -100,21 +166,64 @@ def export_files(
     try:
         _reject_linked_directories(directory, contents)
         _reject_obstacles(contents)
-        unchanged = [path for path, content in contents.items() if _has_same_content(path, content)]
-        written = [path for path in contents if path not in unchanged]
+        unchanged = {
+            path: content for path, content in contents.items() if _has_same_content(path, content)
+        }
+        written = {path: contents[path] for path in contents if path not in unchanged}
         if not force:
             _reject_existing(written)
-        for path in written:
+        _reject_unwritable_directories(written)
+    except OSError as error:
+        msg = f"{_describe_failure(error.filename, error)} Nothing was written."
+        raise CommandError(msg) from error
+    return Export(written, unchanged)
+
+
+def _parse_runbook_url(text: str) -> str:
+    if not _PLAIN_URL.fullmatch(text):
+        msg = (
+            f"{text!r} is not an address such as https://wiki.example/runbook, without # and what "
+            "follows it. Encode other special characters as %XX."
+        )
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, each completely or not at all: the error of a full disk names no file."""
+    written = []
+    try:
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-        for path in written:
-            replace_public(path, contents[path])
+            replace_public(path, content)
+            written.append(path)
     except OSError as error:
         msg = (
-            f"cannot write {error.filename}: {error.strerror}. "
-            "Pass a directory that you may write to."
+            f"{_describe_failure(path, error)} {len(written)} of {len(contents)} files were "
+            "written; run the command again to write the rest."
         )
         raise CommandError(msg) from error
-    return ExportedFiles(written, unchanged)
+
+
+def _describe_failure(path: object, error: OSError) -> str:
+    advice = _ADVICE.get(error.errno or 0, "Pass another directory.")
+    return f"cannot write {path}: {error.strerror}. {advice}"
+
+
+def _read_sources(runbook_url: str) -> dict[Path, bytes]:
+    """Return the content of each file to export, by its name below the target directory."""
+    try:
+        contents = {name: source.read_bytes() for name, source in _find_files_to_export()}
+    except OSError as error:
+        msg = f"cannot read {error.filename}: {error.strerror}. Install this package again."
+        raise CommandError(msg) from error
+    # People may put their copy anywhere, so it has no link to a file beside it.
+    runbook = _RELATIVE_LINK.sub(
+        lambda link: urljoin(_RUNBOOK_URL, link[0]), contents[_RUNBOOK].decode()
+    )
+    contents[_RUNBOOK] = runbook.encode()
+    old, new = _RUNBOOK_URL.encode(), runbook_url.encode()
+    return {name: content.replace(old, new) for name, content in contents.items()}
 
 
 def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
@@ -123,6 +232,7 @@ def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
     root = package / "_exported"
     if not root.is_dir():  # an editable install, whose files are where they are in the repository
         root = package.parent.parent
+    yield _RUNBOOK, root / _RUNBOOK
     for directory in _SOURCE_DIRECTORIES:
         for path in sorted((root / directory).rglob("*")):
             name = path.relative_to(root)
@@ -170,7 +280,15 @@ def _reject_obstacles(paths: Iterable[Path]) -> None:
         raise CommandError(msg)
 
 
-def _reject_existing(paths: list[Path]) -> None:
+def _reject_unwritable_directories(paths: Iterable[Path]) -> None:
+    """Raise PermissionError if a file could not be created, so that not only some are written."""
+    for path in paths:
+        nearest = next((each for each in path.parents if each.is_dir()), path.parent)
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _reject_existing(paths: Iterable[Path]) -> None:
     existing = [path for path in paths if os.path.lexists(path)]
     if existing:
         listed = "\n".join(f"  {path}" for path in existing)
