@@ -467,6 +467,29 @@ class TestStack:
         assert float(said_to_be) == gigabytes
 
 
+class TestTraceQL:
+    """Queries of traces."""
+
+    def test_queries_have_braces(self) -> None:
+        """Each query can be pasted: Tempo rejects a query that has no braces."""
+        queries = [
+            query.strip("` ")
+            for page in PAGES.values()
+            for query in re.findall(r"`[^`\n]+`|^ {2,}[^`\n]+$", page, re.MULTILINE)
+            if re.search(r"\b(span|resource)\.[\w.]+ (=|!=|=~|!~|<|>) ", query)
+        ]
+        assert len(queries) > 2
+        assert [query for query in queries if not re.match(r"\{ .* \}", query)] == []
+
+    def test_span_metrics_count_only_runs_with_a_duration(self) -> None:
+        """The filter for metrics from spans names each outcome whose span has no duration."""
+        [excluded] = re.findall(
+            r"key: span\.apscheduler\.outcome\n +value: (.+)\n", PAGES["opentelemetry.md"]
+        )
+        rows = table("opentelemetry.md", "| `apscheduler.outcome` | status |")
+        assert set(excluded.split("|")) == names([row[0] for row in rows if row[-1].endswith("0")])
+
+
 class TestPages:
     """The first sentence of each page."""
 

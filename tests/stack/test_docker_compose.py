@@ -30,7 +30,9 @@ yaml = pytest.importorskip("yaml")
 
 from apscheduler_telemetry.export.metric_families import FAMILIES
 from tests.helpers.alertmanager_server import Mailbox, alertmanager
+from tests.helpers.metrics import sample
 from tests.helpers.paths import ROOT
+from tests.helpers.rigs import hand_driven_rig
 from tests.helpers.servers import Prometheus, free_port, get, required_program, running_process
 from tests.helpers.waiting import wait_for_answer
 
@@ -50,6 +52,8 @@ PORTS = {
     "grafana": {3000},
 }
 """Where each service listens inside the network of the stack."""
+
+RUNS = "apscheduler_job_runs_total"
 
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+[\w.-]*")
 
@@ -477,7 +481,13 @@ class TestTempo:
         trace = self.config["storage"]["trace"]
         for path in (trace["local"]["path"], trace["wal"]["path"]):
             assert Path(path).is_relative_to(directory)
-        assert f" {directory}\n" in DOCKERFILES[1].read_text()
+
+    def test_tempo_ends_before_it_is_killed(self, resolved: Mapping[str, Any]) -> None:
+        """At its end, Tempo waits less for a job of its own than Docker waits for Tempo."""
+        service = resolved["services"]["tempo"]
+        granted = service.get("stop_grace_period", "10s")  # Docker's default
+        wait = self.config["backend_worker"]["finish_on_shutdown_timeout"]
+        assert int(wait.removesuffix("s")) < int(granted.removesuffix("s"))
 
 
 class TestGrafana:
@@ -525,6 +535,29 @@ class TestGrafana:
         for tag in traces["tags"]:
             assert tag["key"] in {*attributes, "service.name"}
             assert tag["value"] in labels
+
+    def test_links_of_spans_work_for_generated_ids(self) -> None:
+        """A span of a job whose id is generated links to the series of that job."""
+        export = pytest.importorskip("opentelemetry.sdk.trace.export")
+        memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+        exporter = memory.InMemorySpanExporter()
+        provider = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider(
+            shutdown_on_exit=False
+        )
+        provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+        with hand_driven_rig(telemetry={"tracer_provider": provider}) as rig:
+            rig.scheduler.add_job(print, name="cleanup", misfire_grace_time=None)
+            rig.scheduler.turn()
+            rig.settle()
+            [span] = exporter.get_finished_spans()
+            tags = self.sources["tempo"]["jsonData"]["tracesToMetrics"]["tags"]
+            labels = {
+                tag["value"]: span.attributes[tag["key"]]
+                for tag in tags
+                if tag["key"] != "service.name"  # of the resource
+            }
+            assert labels.pop("scheduler") == rig.telemetry.name
+            assert sample(rig.telemetry, RUNS, outcome="success", **labels) == 1
 
     def test_dashboards_are_mounted_where_grafana_looks(self) -> None:
         """Dashboards are mounted in the directory of the provider."""
