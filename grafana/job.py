@@ -218,7 +218,9 @@ def countdown_graph() -> Any:
                 f" (apscheduler_job_next_run_timestamp_seconds{{{JOB}}} > 0))) > 0)",
                 "overdue",
             ),
-            Query(f"-{promql.grace(JOB)}", "grace"),
+            # Not `-x`, for which Prometheus refuses a graph in which `or` continues a series of a
+            # live process with a recorded one.
+            Query(f"0 - {promql.grace(JOB)}", "grace"),
         ],
         unit=units.Seconds,
         no_value="no next run in the time range",

@@ -29,26 +29,42 @@ class Stage:
         self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any
     ) -> list[tuple[dict[str, str], float]]:
         """Return labels and values of an expression, filled in, at the end of the data."""
-        model = grafana_queries.variables(grafana_queries.load(name))
-        values = {key: chosen.get(key, [ALL]) for key in model}
-        window = Range(scene.RANGE, scrape=scene.SCRAPE)
-        filled = grafana_queries.fill(expression, model, values, window.values(panel))
+        filled = self.fill(name, panel, expression, **chosen)
         found = self.prometheus.api("query", query=filled, time=str(scene.NOW))
         return [
             (series["metric"], float((series.get("value") or series["values"][-1])[1]))
             for series in found["result"]
         ]
 
+    def draw(self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any) -> Any:
+        """Return the series of an expression, filled in, over the time range."""
+        return self.prometheus.api(
+            "query_range",
+            query=self.fill(name, panel, expression, **chosen),
+            start=str(scene.NOW - scene.RANGE),
+            end=str(scene.NOW),
+            step=str(scene.SCRAPE),
+        )["result"]
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    def fill(self, name: str, panel: Mapping[str, Any], expression: str, **chosen: Any) -> str:
+        """Return an expression with its variables filled in; what is not chosen is all."""
+        model = grafana_queries.variables(grafana_queries.load(name))
+        values = {key: chosen.get(key, [ALL]) for key in model}
+        window = Range(scene.RANGE, scrape=scene.SCRAPE)
+        return grafana_queries.fill(expression, model, values, window.values(panel))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["all-series", "without-usual-values"])
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Stage]:
     """Write the data into blocks, as if they had been scraped, and start Prometheus."""
     binary, promtool = shutil.which("prometheus"), shutil.which("promtool")
     if binary is None or promtool is None:
         pytest.skip("prometheus is not installed")
     directory = tmp_path_factory.mktemp("scene")
     text = directory / "scene.om"
-    text.write_text("".join(scene.openmetrics()), encoding="utf-8")
+    text.write_text("".join(scene.openmetrics(usual=request.param)), encoding="utf-8")
     tsdb = directory / "tsdb"
     subprocess.run(
         [promtool, "tsdb", "create-blocks-from", "openmetrics", text, tsdb],
@@ -128,6 +144,18 @@ class TestNumbers:
 
         assert answers == {title: [exactly(one) for one in expected[title]] for title in expected}
 
+    @pytest.mark.parametrize(("scheduler", "job"), [("main", "report"), *scene.OTHERS])
+    def test_graphs_continue_when_a_process_ends(
+        self, stage: Stage, scheduler: str, job: str
+    ) -> None:
+        """Each graph of a job has an answer over a time in which its process ends."""
+        chosen = {"application": "shop", "scheduler": scheduler, "job_id": job}
+
+        for panel, target in grafana_queries.queries(grafana_queries.load("job")):
+            if not target.get("instant"):
+                # Raises an error if Prometheus does.
+                stage.draw("job", panel, target["expr"], **chosen)
+
     @each_dashboard
     def test_every_selector_finds_something(self, stage: Stage, name: str) -> None:
         """
@@ -167,8 +195,8 @@ class TestNumbers:
         [
             (name, variable)
             for name in NAMES
-            for variable in grafana_queries.variables(grafana_queries.load(name))
-            if variable != "datasource"
+            for variable, model in grafana_queries.variables(grafana_queries.load(name)).items()
+            if model["type"] != "datasource"
         ],
     )
     def test_selection_that_does_not_exist_has_no_answer(
@@ -185,4 +213,5 @@ class TestNumbers:
         }
 
         of_schedulers = {"overview": {"Schedulers", "Alerts firing"}, "job": {"Run history"}}
-        assert answered == (of_schedulers[name] if variable == "job_id" else set())
+        expected = of_schedulers.get(name, set()) if variable == "job_id" else set()
+        assert answered == expected

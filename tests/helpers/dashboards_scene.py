@@ -237,6 +237,7 @@ def _others(job: str) -> Iterator[tuple[str, dict[str, str], Number]]:
     for name, ago in (("last_run", 4000), ("last_failure", 4100), ("withdrawn_run", 4200)):
         metric = f"apscheduler_job_{name}_timestamp_seconds"
         yield metric, archive, lambda at, ago=ago: NOW - ago if at < -600 else None  # type: ignore[misc]
+    yield "apscheduler_job_grace_seconds", archive, lambda at: 60 if at < -600 else None
     longest: Number = lambda at: 86400 if at < -600 else None  # noqa: E731
     yield "apscheduler_job_longest_interval_seconds", archive, longest
     # A next run of a scheduler whose loop is dead.
@@ -262,13 +263,30 @@ def _alerts(job: str, times: int) -> Iterator[tuple[str, dict[str, str], Number]
         yield "ALERTS_FOR_STATE", alert, _ago(330 * times)
 
 
-def openmetrics() -> Iterator[str]:
-    """Yield the data in the format of `promtool tsdb create-blocks-from openmetrics`."""
+USUAL: dict[str, float] = {
+    "apscheduler_job_consecutive_failures": 0,
+    "apscheduler_job_grace_seconds": 60,
+    "apscheduler_job_running": 0,
+    "apscheduler_job_running_since_timestamp_seconds": 0,
+    "apscheduler_job_runs_total": 0,
+}
+"""Metrics, and the value for which they may have no series, except of successes."""
+
+
+def openmetrics(*, usual: bool = True) -> Iterator[str]:
+    """
+    Yield the data in the format of `promtool tsdb create-blocks-from openmetrics`.
+
+    Args:
+        usual: with usual values, as by OTLP; `/metrics` may leave them out.
+    """
     for name, labels, number in sorted(_lines(), key=lambda line: line[0]):
         series = ",".join(f'{key}="{value}"' for key, value in labels.items())
         for at in range(-LENGTH, 1, SCRAPE):
             value = number(at)
-            if value is not None:
+            if value is None:
+                continue
+            if usual or labels.get("outcome") == "success" or USUAL.get(name) != value:
                 text = "+Inf" if value == float("inf") else f"{value:.17g}"
                 yield f"{name}{{{series}}} {text} {NOW + at}\n"
     yield "# EOF\n"
@@ -307,6 +325,22 @@ _DUE: dict[str, float] = {
     if job != "idle main"
 }
 
+# Four of five due runs of the one job succeeded; overdue runs are due, and coalesced ones are not.
+_DAY: list[dict[str, float]] = [
+    {
+        "300 report 240 of 300 main 240": 1,
+        **{f"60 {job} 0 of 60 main 0": 1 for job in ("loses", "misses", "skips")},
+        "1 late 0 of 1 main 0": 1,
+        "1 archive 0 of 1 night 0": 1,
+    },
+    {
+        _REPORT: 60,
+        **{f"{job} main": 60 for job in ("loses", "misses", "skips")},
+        "late main": 1,
+        "archive night": 1,
+    },
+]
+
 ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
     "overview": {
         "Jobs in trouble": [{"": 9}],
@@ -327,6 +361,21 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
             {"0.5 × report main": 1},
             {_REPORT: 3},
         ],
+        "Timeline of all jobs": [
+            {
+                "archive night": 5,
+                "late main": 5,
+                "report main": 4,
+                "loses main": 4,
+                "misses main": 3,
+                "skips main": 3,
+                **{f"{job} main": 1 for job in ("stuck", "hangs", "runs")},
+                **{f"{job} main": 0 for job in ("waits", "behind", "idle")},
+                "naps resting": 0,
+            }
+        ],
+        "Runs of today": _DAY,
+        "Runs of yesterday": _DAY,
         "Firing alerts": [
             {
                 "MissedRun archive night ✖ critical": 330,
@@ -364,6 +413,11 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
                 for instance in ("one:1", "two:1")
             },
             {f"{instance} report": 30 for instance in ("one:1", "two:1")},
+        ],
+    },
+    "runs": {
+        "Runs by outcome": [
+            {"success": 16, "error": 4, "coalesced": 20, "lost": 4, "missed": 4, "skipped": 4}
         ],
     },
     "scheduler": {
