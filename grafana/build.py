@@ -22,10 +22,16 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
 import job  # noqa: E402
 import overview  # noqa: E402
+import runs  # noqa: E402
 import scheduler  # noqa: E402
 
 DASHBOARDS = Path(__file__).parent / "dashboards"
-PAGES = {"overview": overview.build, "job": job.build, "scheduler": scheduler.build}
+PAGES = {
+    "overview": overview.build,
+    "job": job.build,
+    "scheduler": scheduler.build,
+    "runs": runs.build,
+}
 
 
 def render(dashboard: Any) -> str:

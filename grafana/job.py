@@ -36,6 +36,15 @@ SETTLED = f"apscheduler_job:settled_run_timestamp_seconds{{{JOB}}}"
 NO_RUNS = f'sum {BY_JOB} (apscheduler_job_runs_total{{{JOB}, outcome="success"}}) * 0'
 """The value 0 for each job that is scraped."""
 
+TO_RUNS = [("Single runs", parts.to_runs(*parts.SELECTED_JOB))]
+TO_FAILED_RUNS = [("Runs that failed", parts.to_runs(*parts.SELECTED_JOB, ["error", "lost"]))]
+TO_RUNS_OF_OUTCOME = [
+    (
+        "Runs with the outcome ${__field.labels.outcome}",
+        parts.to_runs(*parts.SELECTED_JOB, ["${__field.labels.outcome}"]),
+    )
+]
+
 
 def build() -> dashboard.Dashboard:
     """Return the dashboard."""
@@ -49,6 +58,7 @@ def build() -> dashboard.Dashboard:
     page.annotations(JOB_OR_NONE)
     for title, uid in (("Overview", "overview"), ("Scheduler", "scheduler")):
         page.link(title, f"apscheduler-{uid}", "datasource", "application", "scheduler")
+    page.link("Runs", "apscheduler-runs", "datasource", "application", "scheduler", "job_id")
     page.row(
         4,
         (5, state()),
@@ -200,6 +210,7 @@ def run_history() -> Any:
         no_value="no data of this job in the time range",
         mappings=[parts.words(HISTORY)],
         points=400,
+        links=TO_RUNS,
     )
 
 
@@ -304,6 +315,7 @@ def durations() -> Any:
         logarithmic=True,
         floor=None,
         inline=True,
+        links=TO_RUNS,
     )
     parts.color_of(panel, "p50", SKY)
     parts.color_of(panel, "p95", INFO, "long")
@@ -351,6 +363,7 @@ def outcomes() -> Any:
         inline=True,
         calcs=("max",),
         interval="1m",
+        links=TO_RUNS_OF_OUTCOME,
     )
     return parts.outcomes_of(panel)
 
@@ -400,6 +413,7 @@ def exceptions() -> Any:
         shades=BAD,
         calcs=("max",),
         interval="1m",
+        links=TO_FAILED_RUNS,
     )
 
 
@@ -408,7 +422,7 @@ def exceptions_in_total() -> Any:
     raised = f"apscheduler_job_exceptions_total{{{JOB}}}"
     return parts.bars(
         "Exceptions in the time range",
-        "Runs that raised an exception, by its type. The application's log has the tracebacks.",
+        "Runs that raised an exception, by its type. Click one to see the runs.",
         [
             Query(
                 f"sort_desc(sum by (exception) ({promql.increase(raised, '$__range')}) > 0)",
@@ -419,6 +433,7 @@ def exceptions_in_total() -> Any:
         unit=units.Short,
         no_value="no exceptions in the time range",
         steps=((None, BAD),),
+        links=TO_FAILED_RUNS,
     )
 
 

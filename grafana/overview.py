@@ -27,6 +27,7 @@ def build() -> dashboard.Dashboard:
     page.variables(job=True, several=True)
     page.annotations(JOB_OR_NONE)
     page.link("Scheduler", "apscheduler-scheduler", "datasource", "application", "scheduler")
+    page.link("Runs", "apscheduler-runs", "datasource", "application", "scheduler", "job_id")
     page.row(
         4,
         (4, in_trouble()),
@@ -36,6 +37,8 @@ def build() -> dashboard.Dashboard:
         (4, working()),
     )
     page.row(13, (24, jobs()))
+    page.row(9, (24, timeline()))
+    page.row(9, (12, day("today")), (12, day("yesterday")))
     page.row(8, (14, alerts()), (10, unsuccessful()))
     return page.build()
 
@@ -157,6 +160,61 @@ def jobs() -> Any:
         sort="State",
         links=[("Job ${__data.fields.job_id}", parts.ROW_TO_JOB)],
     )
+
+
+def timeline() -> Any:
+    """Return a band for each job: what was due, and what ran."""
+    return parts.history(
+        "Timeline of all jobs",
+        "Due, not started: a run is later than its grace. Failed: a run raised an exception, or was"
+        " lost. Dropped: a run was missed or skipped. Ran: a run succeeded. Nothing due: the"
+        " scheduler lives, and had nothing to do. A gap, without a band: the process was not"
+        " scraped. Click a band to see the job.",
+        [Query(promql.job_activity(JOB), "{{job_id}} of {{job}}")],
+        no_value="no jobs in the time range",
+        mappings=[parts.words(parts.ACTIVITIES)],
+        points=parts.FEW,
+        links=[("Job ${__field.labels.job_id}", parts.SERIES_TO_JOB)],
+    )
+
+
+def day(name: str) -> Any:
+    """Return how many of the runs that were due today, or yesterday, succeeded."""
+    successes, due = promql.runs_in_range(JOB)
+    panel = parts.rows(
+        f"Runs of {name}",
+        f"How many of the runs that were due {name} succeeded. A run that was due earlier, and has"
+        " not started yet, counts as well. Coalesced runs (merged into a later one) do not count."
+        " It needs a relative time range of the dashboard, such as the last hour.",
+        [
+            table_query(promql.successes_as_text(JOB, "runs")),
+            table_query(f"{due}\n- {successes}"),
+        ],
+        columns={
+            "job_id": "Job",
+            "scheduler": "Scheduler",
+            "job": "Application",
+            "runs": "Succeeded",
+            "Value #B": "Without success",
+        },
+        unit=units.Short,
+        no_value="no run was due",
+        mappings=[
+            parts.paint("/^(\\d+) of \\1$/", GOOD),
+            parts.paint("/^\\d+ of \\d+$/", BAD),
+        ],
+        colored=["Succeeded"],
+        wrapped=["Job"],
+        sort="Without success",
+        decimals=0,
+        links=[
+            ("Job ${__data.fields.job_id}", parts.ROW_TO_JOB),
+            ("Runs of ${__data.fields.job_id}", parts.ROW_TO_RUNS),
+        ],
+    )
+    # The days of the dashboard's time zone: until now, and all of the one before.
+    panel.time_from("now/d")
+    return panel if name == "today" else panel.time_shift("1d/d")
 
 
 def alerts() -> Any:

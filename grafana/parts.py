@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grafana_foundation_sdk.builders import (
     bargauge,
     heatmap,
+    loki,
     prometheus,
     stat,
     statetimeline,
     table,
+    tempo,
     timeseries,
 )
 from grafana_foundation_sdk.builders import common as common_builders
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import common, dashboard, units
 from grafana_foundation_sdk.models import heatmap as heatmap_models
+from grafana_foundation_sdk.models import loki as loki_models
+from grafana_foundation_sdk.models import tempo as tempo_models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 import promql
 
 SOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
+TRACES = common.DataSourceRef(type_val="tempo", uid="${traces}")
+LOGS = common.DataSourceRef(type_val="loki", uid="${logs}")
 
 # Okabe and Ito's palette, which colour-blind people can distinguish, and which stands out on dark
 # and on light. Still, colour is never the only difference: states have words and symbols, and
@@ -57,6 +63,14 @@ STATES = {
     promql.WAITING: ("● Waiting", GOOD),
     promql.IDLE: ("– Idle", GREY),
 }
+ACTIVITIES = {
+    promql.OVERDUE: ("✖ Due, not started", OTHER),
+    promql.FAILED: ("✖ Failed", BAD),
+    promql.DROPPED: ("▲ Dropped", WARNING),
+    promql.SUCCEEDED: ("● Ran", GOOD),
+    promql.IN_PROGRESS: ("▶ Running", INFO),
+    promql.NOTHING: ("– Nothing due", GREY),
+}
 SCHEDULER_STATES = {
     3: ("✖ Gone", BAD),
     2: ("✖ Loop dead", BAD),
@@ -88,13 +102,63 @@ LETTERS = "ABCDEFGHIJKLMNOP"
 
 @dataclass(frozen=True)
 class Query:
-    """A query of a panel."""
+    """A query of metrics, in PromQL."""
 
     expr: str
     legend: str = ""
     instant: bool = False
     format: PromQueryFormat = PromQueryFormat.TIME_SERIES
     exemplar: bool = False
+    source = SOURCE
+
+    def target(self) -> Any:
+        """Return the query as a panel has it."""
+        target = (
+            prometheus.Dataquery()
+            .expr(self.expr)
+            .format(self.format)
+            .legend_format(self.legend or "__auto")
+        )
+        target = target.instant() if self.instant else target.range()
+        return target.exemplar(self.exemplar)
+
+
+@dataclass(frozen=True)
+class TraceQuery:
+    """A query of spans, in TraceQL."""
+
+    query: str
+    limit: int
+    source = TRACES
+
+    def target(self) -> Any:
+        """Return the query as a panel has it."""
+        return (
+            tempo.Dataquery()
+            .query_type("traceql")
+            .query(self.query)
+            .limit(self.limit)
+            .spss(1)
+            .table_type(tempo_models.SearchTableType.SPANS)
+            .filters([])
+        )
+
+
+@dataclass(frozen=True)
+class LogQuery:
+    """A query of log records, in LogQL; the data source limits how many it returns."""
+
+    expr: str
+    source = LOGS
+
+    def target(self) -> Any:
+        """Return the query as a panel has it."""
+        return (
+            loki.Dataquery()
+            .query_type("range")
+            .editor_mode(loki_models.QueryEditorMode.CODE)
+            .expr(self.expr)
+        )
 
 
 def table_query(expr: str) -> Query:
@@ -102,27 +166,11 @@ def table_query(expr: str) -> Query:
     return Query(expr, instant=True, format=PromQueryFormat.TABLE)
 
 
-def _targets(queries: Sequence[Query]) -> list[Any]:
-    targets = []
-    for name, query in zip(LETTERS, queries, strict=False):
-        target = (
-            prometheus.Dataquery()
-            .ref_id(name)
-            .datasource(SOURCE)
-            .expr(query.expr)
-            .format(query.format)
-            .legend_format(query.legend or "__auto")
-        )
-        target = target.instant() if query.instant else target.range()
-        targets.append(target.exemplar(query.exemplar))
-    return targets
-
-
-def _finish(
+def finish(
     panel: Any,
     title: str,
     description: str,
-    queries: Sequence[Query],
+    queries: Sequence[Query | TraceQuery | LogQuery],
     *,
     unit: str,
     no_value: str,
@@ -130,7 +178,15 @@ def _finish(
     mappings: Sequence[dashboard.ValueMapping] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> Any:
-    panel.title(title).description(description).datasource(SOURCE).targets(_targets(queries))
+    """Give a panel what every panel has, and return it; its queries are of one data source."""
+    source = queries[0].source
+    panel.title(title).description(description).datasource(source)
+    panel.targets(
+        [
+            query.target().ref_id(name).datasource(source)
+            for name, query in zip(LETTERS, queries, strict=False)
+        ]
+    )
     panel.unit(unit).no_value(no_value)
     panel.thresholds(
         builders.ThresholdsConfig()
@@ -183,6 +239,12 @@ Shows text unchanged.
 
 Otherwise a job with the id 42 would be shown as 42 s, because the unit of the table is seconds.
 """
+
+NO_NUMBER = dashboard.SpecialValueMap(
+    options=dashboard.DashboardSpecialValueMapOptions(
+        match=dashboard.SpecialValueMatch.NA_N, result=dashboard.ValueMappingResult(text="–")
+    )
+)
 
 
 def override(panel: Any, names: Sequence[str], **properties: Any) -> None:
@@ -243,7 +305,7 @@ def tiles(
         panel.color_mode(common.BigValueColorMode.VALUE)
     if size:
         panel.text(common_builders.VizTextDisplayOptions().title_size(13).value_size(size))
-    return _finish(
+    return finish(
         panel,
         title,
         description,
@@ -328,7 +390,7 @@ def lines(
     else:
         color = builders.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC)
     panel.color_scheme(color)
-    return _finish(
+    return finish(
         panel,
         title,
         description,
@@ -356,6 +418,7 @@ def history(
     no_value: str,
     mappings: Sequence[dashboard.ValueMapping],
     points: int,
+    links: Sequence[tuple[str, str]] = (),
 ) -> Any:
     """Return a panel of bands over time, whose states are words."""
     panel = (
@@ -380,7 +443,7 @@ def history(
         .color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
     )
     panel.max_data_points(points)
-    return _finish(
+    return finish(
         panel,
         title,
         description,
@@ -389,10 +452,12 @@ def history(
         no_value=no_value,
         steps=NEUTRAL,
         mappings=mappings,
+        links=links,
     )
 
 
-def _conversion(columns: Sequence[str], kind: str) -> dashboard.DataTransformerConfig:
+def conversion(columns: Sequence[str], kind: str) -> dashboard.DataTransformerConfig:
+    """Return the transformation that changes the type of columns."""
     return dashboard.DataTransformerConfig(
         id_val="convertFieldType",
         options={
@@ -400,6 +465,29 @@ def _conversion(columns: Sequence[str], kind: str) -> dashboard.DataTransformerC
             "conversions": [{"targetField": name, "destinationType": kind} for name in columns],
         },
     )
+
+
+def only_columns(columns: Mapping[str, str]) -> list[dashboard.DataTransformerConfig]:
+    """Return the transformations that leave these columns, in order and with their titles."""
+    return [
+        dashboard.DataTransformerConfig(
+            id_val="filterFieldsByName", options={"include": {"names": list(columns)}}
+        ),
+        dashboard.DataTransformerConfig(
+            id_val="organize",
+            options={
+                "excludeByName": {},
+                "includeByName": {},
+                "indexByName": {name: index for index, name in enumerate(columns)},
+                "renameByName": dict(columns),
+            },
+        ),
+    ]
+
+
+def sorted_by(column: str, *, descending: bool = True) -> Any:
+    """Return the order of a table's rows."""
+    return common_builders.TableSortByFieldState().display_name(column).desc(descending)
 
 
 def cells(title: str, description: str, query: Query, *, no_value: str) -> Any:
@@ -437,7 +525,7 @@ def cells(title: str, description: str, query: Query, *, no_value: str) -> Any:
         .exemplars_color(WARNING)
         .show_value(common.VisibilityMode.NEVER)
     )
-    return _finish(
+    return finish(
         panel, title, description, [query], unit=units.Short, no_value=no_value, steps=NEUTRAL
     )
 
@@ -469,7 +557,7 @@ def bars(
         .decimals(2)
         .min(0)
     )
-    return _finish(
+    return finish(
         panel,
         title,
         description,
@@ -496,6 +584,7 @@ def rows(
     sparkline: str = "",
     sort: str = "",
     descending: bool = True,
+    decimals: int = 1,
     links: Sequence[tuple[str, str]] = (),
 ) -> Any:
     """
@@ -514,10 +603,10 @@ def rows(
         .min_width(60)
         .filterable(True)  # noqa: FBT003
         .footer(common_builders.TableFooterOptions().show(False).reducer([]))  # noqa: FBT003
-        .decimals(1)
+        .decimals(decimals)
     )
     if sort:
-        panel.sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
+        panel.sort_by([sorted_by(sort, descending=descending)])
     shown = {name: title for name, title in columns.items() if name.startswith("Trend")}
     if sparkline:
         # Grafana 10.2 and older omit the letter if only one query has series.
@@ -526,31 +615,17 @@ def rows(
         # The transformation turns every result with a time and a number into a sparkline, so the
         # numbers of all other queries are converted to text before it, and back after it.
         others = [f"Value #{letter}" for letter, _ in zip(LETTERS, queries, strict=False)]
-        panel.with_transformation(_conversion(others, "string"))
+        panel.with_transformation(conversion(others, "string"))
         panel.with_transformation(
             dashboard.DataTransformerConfig(
                 id_val="timeSeriesTable", options={sparkline: {"stat": "lastNotNull"}}
             )
         )
-        panel.with_transformation(_conversion(others, "number"))
+        panel.with_transformation(conversion(others, "number"))
     if len(queries) > 1:
         panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
-    panel.with_transformation(
-        dashboard.DataTransformerConfig(
-            id_val="filterFieldsByName", options={"include": {"names": list(columns)}}
-        )
-    )
-    panel.with_transformation(
-        dashboard.DataTransformerConfig(
-            id_val="organize",
-            options={
-                "excludeByName": {},
-                "includeByName": {},
-                "indexByName": {name: index for index, name in enumerate(columns)},
-                "renameByName": columns,
-            },
-        )
-    )
+    for transformation in only_columns(columns):
+        panel.with_transformation(transformation)
     panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
     for names, kind in (
         (wrapped, {"type": "auto", "wrapText": True}),
@@ -570,7 +645,7 @@ def rows(
     ):
         if names:
             override(panel, names, custom__cellOptions=kind)
-    return _finish(
+    return finish(
         panel,
         title,
         description,
@@ -647,6 +722,29 @@ class Page:
                     dashboard.VariableOption(text=["All"], value=["$__all"], selected=True)
                 )
             self._dashboard.with_variable(variable)
+
+    def sources(self) -> None:
+        """Add the variables for the data sources of logs and traces."""
+        for name, label, kind in (("logs", "Logs", "loki"), ("traces", "Traces", "tempo")):
+            self._dashboard.with_variable(
+                builders.DatasourceVariable(name)
+                .label(label)
+                .description(f"A {kind.title()} that has single runs.")
+                .type(kind)
+            )
+
+    def choice(self, name: str, label: str, description: str, values: Sequence[str]) -> None:
+        """Add a variable with fixed values, of which several can be chosen."""
+        self._dashboard.with_variable(
+            builders.CustomVariable(name)
+            .label(label)
+            .description(description)
+            .values(",".join(values))
+            .multi(True)  # noqa: FBT003
+            .include_all(True)  # noqa: FBT003
+            .all_value(".*")
+            .current(dashboard.VariableOption(text=["All"], value=["$__all"], selected=True))
+        )
 
     def annotations(self, jobs: str) -> None:
         """Mark starts of processes, and alerts while they fire."""
@@ -727,12 +825,25 @@ def to_job(application: str, scheduler: str, job: str) -> str:
     )
 
 
-ROW_TO_JOB = to_job(
-    "${__data.fields.job:percentencode}",
-    "${__data.fields.scheduler:percentencode}",
-    "${__data.fields.job_id:percentencode}",
-)
+def to_runs(application: str, scheduler: str, job: str, outcomes: Sequence[str] = ()) -> str:
+    """Return the address of the runs of a job, with these values of its variables."""
+    return (
+        "/d/apscheduler-runs?${datasource:queryparam}"
+        f"&var-application={application}&var-scheduler={scheduler}&var-job_id={job}"
+        + "".join(f"&var-outcome={outcome}" for outcome in outcomes)
+        + "&${__url_time_range}"
+    )
+
+
+SELECTED_JOB = [f"${{{name}:percentencode}}" for name in ("application", "scheduler", "job_id")]
+"""Values of the variables of a dashboard of one job."""
+_ROW = [f"${{__data.fields.{label}:percentencode}}" for label in ("job", "scheduler", "job_id")]
+ROW_TO_JOB = to_job(*_ROW)
+ROW_TO_RUNS = to_runs(*_ROW)
 ROW_TO_SCHEDULER = to_scheduler(
     "${__data.fields.job:percentencode}", "${__data.fields.scheduler:percentencode}"
+)
+SERIES_TO_JOB = to_job(
+    *(f"${{__field.labels.{label}:percentencode}}" for label in ("job", "scheduler", "job_id"))
 )
 RUNBOOK = "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"

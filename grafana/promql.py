@@ -36,6 +36,9 @@ The queries add the symbols, because a mapping would also change a job that is c
 STUCK, MISSED, DOWN, FAILING, DROPPING, RUNNING, PAUSED, WAITING, IDLE = range(8, -1, -1)
 TABLE_CODES = 10**12
 
+# What a job does around a time.
+OVERDUE, FAILED, DROPPED, SUCCEEDED, IN_PROGRESS, NOTHING = range(5, -1, -1)
+
 
 def recorded_lateness(jobs: str) -> str:
     """Return a query for jobs that are later than their grace, as in APSchedulerMissedRun."""
@@ -147,6 +150,62 @@ def increase(counters: str, duration: str) -> str:
   or
   increase({counters}[{duration}])
 """
+
+
+def overdue(jobs: str) -> str:
+    """Return a query for jobs with a run that is later than its grace, also of a dead process."""
+    return f'group {BY_JOB} (ALERTS{{alertname="APSchedulerMissedRun", {jobs}}})'
+
+
+def runs_in_range(jobs: str) -> tuple[str, str]:
+    """
+    Return queries for the runs that succeeded in the time range, and for those that were due.
+
+    Both are whole numbers, also where Prometheus extrapolates. Coalesced runs are not due. A run
+    that is overdue is due in every time range until it starts, as no counter knows of it if its
+    process is dead. Jobs of which no run was due are left out of the second one.
+    """
+    runs = f"apscheduler_job_runs_total{{{jobs}"
+    successes = increase(f'{runs}, outcome="success"}}', "$__range")
+    counted = increase(f'{runs}, outcome!="coalesced"}}', "$__range")
+    return (
+        f"(sum {BY_JOB} (round({successes})) or {overdue(jobs)} * 0)",
+        f"(sum {BY_JOB} (round({counted}) or {overdue(jobs)}) > 0)",
+    )
+
+
+def successes_as_text(jobs: str, label: str) -> str:
+    """Return a query that writes "N of M", successes and due runs, into a label."""
+    successes, due = runs_in_range(jobs)
+    return (
+        "label_join(\n"
+        f'  count_values {BY_JOB} ("succeeded",\n{successes}\n)\n'
+        "  * on (job, scheduler, job_id) group_left (due)\n"
+        f'  count_values {BY_JOB} ("due",\n{due}\n),\n'
+        f'  "{label}", " of ", "succeeded", "due"\n)'
+    )
+
+
+def job_activity(jobs: str) -> str:
+    """
+    Return a query for what each job did around each time, as one of the codes above.
+
+    If a process is not scraped, its jobs have no value, unless a run is overdue.
+    """
+
+    def counted(outcomes: str) -> str:
+        runs = f'apscheduler_job_runs_total{{{jobs}, outcome=~"{outcomes}"}}'
+        return f"(sum {BY_JOB} ({increase(runs, '$__rate_interval')}) > 0)"
+
+    branches = (
+        (OVERDUE, overdue(jobs)),
+        (FAILED, counted("error|lost")),
+        (DROPPED, counted("missed|skipped")),
+        (SUCCEEDED, counted("success")),
+        (IN_PROGRESS, f"(max {BY_JOB} (apscheduler_job_running{{{jobs}}}) > 0)"),
+        (NOTHING, f'sum {BY_JOB} (apscheduler_job_runs_total{{{jobs}, outcome="success"}})'),
+    )
+    return "\nor\n".join(f"{query} * 0 + {code}" for code, query in branches)
 
 
 def success_rate(jobs: str, by: str = BY_JOB) -> str:

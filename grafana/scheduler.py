@@ -33,7 +33,8 @@ def build() -> dashboard.Dashboard:
     )
     page.variables(job=False, several=True)
     page.annotations(SCHEDULER)
-    page.link("Overview", "apscheduler-overview", "datasource", "application", "scheduler")
+    for title in ("Overview", "Runs"):
+        page.link(title, f"apscheduler-{title.lower()}", "datasource", "application", "scheduler")
     page.row(
         4,
         (8, states()),

@@ -42,7 +42,12 @@ CHOSEN = {
     "job": {"application": "billing", "scheduler": "background", "job_id": "pull-rates"},
     "scheduler": {"application": ["shop"]},
 }
-LINKS = {"overview": "Scheduler", "job": "Overview  Scheduler", "scheduler": "Overview"}
+LINKS = {
+    "overview": "Scheduler  Runs",
+    "job": "Overview  Scheduler  Runs",
+    "scheduler": "Overview  Runs",
+}
+DAY = 86_400
 
 
 def bundle() -> Path:
@@ -66,24 +71,33 @@ def bundle() -> Path:
     return BUILD / "bundle.js"
 
 
+def time_range(panel: Any, seconds: float, end: float) -> tuple[float, float]:
+    """Return the length and the end of a panel's time range; its days are those of UTC."""
+    if "timeFrom" not in panel:
+        return seconds, end
+    midnight = end // DAY * DAY
+    return (DAY, midnight) if "timeShift" in panel else (end - midnight, end)
+
+
 def answers(server: Prometheus, dashboard: Any, chosen: Any, seconds: float, end: float) -> Any:
     """Return what each query of each panel answers."""
     model = grafana_queries.variables(dashboard)
     found: dict[int, dict[str, Any]] = {}
     for panel, target in grafana_queries.queries(dashboard):
-        span = grafana_queries.Range(seconds, points=panel["gridPos"]["w"] * WIDTH // 24 // 4)
+        length, until = time_range(panel, seconds, end)
+        span = grafana_queries.Range(length, points=panel["gridPos"]["w"] * WIDTH // 24 // 4)
         values = {name: chosen.get(name, [grafana_queries.ALL]) for name in model}
         query = grafana_queries.fill(target["expr"], model, values, span.values(panel))
         if target.get("instant"):
-            series = server.api("query", query=query, time=str(end))["result"]
+            series = server.api("query", query=query, time=str(until))["result"]
             series = [{"metric": s["metric"], "values": [s["value"]]} for s in series]
         else:
             step = span.interval(panel)
             series = server.api(
                 "query_range",
                 query=query,
-                start=str((end - seconds) // step * step),
-                end=str(end),
+                start=str((until - length) // step * step),
+                end=str(until),
                 step=str(step),
             )["result"]
         found.setdefault(panel["id"], {})[target["refId"]] = series

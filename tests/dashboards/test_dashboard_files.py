@@ -18,6 +18,9 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.once
 UIDS = {f"apscheduler-{name}" for name in NAMES}
 
+GRAFANAS = {"__data", "__field", "__from", "__to", "__url_time_range"}
+"""Variables that each dashboard has."""
+
 JOINED = {"apscheduler_scheduler_up", "apscheduler_scheduler_state"}
 
 
@@ -64,13 +67,22 @@ class TestFiles:
 
     @each_dashboard
     def test_every_query_uses_the_chosen_data_source(self, name: str) -> None:
-        """Every query uses the data source of the variable."""
-        text = json.dumps(grafana_queries.load(name))
-
-        assert set(re.findall(r'"uid": "([^"]+)"', text)) == {
-            "${datasource}",
-            f"apscheduler-{name}",
+        """Every query uses the data source of a variable, which is of its kind."""
+        dashboard = grafana_queries.load(name)
+        kinds = {
+            f"${{{key}}}": variable["query"]
+            for key, variable in grafana_queries.variables(dashboard).items()
+            if variable["type"] == "datasource"
         }
+        used = {
+            (found["uid"], found["type"])
+            for panel in grafana_queries.panels(dashboard)
+            for found in (panel["datasource"], *(t["datasource"] for t in panel["targets"]))
+        }
+
+        assert used == set(kinds.items())
+        uids = set(re.findall(r'"uid": "([^"]+)"', json.dumps(dashboard)))
+        assert uids == {*kinds, f"apscheduler-{name}"}
 
 
 class TestPanels:
@@ -124,7 +136,7 @@ class TestPanels:
     def test_overrides_name_existing_columns(self, name: str) -> None:
         """Each override names a column or series that exists."""
         for panel in grafana_queries.panels(grafana_queries.load(name)):
-            known = {target["legendFormat"] for target in panel["targets"]}
+            known = {target.get("legendFormat", "") for target in panel["targets"]}
             for transformation in panel.get("transformations", ()):
                 known |= set(transformation["options"].get("renameByName", {}).values())
             by_label = any("{{" in legend for legend in known)
@@ -140,7 +152,7 @@ class TestVariables:
         dashboard = grafana_queries.load(name)
         known = set(grafana_queries.variables(dashboard))
         text = json.dumps(dashboard)
-        used = set(re.findall(r"\$\{(\w+)[:}]", text)) - {"__data", "__field", "__url_time_range"}
+        used = set(re.findall(r"\$\{(\w+)[:}]", text)) - GRAFANAS
 
         assert used == known
 
@@ -182,7 +194,7 @@ class TestLinks:
             ]
 
         for url, keeps_time in links:
-            if url.startswith("https://github.com/"):
+            if url.startswith(("https://github.com/", "/explore?")):
                 continue
             found = re.fullmatch(r"/d/apscheduler-(\w+)\?(.*)", url)
             assert found, url
@@ -206,3 +218,16 @@ class TestLinks:
 
         for label in ("job", "scheduler", "job_id"):
             assert f"=${{__data.fields.{label}:percentencode}}" in link["url"]
+
+    def test_runs_of_days_have_the_time_ranges_of_days(self) -> None:
+        """One table is about today until now, the other about the whole day before."""
+        ranges = {
+            panel["title"]: (panel.get("timeFrom"), panel.get("timeShift"))
+            for panel in grafana_queries.panels(grafana_queries.load("overview"))
+            if panel["title"].startswith("Runs of ")
+        }
+
+        assert ranges == {
+            "Runs of today": ("now/d", None),
+            "Runs of yesterday": ("now/d", "1d/d"),
+        }

@@ -156,6 +156,13 @@ class TestNumbers:
                 # Raises an error if Prometheus does.
                 stage.draw("job", panel, target["expr"], **chosen)
 
+    @pytest.mark.parametrize("name", [name for name in NAMES if name != "job"])
+    def test_graphs_of_all_jobs_continue_when_a_process_ends(self, stage: Stage, name: str) -> None:
+        """Each graph has an answer over a time in which a process ends."""
+        for panel, target in grafana_queries.queries(grafana_queries.load(name)):
+            if not target.get("instant"):
+                stage.draw(name, panel, target["expr"], application=["shop"])
+
     @each_dashboard
     def test_every_selector_finds_something(self, stage: Stage, name: str) -> None:
         """

@@ -304,6 +304,49 @@ class TestAnswers:
 
         assert wait_for_answer(states)
 
+    def test_timeline_shows_what_each_job_did(self, watched: Watched) -> None:
+        """The latest band of each job shows what it did, or that a run is overdue."""
+        panel, target = find("overview", "Timeline of all jobs", "A")
+        texts = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+        expected = {
+            "archive": "✖ Due, not started",
+            "fails": "✖ Failed",
+            "killed": "✖ Failed",
+            "skips": "▲ Dropped",
+            "report": "● Ran",
+            "paused": "– Nothing due",
+        }
+
+        def bands() -> bool:
+            found = {
+                labels["job_id"]: texts[str(round(values[-1]))]["text"]
+                for labels, values in watched.ask("overview", panel, target, application="shop")
+            }
+            assert {job: found.get(job) for job in expected} == expected
+            return True
+
+        assert wait_for_answer(bands)
+
+    def test_days_count_successes_and_due_runs(self, watched: Watched) -> None:
+        """A job that always fails has no success, and one that never does has all."""
+        panel, target = find("overview", "Runs of today", "A")
+
+        def days() -> dict[str, list[int]]:
+            return {
+                labels["job_id"]: [int(number) for number in labels["runs"].split(" of ")]
+                for labels, _ in watched.ask("overview", panel, target, application="shop")
+            }
+
+        def is_right() -> bool:
+            found = days()
+            assert found["archive"] == [0, 1]
+            assert found["fails"][0] == 0 < found["fails"][1]
+            assert found["report"][0] == found["report"][1] > 0
+            assert "paused" not in found
+            return True
+
+        assert wait_for_answer(is_right)
+
     def test_odd_job_id_selects_that_job_only(self, watched: Watched) -> None:
         """An id with quotes, dots, backslashes and brackets selects that job only."""
         panel, target = find("job", "Outcomes", "A")

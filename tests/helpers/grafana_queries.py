@@ -94,10 +94,18 @@ def fill(text: str, model: Mapping[str, dict[str, Any]], chosen: Values, own: Va
 
 
 def queries(dashboard: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each query with the panel that it is in."""
+    """Yield each query in PromQL with the panel that it is in."""
+    yield from queries_of("prometheus", dashboard)
+
+
+def queries_of(
+    source: str, dashboard: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each query of a kind of data source with the panel that it is in."""
     for panel in panels(dashboard):
         for target in panel["targets"]:
-            yield panel, target
+            if target["datasource"]["type"] == source:
+                yield panel, target
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
@@ -119,7 +127,7 @@ def _duration(seconds: float) -> str:
     return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
 
 
-NAMES = ("overview", "job", "scheduler")
+NAMES = ("overview", "job", "scheduler", "runs")
 
 each_dashboard = pytest.mark.parametrize("name", NAMES)
 
