@@ -174,7 +174,7 @@ class TestDemo:
         with running_process(command, log, env={**os.environ, "DEMO_SECONDS": "100"}) as process:
             wait_for_answer(lambda: "Press Ctrl-C" in log.read_text())
             addresses = re.findall(r"http://\S+", log.read_text())
-            assert len(addresses) == 4
+            assert len(addresses) == 5
             for address in addresses:
                 assert get(address.partition("#")[0])[0] == 200, address
             children = descendants(process.pid)
