@@ -106,7 +106,8 @@ class Stage:
         self.webhook = Webhook()
         # All of 127.0.0.0/8 is this machine, so ports need not be shared with other programs.
         random_numbers = random.SystemRandom()
-        self.network = f"127.{random_numbers.randint(64, 250)}.{random_numbers.randint(1, 250)}"
+        self._network = f"127.{random_numbers.randint(64, 250)}"
+        self._first_subnet = random_numbers.randint(1, 100)
         self.link = f"169.254.{random_numbers.randint(1, 250)}"
         self.jobs = list(jobs)
         self._apps: list[App] = []
@@ -114,7 +115,7 @@ class Stage:
 
     def address(self, job: str, number: int = 0) -> str:
         """Return the address of an application."""
-        return f"{self.network}.{1 + self.jobs.index(job) * 10 + number}"
+        return f"{self._network}.{self._first_subnet + self.jobs.index(job)}.{1 + number}"
 
     def targets_file(self, job: str) -> Path:
         return self.directory / f"targets-{job}.json"
