@@ -346,26 +346,9 @@ def duration_cells() -> Any:
 
 def outcomes() -> Any:
     """Return the runs by outcome over time."""
-    runs = f"apscheduler_job_runs_total{{{JOB}}}"
-    panel = parts.lines(
-        "Outcomes",
-        "Runs by outcome, for each bar. " + parts.OUTCOMES_EXPLAINED,
-        [
-            Query(
-                f"sum by (outcome) ({promql.increase(runs, '$__rate_interval')}) > 0",
-                "{{outcome}}",
-            )
-        ],
-        unit=units.Short,
-        no_value="no runs in the time range",
-        bars=True,
-        ceiling=1,
-        inline=True,
-        calcs=("max",),
-        interval="1m",
-        links=TO_RUNS_OF_OUTCOME,
+    return parts.runs_by_outcome(
+        "Outcomes", "Runs by outcome, for each bar.", JOB, links=TO_RUNS_OF_OUTCOME
     )
-    return parts.outcomes_of(panel)
 
 
 def delays() -> Any:

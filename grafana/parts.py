@@ -410,6 +410,37 @@ def outcomes_of(panel: Any) -> Any:
     return panel
 
 
+def runs_by_outcome(title: str, description: str, selector: str, **options: Any) -> Any:
+    """Return the runs by outcome over time; the options are those of `lines`."""
+    runs = promql.increase(f"apscheduler_job_runs_total{{{selector}}}", "$__rate_interval")
+    panel = lines(
+        title,
+        f"{description} {OUTCOMES_EXPLAINED}",
+        [Query(f"sum by (outcome) ({runs}) > 0", "{{outcome}}")],
+        unit=units.Short,
+        no_value="no runs in the time range",
+        bars=True,
+        ceiling=1,
+        inline=True,
+        calcs=("max",),
+        interval="1m",
+        **options,
+    )
+    return outcomes_of(panel)
+
+
+def plain_table() -> Any:
+    """Return a table that can be filtered, with small rows."""
+    return (
+        table.Panel()
+        .show_header(True)  # noqa: FBT003
+        .cell_height(common.TableCellHeight.SM)
+        .align(common.FieldTextAlignment.LEFT)
+        .min_width(60)
+        .filterable(True)  # noqa: FBT003
+    )
+
+
 def history(
     title: str,
     description: str,
@@ -596,12 +627,7 @@ def rows(
     whose series are drawn as sparklines, each in one cell.
     """
     panel = (
-        table.Panel()
-        .show_header(True)  # noqa: FBT003
-        .cell_height(common.TableCellHeight.SM)
-        .align(common.FieldTextAlignment.LEFT)
-        .min_width(60)
-        .filterable(True)  # noqa: FBT003
+        plain_table()
         .footer(common_builders.TableFooterOptions().show(False).reducer([]))  # noqa: FBT003
         .decimals(decimals)
     )

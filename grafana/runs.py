@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from grafana_foundation_sdk.builders import table
-from grafana_foundation_sdk.models import common, dashboard, units
+from grafana_foundation_sdk.models import dashboard, units
 
 import parts
-import promql
-from parts import NEUTRAL, LogQuery, Query, TraceQuery
+from parts import NEUTRAL, LogQuery, TraceQuery
 from promql import JOB, JOB_OR_NONE
 
 OUTCOME = "outcome=~`${outcome:regex}`"
@@ -74,27 +72,13 @@ def build() -> dashboard.Dashboard:
 
 def counted() -> Any:
     """Return the runs that the metrics have counted, by outcome over time."""
-    runs = f"apscheduler_job_runs_total{{{JOB}, {OUTCOME}}}"
-    panel = parts.lines(
+    return parts.runs_by_outcome(
         "Runs by outcome",
         "Runs that the metrics count, for each bar. Logs and traces may have fewer, for example"
-        " because of sampling. " + parts.OUTCOMES_EXPLAINED,
-        [
-            Query(
-                f"sum by (outcome) ({promql.increase(runs, '$__rate_interval')}) > 0",
-                "{{outcome}}",
-            )
-        ],
-        unit=units.Short,
-        no_value="no runs in the time range",
-        bars=True,
-        ceiling=1,
-        inline=True,
+        " because of sampling.",
+        f"{JOB}, {OUTCOME}",
         points=parts.FEW,
-        calcs=("max",),
-        interval="1m",
     )
-    return parts.outcomes_of(panel)
 
 
 def from_logs() -> Any:
@@ -180,16 +164,7 @@ def records(
     `times` and `numbers` are fields that arrive as text, and `extracted` is a field of JSON that
     contains others.
     """
-    panel = (
-        table.Panel()
-        .show_header(True)  # noqa: FBT003
-        .cell_height(common.TableCellHeight.SM)
-        .align(common.FieldTextAlignment.LEFT)
-        .min_width(60)
-        .filterable(True)  # noqa: FBT003
-        .decimals(1)
-        .sort_by([parts.sorted_by(sort)])
-    )
+    panel = parts.plain_table().decimals(1).sort_by([parts.sorted_by(sort)])
     if extracted:
         panel.with_transformation(
             dashboard.DataTransformerConfig(
