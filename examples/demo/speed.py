@@ -124,7 +124,7 @@ def faster_expression(expression: str, factor: float, where: str = "expression")
         SpeedError: there is a number of which it is not plain whether it is a time.
     """
     written: list[str] = []
-    in_front: list[str] = []  # the words before this one, spaces and comments aside
+    in_front: list[str] = []  # the words before this one, without spaces and comments
     for kind, word in _words(expression, where):
         last = in_front[-1] if in_front else ""
         if kind == "duration":

@@ -36,7 +36,7 @@ class JobRuns(NamedTuple):
         job_id: the value of its label ``job_id``.
         counts: how many runs had each outcome.
         slowest: seconds of the slowest run that was scraped; None if it was not slower than usual.
-        usual: seconds that most runs took before; None likewise.
+        usual: seconds that most runs took before; None if `slowest` is.
     """
 
     scheduler: str

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from apscheduler_telemetry.core.model import (
     ERROR,
     SUCCESS,
-    ErrorDescription,
     Outcome,
-    SpanIds,
 )
+from apscheduler_telemetry.core.stats import FinishedRun
 
 DEFAULT_HISTORY = 20
 """Runs that are kept of each job: a week and more of a nightly job, 20 minutes of a busy one."""
@@ -61,21 +60,13 @@ class RunRecord(NamedTuple):
     trace_id: str | None
 
 
-class EndedRun(Protocol):
+class ListableRun(FinishedRun, Protocol):
     """What is kept of a run that has ended; see `Run`."""
 
-    due_timestamp: float
-    started_at: float | None
-    estimated_start_at: float | None
-    duration: float | None
-    outcome: Outcome | None
-    error: ErrorDescription | None
-    finished_at: float
     finish_number: int
-    exemplar_span: SpanIds | None
 
     @property
-    def listed_runs(self) -> Sequence[EndedRun] | None: ...
+    def listed_runs(self) -> Sequence[ListableRun] | None: ...
 
 
 History = tuple[tuple[Any, ...], ...]
@@ -86,7 +77,7 @@ Each is a plain tuple with the fields of a `RunRecord`, which takes half as long
 """
 
 
-def add_to_history(history: History, runs: Sequence[EndedRun], label: str, size: int) -> History:
+def add_to_history(history: History, runs: Sequence[ListableRun], label: str, size: int) -> History:
     """
     Return a history with further runs.
 

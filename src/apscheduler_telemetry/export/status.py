@@ -73,7 +73,7 @@ class JobState(NamedTuple):
 
     @property
     def is_trouble(self) -> bool:
-        """Whether somebody should look at it."""
+        """Whether the job counts as in trouble."""
         return self.kind in {"bad", "warning"}
 
 

@@ -220,7 +220,7 @@ def _hash_source(text: str) -> str:
 
 @functools.cache
 def _get_environment() -> Any:
-    import jinja2  # noqa: PLC0415  # optional, and only loaded if somebody looks at a page
+    import jinja2  # noqa: PLC0415  # optional, and loaded for the first request only
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("apscheduler_telemetry.http"),

@@ -156,7 +156,7 @@ def _check_process(scheduler: Any, facts: ImportFacts) -> Iterator[Finding]:
                 (),
                 "The scheduler runs in a daemon thread, which ends without a message when the main "
                 "thread of the script ends",
-                "scheduler = BlockingScheduler()  # whose start() goes on until shutdown()",
+                "scheduler = BlockingScheduler()  # its start() returns after shutdown()",
             )
     if facts.was_started and not facts.calls_shutdown:
         yield Finding(
