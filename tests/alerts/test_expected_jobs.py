@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from apscheduler_telemetry import Expectations, expect
-from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE, ExpectationResolver
+from apscheduler_telemetry.core.expectation_resolver import (
+    MIN_DEFAULT_GRACE_SECONDS,
+    ExpectationResolver,
+)
 from apscheduler_telemetry.core.expectations import EXPECTATION_NAMES
 from apscheduler_telemetry.core.model import NOTHING_EXPECTED, JobExpectations
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -91,12 +94,12 @@ class TestOrder:
 
     def test_nothing(self) -> None:
         """By default only the grace is expected, which is that of the job, or a minute."""
-        assert resolved(None) == (MIN_DEFAULT_GRACE, NOTHING_EXPECTED)
-        assert resolved(lambda job: None) == (MIN_DEFAULT_GRACE, NOTHING_EXPECTED)
+        assert resolved(None) == (MIN_DEFAULT_GRACE_SECONDS, NOTHING_EXPECTED)
+        assert resolved(lambda job: None) == (MIN_DEFAULT_GRACE_SECONDS, NOTHING_EXPECTED)
         assert resolved(None, misfire_grace_time=300)[0] == 300
-        assert resolved(None, misfire_grace_time=None)[0] == MIN_DEFAULT_GRACE
+        assert resolved(None, misfire_grace_time=None)[0] == MIN_DEFAULT_GRACE_SECONDS
         # No float can hold it, and APScheduler cannot run the job.
-        assert resolved(None, misfire_grace_time=10**400)[0] == MIN_DEFAULT_GRACE
+        assert resolved(None, misfire_grace_time=10**400)[0] == MIN_DEFAULT_GRACE_SECONDS
 
     @pytest.mark.parametrize("kind", ["value", "callable", "decorator"])
     def test_each_source_passes_on_all_fields(self, kind: str) -> None:

@@ -8,17 +8,17 @@ cases without.
 
 from __future__ import annotations
 
+import json
 import re
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.metrics import LONGEST, SHORTEST, USUAL_VALUES
+from tests.helpers.metrics import LONGEST, SHORTEST, VALUES_OMITTED_FROM_SCRAPES
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import required_program
+from tests.helpers.promtool import run_rule_tests
 
 yaml = pytest.importorskip("yaml")
 
@@ -63,8 +63,8 @@ def without_usual_values(series: dict[str, str]) -> dict[str, str]:
     for name, all_samples in expanded.items():
         samples, key = all_samples, name
         metric = name.partition("{")[0]
-        if metric in USUAL_VALUES and ALWAYS not in name:
-            samples = leave_out(samples, f"{USUAL_VALUES[metric]:g}")
+        if metric in VALUES_OMITTED_FROM_SCRAPES and ALWAYS not in name:
+            samples = leave_out(samples, f"{VALUES_OMITTED_FROM_SCRAPES[metric]:g}")
         elif metric == LONGEST:
             shortest = name.replace(LONGEST, SHORTEST)
             key = name if shortest in expanded else shortest
@@ -75,31 +75,39 @@ def without_usual_values(series: dict[str, str]) -> dict[str, str]:
     return sparse
 
 
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    """Return the path of promtool, which comes with Prometheus."""
-    return required_program("promtool")
+def rules_for_alerts_named_in(cases: str) -> str:
+    """Return the rules without the alerts that the cases do not name, which takes less time."""
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    for group in rules["groups"]:
+        group["rules"] = [rule for rule in group["rules"] if rule.get("alert", "") in cases]
+    return json.dumps(rules)
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_all_cases_of_a_file_pass(promtool: str, path: Path, tmp_path: Path) -> None:
+def test_all_cases_of_a_file_pass(path: Path, tmp_path: Path) -> None:
     """All cases of a file pass without the series that `/metrics` leaves out."""
     text = path.read_text(encoding="utf-8")
     document: dict[str, Any] = yaml.safe_load(text)
-    document["rule_files"] = [str(RULES)]
+    document["rule_files"] = ["rules.yml"]
+    (tmp_path / "rules.yml").write_text(rules_for_alerts_named_in(text), encoding="utf-8")
     # Read as texts, because `0x30` is a number for YAML.
     texts = yaml.load(text, Loader=yaml.BaseLoader)
+    changed_cases = []
     for case, written in zip(document["tests"], texts["tests"], strict=True):
         series = {one["series"]: one["values"] for one in written["input_series"]}
+        sparse_series = without_usual_values(series)
+        if sparse_series == {name: " ".join(expand(values)) for name, values in series.items()}:
+            continue  # it is among the cases of `test_alert_rules.py`
         case["input_series"] = [
-            {"series": name, "values": values}
-            for name, values in without_usual_values(series).items()
+            {"series": name, "values": values} for name, values in sparse_series.items()
         ]
+        changed_cases.append(case)
+    if not changed_cases:
+        pytest.skip("no case has a series that /metrics leaves out")
+    document["tests"] = changed_cases
     sparse = tmp_path / path.name
-    sparse.write_text(yaml.safe_dump(document), encoding="utf-8")
-    ran = subprocess.run(
-        [promtool, "test", "rules", sparse], capture_output=True, text=True, check=False
-    )
+    sparse.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
+    ran = run_rule_tests(sparse)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
