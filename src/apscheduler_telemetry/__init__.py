@@ -42,7 +42,7 @@ __all__ = [
     "instrument",
 ]
 
-_MODULES = {
+_MODULES_OF_PUBLIC_NAMES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
     "DuplicateNameError": "errors",
@@ -62,13 +62,13 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # Lazily, as every spawned child of a process pool imports this package to reach
     # adapters.apscheduler3.child_process, and must not pay for Prometheus and OpenTelemetry.
-    if name not in _MODULES:
+    if name not in _MODULES_OF_PUBLIC_NAMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     from importlib import import_module  # noqa: PLC0415
 
     try:
-        module = import_module(f"{__name__}.{_MODULES[name]}")
+        module = import_module(f"{__name__}.{_MODULES_OF_PUBLIC_NAMES[name]}")
     except AttributeError as error:  # which Python would take for an unknown name
         raise ImportError(str(error)) from error
     return getattr(module, name)

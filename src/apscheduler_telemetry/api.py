@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-import inspect
 import logging
 import os
 import socket
@@ -26,6 +24,7 @@ from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerAd
 from apscheduler_telemetry.adapters.registry import find_adapter
 from apscheduler_telemetry.config import Config
 from apscheduler_telemetry.core.expectation_resolver import ExpectationResolver, ExpectOption
+from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding, summarize_codes
 from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, JobLabeller
 from apscheduler_telemetry.core.model import Liveness
 from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup, RunObserver
@@ -34,7 +33,7 @@ from apscheduler_telemetry.core.run_history import DEFAULT_HISTORY, RunRecord
 from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
 from apscheduler_telemetry.core.timetable import UpcomingRuns
-from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError, NotInstrumentedError
+from apscheduler_telemetry.errors import DuplicateNameError, NotInstrumentedError
 from apscheduler_telemetry.export import health, otel_metrics, prometheus, run_list
 from apscheduler_telemetry.export.interrupted_runs import InterruptedRunReporter
 from apscheduler_telemetry.export.metric_families import Exporter
@@ -49,17 +48,18 @@ from apscheduler_telemetry.export.otel_traces import (
     suppressing_tracing,
 )
 from apscheduler_telemetry.export.run_log import RunLogObserver
-from apscheduler_telemetry.export.status import StatusReport
+from apscheduler_telemetry.export.status import StatusReporter
 from apscheduler_telemetry.http import (
     HTTPEndpoints,
     HTTPServer,
     UnavailableHTTPServer,
     has_address_in_common,
+    reject_unknown_server_options,
 )
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-_HANDLE_ATTRIBUTE = "_apscheduler_telemetry"
+_HANDLE_ATTRIBUTE_NAME = "_apscheduler_telemetry"
 """Attribute of an instrumented scheduler that holds its handle."""
 
 
@@ -106,7 +106,7 @@ class _ExportedScheduler:
     def find_upcoming_runs(
         self, until: float, *, label: str | None = None, max_count: int
     ) -> UpcomingRuns:
-        """Return the coming runs of all jobs, or of one label; see `Timetable`."""
+        """Return the upcoming runs of all jobs, or of one label; see `Timetable`."""
         return self.adapter.find_upcoming_runs(until, label=label, max_count=max_count)
 
     @property
@@ -123,7 +123,7 @@ class _ExportedScheduler:
         """Return whether the scheduler's loop is alive, and the reasons if it is not."""
         return self.adapter.liveness()
 
-    def end(self, reason: str) -> None:
+    def set_uninstrument_reason(self, reason: str) -> None:
         """Note why the handle does not follow the scheduler any more."""
         self.uninstrument_reason = reason
 
@@ -144,7 +144,7 @@ class Telemetry:
     Attributes:
         name: the value of the ``scheduler`` label.
         wsgi_app: a WSGI application that serves the status page, ``/metrics``, ``/health``,
-            ``/runs`` and ``/livez``; mount it anywhere.
+            ``/runs`` and ``/livez`` of all schedulers of the registry; mount it anywhere.
         asgi_app: the same as an ASGI application.
     """
 
@@ -233,8 +233,8 @@ class Telemetry:
                 self._snapshot_writer = SnapshotWriter(self._exported_scheduler, directory)
                 registry = MultiprocessRegistry(
                     directory,
-                    refresh=self._snapshot_writer.write,
-                    on_skipped=self._snapshot_writer.on_skipped,
+                    write_current_metrics=self._snapshot_writer.write,
+                    on_file_skipped=self._snapshot_writer.on_file_skipped,
                 )
                 expose_from_cache = None
             self._exported_scheduler.adapter.install()
@@ -249,10 +249,12 @@ class Telemetry:
             self._on_scheduler_started()
         self._endpoints = HTTPEndpoints(
             registry=registry,
-            get_health_report=self.health,
+            get_health_report=self._report_health_of_all,
             get_run_list=self._list_runs if config.history else None,
-            status_source=StatusReport(lambda: [self._exported_scheduler]),
-            is_healthy=self._is_healthy,
+            status_source=StatusReporter(
+                lambda: [self._exported_scheduler, *self._find_other_schedulers()]
+            ),
+            is_healthy=self._are_all_healthy,
             report_exception=error_reporter.exception,
             expose_from_cache=expose_from_cache,
         )
@@ -299,9 +301,9 @@ class Telemetry:
         if self._exported_scheduler.uninstrument_reason is not None:
             msg = f"nothing is left to serve: {self._describe_uninstrumentation()}"
             raise NotInstrumentedError(msg)
-        _reject_unknown_server_options(options)
+        reject_unknown_server_options(options)
         try:
-            server = self._endpoints.serve(port, addr, **options)
+            server = self._endpoints.start_server(port, addr, **options)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -333,7 +335,7 @@ class Telemetry:
 
     def health(self) -> dict[str, Any]:
         """
-        Return what ``/health`` serves.
+        Return the health of the scheduler, as ``/health`` serves it if there is no other one.
 
         Returns:
             ``status`` (``healthy`` or ``unhealthy``), ``reasons`` (each a ``code`` and a
@@ -346,9 +348,9 @@ class Telemetry:
 
     def runs(self, job_id: str | None = None) -> list[dict[str, Any]]:
         """
-        Return the latest runs that have ended, the latest first, as ``/runs`` serves them.
+        Return the latest runs of the scheduler, the latest first, as ``/runs`` serves them.
 
-        Runs that never started are among them: missed, skipped, coalesced and lost ones. They are
+        They have ended, or never started: missed, skipped, coalesced and lost ones. They are
         those of this process, as far as ``history=`` of `instrument` keeps them, and of jobs that
         exist or were removed in the last 15 minutes.
 
@@ -361,7 +363,7 @@ class Telemetry:
             ``trace_id`` and ``number``, which orders runs by their end; times are ISO 8601 in
             UTC. What is not known is None.
         """
-        return [run_list.describe(self.name, run) for run in self._recent_runs(job_id)]
+        return [run_list.describe_run(self.name, run) for run in self._recent_runs(job_id)]
 
     def check(self) -> list[dict[str, Any]]:
         """
@@ -372,20 +374,65 @@ class Telemetry:
 
         Returns:
             For each risk ``code``, ``level`` (``serious`` or ``info``), ``scheduler``, ``job_ids``
-            (empty for a risk of the scheduler), ``message``, and ``fix``, the line that mends it.
+            (empty for a risk of the scheduler), ``message``, and ``fix``, the line that fixes it.
 
         Raises:
             NotInstrumentedError: the scheduler is not instrumented any more.
+            Exception: what a job store raises that cannot be read.
         """
         if self._exported_scheduler.uninstrument_reason is not None:
             raise NotInstrumentedError(self._describe_uninstrumentation())
-        return [finding.describe(self.name) for finding in self._exported_scheduler.adapter.check()]
+        return [
+            finding.to_json_dict(self.name) for finding in self._exported_scheduler.adapter.check()
+        ]
+
+    def _log_findings(self, findings: Sequence[Finding]) -> None:
+        if not findings:
+            logger.info("No risks were found in how the scheduler %r is set up", self.name)
+            return
+        codes_by_level = {
+            level: summarize_codes(finding for finding in findings if finding.level == level)
+            for level in (SERIOUS, INFO)
+        }
+        logger.log(
+            logging.WARNING if codes_by_level[SERIOUS] else logging.INFO,
+            "Risks in how the scheduler %r is set up: %s. What they mean, and the line that fixes "
+            "each: telemetry.check(), or `apscheduler-telemetry doctor`",
+            self.name,
+            "; ".join(f"{level}: {codes}" for level, codes in codes_by_level.items() if codes),
+        )
 
     def _recent_runs(self, job_id: str | None) -> list[RunRecord]:
         return self._exported_scheduler.recorder.recent_runs(job_id)
 
     def _list_runs(self, job_id: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return run_list.build_list({self.name: self._recent_runs(job_id)}, limit, before)
+        others = {
+            each.name: each.recorder.recent_runs(job_id) for each in self._find_other_schedulers()
+        }
+        return run_list.build_run_list(
+            {self.name: self._recent_runs(job_id), **others}, limit, before
+        )
+
+    def _report_health_of_all(self) -> dict[str, Any]:
+        others = [health.build_report(each) for each in self._find_other_schedulers()]
+        return health.combine_reports([self.health(), *others]) if others else self.health()
+
+    def _are_all_healthy(self) -> bool:
+        return self._is_healthy() and all(
+            each.liveness().up for each in self._find_other_schedulers()
+        )
+
+    def _find_other_schedulers(self) -> list[_ExportedScheduler]:
+        """Return the other schedulers of the registry, whose metrics the pages show, too."""
+        registry = self._config.registry
+        exporter = None if registry is None else prometheus.find_exporter(registry)
+        return [
+            each
+            for each in (exporter.schedulers() if exporter is not None else ())
+            if isinstance(each, _ExportedScheduler)
+            and each.name != self.name
+            and not each.liveness().is_forked_copy  # which belongs to the parent process
+        ]
 
     def uninstrument(self) -> None:
         """
@@ -406,8 +453,8 @@ class Telemetry:
         with _instrumentation_lock:
             if not is_current(self):
                 return
-            self._exported_scheduler.end(reason)
-            delattr(self._scheduler, _HANDLE_ATTRIBUTE)
+            self._exported_scheduler.set_uninstrument_reason(reason)
+            delattr(self._scheduler, _HANDLE_ATTRIBUTE_NAME)
             self._exported_scheduler.adapter.uninstall()
             self._stop_exporting()
         while self._servers:
@@ -462,6 +509,8 @@ class Telemetry:
                 self._journal.on_reading_end(self._journal.on_reading_start())
         if self._snapshot_writer is not None:
             self._snapshot_writer.start()
+        if self._config.check_at_start:
+            self._exported_scheduler.adapter.check_in_background(self._log_findings)
 
     def _on_scheduler_stopped(self) -> None:
         if self._snapshot_writer is not None:
@@ -493,6 +542,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
     context_store: MutableMapping[str, str] | None = None,
     journal: str | os.PathLike[str] | None = None,
     history: int = DEFAULT_HISTORY,
+    check_at_start: bool = False,
     run_log: bool = False,
     logger_provider: LoggerProvider | None = None,
     capture_arguments: bool = False,
@@ -540,7 +590,10 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             spans. By default nothing is known of them. Not on Windows. If the directory cannot be
             used, an error of component ``journal`` is counted, and the scheduler runs without.
         history: how many runs of each job are kept in memory, for `Telemetry.runs` and ``/runs``;
-            at most 1,000, and 20,000 of all jobs together. 0 for none.
+            at most 1,000, and 20,000 of all jobs together, besides the last failure. 0 for none.
+        check_at_start: whether the codes of the risks that `Telemetry.check` finds are logged in
+            one line when the scheduler has started, as a WARNING if one of them is serious. It is
+            done in another thread, and reads the job stores once.
         run_log: whether the logger ``apscheduler_telemetry.runs`` gets a record of each run: INFO
             of one that succeeds or is coalesced, and ERROR of any other. Its handlers are called in
             a thread of their own.
@@ -590,6 +643,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
         context_store=context_store,
         journal=journal,
         history=history,
+        check_at_start=check_at_start,
         run_log=run_log,
         logger_provider=logger_provider,
         capture_arguments=capture_arguments,
@@ -608,7 +662,7 @@ def instrument(  # noqa: PLR0913  # keyword-only, each with a default
             existing = None
         if existing is None:
             telemetry = Telemetry(scheduler, config, adapter_class)
-            setattr(scheduler, _HANDLE_ATTRIBUTE, telemetry)
+            setattr(scheduler, _HANDLE_ATTRIBUTE_NAME, telemetry)
             return telemetry
     if existing._config != config:  # noqa: SLF001  # ours
         warnings.warn(
@@ -631,12 +685,12 @@ def instrument_provisionally(scheduler: Any, **options: Any) -> Telemetry:
 
 def get_handle(scheduler: Any) -> Telemetry | None:
     """Return the handle of a scheduler; None if it is not instrumented."""
-    handle: Telemetry | None = getattr(scheduler, _HANDLE_ATTRIBUTE, None)
+    handle: Telemetry | None = getattr(scheduler, _HANDLE_ATTRIBUTE_NAME, None)
     return handle
 
 
 def is_current(handle: Telemetry) -> bool:
-    """Tell whether the scheduler of a handle is still instrumented by it."""
+    """Return whether the scheduler of a handle is still instrumented by it."""
     return get_handle(handle._scheduler) is handle  # noqa: SLF001  # ours
 
 
@@ -666,24 +720,6 @@ def _uninstrument_stopped_namesakes(config: Config) -> None:
             handle._uninstrument_for_namesake()  # noqa: SLF001  # ours
 
 
-def _reject_unknown_server_options(options: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(HTTPEndpoints.serve).parameters if name != "self"]
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, 1)
-            hint = _SERVER_OPTION_SYNONYMS.get(option) or (close[0] if close else None)
-            advice = f"pass {hint}=" if hint else f"there are {', '.join(known)}"
-            msg = f"start_http_server() has no option {option!r}; {advice}"
-            raise ArgumentTypeError(msg)
-
-
-_SERVER_OPTION_SYNONYMS = {
-    **dict.fromkeys(("host", "hostname", "address", "bind", "interface", "ip", "listen"), "addr"),
-    **dict.fromkeys(("ssl_certfile", "cert", "certificate", "tls_cert"), "certfile"),
-    **dict.fromkeys(("ssl_keyfile", "key", "private_key", "tls_key"), "keyfile"),
-    **dict.fromkeys(("ssl_ca_certs", "cafile", "ca_certs"), "client_cafile"),
-}
-"""What other servers call the same."""
 _scheduler_name_by_server: weakref.WeakKeyDictionary[HTTPServer, str] = weakref.WeakKeyDictionary()
 """Servers that handles have started, with the name of their scheduler."""
 _provisional_handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()

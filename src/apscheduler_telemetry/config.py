@@ -47,6 +47,7 @@ class Config:
     context_store: MutableMapping[str, str] | None
     journal: str | os.PathLike[str] | None
     history: int
+    check_at_start: bool
     run_log: bool
     logger_provider: LoggerProvider | None
     capture_arguments: bool
@@ -122,6 +123,7 @@ class Config:
 _BOOLEAN_OPTIONS = (
     "singleton",
     "propagate_baggage",
+    "check_at_start",
     "run_log",
     "capture_arguments",
     "capture_result",
@@ -147,7 +149,7 @@ def _check_name(name: str) -> None:
     if not name.isprintable():
         msg = (
             "name must be printable text, because it is the value of a label, got "
-            f"{_repr.repr(name)}; pass letters, digits and punctuation"
+            f"{_short_repr(name)}; pass letters, digits and punctuation"
         )
         raise ArgumentValueError(msg)
 
@@ -166,7 +168,7 @@ def _validate_journal(path: object) -> Path:
     text = str(text)
     if not text.strip() or "\0" in text:
         msg = (
-            f"journal must be the path of a directory, got {_repr.repr(text)}; omit it for no "
+            f"journal must be the path of a directory, got {_short_repr(text)}; omit it for no "
             "journal"
         )
         raise ArgumentValueError(msg)
@@ -191,7 +193,7 @@ def _validate_buckets(option: str, buckets: Sequence[float]) -> tuple[float, ...
     is_ascending = list(bounds) == sorted(set(bounds)) and all(map(math.isfinite, bounds))
     if not bounds or not is_ascending or bounds[0] < 0:
         msg = (
-            f"{option} must be seconds in ascending order, at least one, got {_repr.repr(buckets)}"
+            f"{option} must be seconds in ascending order, at least one, got {_short_repr(buckets)}"
         )
         raise ArgumentValueError(msg)
     return bounds
@@ -227,9 +229,10 @@ def _check_whole_number(  # noqa: PLR0913  # what is checked, and its limits by 
 
 def _raise_type_error_unless(option: str, value: object, expected: str, *, ok: bool) -> None:
     if not ok:
-        msg = f"{option} must be {expected}, got {_repr.repr(value)}"
+        msg = f"{option} must be {expected}, got {_short_repr(value)}"
         raise ArgumentTypeError(msg)
 
 
-_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
-_repr.maxother = _repr.maxstring = 100
+_repr_formatter = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr_formatter.maxother = _repr_formatter.maxstring = 100
+_short_repr = _repr_formatter.repr

@@ -16,27 +16,27 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apscheduler_telemetry.core.files import check_regular, ensure_private_file
+from apscheduler_telemetry.core.files import check_regular_file, ensure_private_file
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 DEFAULT_MAX_JOBS = 10_000
 """Measured without baggage: a file of about 1.3 MB, to which one write takes a millisecond."""
 
-BUSY_TIMEOUT = 0.2
+BUSY_TIMEOUT_SECONDS = 0.2
 """Seconds to wait for a lock of the file that another process or thread holds."""
 
-_SQLITE_SUFFIXES = ("-journal", "-wal", "-shm")
+_SQLITE_FILE_SUFFIXES = ("-journal", "-wal", "-shm")
 """Of the files that SQLite opens next to a database, if they are there."""
 
-_CREATE_TABLE = (
+_CREATE_TABLE_SQL = (
     "CREATE TABLE IF NOT EXISTS contexts "
     "(number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, value TEXT NOT NULL)"
 )
-_DELETE_OLDEST = (
+_DELETE_OLDEST_SQL = (
     "DELETE FROM contexts WHERE number <= "
     "(SELECT number FROM contexts ORDER BY number DESC LIMIT 1 OFFSET ?)"
 )
@@ -78,7 +78,7 @@ class FileContextStore(MutableMapping[str, str]):
             connection.execute(
                 "INSERT OR REPLACE INTO contexts (key, value) VALUES (?, ?)", (key, value)
             )
-            connection.execute(_DELETE_OLDEST, (self._max_jobs,))
+            connection.execute(_DELETE_OLDEST_SQL, (self._max_jobs,))
 
         self._run_transaction(insert)
 
@@ -109,7 +109,7 @@ class FileContextStore(MutableMapping[str, str]):
             lambda connection: connection.execute(query, parameters).fetchall()
         )
 
-    def _run_transaction(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def _run_transaction(self, operation: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Call `operation` in a transaction, and once more if the file was damaged."""
         try:
             return self._run_transaction_once(operation)
@@ -119,17 +119,20 @@ class FileContextStore(MutableMapping[str, str]):
             self._rename_damaged_file(error)
             return self._run_transaction_once(operation)
 
-    def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], _Result]) -> _Result:
         # SQLite itself would create a file that others may read, and follow symbolic links.
         _locked_file_creator.ensure_private_file(self._path)
-        for suffix in _SQLITE_SUFFIXES:
+        for suffix in _SQLITE_FILE_SUFFIXES:
             with suppress(FileNotFoundError):
-                check_regular(self._path.with_name(self._path.name + suffix))
+                check_regular_file(self._path.with_name(self._path.name + suffix))
         # A new connection each time, as one cannot be used after a fork or in another thread.
-        with closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT)) as connection, connection:
+        with (
+            closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_SECONDS)) as connection,
+            connection,
+        ):
             # A crash of the machine may lose the latest entries; one of the process does not.
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute(_CREATE_TABLE)
+            connection.execute(_CREATE_TABLE_SQL)
             return operation(connection)
 
     def _rename_damaged_file(self, error: Exception) -> None:

@@ -36,6 +36,9 @@ OTEL_PYTHON_APSCHEDULER_JOURNAL = "OTEL_PYTHON_APSCHEDULER_JOURNAL"
 OTEL_PYTHON_APSCHEDULER_HISTORY = "OTEL_PYTHON_APSCHEDULER_HISTORY"
 """A number of runs: ``history=`` of `instrument`."""
 
+OTEL_PYTHON_APSCHEDULER_CHECK_AT_START = "OTEL_PYTHON_APSCHEDULER_CHECK_AT_START"
+"""``true`` or ``false``: ``check_at_start=`` of `instrument`."""
+
 OTEL_PYTHON_APSCHEDULER_RUN_LOG = "OTEL_PYTHON_APSCHEDULER_RUN_LOG"
 """``true`` or ``false``: ``run_log=`` of `instrument`."""
 

@@ -39,7 +39,7 @@ from apscheduler_telemetry.context_store import FileContextStore
 from apscheduler_telemetry.core.expectations import Expectations
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
-from apscheduler_telemetry.core.model import qualified_class_name, shorten
+from apscheduler_telemetry.core.model import qualified_class_name, shorten_name
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.errors import ArgumentTypeError, DuplicateNameError
 from apscheduler_telemetry.export import health, run_list
@@ -50,7 +50,7 @@ from apscheduler_telemetry.export.multiprocess.writer import (
     write_all_snapshots,
 )
 from apscheduler_telemetry.export.prometheus import Encoder, find_exporter
-from apscheduler_telemetry.export.status import StatusReport
+from apscheduler_telemetry.export.status import StatusReporter
 from apscheduler_telemetry.http import HTTPEndpoints, HTTPServer
 from apscheduler_telemetry.http.pages import MetricsExposer
 
@@ -66,7 +66,7 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 
 
-_SERVER_OPTIONS = {
+_SERVER_OPTION_NAMES = {
     "http_bearer_token_file": "bearer_token_file",
     "http_certfile": "certfile",
     "http_keyfile": "keyfile",
@@ -94,6 +94,7 @@ _OPTIONS_BY_VARIABLE: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     names.OTEL_PYTHON_APSCHEDULER_CONTEXT_STORE: ("context_store", FileContextStore, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_JOURNAL: ("journal", str, "a path"),
     names.OTEL_PYTHON_APSCHEDULER_HISTORY: ("history", int, "a whole number"),
+    names.OTEL_PYTHON_APSCHEDULER_CHECK_AT_START: ("check_at_start", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_RUN_LOG: ("run_log", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_RUN_EVENTS: ("run_events", _parse_bool, "true or false"),
     names.OTEL_PYTHON_APSCHEDULER_CAPTURE_ARGUMENTS: (
@@ -183,7 +184,7 @@ class _AllSchedulersInstrumentation:
         self._http_host: str = self._options.pop("http_host", "127.0.0.1")
         self._server_options = {
             name: self._options.pop(option)
-            for option, name in _SERVER_OPTIONS.items()
+            for option, name in _SERVER_OPTION_NAMES.items()
             if option in self._options
         }
         self._logs_run_events: bool = self._options.pop("run_events", False)
@@ -192,7 +193,7 @@ class _AllSchedulersInstrumentation:
         self._options.setdefault(
             "registry", None if self._http_port is None else CollectorRegistry()
         )
-        self._start_hooks = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
+        self._automatic_instrumentations = [create() for create in AUTOMATIC_INSTRUMENTATIONS]
         self._lock = threading.RLock()
         self._handles: weakref.WeakSet[Telemetry] = weakref.WeakSet()
         self._server: HTTPServer | None = None
@@ -200,12 +201,12 @@ class _AllSchedulersInstrumentation:
 
     def install(self) -> None:
         """Instrument the running schedulers, and those that are started from now on."""
-        for start_hook in self._start_hooks:
+        for start_hook in self._automatic_instrumentations:
             start_hook.install(self._instrument_started_scheduler)
 
     def uninstall(self) -> None:
         """Revert everything."""
-        for start_hook in self._start_hooks:
+        for start_hook in self._automatic_instrumentations:
             start_hook.uninstall()
         with self._lock:
             handles, server = list(self._handles), self._server
@@ -257,14 +258,14 @@ class _AllSchedulersInstrumentation:
 
         def list_runs(job_id: str | None, limit: int, before: int | None) -> dict[str, Any]:
             runs = {h.name: h._recent_runs(job_id) for h in get_handles()}  # noqa: SLF001  # ours
-            return run_list.build_list(runs, limit, before)
+            return run_list.build_run_list(runs, limit, before)
 
         registry, expose_from_cache = _choose_served_registry(self._options["registry"])
         endpoints = HTTPEndpoints(
             registry=registry,
-            get_health_report=lambda: health.combine([h.health() for h in get_handles()]),
+            get_health_report=lambda: health.combine_reports([h.health() for h in get_handles()]),
             get_run_list=None if self._options.get("history") == 0 else list_runs,
-            status_source=StatusReport(
+            status_source=StatusReporter(
                 lambda: [h._exported_scheduler for h in get_handles()]  # noqa: SLF001  # ours
             ),
             is_healthy=lambda: all(h._is_healthy() for h in get_handles()),  # noqa: SLF001  # ours
@@ -272,7 +273,7 @@ class _AllSchedulersInstrumentation:
             expose_from_cache=expose_from_cache,
         )
         try:
-            self._server = endpoints.serve(port, self._http_host, **self._server_options)
+            self._server = endpoints.start_server(port, self._http_host, **self._server_options)
         except Exception as error:  # noqa: BLE001  # mostly a port that is taken
             raise_if_interruption(error)
             logger.warning("%s: %s", names.OTEL_PYTHON_APSCHEDULER_HTTP_PORT, error)
@@ -287,7 +288,9 @@ def _choose_served_registry(
     directory = find_multiprocess_directory()
     if directory is not None:
         merged = MultiprocessRegistry(
-            directory, refresh=write_all_snapshots, on_skipped=report_skipped_file
+            directory,
+            write_current_metrics=write_all_snapshots,
+            on_file_skipped=report_skipped_file,
         )
         return merged, None
 
@@ -327,7 +330,7 @@ def _parse_variables(
             if text:
                 values[option] = read(text)
         except (KeyError, ValueError):
-            logger.warning("%s=%r is ignored: it is not %s", name, shorten(text), kind)
+            logger.warning("%s=%r is ignored: it is not %s", name, shorten_name(text), kind)
     return values
 
 
@@ -337,7 +340,7 @@ def _reject_unknown_options(options: Mapping[str, Any]) -> None:
         "run_events",
         "http_port",
         "http_host",
-        *_SERVER_OPTIONS,
+        *_SERVER_OPTION_NAMES,
     } - {"scheduler"}
     if unknown := sorted(options.keys() - known):
         msg = f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -97,7 +98,10 @@ def troubled_scheduler(seconds: float, exception: str) -> BackgroundScheduler:
         executors={
             "default": ThreadPoolExecutor(8),
             "small": ThreadPoolExecutor(1),
-            "processes": ProcessPoolExecutor(1),
+            # A killed worker is replaced, and a spawned one would import all of this again.
+            "processes": ProcessPoolExecutor(
+                1, pool_kwargs={"mp_context": multiprocessing.get_context("fork")}
+            ),
         },
         jobstores={"flaky": FlakyStore()},
         job_defaults={"misfire_grace_time": 60},

@@ -66,6 +66,7 @@ def start() -> str:
         next_run_time=first,
         id="report",
         misfire_grace_time=None,
+        coalesce=False,
         max_instances=RUNS,
     )
     return "started"

@@ -17,13 +17,13 @@ from prometheus_client import generate_latest
 
 import apscheduler_telemetry
 from tests.helpers import jobs
-from tests.helpers.interruptions import Timeout, interrupt
+from tests.helpers.interruptions import interrupt
 from tests.helpers.metrics import check_counts, errors_of, recorder_of, registry_of
 from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.waiting import run_in_thread
 
 OUR_FILES = tuple(map(str, Path(apscheduler_telemetry.__file__).parent.rglob("*.py")))
-INTERRUPTIONS = [Timeout(), TimeoutError(), KeyboardInterrupt(), MemoryError()]
+INTERRUPTIONS = [TimeoutError(), KeyboardInterrupt(), MemoryError()]
 
 
 def executed_line(number: int, read: Callable[[], Any], raised: BaseException) -> bool:
@@ -83,7 +83,7 @@ class TestScrape:
                     "bad": ({"error": passes}, 0),
                     "running": ({}, 1),
                 }
-                line += 1 if line < 100 else 7
+                line += 1 if line < 100 else 11
             assert line > 300
             may_end.set()
             rig.settle()
@@ -94,7 +94,7 @@ class TestScrape:
 class TestPass:
     """An exception at any line during a pass that runs a job in the main thread."""
 
-    @pytest.mark.parametrize("due_count", [1, 3])
+    @pytest.mark.parametrize("due_count", [1, pytest.param(3, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("func", [jobs.nothing, jobs.fail])
     def test_each_due_run_ends_once_in_an_interrupted_pass(
         self, func: Callable[[], None], due_count: int
@@ -134,6 +134,7 @@ CHANGES: list[Callable[[Any], object]] = [
 ]
 
 
+@pytest.mark.slow
 class TestJobChanges:
     """The time limit of an application, by a signal, at any line while it changes its jobs."""
 

@@ -140,7 +140,7 @@ class TestMetrics:
         """What a lost run has recorded does not count."""
         rig = RecorderRig()
         (run,) = rig.submit()
-        run.get_or_create_reported().record(rows=1)
+        run.get_or_create_current_run().record(rows=1)
         rig.finish(run, outcome)
         assert rig.job().stats.recorded == {}
 
@@ -389,7 +389,7 @@ class TestInterruptions:
         while True:
             rig = RecorderRig()
             for run, rows in zip(rig.submit(0, 10), (1, 2), strict=True):
-                run.get_or_create_reported().record(rows=rows)
+                run.get_or_create_current_run().record(rows=rows)
                 rig.finish(run)
             files = ("core/records.py", "core/recorder.py", "core/stats.py", "core/current_run.py")
             if not interrupt(rig.job, files, raise_timeout, line):

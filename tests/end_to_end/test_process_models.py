@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import get, required_program
+from tests.helpers.servers import get
 from tests.helpers.waiting import wait_for_answer
 from tests.helpers.web_servers import Page, Server, alerts, gunicorn, server
 
@@ -29,12 +29,6 @@ pytestmark = pytest.mark.integration
 
 EXAMPLES = ROOT / "examples"
 APP = "tests.applications.web_workers:application"
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    """Return the path of promtool; a machine without it cannot run these tests."""
-    return required_program("promtool")
 
 
 @pytest.fixture
@@ -63,7 +57,7 @@ class TestEachWorker:
         return workers.page().value("scheduler_state", state="running")
 
     def test_scheduler_in_each_worker_fires_the_duplicate_alert(
-        self, workers: Server, promtool: str, room: Path
+        self, workers: Server, room: Path
     ) -> None:
         """Any worker reports that two workers run the jobs, and the alert fires."""
         wait_for_answer(lambda: workers.page().runs >= 1)
@@ -71,7 +65,7 @@ class TestEachWorker:
         assert page.pids == workers.workers()
         assert page.value("scheduler_state", state="running") == 2
         assert page.value("scheduler_up") == 1
-        assert alerts(promtool, room, [page] * 6, at=5) == {"APSchedulerDuplicateSchedulers"}
+        assert alerts(room, [page] * 6, at=5) == {"APSchedulerDuplicateSchedulers"}
 
     def test_gauges_of_a_killed_worker_go_and_its_counts_stay(self, workers: Server) -> None:
         """
@@ -120,9 +114,7 @@ class TestPreload:
             assert (status, "forked" in health) == (503, True)
             assert workers.page().value("scheduler_up") == 0
 
-    def test_forked_workers_in_the_mode_show_the_first_process(
-        self, room: Path, promtool: str
-    ) -> None:
+    def test_forked_workers_in_the_mode_show_the_first_process(self, room: Path) -> None:
         """Workers show the scheduler of the first process, which runs the jobs."""
         pytest.importorskip("gunicorn")
         command = gunicorn("--workers", "2", "--preload", APP)
@@ -133,15 +125,13 @@ class TestPreload:
             assert page.pids == {workers.process.pid}
             assert page.value("scheduler_up") == 1
             assert page.value("scheduler_state", state="running") == 1
-            assert alerts(promtool, room, [page] * 6, at=5) == set()
+            assert alerts(room, [page] * 6, at=5) == set()
 
 
 class TestOneWorkerByFlag:
     """The worker that creates a file first starts the scheduler; no other worker replaces it."""
 
-    def test_worker_with_the_scheduler_is_shown_until_it_is_killed(
-        self, room: Path, promtool: str
-    ) -> None:
+    def test_worker_with_the_scheduler_is_shown_until_it_is_killed(self, room: Path) -> None:
         """
         All workers show the same series, by the handle and by prometheus_client's own way.
 
@@ -157,7 +147,7 @@ class TestOneWorkerByFlag:
         with server(room, *gunicorn("--workers", "2", APP), **environment) as workers:
             wait_for_answer(lambda: workers.page().runs >= 2)
             self.whichever_answers(workers)
-            self.killed_for_good(workers, promtool, room)
+            self.killed_for_good(workers, room)
 
     def whichever_answers(self, workers: Server) -> None:
         (pid,) = workers.page().pids
@@ -168,7 +158,7 @@ class TestOneWorkerByFlag:
         assert {"apscheduler_scheduler_up", "application_requests_total"} <= names
         wait_for_answer(lambda: {answer.split()[1] for answer in workers.ask_all()} == {"0", "1"})
 
-    def killed_for_good(self, workers: Server, promtool: str, room: Path) -> None:
+    def killed_for_good(self, workers: Server, room: Path) -> None:
         before = workers.page()
         (pid,) = before.pids
         os.kill(pid, signal.SIGKILL)
@@ -178,8 +168,8 @@ class TestOneWorkerByFlag:
         assert after.value("scheduler_up") is None
         assert after.runs >= before.runs > 0
         pages = [before] * 2 + [after] * 10
-        assert alerts(promtool, room, pages, at=1) == set()
-        assert alerts(promtool, room, pages, at=8) == {
+        assert alerts(room, pages, at=1) == set()
+        assert alerts(room, pages, at=8) == {
             "APSchedulerSchedulerDown",
             "APSchedulerMissedRun",
         }

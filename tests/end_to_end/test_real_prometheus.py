@@ -142,7 +142,21 @@ class TestDemo:
         assert "is too short" not in done.stdout
         assert done.stderr == ""
         assert "\x1b" not in done.stdout
-        assert max(map(len, done.stdout.splitlines())) <= 80
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert sum(line.startswith("JOB ") for line in lines) > 5  # one in five seconds
+        assert "ok      APSchedulerJobFailing resolves" in lines
+        # In the report, as the alert fires for a few seconds, which can be between two tables.
+        assert any(
+            re.fullmatch(
+                "APSchedulerJobFailing +critical +background/import-orders +resolved", each
+            )
+            for each in lines
+        )
+        assert any(
+            re.match(r"demo: \d+ of \d+ due runs succeeded, \d+ alerts", each) for each in lines
+        )
+        assert re.fullmatch(r"(\d+) of \1 were seen\.", lines[-1])
 
     def test_demo_that_is_too_short_does_not_exit_with_0(self, binary: str) -> None:
         """If the time is too short, the demo says how much it needs, and exits with 1."""
@@ -158,6 +172,7 @@ class TestDemo:
         done = self.run("30", path=str(tmp_path))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Prometheus    is not installed" in done.stdout
+        assert "No report of this run" in done.stdout
 
     def test_invalid_length_is_refused(self) -> None:
         """An invalid DEMO_SECONDS is an error of one line."""

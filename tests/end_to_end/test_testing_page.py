@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,7 @@ class TestPage:
         assert len(BLOCKS) == PAGE.count("```python")
         assert list(BLOCKS)[-1] == "a cell"
 
+    @pytest.mark.slow
     def test_files_pass_with_pytest(self, tmp_path: Path) -> None:
         """All tests of the page pass."""
         for name, text in BLOCKS.items():

@@ -6,6 +6,8 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.helpers.jobs import nothing
-from tests.helpers.metrics import sample
+from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
+from tests.helpers.jobs import hold, nothing
+from tests.helpers.metrics import errors_of, sample
 from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.schedulers import forkserver_pool
 from tests.helpers.waiting import wait_until
@@ -46,6 +49,32 @@ def traced(executor: Any) -> Iterator[tuple[HandRig, Any]]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with hand_driven_rig({"default": executor}, telemetry={"tracer_provider": provider}) as rig:
         yield rig, exporter
+
+
+@pytest.mark.slow
+class TestResultDuringSubmission:
+    """The result of a run arrives, in a thread of the pool, while another job is submitted."""
+
+    def test_it_is_recorded_without_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The submission that is being made has no runs yet, and is not looked at."""
+        set_last_submitted_due = TrackedJob.set_last_submitted_due
+        with hand_driven_rig({"default": forkserver_pool()}) as rig:
+            rig.add(hold, args=[str(tmp_path)], id="first")
+            rig.scheduler.turn()
+
+            def receive_result(tracked: TrackedJob, due: datetime) -> None:
+                (tmp_path / "gate.out").touch()
+                wait_until(lambda: rig.outcomes("first") == {"success": 1}, "the first run")
+                set_last_submitted_due(tracked, due)
+
+            monkeypatch.setattr(TrackedJob, "set_last_submitted_due", receive_result)
+            rig.add(nothing, id="second")
+            rig.scheduler.turn()
+            rig.settle()
+            assert rig.outcomes("second") == {"success": 1}
+            assert not any(errors_of(rig.telemetry).counts().values())
 
 
 @pytest.mark.slow

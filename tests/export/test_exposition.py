@@ -32,11 +32,11 @@ from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalR
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.errors import ArgumentValueError
 from apscheduler_telemetry.export import metric_families, prometheus
-from apscheduler_telemetry.export.metric_families import Kind
+from apscheduler_telemetry.export.metric_families import MetricKind
 from apscheduler_telemetry.export.prometheus import PrometheusExporter, get_or_create_exporter
 from tests.helpers.exported_schedulers import NOW, FakeScheduler, Scene, samples
 from tests.helpers.faults import iterate_to_boom, raise_boom
-from tests.helpers.metrics import LONGEST, USUAL_VALUES
+from tests.helpers.metrics import LONGEST, VALUES_OMITTED_FROM_SCRAPES
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -207,7 +207,7 @@ class TestUsualValues:
             sample.labels.get("outcome", sample.name): sample.value
             for sample in samples(text)
             if sample.labels.get("job_id") == job_id
-            and (sample.name in USUAL_VALUES or sample.name == LONGEST)
+            and (sample.name in VALUES_OMITTED_FROM_SCRAPES or sample.name == LONGEST)
         }
         shown.pop("success")
         return shown
@@ -258,11 +258,12 @@ class TestUsualValues:
 
     def test_rules_are_tested_without_the_same_values(self) -> None:
         """The values are those without which the rules are tested."""
+        suffixes = {MetricKind.COUNTER: "_total"}
         left_out = {
-            f"{family.prometheus_family_name}{'_total' * (family.kind is Kind.COUNTER)}": value
-            for family, value in metric_families.USUAL_VALUES.items()
+            f"{family.prometheus_family_name}{suffixes.get(family.kind, '')}": value
+            for family, value in metric_families.VALUES_OMITTED_FROM_SCRAPES.items()
         }
-        assert left_out == USUAL_VALUES
+        assert left_out == VALUES_OMITTED_FROM_SCRAPES
 
 
 class TestParsers:
@@ -546,13 +547,13 @@ class TestRegistry:
     def test_registry_is_not_kept_alive(self) -> None:
         """The exporter does not keep its registry alive."""
         gc.collect()
-        before = len(prometheus._exporters)
+        before = len(prometheus._exporters_by_registry)
         registry = CollectorRegistry()
         get_or_create_exporter(registry)
-        assert len(prometheus._exporters) == before + 1
+        assert len(prometheus._exporters_by_registry) == before + 1
         del registry
         gc.collect()
-        assert len(prometheus._exporters) == before
+        assert len(prometheus._exporters_by_registry) == before
 
 
 class TestCollection:

@@ -103,7 +103,9 @@ class TestJobs:
                 "next_run": "2027-01-15T08:01:00.000+00:00",
                 "trigger": "interval[0:01:00]",
                 "last_outcome": None,
+                "last_duration": None,
                 "last_success": None,
+                "outcomes": {},
                 "running_since": None,
                 "overdue": False,
             }
@@ -126,6 +128,8 @@ class TestJobs:
         rig.run(record, Outcome.ERROR)
         (job,) = rig.report()["jobs"]
         assert job["last_outcome"] == "error"
+        assert job["last_duration"] == 2.0
+        assert job["outcomes"] == {"success": 1, "error": 1}
         assert job["last_success"] == "2027-01-15T08:00:02.000+00:00"
 
     def test_running_job_says_since_when(self) -> None:
@@ -173,8 +177,8 @@ class TestCombine:
         rigs[0].add_job()
         stopped = Liveness(scheduler_state="stopped", up=False, reasons=[("stopped", "It is.")])
         good, bad = rigs[0].report(), rigs[1].report(stopped)
-        assert health.combine([good])["status"] == "healthy"
-        combined = health.combine([good, bad])
+        assert health.combine_reports([good])["status"] == "healthy"
+        combined = health.combine_reports([good, bad])
         assert combined["status"] == "unhealthy"
         assert combined["reasons"] == [
             {"scheduler": "other", "code": "stopped", "message": "It is."}

@@ -90,7 +90,7 @@ class FakeScheduler:
         if exemplar is not None:
             run.set_exemplar_span(exemplar)
         if recorded is not None:
-            run.get_or_create_reported().record(**recorded)
+            run.get_or_create_current_run().record(**recorded)
         run.set_duration(duration)
         outcome = Outcome.SUCCESS if error is None else Outcome.ERROR
         run.finish(outcome, error)

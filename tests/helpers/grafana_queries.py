@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ HISTOGRAMS = ("apscheduler_job_run_duration_seconds", "apscheduler_job_start_del
 Values = Mapping[str, "str | Sequence[str]"]
 
 
+@functools.cache  # some tests ask for it thousands of times
 def load(name: str) -> dict[str, Any]:
-    """Return a dashboard."""
+    """Return a dashboard, which is not to be changed."""
     model: dict[str, Any] = json.loads((DASHBOARDS / f"{name}.json").read_text(encoding="utf-8"))
     return model
 
@@ -106,6 +108,16 @@ def queries_of(
         for target in panel["targets"]:
             if target["datasource"]["type"] == source:
                 yield panel, target
+
+
+def conditions(query: str) -> dict[str, str]:
+    """Return the regular expressions of a query for Tempo or Loki, by field."""
+    return dict(re.findall(r"([\w.:]+) ?=~ ?`([^`]*)`", query))
+
+
+def names_in_loki(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes by the names that Loki gives them."""
+    return {re.sub(r"\W", "_", key): value for key, value in attributes.items()}
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:

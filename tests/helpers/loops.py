@@ -19,7 +19,7 @@ class Monotonic:
 
     def __init__(self, seen: Watched) -> None:
         self.now = 1_000.0
-        adapter_of(seen.telemetry)._scheduler_loop._monotonic = lambda: self.now
+        adapter_of(seen.telemetry)._scheduler_loop._monotonic_clock = lambda: self.now
 
 
 @contextmanager

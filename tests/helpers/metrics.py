@@ -19,7 +19,7 @@ GRACE = "apscheduler_job_grace_seconds"
 LONGEST, SHORTEST = (
     f"apscheduler_job_{which}_interval_seconds" for which in ("longest", "shortest")
 )
-USUAL_VALUES = {
+VALUES_OMITTED_FROM_SCRAPES = {
     "apscheduler_job_consecutive_failures": 0.0,
     GRACE: 60.0,
     "apscheduler_job_running": 0.0,
@@ -59,9 +59,9 @@ def value_or_usual(
     value = find(name)
     if value is None and name == LONGEST:
         return find(SHORTEST)
-    if value is None and name in USUAL_VALUES:
+    if value is None and name in VALUES_OMITTED_FROM_SCRAPES:
         is_known = find(NEXT_RUN) if name == GRACE else find(RUNS, outcome="success")
-        return None if is_known is None else USUAL_VALUES[name]
+        return None if is_known is None else VALUES_OMITTED_FROM_SCRAPES[name]
     return value
 
 
@@ -71,7 +71,12 @@ def without_usual_values(series: Mapping[Series, float]) -> dict[Series, float]:
         (name, labels): value
         for (name, labels), value in series.items()
         if ("outcome", "success") in labels
-        or value != (series.get((SHORTEST, labels)) if name == LONGEST else USUAL_VALUES.get(name))
+        or value
+        != (
+            series.get((SHORTEST, labels))
+            if name == LONGEST
+            else VALUES_OMITTED_FROM_SCRAPES.get(name)
+        )
     }
 
 

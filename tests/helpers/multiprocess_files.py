@@ -113,7 +113,7 @@ class Process:
 
     def begin(self, due: float = NOW, job_id: str = "job") -> Run:
         """Start a run of a known job at the time at which it is due."""
-        record = self.recorder.find_record("default", job_id)
+        record = self.recorder.find_job_record("default", job_id)
         assert record is not None
         moment = datetime.fromtimestamp(due, timezone.utc)
         run = Run(record, moment, "default")

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 from uuid import UUID
 
-from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
+from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerImportFacts
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Liveness, Outcome
 from apscheduler_telemetry.core.records import JobRecord, Run
@@ -74,12 +74,15 @@ class QueueSchedulerAdapter:
 
     @staticmethod
     def check_imported(
-        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+        scheduler: Any, facts: SchedulerImportFacts, others: Sequence[Any]
     ) -> Sequence[Finding]:
         return []
 
     def check(self) -> Sequence[Finding]:
         return []
+
+    def check_in_background(self, on_checked: Callable[[Sequence[Finding]], None]) -> None:
+        on_checked(self.check())
 
     def install(self) -> None:
         for name in ("start", "enqueue_due", "call"):
@@ -91,7 +94,9 @@ class QueueSchedulerAdapter:
     def uninstall(self) -> None:
         for name in self._originals:
             delattr(self._scheduler, name)
-        self._dependencies.observers.stop(lambda: None)  # a run that is under way ends in `_call`
+        self._dependencies.observers.stop_after_open_runs(
+            lambda: None
+        )  # a run that is under way ends in `_call`
 
     def call_at_next_start(self, callback: Callable[[], None]) -> None:
         """Do nothing: it is started only once."""
@@ -157,7 +162,7 @@ class QueueSchedulerAdapter:
         observers.on_run_finished(run)
 
     def _record(self, job_id: UUID) -> JobRecord:
-        known = self._dependencies.recorder.find_record("queue", str(job_id))
+        known = self._dependencies.recorder.find_job_record("queue", str(job_id))
         if known is not None:
             return known
         func, next_run, _ = self._scheduler.jobs[job_id]

@@ -8,6 +8,7 @@ from typing import Any
 from apscheduler_telemetry.core.model import ErrorDescription, JobInfo, Outcome
 from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord, JobSnapshot, Run
+from apscheduler_telemetry.core.run_history import create_run_records
 from tests.helpers.clocks import ManualClock
 
 DUE = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -42,7 +43,8 @@ class RecorderRig:
     def submit(self, *seconds: float, record: JobRecord | None = None) -> list[Run]:
         """Submit runs that are due some seconds after `DUE`; one at `DUE` by default."""
         due_times = [DUE + timedelta(seconds=each) for each in seconds or (0,)]
-        runs = [Run(record or self.record, due, "default") for due in due_times]
+        create_run = self.recorder.create_run
+        runs = [create_run(record or self.record, due, "default") for due in due_times]
         for run in runs:
             self.recorder.run_submitted(run)
         return runs
@@ -86,7 +88,7 @@ class RecorderRig:
         numbers = job._asdict() | {name: getattr(job.stats, name) for name in job.stats.__slots__}
         del numbers["version"], numbers["stats"]
         # Whose numbers go on from test to test.
-        numbers["history"] = [kept[1:] for kept in job.history]
+        numbers["history"] = [record[1:] for record in create_run_records(job.history)]
         for name in ("durations", "delays"):
             histogram = numbers[name]
             numbers[name] = histogram.counts, histogram.sum, histogram.exemplars

@@ -134,7 +134,7 @@ def prometheus(
 
 @contextlib.contextmanager
 def configured_prometheus(
-    binary: str, directory: Path, config: Path, features: str = "exemplar-storage"
+    binary: str, directory: Path, config: Path, *options: str, features: str = "exemplar-storage"
 ) -> Iterator[Prometheus]:
     """Run a Prometheus with a configuration file, which keeps its data in `directory`."""
     port = free_port()
@@ -144,6 +144,7 @@ def configured_prometheus(
         f"--storage.tsdb.path={directory / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
         f"--enable-feature={features}",
+        *options,
     ]
     with running_process(command, directory / "prometheus.log"):
         server = Prometheus(f"http://127.0.0.1:{port}")

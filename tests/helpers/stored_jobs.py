@@ -50,16 +50,16 @@ def set_origin(seen: Watched, place: str | None) -> None:
 
 
 def link_of(seen: Watched, job_id: str) -> Any:
-    tracked = adapter_of(seen.telemetry)._jobs.get(("default", job_id))
+    tracked = adapter_of(seen.telemetry)._tracked_jobs.get(("default", job_id))
     assert tracked is not None
     return tracked.added_origin
 
 
 def origins_of(seen: Watched) -> Any:
-    return adapter_of(seen.telemetry)._links._origin_propagator
+    return adapter_of(seen.telemetry)._trace_links._origin_propagator
 
 
 def job_record(seen: Watched, alias: str) -> JobRecord:
-    record = recorder_of(seen.telemetry).find_record(alias, "job")
+    record = recorder_of(seen.telemetry).find_job_record(alias, "job")
     assert record is not None
     return record

@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.helpers.paths import ROOT
+from tests.helpers.promtool import run_rule_tests
 from tests.helpers.servers import free_port, get, running_process
 from tests.helpers.waiting import wait_for_answer
 
@@ -123,12 +124,11 @@ def gunicorn(*arguments: str) -> list[str]:
     return [*command, "--graceful-timeout", "5"]
 
 
-def alerts(promtool: str, directory: Path, pages: Sequence[Page], at: int) -> set[str]:
+def alerts(directory: Path, pages: Sequence[Page], at: int) -> set[str]:
     """
     Return which alerts fire when Prometheus sees these pages.
 
     Args:
-        promtool: where it is.
         directory: for its files.
         pages: one for each minute. Their timestamps are moved to that minute, as promtool's clock
             starts at 0, and as a job that runs every second continues to run.
@@ -167,9 +167,7 @@ def alerts(promtool: str, directory: Path, pages: Sequence[Page], at: int) -> se
     }
     path = directory / "pages.json"  # JSON is YAML
     path.write_text(json.dumps(test))
-    done = subprocess.run(
-        [promtool, "test", "rules", path], capture_output=True, text=True, check=False
-    )
+    done = run_rule_tests(path)
     output = done.stdout + done.stderr
     assert done.returncode == 0 or "got:" in output, output
     return set(re.findall(r'alertname=\\?"(\w+)\\?"\} ', output))

@@ -63,7 +63,7 @@ def hanging(registry: CollectorRegistry) -> Iterator[HangingCollector]:
 
 @pytest.fixture
 def server(endpoints: HTTPEndpoints) -> Iterator[HTTPServer]:
-    with endpoints.serve(0) as server:
+    with endpoints.start_server(0) as server:
         yield server
 
 

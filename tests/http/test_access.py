@@ -35,7 +35,7 @@ def token_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def protected(endpoints: HTTPEndpoints, token_file: Path) -> Iterator[HTTPServer]:
-    with endpoints.serve(0, bearer_token_file=token_file) as server:
+    with endpoints.start_server(0, bearer_token_file=token_file) as server:
         yield server
 
 
@@ -96,7 +96,7 @@ class TestBearerToken:
         self, endpoints: HTTPEndpoints, token_file: Path, hanging: Any
     ) -> None:
         """Nothing is rendered for a client without the token."""
-        with endpoints.serve(0, bearer_token_file=token_file) as server:
+        with endpoints.start_server(0, bearer_token_file=token_file) as server:
             assert fetch(server).status == 401
         assert not hanging.entered.acquire(blocking=False)
 
@@ -142,7 +142,7 @@ class TestBearerToken:
             (tmp_path / str(number) / "token").write_text(f"token{number}")
         (tmp_path / "data").symlink_to("1")
         (tmp_path / "token").symlink_to(Path("data") / "token")
-        with endpoints.serve(0, bearer_token_file=tmp_path / "token") as server:
+        with endpoints.start_server(0, bearer_token_file=tmp_path / "token") as server:
             assert status_with_token(server, "token1") == 200
             (tmp_path / "new").symlink_to("2")
             (tmp_path / "new").replace(tmp_path / "data")
@@ -219,7 +219,7 @@ class TestBearerToken:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(error, match=re.escape(str(path))):
-            endpoints.serve(0, bearer_token_file=path)
+            endpoints.start_server(0, bearer_token_file=path)
 
     def test_large_file_is_not_read_as_a_whole(
         self, endpoints: HTTPEndpoints, tmp_path: Path
@@ -230,7 +230,7 @@ class TestBearerToken:
         tracemalloc.start()
         try:
             with pytest.raises(errors.ArgumentValueError, match="one token"):
-                endpoints.serve(0, bearer_token_file=tmp_path / "large")
+                endpoints.start_server(0, bearer_token_file=tmp_path / "large")
             assert tracemalloc.get_traced_memory()[1] < 5_000_000
         finally:
             tracemalloc.stop()
@@ -241,12 +241,12 @@ class TestBearerToken:
             pytest.skip("no FIFO here")
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(errors.ArgumentValueError, match="regular file"):
-            endpoints.serve(0, bearer_token_file=tmp_path / "fifo")
+            endpoints.start_server(0, bearer_token_file=tmp_path / "fifo")
 
     def test_token_instead_of_a_path_raises_an_error(self, endpoints: HTTPEndpoints) -> None:
         """A value that is no path raises an error."""
         with pytest.raises(errors.ArgumentTypeError, match="pass the path of a file"):
-            endpoints.serve(0, bearer_token_file=b"x")  # type: ignore[arg-type]
+            endpoints.start_server(0, bearer_token_file=b"x")  # type: ignore[arg-type]
 
 
 class TestAllowedHosts:
@@ -296,7 +296,7 @@ class TestAllowedHosts:
             return resolve("127.0.0.1" if host == "pod.example" else host, *args, **kwargs)
 
         monkeypatch.setattr(socket, "getaddrinfo", resolve_name_of_the_machine)
-        with endpoints.serve(0, "pod.example") as server:
+        with endpoints.start_server(0, "pod.example") as server:
             assert status_with_host(server, "pod.example:9476") == 200
             assert status_with_host(server, "evil.example") == 421
 
@@ -316,7 +316,7 @@ class TestAllowedHosts:
         self, endpoints: HTTPEndpoints, host: str
     ) -> None:
         """A server on all addresses can be called by any name, as Prometheus and probes do it."""
-        with endpoints.serve(0, "0.0.0.0") as server:
+        with endpoints.start_server(0, "0.0.0.0") as server:
             assert status_with_host(server, host) == 200
 
     @pytest.mark.parametrize("addr", ["127.0.0.1", "0.0.0.0"])
@@ -325,7 +325,7 @@ class TestAllowedHosts:
     ) -> None:
         """With a list, the names in it and those of the loopback are allowed, and no others."""
         hosts = ["Metrics.Example", "10.1.2.3", "::ffff:10.1.2.4"]
-        with endpoints.serve(0, addr, allowed_hosts=hosts) as server:
+        with endpoints.start_server(0, addr, allowed_hosts=hosts) as server:
             for host in ("metrics.example:80", "10.1.2.3", "[::ffff:10.1.2.4]:80", "localhost:1"):
                 assert status_with_host(server, host) == 200
             for host in ("evil.example", "x.metrics.example", "10.1.2.5"):
@@ -333,7 +333,7 @@ class TestAllowedHosts:
 
     def test_star_allows_any_name(self, endpoints: HTTPEndpoints) -> None:
         """``*`` allows any name on the loopback, too, as behind a proxy that passes names on."""
-        with endpoints.serve(0, allowed_hosts=["*"]) as server:
+        with endpoints.start_server(0, allowed_hosts=["*"]) as server:
             assert status_with_host(server, "app.example") == 200
 
     @pytest.mark.parametrize("hosts", ["metrics.example", b"metrics.example"])
@@ -342,7 +342,7 @@ class TestAllowedHosts:
     ) -> None:
         """A text is not taken for a list of its characters."""
         with pytest.raises(errors.ArgumentTypeError, match=rf"pass a list, such as \[{hosts!r}\]"):
-            endpoints.serve(0, allowed_hosts=hosts)
+            endpoints.start_server(0, allowed_hosts=hosts)
 
     @pytest.mark.parametrize(
         ("hosts", "error"),
@@ -361,7 +361,7 @@ class TestAllowedHosts:
     ) -> None:
         """What is no host name raises an error."""
         with pytest.raises(error, match=r"allowed_hosts.*pass"):
-            endpoints.serve(0, allowed_hosts=hosts)
+            endpoints.start_server(0, allowed_hosts=hosts)
 
 
 class TestAbsoluteForm:
@@ -418,7 +418,7 @@ class TestLengthOfTheToken:
         """A client can send a token of the greatest length, with other headers."""
         token = "x" * MAX_TOKEN_FILE_BYTES
         (tmp_path / "token").write_text(token)
-        with endpoints.serve(0, bearer_token_file=tmp_path / "token") as server:
+        with endpoints.start_server(0, bearer_token_file=tmp_path / "token") as server:
             headers = {"Authorization": f"Bearer {token}", "X": "y" * 10_000}
             assert fetch(server, headers=headers).status == 200
 
@@ -429,7 +429,7 @@ class TestLengthOfTheToken:
         """A longer token is an error at the start that says how long it may be."""
         (tmp_path / "token").write_text("x" * size)
         with pytest.raises(errors.ArgumentValueError, match=rf"at most {MAX_TOKEN_FILE_BYTES} "):
-            endpoints.serve(0, bearer_token_file=tmp_path / "token")
+            endpoints.start_server(0, bearer_token_file=tmp_path / "token")
 
     def test_longer_token_leaves_the_old_one_valid(
         self, protected: HTTPServer, token_file: Path, failures: ReportedErrors

@@ -118,7 +118,7 @@ class TestAsgi:
 
         asyncio.run(main())
         hanging.release.set()
-        queue = endpoints._app._queues_by_page["metrics"]
+        queue = endpoints._page_router._queues_by_page["metrics"]
         wait_until(lambda: not queue._thread_count, "the end of the thread")
         assert capfd.readouterr().err == ""
 

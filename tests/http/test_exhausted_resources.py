@@ -199,7 +199,7 @@ class TestNoFileDescriptors:
                 is_healthy=bool,
                 report_exception=lambda component: attempts.append((component, time.monotonic())),
             )
-            server = endpoints.serve(0)
+            server = endpoints.start_server(0)
             client = socket.socket()
             held = []
             try:
@@ -237,7 +237,7 @@ class TestNoFileDescriptors:
                 is_healthy=bool,
                 report_exception=attempts.append,
             )
-            server = endpoints.serve(0)
+            server = endpoints.start_server(0)
             client = socket.socket()
             try:
                 while True:

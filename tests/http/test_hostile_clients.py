@@ -126,7 +126,7 @@ class TestLimits:
     ) -> None:
         """A silent client blocks no other client, and is disconnected after a timeout."""
         with (
-            endpoints.serve(0, idle_timeout=0.1) as server,
+            endpoints.start_server(0, idle_timeout=0.1) as server,
             socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent,
         ):
             assert fetch(server).status == 200
@@ -142,9 +142,9 @@ class TestLimits:
         """A client that sends single bytes is disconnected after a timeout."""
         idle_timeout = RESPONSE_TIMEOUT * 10  # which cannot be what ends the connection
         # The other part of the age of a connection; so the age is 0.1 seconds.
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.1 - 2 * idle_timeout)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", 0.1 - 2 * idle_timeout)
         with (
-            endpoints.serve(0, idle_timeout=idle_timeout) as server,
+            endpoints.start_server(0, idle_timeout=idle_timeout) as server,
             socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as slow,
         ):
             sent = itertools.count()
@@ -154,7 +154,7 @@ class TestLimits:
                     slow.sendall(b"x")
                 except ConnectionError:
                     return True
-                assert next(sent) < limits.MAX_HEAD_BYTES, "the end of the largest head"
+                assert next(sent) < limits.MAX_REQUEST_HEAD_BYTES, "the end of the largest head"
                 return False
 
             wait_until(is_disconnected, "the end of the connection")
@@ -167,7 +167,7 @@ class TestLimits:
         big = Gauge("big", "Big.", ["text"], registry=registry)
         big.labels(text="x" * 20_000_000)
         with (
-            endpoints.serve(0, idle_timeout=0.1) as server,
+            endpoints.start_server(0, idle_timeout=0.1) as server,
             socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as not_reading,
         ):
             not_reading.sendall(GET_METRICS)
@@ -179,7 +179,10 @@ class TestLimits:
         self, endpoints: HTTPEndpoints, failures: ReportedErrors
     ) -> None:
         """If there are too many silent clients, the oldest are disconnected for new ones."""
-        with endpoints.serve(0, max_connections=20) as server, contextlib.ExitStack() as stack:
+        with (
+            endpoints.start_server(0, max_connections=20) as server,
+            contextlib.ExitStack() as stack,
+        ):
             silent = [
                 stack.enter_context(
                     socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
@@ -198,9 +201,11 @@ class TestLimits:
         self, endpoints: HTTPEndpoints, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The greatest age of a connection leaves time for a slow request and a slow reader."""
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.0)  # part of the age of a connection
+        monkeypatch.setattr(
+            limits, "RENDER_TIMEOUT_SECONDS", 0.0
+        )  # part of the age of a connection
         with (
-            endpoints.serve(0) as server,
+            endpoints.start_server(0) as server,
             socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as idle,
         ):
             wait_until(lambda: server._server.connections, "the connection")
@@ -260,4 +265,4 @@ class TestLimits:
     ) -> None:
         """An impossible limit raises an error that says what to pass."""
         with pytest.raises(error, match=rf"{next(iter(options))}.*pass"):
-            endpoints.serve(0, **options)
+            endpoints.start_server(0, **options)

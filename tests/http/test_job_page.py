@@ -70,7 +70,7 @@ class TestJob:
             assert [row[0] for row in table] == due
             assert {row[3] for row in table} == {"error ValueError: no connection"}
             assert shown.one("figure").one("svg").attributes["aria-label"] == (
-                "Last 3 runs: 3 error. The latest: error."
+                "Last runs: 3 error. The latest: error."
             )
             assert facts(shown)["Error"] == "3"
             assert shown.one("title").text == "✖ job"
@@ -130,7 +130,7 @@ class TestNextRuns:
             count = len(asked)
 
             assert len(next_runs(rig)) == 1
-            assert "which only APScheduler asks" in job_page(rig).text
+            assert "which only APScheduler calls" in job_page(rig).text
             assert len(asked) == count
 
     def test_paused_job_has_none(self) -> None:
@@ -208,7 +208,7 @@ class TestParameters:
 
             shown = read_page(rig, "/job", mount="/ops", query=parts.query)
 
-            assert parts.path == "/ops/job"
+            assert parts.path == "./job"
             assert parse_qs(parts.query)["job_id"] == [run["job_id"]]
             assert shown.one("h1").one("bdi").text == " ".join(run["job_id"].split())
             assert shown.all("script")[0].text.startswith('"use strict"')

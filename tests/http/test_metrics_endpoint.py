@@ -86,7 +86,7 @@ class TestMetrics:
             report_exception=failures,
             expose_from_cache=lambda _encode, _names: pieces,
         )
-        with endpoints.serve(0) as server:
+        with endpoints.start_server(0) as server:
             for ask in (
                 partial(ask_wsgi, endpoints.wsgi_app, "/metrics"),
                 partial(ask_asgi_sync, endpoints.asgi_app, "/metrics"),

@@ -171,7 +171,7 @@ class TestKeyboardAndScreenReader:
             tree = page.locator("main").aria_snapshot()
 
         assert "Failing" in tree
-        assert 'img "Last 1 runs: 1 error. The latest: error."' in tree
+        assert 'img "Last runs: 1 error. The latest: error."' in tree
         assert "Next run:" in tree
         assert "✖" not in tree
 

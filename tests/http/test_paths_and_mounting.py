@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import quote, urljoin
 
 import pytest
 
 from apscheduler_telemetry.http import HTTPEndpoints
+from apscheduler_telemetry.http.messages import Request
 from tests.helpers.http_clients import HEALTHY, Reply, ask_asgi_sync, ask_wsgi
 
 
@@ -22,14 +24,14 @@ class TestOtherPaths:
         assert reply.text == "Not found. There are /metrics, /health and /livez.\n"
 
     def test_landing_page_links_to_all_pages(self, ask: Callable[..., Reply]) -> None:
-        """The landing page links to all pages below the mount point."""
+        """The landing page links to all pages, relatively."""
         reply = ask("/", mount="/ops/x y")
 
         assert reply.status == 200
         assert reply.headers["content-type"].startswith("text/html")
-        assert 'href="/ops/x%20y/metrics"' in reply.text
-        assert 'href="/ops/x%20y/health"' in reply.text
-        assert 'href="/ops/x%20y/livez"' in reply.text
+        assert 'href="./metrics"' in reply.text
+        assert 'href="./health"' in reply.text
+        assert 'href="./livez"' in reply.text
 
     @pytest.mark.parametrize("path", ["/metrics/", "/health/", "/livez/"])
     def test_trailing_slash_is_ignored(self, ask: Callable[..., Reply], path: str) -> None:
@@ -69,6 +71,28 @@ class TestMounting:
     ) -> None:
         """A path that only shares a prefix with the mount point is unknown."""
         assert ask(path, mount=mount).status == 404
+
+    @pytest.mark.parametrize(
+        ("mount", "path"),
+        [
+            ("", "/"),
+            ("", "/job"),
+            ("", "/upcoming/"),
+            ("/ops", ""),
+            ("/ops/", ""),
+            ("/ops", "/job"),
+            ("/ops/x y:z", ""),
+        ],
+    )
+    def test_relative_root_leads_to_the_mount_point(self, mount: str, path: str) -> None:
+        """A link resolves to the mount point, whatever a proxy adds before it."""
+        request = Request(
+            method="GET", root_path=mount, path=path, query="", accept="", accept_encoding=""
+        )
+        for added in ("", "/proxy/path"):
+            base = f"http://host{added}{quote(mount.rstrip('/') + path)}"
+            expected = f"http://host{added}{quote(mount.rstrip('/'))}/runs"
+            assert urljoin(base, f"{request.relative_root}/runs") == expected
 
     @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/ops/metrics", "/ops/metrics/"])
     def test_application_works_below_werkzeugs_dispatcher(

@@ -229,7 +229,7 @@ class TestVanishedClients:
         """Let only a connection that was reset be known at once to have no client."""
         is_reset = bool(request.param)
         patience = RESPONSE_TIMEOUT * 10 if is_reset else 0.0
-        monkeypatch.setattr(limits, "HALF_CLOSED_SECONDS", patience)
+        monkeypatch.setattr(limits, "HALF_CLOSED_CLIENT_GRACE_SECONDS", patience)
         return is_reset
 
     def test_server_renders_nothing_for_them(
@@ -246,7 +246,7 @@ class TestVanishedClients:
             assert hanging.entered.acquire(timeout=RESPONSE_TIMEOUT)
             for _ in range(20):
                 send_and_vanish(server, GET_METRICS, is_reset=is_reset)
-            queue = endpoints._app._queues_by_page["metrics"]
+            queue = endpoints._page_router._queues_by_page["metrics"]
             wait_until(lambda: queue._count_waiters() == 20, "the requests")
             hanging.release.set()
             wait_until(lambda: queue._count_waiters() == 0, "the end of the requests")
@@ -274,14 +274,14 @@ class TestVanishedClients:
         )
         request = b"GET /health HTTP/1.1\r\n\r\n"
         with (
-            endpoints.serve(0) as server,
+            endpoints.start_server(0) as server,
             socket.create_connection(address(server), RESPONSE_TIMEOUT) as waiting,
         ):
             waiting.sendall(request)
             assert renderer.entered.acquire(timeout=RESPONSE_TIMEOUT)
             for _ in range(200):
                 send_and_vanish(server, request, is_reset=False)
-            queue = endpoints._app._queues_by_page["health"]
+            queue = endpoints._page_router._queues_by_page["health"]
             wait_until(lambda: queue._count_waiters() == 200, "the requests")
             renderer.release.set()
             assert fetch(server, "/health").json == HEALTHY
@@ -295,7 +295,7 @@ class TestVanishedClients:
         self, endpoints: HTTPEndpoints, hanging: HangingCollector, failures: ReportedErrors
     ) -> None:
         """An ASGI application renders nothing for clients that have disconnected."""
-        queue = endpoints._app._queues_by_page["metrics"]
+        queue = endpoints._page_router._queues_by_page["metrics"]
         sent: list[Any] = []
 
         async def send(message: Any) -> None:

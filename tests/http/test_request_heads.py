@@ -37,18 +37,18 @@ class TestHeadOfARequest:
 
     def test_largest_head_is_accepted(self, server: HTTPServer) -> None:
         """A head of just the limit is answered."""
-        rest = limits.MAX_HEAD_BYTES - len(self.START) - len(b"X: \r\n\r\n")
+        rest = limits.MAX_REQUEST_HEAD_BYTES - len(self.START) - len(b"X: \r\n\r\n")
         sent = self.START + b"X: " + b"x" * rest + b"\r\n\r\n"
-        assert len(sent) == limits.MAX_HEAD_BYTES
+        assert len(sent) == limits.MAX_REQUEST_HEAD_BYTES
         assert send_raw(address(server), sent).startswith(b"HTTP/1.0 200 ")
 
     @pytest.mark.parametrize(
         ("sent", "status"),
         [
-            (START + b"X: " + b"x" * limits.MAX_HEAD_BYTES, 431),
+            (START + b"X: " + b"x" * limits.MAX_REQUEST_HEAD_BYTES, 431),
             (START + b"".join(b"X-%d: %s\r\n" % (i, b"x" * 400) for i in range(90)), 431),
             (START + b"X: " + b"x" * 60_000 + b"\r\n\r\n", 431),
-            (b"GET /livez?" + b"x" * limits.MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n", 414),
+            (b"GET /livez?" + b"x" * limits.MAX_REQUEST_HEAD_BYTES + b" HTTP/1.1\r\n\r\n", 414),
             (
                 b"GET /livez?%s HTTP/1.1\r\n" % (b"x" * 20_000)
                 + b"X: %s\r\n\r\n" % (b"x" * 20_000),
@@ -67,7 +67,7 @@ class TestHeadOfARequest:
     ) -> None:
         """A larger head is rejected at the limit, whether it ends or not, and is not parsed."""
         with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as connection:
-            connection.sendall(sent[: limits.MAX_HEAD_BYTES + 1])
+            connection.sendall(sent[: limits.MAX_REQUEST_HEAD_BYTES + 1])
             assert read_all(connection).startswith(b"HTTP/1.0 %d " % status)
         assert parsed == []
         assert failures == []
@@ -86,11 +86,11 @@ class TestHeadOfARequest:
 
     def test_short_lines_take_no_more_memory_than_long_ones(self) -> None:
         """A head of very short lines is kept in about as many bytes as it has."""
-        sent = io.BytesIO(b"a\n" * (limits.MAX_HEAD_BYTES // 2))
+        sent = io.BytesIO(b"a\n" * (limits.MAX_REQUEST_HEAD_BYTES // 2))
         tracemalloc.start()
         try:
             RequestHandler._read_head(sent)
-            assert tracemalloc.get_traced_memory()[1] < 4 * limits.MAX_HEAD_BYTES
+            assert tracemalloc.get_traced_memory()[1] < 4 * limits.MAX_REQUEST_HEAD_BYTES
         finally:
             tracemalloc.stop()
 

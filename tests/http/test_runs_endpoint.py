@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -60,6 +61,18 @@ class TestList:
             assert [run["job_id"] for run in reply.json["runs"]] == [odd]
             assert ask(rig, "job_id=unknown").json == {"runs": [], "next_before": None}
             assert ask(rig, "job_id=").json == {"runs": [], "next_before": None}
+
+    def test_texts_that_utf_8_cannot_encode_are_escaped(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A lone surrogate in a message is an escape, as in spans and logs."""
+        caplog.set_level(logging.CRITICAL, "apscheduler")  # no report can have a lone surrogate
+        with hand_driven_rig() as rig:
+            rig.add(jobs.fail, every(10), args=["lone \ud800"])
+            run_times(rig, 1)
+
+            [run] = rig.telemetry.runs()
+            assert run["error_message"] == "lone \\ud800"
 
     def test_pages_follow_each_other(self) -> None:
         """``next_before`` leads to the next page, until there is no more."""
@@ -132,7 +145,7 @@ class TestPage:
     def test_landing_page_links_to_it(self) -> None:
         """The landing page has a link to the runs."""
         with hand_driven_rig() as rig:
-            assert 'href="/runs"' in ask_wsgi(rig.telemetry.wsgi_app, "/").text
+            assert 'href="./runs"' in ask_wsgi(rig.telemetry.wsgi_app, "/").text
 
     def test_error_is_json(self) -> None:
         """If the list cannot be made, the response is an error without its text."""

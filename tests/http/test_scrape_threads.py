@@ -24,7 +24,7 @@ class TestThreads:
         """Threads end when no request is waiting."""
         assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
 
-        queue = endpoints._app._queues_by_page["metrics"]
+        queue = endpoints._page_router._queues_by_page["metrics"]
         wait_until(lambda: not queue._thread_count, "the end of the thread")
 
     def test_one_thread_waits_for_the_next_scrape(
@@ -44,7 +44,7 @@ class TestThreads:
         for _ in range(5):
             assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200
             assert set(collecting()) - before == waiting
-        queue = endpoints._app._queues_by_page["metrics"]
+        queue = endpoints._page_router._queues_by_page["metrics"]
         monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.0)
         with queue._condition:
             queue._condition.notify_all()
@@ -58,12 +58,12 @@ class TestThreads:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A scrape that takes too long fails, and the next one works."""
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.05)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", 0.05)
         assert ask("/metrics").status == 500
         assert len(failures) == 1
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", RESPONSE_TIMEOUT)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", RESPONSE_TIMEOUT)
         assert ask("/metrics").status == 200
 
     def test_hanging_scrapes_are_bounded(
@@ -74,19 +74,19 @@ class TestThreads:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """If a collector hangs, the number of threads stays bounded, and requests fail in time."""
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.01)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", 0.01)
         monkeypatch.setattr(limits, "PARALLEL_RENDER_AFTER_SECONDS", 0.0)
 
         for _ in range(limits.MAX_THREADS_PER_PAGE + 10):
             assert ask_wsgi(endpoints.wsgi_app, "/metrics").status == 500
 
-        queue = endpoints._app._queues_by_page["metrics"]
+        queue = endpoints._page_router._queues_by_page["metrics"]
         assert queue._thread_count == limits.MAX_THREADS_PER_PAGE
         assert len(failures) == limits.MAX_THREADS_PER_PAGE + 10
         assert "does a collector hang?" in str(failures[-1][1])
 
         hanging.release.set()
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", RESPONSE_TIMEOUT)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", RESPONSE_TIMEOUT)
         wait_until(lambda: ask_wsgi(endpoints.wsgi_app, "/metrics").status == 200, "a scrape")
 
     def test_interpreter_exits_while_a_collector_hangs(self, tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ class TestThreads:
 
             registry = CollectorRegistry()
             registry.register(HangingCollector())
-            limits.RENDER_TIMEOUT = 0.1
+            limits.RENDER_TIMEOUT_SECONDS = 0.1
             endpoints = HTTPEndpoints(
                 registry=registry,
                 get_health_report=dict,
                 is_healthy=bool,
                 report_exception=lambda _: None,
             )
-            endpoints.serve(0)
+            endpoints.start_server(0)
             environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
             print(endpoints.wsgi_app(environ, lambda status, headers: print(status)))
             """)

@@ -39,16 +39,16 @@ class TestServe:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
             pytest.skip("no IPv6 here")
-        with endpoints.serve(0, "::1") as server:
+        with endpoints.start_server(0, "::1") as server:
             assert server.url == f"http://[::1]:{server.port}"
             assert fetch(server).status == 200
 
     def test_close_frees_the_port(self, endpoints: HTTPEndpoints) -> None:
         """A closed port can be served again immediately."""
-        with endpoints.serve(0) as server:
+        with endpoints.start_server(0) as server:
             port = server.port
         for _ in range(10):
-            server = endpoints.serve(port)
+            server = endpoints.start_server(port)
             assert fetch(server).status == 200
             server.close()
             server.close()
@@ -57,7 +57,7 @@ class TestServe:
 
     def test_close_does_not_wait_for_clients(self, endpoints: HTTPEndpoints) -> None:
         """Closing waits neither for a silent client nor for one in the middle of a request."""
-        server = endpoints.serve(0)
+        server = endpoints.start_server(0)
         silent = socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
         halfway = socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT)
         halfway.sendall(b"GET /metrics HTTP/1.1\r\nHo")
@@ -73,14 +73,14 @@ class TestServe:
 
     def test_several_threads_may_close_at_once(self, endpoints: HTTPEndpoints) -> None:
         """Several threads may close concurrently; all return when the port is free."""
-        server = endpoints.serve(0)
+        server = endpoints.start_server(0)
         closing = [threading.Thread(target=server.close) for _ in range(5)]
         for thread in closing:
             thread.start()
         for thread in closing:
             thread.join(RESPONSE_TIMEOUT)
         assert not any(thread.is_alive() for thread in closing)
-        endpoints.serve(server.port).close()
+        endpoints.start_server(server.port).close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     def test_forked_child_that_closes_does_not_affect_the_parent(
@@ -88,7 +88,7 @@ class TestServe:
     ) -> None:
         """A forked child that closes its copy of the server affects neither port nor parent."""
         read_end, write_end = os.pipe()
-        with endpoints.serve(0) as server:
+        with endpoints.start_server(0) as server:
             pid = os.fork()
             if not pid:
                 server.close()
@@ -97,7 +97,7 @@ class TestServe:
             try:
                 assert fetch(server).status == 200
                 server.close()
-                endpoints.serve(server.port).close()
+                endpoints.start_server(server.port).close()
             finally:
                 os.write(write_end, b"x")
                 os.waitpid(pid, 0)
@@ -111,7 +111,7 @@ class TestServe:
         end_read, end_write = os.pipe()
         pid = os.fork()
         if not pid:
-            server = endpoints.serve(0)
+            server = endpoints.start_server(0)
             if os.fork():
                 os._exit(0)  # like a killed process, closes nothing
             os.close(end_write)
@@ -120,7 +120,7 @@ class TestServe:
             os._exit(0)
         try:
             os.waitpid(pid, 0)
-            endpoints.serve(int(os.read(port_read, 10))).close()
+            endpoints.start_server(int(os.read(port_read, 10))).close()
         finally:
             for end in (port_read, port_write, end_read, end_write):
                 os.close(end)
@@ -132,7 +132,7 @@ class TestServe:
         with pytest.raises(
             OSError, match=rf"127\.0\.0\.1:{server.port}.*pass another port"
         ) as info:
-            endpoints.serve(server.port)
+            endpoints.start_server(server.port)
 
         assert info.value.errno == errno.EADDRINUSE
 
@@ -142,7 +142,7 @@ class TestServe:
     ) -> None:
         """An address of another machine raises an error that says what to pass."""
         with pytest.raises(OSError, match="pass an addr of this machine"):
-            endpoints.serve(0, addr)
+            endpoints.start_server(0, addr)
 
     @pytest.mark.parametrize("port", ["9476", 9476.0, None, True])
     def test_port_of_a_wrong_type_raises_an_error_with_advice(
@@ -150,7 +150,7 @@ class TestServe:
     ) -> None:
         """A port that is not an int raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match="pass one of 0 to 65535"):
-            endpoints.serve(port)
+            endpoints.start_server(port)
 
     @pytest.mark.parametrize("port", [-1, 65536])
     def test_port_out_of_range_raises_an_error_with_advice(
@@ -158,7 +158,7 @@ class TestServe:
     ) -> None:
         """A port out of range raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentValueError, match="pass one of 0 to 65535"):
-            endpoints.serve(port)
+            endpoints.start_server(port)
 
     @pytest.mark.parametrize("addr", [None, 127, b"127.0.0.1"])
     def test_addr_of_a_wrong_type_raises_an_error_with_advice(
@@ -166,9 +166,9 @@ class TestServe:
     ) -> None:
         """An address that is not a str raises an error that says what to pass."""
         with pytest.raises(errors.ArgumentTypeError, match=r"'127\.0\.0\.1'"):
-            endpoints.serve(0, addr)
+            endpoints.start_server(0, addr)
 
     def test_empty_addr_raises_an_error(self, endpoints: HTTPEndpoints) -> None:
         """An empty address raises: listening on all addresses must be explicit."""
         with pytest.raises(errors.ArgumentValueError, match=r"'0\.0\.0\.0'"):
-            endpoints.serve(0, "")
+            endpoints.start_server(0, "")

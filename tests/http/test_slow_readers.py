@@ -128,7 +128,7 @@ class TestSharedResponses:
     ) -> None:
         """A response that no client has read yet is shared, also as Prometheus asks for it."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
-        app = make_endpoints(registry, failures)._app
+        app = make_endpoints(registry, failures)._page_router
         request = replace(request_for_metrics(), accept=accept)
         open_reader = BufferBudget(1000, failures).open_reader
         first, second = (
@@ -142,7 +142,7 @@ class TestSharedResponses:
     ) -> None:
         """Requests for the same names share a response, whatever their order."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
-        app = make_endpoints(registry, failures)._app
+        app = make_endpoints(registry, failures)._page_router
         queries = "name[]=jobs&name[]=runs", "name[]=runs&name[]=jobs&name[]=runs"
         open_reader = BufferBudget(1000, failures).open_reader
         first, second = (
@@ -156,7 +156,7 @@ class TestSharedResponses:
         self, registry: CollectorRegistry, failures: ReportedErrors
     ) -> None:
         """Nothing but its readers keeps a response in memory."""
-        app = make_endpoints(registry, failures)._app
+        app = make_endpoints(registry, failures)._page_router
         submitted = app.submit_request(
             request_for_metrics(), BufferBudget(1000, failures).open_reader
         )
@@ -193,7 +193,7 @@ class TestSharedResponses:
     ) -> None:
         """Requests for another format, for gzip or for other names are not mixed up."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", RESPONSE_TIMEOUT * 10)
-        with endpoints.serve(0, max_buffered_bytes=1_000_000_000) as server:
+        with endpoints.start_server(0, max_buffered_bytes=1_000_000_000) as server:
             connect_silent(server)
 
             openmetrics = fetch(server, headers={"Accept": "application/openmetrics-text"})
@@ -217,7 +217,7 @@ class TestReaderBudget:
     ) -> None:
         """If slow clients hold too many bytes, the slowest is disconnected and counted."""
         monkeypatch.setattr(limits, "SHARED_RESPONSE_SECONDS", 0.0)
-        with endpoints.serve(0, max_buffered_bytes=45_000_000) as server:
+        with endpoints.start_server(0, max_buffered_bytes=45_000_000) as server:
             silent = [connect_silent(server) for _ in range(3)]
             wait_until(lambda: len(server._server.connections) == 2, "the end of a connection")
 
@@ -291,7 +291,7 @@ class TestReaderBudget:
         self, registry: CollectorRegistry, failures: ReportedErrors, big: BigCollector
     ) -> None:
         """A client of the built-in server holds one part of a response that was dropped."""
-        app = make_endpoints(registry, failures)._app
+        app = make_endpoints(registry, failures)._page_router
         open_reader = BufferBudget(1, failures).open_reader
         response = (
             app.submit_request(request_for_metrics(), open_reader).result(RESPONSE_TIMEOUT).response
@@ -485,7 +485,7 @@ class TestReaderBudget:
         app = make_endpoints(registry, reported.append).asgi_app
 
         def are_all_rendered() -> bool:
-            queue = app._app._queues_by_page["metrics"]
+            queue = app._page_router._queues_by_page["metrics"]
             return big.count == 5 and not queue._started_at_by_rendering
 
         async def main() -> None:
@@ -518,7 +518,7 @@ class TestReaderBudget:
             return readers[-1]
 
         monkeypatch.setattr(BufferBudget, "open_reader", open_and_note)
-        monkeypatch.setattr(limits, "RENDER_TIMEOUT", 0.05)
+        monkeypatch.setattr(limits, "RENDER_TIMEOUT_SECONDS", 0.05)
         assert ask("/metrics").status == 500
         hanging.release.set()
         wait_until(lambda: len(readers) == 2, "the response")
@@ -550,7 +550,7 @@ class TestReaderBudget:
 
 def find_responses() -> list[Response]:
     gc.collect()
-    return [found for found in gc.get_objects() if isinstance(found, Response)]
+    return [found for found in gc.get_objects() if issubclass(type(found), Response)]
 
 
 def request_for_metrics(query: str = "") -> Request:

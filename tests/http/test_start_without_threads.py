@@ -38,11 +38,11 @@ class TestStartWithoutThreads:
             with pytest.raises(
                 errors.TelemetryError, match=rf":{port}: can't start new thread; end some threads"
             ):
-                endpoints.serve(port)
+                endpoints.start_server(port)
         for thread in started:
             thread.join(RESPONSE_TIMEOUT)
             assert not thread.is_alive()
-        endpoints.serve(port).close()
+        endpoints.start_server(port).close()
 
     @pytest.mark.skipif(sys.version_info[:2] != (3, 12), reason="threads can be started there")
     def test_error_says_that_the_main_thread_has_ended(self) -> None:

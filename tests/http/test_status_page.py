@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import hashlib
 import importlib.util
@@ -15,8 +16,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import Expectations, instrument
-from apscheduler_telemetry.export.status import StatusReport
+from apscheduler_telemetry.export.status import StatusReporter
 from apscheduler_telemetry.http import HTTPEndpoints
+from apscheduler_telemetry.http.status_pages import OverviewPage, StatusVariant
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.collectors import ReportedErrors
@@ -25,6 +27,7 @@ from tests.helpers.http_clients import HEALTHY, Reply, ask_asgi_sync, ask_wsgi, 
 from tests.helpers.rigs import Gate, HandRig, hand_driven_rig
 from tests.helpers.schedulers import hand_driven_scheduler
 from tests.helpers.triggers import cron, every
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,7 @@ class TestJobs:
             assert next_run == f"Next run: in 10 s {START + timedelta(seconds=10):%F %T}"
             assert (runs, failure) == ("", "")
             [strip] = read_page(rig).one("ul", **{"class": "jobs"}).all("svg")
-            assert strip.attributes["aria-label"] == "Last 1 runs: 1 success. The latest: success."
+            assert strip.attributes["aria-label"] == "Last runs: 1 success. The latest: success."
 
     def test_failure_is_shown_with_its_reason(self) -> None:
         """The latest failure is shown with its time, its type and its message."""
@@ -79,20 +82,42 @@ class TestJobs:
             assert read_page(rig).one("title").text == "✖ Jobs (1 in trouble)"
 
     def test_success_after_a_failure_is_no_trouble(self) -> None:
-        """A job that has succeeded since is not in trouble, but its failure is still shown."""
-        with hand_driven_rig() as rig:
+        """A job that has succeeded since is not in trouble; its failure of the night is shown."""
+        with hand_driven_rig(telemetry={"history": 1}) as rig:
             rig.add(jobs.fail, every(10))
             rig.after(0)
             rig.settle()
             rig.scheduler.get_job("job").modify(func=jobs.nothing, args=[])
-            rig.after(10)
-            rig.settle()
+            for _ in range(2):
+                rig.after(10)
+                rig.settle()
 
             [[state, *_, failure]] = rows(rig)
 
             assert state == "● Waiting job"
             assert "ValueError" in failure
             assert read_page(rig).one("title").text == "Jobs"
+
+    def test_runs_are_drawn_again_only_for_jobs_that_have_run(self) -> None:
+        """A page shows the runs since the page before, and keeps what it drew of other jobs."""
+        with hand_driven_rig() as rig:
+            report = StatusReporter(lambda: [rig.telemetry._exported_scheduler])
+            rig.add(jobs.nothing, every(10), id="runs")
+            rig.add(jobs.nothing, every(15), id="waits")
+            rig.after(0)
+            rig.settle()
+            before = {
+                job.label: job.strip for job in report.describe_overview()["schedulers"][0]["jobs"]
+            }
+            rig.after(10)
+            rig.settle()
+            after = {
+                job.label: job.strip for job in report.describe_overview()["schedulers"][0]["jobs"]
+            }
+
+        assert after["runs"].text == "Last runs: 2 success. The latest: success."
+        assert after["waits"] is before["waits"]
+        assert after["waits"].text == "Last runs: 1 success. The latest: success."
 
     def test_message_that_may_not_be_exported_is_not_shown(self) -> None:
         """With ``capture_message=False``, only the type of an exception is shown."""
@@ -132,6 +157,8 @@ class TestJobs:
             rig.scheduler.pause_job("paused")
             for _ in range(3):
                 gate.wait_for_run()
+            others = ("later", "sooner", "failing")
+            wait_until(lambda: all(any(rig.outcomes(job).values()) for job in others), "the others")
             rig.after(401)
 
             assert list(states(rig).items()) == [
@@ -197,7 +224,7 @@ class TestJobs:
             texts = [f"{each.one('dt').text}: {each.one('dd').text}" for each in facts.all("div")]
 
             assert "Executor default: 0 running of 4, 0 queued" in texts
-            assert "Job store default: 1 jobs" in texts
+            assert "Jobs in store default: 1" in texts
             assert "Times in: UTC" in texts
 
     def test_without_history_there_are_no_runs(self) -> None:
@@ -316,11 +343,12 @@ class TestResponse:
     def test_links_lead_below_the_mount_point(self) -> None:
         """All links of a mounted page lead to pages below the mount point."""
         with hand_driven_rig() as rig:
-            shown = read_page(rig, "/", mount="/ops/x y")
+            for path, root in (("", "./x%20y/"), ("/", "./"), ("/upcoming/", "./../")):
+                shown = read_page(rig, path, mount="/ops/x y")
 
-            links = {each.attributes["href"] for each in shown.all("a")} - {"#content"}
-            assert {"/ops/x%20y/", "/ops/x%20y/metrics", "/ops/x%20y/runs"} <= links
-            assert all(link.startswith("/ops/x%20y/") for link in links)
+                links = {each.attributes["href"] for each in shown.all("a")} - {"#content"}
+                assert {root, f"{root}metrics", f"{root}runs"} <= links
+                assert all(link.startswith(root) for link in links)
 
     def test_page_is_found_at_each_form_of_the_root(self) -> None:
         """The page is at the mount point, with or without a slash at its end."""
@@ -351,15 +379,39 @@ class TestResponse:
                 rig.add(jobs.nothing, cron(hour="1-9"), id=f"job-{number}")
             pauses: list[None] = []
             monkeypatch.setattr(
-                "apscheduler_telemetry.core.pauses.let_others_run", lambda: pauses.append(None)
-            )
-            monkeypatch.setattr(
-                "apscheduler_telemetry.adapters.apscheduler3.upcoming_runs.let_others_run",
+                "apscheduler_telemetry.core.pauses.let_other_threads_run",
                 lambda: pauses.append(None),
             )
+            for module in ("adapters.apscheduler3.upcoming_runs", "http.status_pages"):
+                monkeypatch.setattr(
+                    f"apscheduler_telemetry.{module}.let_other_threads_run",
+                    lambda: pauses.append(None),
+                )
             read_page(rig, path)
 
         assert len(pauses) >= 10
+
+    def test_filling_the_template_triggers_no_garbage_collection(self) -> None:
+        """However many jobs there are: a full collection would stop all threads meanwhile."""
+        variant = StatusVariant(relative_root=".", query="", is_gzipped=True)
+        collections = []
+
+        def note(phase: str, info: object) -> None:
+            collections.append((phase, info))
+
+        with hand_driven_rig() as rig:
+            for number in range(300):
+                rig.add(jobs.nothing, every(10), id=f"job-{number}")
+            reporter = StatusReporter(lambda: [rig.telemetry._exported_scheduler])
+            page, content = OverviewPage(reporter, []), reporter.describe_overview()
+            page.respond(variant, content)
+            gc.collect()
+            gc.callbacks.append(note)
+            try:
+                page.respond(variant, content)
+            finally:
+                gc.callbacks.remove(note)
+        assert collections == []
 
     def test_access_rules_apply(self, tmp_path: Any) -> None:
         """The token and the allowed hosts of the server apply to the page, too."""
@@ -384,7 +436,7 @@ class TestResponse:
         endpoints = HTTPEndpoints(
             registry=CollectorRegistry(),
             get_health_report=lambda: HEALTHY,
-            status_source=StatusReport(fail),
+            status_source=StatusReporter(fail),
             is_healthy=lambda: True,
             report_exception=failures,
         )
@@ -430,7 +482,7 @@ class TestWithoutJinja2:
             reply = ask(rig)
 
         assert reply.status == 200
-        assert 'href="/metrics"' in reply.text
+        assert 'href="./metrics"' in reply.text
         assert "pip install &#x27;apscheduler-telemetry[status]&#x27;" in reply.text
 
     def test_it_is_not_loaded_before_the_page_is_requested(self) -> None:
@@ -457,9 +509,9 @@ class TestSeveralSchedulers:
             instrument(hand_driven_scheduler(), name=name, registry=registry)
             for name in ("one", "two")
         ]
-        report = StatusReport(lambda: [each._exported_scheduler for each in handles])
+        report = StatusReporter(lambda: [each._exported_scheduler for each in handles])
 
-        assert [each["name"] for each in report.overview()["schedulers"]] == ["one", "two"]
+        assert [each["name"] for each in report.describe_overview()["schedulers"]] == ["one", "two"]
         for each in handles:
             each.uninstrument()
 

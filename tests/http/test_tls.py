@@ -45,7 +45,7 @@ class TestTls:
     ) -> None:
         """With a certificate the server speaks HTTPS, with the key in the same file or not."""
         paths: dict[str, Any] = {name: certificates / file for name, file in files.items()}
-        with endpoints.serve(0, **paths) as server:
+        with endpoints.start_server(0, **paths) as server:
             assert server.url == f"https://127.0.0.1:{server.port}"
             assert "runs_total" in fetch(server, context=trusting_context).text
 
@@ -57,7 +57,7 @@ class TestTls:
         trusting_context: ssl.SSLContext,
     ) -> None:
         """If client certificates are required, only clients that have one are served."""
-        with endpoints.serve(
+        with endpoints.start_server(
             0,
             certfile=certificates / "both.pem",
             client_cafile=certificates / "ca.pem",
@@ -76,7 +76,7 @@ class TestTls:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         """Clients that do not complete the handshake block no other, and nothing is printed."""
-        server = endpoints.serve(0, certfile=certificates / "both.pem", idle_timeout=1.0)
+        server = endpoints.start_server(0, certfile=certificates / "both.pem", idle_timeout=1.0)
         with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT) as silent:
             for sent_bytes in (
                 GET_METRICS,
@@ -91,7 +91,7 @@ class TestTls:
         with socket.create_connection(address(server), timeout=RESPONSE_TIMEOUT):
             assert fetch(server, context=trusting_context).status == 200
             server.close()
-        endpoints.serve(server.port).close()
+        endpoints.start_server(server.port).close()
         assert capfd.readouterr().err == ""
 
     @pytest.mark.parametrize(
@@ -116,8 +116,9 @@ class TestTls:
     ) -> None:
         """A missing or invalid file raises an error that names it, and nothing listens."""
         port = free_port()
+        options: dict[str, Any] = {name: certificates / file for name, file in files.items()}
         with pytest.raises(error, match=f"{[*files.values()][-1]}: .*pass PEM files"):
-            endpoints.serve(port, **{name: certificates / file for name, file in files.items()})  # type: ignore[arg-type]
+            endpoints.start_server(port, **options)
         with pytest.raises(ConnectionRefusedError):
             send_raw(("127.0.0.1", port))
 
@@ -135,7 +136,7 @@ class TestTls:
     ) -> None:
         """Options that would protect less than they seem to raise an error."""
         with pytest.raises(errors.ArgumentValueError, match="pass"):
-            endpoints.serve(0, **options)
+            endpoints.start_server(0, **options)
 
     def test_encrypted_key_raises_an_error(
         self, endpoints: HTTPEndpoints, certificates: Path
@@ -151,7 +152,7 @@ class TestTls:
             )
         )
         with pytest.raises(ssl.SSLError, match=r"locked\.pem"):
-            endpoints.serve(
+            endpoints.start_server(
                 0,
                 certfile=certificates / "cert.pem",
                 keyfile=certificates / "locked.pem",
@@ -185,7 +186,7 @@ class TestReplacedFiles:
         failures: ReportedErrors,
     ) -> None:
         """A new certificate is used at once; while only one file is new, the old one is used."""
-        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+        with endpoints.start_server(0, **files) as server:  # type: ignore[arg-type]
             old = self.serial_number(server, trusting_context)
             issued = certificate_authority.issue_cert("127.0.0.1")
             issued.cert_chain_pems[0].write_to_path(files["certfile"])
@@ -209,7 +210,7 @@ class TestReplacedFiles:
         name: str,
     ) -> None:
         """A file that is missing for a while leaves the old certificate in use."""
-        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+        with endpoints.start_server(0, **files) as server:  # type: ignore[arg-type]
             content = files[name].read_bytes()
             files[name].unlink()
             assert fetch(server, context=trusting_context).status == 200
@@ -231,7 +232,7 @@ class TestReplacedFiles:
         """A new certificate is used once descriptors are free; until then one error is counted."""
         monkeypatch.setattr(limits, "FILE_RETRY_SECONDS", 0.0)
         issued = certificate_authority.issue_cert("127.0.0.1")
-        with endpoints.serve(0, **files) as server:  # type: ignore[arg-type]
+        with endpoints.start_server(0, **files) as server:  # type: ignore[arg-type]
             old = self.serial_number(server, trusting_context)
             with failing_open(files[name], errno.EMFILE):
                 issued.cert_chain_pems[0].write_to_path(files["certfile"])
@@ -254,7 +255,7 @@ class TestReplacedFiles:
         new_authority.issue_cert("client.example").configure_cert(trusting_context)
         authorities = tmp_path / "ca.pem"
         shutil.copy(certificates / "ca.pem", authorities)
-        with endpoints.serve(
+        with endpoints.start_server(
             0,
             certfile=certificates / "both.pem",
             client_cafile=authorities,
@@ -289,7 +290,7 @@ class TestReplacedFiles:
         authority = tmp_path / f"{done.stdout.strip()}.0"
         shutil.copy(certificates / "ca.pem", authority)
         certificate_authority.issue_cert("client.example").configure_cert(trusting_context)
-        with endpoints.serve(
+        with endpoints.start_server(
             0,
             certfile=certificates / "both.pem",
             client_capath=tmp_path,

@@ -82,7 +82,7 @@ class TestForeignFiles:
     ) -> None:
         """It is not opened, and counts as one error; a regular file is used again."""
         path = options[option]
-        with endpoints.serve(0, **options) as server:
+        with endpoints.start_server(0, **options) as server:
             content = path.read_bytes()
             replace_by(kind, path)
             for _ in range(3):
@@ -108,7 +108,7 @@ class TestForeignFiles:
         path = options[option]
         replace_by(kind, path)
         with pytest.raises(OSError, match=rf"{path}: .* is not (opened|read); pass PEM files"):
-            endpoints.serve(0, **options)
+            endpoints.start_server(0, **options)
 
     @pytest.mark.parametrize("option", OPTIONS)
     def test_file_that_is_exchanged_after_the_check_is_not_opened(
@@ -132,7 +132,7 @@ class TestForeignFiles:
             return status
 
         monkeypatch.setattr(os, "fstat", exchange)
-        with endpoints.serve(0, **options) as server:
+        with endpoints.start_server(0, **options) as server:
             assert path.is_fifo()
             assert fetch(server, "/livez", context=client_context).status == 200
 
@@ -141,7 +141,7 @@ def serve_with_authorities(
     endpoints: HTTPEndpoints, certificates: Path, directory: Path
 ) -> HTTPServer:
     """Start a server for clients with a certificate of an authority in the directory."""
-    return endpoints.serve(
+    return endpoints.start_server(
         0, certfile=certificates / "both.pem", client_capath=directory, client_auth_required=True
     )
 
@@ -172,7 +172,7 @@ class TestDirectoryOfAuthorities:
     ) -> None:
         """It is not opened, neither when it is noticed nor in a handshake."""
         certfile, content = certificates / "both.pem", authority.read_bytes()
-        with endpoints.serve(
+        with endpoints.start_server(
             0, certfile=certfile, client_capath=authority.parent, client_auth_required=True
         ) as server:
             replace_by(kind, authority)

@@ -80,15 +80,27 @@ class TestPage:
             assert due(rig) == {"From 2030-01-01 06:00: 1 run": ["06:10:00 job"]}
 
     def test_hour_that_comes_twice_is_listed(self) -> None:
-        """The hour that is repeated when clocks are set back has the runs of both."""
+        """The hour that clocks show twice is listed twice, with the offsets from UTC."""
         berlin = ZoneInfo("Europe/Berlin")
         midnight = datetime(2030, 10, 27, tzinfo=timezone.utc)
         with hand_driven_rig(zone=berlin, at=midnight - timedelta(hours=1)) as rig:
             rig.add(jobs.nothing, every(3600), next_run_time=midnight)
 
-            assert due(rig)["From 2030-10-27 02:00: 2 runs"] == [
-                "02:00:00 job and 1 more times in this hour"
-            ]
+            shown = due(rig)
+            assert shown["From 2030-10-27 02:00 +02:00: 1 run"] == ["02:00:00 +02:00 job"]
+            assert shown["From 2030-10-27 02:00 +01:00: 1 run"] == ["02:00:00 +01:00 job"]
+            assert shown["From 2030-10-27 03:00: 1 run"] == ["03:00:00 job"]
+
+    def test_state_of_the_scheduler_is_shown(self) -> None:
+        """What a scheduler that is down would run is not shown as if it were to run."""
+        with hand_driven_rig() as rig:
+            rig.add(jobs.nothing, every(3600))
+            assert read_page(rig, "/upcoming").one("h2").text == "Scheduler default ● Up"
+            rig.scheduler.shutdown()
+
+            shown = read_page(rig, "/upcoming")
+            assert shown.one("h2").text == "Scheduler default ✖ Down"
+            assert "was shut down" in shown.all("p", **{"class": "reason"})[0].text
 
     def test_links_lead_to_the_jobs(self) -> None:
         """Each line links to the page of its job."""
@@ -97,11 +109,11 @@ class TestPage:
             shown = read_page(rig, "/upcoming", mount="/ops")
 
             [item] = shown.one("ol").all("a")
-            assert item.attributes["href"] == "/ops/job?scheduler=default&job_id=a%20b"
+            assert item.attributes["href"] == "./job?scheduler=default&job_id=a%20b"
 
     def test_number_of_lines_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Beyond the limit of lines, jobs are counted."""
-        monkeypatch.setattr("apscheduler_telemetry.export.status.MAX_SHOWN_LINES", 3)
+        monkeypatch.setattr("apscheduler_telemetry.export.status.MAX_SHOWN_UPCOMING_LINES", 3)
         with hand_driven_rig() as rig:
             for number in range(5):
                 rig.add(jobs.nothing, cron(hour=1), id=f"job-{number}")
@@ -178,24 +190,22 @@ class TestSearch:
             assert sum(run.label == "busy" for run in found.runs) == 300
             assert found.runs[-1].label == "late"
             assert found.unlisted == [("busy", START.timestamp() + 299, "runs often")]
-            assert "Not all runs of 1 jobs are listed" in read_page(rig, "/upcoming").text
+            assert "Not all runs of 1 job are listed" in read_page(rig, "/upcoming").text
 
     def test_slow_trigger_is_not_asked_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A trigger that takes long is not asked any more, and others still are."""
-        monkeypatch.setattr(f"{UPCOMING}.MAX_SECONDS_OF_JOB", -1.0)
+        """A trigger that takes long is not called any more, and others still are."""
+        monkeypatch.setattr(f"{UPCOMING}.MAX_SEARCH_SECONDS_OF_JOB", -1.0)
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(60))
 
             found = find(rig)
 
             assert len(found.runs) == 1
-            assert found.unlisted == [
-                ("job", START.timestamp(), "has a trigger that takes long to answer")
-            ]
+            assert found.unlisted == [("job", START.timestamp(), "has a slow trigger")]
 
     def test_search_ends_after_some_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """After a time that is limited, the search ends with what it has found."""
-        monkeypatch.setattr(f"{UPCOMING}.MAX_SECONDS", -1.0)
+        monkeypatch.setattr(f"{UPCOMING}.MAX_SEARCH_SECONDS", -1.0)
         with hand_driven_rig() as rig:
             rig.add(jobs.nothing, every(60))
 
@@ -212,7 +222,7 @@ class TestSearch:
             found = find(rig)
 
             assert len(found.runs) == 1
-            assert [each.reason for each in found.unlisted] == ["has a trigger that did not answer"]
+            assert [each.reason for each in found.unlisted] == ["has a trigger that failed"]
 
     def test_trigger_of_the_user_is_not_asked(self) -> None:
         """Of a trigger of the user's own class, only the next run is listed."""
@@ -223,7 +233,7 @@ class TestSearch:
 
             assert len(found.runs) == 1
             [unlisted] = found.unlisted
-            assert unlisted.reason.endswith("which only APScheduler asks")
+            assert unlisted.reason.endswith("which only APScheduler calls")
 
     def test_equal_cron_triggers_are_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Jobs with the same cron schedule share one search."""

@@ -374,11 +374,17 @@ class TestServer:
         handle = instrument(elsewhere, name="elsewhere", registry=CollectorRegistry())
         elsewhere.start()
         schedulers().start()
-        page = get(f"http://127.0.0.1:{instrumentor._instrumentation._server.port}/metrics")[1]
+        url = f"http://127.0.0.1:{instrumentor._instrumentation._server.port}/metrics"
 
-        name = "apscheduler_scheduler_state"
-        for scheduler in ("default", "elsewhere"):
-            assert f'{name}{{scheduler="{scheduler}",state="running"}} 1.0' in page
+        def are_both_shown() -> bool:
+            page = get(url)[1]
+            return all(
+                f'apscheduler_scheduler_state{{scheduler="{name}",state="running"}} 1.0' in page
+                for name in ("default", "elsewhere")
+            )
+
+        # Where one of them has the directory locked, the other writes its first values later.
+        wait_until(are_both_shown)
         handle.uninstrument()
 
     def test_port_renders_only_jobs_that_have_changed(

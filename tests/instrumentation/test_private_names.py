@@ -55,6 +55,7 @@ APSCHEDULER = {
     # of a scheduler
     "_configure",
     "_create_default_executor",
+    "_create_trigger",
     "_daemon",
     "_dispatch_event",
     "_eventloop",
@@ -182,6 +183,7 @@ class TestScheduler:
         assert parameters(BaseScheduler._process_jobs) == ["self"]
         assert parameters(BaseScheduler._dispatch_event) == ["self", "event"]
         assert parameters(BaseScheduler._configure) == ["self", "config"]
+        assert parameters(BaseScheduler._create_trigger) == ["self", "trigger", "trigger_args"]
         assert parameters(BlockingScheduler._main_loop) == ["self"]
         for scheduler in (BlockingScheduler, AsyncIOScheduler):
             assert parameters(inspect.unwrap(scheduler.wakeup)) == ["self"]

@@ -178,7 +178,7 @@ class TestScript:
         pytest.importorskip("jinja2")
         shown = read_html(json.loads(plain.printed)[""])
         links = [link.attributes["href"] for link in shown.all("a", **{"class": "id"})]
-        assert links == [f"/job?scheduler={name}&job_id=report" for name in ("shop", "shop-2")]
+        assert links == [f"./job?scheduler={name}&job_id=report" for name in ("shop", "shop-2")]
 
     @pytest.mark.skipif(
         "event_name" not in inspect.signature(Logger.emit).parameters,

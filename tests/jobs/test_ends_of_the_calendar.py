@@ -109,6 +109,7 @@ class TestDatetimesOfTheUser:
             rig.add(jobs.nothing, every(10))
             rig.add(jobs.nothing, Moments(), id="moments", coalesce=coalesce, max_instances=9)
             rig.scheduler.turn()
+            rig.settle()
             rig.after(20)
             rig.settle()
             expected = {"success": 2, "coalesced": 1} if coalesce else {"success": 3}

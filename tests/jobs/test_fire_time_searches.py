@@ -109,7 +109,7 @@ class TestTriggerThatRaises:
         add(rig, OrTrigger([part]))
         wait_until(lambda: errors(rig))
         part.fields = fields
-        assert f"raised TypeError when it was asked for the fire time after {START}" in caplog.text
+        assert f"raised TypeError when it was called for the fire time after {START}" in caplog.text
         for number in range(2):
             rig.scheduler.turn()
             rig.settle()

@@ -50,11 +50,11 @@ def times_before(
 def due_times(
     trigger: BaseTrigger, now: datetime, first: datetime | None = START, before: Any = None
 ) -> FoundFireTimes:
-    return found_by(triggers.create_due_time_search(first, trigger, now, before))
+    return found_by(triggers.create_due_fire_time_search(first, trigger, now, before))
 
 
 def coming_times(trigger: BaseTrigger, next_run: datetime = START) -> Sequence[datetime]:
-    return found_by(triggers.create_coming_time_search(trigger, next_run)).latest_times
+    return found_by(triggers.create_upcoming_fire_time_search(trigger, next_run)).latest_times
 
 
 def intervals(trigger: BaseTrigger, next_run: datetime = START) -> Any:
@@ -182,9 +182,9 @@ class TestDueTimes:
         assert due.found_count == 4  # 0:15, 1:15, 2:15 and 2:15 again
 
     def test_trigger_of_the_user_has_one_that_is_known(self) -> None:
-        """It is not asked, so that only the first is known."""
-        search = triggers.create_due_time_search(START, Hourly(), at(36_000))
-        assert (search.is_finished, search.problem) == (True, triggers.NOT_ASKED)
+        """It is not called, so that only the first is known."""
+        search = triggers.create_due_fire_time_search(START, Hourly(), at(36_000))
+        assert (search.is_finished, search.problem) == (True, triggers.CUSTOM_TRIGGER_PROBLEM)
         assert list(search.found.latest_times) == [START]
         assert due_times(Hourly(), at(-1)).found_count == 0
 
@@ -312,17 +312,19 @@ class TestDescribe:
 
     def test_date_triggers_share_one_description(self) -> None:
         """Date triggers share one description, as their jobs share a label."""
-        assert triggers.describe(DateTrigger(START)) == "date"
-        assert triggers.describe(interval(10)) == "interval[0:00:10]"
+        assert triggers.describe_trigger(DateTrigger(START)) == "date"
+        assert triggers.describe_trigger(interval(10)) == "interval[0:00:10]"
 
     def test_own_trigger_without_a_text_has_that_of_its_class(self) -> None:
         """Python's would have a memory address, also as a part of a combined trigger."""
-        assert triggers.describe(Every(10)) == "Every"
+        assert triggers.describe_trigger(Every(10)) == "Every"
         parts = [interval(10), AndTrigger([Every(10), DateTrigger(START)])]
-        assert triggers.describe(OrTrigger(parts)) == "or[interval[0:00:10], and[Every, date]]"
+        assert (
+            triggers.describe_trigger(OrTrigger(parts)) == "or[interval[0:00:10], and[Every, date]]"
+        )
 
     def test_trigger_that_contains_itself_has_the_text_of_its_class(self) -> None:
         """A text of it would have no end."""
         trigger = OrTrigger([Every(10)])
         trigger.triggers += [trigger, trigger]
-        assert triggers.describe(trigger) == "OrTrigger"
+        assert triggers.describe_trigger(trigger) == "OrTrigger"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from apscheduler_telemetry.adapters.apscheduler3.job_description import default_name
+from apscheduler_telemetry.adapters.apscheduler3.job_describer import default_name
 from apscheduler_telemetry.core import labels
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH, JobLabeller
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -178,14 +178,14 @@ class TestFunctionName:
 class TestIsGenerated:
     def test_id_generated_by_apscheduler_is_recognised(self) -> None:
         """A generated id is recognised."""
-        assert labels.is_generated(job_of(nothing).id)
+        assert labels.is_generated_id(job_of(nothing).id)
 
     @pytest.mark.parametrize(
         "job_id", ["backup", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "", 999, uuid.UUID(int=1)]
     )
     def test_other_ids_are_the_users(self, job_id: object) -> None:
         """An id that is not 32 lower-case hexadecimal digits is the user's own."""
-        assert not labels.is_generated(job_id)
+        assert not labels.is_generated_id(job_id)
 
 
 class TestJobLabeller:

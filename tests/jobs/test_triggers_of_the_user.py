@@ -306,11 +306,11 @@ class TestIntervals:
         """APScheduler runs such a job again at once."""
         observed = ObservedIntervals()
         for next_run in (0, -5):
-            observed.add(None, 0, next_run)
-            assert observed.range is None
-        observed.add(None, 0, 60)
-        observed.add(60, 60, 60)
-        assert observed.range == (60, 60)
+            observed.add_interval(None, 0, next_run)
+            assert observed.interval_range is None
+        observed.add_interval(None, 0, 60)
+        observed.add_interval(60, 60, 60)
+        assert observed.interval_range == (60, 60)
 
     def test_sentinel_for_never_makes_no_interval(self, rig: HandRig) -> None:
         """A fire time in the year 9999 makes no interval of 8,000 years."""
@@ -394,9 +394,9 @@ class TestIntervals:
     @pytest.mark.parametrize("error", [ValueError(), SystemExit(), RecursionError()], ids=repr)
     def test_triggers_that_cannot_be_pickled_are_no_copies(self, error: BaseException) -> None:
         """The intervals start again; Ctrl-C goes its way."""
-        assert not triggers.are_copies(Unpicklable(error), Unpicklable(error))
+        assert not triggers.have_same_state(Unpicklable(error), Unpicklable(error))
         with pytest.raises(KeyboardInterrupt):
-            triggers.are_copies(*[Unpicklable(KeyboardInterrupt())] * 2)
+            triggers.have_same_state(*[Unpicklable(KeyboardInterrupt())] * 2)
 
 
 class TestDroppedRuns:

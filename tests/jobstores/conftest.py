@@ -75,7 +75,7 @@ def poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read stores more often than every five seconds."""
     from tests.helpers.shared_jobstores import SOON
 
-    monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", SOON)
+    monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", SOON)
     monkeypatch.setattr(JobStorePoller, "MAX_DUTY_CYCLE", 0.5)
 
 

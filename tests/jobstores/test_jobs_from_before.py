@@ -193,7 +193,7 @@ class TestJobsFromBefore:
         self, rows: Rows, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A store that cannot be read is logged once and read again; no error of telemetry."""
-        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.01)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", 0.01)
         rows.write("job", at=watching.ago(0.1))
         store = Broken(rows.url, engine_options=NO_POOL)
         with driven(jobstores={"default": store}) as seen:

@@ -30,7 +30,7 @@ from tests.helpers.schedulers import HandDriven
 from tests.helpers.waiting import wait_until
 from tests.helpers.watching import Watched, watched
 
-POLL_INTERVAL = 5.0
+POLL_INTERVAL_SECONDS = 5.0
 """Seconds between two polls, or more where a poll is slow; see docs/metrics.md."""
 LATER = at(3600)
 
@@ -245,7 +245,7 @@ class TestPolls:
             wait_until(lambda: (seen.last_read() or 0) > first, "the reading of the new start")
             second = seen.last_read() or 0
             wait_until(lambda: (seen.last_read() or 0) > second, "the next poll")
-            assert (seen.last_read() or 0) - second >= POLL_INTERVAL
+            assert (seen.last_read() or 0) - second >= POLL_INTERVAL_SECONDS
 
     @pytest.mark.slow
     def test_second_outage_of_a_store_is_logged_too(

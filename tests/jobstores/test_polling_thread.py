@@ -78,7 +78,7 @@ class TestThread:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The thread ends with `uninstrument`; a new handle has a new thread."""
-        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", 1e6)
         with watched(background(File(tmp_path).store())) as seen:
             seen.scheduler.start()
             wait_until(seen.last_read)
@@ -91,7 +91,7 @@ class TestThread:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A scheduler without references is freed, also if a reading is scheduled."""
-        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 1e6)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", 1e6)
         scheduler = hand_driven_scheduler(jobstores={"default": File(tmp_path).store()})
         registry = CollectorRegistry()
         telemetry = instrument(scheduler, registry=registry)
@@ -155,7 +155,7 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
-JobStorePoller.POLL_INTERVAL = 0.01
+JobStorePoller.POLL_INTERVAL_SECONDS = 0.01
 scheduler = BackgroundScheduler()
 scheduler.add_jobstore(SQLAlchemyJobStore({place.server.url(proxy.port)!r}))
 instrument(scheduler)

@@ -252,7 +252,7 @@ class TestReplaced:
     def test_one_run_is_known_if_the_trigger_is_of_the_user(
         self, restart: Restart, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A trigger of the application's own is not asked, so that only the next run is known."""
+        """A trigger of the application's own is not called, so that only the next run is known."""
         restart.stored(trigger=Moody(hours=1), hours=None)
         monkeypatch.setattr(Moody, "content", False)
         with restart.restarted() as seen:

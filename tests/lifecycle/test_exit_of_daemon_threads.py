@@ -115,7 +115,9 @@ class TestImportedOnly:
         """)
         assert line.startswith("WARNING")
 
-    @pytest.mark.parametrize("where", ["at its import", "in a test"])
+    @pytest.mark.parametrize(
+        "where", ["at its import", pytest.param("in a test", marks=pytest.mark.slow)]
+    )
     def test_pytest_that_runs_is_not_warned_of(self, where: str, tmp_path: Path) -> None:
         """However pytest was started."""
         at_import = "observed(BackgroundScheduler(timezone='UTC')).start()"

@@ -124,7 +124,9 @@ class TestScriptThatRunsOut:
         assert levels(errors) == ["WARNING"]
         assert "Keep the main thread alive" in errors
 
-    @pytest.mark.parametrize("module", ["flask", "django", "fastapi"])
+    @pytest.mark.parametrize(
+        "module", ["flask", "django", pytest.param("fastapi", marks=pytest.mark.slow)]
+    )
     def test_application_that_is_not_served_is_warned_of(self, module: str) -> None:
         """The same if a web framework is imported, and no server was started."""
         pytest.importorskip(module)
@@ -273,6 +275,7 @@ class TestProcessThatIsEnded:
         """
         assert levels(end_of(script, signal.SIGTERM, tmp_path)) == ["INFO"]
 
+    @pytest.mark.slow
     def test_tests_of_pytest_are_not_warned_of(self, tmp_path: Path) -> None:
         """A scheduler that a test has left running when pytest ends."""
         (tmp_path / "test_it.py").write_text(f"{SCHEDULER}\ndef test_it(): pass\n")

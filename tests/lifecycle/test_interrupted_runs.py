@@ -197,12 +197,12 @@ class TestReading:
             rig.add(jobs.nothing, "date", run_date=START + timedelta(seconds=600))
             assert rig.outcomes() == {}
             file.close()  # as its process ends
-            rig.clock.advance(run_journal.SEARCH_INTERVAL - 1)
+            rig.clock.advance(run_journal.SEARCH_INTERVAL_SECONDS - 1)
             assert rig.outcomes() == {}
             rig.clock.advance(1)
             assert rig.outcomes() == {"lost": 1}
             assert (labels_in(left, 0), labels_in(left, 1)) == ([], [])
-            rig.clock.advance(run_journal.SEARCH_INTERVAL)
+            rig.clock.advance(run_journal.SEARCH_INTERVAL_SECONDS)
             assert rig.outcomes() == {"lost": 1}
 
     def test_log_names_the_jobs(self, left: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +214,10 @@ class TestReading:
         assert message.startswith(
             "3 run(s) of the scheduler 'default' were interrupted, as process"
         )
-        assert f"process {os.getpid()} ended (started at 2030-01-01T00:00:00+00:00)" in message
+        assert (
+            f"process {os.getpid()} ended (its scheduler was started at 2030-01-01T00:00:00+00:00)"
+            in message
+        )
         assert "1 of 'gone'" in message
         assert message.endswith("They count as lost")
 
@@ -322,7 +325,7 @@ class TestRefused:
             (lambda content: b"precious", "has 8 bytes and is no journal"),
             (lambda content: b"x" * len(content), "is no journal"),
             (lambda content: content + b"\0", "is no journal"),
-            (lambda content: content[:8] + b"\2" + content[9:], "of another version, 2"),
+            (lambda content: content[:8] + b"\1" + content[9:], "of another version, 1"),
             (lambda content: content.replace(b"default", b"another"), "of another scheduler"),
         ],
         ids=["short", "foreign", "long", "version", "scheduler"],
@@ -376,8 +379,8 @@ class TestRefused:
     def test_damaged_runs(self, left: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Runs that cannot be read are an error, and the others are counted."""
         with journal_path(left).open("r+b") as file:
-            for slot in journal_file.SLOTS[:2]:
-                file.seek(slot + 48)
+            for slot in journal_file.SLOT_INDEXES[:2]:
+                file.seek(slot * journal_file.NUMBER_SIZE + journal_file.SLOT_BEGIN_BYTE_OFFSET)
                 file.write(b"\xff" * 8)  # texts beyond the slot
         with hand_driven_rig(telemetry={"journal": left}) as rig:
             rig.failing.add("journal")

@@ -7,6 +7,8 @@ import inspect
 import subprocess
 import sys
 import threading
+import tracemalloc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, tzinfo
@@ -19,7 +21,9 @@ from apscheduler.triggers.base import BaseTrigger
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS
+from apscheduler_telemetry import current_run
+from apscheduler_telemetry.core.recorder import MAX_RUNS_NOT_ADDED_UP
+from apscheduler_telemetry.core.run_history import DEFAULT_HISTORY, MAX_KEPT_MESSAGE_LENGTH
 from tests.helpers.clocks import at
 from tests.helpers.jobs import fail, nothing
 from tests.helpers.metrics import recorder_of, registry_of
@@ -27,6 +31,14 @@ from tests.helpers.paths import ROOT
 from tests.helpers.rigs import HandRig, hand_driven_rig
 from tests.helpers.schedulers import APSCHEDULER
 from tests.helpers.waiting import wait_until
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_other_tests() -> None:
+    """Collect what tests before have left, such as connections to servers that are gone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Thing:
@@ -146,24 +158,67 @@ class TestReferences:
             rig.checks_events = False
 
 
+def raise_text(text: str) -> None:
+    raise ValueError(text)
+
+
+def report_text(text: str) -> None:
+    current_run().fail(text)
+
+
+class TestLongTexts:
+    @pytest.mark.parametrize("give_text", [raise_text, report_text])
+    def test_history_keeps_the_beginning_only(
+        self, give_text: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Of a long message or reason, no more than the history shows stays in memory."""
+        caplog.set_level("CRITICAL", "apscheduler")  # as pytest keeps what is logged
+        lengths = [1]
+        with hand_driven_rig({"default": DebugExecutor()}) as rig:
+            rig.checks_events = False
+            rig.add(lambda: give_text("x" * lengths[0]), "interval", seconds=10)
+
+            def fill_history(length: int) -> int:
+                """Return the bytes that are in use when the history has only such runs."""
+                lengths[0] = length
+                for _ in range(DEFAULT_HISTORY):
+                    rig.after(10)
+                    rig.events.clear()  # which have the exception
+                kept = [run.error_message for run in recorder_of(rig.telemetry).recent_runs()]
+                assert kept == ["x" * min(length, MAX_KEPT_MESSAGE_LENGTH)] * DEFAULT_HISTORY
+                del kept
+                gc.collect()
+                return tracemalloc.get_traced_memory()[0]
+
+            tracemalloc.start()
+            try:
+                fill_history(1)
+                with_short_texts = fill_history(1)
+                with_long_texts = fill_history(50_000)
+            finally:
+                tracemalloc.stop()
+        more_for_each = (with_long_texts - with_short_texts) / DEFAULT_HISTORY
+        assert more_for_each < 2 * MAX_KEPT_MESSAGE_LENGTH
+
+
 class TestNobodyReads:
     """The number of runs that wait to be added up is bounded, also without scrapes."""
 
-    @pytest.mark.parametrize("func", [nothing, fail])
+    @pytest.mark.parametrize("func", [nothing, pytest.param(fail, marks=pytest.mark.slow)])
     def test_ended_runs_that_nobody_reads_are_bounded(self, func: Callable[[], None]) -> None:
-        """Without scrapes, at most `MAX_UNADDED_RUNS` ended runs are kept."""
+        """Without scrapes, about `MAX_RUNS_NOT_ADDED_UP` ended runs are kept, and no more."""
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             for number in range(2):
                 rig.add(func, "interval", seconds=10, id=f"job-{number}")
             recorder = recorder_of(rig.telemetry)
             most = 0
-            for _ in range(2 * MAX_UNADDED_RUNS):
+            for _ in range(MAX_RUNS_NOT_ADDED_UP):  # in each pass, both jobs run
                 rig.after(10)
                 most = max(most, len(recorder._runs_not_added_up))
-            assert MAX_UNADDED_RUNS <= most <= MAX_UNADDED_RUNS + 2
+            assert MAX_RUNS_NOT_ADDED_UP <= most <= MAX_RUNS_NOT_ADDED_UP + 2
             outcome = "success" if func is nothing else "error"
             for job_id in ("job-0", "job-1"):
-                assert rig.outcomes(job_id) == {outcome: 2 * MAX_UNADDED_RUNS}
+                assert rig.outcomes(job_id) == {outcome: MAX_RUNS_NOT_ADDED_UP}
             assert not recorder._runs_not_added_up
 
 

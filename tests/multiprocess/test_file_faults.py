@@ -291,7 +291,9 @@ class TestTrouble:
 def read_all(directory: Path) -> None:
     """Write a file, and read all files as the pages of a handle do."""
     writer = process_with_a_run(directory).writer
-    registry = MultiprocessRegistry(directory, refresh=writer.write, on_skipped=writer.on_skipped)
+    registry = MultiprocessRegistry(
+        directory, write_current_metrics=writer.write, on_file_skipped=writer.on_file_skipped
+    )
     assert list(registry.collect())
 
 

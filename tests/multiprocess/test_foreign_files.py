@@ -35,7 +35,9 @@ def show(process: Process, directory: Path) -> Shown:
     """Read all files as the pages of a handle do, after a write."""
     return series(
         MultiprocessRegistry(
-            directory, refresh=process.writer.write, on_skipped=process.writer.on_skipped
+            directory,
+            write_current_metrics=process.writer.write,
+            on_file_skipped=process.writer.on_file_skipped,
         )
     )
 
@@ -46,7 +48,7 @@ def errors(process: Process) -> int:
 
 def slot_path(process: Process, prefix: str) -> Path:
     assert process.writer._slot is not None
-    return process.writer._slot.path(prefix)
+    return process.writer._slot.file_path(prefix)
 
 
 def files_of_dead_process(directory: Path) -> list[Path]:
@@ -346,7 +348,7 @@ class TestPermissions:
         finally:
             os.umask(previous)
         modes = {stat.S_IMODE(path.stat().st_mode) for path in directory_without_threads.iterdir()}
-        assert modes == {files.OWNER_ONLY}
+        assert modes == {files.OWNER_ONLY_MODE}
 
     def test_hard_link_in_the_place_of_a_lock_file(
         self, directory_without_threads: Path, tmp_path: Path
@@ -412,9 +414,9 @@ class TestFormat:
 
         def remove_and_open(path: Path) -> int:
             path.unlink()
-            return files.open_regular(path)
+            return files.open_regular_file(path)
 
-        monkeypatch.setattr(file_format, "open_regular", remove_and_open)
+        monkeypatch.setattr(file_format, "open_regular_file", remove_and_open)
         skipped: list[str] = []
         assert read_metrics(directory_without_threads, lambda *what: skipped.extend(what)) == []
         assert skipped == []

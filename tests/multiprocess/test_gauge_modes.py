@@ -10,7 +10,7 @@ import pytest
 
 from apscheduler_telemetry.core.model import JobExpectations, Liveness, Outcome, SchedulerErrorKind
 from apscheduler_telemetry.core.records import Run
-from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
+from apscheduler_telemetry.export.metric_families import FAMILIES, MetricKind
 from apscheduler_telemetry.export.multiprocess.gauge_modes import GAUGE_MODES
 from tests.helpers.multiprocess_files import Process, scrape, value
 from tests.helpers.paths import ROOT
@@ -24,7 +24,9 @@ class TestModes:
     def test_each_gauge_has_a_mode(self) -> None:
         """The table has exactly the gauges that exist."""
         gauges = {
-            family for family in FAMILIES if family.kind in (Kind.GAUGE, Kind.UP_DOWN_COUNTER)
+            family
+            for family in FAMILIES
+            if family.kind in (MetricKind.GAUGE, MetricKind.UP_DOWN_COUNTER)
         }
         assert set(GAUGE_MODES) == gauges
 
@@ -125,7 +127,7 @@ class TestModes:
         for process, rows, due in ((first, 3, NOW), (second, 5, NOW + 10)):
             process.job(None)
             run = process.begin(due)
-            run.get_or_create_reported().record(rows=rows)
+            run.get_or_create_current_run().record(rows=rows)
             process.finish(run, 1)
         first.run(1, Outcome.ERROR, due=NOW + 20)
         second.write()

@@ -118,7 +118,7 @@ class TestOneProcess:
             from apscheduler_telemetry import instrument
             from apscheduler_telemetry.export.multiprocess import writer
             from tests.helpers.schedulers import HandDriven
-            writer.WRITE_INTERVAL = 3600
+            writer.WRITE_INTERVAL_SECONDS = 3600
             scheduler = HandDriven(executors={"default": DebugExecutor()})
             telemetry = instrument(scheduler, registry=CollectorRegistry())
             scheduler.start()

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from apscheduler_telemetry import ArgumentValueError, Expectations, instrument
 from apscheduler_telemetry.core import observers
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE_LENGTH
 from apscheduler_telemetry.core.labels import MAX_LABEL_LENGTH
 from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -104,7 +104,7 @@ class TestExported:
         limits = {
             "apscheduler.job.arguments": MAX_CHARACTERS,
             "exception.message": MAX_MESSAGE_LENGTH,
-            "exception.stacktrace": MAX_STACKTRACE,
+            "exception.stacktrace": MAX_STACKTRACE_LENGTH,
         }
         (event,) = span.events
         assert {
@@ -162,7 +162,7 @@ class TestLog:
         except (ValueError, HugeError):
             ErrorReporter().exception("spans")
         (record,) = caplog.records
-        assert len(logging.Formatter().format(record)) < 2 * MAX_STACKTRACE
+        assert len(logging.Formatter().format(record)) < 2 * MAX_STACKTRACE_LENGTH
 
     def test_descriptions_are_cut(self, caplog: pytest.LogCaptureFixture) -> None:
         """A description is cut like a message, and the name of a file like a long path."""
@@ -196,4 +196,4 @@ class TestLog:
         scheduler.add_job(print, id=HUGE)
         scheduler.shutdown()
         (record,) = [r for r in caplog.records if repr(option) in r.getMessage()]
-        assert len(logging.Formatter().format(record)) < 2 * MAX_STACKTRACE
+        assert len(logging.Formatter().format(record)) < 2 * MAX_STACKTRACE_LENGTH

@@ -149,7 +149,7 @@ class TestLoop:
         memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
         exporter, provider = memory.InMemorySpanExporter(), sdk.TracerProvider()
         provider.add_span_processor(sdk.export.SimpleSpanProcessor(exporter))
-        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.01)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", 0.01)
         url = f"sqlite:///{tmp_path / 'jobs'}"
 
         instrumentor = module.SQLAlchemyInstrumentor()

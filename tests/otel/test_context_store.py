@@ -211,16 +211,16 @@ class TestForeignFiles:
         """A second one would release the locks of SQLite as it closes the file."""
         opened: list[Path] = []
         twice = threading.Event()
-        open_private = files.open_private
+        open_or_create_private_file = files.open_or_create_private_file
 
         def wait_and_open(path: Path) -> int:
             opened.append(path)
             if len(opened) > 1:
                 twice.set()
             twice.wait(0.2)  # as long as it takes the other thread to get here
-            return open_private(path)
+            return open_or_create_private_file(path)
 
-        monkeypatch.setattr(files, "open_private", wait_and_open)
+        monkeypatch.setattr(files, "open_or_create_private_file", wait_and_open)
         threads = [threading.Thread(target=len, args=(FileContextStore(path),)) for _ in range(2)]
         for thread in threads:
             thread.start()

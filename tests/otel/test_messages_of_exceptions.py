@@ -30,7 +30,7 @@ from apscheduler_telemetry import ArgumentTypeError, instrument
 from apscheduler_telemetry.api import get_handle
 from apscheduler_telemetry.core.exception_text import (
     MAX_EXCEPTIONS_AND_NOTES,
-    MAX_REDACT_INPUT,
+    MAX_REDACT_INPUT_LENGTH,
     ExceptionDescriber,
 )
 from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, CaptureOptions
@@ -333,14 +333,14 @@ class TestRedact:
         with scheduler(DebugExecutor(), redact=note) as (made, exporter):
             made.add_job(fail, args=[SECRET], misfire_grace_time=None)
             wait_until(exporter.get_finished_spans)
-        assert [len(text) for text in got] == [MAX_REDACT_INPUT]
+        assert [len(text) for text in got] == [MAX_REDACT_INPUT_LENGTH]
         (span,) = exporter.get_finished_spans()
         assert len(span.status.description or "") == MAX_MESSAGE_LENGTH
 
     def test_long_result_is_cut(self) -> None:
         """What it makes of a short message may be long, and is cut like a message."""
         text = ExceptionDescriber(CaptureOptions(redact=lambda text: text * 100_000), pytest.fail)
-        assert len(text.message(ValueError("short")) or "") == MAX_MESSAGE_LENGTH
+        assert len(text.exportable_message(ValueError("short")) or "") == MAX_MESSAGE_LENGTH
 
     def test_redact_gets_no_more_of_a_note(self) -> None:
         """Notes and lines of source may be as long as messages, and are cut as these are."""
@@ -353,7 +353,7 @@ class TestRedact:
         error = ValueError()
         vars(error)["__notes__"] = ["x" * 1_000_000]
         ExceptionDescriber(CaptureOptions(redact=note_length), pytest.fail).format_stacktrace(error)
-        assert max(lengths) == MAX_REDACT_INPUT
+        assert max(lengths) == MAX_REDACT_INPUT_LENGTH
 
     def test_empty_text_is_recorded_as_such(self) -> None:
         """Nothing of the message is recorded if it returns an empty text."""

@@ -196,7 +196,7 @@ class TestMonotonicTotals:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Beyond the limit, the totals that were idle for the longest time are dropped."""
-        monkeypatch.setattr(otel_metrics, "MAX_TOTALS", 2)
+        monkeypatch.setattr(otel_metrics, "MAX_KEPT_TOTALS", 2)
         totals = otel_metrics.MonotonicTotals()
         for series in "abcab":
             totals.continue_total(series, 5)

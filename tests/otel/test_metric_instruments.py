@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import ArgumentTypeError, Expectations, current_run, instrument
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS
-from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
+from apscheduler_telemetry.export.metric_families import FAMILIES, MetricKind
 from tests.helpers import jobs, watching
 from tests.helpers.clocks import freeze_time
 from tests.helpers.meter_provider import Sdk, logged_messages
@@ -57,13 +57,13 @@ class TestInstruments:
             found = otel.collect()
 
         kinds = {
-            ("Sum", True): Kind.COUNTER,
-            ("Sum", False): Kind.UP_DOWN_COUNTER,
-            ("Gauge", None): Kind.GAUGE,
-            ("Histogram", None): Kind.HISTOGRAM,
+            ("Sum", True): MetricKind.COUNTER,
+            ("Sum", False): MetricKind.UP_DOWN_COUNTER,
+            ("Gauge", None): MetricKind.GAUGE,
+            ("Histogram", None): MetricKind.HISTOGRAM,
         }
 
-        def kind(data: Any) -> Kind:
+        def kind(data: Any) -> MetricKind:
             return kinds[type(data).__name__, getattr(data, "is_monotonic", None)]
 
         assert {(m.name, m.unit, m.description, kind(m.data)) for m in found.values()} == {

@@ -117,7 +117,7 @@ class TestLifecycle:
         monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
         monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
         # A process has only one proxy, which an earlier test may have used.
-        known = "apscheduler_telemetry.export.otel_metrics._exporters"
+        known = "apscheduler_telemetry.export.otel_metrics._exporters_by_provider"
         monkeypatch.setattr(known, weakref.WeakKeyDictionary())
         otel = Sdk()
         first, second = hand_driven_scheduler(), hand_driven_scheduler()

@@ -156,7 +156,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         config.write_text(
             json.dumps(
                 {
-                    "global": {"scrape_interval": "2s", "evaluation_interval": "1s"},
+                    "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
                     "rule_files": [str(rules)],
                     "scrape_configs": [
                         {
@@ -267,6 +267,7 @@ class TestRules:
         names = {dict(labels)["alertname"] for labels in alerts[0]}
         assert names >= {"APSchedulerJobStuck", "APSchedulerJobFailing"}
 
+    @pytest.mark.timeout(300)  # a minute until all ranges begin after the first runs, and its end
     def test_dashboards_show_the_same(self, both: Both) -> None:
         """
         Each query of each dashboard has the same result by scrape and by OTLP.
@@ -290,7 +291,8 @@ class TestRules:
                     for job in (SCRAPED, SENT)
                 )
                 answered = answered or bool(scraped)
-                assert same(scraped, sent), (chosen, scraped, sent)
+                differences = differing_values(scraped, sent), differing_values(sent, scraped)
+                assert same(scraped, sent), (chosen, *differences)
             return answered
 
         for case in every_query():
@@ -307,3 +309,8 @@ def same(one: Answer, other: Answer) -> bool:
         values == pytest.approx(other[labels], rel=1e-9, nan_ok=True)
         for labels, values in one.items()
     )
+
+
+def differing_values(one: Answer, other: Answer) -> Answer:
+    """Return the part of a result that another one does not have."""
+    return {labels: values for labels, values in one.items() if other.get(labels) != values}

@@ -42,7 +42,7 @@ from apscheduler_telemetry import __version__, instrument
 from apscheduler_telemetry.core.model import ErrorDescription, Outcome
 from apscheduler_telemetry.export import otel_traces as otel
 from apscheduler_telemetry.export.job_attributes import SCHEMA_URL
-from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
+from apscheduler_telemetry.export.metric_families import FAMILIES, MetricKind
 from tests.helpers import jobs
 from tests.helpers.otlp_receiver import OtlpReceiver, Received
 from tests.helpers.recorder_rig import AT, RecorderRig
@@ -270,7 +270,7 @@ def test_metrics_of_every_kind_arrive(receiver: OtlpReceiver, *, traced: bool) -
     meters.shutdown()
 
     found = {metric.data.name: metric.data for metric in receiver.metrics}
-    assert {family.kind for family in FAMILIES if family.name in found} == set(Kind)
+    assert {family.kind for family in FAMILIES if family.name in found} == set(MetricKind)
     [duration] = found["apscheduler.job.run.duration"].histogram.data_points
     assert duration.count == 1
     assert [len(exemplar.span_id) for exemplar in duration.exemplars] == [8] * traced

@@ -62,6 +62,14 @@ def run_once(rig: HandRig, function: Callable[..., Any], **options: Any) -> None
 LOGGED = {"run_log": True}
 
 
+class Unprintable:
+    """A value whose text cannot be had."""
+
+    def __str__(self) -> str:
+        msg = "by the test"
+        raise ValueError(msg)
+
+
 class KeepingHandler(logging.Handler):
     """Keeps records in a list."""
 
@@ -112,6 +120,17 @@ class TestStandardLibrary:
         assert extra["apscheduler.error.message"] == extra["exception.message"] == "refused"
         assert "exception.stacktrace" not in extra
         assert record.exc_info is None
+
+    def test_message_is_one_line(self, records: Records) -> None:
+        """Line breaks and control characters of ids and errors cannot forge another line."""
+        with hand_driven_rig(telemetry=LOGGED) as rig:
+            run_once(rig, jobs.fail, args=["a\nb\x1b[2J\u2028ü"], id="two\nlines")
+            record = records.only()
+
+        message = record.getMessage()
+        assert message.startswith("two\\nlines: error after ")
+        assert message.endswith(": ValueError: a\\nb\\x1b[2J\\u2028ü")
+        assert extra_of(record)["exception.message"] == "a\nb\x1b[2J\u2028ü"
 
     def test_captured_data_is_in_it(self, records: Records) -> None:
         """Arguments, results and stack traces are logged on request."""
@@ -185,9 +204,19 @@ class TestStandardLibrary:
             "lost": "ERROR",
         }
         assert last["missed"].getMessage() == (
-            "misses: missed, due 2030-01-01T01:00:00+00:00: it started too late, so APScheduler "
-            "dropped it (misfire)"
+            "misses: missed, due 2030-01-01T01:00:00+00:00: started too late, so APScheduler "
+            "dropped the run (misfire)"
         )
+        assert {
+            outcome: extra_of(record).get("apscheduler.error.message")
+            for outcome, record in last.items()
+        } == {
+            "success": None,
+            "coalesced": None,
+            "missed": "started too late, so APScheduler dropped the run (misfire)",
+            "skipped": "max_instances runs of the job were in progress",
+            "lost": "cannot schedule new futures after shutdown",
+        }
         assert extra_of(last["missed"])["error.type"] == "missed"
         assert extra_of(last["lost"])["error.type"] == "RuntimeError"
         assert "apscheduler.start_time" not in extra_of(last["skipped"])
@@ -216,6 +245,23 @@ class TestStandardLibrary:
             run_once(rig, jobs.fail, id="fails")
 
         assert records.only().levelname == "ERROR"
+
+    def test_record_factory_may_set_the_same_fields(
+        self, records: Records, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A factory that adds a trace id to every record does not keep a run out of the log."""
+
+        def create_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            record = logging.LogRecord(*args, **kwargs)
+            vars(record).update({"trace_id": "0", "apscheduler.outcome": "of the application"})
+            return record
+
+        monkeypatch.setattr(logging, "_logRecordFactory", create_record)
+        with hand_driven_rig(telemetry=LOGGED) as rig:
+            run_once(rig, jobs.nothing)
+            record = records.only()
+
+        assert extra_of(record)["apscheduler.outcome"] == "success"
 
     def test_record_is_in_the_trace_of_the_run(
         self, records: Records, tracer_provider: Any, exporter: Any
@@ -341,7 +387,7 @@ class TestHandlers:
             from apscheduler_telemetry.export import run_log
 
             # A filter, as a handler that hangs would keep logging.shutdown() waiting for its lock.
-            run_log.EXIT_SECONDS = 0.1
+            run_log.MAX_EXIT_FLUSH_SECONDS = 0.1
             logger = logging.getLogger("apscheduler_telemetry.runs")
             logger.addFilter(lambda record: threading.Event().wait())
             logger.setLevel(logging.INFO)
@@ -396,6 +442,15 @@ class TestHandlers:
         assert fields["logger"] == "apscheduler_telemetry.runs"
         assert fields["message"] == record.getMessage()
         assert datetime.fromisoformat(fields["time"]).tzinfo is not None
+
+    @pytest.mark.parametrize("value", [float("nan"), {(1, 2): 3}, Unprintable()])
+    def test_value_that_json_does_not_have_is_a_text(self, value: object) -> None:
+        """A record of the application is written as valid JSON, whatever its extra fields are."""
+        record = logging.makeLogRecord({"msg": "hello", "value": value, "other": 1})
+        fields = json.loads(JSONFormatter().format(record), parse_constant=pytest.fail)
+
+        assert isinstance(fields["value"], str)
+        assert (fields["message"], fields["other"]) == ("hello", 1)
 
     def test_json_has_the_stack_trace_of_other_records(self) -> None:
         """A record with an exception, of another logger, has its stack trace."""

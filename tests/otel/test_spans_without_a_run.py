@@ -8,6 +8,7 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from apscheduler_telemetry.core.model import ErrorDescription, Outcome
+from apscheduler_telemetry.export.job_attributes import OUTCOME_DESCRIPTIONS
 from tests.helpers.span_observer import ADDED, NOW, Spans, finish_run, new_run
 
 pytestmark = pytest.mark.usefixtures("clean_context")
@@ -26,7 +27,7 @@ class TestNeverRan:
         assert span.parent is None
         assert len(span.links) == 1
         assert span.status.status_code is StatusCode.ERROR
-        assert span.status.description
+        assert span.status.description == OUTCOME_DESCRIPTIONS[outcome]
         assert span.attributes["error.type"] == outcome.value
         assert span.attributes["apscheduler.outcome"] == outcome.value
         assert "apscheduler.start_delay" not in span.attributes

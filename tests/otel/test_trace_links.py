@@ -181,7 +181,7 @@ class TestLinks:
         with hand_driven_rig({"default": DebugExecutor()}) as rig:
             job = rig.add(nothing, "interval", seconds=10)
             rig.after(10)
-            (tracked,) = adapter_of(rig.telemetry)._jobs.list_jobs_in_jobstore("default")
+            (tracked,) = adapter_of(rig.telemetry)._tracked_jobs.list_jobs_in_jobstore("default")
             rig.clock.advance(15)
             with trace.use_span(trace.NonRecordingSpan(here)):
                 job.modify(next_run_time=datetime.now(timezone.utc) + timedelta(seconds=1))

@@ -24,7 +24,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
 
 from apscheduler_telemetry.adapters.apscheduler3 import adapter
-from apscheduler_telemetry.adapters.apscheduler3.job_description import default_name
+from apscheduler_telemetry.adapters.apscheduler3.job_describer import default_name
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.core import labels
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -349,7 +349,7 @@ class TestObjectsThatExit:
     ) -> None:
         """A store that exits while telemetry reads it is read again later."""
         pytest.importorskip("sqlalchemy")
-        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL", 0.05)
+        monkeypatch.setattr(JobStorePoller, "POLL_INTERVAL_SECONDS", 0.05)
         monkeypatch.setattr(JobStorePoller, "MAX_DUTY_CYCLE", 1.0)
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 

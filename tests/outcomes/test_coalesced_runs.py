@@ -174,7 +174,7 @@ class TestCoalescing:
             assert rig.outcomes() == {"success": 1, "coalesced": 9}
 
     def test_coalesced_runs_of_a_trigger_that_cannot_be_copied_are_known(self) -> None:
-        """Only the scheduler's loop asks it."""
+        """Only the scheduler's loop calls it."""
         trigger = Countdown(10)
         trigger.lock = threading.Lock()
         with hand_driven_rig() as rig:

@@ -44,14 +44,14 @@ class TestRunsOfOneJob:
         """Wait until no run is in flight, without a reading of the metrics state."""
         executors = rig.scheduler._executors.values()
 
-        def is_enabled_final() -> bool:
+        def have_all_runs_ended() -> bool:
             events = list(rig.events)
             due = sum(len(e.scheduled_run_times) for e in events if e.code == EVENT_JOB_SUBMITTED)
             codes = {EVENT_JOB_EXECUTED, EVENT_JOB_ERROR, EVENT_JOB_MISSED}
             ends = sum(e.code in codes for e in events)
             return ends >= due and not any(any(list(e._instances.values())) for e in executors)
 
-        wait_until(is_enabled_final)
+        wait_until(have_all_runs_ended)
 
     def test_the_failure_of_a_run_from_before_us_is_not_taken_for_a_later_one(self) -> None:
         """A run from before `instrument` fails; the later run stays in flight."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry.export.metric_families import FAMILIES, Kind
+from apscheduler_telemetry.export.metric_families import FAMILIES, MetricKind
 from apscheduler_telemetry.export.prometheus import PrometheusExporter
 from tests.helpers.paths import ROOT
 
@@ -136,10 +136,10 @@ class TestOpenTelemetryPage:
             )
         }
         kinds = {
-            Kind.COUNTER: "observable counter",
-            Kind.GAUGE: "observable gauge",
-            Kind.UP_DOWN_COUNTER: "observable up-down counter",
-            Kind.HISTOGRAM: "histogram",
+            MetricKind.COUNTER: "observable counter",
+            MetricKind.GAUGE: "observable gauge",
+            MetricKind.UP_DOWN_COUNTER: "observable up-down counter",
+            MetricKind.HISTOGRAM: "histogram",
         }
         assert documented == {
             (
@@ -147,7 +147,8 @@ class TestOpenTelemetryPage:
                 kinds[family.kind],
                 family.unit,
                 tuple(label for label in family.labels if label != "scheduler"),
-                family.prometheus_family_name + ("_total" if family.kind is Kind.COUNTER else ""),
+                family.prometheus_family_name
+                + ("_total" if family.kind is MetricKind.COUNTER else ""),
             )
             for family in FAMILIES
         }

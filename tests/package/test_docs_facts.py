@@ -22,10 +22,10 @@ from apscheduler_telemetry.adapters.apscheduler3 import (
 )
 from apscheduler_telemetry.adapters.apscheduler3.jobstore_poller import JobStorePoller
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import MAX_OBSERVED_INTERVALS
-from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_COMING_FIRE_TIMES
+from apscheduler_telemetry.adapters.apscheduler3.triggers import MAX_UPCOMING_FIRE_TIMES
 from apscheduler_telemetry.core import current_run, labels, model, recorder, safe_repr, stats
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
-from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE_LENGTH
+from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE_SECONDS
 from apscheduler_telemetry.core.observers import ERROR_COMPONENTS
 from apscheduler_telemetry.core.run_journal import RunJournal
 from apscheduler_telemetry.export import metric_families, run_log
@@ -113,7 +113,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
             r"blocked for more than (\d+) seconds",
         ),
     ),
-    "least default grace": (MIN_DEFAULT_GRACE, (r"but at least (\d+)",)),
+    "least default grace": (MIN_DEFAULT_GRACE_SECONDS, (r"but at least (\d+)",)),
     "values of job_id": (
         labels.DEFAULT_MAX_LABELS,
         (
@@ -137,16 +137,19 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
         (r"an identifier of at most (\d+) characters",),
     ),
     "exception types": (stats.MAX_EXCEPTION_TYPES, (r"After (\d+) types",)),
-    "coming fire times": (MAX_COMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
+    "coming fire times": (MAX_UPCOMING_FIRE_TIMES, (r"among the next (\w+) fire times",)),
     "observed intervals": (MAX_OBSERVED_INTERVALS, (r"among the last (\w+) intervals",)),
     "coalesced at once": (
-        unsubmitted_runs.MAX_QUESTIONS_PER_JOB_IN_PASS,
+        unsubmitted_runs.MAX_TRIGGER_CALLS_PER_JOB_IN_PASS,
         (r"more than (\d+) coalesced runs of a cron trigger",),
     ),
-    "interval of reads": (JobStorePoller.POLL_INTERVAL, (r"every (\d+) seconds\. Normally",)),
+    "interval of reads": (
+        JobStorePoller.POLL_INTERVAL_SECONDS,
+        (r"every (\d+) seconds\. Normally",),
+    ),
     "pause after a read": (1 / JobStorePoller.MAX_DUTY_CYCLE, (r"waits for (\d+) times the",)),
     "share of reads": (100 * JobStorePoller.MAX_DUTY_CYCLE, (r"at most (\d+) % of the time",)),
-    "interval of writes": (writer.WRITE_INTERVAL, (r"writes its values every (\w+)\.",)),
+    "interval of writes": (writer.WRITE_INTERVAL_SECONDS, (r"writes its values every (\w+)\.",)),
     "share of writes": (100 * writer.MAX_DUTY_CYCLE, (r"at most (\d+) % of one CPU",)),
     "stale gauges": (
         slots.STALE_GAUGE_SECONDS,
@@ -157,7 +160,7 @@ CONSTANTS: dict[str, tuple[float, tuple[str, ...]]] = {
     "recorded levels": (safe_repr.MAX_DEPTH, (r"items of a collection, (\d+) levels deep",)),
     "messages": (model.MAX_MESSAGE_LENGTH, (r"Messages are cut at ([\d,]+) characters",)),
     "jobs with links": (context_store.DEFAULT_MAX_JOBS, (r"It keeps ([\d,]+) jobs",)),
-    "ended runs": (recorder.MAX_UNADDED_RUNS, (r"at most ([\d,]+) ended runs",)),
+    "ended runs": (recorder.MAX_RUNS_NOT_ADDED_UP, (r"at most ([\d,]+) ended runs",)),
     "outcomes": (
         len(model.Outcome),
         (r"exactly one of (\w+) outcomes", r"with (\w+) outcomes", r"(\w+) series for each job"),
@@ -187,7 +190,7 @@ class TestConstants:
 
     def test_length_of_stack_traces(self) -> None:
         """The pages have the limit of stack traces."""
-        assert set(documented_numbers(r"the last ([\d,]+) characters")) == {MAX_STACKTRACE}
+        assert set(documented_numbers(r"the last ([\d,]+) characters")) == {MAX_STACKTRACE_LENGTH}
 
     @pytest.mark.parametrize(
         ("name", "buckets"),
@@ -337,7 +340,7 @@ class TestTables:
     def test_components(self) -> None:
         """The runbook explains each component of telemetry errors."""
         rows = [row[0] for row in table("runbook.md", "| `component` | what failed |")]
-        assert names(rows) == {*ERROR_COMPONENTS, RunJournal.component, run_log.COMPONENT}
+        assert names(rows) == {*ERROR_COMPONENTS, RunJournal.component, run_log.ERROR_COMPONENT}
 
     def test_reasons_of_dead_loops(self) -> None:
         """The runbook explains each reason for which `/health` reports a dead loop."""

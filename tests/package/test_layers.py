@@ -55,7 +55,6 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.jobstore_reader",
             "adapters.apscheduler3.loop_liveness",
             "adapters.apscheduler3.patching",
-            "adapters.apscheduler3.start_prevention",
             "adapters.apscheduler3.triggers",
             "adapters.apscheduler3.scheduler_wrappers",
         }
@@ -63,8 +62,9 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"adapters.apscheduler3.checked_jobs", "adapters.apscheduler3.fire_time_searcher"}),
     frozenset(
         {
-            "adapters.apscheduler3.job_description",
+            "adapters.apscheduler3.job_describer",
             "adapters.apscheduler3.job_deserializer",
+            "adapters.apscheduler3.start_prevention",
             "adapters.apscheduler3.tracked_jobs",
         }
     ),
@@ -76,7 +76,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.unsubmitted_runs",
         }
     ),
-    frozenset({"adapters.apscheduler3.job_changes", "adapters.apscheduler3.upcoming_runs"}),
+    frozenset({"adapters.apscheduler3.job_change_handler", "adapters.apscheduler3.upcoming_runs"}),
     frozenset({"adapters.apscheduler3.executors", "adapters.apscheduler3.jobstore_poller"}),
     frozenset(
         {
@@ -85,7 +85,7 @@ LAYERS: Sequence[frozenset[str]] = (
             "adapters.apscheduler3.time_checks",
         }
     ),
-    frozenset({"adapters.apscheduler3.checks"}),
+    frozenset({"adapters.apscheduler3.scheduler_checks"}),
     frozenset({"adapters.apscheduler3.adapter"}),
     frozenset({"adapters.registry"}),
     # What reads the metrics state.
@@ -140,10 +140,41 @@ LAYERS: Sequence[frozenset[str]] = (
     frozenset({"api"}),
     # What people type, and what instruments for them.
     frozenset({"cli.errors", "instrumentor"}),
-    frozenset({"cli.application", "cli.output", "cli.yaml_library"}),
-    frozenset({"cli.client", "cli.doctor", "cli.expected_jobs", "cli.table"}),
-    frozenset({"cli.expected_rules", "cli.jobs", "cli.report_data", "cli.runs", "cli.top"}),
-    frozenset({"cli.export", "cli.report"}),
+    frozenset(
+        {
+            "cli.alert_routes",
+            "cli.imported_application",
+            "cli.output",
+            "cli.shipped_files",
+            "cli.yaml_library",
+        }
+    ),
+    frozenset({"cli.client", "cli.expected_jobs", "cli.rule_files", "cli.table"}),
+    frozenset(
+        {
+            "cli.alertmanager",
+            "cli.chain_checks",
+            "cli.expected_rules",
+            "cli.health",
+            "cli.metrics",
+            "cli.report_data",
+            "cli.runs",
+        }
+    ),
+    frozenset(
+        {
+            "cli.chain_alertmanager",
+            "cli.chain_application",
+            "cli.export",
+            "cli.jobs_file",
+            "cli.report",
+            "cli.top",
+        }
+    ),
+    frozenset({"cli.chain_prometheus", "cli.jobs"}),
+    frozenset({"cli.chain_rules"}),
+    frozenset({"cli.chain"}),
+    frozenset({"cli.doctor"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     directory.mkdir()
     path = directory / "file"
     path.write_bytes(b"old")
-    path.chmod(files.OWNER_ONLY)
+    path.chmod(files.OWNER_ONLY_MODE)
     return path
 
 
@@ -77,7 +77,7 @@ class TestForeignFiles:
         foreign(path, victim)
         opened.clear()
         with pytest.raises(files.UnusableFileError, match=f"is not opened: '{path}'"):
-            files.open_regular(path)
+            files.open_regular_file(path)
         assert opened == []
 
     @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR], ids=["read", "written"])
@@ -90,18 +90,18 @@ class TestForeignFiles:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """If it is exchanged after it was looked at, it is not used, and nothing is waited for."""
-        check_regular = files.check_regular
+        check_regular_file = files.check_regular_file
 
         def check_and_exchange(path: Path) -> os.stat_result:
-            status = check_regular(path)
+            status = check_regular_file(path)
             path.unlink()
             foreign(path, victim)
             return status
 
-        monkeypatch.setattr(files, "check_regular", check_and_exchange)
+        monkeypatch.setattr(files, "check_regular_file", check_and_exchange)
         descriptor = next_descriptor()
         with pytest.raises(OSError, match=str(path)):
-            files.open_regular(path, flags)
+            files.open_regular_file(path, flags)
         assert next_descriptor() == descriptor
 
     def test_it_is_replaced_by_a_file(
@@ -112,9 +112,9 @@ class TestForeignFiles:
         foreign(path, victim)
         if path.is_dir() and not path.is_symlink():
             with pytest.raises(IsADirectoryError):
-                files.replace_private(path, b"new")
+                files.replace_private_file(path, b"new")
         else:
-            files.replace_private(path, b"new")
+            files.replace_private_file(path, b"new")
             assert (path.read_bytes(), path.is_symlink()) == (b"new", False)
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -127,12 +127,12 @@ class TestReplacement:
     ) -> None:
         """Each has a random name, by which it is known as one that was left over."""
         for _ in range(2):
-            files.replace_private(path, b"new")
+            files.replace_private_file(path, b"new")
         first, second = opened
         assert first != second
         assert all(len(name) > len(str(path)) + 16 for name in opened)
-        assert all(map(files.is_partial, map(Path, opened)))
-        assert not files.is_partial(path)
+        assert all(map(files.is_partial_file, map(Path, opened)))
+        assert not files.is_partial_file(path)
 
     def test_temporary_file_of_somebody_else_is_not_used(
         self, path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +141,7 @@ class TestReplacement:
         monkeypatch.setattr(secrets, "token_hex", lambda _: "foreseen")
         path.with_name(".file.foreseen.partial").hardlink_to(victim)
         with pytest.raises(FileExistsError):
-            files.replace_private(path, b"new")
+            files.replace_private_file(path, b"new")
         assert path.read_bytes() == b"old"
 
     def test_content_is_never_partial(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ class TestReplacement:
 
         monkeypatch.setattr(Path, "replace", look_and_replace)
         with path.open("rb") as reader:
-            files.replace_private(path, b"new")
+            files.replace_private_file(path, b"new")
             assert reader.read() == b"old"
         assert (seen, path.read_bytes()) == ([b"old"], b"new")
 
@@ -166,9 +166,9 @@ class TestReplacement:
         try:
             for mode in (0o600, 0o644, 0o666):
                 path.chmod(mode)
-                files.replace_private(path, b"private")
+                files.replace_private_file(path, b"private")
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
-                files.replace_public(path, b"public")
+                files.replace_public_file(path, b"public")
                 assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
         finally:
             os.umask(previous)
@@ -180,7 +180,7 @@ class TestHardLink:
         path.unlink()
         path.hardlink_to(victim)
         descriptor = next_descriptor()
-        for refuse in (files.open_private, files.ensure_private_file):
+        for refuse in (files.open_or_create_private_file, files.ensure_private_file):
             with pytest.raises(files.UnusableFileError, match="Is a hard link"):
                 refuse(path)
         assert next_descriptor() == descriptor
@@ -230,7 +230,7 @@ class TestOwners:
         def check() -> bool:
             return (
                 files.is_missing_or_has_trusted_owner(path)
-                and os.read(files.open_private(path), 4) == b"text"
+                and os.read(files.open_or_create_private_file(path), 4) == b"text"
             )
 
         assert self.check_as(user, check)
@@ -241,7 +241,10 @@ class TestOwners:
         path = self.make_file(directory, OTHER_USER)
         assert self.check_as(
             OTHER_USER,
-            lambda: files.is_missing_or_has_trusted_owner(path) and bool(files.open_private(path)),
+            lambda: (
+                files.is_missing_or_has_trusted_owner(path)
+                and bool(files.open_or_create_private_file(path))
+            ),
         )
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -251,7 +254,7 @@ class TestOwners:
 
         def check() -> bool:
             with pytest.raises(files.UnusableFileError, match="Belongs to another user"):
-                files.open_private(path)
+                files.open_or_create_private_file(path)
             return not files.is_missing_or_has_trusted_owner(path)
 
         assert check()
@@ -260,9 +263,9 @@ class TestOwners:
 
     def test_root_gives_private_files_to_the_owner_of_the_directory(self, directory: Path) -> None:
         """So that a service can go on with what root has created; public files stay root's."""
-        os.close(files.open_private(directory / "created"))
-        files.replace_private(directory / "replaced", b"new")
-        files.replace_public(directory / "public", b"new")
+        os.close(files.open_or_create_private_file(directory / "created"))
+        files.replace_private_file(directory / "replaced", b"new")
+        files.replace_public_file(directory / "public", b"new")
         owners = {path.name: path.stat().st_uid for path in directory.iterdir()}
         assert owners == {"created": USER, "replaced": USER, "public": 0}
 

@@ -62,7 +62,7 @@ class Observer:
     def on_run_finished(self, run: Run) -> None:
         self.calls.append((self.name, "on_run_finished", run))
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         self.calls.append((self.name, "stop", None))
 
     def has_open_runs(self) -> bool:
@@ -83,7 +83,7 @@ class Failing:
         raise self.exception
 
     on_callable_start = on_callable_end = on_run_finished = _fail
-    create_trace_carrier = stop_observing_new_runs = has_open_runs = _fail
+    create_trace_carrier = ignore_new_runs = has_open_runs = _fail
 
 
 class TestErrorReporter:
@@ -194,7 +194,7 @@ class Following(Observer):
         self.is_stopped = False
         self.is_following = True
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         self.is_stopped = True
 
     def has_open_runs(self) -> bool:
@@ -218,21 +218,24 @@ class TestObserverGroup:
         ],
     )
     def test_refresh(self, answers: list[Any], enabled: bool, settled: bool) -> None:
-        """`update_is_enabled` is needed while an observer may still become enabled."""
+        """`update_enabled_observers` is needed while an observer may still become enabled."""
         errors = ErrorReporter()
         group = ObserverGroup(errors, map(Undecided, answers))
-        assert (group.is_enabled, group.is_enabled_final) == (enabled, settled)
+        assert (group.has_enabled_observers, group.are_enabled_observers_final) == (
+            enabled,
+            settled,
+        )
         assert errors.counts()["spans"] == sum(isinstance(answer, Boom) for answer in answers)
 
     def test_an_observer_that_becomes_enabled(self) -> None:
-        """`update_is_enabled` finds an observer that has become enabled; then it is called."""
+        """`update_enabled_observers` finds an observer that has become enabled, which is called."""
         observer, other = Undecided(False), Observer("other", [])
         group = ObserverGroup(ErrorReporter(), [observer, other])
         observer.answer = True
         group.on_run_finished(RUN)
         assert (observer.calls, len(other.calls)) == ([], 1)
-        group.update_is_enabled()
-        assert (group.is_enabled, group.is_enabled_final) == (True, True)
+        group.update_enabled_observers()
+        assert (group.has_enabled_observers, group.are_enabled_observers_final) == (True, True)
         group.on_run_finished(RUN)
         assert (len(observer.calls), len(other.calls)) == (1, 2)
 
@@ -286,22 +289,24 @@ class TestObserverGroup:
         assert {part: n for part, n in errors.counts().items() if n} == {"spans": 4, "meter": 4}
 
     def test_stop_waits_for_runs_that_observers_have_begun_with(self) -> None:
-        """`stop` calls back once, when the last open run is finished."""
+        """`stop_after_open_runs` calls back once, when the last open run is finished."""
         observer, done = Following(), list[str]()
         group = ObserverGroup(ErrorReporter(), [Observer("a", []), observer])
-        group.stop(lambda: done.append("done"))
+        group.stop_after_open_runs(lambda: done.append("done"))
         for _ in range(2):
             group.on_run_finished(RUN)
-        assert (observer.is_stopped, group.is_enabled, done) == (True, True, [])
+        assert (observer.is_stopped, group.has_enabled_observers, done) == (True, True, [])
         observer.is_following = False
         for _ in range(2):
             group.on_run_finished(RUN)
         assert done == ["done"]
 
     def test_stop_is_done_at_once_if_no_observer_has_open_runs(self) -> None:
-        """`stop` calls back at once if no observer has open runs, or if it fails."""
+        """`stop_after_open_runs` calls back at once if there are no open runs, or if it fails."""
         errors, done = ErrorReporter(), list[str]()
-        ObserverGroup(errors, [Failing(), Observer("a", [])]).stop(lambda: done.append("done"))
+        ObserverGroup(errors, [Failing(), Observer("a", [])]).stop_after_open_runs(
+            lambda: done.append("done")
+        )
         assert done == ["done"]
         assert errors.counts()["spans"] == 2
 

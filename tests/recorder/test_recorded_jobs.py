@@ -133,7 +133,7 @@ class TestJobs:
         (run,) = rig.submit()
         moved = rig.recorder.job_upserted(job_info(label="new"), AT + 10)
         assert (rig.job("job").next_run, rig.job("new").next_run) == (0, AT + 10)
-        assert rig.recorder.find_record("default", "job") is moved
+        assert rig.recorder.find_job_record("default", "job") is moved
         assert (rig.record.is_current, moved.is_current) == (False, True)
         assert jobs_per_store(rig.recorder) == {"default": 1}
         rig.finish(run)

@@ -16,7 +16,12 @@ from apscheduler_telemetry.core.model import (
     Outcome,
     RemovalReason,
 )
-from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS, REMOVED_JOB_SECONDS
+from apscheduler_telemetry.core.recorder import (
+    MANY_LABELS,
+    MAX_RUNS_NOT_ADDED_UP,
+    MAX_RUNS_NOT_ADDED_UP_OF_MANY_LABELS,
+    REMOVED_JOB_SECONDS,
+)
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.stats import MAX_EXCEPTION_TYPES, OTHER_EXCEPTIONS, Histogram
 from tests.helpers.recorder_rig import AT, DUE, RecorderRig, job_info
@@ -242,28 +247,24 @@ class TestHistogram:
 
     def test_bounds_are_inclusive(self) -> None:
         """A value equal to a bound is in its bucket, as Prometheus defines ``le``."""
-        histogram = Histogram((1, 2))
-        for value in (0, 1, 1.5, 2, 2.1, 99):
-            histogram.observe(value)
+        histogram = Histogram((1, 2)).with_values([0, 1, 1.5, 2, 2.1, 99])
         assert (histogram.counts, histogram.sum) == ([2, 2, 2], 105.6)
 
     def test_each_bucket_keeps_its_latest_exemplar(self) -> None:
         """Each bucket keeps the latest observation that has a trace."""
-        histogram = Histogram((1, 2))
-        histogram.add_exemplar(0.5, SPAN, 10)
-        histogram.add_exemplar(0.6, SpanContext(3, 4, is_remote=False), 11)
+        histogram = Histogram((1, 2)).with_exemplars([(0.4, SPAN, 9)])
+        latest = (0.6, SpanContext(3, 4, is_remote=False), 11)
+        histogram = histogram.with_exemplars([(0.5, SPAN, 10), latest])
         (bucket,) = histogram.exemplars
         kept = histogram.exemplars[bucket]
         labels = {"trace_id": f"{3:032}", "span_id": f"{4:016}"}
         assert (bucket, kept.labels, kept.value, kept.timestamp) == (0, labels, 0.6, 11)
 
-    def test_copy_does_not_change(self) -> None:
-        """A copy does not show later observations."""
+    def test_it_does_not_change(self) -> None:
+        """Who has a histogram does not see later observations in it."""
         histogram = Histogram((1,))
-        copy = histogram.copy()
-        histogram.observe(0.5)
-        histogram.add_exemplar(0.5, SPAN, 10)
-        assert (copy.counts, copy.sum, copy.exemplars) == ([0, 0], 0, {})
+        histogram.with_values([0.5]).with_exemplars([(0.5, SPAN, 10)])
+        assert (histogram.counts, histogram.sum, histogram.exemplars) == ([0, 0], 0, {})
 
 
 class TestChanges:
@@ -316,25 +317,32 @@ class TestChanges:
 class TestMemory:
     """The number of finished runs that wait to be added up is bounded."""
 
-    def test_registered_runs_are_bounded(self, rig: RecorderRig) -> None:
-        """Without readings, the number of ended runs is bounded."""
+    @pytest.mark.parametrize(
+        ("labels", "limit"),
+        [(1, MAX_RUNS_NOT_ADDED_UP), (MANY_LABELS + 1, MAX_RUNS_NOT_ADDED_UP_OF_MANY_LABELS)],
+    )
+    def test_registered_runs_are_bounded(self, rig: RecorderRig, labels: int, limit: int) -> None:
+        """Without readings, the number of ended runs is bounded, lower for many jobs."""
+        for number in range(1, labels):
+            rig.recorder.job_upserted(job_info(f"job-{number}"), None)
         in_flight = rig.submit(*range(300))
         most = 0
-        for _ in range(5 * MAX_UNADDED_RUNS):
+        for _ in range(5 * MAX_RUNS_NOT_ADDED_UP):
             rig.recorder.add_up_runs_if_many()
             (run,) = rig.submit()
             rig.finish(run)
             most = max(most, len(rig.recorder._runs_not_added_up))
-        assert most <= len(in_flight) + MAX_UNADDED_RUNS
+        assert most == len(in_flight) + limit
         assert rig.counts() == (
-            300 + 5 * MAX_UNADDED_RUNS,
+            300 + 5 * MAX_RUNS_NOT_ADDED_UP,
             300,
             0,
-            {"success": 5 * MAX_UNADDED_RUNS},
+            {"success": 5 * MAX_RUNS_NOT_ADDED_UP},
         )
 
-    def test_a_run_that_was_added_up_is_freed(self, rig: RecorderRig) -> None:
-        """A run that was added up is freed."""
+    def test_a_run_that_was_added_up_is_freed(self) -> None:
+        """A run that was added up is freed, unless the history keeps it."""
+        rig = RecorderRig(history=1)
         runs = rig.submit(0, 10, 20)
         for run in runs:
             rig.finish(run)
@@ -342,7 +350,7 @@ class TestMemory:
         del run, runs
         rig.job()
         gc.collect()
-        assert [ref() for ref in kept] == [None] * 3
+        assert [ref() is None for ref in kept] == [True, True, False]
 
     def test_a_label_without_jobs_is_freed(self, rig: RecorderRig) -> None:
         """The counts of a dropped label are freed."""
@@ -355,7 +363,7 @@ class TestMemory:
         recorder = rig.recorder
         assert (
             recorder._runs_not_added_up,
-            recorder._series_with_runs_in_flight,
+            recorder._series_to_be_updated,
             recorder._jobs["default"],
         ) == (
             {},

@@ -6,10 +6,11 @@ import random
 import threading
 from typing import Any
 
+import pytest
 from opentelemetry.trace import SpanContext
 
 from apscheduler_telemetry.core.model import ErrorDescription, Outcome, RemovalReason
-from apscheduler_telemetry.core.recorder import MAX_UNADDED_RUNS
+from apscheduler_telemetry.core.recorder import MAX_RUNS_NOT_ADDED_UP
 from tests.helpers.interruptions import interrupt, raise_timeout
 from tests.helpers.recorder_rig import AT, RecorderRig, job_info
 from tests.helpers.waiting import run_in_thread
@@ -58,6 +59,7 @@ def check_after(rig: RecorderRig, right: dict[str, Any], known: dict[str, int]) 
 class TestInterruptions:
     """A reading that is interrupted at any line loses no run, and counts none twice."""
 
+    @pytest.mark.slow
     def test_exception_at_any_line_leaves_the_next_reading_right(self) -> None:
         """After an exception at any line of a reading, the next reading is right."""
         line = 0
@@ -123,17 +125,18 @@ class TestInterruptions:
             check_after(rig, right, {})
         assert line > 200
 
+    @pytest.mark.slow
     def test_exception_while_recording_loses_no_ended_run(self) -> None:
         """An exception while runs are added up loses no ended run."""
         line = 0
         while True:
             rig = RecorderRig()
-            for _ in range(MAX_UNADDED_RUNS):
+            for _ in range(MAX_RUNS_NOT_ADDED_UP):
                 (run,) = rig.submit()
                 rig.finish(run)
             if not interrupt(rig.recorder.add_up_runs_if_many, FILES, raise_timeout, line):
                 break
-            assert rig.job().stats.outcomes[Outcome.SUCCESS] == MAX_UNADDED_RUNS
+            assert rig.job().stats.outcomes[Outcome.SUCCESS] == MAX_RUNS_NOT_ADDED_UP
             line = line + 1 if line < 40 else line + 997
         assert line > 2_000
 

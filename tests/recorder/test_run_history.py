@@ -25,10 +25,12 @@ def due_times_of(runs: list[RunRecord]) -> list[float]:
     return [run.due_at - AT for run in runs]
 
 
-def run_at(rig: RecorderRig, *seconds: float, **options: Any) -> None:
-    """Let runs succeed that are due some seconds after `AT`."""
+def run_at(
+    rig: RecorderRig, *seconds: float, outcome: Outcome = Outcome.SUCCESS, **options: Any
+) -> None:
+    """Let runs end that are due some seconds after `AT`."""
     for run in rig.submit(*seconds, **options):
-        rig.finish(run)
+        rig.finish(run, outcome)
 
 
 class TestRecords:
@@ -120,6 +122,22 @@ class TestSize:
 
         run_at(rig, 10, 11, 12, 13)
         assert due_times_of(rig.recorder.recent_runs()) == [13, 12, 11]
+
+    def test_last_failure_is_kept_besides(self) -> None:
+        """Runs that succeed do not displace the last failure, but a later failure does."""
+        rig = RecorderRig(history=2)
+        for number in range(6):
+            outcome = Outcome.ERROR if number < 2 else Outcome.SUCCESS
+            run_at(rig, number, outcome=outcome)
+            rig.recorder.recent_runs()
+        assert due_times_of(rig.recorder.recent_runs()) == [5, 4, 1]
+
+        run_at(rig, 6, outcome=Outcome.ERROR)
+        assert due_times_of(rig.recorder.recent_runs()) == [6, 5]
+
+        run_at(rig, 7, outcome=Outcome.LOST)
+        run_at(rig, 8, 9, 10)  # added up together
+        assert due_times_of(rig.recorder.recent_runs()) == [10, 9, 7]
 
     def test_each_job_has_its_own(self) -> None:
         """A busy job does not displace the runs of another."""

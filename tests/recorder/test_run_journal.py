@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from apscheduler.executors.asyncio import AsyncIOExecutor
@@ -18,13 +16,16 @@ from opentelemetry.trace import SpanContext
 
 from apscheduler_telemetry.core.journal_file import (
     MAX_JOURNALED_RUNS,
+    NUMBER_SIZE,
+    SLOT_INDEXES,
     SLOT_SIZE,
-    SLOTS,
     JournalFile,
 )
 from apscheduler_telemetry.core.model import Outcome
-from apscheduler_telemetry.core.observers import ErrorReporter, ObserverGroup
+from apscheduler_telemetry.core.observers import ErrorReporter
+from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.run_journal import InterruptedRuns, RunJournal
+from apscheduler_telemetry.core.times import to_datetime
 from tests.helpers import jobs
 from tests.helpers.clocks import START
 from tests.helpers.interruptions import interrupt, raise_timeout
@@ -33,12 +34,13 @@ from tests.helpers.recorder_rig import AT, RecorderRig, job_info
 from tests.helpers.recording import AsyncHandDriven
 from tests.helpers.rigs import Gate, Rig, hand_driven_rig
 from tests.helpers.schedulers import forkserver_pool
+from tests.helpers.threads import in_fork
 from tests.helpers.triggers import every
 from tests.helpers.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs flock()")
 
-FILES = ("core/run_journal.py", "core/journal_file.py", "core/recorder.py")
+FILES = ("core/run_journal.py", "core/journal_file.py", "core/recorder.py", "core/records.py")
 
 
 @pytest.fixture
@@ -62,7 +64,6 @@ class JournalRig(RecorderRig):
         )
         self.recorder.use_journal(self.journal)
         self.journal.start()
-        self.observers = ObserverGroup(self.errors, [self.journal])
 
 
 class TestLifeOfARun:
@@ -206,11 +207,17 @@ class TestFile:
         assert len(entries_in(directory)) == MAX_JOURNALED_RUNS
         for run in runs:
             run.finish(Outcome.SUCCESS)
-            rig.observers.on_run_finished(run)
         assert entries_in(directory) == []
         rig.submit(*range(MAX_JOURNALED_RUNS))
         assert len(entries_in(directory)) == MAX_JOURNALED_RUNS
         assert rig.errors.counts()["journal"] == 2
+
+    def test_run_at_the_epoch(self, directory: Path) -> None:
+        """A run may be due at 1970-01-01, the time that is 0."""
+        rig = JournalRig(directory)
+        rig.submit(-AT)
+        (entry,) = entries_in(directory)
+        assert to_datetime(entry.due_at) == datetime(1970, 1, 1, tzinfo=timezone.utc)
 
     def test_two_schedulers_have_a_file_each(self, directory: Path) -> None:
         """As long as one lives, another one of the same name uses the next file."""
@@ -226,11 +233,35 @@ class TestFile:
         (run,) = rig.submit()
         run.try_start(AT + 1)
         run.set_exemplar_span(SpanContext(3, 0, is_remote=False))
-        rig.observers.on_callable_start(run)
         assert [entry.span for entry in entries_in(directory)] == [None]
+        run.set_exemplar_span(SpanContext(3 << 64 | 5, 4, is_remote=False))
+        assert [entry.span for entry in entries_in(directory)] == [(3 << 64 | 5, 4)]
+
+    def test_run_that_is_sent_to_another_process_has_started(self, directory: Path) -> None:
+        """A run that has a span and no start was sent to a process pool, until it is measured."""
+        rig = JournalRig(directory)
+        (run,) = rig.submit()
+        rig.clock.now += 1
         run.set_exemplar_span(SpanContext(3, 4, is_remote=False))
-        rig.observers.on_callable_start(run)
-        assert [entry.span for entry in entries_in(directory)] == [(3, 4)]
+        assert [entry.started_at for entry in entries_in(directory)] == [AT + 1]
+        run.try_set_estimated_start(AT + 2)
+        assert [entry.started_at for entry in entries_in(directory)] == [AT + 2]
+        run.try_start(AT + 3)
+        assert [entry.started_at for entry in entries_in(directory)] == [AT + 3]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_forked_child_writes_its_own_process_id(self, directory: Path) -> None:
+        """What a child starts is its own, and it ends no run of its parent."""
+        rig = JournalRig(directory)
+        rig.submit()
+
+        def start_and_submit() -> bool:
+            rig.journal.start()
+            rig.submit()
+            return [entry.pid for entry in entries_in(directory, 1)] == [os.getpid()]
+
+        assert in_fork(start_and_submit)
+        assert [entry.pid for entry in entries_in(directory)] == [os.getpid()]
 
     def test_damaged_slot_is_removed(self, directory: Path) -> None:
         """A slot without a valid content, as after a crash of the machine, is no run."""
@@ -238,9 +269,9 @@ class TestFile:
         rig.submit(0, 10, 20)
         copy = as_if_killed(directory)
         with journal_path(copy).open("r+b") as file:
-            file.seek(SLOT_SIZE + 8)
+            file.seek(SLOT_INDEXES[0] * NUMBER_SIZE)
             file.write(b"\xff" * 8)  # a due time that is no number
-            file.seek(2 * SLOT_SIZE + 48)
+            file.seek(2 * SLOT_SIZE)
             file.write(b"\xff" * 8)  # texts beyond the slot
         assert len(entries_in(copy)) == 1
 
@@ -285,27 +316,55 @@ class TestStop:
 
 
 class TestInterruptions:
-    """An exception from outside at any line leaves the journal right after the next reading."""
+    """An exception from outside at any line, or what another thread does meanwhile."""
 
-    @pytest.mark.parametrize("act", [raise_timeout, lambda: None], ids=["raising", "returning"])
-    def test_at_the_end_of_a_run(self, directory: Path, act: Callable[[], Any]) -> None:
-        """A run that has ended is not in the file after the next reading."""
+    def test_at_the_end_of_a_run(self, directory: Path) -> None:
+        """A run that has ended is not in the file, and one that has not can still be ended."""
         rig = JournalRig(directory)
         line = 0
         while True:
             other, run = rig.submit(0, 10)
-            run.finish(Outcome.SUCCESS)
-            end = lambda: rig.observers.on_run_finished(run)  # noqa: B023, E731
-            is_interrupted = interrupt(end, FILES, act, line)
-            rig.job()
+            end = lambda: run.finish(Outcome.SUCCESS)  # noqa: B023, E731
+            is_interrupted = interrupt(end, FILES, raise_timeout, line)
+            if run.outcome is None:
+                run.finish(Outcome.LOST)
             assert [entry.due_at for entry in entries_in(directory)] == [AT]
             other.finish(Outcome.SUCCESS)
-            rig.observers.on_run_finished(other)
             if not is_interrupted:
                 break
             line += 1
         assert line > 5
+        # At most one slot is out of use for each exception.
         assert len(rig.submit(*range(MAX_JOURNALED_RUNS - line))) == len(entries_in(directory))
+
+    @pytest.mark.parametrize("step", ["finish", "try_start", "try_set_estimated_start", "span"])
+    def test_another_run_gets_the_slot_meanwhile(self, directory: Path, step: str) -> None:
+        """Whenever another thread ends a run, what is still written of it is in no other run."""
+        rig = JournalRig(directory)
+        line = 0
+        is_interrupted = True
+        while is_interrupted:
+            (run,) = rig.submit(10)
+            successors: list[Run] = []
+
+            def end_and_submit() -> None:
+                run.finish(Outcome.LOST)  # noqa: B023
+                successors.extend(rig.submit())  # noqa: B023
+
+            do = {
+                "finish": lambda: run.finish(Outcome.SUCCESS),  # noqa: B023
+                "try_start": lambda: run.try_start(AT),  # noqa: B023
+                "try_set_estimated_start": lambda: run.try_set_estimated_start(AT),  # noqa: B023
+                "span": lambda: run.set_exemplar_span(SpanContext(3, 4, is_remote=False)),  # noqa: B023
+            }[step]
+            is_interrupted = interrupt(do, FILES, end_and_submit, line)
+            run.finish(Outcome.LOST)
+            entries = [(e.due_at, e.started_at, e.span) for e in entries_in(directory)]
+            assert entries == [(AT, None, None)] * len(successors)
+            for successor in successors:
+                successor.finish(Outcome.SUCCESS)
+            line += 1
+        assert line > 5
 
     def test_at_the_submission(self, directory: Path) -> None:
         """A run is in the file or not, and after its end it is not."""
@@ -314,7 +373,6 @@ class TestInterruptions:
         while interrupt(rig.submit, FILES, raise_timeout, line):
             for run in list(rig.recorder._runs_not_added_up):
                 run.finish(Outcome.LOST)
-            rig.job()
             assert entries_in(directory) == []
             line += 1
         assert line > 5
@@ -328,7 +386,6 @@ class TestInterruptions:
             for _ in range(500):
                 (run,) = rig.submit()
                 run.finish(Outcome.SUCCESS)
-                rig.observers.on_run_finished(run)
 
         def read() -> None:
             while not is_over.is_set():
@@ -343,4 +400,6 @@ class TestInterruptions:
         is_over.set()
         reading.join()
         assert entries_in(directory) == []
-        assert sorted(rig.journal._free_slots) == list(SLOTS)
+        file = rig.journal._file
+        assert file is not None
+        assert sorted(file.free_slots) == list(SLOT_INDEXES)

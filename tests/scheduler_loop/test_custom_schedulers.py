@@ -71,8 +71,8 @@ def in_place(executor: Any, job: Any, run_times: Sequence[datetime]) -> None:
 def moved(seen: Watched, seconds: float) -> None:
     """Let the adapter's clock be so many seconds ahead from now on."""
     loop = adapter_of(seen.telemetry)._scheduler_loop
-    before = loop._monotonic
-    loop._monotonic = lambda: before() + seconds
+    before = loop._monotonic_clock
+    loop._monotonic_clock = lambda: before() + seconds
 
 
 class TestPassesThatBypassTheHook:

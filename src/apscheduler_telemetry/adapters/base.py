@@ -76,26 +76,26 @@ class AdapterDependencies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFacts:
+class SchedulerImportFacts:
     """
     What was seen of a scheduler while its application was imported.
 
     Attributes:
         was_started: whether the application has called its ``start()``.
         was_paused: whether it was started as paused, to add jobs without running them.
-        has_timezone: whether a time zone was given to it.
+        has_configured_timezone: whether a time zone was given to it.
         local_triggers: triggers that were created without a time zone, so that they have that of
-            the machine, also in a scheduler with another one.
+            the machine: by a scheduler without one, or by the application itself.
         calls_shutdown: whether the application's modules mention ``shutdown``.
-        is_web_application: whether a web framework was imported.
+        imports_web_framework: whether a web framework was imported.
     """
 
     was_started: bool = False
     was_paused: bool = False
-    has_timezone: bool = True
+    has_configured_timezone: bool = True
     local_triggers: Sequence[Any] = ()
     calls_shutdown: bool = True
-    is_web_application: bool = True
+    imports_web_framework: bool = True
 
 
 class SchedulerAdapter(SchedulerStatusProvider, Timetable, Protocol):
@@ -118,7 +118,7 @@ class SchedulerAdapter(SchedulerStatusProvider, Timetable, Protocol):
 
     @staticmethod
     def check_imported(
-        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+        scheduler: Any, facts: SchedulerImportFacts, others: Sequence[Any]
     ) -> Sequence[Finding]:
         """
         Return the risks of a scheduler that was not started, without changing it.
@@ -130,7 +130,14 @@ class SchedulerAdapter(SchedulerStatusProvider, Timetable, Protocol):
         """
 
     def check(self) -> Sequence[Finding]:
-        """Return the risks of the scheduler and its jobs, as they are now."""
+        """
+        Return the risks of the scheduler and its jobs, as they are now.
+
+        Raises what a job store raises that cannot be read.
+        """
+
+    def check_in_background(self, on_checked: Callable[[Sequence[Finding]], None]) -> None:
+        """Call `on_checked` with what `check` returns, in another thread."""
 
     def install(self) -> None:
         """Begin to watch; if that fails, revert everything before the exception is raised."""
@@ -160,11 +167,14 @@ class AutomaticInstrumentation(Protocol):
 class StartPrevention(Protocol):
     """Keeps schedulers from starting, while an application is imported to be checked."""
 
+    def __init__(self, on_start: Callable[[], None]) -> None:
+        """Prepare; `on_start` is called when the application tries to start a scheduler."""
+
     def install(self) -> None:
         """Let no scheduler start that is created from now on."""
 
     def uninstall(self) -> None:
         """Let schedulers start again that are created from now on."""
 
-    def created_schedulers(self) -> Sequence[tuple[Any, ImportFacts]]:
+    def created_schedulers(self) -> Sequence[tuple[Any, SchedulerImportFacts]]:
         """Return the schedulers that were created meanwhile, and what was seen of each."""

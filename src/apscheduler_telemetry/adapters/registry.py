@@ -8,8 +8,10 @@ import reprlib
 from typing import Any
 
 from apscheduler_telemetry.adapters.apscheduler3.adapter import APScheduler3Adapter
-from apscheduler_telemetry.adapters.apscheduler3.auto_instrumentation import StartPatch
-from apscheduler_telemetry.adapters.apscheduler3.start_prevention import PreventedStarts
+from apscheduler_telemetry.adapters.apscheduler3.auto_instrumentation import (
+    APScheduler3AutomaticInstrumentation,
+)
+from apscheduler_telemetry.adapters.apscheduler3.start_prevention import APScheduler3StartPrevention
 from apscheduler_telemetry.adapters.base import (
     AutomaticInstrumentation,
     SchedulerAdapter,
@@ -18,8 +20,10 @@ from apscheduler_telemetry.adapters.base import (
 from apscheduler_telemetry.errors import ArgumentTypeError
 
 ADAPTERS: list[type[SchedulerAdapter]] = [APScheduler3Adapter]
-AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [StartPatch]
-START_PREVENTIONS: list[type[StartPrevention]] = [PreventedStarts]
+AUTOMATIC_INSTRUMENTATIONS: list[type[AutomaticInstrumentation]] = [
+    APScheduler3AutomaticInstrumentation
+]
+START_PREVENTIONS: list[type[StartPrevention]] = [APScheduler3StartPrevention]
 
 
 def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:
@@ -36,7 +40,7 @@ def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:
         if scheduler is not None:
             return adapter, scheduler
     hints = (adapter.describe_rejected_candidate(candidate) for adapter in ADAPTERS)
-    hint = next((hint for hint in hints if hint), None) or _repr.repr(candidate)
+    hint = next((hint for hint in hints if hint), None) or _short_repr(candidate)
     msg = (
         "instrument() takes a scheduler of APScheduler 3, such as "
         f"apscheduler.schedulers.background.BackgroundScheduler(); got {hint}"
@@ -44,5 +48,6 @@ def find_adapter(candidate: Any) -> tuple[type[SchedulerAdapter], Any]:
     raise ArgumentTypeError(msg)
 
 
-_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
-_repr.maxother = _repr.maxstring = 100
+_repr_formatter = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr_formatter.maxother = _repr_formatter.maxstring = 100
+_short_repr = _repr_formatter.repr

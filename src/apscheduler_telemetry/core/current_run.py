@@ -24,11 +24,13 @@ from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
 MAX_QUANTITIES = 10
 """
-Names of quantities for each run, and for each job, before further ones share `OTHER_QUANTITIES`.
+Names of quantities for each run, and for each job.
+
+Further quantities share `OTHER_QUANTITIES_NAME`.
 
 Each is an attribute of the span and two series of the job.
 """
-OTHER_QUANTITIES = "__overflow__"
+OTHER_QUANTITIES_NAME = "__overflow__"
 
 MAX_QUANTITY_NAME_LENGTH = 100
 """Characters of the name of a quantity, which each sample and each span repeats."""
@@ -40,7 +42,7 @@ Characters of a reason that are kept until the run ends.
 As many as ``redact=`` gets of a text; what it returns is cut like the message of an exception.
 """
 
-REPORTED_FAILURE = "__fail__"
+REPORTED_FAILURE_ERROR_TYPE = "__fail__"
 """
 The ``exception`` label and ``error.type`` of a run that was ended by `CurrentRun.fail`.
 
@@ -91,7 +93,10 @@ class CurrentRun:
             ArgumentValueError: a number is negative, infinite or not a number (NaN), or a name is
                 no identifier of Python or longer than `MAX_QUANTITY_NAME_LENGTH` characters.
         """
-        amounts = {_valid_name(name): _valid_amount(name, v) for name, v in quantities.items()}
+        amounts = {
+            _validate_quantity_name(name): _validate_amount(name, v)
+            for name, v in quantities.items()
+        }
         while not self._is_ended:
             before = self.recorded
             after = add_quantities(before, amounts)
@@ -129,6 +134,10 @@ class CurrentRun:
         """Ignore what is reported from now on; called at the end of the callable."""
         self._is_ended = True
 
+    def release_failure_reason(self) -> None:
+        """Keep the reason no longer; for when the error of the run is described."""
+        self.failure_reason = None
+
     def __repr__(self) -> str:
         """Name what was reported so far."""
         reason = "" if self.failure_reason is None else f", failed: {self.failure_reason[:100]!r}"
@@ -145,17 +154,17 @@ class MeasuredRun:
     Attributes:
         started_at: Unix seconds of the measured start; None before it, and if it never started.
         duration: seconds from the start to the end; None before it, and if it is not known.
-        reported: what the callable has reported; None if it has not asked for its run.
+        current_run: what the callable has reported; None if it has not asked for its run.
     """
 
-    __slots__ = ("duration", "reported", "started_at")
+    __slots__ = ("current_run", "duration", "started_at")
     started_at: float | None
     duration: float | None
-    reported: CurrentRun | None
+    current_run: CurrentRun | None
 
     def __init__(self, started_at: float) -> None:
         self.started_at = started_at
-        self.duration = self.reported = None
+        self.duration = self.current_run = None
 
     @property
     def is_in_progress(self) -> bool:
@@ -165,14 +174,14 @@ class MeasuredRun:
     def set_duration(self, duration: float) -> None:
         """Set the measured duration, in seconds, at the end of the callable."""
         self.duration = duration
-        if self.reported is not None:
-            self.reported.mark_ended()
+        if self.current_run is not None:
+            self.current_run.mark_ended()
 
-    def get_or_create_reported(self) -> CurrentRun:
+    def get_or_create_current_run(self) -> CurrentRun:
         """Return what the callable reports, of which there is one object for each run."""
         new = CurrentRun()
-        if self.reported is None: self.reported = new  # fmt: skip  # noqa: E701  # as above
-        return self.reported
+        if self.current_run is None: self.current_run = new  # fmt: skip  # noqa: E701  # as above
+        return self.current_run
 
 
 def current_run() -> CurrentRun:
@@ -192,7 +201,7 @@ def current_run() -> CurrentRun:
     if not runs:
         return _NO_RUN
     # The inner one, if a job runs another scheduler, has started later.
-    return max(runs, key=lambda run: run.started_at or 0.0).get_or_create_reported()
+    return max(runs, key=lambda run: run.started_at or 0.0).get_or_create_current_run()
 
 
 def _find_run_on_stack() -> MeasuredRun | None:
@@ -225,7 +234,7 @@ def add_quantities(
     """Return the sums of quantities, of which there are at most `MAX_QUANTITIES` and one more."""
     sums = dict(before)
     for name, amount in amounts.items():
-        known = name if name in sums or _has_room(sums) else OTHER_QUANTITIES
+        known = name if name in sums or _can_have_more_quantities(sums) else OTHER_QUANTITIES_NAME
         sums[known] = sums.get(known, 0.0) + amount
     return sums
 
@@ -235,11 +244,11 @@ def is_quantity_name(text: str) -> bool:
     return text.isidentifier() and len(text) <= MAX_QUANTITY_NAME_LENGTH
 
 
-def _has_room(quantities: Mapping[str, float]) -> bool:
-    return len(quantities) - (OTHER_QUANTITIES in quantities) < MAX_QUANTITIES
+def _can_have_more_quantities(quantities: Mapping[str, float]) -> bool:
+    return len(quantities) - (OTHER_QUANTITIES_NAME in quantities) < MAX_QUANTITIES
 
 
-def _valid_name(name: str) -> str:
+def _validate_quantity_name(name: str) -> str:
     # A keyword may be of a subclass of str, whose methods are the user's.
     text = str.__str__(name)
     if not is_quantity_name(text):
@@ -251,7 +260,7 @@ def _valid_name(name: str) -> str:
     return text
 
 
-def _valid_amount(name: str, value: SupportsFloat) -> float:
+def _validate_amount(name: str, value: SupportsFloat) -> float:
     shown = str.__str__(name)[:MAX_QUANTITY_NAME_LENGTH]
     # What has a __float__, as the numbers of decimal, fractions and numpy do, but a str has not.
     if isinstance(value, bool) or not hasattr(type(value), "__float__"):

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from apscheduler_telemetry.core.current_run import REPORTED_FAILURE
+from apscheduler_telemetry.core.current_run import REPORTED_FAILURE_ERROR_TYPE
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import (
     MAX_MESSAGE_LENGTH,
@@ -22,9 +22,9 @@ from apscheduler_telemetry.core.model import (
     exception_type_name,
 )
 
-MAX_STACKTRACE = 16_384
+MAX_STACKTRACE_LENGTH = 16_384
 """Characters of a stack trace: the last ones, as the cause is at its end."""
-MAX_REDACT_INPUT = 65_536
+MAX_REDACT_INPUT_LENGTH = 65_536
 """
 Characters that are passed to ``redact=`` of one text.
 
@@ -60,7 +60,7 @@ class ExceptionDescriber:
             return ErrorDescription.from_exception(exception, stacktrace)
         return ErrorDescription(
             type=exception_type_name(exception),
-            message=self.message(exception),
+            message=self.exportable_message(exception),
             traceback=stacktrace,
         )
 
@@ -68,17 +68,17 @@ class ExceptionDescriber:
         """Describe a failure that a callable has reported by ``current_run().fail(reason)``."""
         message = self.redact(reason)
         return ErrorDescription(
-            type=REPORTED_FAILURE,
+            type=REPORTED_FAILURE_ERROR_TYPE,
             message=None if message is None else message[:MAX_MESSAGE_LENGTH],
         )
 
-    def message(self, exception: BaseException) -> str | None:
+    def exportable_message(self, exception: BaseException) -> str | None:
         """Return the message of an exception; None if it may not be exported."""
         if not self._captures_message:
             return None
         if self._redact is None:
             return exception_message(exception)
-        redacted = self.redact(exception_message(exception, MAX_REDACT_INPUT))
+        redacted = self.redact(exception_message(exception, MAX_REDACT_INPUT_LENGTH))
         return None if redacted is None else redacted[:MAX_MESSAGE_LENGTH]
 
     def redact(self, text: str) -> str | None:
@@ -88,7 +88,7 @@ class ExceptionDescriber:
         if self._redact is None:
             return text
         try:
-            redacted: object = self._redact(text[:MAX_REDACT_INPUT])
+            redacted: object = self._redact(text[:MAX_REDACT_INPUT_LENGTH])
         except BaseException as error:  # noqa: BLE001  # user code, whose error may quote the text
             raise_if_interruption(error)
             self._on_redact_failure(f"redact raised {exception_type_name(error)}")
@@ -102,7 +102,7 @@ class ExceptionDescriber:
         self, exception: BaseException, child_stack_text: str | None = None
     ) -> str:
         """
-        Return the stack trace of an exception, no longer than `MAX_STACKTRACE`.
+        Return the stack trace of an exception, no longer than `MAX_STACKTRACE_LENGTH`.
 
         If messages are restricted, lines of source count as such: they may be the message, as in
         ``raise ValueError("...")``.
@@ -114,7 +114,7 @@ class ExceptionDescriber:
         text = None if self.is_restricted else _standard_stacktrace(exception, child_stack_text)
         if text is None:
             text = "".join(self._redacted_stacktrace(exception, child_stack_text))
-        return text[-MAX_STACKTRACE:]
+        return text[-MAX_STACKTRACE_LENGTH:]
 
     def can_be_logged_unredacted(self, exception: BaseException) -> bool:
         """Return whether Python itself, such as its `logging`, may and can write an exception."""
@@ -124,41 +124,41 @@ class ExceptionDescriber:
         self, exception: BaseException, child_stack_text: str | None
     ) -> Iterator[str]:
         if child_stack_text:
-            yield _HEADER
+            yield _TRACEBACK_HEADER
             yield from self._redact_stack_lines(child_stack_text)
-            yield from self._last_lines(exception)
+            yield from self._format_type_message_and_notes(exception)
             return
-        for link, (each, connection) in enumerate(_chain(exception)):
+        for link, (each, connection) in enumerate(_exception_chain(exception)):
             if link:
                 yield connection
-            trace = _read(each, "__traceback__")
+            trace = _read_attribute(each, "__traceback__")
             if trace is not None:
-                yield _HEADER
+                yield _TRACEBACK_HEADER
                 stack = traceback.extract_tb(trace)
                 yield from self._redact_stack_lines("".join(stack.format()))
-            yield from self._last_lines(each)
+            yield from self._format_type_message_and_notes(each)
             for part in _parts_of_group(each):
                 yield f"Part of it, {exception_type_name(part)}:\n"
                 yield from self._redacted_stacktrace_of_part(part)
 
     def _redacted_stacktrace_of_part(self, part: BaseException) -> Iterator[str]:
-        stack = traceback.extract_tb(_read(part, "__traceback__"))
+        stack = traceback.extract_tb(_read_attribute(part, "__traceback__"))
         yield from self._redact_stack_lines("".join(stack.format()))
-        yield from self._last_lines(part)
+        yield from self._format_type_message_and_notes(part)
 
     def _redact_stack_lines(self, stack_text: str) -> Iterator[str]:
         """Yield the lines of `stack_text` that name a frame, and what may be exported of others."""
         for line in stack_text.splitlines():
-            if _FRAME_LINE.match(line):
+            if _STACK_LINE_PATTERN.match(line):
                 yield f"{line}\n"
             elif self._captures_message and (redacted := self.redact(line)):
                 yield f"{redacted}\n"
 
-    def _last_lines(self, exception: BaseException) -> Iterator[str]:
+    def _format_type_message_and_notes(self, exception: BaseException) -> Iterator[str]:
         """Yield the type of an exception with its message, and its notes."""
-        message = self.message(exception)
+        message = self.exportable_message(exception)
         yield f"{exception_type_name(exception)}{f': {message}' if message else ''}\n"
-        notes = _read(exception, "__notes__")
+        notes = _read_attribute(exception, "__notes__")
         if self._captures_message and type(notes) in {list, tuple}:
             for note in notes[:MAX_EXCEPTIONS_AND_NOTES]:
                 is_text = issubclass(type(note), str)
@@ -172,13 +172,13 @@ def _standard_stacktrace(exception: BaseException, child_stack_text: str | None)
         whole = traceback.TracebackException.from_exception(exception)
         if not child_stack_text:
             return "".join(whole.format())
-        return f"{_HEADER}{child_stack_text}{''.join(whole.format_exception_only())}"
+        return f"{_TRACEBACK_HEADER}{child_stack_text}{''.join(whole.format_exception_only())}"
     except BaseException as error:  # noqa: BLE001  # properties and metaclasses are user code
         raise_if_interruption(error)
         return None
 
 
-def _read(exception: BaseException, name: str) -> Any:
+def _read_attribute(exception: BaseException, name: str) -> Any:
     """Return an attribute; None if it is missing, or a property of the user's that raises."""
     try:  # without a `__getattribute__` of the user's
         return BaseException.__getattribute__(exception, name)
@@ -187,7 +187,7 @@ def _read(exception: BaseException, name: str) -> Any:
         return None
 
 
-def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
+def _exception_chain(exception: BaseException) -> list[tuple[BaseException, str]]:
     """
     Return an exception and those that led to it, the first one first.
 
@@ -201,11 +201,11 @@ def _chain(exception: BaseException) -> list[tuple[BaseException, str]]:
         and len(chain) < MAX_EXCEPTIONS_AND_NOTES
         and all(each is not e for e, _ in chain)
     ):
-        cause, context = _read(each, "__cause__"), _read(each, "__context__")
+        cause, context = _read_attribute(each, "__cause__"), _read_attribute(each, "__context__")
         if cause is not None:
-            following, connection = cause, _CAUSE
-        elif context is not None and not _read(each, "__suppress_context__"):
-            following, connection = context, _CONTEXT
+            following, connection = cause, _CAUSE_SENTENCE
+        elif context is not None and not _read_attribute(each, "__suppress_context__"):
+            following, connection = context, _CONTEXT_SENTENCE
         else:
             following, connection = None, ""
         chain.append((each, connection))
@@ -218,7 +218,7 @@ def _parts_of_group(exception: BaseException) -> tuple[BaseException, ...]:
     found: list[BaseException] = []
     groups = [exception]
     while groups and len(found) < MAX_EXCEPTIONS_AND_NOTES:
-        parts = _read(groups.pop(0), "exceptions")
+        parts = _read_attribute(groups.pop(0), "exceptions")
         if type(parts) is tuple:
             exceptions = [part for part in parts if issubclass(type(part), BaseException)]
             found.extend(exceptions)
@@ -226,8 +226,8 @@ def _parts_of_group(exception: BaseException) -> tuple[BaseException, ...]:
     return tuple(found[:MAX_EXCEPTIONS_AND_NOTES])
 
 
-_HEADER = "Traceback (most recent call last):\n"
-_FRAME_LINE = re.compile(r'  File "|  \[Previous line repeated |\s*[\^~ ]+$')
+_TRACEBACK_HEADER = "Traceback (most recent call last):\n"
+_STACK_LINE_PATTERN = re.compile(r'  File "|  \[Previous line repeated |\s*[\^~ ]+$')
 """Of a stack trace: a frame, a number of equal frames, or a line of markers."""
-_CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
-_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
+_CAUSE_SENTENCE = "\nThe above exception was the direct cause of the following exception:\n\n"
+_CONTEXT_SENTENCE = "\nDuring handling of the above exception, another exception occurred:\n\n"

@@ -21,7 +21,7 @@ from apscheduler_telemetry.core.model import NOTHING_EXPECTED, JobExpectations
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
 
-MIN_DEFAULT_GRACE = 60.0
+MIN_DEFAULT_GRACE_SECONDS = 60.0
 """
 The least default of ``grace`` in seconds, even if ``misfire_grace_time`` is smaller.
 
@@ -88,13 +88,13 @@ class ExpectationResolver:
         """Return all expectations that hold for a job, those with priority first."""
         get_override = self._get_override
         found = (
-            None if get_override is None else self._call(get_override, job),
+            None if get_override is None else self._call_override(get_override, job),
             find_expectations(job.func),
             self._default,
         )
         return [expectations for expectations in found if expectations is not None]
 
-    def _call(self, get_override: Callable[[Any], Any], job: Any) -> Expectations | None:
+    def _call_override(self, get_override: Callable[[Any], Any], job: Any) -> Expectations | None:
         """Return what the callable of the user's expects of a job; None if it fails."""
         try:
             expectations = get_override(job)
@@ -122,4 +122,4 @@ def _default_grace(job: Any) -> float:
     except BaseException as error:  # noqa: BLE001  # of a subclass of the user's
         raise_if_interruption(error)
         own = 0.0
-    return own if MIN_DEFAULT_GRACE < own < math.inf else MIN_DEFAULT_GRACE
+    return own if MIN_DEFAULT_GRACE_SECONDS < own < math.inf else MIN_DEFAULT_GRACE_SECONDS

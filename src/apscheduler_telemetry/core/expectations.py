@@ -37,7 +37,7 @@ _EXPECTATIONS_ATTRIBUTE = "_apscheduler_telemetry_expectations"
 """Attribute of a decorated function that holds its `Expectations`."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_NUMBER = (int, float)
+_NUMBER_TYPES = (int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ def _convert_grace(name: str, value: Any) -> float:
     return _convert_seconds(name, value, may_be_zero=True)
 
 
-_TIME_OF_DAY = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?(?:\s+(\S+))?")
+_TIME_OF_DAY_PATTERN = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?(?:\s+(\S+))?")
 
 
 def _convert_deadline(name: str, value: Any) -> float | dt.time:
@@ -255,7 +255,7 @@ def _convert_deadline(name: str, value: Any) -> float | dt.time:
 
 
 def _parse_time_of_day(name: str, text: str) -> dt.time:
-    match = _TIME_OF_DAY.fullmatch(text.strip())
+    match = _TIME_OF_DAY_PATTERN.fullmatch(text.strip())
     try:
         if match is None:
             raise ValueError  # noqa: TRY301  # as for an hour that there is not
@@ -267,10 +267,10 @@ def _parse_time_of_day(name: str, text: str) -> dt.time:
             f"got {safe_repr(text)}"
         )
         raise ArgumentValueError(msg) from None
-    return time_of_day.replace(tzinfo=None if zone is None else _find_zone(name, zone))
+    return time_of_day.replace(tzinfo=None if zone is None else _find_timezone(name, zone))
 
 
-def _find_zone(name: str, zone: str) -> dt.tzinfo:
+def _find_timezone(name: str, zone: str) -> dt.tzinfo:
     if zone == "UTC":
         return dt.timezone.utc  # also where there is no database of time zones
     try:
@@ -309,7 +309,9 @@ def _convert_min_recorded(name: str, value: Any) -> Mapping[str, float]:
             f"their names, got {len(value)}"
         )
         raise ArgumentValueError(msg)
-    return {_check_quantity(name, key): _check_least(name, each) for key, each in value.items()}
+    return {
+        _check_quantity(name, key): _check_min_amount(name, each) for key, each in value.items()
+    }
 
 
 def _check_quantity(name: str, quantity: Any) -> str:
@@ -326,7 +328,7 @@ def _check_quantity(name: str, quantity: Any) -> str:
     return text
 
 
-def _check_least(name: str, least: Any) -> float:
+def _check_min_amount(name: str, least: Any) -> float:
     if not _is_number(least):
         msg = f"a value in {name} must be a number, got {safe_repr(least)}"
         raise ArgumentTypeError(msg)
@@ -380,7 +382,7 @@ def _check_text(name: str, value: Any) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool)
+    return isinstance(value, _NUMBER_TYPES) and not isinstance(value, bool)
 
 
 def to_float(number: float) -> float:

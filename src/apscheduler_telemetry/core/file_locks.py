@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from apscheduler_telemetry.core.files import UnusableFileError, open_regular
+from apscheduler_telemetry.core.files import UnusableFileError, open_regular_file
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
@@ -35,7 +35,7 @@ def is_locked(path: Path) -> bool:
     Call it inside `trying_to_lock_directory`, because it takes the lock for a moment.
     """
     try:
-        file = open_regular(path)
+        file = open_regular_file(path)
     except (FileNotFoundError, UnusableFileError):
         return False
     except PermissionError:

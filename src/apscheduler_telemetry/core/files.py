@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OWNER_ONLY = 0o600
+OWNER_ONLY_MODE = 0o600
 """The mode of a file that only its owner may read and write."""
 
 # O_NOFOLLOW and O_NONBLOCK matter only if the file is exchanged after `lstat` has looked at it.
-_FLAGS = (
+_SAFE_OPEN_FLAGS = (
     getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_NOCTTY", 0)
@@ -45,7 +45,7 @@ class UnusableFileError(OSError):
         return f"{text[:1].lower()}{text[1:]}"
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_regular_file(path: Path, flags: int = os.O_RDONLY) -> int:
     """
     Open an existing regular file, without waiting for anything.
 
@@ -60,11 +60,11 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         UnusableFileError: there is something else than a regular file.
         OSError: it is missing, or cannot be opened.
     """
-    check_regular(path)  # first, as opening a device may already do something
-    return _open_and_reject_irregular(path, flags | _FLAGS)
+    check_regular_file(path)  # first, as opening a device may already do something
+    return _open_and_reject_irregular(path, flags | _SAFE_OPEN_FLAGS)
 
 
-def read_configured(path: Path, max_bytes: int) -> bytes:
+def read_configured_file(path: Path, max_bytes: int) -> bytes:
     """
     Read a small file whose path the user has chosen, without waiting for anything.
 
@@ -76,7 +76,7 @@ def read_configured(path: Path, max_bytes: int) -> bytes:
         UnusableFileError: there is something else than a regular file, or it is larger.
         OSError: it is missing, or cannot be read.
     """
-    with os.fdopen(_open_configured(path), "rb") as file:
+    with os.fdopen(_open_configured_file(path), "rb") as file:
         content = file.read(max_bytes + 1)
     _check_size(path, len(content), max_bytes)
     return content
@@ -85,14 +85,14 @@ def read_configured(path: Path, max_bytes: int) -> bytes:
 @contextmanager
 def pinned_path(path: Path, max_bytes: int) -> Iterator[str]:
     """
-    Check a file as `read_configured` does, for a library that opens it by name.
+    Check a file as `read_configured_file` does, for a library that opens it by name.
 
     Yields:
         A name of the file that was checked, so that the library opens no other one that replaces
         it meanwhile. If the system has no such names, it is the path. Each library call needs a
         name of its own, as some systems share the position in the file.
     """
-    descriptor = _open_configured(path)
+    descriptor = _open_configured_file(path)
     try:
         _check_size(path, os.fstat(descriptor).st_size, max_bytes)
         name = f"/dev/fd/{descriptor}"
@@ -102,7 +102,7 @@ def pinned_path(path: Path, max_bytes: int) -> Iterator[str]:
         os.close(descriptor)
 
 
-def check_regular(path: Path) -> os.stat_result:
+def check_regular_file(path: Path) -> os.stat_result:
     """
     Return the status of a regular file; for files that a library opens by name.
 
@@ -115,7 +115,7 @@ def check_regular(path: Path) -> os.stat_result:
     return status
 
 
-def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_or_create_private_file(path: Path, flags: int = os.O_RDONLY) -> int:
     """
     Open a regular file that only its owner may read and write, and create it if it is missing.
 
@@ -135,15 +135,17 @@ def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: it cannot be created or opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _FLAGS, OWNER_ONLY)
+        descriptor = os.open(
+            path, flags | os.O_CREAT | os.O_EXCL | _SAFE_OPEN_FLAGS, OWNER_ONLY_MODE
+        )
     except FileExistsError:
-        descriptor = open_regular(path, flags)
+        descriptor = open_regular_file(path, flags)
         try:
             status = os.fstat(descriptor)
-            _reject_untrusted(path, status)
+            _reject_hard_link_or_untrusted_owner(path, status)
             if not _is_owner_only(status):
                 with suppress(PermissionError):  # it belongs to root, or the directory's owner
-                    os.fchmod(descriptor, OWNER_ONLY)
+                    os.fchmod(descriptor, OWNER_ONLY_MODE)
         except BaseException:
             os.close(descriptor)
             raise
@@ -154,26 +156,26 @@ def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
 
 def ensure_private_file(path: Path) -> None:
     """
-    Do the same as `open_private` for a file that a library opens by name.
+    Do the same as `open_or_create_private_file` for a file that a library opens by name.
 
     The file is not even opened if nothing has to be changed: closing it would release all locks
     that SQLite holds on it in this process.
 
     Raises:
-        OSError: as of `open_private`.
+        OSError: as of `open_or_create_private_file`.
     """
     with suppress(FileNotFoundError):
-        status = check_regular(path)
-        _reject_untrusted(path, status)
+        status = check_regular_file(path)
+        _reject_hard_link_or_untrusted_owner(path, status)
         if _is_owner_only(status):
             return
-    os.close(open_private(path))
+    os.close(open_or_create_private_file(path))
 
 
 def is_missing_or_has_trusted_owner(path: Path) -> bool:
     """Return whether nothing is there, or a regular file that no third user controls."""
     try:
-        status = check_regular(path)
+        status = check_regular_file(path)
     except FileNotFoundError:
         return True
     except UnusableFileError:
@@ -181,7 +183,7 @@ def is_missing_or_has_trusted_owner(path: Path) -> bool:
     return _has_trusted_owner(path, status)
 
 
-def replace_private(path: Path, content: bytes) -> None:
+def replace_private_file(path: Path, content: bytes) -> None:
     """
     Replace a file in one step by one that only its owner may read and write.
 
@@ -194,12 +196,12 @@ def replace_private(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; the old content is still there.
     """
-    _replace(path, content, OWNER_ONLY)
+    _replace_file(path, content, OWNER_ONLY_MODE)
 
 
-def replace_public(path: Path, content: bytes) -> None:
-    """Do the same as `replace_private` for a file that is meant for others, with the usual mode."""
-    _replace(path, content, 0o666)
+def replace_public_file(path: Path, content: bytes) -> None:
+    """Do the same as `replace_private_file` for a file for others, with the usual mode."""
+    _replace_file(path, content, 0o666)
 
 
 def scheduler_file_stem(scheduler: str) -> str:
@@ -209,22 +211,22 @@ def scheduler_file_stem(scheduler: str) -> str:
     return f"apscheduler-{readable}-{digest}"
 
 
-def describe_kind(mode: int) -> str:
+def describe_file_kind(mode: int) -> str:
     """Return what a file is whose `os.stat_result.st_mode` is given, such as ``a FIFO``."""
-    return next((text for is_kind, text in _KINDS if is_kind(mode)), "no regular file")
+    return next((text for is_kind, text in _FILE_KINDS if is_kind(mode)), "no regular file")
 
 
-def is_partial(path: Path) -> bool:
-    """Return whether this is a temporary file of `replace_private` or `replace_public`."""
+def is_partial_file(path: Path) -> bool:
+    """Return whether this is a temporary file, whose content is to replace that of another."""
     return path.suffix == _PARTIAL_SUFFIX
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
+def _replace_file(path: Path, content: bytes, mode: int) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_OPEN_FLAGS, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            if mode == OWNER_ONLY:
+            if mode == OWNER_ONLY_MODE:
                 _give_to_owner_of_directory(path, descriptor)
             file.write(content)
         partial.replace(path)
@@ -234,9 +236,11 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
         raise
 
 
-def _open_configured(path: Path) -> int:
+def _open_configured_file(path: Path) -> int:
     _reject_irregular(path, path.stat().st_mode)
-    return _open_and_reject_irregular(path, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0))
+    return _open_and_reject_irregular(
+        path, os.O_RDONLY | _SAFE_OPEN_FLAGS & ~getattr(os, "O_NOFOLLOW", 0)
+    )
 
 
 def _open_and_reject_irregular(path: Path, flags: int) -> int:
@@ -257,11 +261,11 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
 
 def _reject_irregular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        message = f"Is {describe_kind(mode)} and is not opened"
+        message = f"Is {describe_file_kind(mode)} and is not opened"
         raise UnusableFileError(errno.EINVAL, message, str(path))
 
 
-def _reject_untrusted(path: Path, status: os.stat_result) -> None:
+def _reject_hard_link_or_untrusted_owner(path: Path, status: os.stat_result) -> None:
     if status.st_nlink > 1:
         raise UnusableFileError(errno.EMLINK, "Is a hard link and is not opened", str(path))
     if not _has_trusted_owner(path, status):
@@ -270,7 +274,7 @@ def _reject_untrusted(path: Path, status: os.stat_result) -> None:
 
 
 def _is_owner_only(status: os.stat_result) -> bool:
-    return os.name == "nt" or not stat.S_IMODE(status.st_mode) & ~OWNER_ONLY
+    return os.name == "nt" or not stat.S_IMODE(status.st_mode) & ~OWNER_ONLY_MODE
 
 
 def _has_trusted_owner(path: Path, status: os.stat_result) -> bool:
@@ -291,7 +295,7 @@ def _give_to_owner_of_directory(path: Path, descriptor: int) -> None:
 
 
 _PARTIAL_SUFFIX = ".partial"
-_KINDS = (
+_FILE_KINDS = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a directory"),

@@ -4,6 +4,7 @@ Risks in how a scheduler and its jobs are set up: what `Telemetry.check` and ``d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class Finding(NamedTuple):
         level: `SERIOUS` or `INFO`.
         job_ids: the jobs that have it; empty if it is a risk of the scheduler.
         message: one or two sentences that say what happens.
-        fix: the line of code that mends it.
+        fix: the line of code that fixes it.
     """
 
     code: str
@@ -31,12 +32,23 @@ class Finding(NamedTuple):
     message: str
     fix: str
 
-    def describe(self, scheduler: str) -> dict[str, Any]:
+    def to_json_dict(self, scheduler: str) -> dict[str, Any]:
         """Return it ready for JSON, with the name of its scheduler."""
         return {"scheduler": scheduler, **self._asdict(), "job_ids": list(self.job_ids)}
 
 
-def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
+def summarize_codes(findings: Iterable[Finding]) -> str:
+    """Return the codes of findings as a text, each with the number of the jobs that have it."""
+    job_counts: Counter[str] = Counter()
+    for finding in findings:
+        job_counts[finding.code] += len(finding.job_ids)
+    return ", ".join(
+        f"{code} ({count} job{'' if count == 1 else 's'})" if count else code
+        for code, count in job_counts.items()
+    )
+
+
+def group_findings_of_jobs(findings: Iterable[Finding]) -> list[Finding]:
     """Return findings with one for all jobs about which the same is said, serious ones first."""
     jobs: dict[Finding, list[str]] = {}
     for finding in findings:

@@ -44,7 +44,7 @@ def _is_interruption_by_type(error: BaseException) -> bool:
 
 def _is_from_signal_handler(error: BaseException) -> bool:
     """
-    Tell whether a handler of a signal was at work when an exception was raised.
+    Return whether a handler of a signal was at work when an exception was raised.
 
     Python passes it the number of the signal and the frame that the signal has interrupted, and it
     may pass them on. A handler that deletes an argument is known by its code, while it is
@@ -57,7 +57,7 @@ def _is_from_signal_handler(error: BaseException) -> bool:
     for frame, _ in walk_tb(error.__traceback__):
         names, tuple_name, _, variables = inspect.getargvalues(frame)
         arguments = [variables[name] for name in names if name in variables]
-        if _FRAMES_KEEP_COPIES and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        if _FRAMES_COPY_VARIABLES and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             # The copy would keep the exception, which keeps the frame: all that the functions of
             # the traceback refer to would wait for garbage collection.
             for name in [name for name, value in variables.items() if value is error]:
@@ -69,25 +69,25 @@ def _is_from_signal_handler(error: BaseException) -> bool:
             if (
                 id(interrupted) in ids_of_earlier_frames
                 and isinstance(number, int)
-                and (not isinstance(error, Exception) or _has_handler(number))
+                and (not isinstance(error, Exception) or _has_signal_handler(number))
             ):
                 return True
-        if has_deleted_argument and frame.f_code in _codes_of_handlers():
+        if has_deleted_argument and frame.f_code in _codes_of_signal_handlers():
             return True
         ids_of_earlier_frames.add(id(frame))
     return False
 
 
-def _has_handler(number: int) -> bool:
+def _has_signal_handler(number: int) -> bool:
     return number in signal.valid_signals() and callable(signal.getsignal(number))
 
 
-def _codes_of_handlers() -> Iterator[CodeType | Any]:
+def _codes_of_signal_handlers() -> Iterator[CodeType | Any]:
     for number in signal.valid_signals():
         yield getattr(signal.getsignal(number), "__code__", None)
 
 
 _LIBRARIES_RAISING_INTERRUPTIONS = {"eventlet", "gevent", "greenlet"}
 """Top-level modules; their exceptions are no `Exception`, so that code lets them through."""
-_FRAMES_KEEP_COPIES = sys.version_info < (3, 13)
-"""Whether a frame of a function keeps a copy of its variables once somebody has asked for them."""
+_FRAMES_COPY_VARIABLES = sys.version_info < (3, 13)
+"""Whether a frame of a function keeps a copy of its variables once they were read."""

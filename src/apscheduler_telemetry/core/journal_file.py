@@ -4,14 +4,14 @@ The file of a journal: the runs in flight of one scheduler in one process.
 The file has a fixed size. Its header and each of its slots take `SLOT_SIZE` bytes::
 
     header: magic, version, size and number of slots, name of the scheduler;
-            process id, boot id and start of the process that has the file now
-    slot:   state, process id, due time, start time, trace id, span id, label, job id, executor
+            process id and boot id of the process that has the file, and when it took it
+    slot:   process id, label, job id, executor, trace id, span id, start time, due time
 
 The file is mapped into memory, so to write is to change memory, without a system call. What is
 changed stays in the kernel's page cache if the process is killed; only a crash of the machine may
-lose the latest changes. A run counts by the state of its slot, which is one byte: it is written
-after everything else of the run, and it is all that is written when the run ends. So the file is
-valid whenever the process is killed.
+lose the latest changes. A run is in the file if its slot has a due time: that is written after
+everything else of the run, and it is all that is removed when the run ends, each in one step. So
+the file is valid whenever the process is killed.
 
 A process has the file as long as it holds the lock on it (`core.file_locks`). The kernel releases
 that lock when the process ends, in whatever way, so an unlocked file is that of a process that has
@@ -42,37 +42,42 @@ Bytes of a slot: ids and labels have up to 200 characters, with up to three byte
 As it divides the size of a page, no slot is on two pages, which may reach the disk at two times.
 """
 FILE_SIZE = SLOT_SIZE * (1 + MAX_JOURNALED_RUNS)
-SLOTS = range(SLOT_SIZE, FILE_SIZE, SLOT_SIZE)
-"""All slots; a slot is identified by where it begins in the file."""
+NUMBER_SIZE = 8
+"""Bytes of a time, of a span id, and of one half of a trace id."""
+SLOT_INDEXES = range(
+    2 * SLOT_SIZE // NUMBER_SIZE - 1, FILE_SIZE // NUMBER_SIZE, SLOT_SIZE // NUMBER_SIZE
+)
+"""All slots; a slot is identified by where its last number, the due time, is in the file."""
 
 _MAGIC = b"APSchRun"
-_VERSION = 1
-_HEADER_GEOMETRY = struct.Struct("<HHI")  # version, size of a slot, number of slots
-_HEADER_OWNER = struct.Struct("<Id36s")  # process id, start in Unix seconds, boot id
-_LENGTH = struct.Struct("<H")
-_GEOMETRY_AT = len(_MAGIC)
-_OWNER_AT = _GEOMETRY_AT + _HEADER_GEOMETRY.size
-_NAME_AT = _OWNER_AT + _HEADER_OWNER.size
+_FORMAT_VERSION = 2
+_HEADER_GEOMETRY_STRUCT = struct.Struct("<HHI")  # version, size of a slot, number of slots
+_HEADER_OWNER_STRUCT = struct.Struct("<Id36s")  # process id, start in Unix seconds, boot id
+_HEADER_NAME_LENGTH_STRUCT = struct.Struct("<H")
+_GEOMETRY_OFFSET = len(_MAGIC)
+_OWNER_OFFSET = _GEOMETRY_OFFSET + _HEADER_GEOMETRY_STRUCT.size
+_NAME_OFFSET = _OWNER_OFFSET + _HEADER_OWNER_STRUCT.size
 
-_FREE, _IN_FLIGHT = 0, 1
-_RUN = struct.Struct("<Idd16s8s")  # process id, due, start, trace id, span id
-_PID_AND_DUE = struct.Struct("<Id")
-_START = struct.Struct("<d")
-_TEXT_LENGTHS = struct.Struct("<HHH")  # label, job id, executor
-# Offsets in a slot; each number is aligned, and so is written in one step.
-_RUN_AT = 4
-_START_AT = 16
-_TRACE_ID_AT = 24
-_SPAN_ID_AT = 40
-_TEXT_LENGTHS_AT = 48
-_TEXTS_AT = _TEXT_LENGTHS_AT + _TEXT_LENGTHS.size
+NO_TIME = 0.0
+"""What a slot without a run has as its due time, and a run that has not started as its start."""
+# In the byte order of the machine, which never changes for a file.
+RUN_STRUCT = struct.Struct(f"@{SLOT_SIZE - NUMBER_SIZE}sd")
+"""Writes a run at `SLOT_BEGIN_BYTE_OFFSET`: what `encode_job` has returned, and its due time."""
+SLOT_BEGIN_BYTE_OFFSET = NUMBER_SIZE - SLOT_SIZE
+"""Bytes from the due time of a slot to the beginning of the slot, so negative."""
+_JOB_STRUCT = struct.Struct("@IHHH")  # process id, lengths of label, job id and executor
+# In numbers from the due time of a slot.
+START_OFFSET = -1
+SPAN_ID_OFFSET = -2
+TRACE_ID_LOW_OFFSET = -3
+TRACE_ID_HIGH_OFFSET = -4
 _MAX_LABEL_BYTES, _MAX_JOB_ID_BYTES, _MAX_EXECUTOR_BYTES = 600, 200, 160
 _HASH_LENGTH = 8
 
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
-class DamagedJournalError(Exception):
+class UnusableJournalError(Exception):
     """Raised for a file that is not a journal of the scheduler; it must not be changed."""
 
 
@@ -82,12 +87,12 @@ class JournalOwner(NamedTuple):
 
     Attributes:
         pid: its process id.
-        started_at: Unix seconds of when it took the file.
+        taken_at: Unix seconds of when it took the file.
         boot_id: identifies the start of the machine; empty if that is not known.
     """
 
     pid: int
-    started_at: float
+    taken_at: float
     boot_id: str
 
 
@@ -129,15 +134,20 @@ class JournalFile:
 
     Attributes:
         path: the path of the file.
+        mapped_memory: its content; after `close`, to write to it has no effect.
+        times: the same as floating point numbers, each of which is written in one step.
+        ids: the same as integers, each of which is written in one step.
+        free_slots: those without a run. Taking a slot from the list, or adding it, is one step.
         former_owner: the process that had it before; None if it is new.
-        damaged_runs: how many runs `read_entries` has removed, because it could not read them.
+        damaged_run_count: how many runs `read_entries` has removed, because it could not read them.
     """
 
     def __init__(self, path: Path, memory: mmap.mmap, former_owner: JournalOwner | None) -> None:
         self.path = path
         self.former_owner = former_owner
-        self.damaged_runs = 0
-        self._memory = memory
+        self.damaged_run_count = 0
+        self._set_mapped_memory(memory)
+        self.free_slots = [slot for slot in reversed(SLOT_INDEXES) if self.times[slot] == NO_TIME]
         self._pid = os.getpid()
 
     @classmethod
@@ -153,15 +163,15 @@ class JournalFile:
             The file; None if another process has it.
 
         Raises:
-            DamagedJournalError: it is not a journal of this scheduler.
+            UnusableJournalError: it is not a journal of this scheduler.
             UnusableFileError: others control it.
             OSError: it cannot be created, or opened.
         """
-        descriptor = files.open_private(path, os.O_RDWR)
+        descriptor = files.open_or_create_private_file(path, os.O_RDWR)
         try:
             if not try_lock(descriptor):
                 return None
-            _fill_if_unfinished(path, descriptor)
+            _allocate_or_reject(path, descriptor)
             memory = mmap.mmap(descriptor, FILE_SIZE)
         finally:
             # The map has a duplicate of the descriptor, which keeps the lock.
@@ -172,24 +182,24 @@ class JournalFile:
             memory.close()
             raise
 
-    def set_owner(self, started_at: float, scheduler: str) -> None:
+    def set_owner(self, taken_at: float, scheduler: str) -> None:
         """
         Write into the header that this process has the file, and finish it if it is new.
 
         Args:
-            started_at: Unix seconds.
+            taken_at: Unix seconds.
             scheduler: the name of the scheduler.
         """
-        memory = self._memory
+        memory = self.mapped_memory
         name = scheduler.encode()
-        owner = _HEADER_OWNER.pack(self._pid, started_at, read_boot_id().encode())
+        owner = _HEADER_OWNER_STRUCT.pack(self._pid, taken_at, read_boot_id().encode())
         header = (
-            _HEADER_GEOMETRY.pack(_VERSION, SLOT_SIZE, MAX_JOURNALED_RUNS)
+            _HEADER_GEOMETRY_STRUCT.pack(_FORMAT_VERSION, SLOT_SIZE, MAX_JOURNALED_RUNS)
             + owner
-            + _LENGTH.pack(len(name))
+            + _HEADER_NAME_LENGTH_STRUCT.pack(len(name))
             + name
         )
-        memory[_GEOMETRY_AT : _GEOMETRY_AT + len(header)] = header
+        memory[_GEOMETRY_OFFSET : _GEOMETRY_OFFSET + len(header)] = header
         memory[: len(_MAGIC)] = _MAGIC
 
     def read_entries(self) -> Iterator[JournalEntry]:
@@ -198,64 +208,57 @@ class JournalFile:
 
         Slots whose content is damaged, as after a crash of the machine, are freed.
         """
-        for slot in SLOTS:
-            if self._memory[slot] != _FREE:
+        for slot in SLOT_INDEXES:
+            if self.times[slot] != NO_TIME:
                 try:
                     entry = self._read_entry(slot)
                 except (ValueError, struct.error):
-                    self.free(slot)
-                    self.damaged_runs += 1
+                    self.remove_run(slot)
+                    self.damaged_run_count += 1
                 else:
                     yield entry
 
-    def write_run(self, slot: int, due_at: float, rest: bytes) -> None:
-        """
-        Write a run that is being submitted into a free slot.
+    def remove_run(self, slot: int) -> None:
+        """Remove the run in a slot, which must have one."""
+        self.times[slot] = NO_TIME
+        self.free_slots.append(slot)
 
-        Args:
-            slot: the slot.
-            due_at: when it is due, in Unix seconds.
-            rest: what `encode_unstarted_run` has returned for its job.
-        """
-        run = _PID_AND_DUE.pack(self._pid, due_at) + rest
-        start = slot + _RUN_AT
-        self._memory[start : start + len(run)] = run
-        self._memory[slot] = _IN_FLIGHT
-
-    def write_start(self, slot: int, started_at: float) -> None:
-        """Write when the run in a slot started, in Unix seconds."""
-        self._memory[slot + _START_AT : slot + _TRACE_ID_AT] = _START.pack(started_at)
-
-    def write_span(self, slot: int, trace_id: int, span_id: int) -> None:
-        """Write the ids of the span of the run in a slot."""
-        memory = self._memory
-        # In this order: without a span id, there is no span.
-        memory[slot + _TRACE_ID_AT : slot + _SPAN_ID_AT] = trace_id.to_bytes(16, "big")
-        memory[slot + _SPAN_ID_AT : slot + _TEXT_LENGTHS_AT] = span_id.to_bytes(8, "big")
-
-    def free(self, slot: int) -> None:
-        """Remove the run in a slot."""
-        self._memory[slot] = _FREE
+    def count_runs(self) -> int:
+        """Return how many runs are in the file."""
+        return sum(self.times[slot] != NO_TIME for slot in SLOT_INDEXES)
 
     def close(self) -> None:
         """Let other processes have the file; in a forked child, the parent keeps it."""
-        self._memory.close()
+        memory, times, ids = self.mapped_memory, self.times, self.ids
+        self._set_mapped_memory(mmap.mmap(-1, FILE_SIZE))
+        times.release()
+        ids.release()
+        memory.close()
+
+    def _set_mapped_memory(self, memory: mmap.mmap) -> None:
+        self.mapped_memory = memory
+        self.times, self.ids = memoryview(memory).cast("d"), memoryview(memory).cast("Q")
 
     def _read_entry(self, slot: int) -> JournalEntry:
-        memory = self._memory
-        pid, due_at, started_at, trace_id, span_id = _RUN.unpack_from(memory, slot + _RUN_AT)
+        due_at, started_at = self.times[slot], self.times[slot + START_OFFSET]
         if not (math.isfinite(due_at) and math.isfinite(started_at)):
             msg = "no time"
             raise ValueError(msg)
+        begin = slot * NUMBER_SIZE + SLOT_BEGIN_BYTE_OFFSET
+        pid, *lengths = _JOB_STRUCT.unpack_from(self.mapped_memory, begin)
         texts = []
-        end = slot + _TEXTS_AT
-        for length in _TEXT_LENGTHS.unpack_from(memory, slot + _TEXT_LENGTHS_AT):
+        end = begin + _JOB_STRUCT.size
+        for length in lengths:
             start, end = end, end + length
-            if end > slot + SLOT_SIZE:
+            if end > begin + SLOT_SIZE:
                 msg = "no text"
                 raise ValueError(msg)
-            texts.append(memory[start:end].decode())
+            texts.append(self.mapped_memory[start:end].decode())
         label, job_id, executor = texts
+        trace_id = (
+            self.ids[slot + TRACE_ID_HIGH_OFFSET] << 64 | self.ids[slot + TRACE_ID_LOW_OFFSET]
+        )
+        span_id = self.ids[slot + SPAN_ID_OFFSET]
         return JournalEntry(
             slot=slot,
             pid=pid,
@@ -264,15 +267,13 @@ class JournalFile:
             executor=executor,
             due_at=due_at,
             started_at=started_at or None,
-            span=JournalSpan(int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big"))
-            if any(trace_id) and any(span_id)
-            else None,
+            span=JournalSpan(trace_id, span_id) if trace_id and span_id else None,
         )
 
 
-def encode_unstarted_run(label: str, job_id: str, executor: str) -> bytes:
+def encode_job(label: str, job_id: str, executor: str) -> bytes:
     """
-    Return the part of a slot that is the same for all runs of a job that have not started.
+    Return the part of a slot that is the same for all runs of a job in this process.
 
     Texts that are too long are cut.
     """
@@ -281,8 +282,7 @@ def encode_unstarted_run(label: str, job_id: str, executor: str) -> bytes:
         _encode(job_id, _MAX_JOB_ID_BYTES),
         _encode(executor, _MAX_EXECUTOR_BYTES),
     )
-    lengths = _TEXT_LENGTHS.pack(*map(len, encoded))
-    return bytes(_TEXT_LENGTHS_AT - _START_AT) + lengths + b"".join(encoded)
+    return _JOB_STRUCT.pack(os.getpid(), *map(len, encoded)) + b"".join(encoded)
 
 
 def read_boot_id() -> str:
@@ -302,7 +302,7 @@ def _encode(text: str, max_bytes: int) -> bytes:
     return kept.encode() + b".." + digest
 
 
-def _fill_if_unfinished(path: Path, descriptor: int) -> None:
+def _allocate_or_reject(path: Path, descriptor: int) -> None:
     """
     Give a new file its size, and check that of others.
 
@@ -316,7 +316,7 @@ def _fill_if_unfinished(path: Path, descriptor: int) -> None:
     # Its creator may have been killed.
     if size > FILE_SIZE or os.pread(descriptor, size, 0).strip(b"\0"):
         msg = f"has {size} bytes and is no journal"
-        raise DamagedJournalError(msg)
+        raise UnusableJournalError(msg)
     zeros = bytes(SLOT_SIZE * 64)
     try:
         while size < FILE_SIZE:
@@ -332,22 +332,22 @@ def _check_header(memory: mmap.mmap, scheduler: str) -> JournalOwner | None:
     Return who had the file; None if it is new.
 
     Raises:
-        DamagedJournalError: it is not a journal of this scheduler.
+        UnusableJournalError: it is not a journal of this scheduler.
     """
     magic = memory[: len(_MAGIC)]
     if magic != _MAGIC:
         if magic.strip(b"\0") or memory[SLOT_SIZE:].strip(b"\0"):
             msg = "is no journal"
-            raise DamagedJournalError(msg)
+            raise UnusableJournalError(msg)
         return None
-    geometry = _HEADER_GEOMETRY.unpack_from(memory, _GEOMETRY_AT)
-    if geometry != (_VERSION, SLOT_SIZE, MAX_JOURNALED_RUNS):
+    geometry = _HEADER_GEOMETRY_STRUCT.unpack_from(memory, _GEOMETRY_OFFSET)
+    if geometry != (_FORMAT_VERSION, SLOT_SIZE, MAX_JOURNALED_RUNS):
         msg = f"is a journal of another version, {geometry[0]}"
-        raise DamagedJournalError(msg)
-    (length,) = _LENGTH.unpack_from(memory, _NAME_AT)
-    start = _NAME_AT + _LENGTH.size
+        raise UnusableJournalError(msg)
+    (length,) = _HEADER_NAME_LENGTH_STRUCT.unpack_from(memory, _NAME_OFFSET)
+    start = _NAME_OFFSET + _HEADER_NAME_LENGTH_STRUCT.size
     if memory[start : start + length] != scheduler.encode():
         msg = "is the journal of another scheduler"
-        raise DamagedJournalError(msg)
-    pid, started_at, boot_id = _HEADER_OWNER.unpack_from(memory, _OWNER_AT)
-    return JournalOwner(pid, started_at, boot_id.rstrip(b"\0").decode("ascii", "replace"))
+        raise UnusableJournalError(msg)
+    pid, taken_at, boot_id = _HEADER_OWNER_STRUCT.unpack_from(memory, _OWNER_OFFSET)
+    return JournalOwner(pid, taken_at, boot_id.rstrip(b"\0").decode("ascii", "replace"))

@@ -11,14 +11,14 @@ from types import NoneType
 from typing import Any
 
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
-from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH, MAX_NAME_LENGTH, shorten
+from apscheduler_telemetry.core.model import GENERATED_ID_LENGTH, MAX_NAME_LENGTH, shorten_name
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.safe_repr import safe_repr
 
-OVERFLOW = "__overflow__"
+OVERFLOW_LABEL = "__overflow__"
 DEFAULT_MAX_LABELS = 1_000
 """
-Values of the ``job_id`` label for each scheduler before further jobs share `OVERFLOW`.
+Values of the ``job_id`` label for each scheduler before further jobs share `OVERFLOW_LABEL`.
 
 A Prometheus server of default size handles about 10 million series. A thousand jobs have about
 sixty thousand, recorded ones included, which is less than one percent of that.
@@ -27,7 +27,7 @@ sixty thousand, recorded ones included, which is less than one percent of that.
 MAX_LABEL_LENGTH = MAX_NAME_LENGTH
 """Characters of a label value. Ids of 10 kB exist, and every sample would repeat them."""
 
-_GENERATED_ID = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
+_GENERATED_ID_PATTERN = re.compile(rf"[0-9a-f]{{{GENERATED_ID_LENGTH}}}")
 
 
 def label_value(value: object) -> str:
@@ -37,14 +37,17 @@ def label_value(value: object) -> str:
     Lone surrogates, which UTF-8 cannot encode, become escapes. A text that is too long is
     truncated, and a hash of the whole text keeps it distinct from similar ones.
     """
-    valid = value if type(value) is str else _text_of(value)
-    if not valid.isascii():
-        valid = valid.encode("utf-8", "backslashreplace").decode("utf-8")
+    valid = escape_surrogates(value if type(value) is str else _safe_str(value))
     # Most are short, and a call for each would be a hundredth of what adding a job costs.
-    return valid if len(valid) <= MAX_NAME_LENGTH else shorten(valid)
+    return valid if len(valid) <= MAX_NAME_LENGTH else shorten_name(valid)
 
 
-def _text_of(value: object) -> str:
+def escape_surrogates(text: str) -> str:
+    """Escape what UTF-8 cannot encode: a lone surrogate would make the exporter drop a batch."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _safe_str(value: object) -> str:
     """Return the text of an object; without code of the user's, if that fails."""
     kind = type(value)
     try:
@@ -81,11 +84,11 @@ def _qualified_name(func: Any) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def is_generated(job_id: object) -> bool:
+def is_generated_id(job_id: object) -> bool:
     """Return whether APScheduler generated this id (``uuid4().hex``), as for one-off jobs."""
     if not isinstance(job_id, str) or len(job_id) != GENERATED_ID_LENGTH:  # as most are
         return False
-    return _GENERATED_ID.fullmatch(job_id) is not None
+    return _GENERATED_ID_PATTERN.fullmatch(job_id) is not None
 
 
 class JobLabeller:
@@ -128,7 +131,7 @@ class JobLabeller:
                 return label_value(label)
             except BaseException:  # noqa: BLE001  # user code
                 self._error_reporter.exception("job_label")
-        if not is_generated(job.id):
+        if not is_generated_id(job.id):
             return label_value(job.id)
         has_given_name = job.name and get_default_name(job) not in {None, job.name}
         return label_value(job.name) if has_given_name else function_name(job)

@@ -13,7 +13,7 @@ from datetime import time
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from apscheduler_telemetry.core.current_run import REPORTED_FAILURE
+from apscheduler_telemetry.core.current_run import REPORTED_FAILURE_ERROR_TYPE
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 
 GENERATED_ID_LENGTH = 32
@@ -60,7 +60,7 @@ SUCCESS, ERROR, MISSED, LOST = Outcome.SUCCESS, Outcome.ERROR, Outcome.MISSED, O
 FAILED_OUTCOMES = frozenset({ERROR, LOST})
 
 
-INTERRUPTED = "interrupted"
+INTERRUPTED_ERROR_TYPE = "interrupted"
 """
 What stands for the type of the exception of a run that was lost because its process ended.
 
@@ -107,7 +107,7 @@ class JobExpectations(NamedTuple):
         max_failures: runs in a row.
         min_recorded: the name of each quantity, and the least of it.
         severity: of alerts on the job; empty for the severity of each rule.
-        owner: who is responsible for the job, as a label value; empty if nobody is named.
+        owner: who is responsible for the job, as a label value; empty if none is named.
         runbook_url: the application's own; empty if there is none.
     """
 
@@ -161,8 +161,8 @@ class ErrorDescription:
 
     Attributes:
         type: fully qualified type name; builtins without their module, as OpenTelemetry's
-            ``error.type`` and ``exception.type`` have it. `REPORTED_FAILURE` if the callable has
-            reported the failure, and `INTERRUPTED` if the process ended.
+            ``error.type`` and ``exception.type`` have it. `REPORTED_FAILURE_ERROR_TYPE` if the
+            callable has reported the failure, and `INTERRUPTED_ERROR_TYPE` if the process ended.
         message: the text of the exception, or the reason; None if it may not be exported.
         traceback: the stack trace as Python prints it; empty unless it may be exported.
     """
@@ -172,9 +172,9 @@ class ErrorDescription:
     traceback: str = field(default="", repr=False)
 
     @property
-    def is_exception(self) -> bool:
+    def was_raised(self) -> bool:
         """Whether there was an exception."""
-        return self.type not in {REPORTED_FAILURE, INTERRUPTED}
+        return self.type not in {REPORTED_FAILURE_ERROR_TYPE, INTERRUPTED_ERROR_TYPE}
 
     @classmethod
     def from_exception(cls, exception: BaseException, traceback: str = "") -> ErrorDescription:
@@ -284,10 +284,12 @@ def exception_type_name(exception: BaseException) -> str:
 def qualified_class_name(cls: type) -> str:
     """Return ``module.qualname`` of `cls`, shortened, and without the module for builtins."""
     module = cls.__module__
-    return shorten(cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}")
+    return shorten_name(
+        cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
+    )
 
 
-def shorten(name: str) -> str:
+def shorten_name(name: str) -> str:
     """
     Return a name of at most `MAX_NAME_LENGTH` characters.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE, ExceptionDescriber
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE_LENGTH, ExceptionDescriber
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, CaptureOptions, exception_type_name
@@ -83,7 +83,7 @@ class ErrorReporter:
             text = "" if exception is None else exception_type_name(exception)
         if (
             exception is None
-            or len(text) >= MAX_STACKTRACE
+            or len(text) >= MAX_STACKTRACE_LENGTH
             or not self._exception_describer.can_be_logged_unredacted(exception)
         ):
             self._log(component, f"see below\n{text}", exc_info=False)
@@ -175,11 +175,11 @@ class RunObserver(Protocol):
         """
         Return whether runs have to be observed from now on.
 
-        Called before each pass over due jobs, while any observer returns False. Only observers that
-        have returned True are called for runs.
+        Called before each pass over due jobs, while any observer returns False, and after
+        `ignore_new_runs`. Only observers that have returned True are called for runs.
 
         Returns:
-            None if they never will have to be.
+            None if that will not change before `ignore_new_runs`.
         """
 
     def on_callable_start(self, run: Run) -> None:
@@ -205,7 +205,7 @@ class RunObserver(Protocol):
         skipped, coalesced, lost).
         """
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         """Observe no further run from now on; `has_open_runs` is about the others."""
 
     def has_open_runs(self) -> bool:
@@ -247,9 +247,10 @@ class ObserverGroup:
     first observer encloses the others.
 
     Attributes:
-        is_enabled: whether any observer was enabled at the last `update_is_enabled`; others are
-            not called for runs. If none is, a run costs less.
-        is_enabled_final: whether `is_enabled` cannot change any more.
+        has_enabled_observers: whether any observer was enabled at the last
+            `update_enabled_observers`; others are not called for runs. If none is, a run costs
+            less.
+        are_enabled_observers_final: whether `has_enabled_observers` cannot change before `stop`.
     """
 
     def __init__(
@@ -260,12 +261,12 @@ class ObserverGroup:
         self._enabled_observers: Sequence[RunObserver] = ()
         self._reversed_enabled_observers: Sequence[RunObserver] = ()
         self._on_last_open_run_finished: Callable[[], None] | None = None
-        self.is_enabled = self.is_enabled_final = False
-        self.update_is_enabled()
+        self.has_enabled_observers = self.are_enabled_observers_final = False
+        self.update_enabled_observers()
 
-    def update_is_enabled(self) -> None:
+    def update_enabled_observers(self) -> None:
         """Ask the observers whether runs have to be observed from now on."""
-        enabled_observers, is_enabled_final = [], True
+        enabled_observers, are_enabled_observers_final = [], True
         for observer in self._observers:
             try:
                 answer = observer.is_enabled()
@@ -275,10 +276,13 @@ class ObserverGroup:
             if answer:
                 enabled_observers.append(observer)
             elif answer is not None:
-                is_enabled_final = False
+                are_enabled_observers_final = False
         self._enabled_observers = enabled_observers
         self._reversed_enabled_observers = enabled_observers[::-1]
-        self.is_enabled, self.is_enabled_final = bool(enabled_observers), is_enabled_final
+        self.has_enabled_observers, self.are_enabled_observers_final = (
+            bool(enabled_observers),
+            are_enabled_observers_final,
+        )
 
     def on_callable_start(self, run: Run) -> None:
         """Notify all observers that a run starts."""
@@ -306,11 +310,9 @@ class ObserverGroup:
         if self._on_last_open_run_finished is not None:
             self._call_back_if_no_open_runs()
 
-    def stop(self, on_all_finished: Callable[[], None]) -> None:
+    def stop_after_open_runs(self, on_all_finished: Callable[[], None]) -> None:
         """
         Stop observing further runs; runs that are already observed are observed to their end.
-
-        `is_enabled` does not change, because the observers still have to be notified of these ends.
 
         Args:
             on_all_finished: called when no observed run is left: now, or in the `on_run_finished`
@@ -318,9 +320,10 @@ class ObserverGroup:
         """
         for observer in self._observers:
             try:
-                observer.stop_observing_new_runs()
+                observer.ignore_new_runs()
             except Exception:  # noqa: BLE001, PERF203
                 self._error_reporter.exception(observer.component)
+        self.update_enabled_observers()  # some may only be called for these runs from now on
         self._on_last_open_run_finished = on_all_finished
         self._call_back_if_no_open_runs()
 

@@ -19,12 +19,12 @@ for something, such as a lock. The scheduler and its executor wait several times
 """
 
 
-def let_others_run() -> None:
+def let_other_threads_run() -> None:
     """Pause for a moment, so that threads that wait can run."""
     time.sleep(PAUSE_SECONDS)
 
 
-def with_pauses(items: Iterable[_T], size: int) -> Iterator[_T]:
+def iterate_with_pauses(items: Iterable[_T], size: int) -> Iterator[_T]:
     """
     Yield items, and let other threads run after each `size` of them.
 
@@ -35,4 +35,4 @@ def with_pauses(items: Iterable[_T], size: int) -> Iterator[_T]:
     for number, item in enumerate(items, 1):
         yield item
         if number % size == 0:
-            let_others_run()
+            let_other_threads_run()

@@ -8,8 +8,8 @@ every due run ends in exactly one outcome, and at any moment
 
 A run costs little where it runs. `run_submitted` registers it, and `Run.finish` ends it by setting
 its outcome, without a lock. Finished runs are added up at each reading, or when there are
-`MAX_UNADDED_RUNS` more than after the last time. Removing them from the register is the last step:
-an exception from outside, at any line, loses no run and counts none twice.
+`MAX_RUNS_NOT_ADDED_UP` more than after the last time. Removing them from the register is the last
+step: an exception from outside, at any line, loses no run and counts none twice.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.journal_file import JournalEntry
-from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, OVERFLOW
+from apscheduler_telemetry.core.labels import DEFAULT_MAX_LABELS, OVERFLOW_LABEL
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import (
-    INTERRUPTED,
+    INTERRUPTED_ERROR_TYPE,
     Clock,
     ErrorDescription,
     JobInfo,
@@ -48,9 +48,9 @@ from apscheduler_telemetry.core.run_history import (
     DEFAULT_HISTORY,
     MAX_RUNS_OF_ALL_JOBS,
     RunRecord,
-    list_records,
+    list_run_records,
 )
-from apscheduler_telemetry.core.run_journal import RunJournal
+from apscheduler_telemetry.core.run_journal import JournaledRun, RunJournal
 from apscheduler_telemetry.core.stats import DELAY_BUCKETS, DURATION_BUCKETS, JobStats
 from apscheduler_telemetry.core.times import to_datetime
 
@@ -59,13 +59,20 @@ REMOVED_JOB_SECONDS = 900.0
 Seconds for which a removed job stays visible, so that every scrape sees its last numbers; counted
 from the end of its last run, if that comes later.
 """
-MAX_UNADDED_RUNS = 1024
+MAX_RUNS_NOT_ADDED_UP = 4096
 """
-Finished runs that may wait to be added up, in half a megabyte.
+Finished runs that may wait to be added up, in one and a half megabytes.
 
-Adding up copies the numbers of each job, so that a few runs at a time would make each dearer; and
-the thread that submits a run must not stop for many milliseconds.
+Adding up copies the numbers of each job, so that a few runs at a time would make each dearer.
 """
+MAX_RUNS_NOT_ADDED_UP_OF_MANY_LABELS = 1024
+"""
+The same if there are more than `MANY_LABELS` labels, each of which takes as long as ten runs.
+
+The thread that submits a run must not stop for many milliseconds: it takes 4 to add up 4,096 runs
+of 100 labels, and 10 for 1,024 runs of as many labels.
+"""
+MANY_LABELS = 256
 
 
 class JobStoreState(NamedTuple):
@@ -114,6 +121,7 @@ class Recorder:
 
     Attributes:
         history: how many runs are kept of each label at most.
+        create_run: creates a run that is about to be submitted; takes the arguments of `Run`.
         run_submitted: records that a due run is being submitted to an executor, in which it is
             queued. Its end has to be recorded by `Run.finish` from then on, whatever happens. It
             takes no lock, and to record a run twice is the same as once.
@@ -130,7 +138,7 @@ class Recorder:
         clock: Clock = time.time,
     ) -> None:
         self.scheduler_name = scheduler_name
-        self._buckets = tuple(duration_buckets), tuple(delay_buckets)
+        self._duration_and_delay_buckets = tuple(duration_buckets), tuple(delay_buckets)
         self._max_labels = max_labels
         self.history = self._history_size = history
         self._clock = clock
@@ -138,24 +146,27 @@ class Recorder:
         self._series_by_label: dict[str, JobSeries] = {}
         self._jobs: dict[str, dict[Hashable, JobRecord]] = {}
         self._jobstores: dict[str, JobStoreState] = {}
-        self._worker_getters: dict[str, Callable[[], float]] = {}
+        self._worker_count_getters: dict[str, Callable[[], float]] = {}
         self._scheduler_error_counts = dict.fromkeys(SchedulerErrorKind, 0)
         # Those that stay expected after an error has removed their job: series, time of removal.
         self._expected_runs_of_jobs_removed_by_error: dict[JobKey, tuple[JobSeries, float]] = {}
         self._runs_not_added_up: dict[Run, None] = {}
-        # The dictionary's own method, as each run takes this way.
+        # The class, and the dictionary's own method, as each run takes this way.
+        self.create_run: type[Run] = Run
         self.run_submitted: Callable[[Run], None] = self._runs_not_added_up.setdefault
         self._journal: RunJournal | None = None
-        self._add_up_at_run_count = MAX_UNADDED_RUNS
-        self._tried_to_free_labels_at = -math.inf
+        self._add_up_threshold = MAX_RUNS_NOT_ADDED_UP_OF_MANY_LABELS
+        self._last_label_cleanup_at = -math.inf
         # At the last adding up; those with runs to be added up are put into it then.
-        self._series_with_runs_in_flight: set[JobSeries] = set()
+        self._series_to_be_updated: set[JobSeries] = set()
         self._version_numbers = itertools.count(1)
         renew_lock_in_forked_children(self)
         reset_in_forked_children(self)
 
     def reset_after_fork(self) -> None:
         """Forget the runs in flight: they are those of the parent, which counts them."""
+        if self._journal is not None:  # first, or the ends below would be written
+            self._journal.leave_to_parent()
         for run in list(self._runs_not_added_up):
             if run.outcome is None:
                 del self._runs_not_added_up[run]
@@ -163,17 +174,12 @@ class Recorder:
 
     def use_journal(self, journal: RunJournal) -> None:
         """Write each run that is submitted from now on into a journal, too."""
-        register, add_to_journal = self._runs_not_added_up.setdefault, journal.add_run
-
-        def run_submitted(run: Run) -> None:
-            register(run)
-            add_to_journal(run)
-
-        self._journal, self.run_submitted = journal, run_submitted
+        self._journal, self.create_run = journal, JournaledRun
+        self.run_submitted = journal.write_after(self._runs_not_added_up.setdefault)
 
     # Jobs
 
-    def find_record(self, jobstore: str, job_id: Hashable) -> JobRecord | None:
+    def find_job_record(self, jobstore: str, job_id: Hashable) -> JobRecord | None:
         """Return what is known of a job, or None."""
         jobs = self._jobs.get(jobstore)
         return None if jobs is None else jobs.get(job_id)
@@ -205,7 +211,7 @@ class Recorder:
             next_run: its next run, a datetime or Unix seconds, or None.
         """
         jobstore, job_id = key = info.jobstore, info.id
-        record = self.find_record(jobstore, job_id)
+        record = self.find_job_record(jobstore, job_id)
         if record is not None and record.info.label != info.label:
             self._remove_record(record, keep_next_run=False)
             record = None
@@ -218,7 +224,7 @@ class Recorder:
         if key in self._expected_runs_of_jobs_removed_by_error:
             series, _ = self._expected_runs_of_jobs_removed_by_error.pop(key)
             series.drop_expected_run_of_job_removed_by_error(key)
-        record.series.set_next_run(record, next_run)
+        record.set_next_run(next_run)
         return record
 
     @synchronized
@@ -234,14 +240,14 @@ class Recorder:
             cancels: whether that cancels the next run before it, on purpose.
         """
         before = record.next_run
-        record.series.set_next_run(record, next_run)
+        record.set_next_run(next_run)
         if cancels and before != record.next_run:
             record.series.note_cancelled_run(before)
 
     def job_advanced(self, record: JobRecord, next_run: datetime) -> None:
         """Record that the scheduler has submitted the next run of a job, and set another one."""
         # Without the lock, as it is one assignment after every run.
-        record.series.set_next_run(record, next_run)
+        record.set_next_run(next_run)
 
     @synchronized
     def job_removed(self, record: JobRecord, reason: RemovalReason) -> None:
@@ -262,8 +268,8 @@ class Recorder:
     # Runs
 
     def add_up_runs_if_many(self) -> None:
-        """Add up finished runs, if more than `MAX_UNADDED_RUNS` may wait for that."""
-        if len(self._runs_not_added_up) >= self._add_up_at_run_count:
+        """Add up finished runs if as many as may wait for it have come since the last time."""
+        if len(self._runs_not_added_up) >= self._add_up_threshold:
             self._add_up_finished_runs()
 
     def runs_unsubmitted(
@@ -317,7 +323,7 @@ class Recorder:
                 message = "the process ended before the run started"
             run.finish(
                 Outcome.LOST,
-                ErrorDescription(type=INTERRUPTED, message=message),
+                ErrorDescription(type=INTERRUPTED_ERROR_TYPE, message=message),
             )
             runs.append(run)
         self._runs_not_added_up.update(dict.fromkeys(runs))  # all of them at once
@@ -335,12 +341,12 @@ class Recorder:
             get_workers: returns how many runs it can work on at once; infinity if nothing limits
                 it.
         """
-        self._worker_getters[alias] = get_workers
+        self._worker_count_getters[alias] = get_workers
 
     @synchronized
     def executor_removed(self, alias: str) -> None:
         """Record that the scheduler has an executor no more; its runs in flight go on."""
-        self._worker_getters.pop(alias, None)
+        self._worker_count_getters.pop(alias, None)
 
     @synchronized
     def jobstore_added(self, alias: str, *, is_local: bool) -> None:
@@ -424,7 +430,7 @@ class Recorder:
         Args:
             label: the value of the ``job_id`` label; None for all.
         """
-        return list_records(
+        return list_run_records(
             series.history
             for series in self._update_and_list_series()
             if label is None or series.label == label
@@ -441,7 +447,7 @@ class Recorder:
                 ] += 1
         return {
             alias: ExecutorState(get_workers(), running[alias], queued[alias])
-            for alias, get_workers in self._worker_getters.copy().items()
+            for alias, get_workers in self._worker_count_getters.copy().items()
         }
 
     @synchronized
@@ -469,18 +475,22 @@ class Recorder:
         runs: dict[JobSeries, list[Run]] = defaultdict(list)
         for run in list(self._runs_not_added_up):
             runs[run.series].append(run)
-        self._series_with_runs_in_flight.update(runs)
+        self._series_to_be_updated.update(runs)
         now, history_size = self._clock(), self._history_size_of_a_label()
         if history_size < self._history_size:  # others have to keep fewer, too
-            self._series_with_runs_in_flight.update(self._series_by_label.values())
+            self._series_to_be_updated.update(self._series_by_label.values())
         self._history_size = history_size
-        for series in list(self._series_with_runs_in_flight):
+        for series in list(self._series_to_be_updated):
             series.add_up_finished_runs(
                 runs.get(series, ()), self._runs_not_added_up, now, history_size
             )
             if not series.has_runs_in_flight:
-                self._series_with_runs_in_flight.discard(series)
-        self._add_up_at_run_count = len(self._runs_not_added_up) + MAX_UNADDED_RUNS
+                self._series_to_be_updated.discard(series)
+        has_many_labels = len(self._series_by_label) > MANY_LABELS
+        may_wait = (
+            MAX_RUNS_NOT_ADDED_UP_OF_MANY_LABELS if has_many_labels else MAX_RUNS_NOT_ADDED_UP
+        )
+        self._add_up_threshold = len(self._runs_not_added_up) + may_wait
 
     def _history_size_of_a_label(self) -> int:
         share = MAX_RUNS_OF_ALL_JOBS // max(1, len(self._series_by_label))
@@ -500,7 +510,7 @@ class Recorder:
     @synchronized
     def _record_without_job(self, entry: JournalEntry) -> JobRecord:
         """Return a record for a run of a former process, whose job may not be known here."""
-        info = _interrupted_info(entry)
+        info = _create_interrupted_job_info(entry)
         series = self._series_for(info)
         if series.has_had_job:
             if series.label == entry.label:
@@ -512,11 +522,13 @@ class Recorder:
     def _series_for(self, info: JobInfo) -> JobSeries:
         series = self._series_by_label.get(info.label)
         if series is None and self._is_label_limit_reached() and not self._try_to_free_labels():
-            series = self._series_by_label.get(OVERFLOW)
+            series = self._series_by_label.get(OVERFLOW_LABEL)
             if series is None:
-                info = _overflow_info(info)
+                info = _create_overflow_job_info(info)
         if series is None:
-            series = JobSeries(self.scheduler_name, info, JobStats(*self._buckets), self._clock)
+            series = JobSeries(
+                self.scheduler_name, info, JobStats(*self._duration_and_delay_buckets), self._clock
+            )
             self._series_by_label[info.label] = series
         return series
 
@@ -524,20 +536,24 @@ class Recorder:
         """Forget what was removed some time ago, as no label is left; tell whether one is now."""
         # Not for every further job, as this looks at all labels; in a second, little has changed.
         now = self._clock()
-        if 0 <= now - self._tried_to_free_labels_at < 1:
+        if 0 <= now - self._last_label_cleanup_at < 1:
             return False
-        self._tried_to_free_labels_at = now
+        self._last_label_cleanup_at = now
         self._add_up_finished_runs()
         self._drop_expired_series()
         return not self._is_label_limit_reached()
 
     def _is_label_limit_reached(self) -> bool:
-        return len(self._series_by_label) - (OVERFLOW in self._series_by_label) >= self._max_labels
+        return (
+            len(self._series_by_label) - (OVERFLOW_LABEL in self._series_by_label)
+            >= self._max_labels
+        )
 
     def _remove_record(self, record: JobRecord, *, keep_next_run: bool) -> None:
         jobstore, job_id = record.job_key
         now = self._clock()
         record.series.remove_job(record, now, keep_next_run=keep_next_run)
+        record.set_next_run(None)
         del self._jobs[jobstore][job_id]
         if keep_next_run:
             self._expected_runs_of_jobs_removed_by_error[record.job_key] = record.series, now
@@ -560,7 +576,7 @@ class Recorder:
 _NEW_JOBSTORE = JobStoreState()
 
 
-def _interrupted_info(entry: JournalEntry) -> JobInfo:
+def _create_interrupted_job_info(entry: JournalEntry) -> JobInfo:
     """Return what a journal says about the job of a run; the rest is empty."""
     return JobInfo(
         id=entry.job_id,
@@ -575,13 +591,13 @@ def _interrupted_info(entry: JournalEntry) -> JobInfo:
     )
 
 
-def _overflow_info(info: JobInfo) -> JobInfo:
+def _create_overflow_job_info(info: JobInfo) -> JobInfo:
     """Return what jobs beyond the limit of labels have in common."""
     return JobInfo(
-        id=OVERFLOW,
-        label=OVERFLOW,
-        name=OVERFLOW,
-        func=OVERFLOW,
+        id=OVERFLOW_LABEL,
+        label=OVERFLOW_LABEL,
+        name=OVERFLOW_LABEL,
+        func=OVERFLOW_LABEL,
         trigger="",
         executor=info.executor,
         jobstore=info.jobstore,

@@ -22,8 +22,12 @@ from apscheduler_telemetry.core.model import (
     Outcome,
     SpanIds,
 )
-from apscheduler_telemetry.core.run_history import History, add_to_history
-from apscheduler_telemetry.core.stats import JobStats, delay
+from apscheduler_telemetry.core.run_history import (
+    History,
+    keep_latest_runs,
+    reduce_error_to_history,
+)
+from apscheduler_telemetry.core.stats import JobStats, compute_start_delay
 from apscheduler_telemetry.core.times import find_deadline, to_unix_seconds
 
 JobKey = tuple[str, Hashable]
@@ -125,7 +129,7 @@ class JobSeries:
             "_expected_runs_of_jobs_removed_by_error",
             "_has_job_state_changed",
             "_interval_range",
-            "_next_runs",
+            "_records",
         ),
         *(
             "_run_state",
@@ -154,8 +158,7 @@ class JobSeries:
         self._cancelled_run_due_at: float | None = None
         # Of jobs that an error has removed; they stay expected.
         self._expected_runs_of_jobs_removed_by_error: dict[JobKey, float] = {}
-        # Each job that has the label, with its next run.
-        self._next_runs: dict[JobRecord, datetime | float | None] = {}
+        self._records: set[JobRecord] = set()  # of the jobs that have the label
         self._snapshot_version = 0
 
     # Jobs
@@ -163,7 +166,7 @@ class JobSeries:
     @property
     def is_unused(self) -> bool:
         """Whether no job and no run has the label any more."""
-        return not (self._next_runs or self.has_runs_in_flight)
+        return not (self._records or self.has_runs_in_flight)
 
     @property
     def has_runs_in_flight(self) -> bool:
@@ -172,11 +175,11 @@ class JobSeries:
 
     def __contains__(self, record: JobRecord) -> bool:
         """Return whether a job has the label."""
-        return record in self._next_runs
+        return record in self._records
 
     def add_job(self, record: JobRecord) -> None:
         """Let another job share the label."""
-        self._next_runs[record] = None
+        self._records.add(record)
         self.removed_at = None
         self.has_had_job = True
         self._has_job_state_changed = True
@@ -190,11 +193,11 @@ class JobSeries:
             now: Unix seconds.
             keep_next_run: whether its next run stays expected.
         """
-        next_run = self.next_run_of(record)
-        del self._next_runs[record]
+        next_run = record.next_run
+        self._records.remove(record)
         if keep_next_run and next_run is not None:
             self._expected_runs_of_jobs_removed_by_error[record.job_key] = next_run
-        if not self._next_runs:
+        if not self._records:
             self.removed_at = now
         self._has_job_state_changed = True
 
@@ -204,21 +207,12 @@ class JobSeries:
 
     def update_info(self, info: JobInfo) -> None:
         """Note what a job with the label is now."""
-        if len(self._next_runs) == 1 and self.label == info.label:
+        if len(self._records) == 1 and self.label == info.label:
             self.info = info
             self._has_job_state_changed = True
 
-    def next_run_of(self, record: JobRecord) -> float | None:
-        """Return the next run of a job in Unix seconds; None if it has none."""
-        # Converted when it is read, which happens less often than it changes.
-        next_run = self._next_runs.get(record)
-        return None if next_run is None else _to_unix_seconds(next_run)
-
-    def set_next_run(self, record: JobRecord, next_run: datetime | float | None) -> None:
-        """Set the next run of a job that has the label: a datetime, Unix seconds, or None."""
-        if record not in self._next_runs:  # it was removed meanwhile, in another thread
-            return
-        self._next_runs[record] = next_run
+    def on_next_run_set(self, next_run: datetime | float | None) -> None:
+        """Note that a job with the label has this next run: a datetime, Unix seconds, or None."""
         self._has_job_state_changed = True
         cancelled = self._cancelled_run_due_at
         if (
@@ -271,30 +265,35 @@ class JobSeries:
         while not is_done:
             before = self._run_state
             stats, history, added, _, _ = before
-            finished = list(filter(registered.__contains__, runs))
-            if added:  # as the last call was interrupted
-                finished = _without(finished, added)
-            in_flight = [run for run in finished if run.outcome is None]
-            if in_flight:  # not to be looked at again, as one may end at any moment
-                finished = _without(finished, in_flight)
+            finished: list[Run] = []
+            in_flight: list[Run] = []
+            # Those that were added come again only if the last call was interrupted.
+            for run in _exclude_runs(runs, added) if added else runs:
+                if run in registered:  # else a reading that has interrupted this one added it up
+                    # Its outcome is looked at once, as the run may end at any moment.
+                    (in_flight if run.outcome is None else finished).append(run)
             if finished:
-                finished.sort(key=_finish_number_of)
-                if self.removed_at is not None and not all(map(_was_never_submitted, finished)):
+                finished.sort(key=_get_finish_number)
+                listed: Sequence[Run] = finished
+                if NeverSubmittedRuns in map(type, finished):
+                    listed = [one for run in finished for one in run.listed_runs]
+                if self.removed_at is not None and Run in map(type, finished):
                     self.removed_at = now  # so that scrapes see how the last run ended
+                history += tuple(listed)
                 stats = stats.copy()
                 stats.add_finished_runs(finished)
                 added = (*added, *finished)
-            history = add_to_history(history, finished, self.label, history_size)
+            if len(history) > history_size:
+                has_failure = stats.last_failure_at is not None
+                history = keep_latest_runs(history, history_size, has_failure=has_failure)
             after = (stats, history, added, *_summarize_in_flight(in_flight))
             is_done = after == before or self._compare_and_swap(before, after)
-        is_done = not self._run_state[2]
-        while not is_done:  # a run is added up again unless it is kept here or not registered
+        while self._run_state[2]:  # added up again unless it is kept here or not registered
             before = self._run_state
-            stats, history, added, started_runs, in_flight_counts = before
+            stats, history, added, started_runs, in_flight_summary = before
             for run in added:
                 registered.pop(run, None)
-            after = (stats, history, (), started_runs, in_flight_counts)
-            is_done = self._compare_and_swap(before, after)
+            self._compare_and_swap(before, (stats, history, (), started_runs, in_flight_summary))
 
     def _compare_and_swap(self, expected: _SeriesRunState, new: _SeriesRunState) -> bool:
         """
@@ -333,14 +332,11 @@ class JobSeries:
         if started_runs:
             stats = stats.copy()
             for run in started_runs:
-                run.add_start_to(stats)
+                run.add_start_to_stats(stats)
         # Copied at once, as jobs come and go meanwhile.
         next_runs = [
             *self._expected_runs_of_jobs_removed_by_error.copy().values(),
-            *(
-                None if at is None else _to_unix_seconds(at)
-                for at in self._next_runs.copy().values()
-            ),
+            *(record.next_run for record in self._records.copy()),
         ]
         return JobSnapshot(
             label=self.label,
@@ -368,17 +364,24 @@ class JobRecord:
         series: the state of its label.
     """
 
-    __slots__ = ("info", "job_key", "series")
+    __slots__ = ("_next_run", "info", "job_key", "series")
 
     def __init__(self, job_key: JobKey, info: JobInfo, series: JobSeries) -> None:
         self.job_key = job_key
         self.info = info
         self.series = series
+        self._next_run: datetime | float | None = None
 
     @property
     def next_run(self) -> float | None:
         """Unix seconds of the next run; None if there is none."""
-        return self.series.next_run_of(self)
+        # Converted when it is read, which happens less often than it changes.
+        return None if self._next_run is None else _to_unix_seconds(self._next_run)
+
+    def set_next_run(self, next_run: datetime | float | None) -> None:
+        """Set the next run: a datetime, Unix seconds, or None."""
+        self._next_run = next_run
+        self.series.on_next_run_set(next_run)
 
     @property
     def is_current(self) -> bool:
@@ -411,21 +414,19 @@ class Run(MeasuredRun):
         started_at: Unix seconds of the measured start; None before it, and if it never started.
         estimated_start_at: Unix seconds of when it must have started, in a process pool; else None.
         duration: seconds from the start to the end; None before it, and if it is not known.
-        reported: what its callable has reported of it; None if it has not asked for its run.
+        current_run: what its callable has reported of it; None if it has not asked for its run.
         outcome: how it ended; None before that.
         error: why it failed; None if it did not, or if that is not known.
         finished_at: Unix seconds of the end.
         finish_number: orders runs by their end, also where the clock stands still.
         exemplar_span: the ids of its span, if that is sampled.
         count: how many runs it stands for.
-        listed_runs: those that the history lists in its place; None for the run itself.
     """
 
     count = 1
-    listed_runs: Sequence[Run] | None = None
 
     __slots__ = (
-        *("__weakref__", "arguments", "due", "due_timestamp", "error"),
+        *("__weakref__", "_slot", "arguments", "due", "due_timestamp", "error"),
         *(
             "estimated_start_at",
             "executor",
@@ -444,6 +445,7 @@ class Run(MeasuredRun):
     arguments: str | None
     result: str | None
     exemplar_span: SpanIds | None
+    _slot: int | None  # in a journal; for `JournaledRun`, whose own `__init__` would cost more
 
     def __init__(  # without that of its base, whose call every run would pay
         self, record: JobRecord, due: datetime, executor: str, link_origins: Sequence[Any] = ()
@@ -460,7 +462,7 @@ class Run(MeasuredRun):
         self.link_origins = link_origins
         # In one statement, as every run pays for it.
         self.started_at = self.estimated_start_at = self.duration = self.outcome = self.error = None
-        self.arguments = self.result = self.exemplar_span = self.reported = None
+        self.arguments = self.result = self.exemplar_span = self.current_run = self._slot = None
 
     @property
     def measured_end_at(self) -> float | None:
@@ -472,7 +474,7 @@ class Run(MeasuredRun):
     def start_delay(self) -> float | None:
         """Seconds from `due` to the start; None before it. Never negative, whatever the clock."""
         started_at = self.started_at  # read once, as `finish` may reset it in another thread
-        return None if started_at is None else delay(self.due_timestamp, started_at)
+        return None if started_at is None else compute_start_delay(self.due_timestamp, started_at)
 
     @property
     def measured_or_estimated_start_at(self) -> float | None:
@@ -484,12 +486,17 @@ class Run(MeasuredRun):
     def recorded(self) -> Mapping[str, float]:
         """What its callable has recorded; empty unless it ended as a success or as an error."""
         is_counted = self.outcome is SUCCESS or self.outcome is ERROR
-        return self.reported.recorded if is_counted and self.reported is not None else {}
+        return self.current_run.recorded if is_counted and self.current_run is not None else {}
 
     @property
     def failure_reason(self) -> str | None:
         """The reason for which its callable has let it count as an error; None if it has not."""
-        return None if self.reported is None else self.reported.failure_reason
+        return None if self.current_run is None else self.current_run.failure_reason
+
+    @property
+    def listed_runs(self) -> Sequence[Run]:
+        """Those that the history lists in its place."""
+        return (self,)
 
     @property
     def label(self) -> str:
@@ -519,11 +526,14 @@ class Run(MeasuredRun):
         self.started_at = at
         return True
 
-    def try_set_estimated_start(self, at: float, max_delay: float | None = None) -> None:
-        """Set its start until that is measured; the arguments are those of `try_start`."""
-        is_late = max_delay is not None and at - self.due_timestamp > max_delay
-        if self.estimated_start_at is None and not is_late:
-            self.estimated_start_at = at
+    def try_set_estimated_start(self, at: float, max_delay: float | None = None) -> bool:
+        """Set its start until that is measured; arguments and result are those of `try_start`."""
+        if self.estimated_start_at is not None:
+            return False
+        if max_delay is not None and at - self.due_timestamp > max_delay:
+            return False
+        self.estimated_start_at = at
+        return True
 
     def set_arguments(self, text: str | None) -> None:
         """Keep what the callable is called with, in brief."""
@@ -532,6 +542,14 @@ class Run(MeasuredRun):
     def set_result(self, text: str | None) -> None:
         """Keep what the callable returned, in brief."""
         self.result = text
+
+    def release_long_texts(self) -> None:
+        """Keep no more of its texts than the history shows, as observers know that it has ended."""
+        self.arguments = self.result = None
+        if self.error is not None:
+            self.error = reduce_error_to_history(self.error)
+        if self.current_run is not None:
+            self.current_run.release_failure_reason()
 
     def set_exemplar_span(self, span: SpanIds) -> None:
         """Let histograms refer to this span."""
@@ -565,7 +583,7 @@ class Run(MeasuredRun):
         if self.outcome is None: self.outcome, is_first = outcome, True  # fmt: skip  # noqa: E701
         return is_first
 
-    def add_start_to(self, stats: JobStats) -> None:
+    def add_start_to_stats(self, stats: JobStats) -> None:
         """Add the start of the run, which may go on, to the numbers of its label."""
         if self.measured_or_estimated_start_at is not None:
             stats.add_started_run(self.due_timestamp, self.started_at)
@@ -586,8 +604,7 @@ class NeverSubmittedRuns(Run):
         listed_runs: one for each of `due_times`.
     """
 
-    __slots__ = ("count", "listed_runs")
-    listed_runs: Sequence[Run]
+    __slots__ = ("_listed_runs", "count")
 
     def __init__(
         self,
@@ -600,19 +617,19 @@ class NeverSubmittedRuns(Run):
         executor = record.info.executor
         super().__init__(record, _EPOCH, executor)
         self.count = count
-        self.listed_runs = [Run(record, due, executor, link_origins) for due in due_times]
-        for run in self.listed_runs:
+        self._listed_runs = [Run(record, due, executor, link_origins) for due in due_times]
+        for run in self._listed_runs:
             run.finish(outcome)
         self.finish(outcome)
 
+    @property
+    def listed_runs(self) -> Sequence[Run]:
+        return self._listed_runs
 
-def _without(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
+
+def _exclude_runs(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
     excluded = frozenset(others)
     return [run for run in runs if run not in excluded]
-
-
-def _was_never_submitted(run: Run) -> bool:
-    return isinstance(run, NeverSubmittedRuns)
 
 
 def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSummary]:
@@ -622,7 +639,7 @@ def _summarize_in_flight(runs: Sequence[Run]) -> tuple[Sequence[Run], InFlightSu
     started_runs = tuple(run for run in runs if run.measured_or_estimated_start_at is not None)
     oldest_queued_due_at = 0.0
     if len(started_runs) < len(runs):
-        oldest_queued_due_at = min(run.due_timestamp for run in _without(runs, started_runs))
+        oldest_queued_due_at = min(run.due_timestamp for run in _exclude_runs(runs, started_runs))
     # Not of those of a burst that are over already, whose outcomes come at its end.
     active = (run.measured_or_estimated_start_at for run in started_runs if run.duration is None)
     oldest_start_at = min((at for at in active if at is not None), default=0.0)
@@ -641,4 +658,4 @@ def _to_unix_seconds(at: datetime | float) -> float:
 _datetime_timestamp = datetime.timestamp
 _finish_numbers = itertools.count(1)
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
-_finish_number_of = attrgetter("finish_number")
+_get_finish_number = attrgetter("finish_number")

@@ -14,32 +14,39 @@ has read: if the process is killed in between, nobody has seen the count.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apscheduler_telemetry.core import files
-from apscheduler_telemetry.core.forks import reset_in_forked_children
 from apscheduler_telemetry.core.journal_file import (
     MAX_JOURNALED_RUNS,
-    SLOTS,
-    DamagedJournalError,
+    NO_TIME,
+    NUMBER_SIZE,
+    RUN_STRUCT,
+    SLOT_BEGIN_BYTE_OFFSET,
+    SPAN_ID_OFFSET,
+    START_OFFSET,
+    TRACE_ID_HIGH_OFFSET,
+    TRACE_ID_LOW_OFFSET,
     JournalEntry,
     JournalFile,
     JournalOwner,
-    encode_unstarted_run,
+    UnusableJournalError,
+    encode_job,
 )
 from apscheduler_telemetry.core.locks import synchronized
-from apscheduler_telemetry.core.model import Clock, JobInfo
+from apscheduler_telemetry.core.model import Clock, ErrorDescription, JobInfo, Outcome, SpanIds
 from apscheduler_telemetry.core.observers import ErrorReporter
 from apscheduler_telemetry.core.records import Run
 
 MAX_FILES_PER_SCHEDULER = 1_000
 """Files of one scheduler, of which each live process has one."""
-SEARCH_INTERVAL = 60.0
+SEARCH_INTERVAL_SECONDS = 60.0
 """
 Seconds between two searches for files of processes that have ended since this one has started.
 
@@ -48,6 +55,10 @@ read a few times a minute, so most readings do not look at the directory.
 """
 MAX_CACHED_JOBS = 1_000
 """Jobs whose part of a slot is cached, as it is the same for all runs of a job."""
+
+_NOT_ENCODED = None, "", b""
+_MAX_ID = (1 << 64) - 1
+_JUST_AFTER_EPOCH = math.ulp(0.0)  # the due time of a run at the epoch, as 0 is a slot without one
 
 
 class InterruptedRuns(NamedTuple):
@@ -65,12 +76,84 @@ class InterruptedRuns(NamedTuple):
     entries: Sequence[JournalEntry]
 
 
+class JournaledRun(Run):
+    """
+    A run that is in a journal from `write_to` to its end.
+
+    Another thread, or the handler of a signal, may end the run at any time, and another run then
+    has its slot. So the slot is looked at and written to on one line, without a call in between.
+    """
+
+    __slots__ = ("_file",)
+    _file: JournalFile
+
+    def write_to(self, file: JournalFile, encoded_job: bytes) -> None:
+        """
+        Write the run, which is being submitted, into a file.
+
+        Args:
+            file: the file.
+            encoded_job: what `encode_job` has returned for its job.
+
+        Raises:
+            IndexError: the file has no place for it.
+        """
+        if not self._slot:
+            self._file = file
+            # Known before the run is in the file, so that an exception cannot leave it there.
+            self._slot = file.free_slots.pop()
+        due_at = self.due_timestamp or _JUST_AFTER_EPOCH
+        RUN_STRUCT.pack_into(
+            file.mapped_memory,
+            self._slot * NUMBER_SIZE + SLOT_BEGIN_BYTE_OFFSET,
+            encoded_job,
+            due_at,
+        )
+
+    def try_start(self, at: float, max_delay: float | None = None) -> bool:
+        is_started = Run.try_start(self, at, max_delay)
+        # As `_write_start`, whose call each run would pay for.
+        if is_started and self._slot: self._file.times[self._slot + START_OFFSET] = at  # fmt: skip  # noqa: E701
+        return is_started
+
+    def try_set_estimated_start(self, at: float, max_delay: float | None = None) -> bool:
+        is_set = Run.try_set_estimated_start(self, at, max_delay)
+        if is_set and self.started_at is None:
+            self._write_start(at)
+        return is_set
+
+    def set_exemplar_span(self, span: SpanIds) -> None:
+        Run.set_exemplar_span(self, span)
+        if self.measured_or_estimated_start_at is None:  # it is being sent to another process
+            self._write_start(self.series.clock())
+        for place, number in (
+            (TRACE_ID_HIGH_OFFSET, span.trace_id >> 64),
+            (TRACE_ID_LOW_OFFSET, span.trace_id),
+            (SPAN_ID_OFFSET, span.span_id),  # the last one, as without it there is no span
+        ):
+            id_ = number & _MAX_ID
+            if self._slot: self._file.ids[self._slot + place] = id_  # fmt: skip  # noqa: E701
+
+    def finish(self, outcome: Outcome, error: ErrorDescription | None = None) -> bool:
+        # Before it counts: a process that is killed in between must not have counted it, too.
+        if self.outcome is None and self._slot: self._file.times[self._slot] = NO_TIME  # fmt: skip  # noqa: E701
+        is_first = Run.finish(self, outcome, error)
+        if is_first and self._slot:
+            slot, self._slot = self._slot, None
+            self._file.free_slots.append(slot)
+        return is_first
+
+    def _write_start(self, at: float) -> None:
+        if self._slot: self._file.times[self._slot + START_OFFSET] = at  # fmt: skip  # noqa: E701
+
+
 class RunJournal:
     """
-    The journal of one scheduler in this process; a `RunObserver`.
+    The journal of one scheduler in this process.
 
-    Nothing is written before `start`, nor in a forked child that does not start the scheduler
-    itself. A failure is counted; the runs go on without a journal.
+    Runs write themselves; the journal is a `RunObserver` from `ignore_new_runs` on, to close its
+    file with the last run. Nothing is written before `start`, nor in a forked child that does not
+    start the scheduler itself. A failure is counted; the runs go on without a journal.
 
     Args:
         directory: where the files are; created if it is missing.
@@ -99,19 +182,16 @@ class RunJournal:
         self._lock = threading.RLock()
         self._file: JournalFile | None = None
         self._is_stopped = False
-        self._free_slots: list[int] = []
-        self._slots: dict[Run, int] = {}
-        self._encoded_jobs: dict[int, tuple[JobInfo, str, bytes]] = {}
+        self._encoded_jobs: dict[Hashable, tuple[JobInfo | None, str, bytes]] = {}
         # Files with interrupted runs that were counted and whose metrics nobody has read yet.
-        self._counted_runs: list[tuple[JournalFile, Sequence[int]]] = []
-        self._searched_at = 0.0
+        self._counted_files_not_read_yet: list[tuple[JournalFile, Sequence[int]]] = []
+        self._last_searched_at = 0.0
         error_reporter.add_component(self.component)
-        reset_in_forked_children(self)
 
-    def reset_after_fork(self) -> None:
-        """Leave the files, and the runs in them, to the parent process."""
+    def leave_to_parent(self) -> None:
+        """Leave the files, and the runs in them, to the parent of this forked process."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
-        self._free_slots, self._slots = [], {}
+        self._encoded_jobs.clear()  # which have its process id
         self._close_files()
 
     @synchronized
@@ -121,10 +201,9 @@ class RunJournal:
             return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            self._count_interrupted_runs()
+            self._take_over_files()
             if self._file is None:
                 self._file = self._create_file()
-                self._free_slots = list(reversed(SLOTS))
         except FileExistsError:
             self._report_unusable(self._directory, "is not a directory, as the journal is")
         except OSError as error:
@@ -135,115 +214,108 @@ class RunJournal:
 
     # Runs
 
-    def add_run(self, run: Run) -> None:
-        """Write a run that is being submitted; to write it twice is the same as once."""
-        file, slots = self._file, self._slots
-        if file is None or self._is_stopped or run in slots:
-            return
-        try:
-            job = run.job_info
-            cached = self._encoded_jobs.get(id(job))
-            if cached is None or cached[0] is not job or cached[1] != run.executor:
-                cached = self._encode_job(run)
-            # On one line, so that no exception from outside loses the slot.
-            slot = slots[run] = self._free_slots.pop()
-            file.write_run(slot, run.due_timestamp, cached[2])
-        except IndexError:
-            self._error_reporter.report(
-                self.component,
-                f"more than {MAX_JOURNALED_RUNS:,} runs are in flight, and the journal does not "
-                "have the others",
-            )
-        except Exception:  # noqa: BLE001  # the job is still submitted
-            self._error_reporter.exception(self.component)
+    def write_after(self, register: Callable[[Run], object]) -> Callable[[Any], None]:
+        """
+        Return a function that writes each run that is being submitted.
+
+        To write a run twice is the same as once.
+
+        Args:
+            register: called with the run first; so is its end sure to be recorded.
+        """
+
+        def add_run(run: JournaledRun) -> None:
+            register(run)
+            file = self._file
+            if file is None or self._is_stopped:
+                return
+            try:
+                job = run.job_info
+                cached_job, executor, encoded_job = self._encoded_jobs.get(job.id, _NOT_ENCODED)
+                if cached_job is not job or executor is not run.executor:
+                    encoded_job = self._encode_job(run)
+                run.write_to(file, encoded_job)
+            except IndexError:
+                self._error_reporter.report(
+                    self.component,
+                    f"more than {MAX_JOURNALED_RUNS:,} runs are in flight, and the journal does "
+                    "not have the others",
+                )
+            except Exception:  # noqa: BLE001  # the job is still submitted
+                self._error_reporter.exception(self.component)
+
+        return add_run
 
     def is_enabled(self) -> bool | None:
-        """Return whether this process writes runs."""
-        return self._file is not None
+        """Return whether the ends of runs are waited for; before that, runs write themselves."""
+        return self._is_stopped or None
 
     def on_callable_start(self, run: Run) -> None:
-        """Write the start of a run, and its span."""
-        slot, file = self._slots.get(run), self._file
-        if slot is not None and file is not None and run.started_at is not None:
-            file.write_start(slot, run.started_at)
-            if run.exemplar_span is not None:
-                file.write_span(slot, run.exemplar_span.trace_id, run.exemplar_span.span_id)
+        """Do nothing: the run writes its start."""
 
     def on_callable_end(self, run: Run) -> None:
         """Do nothing: the outcome of the run is not known yet."""
 
-    def create_trace_carrier(self, run: Run) -> Mapping[str, str] | None:
-        """Write that a run is sent to another process, which is the start of its span."""
-        slot, file = self._slots.get(run), self._file
-        if slot is not None and file is not None:
-            file.write_start(slot, self._clock())
-            if run.exemplar_span is not None:
-                file.write_span(slot, run.exemplar_span.trace_id, run.exemplar_span.span_id)
-        return None
+    def create_trace_carrier(self, run: Run) -> None:
+        """Do nothing: the run writes its span."""
 
-    def on_run_finished(self, run: Run) -> None:
-        """Remove a run that has ended."""
-        self._free(run)
-        if self._is_stopped and not self._slots:
+    def on_run_finished(self, run: Run) -> None:  # noqa: ARG002
+        """Close the files if no run is in flight any more."""
+        if self._is_stopped and not self.has_open_runs():
             self._close_files()
 
     @synchronized
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         """Write no further run; those that are in the file stay there until they end."""
         self._is_stopped = True
-        self.remove_ended_runs()
-        if not self._slots:
+        if not self.has_open_runs():
             self._close_files()
 
+    @synchronized
     def has_open_runs(self) -> bool:
         """Return whether a run in the file has not ended."""
-        return any(run.outcome is None for run in list(self._slots))
+        file = self._file
+        interrupted = [
+            slots for counted, slots in self._counted_files_not_read_yet if counted is file
+        ]
+        return file is not None and file.count_runs() > sum(map(len, interrupted))
 
     # Readings of the metrics
 
-    def remove_ended_runs(self) -> None:
-        """Remove runs whose end was not observed, because of an exception from outside."""
-        for run in list(self._slots):
-            if run.outcome is not None:
-                self._free(run)
-
+    @synchronized
     def on_reading_start(self) -> Sequence[object]:
         """
-        Prepare a reading of the metrics: remove runs that have ended, and search for others' runs.
+        Prepare a reading of the metrics: search for the runs of other processes.
 
         Returns:
             What to pass to `on_reading_end`.
         """
-        self.remove_ended_runs()
-        with self._lock:
-            is_due = not 0 <= self._clock() - self._searched_at < SEARCH_INTERVAL
-            if self._file is not None and not self._is_stopped and is_due:
-                try:
-                    self._count_interrupted_runs()
-                except Exception:  # noqa: BLE001  # the metrics are still read
-                    self._error_reporter.exception(self.component)
-            return tuple(self._counted_runs)
+        is_due = not 0 <= self._clock() - self._last_searched_at < SEARCH_INTERVAL_SECONDS
+        if self._file is not None and not self._is_stopped and is_due:
+            try:
+                self._take_over_files()
+            except Exception:  # noqa: BLE001  # the metrics are still read
+                self._error_reporter.exception(self.component)
+        return tuple(self._counted_files_not_read_yet)
 
     @synchronized
     def on_reading_end(self, shown: Sequence[object]) -> None:
         """Remove the interrupted runs that the reading has shown; see `on_reading_start`."""
-        for counted in [each for each in self._counted_runs if each in shown]:
+        for counted in [each for each in self._counted_files_not_read_yet if each in shown]:
             file, slots = counted
             for slot in slots:
-                file.free(slot)
-            self._counted_runs.remove(counted)
-            if file is self._file:
-                self._free_slots.extend(slots)
-            else:
+                file.remove_run(slot)
+            self._counted_files_not_read_yet.remove(counted)
+            if file is not self._file:
                 file.close()
 
     # Files
 
-    def _count_interrupted_runs(self) -> None:
+    def _take_over_files(self) -> None:
         """Count the runs in all files of ended processes, and take one if there is none yet."""
-        self._searched_at = self._clock()
+        self._last_searched_at = self._clock()
         for path in self._find_files():
-            if any(path == each.path for each, _ in self._counted_runs) or (
+            if any(path == each.path for each, _ in self._counted_files_not_read_yet) or (
                 self._file is not None and path == self._file.path
             ):
                 continue
@@ -251,21 +323,19 @@ class RunJournal:
             if file is None:
                 continue
             owner, entries = file.former_owner, list(file.read_entries())
-            if file.damaged_runs:
+            if file.damaged_run_count:
                 self._error_reporter.report(
                     self.component,
-                    f"{file.damaged_runs:,} damaged run(s) in {str(path)!r} cannot be counted",
+                    f"{file.damaged_run_count:,} damaged run(s) in {str(path)!r} cannot be counted",
                 )
-            slots = [entry.slot for entry in entries]
             if self._file is None:
                 file.set_owner(self._clock(), self._scheduler)
-                free = set(SLOTS).difference(slots)
-                self._free_slots, self._file = sorted(free, reverse=True), file
+                self._file = file
             elif not entries:
                 file.close()
             if entries:
                 self._on_interrupted(InterruptedRuns(path, owner, entries))
-                self._counted_runs.append((file, slots))
+                self._counted_files_not_read_yet.append((file, [entry.slot for entry in entries]))
 
     def _find_files(self) -> list[Path]:
         """Return the files of the scheduler that are there, in the order of their numbers."""
@@ -288,7 +358,7 @@ class RunJournal:
         """Return a file that this process has locked now; None if it cannot use it."""
         try:
             return JournalFile.open(path, self._scheduler)
-        except DamagedJournalError as error:
+        except UnusableJournalError as error:
             self._report_unusable(path, str(error))
         except files.UnusableFileError as error:
             self._report_unusable(path, error.problem)
@@ -301,29 +371,19 @@ class RunJournal:
 
     @synchronized
     def _close_files(self) -> None:
-        open_files = {self._file, *(file for file, _ in self._counted_runs)}
-        self._file, self._counted_runs = None, []  # interrupted runs stay in their files
+        open_files = {self._file, *(file for file, _ in self._counted_files_not_read_yet)}
+        self._file, self._counted_files_not_read_yet = (
+            None,
+            [],
+        )  # interrupted runs stay in their files
         for file in open_files:
             if file is not None:
                 file.close()
 
-    # Slots
-
-    def _free(self, run: Run) -> None:
-        # Under the lock, as a reading may do the same, and in this order: an exception from outside
-        # at any line leaves the run in `_slots`, from which the next reading removes it, or the
-        # slot unused.
-        with self._lock:
-            slot, file = self._slots.get(run), self._file
-            if slot is not None and file is not None:
-                file.free(slot)
-                if self._slots.pop(run, None) is not None:
-                    self._free_slots.append(slot)
-
-    def _encode_job(self, run: Run) -> tuple[JobInfo, str, bytes]:
+    def _encode_job(self, run: Run) -> bytes:
         job, executor = run.job_info, run.executor
         if len(self._encoded_jobs) >= MAX_CACHED_JOBS:
             self._encoded_jobs.clear()
-        encoded = encode_unstarted_run(run.label, str(job.id), executor)
-        self._encoded_jobs[id(job)] = job, executor, encoded
-        return job, executor, encoded
+        encoded_job = encode_job(run.label, str(job.id), executor)
+        self._encoded_jobs[job.id] = job, executor, encoded_job
+        return encoded_job

@@ -73,10 +73,10 @@ _NON_SECRET_WORDS = frozenset(
     {"age", "count", "len", "length", "limit", "max", "min", "n", "num", "size", "total", "ttl"}
 )
 """A name that begins or ends with one is that of a number, as ``max_tokens`` is, and no secret."""
-_NAME_KEYS = frozenset({"key", "name"})
-"""Keys of a dictionary that contains a name, and the value of that name under `_PAIR_VALUE_KEY`."""
-_PAIR_VALUE_KEY = "value"
-_WORD_IN_NAME = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
+_KEYS_OF_NAMES = frozenset({"key", "name"})
+"""Keys of a dictionary that has a name, and under `_KEY_OF_NAMED_VALUE` the value of that name."""
+_KEY_OF_NAMED_VALUE = "value"
+_WORD_PATTERN = re.compile(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+")
 
 _SAFE_REPR_TYPES = (
     bool,
@@ -102,7 +102,7 @@ def safe_repr_call(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
         f"{_truncate(name)}={_format_value_unless_secret(name, value, MAX_DEPTH)}"
         for name, value in kwargs.items()
     )
-    return _truncate(", ".join([*_limit(positional), *_limit(named)]))
+    return _truncate(", ".join([*_limit_items(positional), *_limit_items(named)]))
 
 
 def is_secret_name(name: Any) -> bool:
@@ -122,7 +122,7 @@ def is_secret_name(name: Any) -> bool:
         return False
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)  # full-width letters become plain ones
-    words = [word.lower() for word in _WORD_IN_NAME.findall(text)]
+    words = [word.lower() for word in _WORD_PATTERN.findall(text)]
     if not words or not _NON_SECRET_WORDS.isdisjoint({words[0], words[-1]}):
         return False
     return not _SECRET_WORDS.isdisjoint(words) or bool(_SECRET_PATTERN.search("".join(words)))
@@ -153,7 +153,7 @@ def _format_sequence(value: Sequence[object], depth: int) -> str:
     # A pair of a name and a value, as of HTTP headers.
     if len(value) == 2 and not _command_line_option_or_empty(value[0]) and is_secret_name(value[0]):  # noqa: PLR2004
         return f"{_format_value(value[0], depth)}, {MASK}"
-    return ", ".join(_limit(_mask_option_values(value, depth)))
+    return ", ".join(_limit_items(_mask_option_values(value, depth)))
 
 
 def _mask_option_values(value: Sequence[object], depth: int) -> Iterator[str]:
@@ -177,21 +177,21 @@ def _command_line_option_or_empty(item: object) -> str:
 
 
 def _format_set_items(value: Iterable[object], depth: int) -> str:
-    return ", ".join(_limit(_format_value(item, depth) for item in value))
+    return ", ".join(_limit_items(_format_value(item, depth) for item in value))
 
 
 def _format_dict(value: Mapping[object, object], depth: int) -> str:
     has_secret_name = any(
-        type(key) is str and key in _NAME_KEYS and is_secret_name(item)
+        type(key) is str and key in _KEYS_OF_NAMES and is_secret_name(item)
         for key, item in islice(value.items(), MAX_ITEMS)
     )
     items = (
         f"{_format_value(key, depth)}: {MASK}"
-        if has_secret_name and type(key) is str and key == _PAIR_VALUE_KEY
+        if has_secret_name and type(key) is str and key == _KEY_OF_NAMED_VALUE
         else f"{_format_value(key, depth)}: {_format_value_unless_secret(key, item, depth)}"
         for key, item in value.items()
     )
-    return "{" + ", ".join(_limit(items)) + "}"
+    return "{" + ", ".join(_limit_items(items)) + "}"
 
 
 def _format_tuple(value: tuple[object, ...], depth: int) -> str:
@@ -207,7 +207,7 @@ _COLLECTION_FORMATTERS: Mapping[type, Callable[[Any, int], str]] = {
 }
 
 
-def _limit(texts: Iterator[str]) -> Iterator[str]:
+def _limit_items(texts: Iterator[str]) -> Iterator[str]:
     yield from islice(texts, MAX_ITEMS)
     if next(texts, None) is not None:
         yield "..."

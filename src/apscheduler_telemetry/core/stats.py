@@ -5,17 +5,16 @@ The numbers of one job: histograms, counters and times. No threads, no locks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import inf
-from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from apscheduler_telemetry.core.current_run import OTHER_QUANTITIES, CurrentRun, add_quantities
+from apscheduler_telemetry.core.current_run import OTHER_QUANTITIES_NAME, CurrentRun, add_quantities
 from apscheduler_telemetry.core.model import (
     ERROR,
     FAILED_OUTCOMES,
-    INTERRUPTED,
+    INTERRUPTED_ERROR_TYPE,
     MISSED,
     SUCCESS,
     ErrorDescription,
@@ -50,6 +49,9 @@ class Exemplar(NamedTuple):
     timestamp: float
 
 
+_NO_EXEMPLARS: Mapping[int, Exemplar] = {}
+
+
 class FinishedRun(Protocol):
     """What a run that has ended adds to the numbers; see `Run`."""
 
@@ -61,7 +63,7 @@ class FinishedRun(Protocol):
     error: ErrorDescription | None
     finished_at: float
     exemplar_span: SpanIds | None
-    reported: CurrentRun | None
+    current_run: CurrentRun | None
     count: int
 
     @property
@@ -69,53 +71,58 @@ class FinishedRun(Protocol):
 
 
 class Histogram:
-    """Counts per bucket (not cumulative), their sum, and the latest exemplar of each bucket."""
+    """
+    Counts per bucket (not cumulative), their sum, and the latest exemplar of each bucket.
+
+    It is replaced and never changed, so that copies of the numbers of a job share it.
+    """
 
     __slots__ = ("bounds", "counts", "exemplars", "sum")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(
+        self,
+        bounds: Sequence[float],
+        counts: list[int] | None = None,
+        total: float = 0.0,
+        exemplars: Mapping[int, Exemplar] = _NO_EXEMPLARS,
+    ) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.exemplars: dict[int, Exemplar] = {}
+        self.counts = [0] * (len(bounds) + 1) if counts is None else counts
+        self.sum = total
+        self.exemplars = exemplars
 
-    def observe(self, value: float) -> None:
-        """Count `value`."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def observe_all(self, values: list[float]) -> None:
-        """Count values for a fraction of the cost of one after the other; the list is sorted."""
+    def with_values(self, values: list[float]) -> Histogram:
+        """Return a histogram that counts these values, too; the list is sorted."""
         if not values:
-            return
-        bounds, counts = self.bounds, self.counts
-        self.sum = sum(values, self.sum)
+            return self
+        bounds, counts = self.bounds, self.counts.copy()
+        total = sum(values, self.sum)
         values.sort()
-        first, last = bisect_left(bounds, values[0]), bisect_left(bounds, values[-1])
-        if first == last:  # as for most jobs
+        first = bisect_left(bounds, values[0])
+        if first == len(bounds) or values[-1] <= bounds[first]:  # all in one, as for most jobs
             counts[first] += len(values)
         else:
             for value in values:
                 counts[bisect_left(bounds, value)] += 1
+        return Histogram(bounds, counts, total, self.exemplars)
 
-    def add_exemplar(self, value: float, span: SpanIds, at: float) -> None:
-        """Let a counted value be the latest exemplar of its bucket, at the Unix time `at`."""
-        exemplar = Exemplar(_exemplar_labels(span), value, at)
-        self.exemplars[bisect_left(self.bounds, value)] = exemplar
+    def with_exemplars(self, observations: Iterable[tuple[float, SpanIds, float]]) -> Histogram:
+        """
+        Return a histogram in which counted values are the latest exemplars of their buckets.
+
+        Args:
+            observations: a value, its span, and its Unix time in seconds, for each exemplar.
+        """
+        exemplars = {
+            bisect_left(self.bounds, value): Exemplar(_exemplar_labels(span), value, at)
+            for value, span, at in observations
+        }
+        return Histogram(self.bounds, self.counts, self.sum, {**self.exemplars, **exemplars})
 
     def cumulative_buckets(self) -> Iterator[tuple[int, Exemplar | None]]:
         """Yield, bound by bound and then for +Inf, how many are within, and an exemplar."""
         for bucket, total in enumerate(accumulate(self.counts)):
             yield total, self.exemplars.get(bucket)
-
-    def copy(self) -> Histogram:
-        """Return a copy that can be changed independently."""
-        copy = Histogram.__new__(Histogram)
-        copy.bounds = self.bounds
-        copy.counts = self.counts.copy()
-        copy.sum = self.sum
-        copy.exemplars = self.exemplars.copy()
-        return copy
 
 
 class JobStats:
@@ -138,25 +145,26 @@ class JobStats:
     def __init__(self, duration_buckets: Sequence[float], delay_buckets: Sequence[float]) -> None:
         self.durations = Histogram(duration_buckets)
         self.delays = Histogram(delay_buckets)
-        self.outcomes = dict.fromkeys(Outcome, 0)
-        self.exceptions: dict[str, int] = {}
+        self.outcomes = _ZERO_OUTCOME_COUNTS.copy()
+        self.exceptions: Mapping[str, int] = {}
         self.consecutive_failures = 0
         self.last_outcome: Outcome | None = None
         self.last_run_due_at: float | None = None
         self.last_success_at: float | None = None
         self.last_failure_at: float | None = None
         self.last_duration: float | None = None
-        # By the name of the quantity. Replaced and never changed, so that copies share them.
+        # By the name of the quantity.
         self.recorded: Mapping[str, float] = {}
         self.last_recorded: Mapping[str, float] = {}
 
     def copy(self) -> JobStats:
         """Return a copy that can be changed independently."""
         copy = JobStats.__new__(JobStats)
-        copy.durations = self.durations.copy()
-        copy.delays = self.delays.copy()
         copy.outcomes = self.outcomes.copy()
-        copy.exceptions = self.exceptions.copy()
+        # All others are replaced and never changed, so that copies share them.
+        copy.durations = self.durations
+        copy.delays = self.delays
+        copy.exceptions = self.exceptions
         copy.consecutive_failures = self.consecutive_failures
         copy.last_outcome = self.last_outcome
         copy.last_run_due_at = self.last_run_due_at
@@ -178,7 +186,7 @@ class JobStats:
         if self.last_run_due_at is None or due > self.last_run_due_at:
             self.last_run_due_at = due
         if started_at is not None:
-            self.delays.observe(delay(due, started_at))
+            self.delays = self.delays.with_values([compute_start_delay(due, started_at)])
 
     def add_finished_runs(  # noqa: C901  # calls cost more
         self, runs: Sequence[FinishedRun]
@@ -186,7 +194,8 @@ class JobStats:
         """Add runs that have ended, in the order of their ends."""
         delays: list[float] = []
         durations: list[float] = []
-        successes = 0
+        exemplars: list[tuple[float, SpanIds, float]] = []
+        successes, has_reported = 0, False
         last_run_due_at = -inf if self.last_run_due_at is None else self.last_run_due_at
         for run in runs:
             outcome, started_at = run.outcome, run.started_at
@@ -201,7 +210,7 @@ class JobStats:
             if duration is not None and (outcome is SUCCESS or outcome is ERROR):
                 durations.append(duration)
                 if run.exemplar_span is not None:
-                    self.durations.add_exemplar(duration, run.exemplar_span, run.finished_at)
+                    exemplars.append((duration, run.exemplar_span, run.finished_at))
             if outcome is SUCCESS:  # as most are
                 successes += 1
                 self.last_success_at = run.finished_at
@@ -209,14 +218,18 @@ class JobStats:
             elif outcome is not None:
                 error = None if run.error is None else run.error.type
                 self.add_outcome(outcome, run.finished_at, error, run.count)
+            if run.current_run is not None:
+                has_reported = True
         self.last_outcome = runs[-1].outcome
         self.outcomes[SUCCESS] += successes
         self.last_run_due_at = None if last_run_due_at == -inf else last_run_due_at
         if durations:
             self.last_duration = durations[-1]
-        self.delays.observe_all(delays)
-        self.durations.observe_all(durations)
-        if self.recorded or any(map(_get_reported, runs)):
+        self.delays = self.delays.with_values(delays)
+        self.durations = self.durations.with_values(durations)
+        if exemplars:
+            self.durations = self.durations.with_exemplars(exemplars)
+        if has_reported or self.recorded:
             self._add_recorded(runs)
 
     def add_outcome(
@@ -239,7 +252,7 @@ class JobStats:
         elif outcome in FAILED_OUTCOMES:
             self.last_failure_at = at
             self.consecutive_failures += count
-            if error is not None and (outcome is ERROR or error == INTERRUPTED):
+            if error is not None and (outcome is ERROR or error == INTERRUPTED_ERROR_TYPE):
                 self._count_exception_type(error)
 
     def _add_recorded(self, runs: Sequence[FinishedRun]) -> None:
@@ -252,22 +265,22 @@ class JobStats:
             # A success is 0 of what it has not recorded.
             last = dict.fromkeys(self.recorded, 0.0)
             for name, amount in last_success.recorded.items():
-                last[name if name in last else OTHER_QUANTITIES] += amount
+                last[name if name in last else OTHER_QUANTITIES_NAME] += amount
             self.last_recorded = last
 
     def _count_exception_type(self, name: str) -> None:
         known = self.exceptions
         if name not in known and len(known) >= MAX_EXCEPTION_TYPES:
             name = OTHER_EXCEPTIONS
-        known[name] = known.get(name, 0) + 1
+        self.exceptions = {**known, name: known.get(name, 0) + 1}
 
 
-def delay(due: float, started_at: float) -> float:
+def compute_start_delay(due: float, started_at: float) -> float:
     """Return the seconds from `due` to `started_at`; never negative, whatever the clock did."""
     return started_at - due if started_at > due else 0.0
 
 
-_get_reported = attrgetter("reported")
+_ZERO_OUTCOME_COUNTS = dict.fromkeys(Outcome, 0)  # to list an enumeration for each job takes long
 
 
 def _exemplar_labels(span: SpanIds) -> Mapping[str, str]:

@@ -68,7 +68,9 @@ def find_deadline(due_at: float, deadline: float | time) -> float | None:
         today = to_datetime(due_at, deadline.tzinfo).date()
         # Clocks that are set back may show a part of yesterday again.
         days = (today + timedelta(number) for number in range(-1, 3))
-        coming = (at for day in days for at in _find_times(day, deadline, due_at) if at > due_at)
+        coming = (
+            at for day in days for at in _find_times_of_day(day, deadline, due_at) if at > due_at
+        )
         return next(coming, None)
     except Exception:  # noqa: BLE001  # OverflowError, or the zone's own
         return None
@@ -77,10 +79,10 @@ def find_deadline(due_at: float, deadline: float | time) -> float | None:
 def start_of_day(day: date, zone: tzinfo) -> float:
     """Return when a day begins, in Unix seconds; if there is no midnight, when clocks skip it."""
     day_before = datetime.combine(day, time(), timezone.utc).timestamp() - 86_400.0
-    return _find_times(day, time(tzinfo=zone), day_before)[0]
+    return _find_times_of_day(day, time(tzinfo=zone), day_before)[0]
 
 
-def _find_times(day: date, time_of_day: time, due_at: float) -> Sequence[float]:
+def _find_times_of_day(day: date, time_of_day: time, due_at: float) -> Sequence[float]:
     """
     Return when it is this time of day on a day, in Unix seconds; twice if clocks are set back.
 

@@ -30,18 +30,18 @@ class UnlistedRuns(NamedTuple):
 
     Attributes:
         label: the value of the ``job_id`` label.
-        after: Unix seconds of the last run that is listed.
+        last_listed_at: Unix seconds of the last run that is listed.
         reason: why, as the rest of a sentence about the job.
     """
 
     label: str
-    after: float
+    last_listed_at: float
     reason: str
 
 
 class UpcomingRuns(NamedTuple):
     """
-    What is known of coming runs.
+    What is known of upcoming runs.
 
     Attributes:
         runs: the runs, in the order in which they are due.
@@ -66,7 +66,7 @@ class Timetable(Protocol):
         self, until: float, *, label: str | None = None, max_count: int
     ) -> UpcomingRuns:
         """
-        Return the coming runs, without jitter; in bounded time, and without calling user code.
+        Return the upcoming runs, without jitter; in bounded time, and without calling user code.
 
         Args:
             until: Unix seconds up to which runs are looked for.

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from apscheduler_telemetry.core.model import SpanIds
 
 
-def with_given_ids(tracer: trace.Tracer, span_ids: SpanIds) -> trace.Tracer:
+def with_given_span_ids(tracer: trace.Tracer, span_ids: SpanIds) -> trace.Tracer:
     """
     Return a tracer whose spans have these ids.
 
@@ -22,11 +22,11 @@ def with_given_ids(tracer: trace.Tracer, span_ids: SpanIds) -> trace.Tracer:
     if not hasattr(tracer, "id_generator"):
         return tracer
     with_ids = copy.copy(tracer)
-    with_ids.id_generator = _GivenIds(tracer.id_generator, span_ids)
+    with_ids.id_generator = _GivenIdGenerator(tracer.id_generator, span_ids)
     return with_ids
 
 
-class _GivenIds:
+class _GivenIdGenerator:
     """An `opentelemetry.sdk.trace.id_generator.IdGenerator` that returns the ids it was given."""
 
     def __init__(self, original: Any, span_ids: SpanIds) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from apscheduler_telemetry.core.model import Clock
 from apscheduler_telemetry.core.records import JobSnapshot
 from apscheduler_telemetry.core.times import to_iso
-from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_jobs
+from apscheduler_telemetry.export.metric_families import InstrumentedScheduler, sorted_job_snapshots
 
 ERROR_COMPONENT = "collector"
 
@@ -20,15 +20,16 @@ def build_report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> 
     """
     Return the health of a scheduler, ready for JSON.
 
-    Times are ISO 8601 in UTC, or None. Jobs that share a label are one item. A job that fails does
-    not make the scheduler unhealthy: restarting it would not help, and there are alerts for that.
+    Times are ISO 8601 in UTC, or None; durations are seconds. Jobs that share a label are one item.
+    A job that fails does not make the scheduler unhealthy: restarting it would not help, and there
+    are alerts for that.
 
     Args:
         scheduler: the scheduler.
         clock: returns Unix seconds.
     """
     now, liveness = clock(), scheduler.liveness()
-    jobs = sorted_jobs(scheduler, ERROR_COMPONENT, is_export=False)
+    jobs = sorted_job_snapshots(scheduler, ERROR_COMPONENT, is_export=False)
     return {
         "status": "healthy" if liveness.up else "unhealthy",
         "reasons": [{"code": code, "message": message} for code, message in liveness.reasons],
@@ -38,7 +39,7 @@ def build_report(scheduler: InstrumentedScheduler, clock: Clock = time.time) -> 
             "loop_alive": liveness.up,
             "last_wakeup": to_iso(scheduler.last_pass_ended_at),
         },
-        "jobs": [_job(job, now) for job in jobs],
+        "jobs": [_describe_job(job, now) for job in jobs],
     }
 
 
@@ -52,7 +53,7 @@ def build_uninstrumented_report(name: str, message: str) -> dict[str, Any]:
     }
 
 
-def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def combine_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Combine the reports of all schedulers of a process; any unhealthy one makes it unhealthy."""
     return {
         "status": "unhealthy" if any(r["status"] != "healthy" for r in reports) else "healthy",
@@ -68,7 +69,7 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
+def _describe_job(job: JobSnapshot, now: float) -> dict[str, Any]:
     next_run = job.next_run or None
     outcome = job.stats.last_outcome
     return {
@@ -76,7 +77,9 @@ def _job(job: JobSnapshot, now: float) -> dict[str, Any]:
         "next_run": to_iso(next_run),
         "trigger": job.info.trigger,
         "last_outcome": None if outcome is None else outcome.value,
+        "last_duration": job.stats.last_duration,
         "last_success": to_iso(job.stats.last_success_at),
+        "outcomes": {each.value: count for each, count in job.stats.outcomes.items() if count},
         "running_since": to_iso(job.in_flight_summary.oldest_start_at or None),
         "overdue": any(
             due_at and now > due_at + job.info.grace

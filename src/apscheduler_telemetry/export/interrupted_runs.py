@@ -44,7 +44,7 @@ class InterruptedRunReporter:
     def report(self, interrupted: InterruptedRuns) -> None:
         """Count the runs of one file; whatever else fails, they are counted."""
         runs = self._recorder.runs_interrupted(interrupted.entries)
-        logger.warning("%s", _describe(interrupted, self._recorder.scheduler_name))
+        logger.warning("%s", _describe_interruption(interrupted, self._recorder.scheduler_name))
         for run, entry in zip(runs, interrupted.entries, strict=True):
             try:
                 self._span_observer.export_interrupted_run(run, entry.span)
@@ -58,7 +58,7 @@ class InterruptedRunReporter:
                 self._error_reporter.exception(self._run_log.component)
 
 
-def _describe(interrupted: InterruptedRuns, scheduler: str) -> str:
+def _describe_interruption(interrupted: InterruptedRuns, scheduler: str) -> str:
     counts = Counter(entry.label for entry in interrupted.entries)
     labels = [f"{count} of {label!r}" for label, count in counts.most_common(MAX_LOGGED_LABELS)]
     if len(counts) > MAX_LOGGED_LABELS:
@@ -68,8 +68,8 @@ def _describe(interrupted: InterruptedRuns, scheduler: str) -> str:
     cause = f"{processes} {', '.join(map(str, pids[:MAX_LOGGED_LABELS]))} ended"
     owner = interrupted.owner
     if owner is not None and owner.pid in pids:
-        started = to_datetime(owner.started_at).isoformat(timespec="seconds")
-        cause = f"{cause} (started at {started})"
+        started = to_datetime(owner.taken_at).isoformat(timespec="seconds")
+        cause = f"{cause} (its scheduler was started at {started})"
         if owner.boot_id and owner.boot_id != read_boot_id():
             cause = f"{cause}, and the machine was restarted"
     return (

@@ -7,16 +7,23 @@ Conventions: https://opentelemetry.io/docs/specs/semconv/
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 from opentelemetry.util.types import AttributeValue
 
-from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE
-from apscheduler_telemetry.core.labels import label_value
-from apscheduler_telemetry.core.model import MAX_MESSAGE_LENGTH, ErrorDescription, JobInfo
+from apscheduler_telemetry.core.exception_text import MAX_STACKTRACE_LENGTH
+from apscheduler_telemetry.core.labels import escape_surrogates, label_value
+from apscheduler_telemetry.core.model import (
+    ERROR,
+    MAX_MESSAGE_LENGTH,
+    ErrorDescription,
+    JobInfo,
+    Outcome,
+)
 from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.times import to_datetime
 
-SCOPE = "apscheduler_telemetry"
+INSTRUMENTATION_SCOPE = "apscheduler_telemetry"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """
 The conventions that ``code.*``, ``error.*`` and ``exception.*`` follow here.
@@ -27,6 +34,15 @@ with the SDK and not with the API.
 
 MAX_CACHED_JOBS = 1_000
 """Jobs whose attributes are cached, as most are the same for all runs of a job."""
+
+OUTCOME_DESCRIPTIONS: Mapping[Outcome, str] = {
+    ERROR: "failed with an exception that is not known",
+    Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
+    Outcome.SKIPPED: "max_instances runs of the job were in progress",
+    Outcome.COALESCED: "merged into a later run",
+    Outcome.LOST: "lost by its executor, or could not be submitted to one",
+}
+"""What happened to a run of which no exception says more."""
 
 Attributes = dict[str, AttributeValue]
 
@@ -54,13 +70,37 @@ class JobAttributeCache:
         return attributes
 
 
+def error_type(outcome: Outcome, error: ErrorDescription | None) -> str:
+    """Return the ``error.type`` of a run that did not succeed: its exception, or its outcome."""
+    return outcome.value if error is None else label_value(error.type)
+
+
+def error_message(outcome: Outcome, error: ErrorDescription | None) -> str | None:
+    """
+    Return why a run did not succeed.
+
+    Args:
+        outcome: any but success.
+        error: its exception, or the failure that it reported.
+
+    Returns:
+        The message of the error, or None if it may not be exported; without an error, the
+        description of the outcome.
+    """
+    if error is None:
+        return OUTCOME_DESCRIPTIONS[outcome]
+    return None if error.message is None else exported_message(error.message)
+
+
 def exception_attributes(error: ErrorDescription) -> Attributes:
     """Return the attributes of an exception, as far as it may be exported."""
     attributes: Attributes = {"exception.type": label_value(error.type)}
     if error.message is not None:
         attributes["exception.message"] = exported_message(error.message)
     if error.traceback:
-        attributes["exception.stacktrace"] = escape_surrogates(error.traceback[-MAX_STACKTRACE:])
+        attributes["exception.stacktrace"] = escape_surrogates(
+            error.traceback[-MAX_STACKTRACE_LENGTH:]
+        )
     return attributes
 
 
@@ -69,12 +109,7 @@ def exported_message(message: str) -> str:
     return escape_surrogates(message[:MAX_MESSAGE_LENGTH])
 
 
-def escape_surrogates(text: str) -> str:
-    """Escape what UTF-8 cannot encode: a lone surrogate would make the exporter drop a batch."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def nanoseconds(seconds: float) -> int:
+def to_nanoseconds(seconds: float) -> int:
     """Return Unix seconds as Unix nanoseconds."""
     return int(seconds * 1e9)
 

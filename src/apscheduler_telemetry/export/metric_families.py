@@ -16,7 +16,7 @@ from enum import Enum, auto
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
-from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE
+from apscheduler_telemetry.core.expectation_resolver import MIN_DEFAULT_GRACE_SECONDS
 from apscheduler_telemetry.core.labels import label_value
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children, synchronized
 from apscheduler_telemetry.core.model import (
@@ -32,7 +32,7 @@ from apscheduler_telemetry.errors import DuplicateNameError
 
 _T = TypeVar("_T")
 
-STATES = ("running", "paused", "stopped")
+SCHEDULER_STATES = ("running", "paused", "stopped")
 
 
 class InstrumentedScheduler(SchedulerStatusProvider, Protocol):
@@ -50,7 +50,7 @@ class InstrumentedScheduler(SchedulerStatusProvider, Protocol):
     error_reporter: ErrorReporter
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """How values behave over time, and whether the sum of several series means anything."""
 
     COUNTER = auto()
@@ -76,7 +76,7 @@ class MetricFamily:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     unit: str
     description: str
     labels: tuple[str, ...]
@@ -98,280 +98,288 @@ _EXECUTOR_LABELS = ("scheduler", "executor")
 _JOB_INFO_LABELS = ("name", "func", "trigger", "executor", "jobstore", "persistent")
 _SCHEDULER_INFO_LABELS = ("type", "version", "hostname", "pid", "timezone", "singleton")
 
-_families: list[MetricFamily] = []
+_families_in_order: list[MetricFamily] = []
 
 
 def _add_family(
-    name: str, kind: Kind, unit: str, labels: tuple[str, ...], description: str
+    name: str, kind: MetricKind, unit: str, labels: tuple[str, ...], description: str
 ) -> MetricFamily:
     """Create a family, and append it to those that are exposed."""
     family = MetricFamily(f"apscheduler.{name}", kind, unit, description, labels)
-    _families.append(family)
+    _families_in_order.append(family)
     return family
 
 
 RUNS = _add_family(
-    "job.runs", Kind.COUNTER, "{run}", (*_JOB_LABELS, "outcome"), "Due runs by outcome."
+    "job.runs", MetricKind.COUNTER, "{run}", (*_JOB_LABELS, "outcome"), "Due runs by outcome."
 )
 EXCEPTIONS = _add_family(
     "job.exceptions",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{run}",
     (*_JOB_LABELS, "exception"),
     "Runs that raised an exception, by its type.",
 )
 RECORDED = _add_family(
     "job.recorded",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{quantity}",
     (*_JOB_LABELS, "quantity"),
     "Quantities that runs recorded by current_run().record().",
 )
 DURATIONS = _add_family(
     "job.run.duration",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "s",
     _JOB_LABELS,
     "Duration of runs that succeeded or failed.",
 )
 DELAYS = _add_family(
-    "job.start_delay", Kind.HISTOGRAM, "s", _JOB_LABELS, "Actual start minus scheduled time."
+    "job.start_delay", MetricKind.HISTOGRAM, "s", _JOB_LABELS, "Actual start minus scheduled time."
 )
 NEXT_RUN = _add_family(
     "job.next_run.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Scheduled time of the next run; 0 if there is none.",
 )
 LAST_RUN_DUE = _add_family(
     "job.last_run.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Scheduled time of the latest run that started.",
 )
 LAST_SUCCESS = _add_family(
     "job.last_success.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "When the latest successful run ended.",
 )
 LAST_FAILURE = _add_family(
     "job.last_failure.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "When the latest failed or lost run ended.",
 )
 LAST_DURATION = _add_family(
     "job.last_run.duration",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Duration of the run that ended last.",
 )
 LAST_RECORDED = _add_family(
     "job.last_recorded",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{quantity}",
     (*_JOB_LABELS, "quantity"),
     "Quantities that the latest successful run recorded.",
 )
 CONSECUTIVE_FAILURES = _add_family(
     "job.consecutive_failures",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{run}",
     _JOB_LABELS,
     "Failed and lost runs since the last success.",
 )
 RUNNING = _add_family(
     "job.running",
-    Kind.UP_DOWN_COUNTER,
+    MetricKind.UP_DOWN_COUNTER,
     "{run}",
     _JOB_LABELS,
     "Runs that have started and have no outcome yet.",
 )
 RUNNING_SINCE = _add_family(
     "job.running_since.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Start of the oldest run whose callable has not ended; 0 if there is none.",
 )
 CANCELLED_RUN_DUE = _add_family(
     "job.withdrawn_run.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Scheduled time of the latest cancelled run.",
 )
 SHORTEST_UPCOMING_INTERVAL = _add_family(
     "job.shortest_interval",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Shortest time between two consecutive fire times of the next ten.",
 )
 LONGEST_UPCOMING_INTERVAL = _add_family(
     "job.longest_interval",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "Longest time between two consecutive fire times of the next ten.",
 )
 GRACE = _add_family(
-    "job.grace", Kind.GAUGE, "s", _JOB_LABELS, "How late a run may start before an alert fires."
+    "job.grace",
+    MetricKind.GAUGE,
+    "s",
+    _JOB_LABELS,
+    "How late a run may start before an alert fires.",
 )
 MAX_DURATION = _add_family(
     "job.max_duration",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "How long a run may take before it counts as stuck.",
 )
 MIN_DURATION = _add_family(
     "job.min_duration",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "How long a successful run takes at least.",
 )
 DEADLINE = _add_family(
     "job.deadline.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _JOB_LABELS,
     "When the next run has to have succeeded.",
 )
 MAX_FAILURES = _add_family(
     "job.max_failures",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{run}",
     _JOB_LABELS,
     "How many runs in a row fail before the job counts as failing.",
 )
 MIN_RECORDED = _add_family(
     "job.min_recorded",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{quantity}",
     (*_JOB_LABELS, "quantity"),
     "The least that a successful run records of the quantity.",
 )
 ALERT_INFO = _add_family(
     "job.alert_info",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{job}",
     (*_JOB_LABELS, "severity", "owner", "runbook_url"),
     "Severity, owner and runbook of alerts on the job; always 1.",
 )
 JOB_INFO = _add_family(
     "job.info",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{job}",
     (*_JOB_LABELS, *_JOB_INFO_LABELS),
     "Description of the job; always 1.",
 )
 UP = _add_family(
     "scheduler.up",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{scheduler}",
     _SCHEDULER_LABELS,
     "1 if the scheduler loop is alive in this process and not overdue.",
 )
 STATE = _add_family(
     "scheduler.state",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{scheduler}",
     (*_SCHEDULER_LABELS, "state"),
     "1 for the state that APScheduler reports.",
 )
 STARTED_AT = _add_family(
     "scheduler.start.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _SCHEDULER_LABELS,
     "When the scheduler was started, or instrumented if that was later.",
 )
 LAST_PASS_END = _add_family(
     "scheduler.last_wakeup.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     _SCHEDULER_LABELS,
     "End of the latest pass over due jobs.",
 )
 JOBS = _add_family(
-    "scheduler.jobs", Kind.UP_DOWN_COUNTER, "{job}", (*_SCHEDULER_LABELS, "jobstore"), "Known jobs."
+    "scheduler.jobs",
+    MetricKind.UP_DOWN_COUNTER,
+    "{job}",
+    (*_SCHEDULER_LABELS, "jobstore"),
+    "Known jobs.",
 )
 JOBSTORE_LAST_READ = _add_family(
     "jobstore.last_read.timestamp",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "s",
     (*_SCHEDULER_LABELS, "jobstore"),
     "Start of the latest successful read of the store; for a store in memory, the scrape.",
 )
 JOBSTORE_READ_FAILURES = _add_family(
     "jobstore.read_failures",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{reading}",
     (*_SCHEDULER_LABELS, "jobstore"),
     "Reads of the store by the telemetry that failed.",
 )
 SCHEDULER_ERRORS = _add_family(
     "scheduler.errors",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "kind"),
     "Errors other than exceptions that jobs raise, by kind.",
 )
 WORKERS = _add_family(
     "executor.workers",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{worker}",
     _EXECUTOR_LABELS,
     "Runs that the executor can run at the same time; +Inf if it has no limit.",
 )
 EXECUTOR_RUNNING = _add_family(
     "executor.running",
-    Kind.UP_DOWN_COUNTER,
+    MetricKind.UP_DOWN_COUNTER,
     "{run}",
     _EXECUTOR_LABELS,
     "Runs that have started and have no outcome yet.",
 )
 EXECUTOR_QUEUED = _add_family(
     "executor.queued",
-    Kind.UP_DOWN_COUNTER,
+    MetricKind.UP_DOWN_COUNTER,
     "{run}",
     _EXECUTOR_LABELS,
     "Runs that wait for a worker.",
 )
 SCHEDULER_INFO = _add_family(
     "scheduler.info",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{scheduler}",
     (*_SCHEDULER_LABELS, *_SCHEDULER_INFO_LABELS),
     "Description of the scheduler; always 1.",
 )
 TELEMETRY_ERRORS = _add_family(
     "telemetry.errors",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{error}",
     (*_SCHEDULER_LABELS, "component"),
     "Errors of the telemetry itself, by component.",
 )
 
-FAMILIES = tuple(_families)
+FAMILIES = tuple(_families_in_order)
 """All families, in the order of the exposition."""
 JOB_FAMILIES = tuple(family for family in FAMILIES if "job_id" in family.labels)
 """The families about single jobs."""
 
-USUAL_VALUES: Mapping[MetricFamily, float] = {
+VALUES_OMITTED_FROM_SCRAPES: Mapping[MetricFamily, float] = {
     RUNS: 0,
     CONSECUTIVE_FAILURES: 0,
     RUNNING: 0,
     RUNNING_SINCE: 0,
-    GRACE: MIN_DEFAULT_GRACE,
+    GRACE: MIN_DEFAULT_GRACE_SECONDS,
 }
 """What a scrape leaves out; see `scraped_job_samples`."""
 
@@ -379,7 +387,7 @@ Sample = tuple[MetricFamily, tuple[str, ...], "float | Histogram"]
 """A family, the values of its labels, and the value: a `Histogram` if that is its kind."""
 
 
-def samples(
+def all_samples(
     scheduler: InstrumentedScheduler, component: str, *, is_scrape: bool = False
 ) -> Iterator[Sample]:
     """
@@ -392,7 +400,7 @@ def samples(
     """
     samples_of = scraped_job_samples if is_scrape else job_samples
     yield from scheduler_samples(scheduler, component)
-    for job in sorted_jobs(scheduler, component):
+    for job in sorted_job_snapshots(scheduler, component):
         yield from yield_until_error(
             scheduler.error_reporter, component, samples_of(scheduler.name, job)
         )
@@ -400,9 +408,9 @@ def samples(
 
 
 def scheduler_samples(scheduler: InstrumentedScheduler, component: str) -> Iterator[Sample]:
-    """Yield the samples that are not about single jobs; see `samples`."""
+    """Yield the samples that are not about single jobs; see `all_samples`."""
     yield from yield_until_error(
-        scheduler.error_reporter, component, _unprotected_scheduler_samples(scheduler)
+        scheduler.error_reporter, component, _read_scheduler_samples(scheduler)
     )
 
 
@@ -468,7 +476,11 @@ def scraped_job_samples(scheduler: str, job: JobSnapshot) -> Iterator[Sample]:
     shortest, _ = job.interval_range or (None, None)
     for sample in job_samples(scheduler, job):
         family, labels, value = sample
-        usual = shortest if family is LONGEST_UPCOMING_INTERVAL else USUAL_VALUES.get(family)
+        usual = (
+            shortest
+            if family is LONGEST_UPCOMING_INTERVAL
+            else VALUES_OMITTED_FROM_SCRAPES.get(family)
+        )
         if value != usual or labels[2:] == (SUCCESS.value,):
             yield sample
 
@@ -506,7 +518,7 @@ def yield_until_error(
         error_reporter.exception(component)
 
 
-def sorted_jobs(
+def sorted_job_snapshots(
     scheduler: InstrumentedScheduler, component: str, *, is_export: bool = True
 ) -> list[JobSnapshot]:
     """
@@ -525,11 +537,11 @@ def sorted_jobs(
     return sorted(jobs, key=attrgetter("label"))
 
 
-def _unprotected_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
+def _read_scheduler_samples(scheduler: InstrumentedScheduler) -> Iterator[Sample]:
     name, recorder = scheduler.name, scheduler.recorder
     liveness = scheduler.liveness()
     yield UP, (name,), int(liveness.up)
-    for state in STATES:
+    for state in SCHEDULER_STATES:
         yield STATE, (name, state), int(state == liveness.scheduler_state)
     started_at, last_pass_ended_at = scheduler.started_at, scheduler.last_pass_ended_at
     yield from _samples_unless_none(

@@ -36,19 +36,19 @@ from apscheduler_telemetry.export.metric_families import (
     DURATIONS,
     FAMILIES,
     Exporter,
-    Kind,
     MetricFamily,
-    samples,
+    MetricKind,
+    all_samples,
 )
 
 logger = logging.getLogger(__name__)
 
-SCOPE = "apscheduler_telemetry"
+INSTRUMENTATION_SCOPE = "apscheduler_telemetry"
 """It has no schema URL, because no attribute is defined by the semantic conventions."""
 
 ERROR_COMPONENT = "meter"
 
-MAX_TOTALS = 75_000
+MAX_KEPT_TOTALS = 75_000
 """
 Series of counters whose totals are kept.
 
@@ -56,7 +56,9 @@ A thousand jobs have 6,000 for their outcomes, up to 20,000 for exceptions and u
 quantities, and as many may be removed and come back.
 """
 
-_OBSERVABLE_FAMILIES = tuple(family for family in FAMILIES if family.kind is not Kind.HISTOGRAM)
+_OBSERVABLE_FAMILIES = tuple(
+    family for family in FAMILIES if family.kind is not MetricKind.HISTOGRAM
+)
 
 
 class OpenTelemetryExporter(Exporter):
@@ -87,23 +89,23 @@ class OpenTelemetryExporter(Exporter):
         self.is_global = provider is metrics.get_meter_provider()
         self._unreported_observations: dict[MetricFamily, list[Observation]] = {}
         self._monotonic_totals = MonotonicTotals()
-        meter = provider.get_meter(SCOPE, __version__)
-        create: dict[Kind, Callable[..., object]] = {
-            Kind.COUNTER: meter.create_observable_counter,
-            Kind.GAUGE: meter.create_observable_gauge,
-            Kind.UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
+        meter = provider.get_meter(INSTRUMENTATION_SCOPE, __version__)
+        create: dict[MetricKind, Callable[..., object]] = {
+            MetricKind.COUNTER: meter.create_observable_counter,
+            MetricKind.GAUGE: meter.create_observable_gauge,
+            MetricKind.UP_DOWN_COUNTER: meter.create_observable_up_down_counter,
         }
         for family in _OBSERVABLE_FAMILIES:
             create[family.kind](
                 family.name,
-                callbacks=[partial(self._observe, family)],
+                callbacks=[partial(self._observe_family, family)],
                 unit=family.unit,
                 description=family.description,
             )
-        self.durations = _create_histogram(meter, DURATIONS, duration_buckets)
-        self.delays = _create_histogram(meter, DELAYS, delay_buckets)
+        self.duration_histogram = _create_histogram(meter, DURATIONS, duration_buckets)
+        self.delay_histogram = _create_histogram(meter, DELAYS, delay_buckets)
 
-    def _observe(self, family: MetricFamily, _: CallbackOptions) -> Iterable[Observation]:
+    def _observe_family(self, family: MetricFamily, _: CallbackOptions) -> Iterable[Observation]:
         """
         Return the observations of one metric.
 
@@ -112,7 +114,7 @@ class OpenTelemetryExporter(Exporter):
         """
         observations = self._pop_unreported_observations(family)
         if observations is None:
-            reading = self._read()
+            reading = self._read_observations()
             observations = reading.pop(family)
             self._unreported_observations = reading
         return observations
@@ -121,7 +123,7 @@ class OpenTelemetryExporter(Exporter):
     def _pop_unreported_observations(self, family: MetricFamily) -> list[Observation] | None:
         return self._unreported_observations.pop(family, None)
 
-    def _read(self) -> dict[MetricFamily, list[Observation]]:
+    def _read_observations(self) -> dict[MetricFamily, list[Observation]]:
         reading: dict[MetricFamily, list[Observation]] = {
             family: [] for family in _OBSERVABLE_FAMILIES
         }
@@ -130,10 +132,10 @@ class OpenTelemetryExporter(Exporter):
             # as its parent, it would contradict it.
             if scheduler.liveness().is_forked_copy:
                 continue
-            for family, labels, value in samples(scheduler, ERROR_COMPONENT):
+            for family, labels, value in all_samples(scheduler, ERROR_COMPONENT):
                 if isinstance(value, Histogram) or not math.isfinite(value):
                     continue  # the SDK accepts no infinity: unlimited workers are absent
-                if family.kind is Kind.COUNTER:
+                if family.kind is MetricKind.COUNTER:
                     value = self._monotonic_totals.continue_total((family, labels), value)  # noqa: PLW2901
                 attributes = dict(zip(family.labels, labels, strict=True))
                 reading[family].append(Observation(value, attributes))
@@ -151,25 +153,25 @@ class MonotonicTotals:
 
     def __init__(self) -> None:
         # Of each series: what it counted before it last began at 0, and its latest value.
-        self._bases_and_latest: OrderedDict[object, tuple[float, float]] = OrderedDict()
+        self._bases_and_latest_by_series: OrderedDict[object, tuple[float, float]] = OrderedDict()
         self._lock = threading.RLock()
         renew_lock_in_forked_children(self)
 
     @synchronized
     def continue_total(self, series: object, value: float) -> float:
         """Return the total of a series whose value is `value` now."""
-        base, latest = self._bases_and_latest.get(series, (0, 0))
+        base, latest = self._bases_and_latest_by_series.get(series, (0, 0))
         if value < latest:
             base += latest
-        self._bases_and_latest[series] = base, value
-        self._bases_and_latest.move_to_end(series)  # so that idle series come first
+        self._bases_and_latest_by_series[series] = base, value
+        self._bases_and_latest_by_series.move_to_end(series)  # so that idle series come first
         return base + value
 
     @synchronized
     def evict_idle_series(self) -> None:
         """Drop the series that were idle for longest, if there are too many."""
-        while len(self._bases_and_latest) > MAX_TOTALS:
-            self._bases_and_latest.popitem(last=False)
+        while len(self._bases_and_latest_by_series) > MAX_KEPT_TOTALS:
+            self._bases_and_latest_by_series.popitem(last=False)
 
 
 class HistogramObserver:
@@ -184,8 +186,8 @@ class HistogramObserver:
     component = ERROR_COMPONENT
 
     def __init__(self, exporter: OpenTelemetryExporter) -> None:
-        self._durations = exporter.durations
-        self._delays = exporter.delays
+        self._duration_histogram = exporter.duration_histogram
+        self._delay_histogram = exporter.delay_histogram
         self._runs_with_recorded_delay: ObservedRuns[bool] = ObservedRuns()
         self._is_stopped = False
 
@@ -200,7 +202,7 @@ class HistogramObserver:
             if len(runs) >= runs.cleanup_threshold:
                 runs.drop_stale_runs()
             runs[run] = True
-            self._delays.record(run.start_delay, _scheduler_and_job_attributes(run))
+            self._delay_histogram.record(run.start_delay, _scheduler_and_job_attributes(run))
 
     def on_callable_end(self, run: Run) -> None:
         """Do nothing, as the outcome is not known yet."""
@@ -217,14 +219,14 @@ class HistogramObserver:
         was_recorded = self._runs_with_recorded_delay.pop(run, False)
         if delay is not None and not was_recorded:
             context = _exemplar_context(run.exemplar_span)
-            self._delays.record(delay, _scheduler_and_job_attributes(run), context=context)
+            self._delay_histogram.record(delay, _scheduler_and_job_attributes(run), context=context)
         if run.duration is not None and (run.outcome is SUCCESS or run.outcome is ERROR):
             context = _exemplar_context(run.exemplar_span) if context is None else context
-            self._durations.record(
+            self._duration_histogram.record(
                 run.duration, _scheduler_and_job_attributes(run), context=context
             )
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         """Record nothing from now on, because all other metrics end now as well."""
         self._is_stopped = True
         self._runs_with_recorded_delay.clear()
@@ -244,25 +246,27 @@ def get_or_create_exporter(
 
     The buckets are those of the first scheduler.
     """
-    with _lock:
+    with _exporters_lock:
         exporter = _find_exporter(provider)
         if exporter is None:
             exporter = OpenTelemetryExporter(provider, duration_buckets, delay_buckets)
-        _exporters[provider] = exporter
+        _exporters_by_provider[provider] = exporter
         return exporter
 
 
 def find_exporter(provider: metrics.MeterProvider) -> OpenTelemetryExporter | None:
     """Return the exporter of `provider`; None if no scheduler was instrumented on it."""
-    with _lock:
+    with _exporters_lock:
         return _find_exporter(provider)
 
 
 def _find_exporter(provider: metrics.MeterProvider) -> OpenTelemetryExporter | None:
-    exporter = _exporters.get(provider)
+    exporter = _exporters_by_provider.get(provider)
     if exporter is None and provider is metrics.get_meter_provider():
         # The proxy that stands for the global provider before it is set delegates to it.
-        exporter = next((known for known in _exporters.values() if known.is_global), None)
+        exporter = next(
+            (known for known in _exporters_by_provider.values() if known.is_global), None
+        )
     return exporter
 
 
@@ -305,7 +309,7 @@ def _exemplar_context(exemplar: SpanIds | None) -> Context:
 
 # Not an empty context: the SDK would use the current one instead.
 _CONTEXT_WITHOUT_SPAN = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-_lock = threading.Lock()
-_exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, OpenTelemetryExporter] = (
+_exporters_lock = threading.Lock()
+_exporters_by_provider: weakref.WeakKeyDictionary[metrics.MeterProvider, OpenTelemetryExporter] = (
     weakref.WeakKeyDictionary()
 )

@@ -44,7 +44,7 @@ from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from apscheduler_telemetry._version import __version__
-from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.labels import escape_surrogates, label_value
 from apscheduler_telemetry.core.model import (
     ERROR,
     SUCCESS,
@@ -55,15 +55,15 @@ from apscheduler_telemetry.core.model import (
 )
 from apscheduler_telemetry.core.observers import ObservedRuns
 from apscheduler_telemetry.core.records import Run
-from apscheduler_telemetry.export.given_span_ids import with_given_ids
+from apscheduler_telemetry.export.given_span_ids import with_given_span_ids
 from apscheduler_telemetry.export.job_attributes import (
+    INSTRUMENTATION_SCOPE,
     SCHEMA_URL,
-    SCOPE,
     JobAttributeCache,
-    escape_surrogates,
+    error_message,
+    error_type,
     exception_attributes,
-    exported_message,
-    nanoseconds,
+    to_nanoseconds,
 )
 
 logger = logging.getLogger(__name__)
@@ -77,20 +77,12 @@ The environment variable of ``docs/exceptions/exceptions-logs.md`` of the conven
 EXCEPTION_LOG_EVENT_NAME = "apscheduler.job.run.exception"
 """The event name of those log records: the operation and ``.exception``, as recommended there."""
 
-_STATUS_DESCRIPTIONS = {
-    ERROR: "failed with an exception that is not known",
-    Outcome.MISSED: "started too late, so APScheduler dropped the run (misfire)",
-    Outcome.SKIPPED: "rejected, because max_instances runs of the job were in progress",
-    Outcome.LOST: "lost by its executor, or could not be submitted to one",
-}
-"""The outcomes that are failures, with the status description if there is no exception."""
-
 _TRACE_CONTEXT_PROPAGATOR = TraceContextTextMapPropagator()
 """Not the global one, because the child process must read this format with any configuration."""
 
 _BAGGAGE_PROPAGATOR = W3CBaggagePropagator()
 
-_ROOT = Context()
+_EMPTY_CONTEXT = Context()
 """A context without a span; shared, as contexts are immutable."""
 
 _context_marker: ContextVar[None] = ContextVar("apscheduler_telemetry_context_marker")
@@ -107,7 +99,7 @@ class _RunSpan:
         start_ns: Unix nanoseconds of its start.
         is_recording: whether it is exported.
         has_start_delay_attribute: whether it has the start delay, as the run had started by then.
-        tokens: remove the span from the context; None if it is not current.
+        context_tokens: remove the span from the context; None if it is not current.
         callable_ended_at: Unix seconds of the end of the callable; None before it.
         is_ended_before_callable_end: whether it was ended while its callable still ran.
     """
@@ -116,20 +108,20 @@ class _RunSpan:
     start_ns: int
     is_recording: bool
     has_start_delay_attribute: bool
-    tokens: tuple[Token[None], Token[Context]] | None = None
+    context_tokens: tuple[Token[None], Token[Context]] | None = None
     callable_ended_at: float | None = None
     is_ended_before_callable_end: bool = False
 
     def make_current(self, base: Context | None) -> None:
         """Put the span into the current context, and all of `base` unless it is None."""
         context_token = otel_context.attach(trace.set_span_in_context(self.span, base))
-        self.tokens = _context_marker.set(None), context_token
+        self.context_tokens = _context_marker.set(None), context_token
 
     def remove_from_context(self) -> None:
         """Undo `make_current`, if it was called."""
-        if self.tokens is not None:
-            _detach_if_same_context(*self.tokens)
-            self.tokens = None
+        if self.context_tokens is not None:
+            _detach_if_same_context(*self.context_tokens)
+            self.context_tokens = None
 
     def set_callable_end(self, at: float) -> None:
         """Set the end of the callable, in Unix seconds."""
@@ -171,7 +163,7 @@ class SpanObserver:
         self._tracer_provider = None if proxy else tracer_provider
         self._logger_provider = logger_provider
         self._clock = clock
-        self._records_exception_events, self._logs_exceptions = _exception_signals()
+        self._records_exception_events, self._logs_exceptions = _read_exception_signal_variable()
         # A provider that the environment variable names is created at its first use.
         named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
         self._may_global_provider_be_unset = self._tracer_provider is None and not named
@@ -216,7 +208,9 @@ class SpanObserver:
         if run_span is None:
             return None
         carrier: dict[str, str] = {}
-        _TRACE_CONTEXT_PROPAGATOR.inject(carrier, trace.set_span_in_context(run_span.span, _ROOT))
+        _TRACE_CONTEXT_PROPAGATOR.inject(
+            carrier, trace.set_span_in_context(run_span.span, _EMPTY_CONTEXT)
+        )
         if baggage := _origin_baggage_header_of(run):
             carrier["baggage"] = baggage
         return carrier
@@ -237,8 +231,8 @@ class SpanObserver:
             and run.started_at is not None
         ):
             # It was measured in another process.
-            run_span.move_start(nanoseconds(run.started_at))
-        if run_span is not None and run_span.tokens is not None:
+            run_span.move_start(to_nanoseconds(run.started_at))
+        if run_span is not None and run_span.context_tokens is not None:
             run_span.mark_ended_before_callable_end()  # and is current until `on_callable_end`
         else:
             self._spans.pop(run, None)
@@ -251,7 +245,7 @@ class SpanObserver:
             )
         if run_span is not None:
             self._end_span(run_span, run, ended_at)
-        if run.error is not None and self._logs_exceptions and run.error.is_exception:
+        if run.error is not None and self._logs_exceptions and run.error.was_raised:
             at = self._clock() if ended_at is None else ended_at
             self._log_exception(run, run.error, run_span, at)
 
@@ -271,15 +265,15 @@ class SpanObserver:
         if tracer is None or self._is_stopped:
             return
         if span_ids is not None:
-            tracer = with_given_ids(tracer, span_ids)
+            tracer = with_given_span_ids(tracer, span_ids)
         started_at = run.measured_or_estimated_start_at
-        start_ns = nanoseconds(self._clock() if started_at is None else started_at)
+        start_ns = to_nanoseconds(self._clock() if started_at is None else started_at)
         attributes = self._job_attribute_cache.attributes_of(run)
         # What the journal does not say is absent.
         attributes = {key: value for key, value in attributes.items() if value != ""}
         span = tracer.start_span(
             escape_surrogates(run.job_info.label),
-            context=_ROOT,
+            context=_EMPTY_CONTEXT,
             attributes=attributes,
             start_time=start_ns,
         )
@@ -289,7 +283,7 @@ class SpanObserver:
             span.set_status(trace.StatusCode.ERROR, run.error.message)
         span.end(start_ns)
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         """Start no further span from now on; those that are open end when their runs do."""
         self._is_stopped = True
 
@@ -302,10 +296,10 @@ class SpanObserver:
         tracer = self._find_tracer()
         if tracer is None:
             return None
-        start_ns = nanoseconds(self._clock() if started_at is None else started_at)
-        root, links = _ROOT, None
+        start_ns = to_nanoseconds(self._clock() if started_at is None else started_at)
+        root, links = _EMPTY_CONTEXT, None
         if run.link_origins:
-            root, links = _add_origin_baggage(run, root), _links(run)
+            root, links = _add_origin_baggage(run, root), _create_links(run)
         attributes = self._job_attribute_cache.attributes_of(run)
         if started_at is not None and (delay := run.start_delay) is not None:
             attributes["apscheduler.start_delay"] = delay
@@ -333,7 +327,7 @@ class SpanObserver:
 
     def _end_span(self, run_span: _RunSpan, run: Run, ended_at: float | None) -> None:
         span = run_span.span
-        end_ns = run_span.start_ns if ended_at is None else nanoseconds(ended_at)
+        end_ns = run_span.start_ns if ended_at is None else to_nanoseconds(ended_at)
         if run_span.is_recording:
             if run.result is not None:
                 span.set_attribute("apscheduler.result", escape_surrogates(run.result))
@@ -355,21 +349,20 @@ class SpanObserver:
         self, span: trace.Span, outcome: Outcome, error: ErrorDescription | None, event_time_ns: int
     ) -> None:
         span.set_attribute("apscheduler.outcome", outcome.value)
-        description = _STATUS_DESCRIPTIONS.get(outcome)
-        if description is not None:
-            span.set_attribute("error.type", label_value(error.type) if error else outcome.value)
-            if error is not None:
-                description = None if error.message is None else exported_message(error.message)
-            span.set_status(trace.StatusCode.ERROR, description)
-        if error is not None and self._records_exception_events and error.is_exception:
+        if outcome is not Outcome.COALESCED:
+            span.set_attribute("error.type", error_type(outcome, error))
+            span.set_status(trace.StatusCode.ERROR, error_message(outcome, error))
+        if error is not None and self._records_exception_events and error.was_raised:
             span.add_event("exception", exception_attributes(error), event_time_ns)
 
     def _log_exception(
         self, run: Run, error: ErrorDescription, run_span: _RunSpan | None, at: float
     ) -> None:
-        context = None if run_span is None else trace.set_span_in_context(run_span.span, _ROOT)
-        get_logger(SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
-            timestamp=nanoseconds(at),
+        context = (
+            None if run_span is None else trace.set_span_in_context(run_span.span, _EMPTY_CONTEXT)
+        )
+        get_logger(INSTRUMENTATION_SCOPE, __version__, self._logger_provider, SCHEMA_URL).emit(
+            timestamp=to_nanoseconds(at),
             context=context,
             # ERROR, not FATAL or WARN: nothing handles it, but the application continues.
             severity_number=SeverityNumber.ERROR,
@@ -476,7 +469,7 @@ def attach_empty_context() -> Token[Context] | None:
         The argument of `detach_empty_context`; None if nothing was current, as in most threads, and
         there is nothing to restore.
     """
-    return otel_context.attach(_ROOT) if otel_context.get_current() else None
+    return otel_context.attach(_EMPTY_CONTEXT) if otel_context.get_current() else None
 
 
 def detach_empty_context(token: Token[Context]) -> None:
@@ -520,12 +513,12 @@ _ORIGINAL_GET_TRACER_PROVIDER = trace.get_tracer_provider
 def _find_exporting_tracer(provider: trace.TracerProvider) -> trace.Tracer | None:
     if isinstance(provider, (trace.NoOpTracerProvider, trace.ProxyTracerProvider)):
         return None
-    tracer = provider.get_tracer(SCOPE, __version__, schema_url=SCHEMA_URL)
+    tracer = provider.get_tracer(INSTRUMENTATION_SCOPE, __version__, schema_url=SCHEMA_URL)
     # An SDK that OTEL_SDK_DISABLED has turned off returns one that does nothing.
     return None if isinstance(tracer, trace.NoOpTracer) else tracer
 
 
-def _exception_signals() -> tuple[bool, bool]:
+def _read_exception_signal_variable() -> tuple[bool, bool]:
     """Return whether exceptions become span events, and whether they become log records."""
     wanted = os.environ.get(EXCEPTION_SIGNAL_VARIABLE, "").strip().lower()
     if wanted not in {"", "logs", "logs/dup"}:
@@ -545,7 +538,7 @@ def _exception_signals() -> tuple[bool, bool]:
     return True, False
 
 
-def _links(run: Run) -> list[trace.Link]:
+def _create_links(run: Run) -> list[trace.Link]:
     return [
         trace.Link(origin.span, {"apscheduler.link.reason": origin.reason})
         for origin in run.link_origins

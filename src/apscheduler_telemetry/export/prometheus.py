@@ -32,10 +32,10 @@ from apscheduler_telemetry.export.metric_families import (
     JOB_FAMILIES,
     Exporter,
     InstrumentedScheduler,
-    Kind,
     MetricFamily,
+    MetricKind,
     Sample,
-    samples,
+    all_samples,
     scheduler_samples,
     telemetry_samples,
 )
@@ -52,24 +52,24 @@ ERROR_COMPONENT = "collector"
 Encoder = Callable[[Any], bytes]
 """Of `prometheus_client.exposition.choose_encoder`: takes a registry, and calls its `collect`."""
 
-_METRIC_TYPES: dict[Kind, Any] = {
-    Kind.COUNTER: CounterMetricFamily,
-    Kind.GAUGE: GaugeMetricFamily,
-    Kind.UP_DOWN_COUNTER: GaugeMetricFamily,
-    Kind.HISTOGRAM: HistogramMetricFamily,
+_METRIC_CLASSES_BY_KIND: dict[MetricKind, Any] = {
+    MetricKind.COUNTER: CounterMetricFamily,
+    MetricKind.GAUGE: GaugeMetricFamily,
+    MetricKind.UP_DOWN_COUNTER: GaugeMetricFamily,
+    MetricKind.HISTOGRAM: HistogramMetricFamily,
 }
-_SUFFIXES = {
-    Kind.COUNTER: ("_total",),
-    Kind.GAUGE: ("",),
-    Kind.UP_DOWN_COUNTER: ("",),
-    Kind.HISTOGRAM: ("_bucket", "_count", "_sum"),
+_SAMPLE_SUFFIXES_BY_KIND = {
+    MetricKind.COUNTER: ("_total",),
+    MetricKind.GAUGE: ("",),
+    MetricKind.UP_DOWN_COUNTER: ("",),
+    MetricKind.HISTOGRAM: ("_bucket", "_count", "_sum"),
 }
 """What the names of samples add to the name of their family."""
-_UNUSED_SUFFIXES = {
-    Kind.COUNTER: ("_created",),
-    Kind.GAUGE: (),
-    Kind.UP_DOWN_COUNTER: (),
-    Kind.HISTOGRAM: ("_created",),
+_RESERVED_SUFFIXES_BY_KIND = {
+    MetricKind.COUNTER: ("_created",),
+    MetricKind.GAUGE: (),
+    MetricKind.UP_DOWN_COUNTER: (),
+    MetricKind.HISTOGRAM: ("_created",),
 }
 """What the registry reserves besides."""
 
@@ -92,9 +92,9 @@ class PrometheusExporter(Exporter, Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. What fails is left out and reported; a scrape never raises."""
-        collection = _LazyCollectResult(self)
+        collection = _LazyCollection(self)
         yield from (_LazyMetric(family, collection) for family in FAMILIES)
-        collection.read()
+        collection.read_metrics()
 
     def expose(self, encode: Encoder, names: Collection[str] = ()) -> Sequence[bytes]:
         """
@@ -139,21 +139,21 @@ class PrometheusExporter(Exporter, Collector):
         """Yield the metrics of a registry, with one placeholder for those of this package."""
         has_placeholder = False
         for metric in registry.collect():
-            if not (isinstance(metric, _LazyMetric) and metric.collection.exporter is self):
+            if not (isinstance(metric, _LazyMetric) and metric.lazy_collection.exporter is self):
                 yield metric
             elif not has_placeholder:
-                metric.collection.skip_reading()
+                metric.lazy_collection.skip_reading()
                 has_placeholder = True
                 yield _create_placeholder_metric()
 
     def remove_scheduler(self, scheduler: InstrumentedScheduler) -> None:
         """Stop exporting a scheduler; the last one takes the collector out of the registry."""
-        with _lock:
+        with _exporters_lock:
             super().remove_scheduler(scheduler)
             registry = self._get_registry()
             is_empty = not self._schedulers
-            if registry is not None and is_empty and _exporters.get(registry) is self:
-                del _exporters[registry]
+            if registry is not None and is_empty and _exporters_by_registry.get(registry) is self:
+                del _exporters_by_registry[registry]
                 with suppress(KeyError):  # the application has taken all collectors out
                     registry.unregister(self)
 
@@ -168,8 +168,8 @@ def get_or_create_exporter(registry: CollectorRegistry) -> PrometheusExporter:
     Raises:
         ArgumentValueError: the registry has other metrics of the same names.
     """
-    with _lock:
-        known = _exporters.get(registry)
+    with _exporters_lock:
+        known = _exporters_by_registry.get(registry)
         exporter = PrometheusExporter(registry) if known is None else known
         try:
             registry.register(exporter)
@@ -181,17 +181,17 @@ def get_or_create_exporter(registry: CollectorRegistry) -> PrometheusExporter:
                 )
                 raise ArgumentValueError(msg) from error
             # It is still registered: nothing public tells whether it is.
-        _exporters[registry] = exporter
+        _exporters_by_registry[registry] = exporter
         return exporter
 
 
 def find_exporter(registry: CollectorRegistry) -> PrometheusExporter | None:
     """Return the exporter of `registry`; None if no scheduler is instrumented on it."""
-    with _lock:
-        return _exporters.get(registry)
+    with _exporters_lock:
+        return _exporters_by_registry.get(registry)
 
 
-class _LazyCollectResult:
+class _LazyCollection:
     """
     One collection of the samples of all schedulers of an exporter.
 
@@ -207,14 +207,18 @@ class _LazyCollectResult:
         """Read nothing, as the metrics are not needed."""
         self._metrics = {}
 
-    def read(self) -> Mapping[MetricFamily, Metric]:
+    def read_metrics(self) -> Mapping[MetricFamily, Metric]:
         """Return the metrics, which are read now unless they were before."""
         if self._metrics is None:
             metrics = _create_metric_families()
             for scheduler in self.exporter.schedulers():
-                for family, labels, value in samples(scheduler, ERROR_COMPONENT, is_scrape=True):
+                for family, labels, value in all_samples(
+                    scheduler, ERROR_COMPONENT, is_scrape=True
+                ):
                     if isinstance(value, Histogram):
-                        metrics[family].add_metric(labels, _buckets(value), value.sum)
+                        metrics[family].add_metric(
+                            labels, _cumulative_buckets_with_exemplars(value), value.sum
+                        )
                     else:
                         metrics[family].add_metric(labels, value)
             self._metrics = metrics
@@ -224,16 +228,16 @@ class _LazyCollectResult:
 class _LazyMetric(Metric):
     """A family of a collection."""
 
-    def __init__(self, family: MetricFamily, collection: _LazyCollectResult) -> None:
-        self.collection = collection
+    def __init__(self, family: MetricFamily, collection: _LazyCollection) -> None:
+        self.lazy_collection = collection
         self._family = family
-        kind = "gauge" if family.kind is Kind.UP_DOWN_COUNTER else family.kind.name.lower()
+        kind = "gauge" if family.kind is MetricKind.UP_DOWN_COUNTER else family.kind.name.lower()
         super().__init__(family.prometheus_family_name, family.description, kind)
 
     @property
     def samples(self) -> list[Any]:
         """Its samples."""
-        metric = self.collection.read().get(self._family)
+        metric = self.lazy_collection.read_metrics().get(self._family)
         return [] if metric is None else metric.samples
 
     @samples.setter
@@ -245,7 +249,9 @@ class _TextRenderer:
     """Renders all families as text; that of jobs is cached for each format and scheduler."""
 
     def __init__(self) -> None:
-        self._caches: dict[bool, WeakKeyDictionary[InstrumentedScheduler, JobTextCache]] = {
+        self._caches_by_exemplars_shown: dict[
+            bool, WeakKeyDictionary[InstrumentedScheduler, JobTextCache]
+        ] = {
             False: WeakKeyDictionary(),
             True: WeakKeyDictionary(),
         }
@@ -268,7 +274,7 @@ class _TextRenderer:
             if family in JOB_FAMILIES
         }
 
-        def add(samples: Iterable[Sample]) -> None:
+        def add_samples(samples: Iterable[Sample]) -> None:
             for sample in samples:
                 if sample[0] in texts:
                     text = render_sample(sample, with_exemplars=with_exemplars)
@@ -276,17 +282,19 @@ class _TextRenderer:
 
         for scheduler in schedulers:
             if len(job_families) < len(texts):
-                add(scheduler_samples(scheduler, ERROR_COMPONENT))
+                add_samples(scheduler_samples(scheduler, ERROR_COMPONENT))
             if job_families:
-                cache = self._cache_for(scheduler, with_exemplars=with_exemplars)
+                cache = self._get_or_create_cache(scheduler, with_exemplars=with_exemplars)
                 for family, blocks in cache.render_jobs(scheduler, job_families).items():
                     texts[family].extend(blocks)
         for scheduler in schedulers:
-            add(telemetry_samples(scheduler))
+            add_samples(telemetry_samples(scheduler))
         return texts
 
-    def _cache_for(self, scheduler: InstrumentedScheduler, *, with_exemplars: bool) -> JobTextCache:
-        caches = self._caches[with_exemplars]
+    def _get_or_create_cache(
+        self, scheduler: InstrumentedScheduler, *, with_exemplars: bool
+    ) -> JobTextCache:
+        caches = self._caches_by_exemplars_shown[with_exemplars]
         cache = caches.get(scheduler)
         if cache is None:
             cache = caches[scheduler] = JobTextCache(ERROR_COMPONENT, with_exemplars=with_exemplars)
@@ -306,14 +314,16 @@ class _StaticCollector(Collector):
 
 def _create_metric_families() -> dict[MetricFamily, Any]:
     return {
-        family: _METRIC_TYPES[family.kind](
+        family: _METRIC_CLASSES_BY_KIND[family.kind](
             family.prometheus_family_name, family.description, labels=family.labels
         )
         for family in FAMILIES
     }
 
 
-def _buckets(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+def _cumulative_buckets_with_exemplars(
+    histogram: Histogram,
+) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
     return [
         (le, total)
         if exemplar is None
@@ -361,7 +371,7 @@ def _select_families(
     """Return the families that have samples of these names; None selects all samples."""
     wanted: dict[MetricFamily, HistogramLineFilter | None] = {}
     for family in FAMILIES:
-        name, suffixes = family.prometheus_family_name, _SUFFIXES[family.kind]
+        name, suffixes = family.prometheus_family_name, _SAMPLE_SUFFIXES_BY_KIND[family.kind]
         chosen = [suffix for suffix in suffixes if f"{name}{suffix}" in sample_names]
         if chosen:
             is_whole = len(chosen) == len(suffixes)
@@ -376,14 +386,14 @@ def _join_small_chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
     for part in parts:
         joined.append(part)
         size += len(part)
-        if size >= _MIN_CHUNK:
+        if size >= _MIN_CHUNK_BYTES:
             yield b"".join(joined)
             joined.clear()
             size = 0
     yield b"".join(joined)
 
 
-_MIN_CHUNK = 1 << 18
+_MIN_CHUNK_BYTES = 1 << 18
 """Bytes at which a chunk ends."""
 _PLACEHOLDER_METRIC_NAME = "apscheduler_telemetry_placeholder"
 _PLACEHOLDER_TEXT = (
@@ -393,10 +403,14 @@ _HELP_LINE_START = re.compile("^# HELP ", re.MULTILINE)
 _OWN_SAMPLE_NAMES = frozenset(
     f"{family.prometheus_family_name}{suffix}"
     for family in FAMILIES
-    for suffix in {"", *_SUFFIXES[family.kind], *_UNUSED_SUFFIXES[family.kind]}
+    for suffix in {
+        "",
+        *_SAMPLE_SUFFIXES_BY_KIND[family.kind],
+        *_RESERVED_SUFFIXES_BY_KIND[family.kind],
+    }
 )
 """Names that the registry reserves for us by what `describe` returns."""
-_lock = threading.Lock()
-_exporters: weakref.WeakKeyDictionary[CollectorRegistry, PrometheusExporter] = (
+_exporters_lock = threading.Lock()
+_exporters_by_registry: weakref.WeakKeyDictionary[CollectorRegistry, PrometheusExporter] = (
     weakref.WeakKeyDictionary()
 )

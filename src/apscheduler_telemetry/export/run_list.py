@@ -8,11 +8,12 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apscheduler_telemetry.core.labels import escape_surrogates, label_value
 from apscheduler_telemetry.core.run_history import RunRecord
 from apscheduler_telemetry.core.times import to_iso
 
 
-def build_list(
+def build_run_list(
     runs_by_scheduler: Mapping[str, Sequence[RunRecord]], limit: int, before: int | None = None
 ) -> dict[str, Any]:
     """
@@ -38,13 +39,13 @@ def build_list(
     has_more = len(chosen) > limit
     del chosen[limit:]
     return {
-        "runs": [describe(scheduler, run) for run, scheduler in chosen],
+        "runs": [describe_run(scheduler, run) for run, scheduler in chosen],
         "next_before": chosen[-1][0].number if has_more else None,
     }
 
 
-def describe(scheduler: str, run: RunRecord) -> dict[str, Any]:
-    """Return one run, ready for JSON; times are ISO 8601 in UTC, or None."""
+def describe_run(scheduler: str, run: RunRecord) -> dict[str, Any]:
+    """Return one run, ready for JSON and UTF-8; times are ISO 8601 in UTC, or None."""
     return {
         "number": run.number,
         "scheduler": scheduler,
@@ -54,7 +55,7 @@ def describe(scheduler: str, run: RunRecord) -> dict[str, Any]:
         "end_time": to_iso(run.ended_at),
         "duration": run.duration,
         "outcome": run.outcome.value,
-        "error_type": run.error_type,
-        "error_message": run.error_message,
+        "error_type": run.error_type and label_value(run.error_type),
+        "error_message": run.error_message and escape_surrogates(run.error_message),
         "trace_id": run.trace_id,
     }

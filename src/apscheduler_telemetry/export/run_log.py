@@ -27,7 +27,7 @@ from apscheduler_telemetry.core.forks import (
     is_thread_alive,
     reset_in_forked_children,
 )
-from apscheduler_telemetry.core.labels import label_value
+from apscheduler_telemetry.core.labels import escape_surrogates
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 from apscheduler_telemetry.core.model import ERROR, SUCCESS, Outcome, SpanIds
 from apscheduler_telemetry.core.observers import ErrorReporter
@@ -35,21 +35,21 @@ from apscheduler_telemetry.core.records import Run
 from apscheduler_telemetry.core.times import to_datetime
 from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.export.job_attributes import (
+    INSTRUMENTATION_SCOPE,
     SCHEMA_URL,
-    SCOPE,
     Attributes,
     JobAttributeCache,
-    escape_surrogates,
+    error_message,
+    error_type,
     exception_attributes,
-    exported_message,
-    nanoseconds,
+    to_nanoseconds,
 )
 
 LOGGER_NAME = "apscheduler_telemetry.runs"
 """The logger of the standard library that gets the records."""
 EVENT_NAME = "apscheduler.job.run"
 """The name of OpenTelemetry's event."""
-COMPONENT = "run_log"
+ERROR_COMPONENT = "run_log"
 """Under which errors are counted."""
 
 MAX_WAITING_RECORDS = 10_000
@@ -60,18 +60,11 @@ A scheduler that runs 1,000 jobs a second fills this in ten seconds.
 """
 IDLE_SECONDS = 1.0
 """Seconds without a record after which the thread ends."""
-EXIT_SECONDS = 5.0
+MAX_EXIT_FLUSH_SECONDS = 5.0
 """Seconds for which the end of the process waits for handlers."""
 
-_FINE_OUTCOMES = frozenset({SUCCESS, Outcome.COALESCED})
+_OUTCOMES_LOGGED_AS_INFO = frozenset({SUCCESS, Outcome.COALESCED})
 """The outcomes that are no failure."""
-
-_DESCRIPTIONS: Mapping[Outcome, str] = {
-    Outcome.MISSED: "it started too late, so APScheduler dropped it (misfire)",
-    Outcome.SKIPPED: "max_instances runs of the job were in progress",
-    Outcome.COALESCED: "it was merged into a later run",
-    Outcome.LOST: "its executor lost it, or could not take it",
-}
 
 
 class RunLogObserver:
@@ -89,7 +82,7 @@ class RunLogObserver:
         ArgumentTypeError: OpenTelemetry is too old for events.
     """
 
-    component = COMPONENT
+    component = ERROR_COMPONENT
 
     def __init__(
         self,
@@ -98,14 +91,14 @@ class RunLogObserver:
         logger_provider: LoggerProvider | None,
         error_reporter: ErrorReporter,
     ) -> None:
-        error_reporter.add_component(COMPONENT)
+        error_reporter.add_component(ERROR_COMPONENT)
         self._logger = logging.getLogger(LOGGER_NAME) if logs_to_standard_library else None
-        self._writer = LogWriter(error_reporter)
+        self._log_writer = LogWriter(error_reporter)
         self._otel_logger: Logger | None = None
         if logger_provider is not None:
             _check_events_are_supported()
             self._otel_logger = logger_provider.get_logger(
-                SCOPE, __version__, schema_url=SCHEMA_URL
+                INSTRUMENTATION_SCOPE, __version__, schema_url=SCHEMA_URL
             )
         self._job_attribute_cache = JobAttributeCache()
         self._is_stopped = False
@@ -128,7 +121,7 @@ class RunLogObserver:
         outcome = run.outcome
         if self._is_stopped or outcome is None:
             return
-        is_fine = outcome in _FINE_OUTCOMES
+        is_fine = outcome in _OUTCOMES_LOGGED_AS_INFO
         level = logging.INFO if is_fine else logging.ERROR
         logger = self._logger
         if logger is not None and not logger.isEnabledFor(level):
@@ -136,11 +129,11 @@ class RunLogObserver:
         if logger is None and self._otel_logger is None:
             return
         attributes = self._attributes_of(run, outcome)
-        text = _describe(run, outcome)
-        context = _context_of(run.exemplar_span)
+        text = _to_one_line(_format_message(run, outcome))
+        context = _create_context(run.exemplar_span)
         if self._otel_logger is not None:
             self._otel_logger.emit(
-                timestamp=nanoseconds(run.finished_at),
+                timestamp=to_nanoseconds(run.finished_at),
                 context=context,
                 severity_number=SeverityNumber.INFO if is_fine else SeverityNumber.ERROR,
                 severity_text="INFO" if is_fine else "ERROR",
@@ -153,12 +146,12 @@ class RunLogObserver:
             if "code.function.name" in extra:
                 # OpenTelemetry's handler fills in that name, with the function that logs.
                 extra["apscheduler.job.function"] = extra.pop("code.function.name")
-            record = logger.makeRecord(
-                logger.name, level, __file__, 0, "%s", (text,), None, extra=extra
-            )
-            self._writer.write(logger, record, context)
+            record = logger.makeRecord(logger.name, level, __file__, 0, "%s", (text,), None)
+            # Not by `extra=`, which refuses what the application's record factory has set, too.
+            vars(record).update(extra)
+            self._log_writer.write(logger, record, context)
 
-    def stop_observing_new_runs(self) -> None:
+    def ignore_new_runs(self) -> None:
         """Log no further run from now on."""
         self._is_stopped = True
 
@@ -182,12 +175,13 @@ class RunLogObserver:
             attributes["apscheduler.result"] = escape_surrogates(run.result)
         for name, amount in run.recorded.items():
             attributes[f"apscheduler.recorded.{name}"] = amount
-        if outcome not in _FINE_OUTCOMES:
+        if outcome not in _OUTCOMES_LOGGED_AS_INFO:
             error = run.error
-            attributes["error.type"] = outcome.value if error is None else label_value(error.type)
-            if error is not None and error.message:
-                attributes["apscheduler.error.message"] = exported_message(error.message)
-            if error is not None and error.is_exception:
+            attributes["error.type"] = error_type(outcome, error)
+            message = error_message(outcome, error)
+            if message:
+                attributes["apscheduler.error.message"] = message
+            if error is not None and error.was_raised:
                 attributes.update(exception_attributes(error))
         return attributes
 
@@ -227,7 +221,7 @@ class LogWriter:
         """
         if len(self._records) >= MAX_WAITING_RECORDS:
             # Not logged: the handlers that do not keep up may be those of our own logger, too.
-            self._error_reporter.count(COMPONENT)
+            self._error_reporter.count(ERROR_COMPONENT)
             return
         self._records.append((logger, record, context))
         with self._lock:
@@ -245,16 +239,16 @@ class LogWriter:
         if self._thread is None or not is_thread_alive(self._thread):
             self._wakeup = threading.Event()
             name = "apscheduler-telemetry-run-log"
-            thread = create_daemon_thread(self._work, self._wakeup, name=name)
+            thread = create_daemon_thread(self._write_until_idle, self._wakeup, name=name)
             try:
                 thread.start()
             except RuntimeError:  # too many threads, or the interpreter ends
-                self._error_reporter.count(COMPONENT)
+                self._error_reporter.count(ERROR_COMPONENT)
                 return  # the next record tries again
             self._thread = thread
         self._wakeup.set()
 
-    def _work(self, wakeup: threading.Event) -> None:
+    def _write_until_idle(self, wakeup: threading.Event) -> None:
         while True:
             was_woken = wakeup.wait(IDLE_SECONDS)
             with self._lock:
@@ -275,7 +269,7 @@ class LogWriter:
                 try:
                     logger.handle(record)
                 except BaseException:  # noqa: BLE001  # of a handler or a filter of the user's
-                    self._error_reporter.count(COMPONENT)
+                    self._error_reporter.count(ERROR_COMPONENT)
                 finally:
                     otel_context.detach(token)
         finally:
@@ -288,22 +282,30 @@ def _check_events_are_supported() -> None:
         raise ArgumentTypeError(msg)
 
 
-def _describe(run: Run, outcome: Outcome) -> str:
+def _format_message(run: Run, outcome: Outcome) -> str:
     """Return a run in a sentence, for logs that show nothing else."""
     text = f"{escape_surrogates(run.label)}: {outcome.value}"
     if run.duration is not None and (outcome is SUCCESS or outcome is ERROR):
         text += f" after {run.duration:.3f} s"
-    error = run.error
-    if error is not None:
-        text += f": {label_value(error.type)}"
-        return f"{text}: {exported_message(error.message)}" if error.message else text
-    reason = _DESCRIPTIONS.get(outcome)
-    if reason is None:
+    if outcome is SUCCESS:
         return text
-    return f"{text}, due {to_datetime(run.due_timestamp).isoformat()}: {reason}"
+    if run.error is None:
+        text += f", due {to_datetime(run.due_timestamp).isoformat()}"
+    else:
+        text += f": {error_type(outcome, run.error)}"
+    message = error_message(outcome, run.error)
+    return f"{text}: {message}" if message else text
 
 
-def _context_of(span: SpanIds | None) -> Context:
+def _to_one_line(text: str) -> str:
+    """Escape line breaks and control characters: ids and messages must not forge a log line."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
+
+
+def _create_context(span: SpanIds | None) -> Context:
     """Return a context in which the span of a run is current; empty if there is none."""
     if span is None:
         return Context()
@@ -326,7 +328,7 @@ def _ids_in_hex(span: SpanIds | None) -> Mapping[str, str]:
 
 
 def _flush_at_exit() -> None:
-    deadline = time.perf_counter() + EXIT_SECONDS
+    deadline = time.perf_counter() + MAX_EXIT_FLUSH_SECONDS
     for writer in list(_writers):
         writer.flush(max(0.0, deadline - time.perf_counter()))
 

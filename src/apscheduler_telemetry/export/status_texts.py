@@ -13,9 +13,9 @@ from apscheduler_telemetry.core.model import Outcome
 from apscheduler_telemetry.core.run_history import RunRecord
 from apscheduler_telemetry.core.times import to_datetime
 
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+_UNITS_OF_SECONDS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
-MARKS = {
+OUTCOME_MARK_PATHS = {
     Outcome.SUCCESS: "",
     Outcome.ERROR: "l1-1 1.5 1.5 1.5-1.5 1 1-1.5 1.5 1.5 1.5-1 1-1.5-1.5-1.5 1.5-1-1 1.5-1.5z",
     Outcome.LOST: "m2.5-1 2.5 2.5-2.5 2.5-2.5-2.5z",
@@ -57,17 +57,17 @@ def describe_duration(seconds: float) -> str:
         return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else "1 s"  # noqa: PLR2004  # rounds
     if seconds < 60:  # noqa: PLR2004  # a minute
         return f"{seconds:.3g} s"
-    return describe_span(seconds)
+    return describe_whole_seconds(seconds)
 
 
-def describe_span(seconds: float) -> str:
+def describe_whole_seconds(seconds: float) -> str:
     """Return the two largest units of a whole number of seconds, such as ``4 h 12 min``."""
     rest = int(seconds)
-    for number, (size, unit) in enumerate(_UNITS):
+    for number, (size, unit) in enumerate(_UNITS_OF_SECONDS):
         if rest >= size:
             text = f"{rest // size} {unit}"
-            if number + 1 < len(_UNITS):
-                smaller, smaller_unit = _UNITS[number + 1]
+            if number + 1 < len(_UNITS_OF_SECONDS):
+                smaller, smaller_unit = _UNITS_OF_SECONDS[number + 1]
                 count = rest % size // smaller
                 text += f" {count} {smaller_unit}" if count else ""
             return text
@@ -76,19 +76,29 @@ def describe_span(seconds: float) -> str:
 
 def describe_countdown(at: float, now: float) -> str:
     """Return how long it is until a time in Unix seconds, or for how long it is late."""
-    return f"in {describe_span(at - now)}" if at >= now else f"{describe_span(now - at)} late"
+    return (
+        f"in {describe_whole_seconds(at - now)}"
+        if at >= now
+        else f"{describe_whole_seconds(now - at)} late"
+    )
 
 
 def describe_age(at: float | None, now: float) -> str:
     """Return how long a time in Unix seconds is ago; ``never`` if there is none."""
-    return "never" if at is None else f"{describe_span(max(0.0, now - at))} ago"
+    return "never" if at is None else f"{describe_whole_seconds(max(0.0, now - at))} ago"
 
 
 def describe_time(at: float, zone: tzinfo) -> str:
-    """Return the date and time in a time zone, to the second; in UTC if the zone fails."""
+    """
+    Return the date and time in a time zone, to the second; in UTC if the zone fails.
+
+    If clocks show this time twice, as they are set back, the offset from UTC follows.
+    """
     try:
-        shown = datetime.fromtimestamp(at, zone).replace(tzinfo=None)
-        return shown.isoformat(sep=" ", timespec="seconds")
+        shown = datetime.fromtimestamp(at, zone)
+        text = shown.isoformat(sep=" ", timespec="seconds")
+        is_shown_twice = shown.utcoffset() != shown.replace(fold=1 - shown.fold).utcoffset()
+        return f"{text[:19]} {text[19:]}" if is_shown_twice else text[:19]
     except BaseException as error:  # noqa: BLE001  # the time zone may be the user's code
         raise_if_interruption(error)
         shown = to_datetime(at, timezone.utc).replace(tzinfo=None)
@@ -115,7 +125,7 @@ def draw_runs(runs: Sequence[RunRecord], height: int = 20) -> RunStrip | None:
         x = number * RUN_WIDTH
         bar = 2 if run.duration is None else max(2, round(run.duration / longest * height))
         path = f"M{x} {bottom}v-{bar}h{BAR_WIDTH}v{bar}z"
-        mark = MARKS[run.outcome]
+        mark = OUTCOME_MARK_PATHS[run.outcome]
         if mark:
             path += f"M{x} {3 if run.outcome is Outcome.ERROR else 2}{mark}"
         paths.setdefault(run.outcome, []).append(path)
@@ -125,5 +135,5 @@ def draw_runs(runs: Sequence[RunRecord], height: int = 20) -> RunStrip | None:
         width=len(runs) * RUN_WIDTH,
         height=bottom,
         paths=[(outcome.value, "".join(path)) for outcome, path in paths.items()],
-        text=f"Last {len(runs)} runs: {counts}. The latest: {latest}.",
+        text=f"Last runs: {counts}. The latest: {latest}.",
     )

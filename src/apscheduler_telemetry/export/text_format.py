@@ -20,8 +20,8 @@ from apscheduler_telemetry.export.metric_families import (
     FAMILIES,
     JOB_FAMILIES,
     InstrumentedScheduler,
-    Kind,
     MetricFamily,
+    MetricKind,
     Sample,
     scraped_job_samples,
     yield_until_error,
@@ -70,7 +70,7 @@ class JobTextCache:
     def __init__(self, error_component: str, *, with_exemplars: bool) -> None:
         self._error_component = error_component
         self._with_exemplars = with_exemplars
-        self._cached_texts_by_label: dict[str, _CachedJobText] = {}
+        self._cached_texts_by_job_label: dict[str, _CachedJobText] = {}
         self._sorted_job_labels: Sequence[str] = ()
 
     def render_jobs(
@@ -88,7 +88,7 @@ class JobTextCache:
             families: those to return, of `JOB_FAMILIES`, each with a filter of its lines, or None
                 for all of them.
         """
-        cache = self._cached_texts_by_label
+        cache = self._cached_texts_by_job_label
         versions = {
             label: cached.version for label, cached in cache.items() if cached.version is not None
         }
@@ -99,7 +99,7 @@ class JobTextCache:
         ):
             labels.add(label)
             if job is not None:
-                cache[label] = self._render(scheduler, job)
+                cache[label] = self._render_job(scheduler, job)
         for label in cache.keys() - labels:
             cache.pop(label, None)
         order = self._sorted_job_labels
@@ -118,7 +118,7 @@ class JobTextCache:
                     )
         return blocks
 
-    def _render(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJobText:
+    def _render_job(self, scheduler: InstrumentedScheduler, job: JobSnapshot) -> _CachedJobText:
         version: int | None = job.version
         lines: dict[MetricFamily, list[str]] = {family: [] for family in JOB_FAMILIES}
         try:
@@ -159,16 +159,17 @@ def histogram_line_filter(name: str, suffixes: Collection[str]) -> HistogramLine
 def render_sample(sample: Sample, *, with_exemplars: bool) -> str:
     """Return the line of a sample, or the lines of a histogram."""
     family, values, value = sample
-    escaped = [_escape(text) for text in values]
+    escaped = [_escape_label_value(text) for text in values]
     if isinstance(value, Histogram):
         return "".join(_render_histogram(family, escaped, value, with_exemplars=with_exemplars))
-    return f"{_TEMPLATES[family].format_sample_start(*escaped)}{_format_go_float(value)}\n"
+    template = _LINE_TEMPLATES_BY_FAMILY[family]
+    return f"{template.format_sample_start(*escaped)}{_format_go_float(value)}\n"
 
 
 def _render_histogram(
     family: MetricFamily, labels: list[str], histogram: Histogram, *, with_exemplars: bool
 ) -> Iterator[str]:
-    template = _TEMPLATES[family]
+    template = _LINE_TEMPLATES_BY_FAMILY[family]
     start, end = template.format_bucket_before_le(*labels), template.format_bucket_after_le(*labels)
     total = 0
     for le, (total, exemplar) in zip(
@@ -180,13 +181,13 @@ def _render_histogram(
     yield f"{template.format_sum_start(*labels)}{_format_go_float(histogram.sum)}\n"
 
 
-class _Template:
+class _LineTemplates:
     """Format the lines of a family up to the value, from the values of its labels."""
 
     def __init__(self, family: MetricFamily) -> None:
         name, labels = family.prometheus_family_name, family.labels
         all_labels = _label_template(labels, sorted(labels))
-        sample = f"{name}_total" if family.kind is Kind.COUNTER else name
+        sample = f"{name}_total" if family.kind is MetricKind.COUNTER else name
         self.format_sample_start = f"{sample}{{{{{all_labels}}}}} ".format
         self.format_count_start = f"{name}_count{{{{{all_labels}}}}} ".format
         self.format_sum_start = f"{name}_sum{{{{{all_labels}}}}} ".format
@@ -209,14 +210,14 @@ def _format_go_float(value: float) -> str:
     return number
 
 
-def _escape(text: str) -> str:
+def _escape_label_value(text: str) -> str:
     if "\\" in text or "\n" in text or '"' in text:
         return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
     return text
 
 
 def _format_exemplar(exemplar: Exemplar) -> str:
-    labels = ",".join(f'{k}="{_escape(v)}"' for k, v in sorted(exemplar.labels.items()))
+    labels = ",".join(f'{k}="{_escape_label_value(v)}"' for k, v in sorted(exemplar.labels.items()))
     return f" # {{{labels}}} {_format_go_float(exemplar.value)} {exemplar.timestamp}"
 
 
@@ -231,4 +232,4 @@ def _format_bounds(bounds: tuple[float, ...]) -> Sequence[str]:
 
 
 _EXPONENT_THRESHOLD = 1_000_000  # from which on Go, and floatToGoString, write an exponent
-_TEMPLATES = {family: _Template(family) for family in FAMILIES}
+_LINE_TEMPLATES_BY_FAMILY = {family: _LineTemplates(family) for family in FAMILIES}

@@ -14,11 +14,17 @@ From the bottom up:
 
 from __future__ import annotations
 
-from apscheduler_telemetry.http.endpoints import HTTPEndpoints
+from apscheduler_telemetry.http.endpoints import HTTPEndpoints, reject_unknown_server_options
 from apscheduler_telemetry.http.server import (
     HTTPServer,
     UnavailableHTTPServer,
     has_address_in_common,
 )
 
-__all__ = ["HTTPEndpoints", "HTTPServer", "UnavailableHTTPServer", "has_address_in_common"]
+__all__ = [
+    "HTTPEndpoints",
+    "HTTPServer",
+    "UnavailableHTTPServer",
+    "has_address_in_common",
+    "reject_unknown_server_options",
+]

@@ -19,13 +19,13 @@ from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.messages import Response
 from apscheduler_telemetry.http.watched_files import FileReloader
 
-MAX_TOKEN_FILE_BYTES = limits.MAX_HEAD_BYTES // 2
+MAX_TOKEN_FILE_BYTES = limits.MAX_REQUEST_HEAD_BYTES // 2
 """Longer tokens could not be sent, with the rest of a request in the other half of its head."""
 
 _WSGICallable = Callable[[Mapping[str, Any], Callable[..., object]], Iterable[bytes]]
-_BEARER = re.compile(r"bearer +(\S+)\s*\Z", re.IGNORECASE)
-_PORT = re.compile(r":[0-9]*\Z")
-_ALLOWED_HOST = re.compile(r"[^\s/:,*\[\]]+|\*")
+_BEARER_PATTERN = re.compile(r"bearer +(\S+)\s*\Z", re.IGNORECASE)
+_PORT_PATTERN = re.compile(r":[0-9]*\Z")
+_ALLOWED_HOST_PATTERN = re.compile(r"[^\s/:,*\[\]]+|\*")
 
 
 class BearerTokenFile:
@@ -50,18 +50,18 @@ class BearerTokenFile:
             msg = f"bearer_token_file must not be {path!r}; pass the path of a file with the token"
             raise ArgumentTypeError(msg)
         self._path = Path(path)
-        self._reloader = FileReloader(lambda: [self._path], self._read, report_exception)
-        self._read()
+        self._reloader = FileReloader(lambda: [self._path], self._read_token_file, report_exception)
+        self._read_token_file()
 
     def matches_header(self, authorization: str) -> bool:
         """Return whether an ``Authorization`` header has the token."""
         self._reloader.reload_if_necessary()
-        match = _BEARER.match(authorization)
+        match = _BEARER_PATTERN.match(authorization)
         given = match.group(1).encode("latin-1", "replace") if match else b""
-        return hmac.compare_digest(given, self._token)
+        return hmac.compare_digest(given, self._bearer_token_file)
 
-    def _read(self) -> None:
-        self._token = read_token(self._path)
+    def _read_token_file(self) -> None:
+        self._bearer_token_file = read_token(self._path)
 
 
 def read_token(path: Path) -> bytes:
@@ -77,7 +77,7 @@ def read_token(path: Path) -> bytes:
         "without spaces, such as `openssl rand -hex 32` prints"
     )
     try:
-        token = files.read_configured(path, MAX_TOKEN_FILE_BYTES).strip()
+        token = files.read_configured_file(path, MAX_TOKEN_FILE_BYTES).strip()
     except files.UnusableFileError as error:
         msg = f"bearer_token_file={str(path)!r} cannot be used: {error.strerror}; {expectation}"
         raise ArgumentValueError(msg) from error
@@ -108,14 +108,14 @@ class AllowedHosts:
             msg = f"allowed_hosts must not be {hosts!r}; pass a list, such as [{hosts!r}]"
             raise ArgumentTypeError(msg)
         names = {"*"} if hosts is None else {*map(_validate_host, hosts)}
-        self._names = None if "*" in names else names
+        self._allowed_names = None if "*" in names else names
 
     def is_allowed(self, host_header: str | None) -> bool:
         """Return whether a ``Host`` header, with a port or not, names an allowed host."""
-        if self._names is None or host_header is None:
+        if self._allowed_names is None or host_header is None:
             return True
-        host = _normalize(_PORT.sub("", host_header.strip()))
-        return host in self._names or _is_loopback(host)
+        host = _normalize_host(_PORT_PATTERN.sub("", host_header.strip()))
+        return host in self._allowed_names or _is_loopback(host)
 
 
 def _validate_host(host: object) -> str:
@@ -123,19 +123,19 @@ def _validate_host(host: object) -> str:
     if not isinstance(host, str):
         msg = f"allowed_hosts has {host!r}, which is not a str; {expectation}"
         raise ArgumentTypeError(msg)
-    normalized = _normalize(host)
-    if not _ALLOWED_HOST.fullmatch(normalized) and not _is_address(normalized):
+    normalized = _normalize_host(host)
+    if not _ALLOWED_HOST_PATTERN.fullmatch(normalized) and not _is_ip_address(normalized):
         msg = f"allowed_hosts has {host!r}, which is no host; {expectation}"
         raise ArgumentValueError(msg)
     return normalized
 
 
-def _normalize(host: str) -> str:
+def _normalize_host(host: str) -> str:
     host = host.lower().removesuffix(".")
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
-def _is_address(host: str) -> bool:
+def _is_ip_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -146,7 +146,7 @@ def _is_address(host: str) -> bool:
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    return _is_address(host) and is_loopback_address(host)
+    return _is_ip_address(host) and is_loopback_address(host)
 
 
 def is_loopback_address(address: str) -> bool:
@@ -164,7 +164,7 @@ class AccessControl:
         app: the application.
         hosts: the allowed hosts.
         token: the token that clients must send; None if none is necessary.
-        public_page: the name of a page that needs no token.
+        page_without_token: the name of a page that needs no token.
     """
 
     def __init__(
@@ -173,12 +173,12 @@ class AccessControl:
         *,
         hosts: AllowedHosts,
         token: BearerTokenFile | None,
-        public_page: str,
+        page_without_token: str,
     ) -> None:
         self._app = app
-        self._hosts = hosts
-        self._token = token
-        self._public_page = public_page
+        self._allowed_hosts = hosts
+        self._bearer_token_file = token
+        self._page_without_token = page_without_token
 
     def __call__(
         self, environ: Mapping[str, Any], start_response: Callable[..., object]
@@ -191,11 +191,14 @@ class AccessControl:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else rejection.chunks
 
     def _find_rejection(self, environ: Mapping[str, Any]) -> Response | None:
-        if not self._hosts.is_allowed(environ.get("HTTP_HOST")):
+        if not self._allowed_hosts.is_allowed(environ.get("HTTP_HOST")):
             return _HOST_REJECTION
-        if self._token is None or environ.get("PATH_INFO", "").strip("/") == self._public_page:
+        if (
+            self._bearer_token_file is None
+            or environ.get("PATH_INFO", "").strip("/") == self._page_without_token
+        ):
             return None
-        if self._token.matches_header(environ.get("HTTP_AUTHORIZATION", "")):
+        if self._bearer_token_file.matches_header(environ.get("HTTP_AUTHORIZATION", "")):
             return None
         return _TOKEN_REJECTION
 

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
-from urllib.parse import quote
 
 from apscheduler_telemetry.http.messages import (
     INTERNAL_ERROR_RESPONSE,
@@ -74,8 +73,8 @@ class PageRouter:
 
         Returns:
             The reader of the response, which may be that of other requests, too. It is cancelled if
-            the client has disconnected before the response could be produced. If nobody wants it
-            any more, call `abandon`.
+            the client has disconnected before the response could be produced. If no client wants it
+            any more, call `abandon_response`.
 
         Raises:
             RuntimeError: too many requests for the page are already waiting.
@@ -96,7 +95,7 @@ class PageRouter:
             return response
 
         return self._queues_by_page[name].submit(
-            key, render, request.check_client_gone, accept=open_reader
+            key, render, request.check_client_gone, convert_result=open_reader
         )
 
     def handle_exception(self, request: Request) -> Response:
@@ -121,23 +120,23 @@ class PageRouter:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, [body], extra_headers=allow)
         if request.page_name == LIVENESS_PAGE_NAME:
             return LIVEZ_HEALTHY_RESPONSE if self._is_healthy() else LIVEZ_UNHEALTHY_RESPONSE
-        return self._landing_page_response(request.root_path)
+        return self._landing_page_response(request.relative_root)
 
     def _not_found_response(self) -> Response:
         *names, last = self._link_names
         paths = f"{', '.join(f'/{name}' for name in names)} and /{last}"
         return Response(HTTPStatus.NOT_FOUND, [f"Not found. There are {paths}.\n".encode()])
 
-    def _landing_page_response(self, root_path: str) -> Response:
-        prefix = html.escape(quote(root_path.rstrip("/"), errors="replace"))
-        links = (f'<p><a href="{prefix}/{name}">/{name}</a></p>' for name in self._link_names)
+    def _landing_page_response(self, relative_root: str) -> Response:
+        root = html.escape(relative_root)
+        links = (f'<p><a href="{root}/{name}">/{name}</a></p>' for name in self._link_names)
         hint = f"<p>{html.escape(self._landing_hint)}</p>" if self._landing_hint else ""
         title = "<title>APScheduler telemetry</title>"
         body = f"<!doctype html>{title}{''.join(links)}{hint}\n".encode()
         return Response(HTTPStatus.OK, [body], "text/html; charset=utf-8")
 
 
-def abandon(future: Future[ResponseReader]) -> bool:
+def abandon_response(future: Future[ResponseReader]) -> bool:
     """Give up a response of `submit_request`; return whether nothing has started to produce it."""
     if future.cancel():
         return True

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import PageRouter, abandon
+from apscheduler_telemetry.http.app import PageRouter, abandon_response
 from apscheduler_telemetry.http.messages import Request
 from apscheduler_telemetry.http.readers import BufferBudget, ResponseReader
 
@@ -32,7 +32,7 @@ class ASGIApp:
     """
 
     def __init__(self, app: PageRouter, budget: BufferBudget) -> None:
-        self._app = app
+        self._page_router = app
         self._buffer_budget = budget
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -72,13 +72,14 @@ class ASGIApp:
     ) -> ResponseReader | None:
         """Return the reader of the response; None if the client has disconnected."""
         open_reader = partial(
-            self._buffer_budget.open_reader, max_piece=limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
+            self._buffer_budget.open_reader,
+            max_piece_bytes=limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS,
         )
         try:
-            submitted = self._app.submit_request(request, open_reader)
-            return await _wait_for_submitted(submitted, disconnect)
+            submitted = self._page_router.submit_request(request, open_reader)
+            return await _wait_for_submitted_reader(submitted, disconnect)
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            return open_reader(self._app.handle_exception(request))
+            return open_reader(self._page_router.handle_exception(request))
 
     async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
         event = ""
@@ -102,7 +103,7 @@ def _to_request(scope: Mapping[str, Any]) -> Request:
     )
 
 
-async def _wait_for_submitted(
+async def _wait_for_submitted_reader(
     submitted: concurrent.futures.Future[ResponseReader], disconnect: asyncio.Future[None]
 ) -> ResponseReader | None:
     """
@@ -116,7 +117,7 @@ async def _wait_for_submitted(
         None if the client disconnects before that.
 
     Raises:
-        TimeoutError: it took longer than `limits.RENDER_TIMEOUT`.
+        TimeoutError: it took longer than `limits.RENDER_TIMEOUT_SECONDS`.
     """
     if submitted.done():
         return submitted.result()
@@ -125,16 +126,18 @@ async def _wait_for_submitted(
     try:
         done, _ = await asyncio.wait(
             (future, disconnect),
-            timeout=limits.RENDER_TIMEOUT,
+            timeout=limits.RENDER_TIMEOUT_SECONDS,
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not done:
-            msg = f"no response within {limits.RENDER_TIMEOUT} s; does a collector hang?"
+            msg = f"no response within {limits.RENDER_TIMEOUT_SECONDS} s; does a collector hang?"
             raise TimeoutError(msg)
         reader = future.result() if future in done else None
     finally:
         if reader is None:
-            abandon(submitted)  # at once, unlike `future.cancel()`, which the loop passes on later
+            abandon_response(
+                submitted
+            )  # at once, unlike `future.cancel()`, which the loop passes on later
             future.cancel()
     return reader
 

@@ -53,7 +53,7 @@ class ConnectionTracker:
 
     def add(self, connection: socket.socket) -> None:
         """Track a connection that was just accepted."""
-        self.set_deadline(connection, self._limits.max_age)
+        self.set_deadline(connection, self._limits.max_connection_age)
 
     def set_deadline(self, connection: socket.socket, seconds: float) -> None:
         """Let a connection end after so many seconds from now at the latest."""
@@ -118,5 +118,5 @@ def is_disconnected(connection: Any, *, request_read_at: float) -> bool:
         return True
     return (
         bool(flags & half_closed)
-        and time.monotonic() - request_read_at > limits.HALF_CLOSED_SECONDS
+        and time.monotonic() - request_read_at > limits.HALF_CLOSED_CLIENT_GRACE_SECONDS
     )

@@ -4,11 +4,14 @@ Put the HTTP endpoints of one registry together.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry
 
+from apscheduler_telemetry.errors import ArgumentTypeError
 from apscheduler_telemetry.http import limits
 from apscheduler_telemetry.http.app import PageRouter
 from apscheduler_telemetry.http.asgi import ASGIApp
@@ -79,7 +82,7 @@ class HTTPEndpoints:
             else:
                 landing_hint = MISSING_LIBRARY_HINT
         self._report_exception = report_exception
-        self._app = PageRouter(
+        self._page_router = PageRouter(
             pages,
             link_names=link_names,
             landing_hint=landing_hint,
@@ -87,10 +90,10 @@ class HTTPEndpoints:
             report_exception=report_exception,
         )
         budget = BufferBudget(limits.MAX_BUFFERED_BYTES, report_exception)
-        self.wsgi_app = WSGIApp(self._app, budget)
-        self.asgi_app = ASGIApp(self._app, budget)
+        self.wsgi_app = WSGIApp(self._page_router, budget)
+        self.asgi_app = ASGIApp(self._page_router, budget)
 
-    def serve(  # noqa: PLR0913  # keyword-only, each with a default
+    def start_server(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         port: int = 9476,
         addr: str = "127.0.0.1",
@@ -125,7 +128,7 @@ class HTTPEndpoints:
         )
         budget = BufferBudget(max_buffered_bytes, self._report_exception)
         return serve_wsgi_app(
-            WSGIApp(self._app, budget),
+            WSGIApp(self._page_router, budget),
             port,
             addr,
             tls=tls,
@@ -134,3 +137,31 @@ class HTTPEndpoints:
             bearer_token_file=bearer_token_file,
             report_exception=self._report_exception,
         )
+
+
+def reject_unknown_server_options(options: Collection[str]) -> None:
+    """
+    Check the names of options for `HTTPEndpoints.start_server`.
+
+    Raises:
+        ArgumentTypeError: there is no such option; the message says which one may be meant.
+    """
+    known = [
+        name for name in inspect.signature(HTTPEndpoints.start_server).parameters if name != "self"
+    ]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, 1)
+            hint = _SERVER_OPTION_SYNONYMS.get(option) or (close[0] if close else None)
+            advice = f"pass {hint}=" if hint else f"there are {', '.join(known)}"
+            msg = f"start_http_server() has no option {option!r}; {advice}"
+            raise ArgumentTypeError(msg)
+
+
+_SERVER_OPTION_SYNONYMS = {
+    **dict.fromkeys(("host", "hostname", "address", "bind", "interface", "ip", "listen"), "addr"),
+    **dict.fromkeys(("ssl_certfile", "cert", "certificate", "tls_cert"), "certfile"),
+    **dict.fromkeys(("ssl_keyfile", "key", "private_key", "tls_key"), "keyfile"),
+    **dict.fromkeys(("ssl_ca_certs", "cafile", "ca_certs"), "client_cafile"),
+}
+"""What other servers call the same."""

@@ -13,7 +13,7 @@ from math import isfinite
 from apscheduler_telemetry.core.safe_repr import safe_repr
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError
 
-RENDER_TIMEOUT = 60.0
+RENDER_TIMEOUT_SECONDS = 60.0
 """
 Seconds to produce a response; a scrape that takes longer fails.
 
@@ -48,7 +48,7 @@ glibc gives threads different arenas, and each one keeps memory of the responses
 MAX_PENDING_REQUESTS = 1000
 """Requests per page that may wait for a thread; so many wait only if collecting hangs."""
 
-MAX_HEAD_BYTES = 32 * 1024
+MAX_REQUEST_HEAD_BYTES = 32 * 1024
 """
 Bytes of the request line and the headers that the built-in server reads of one request.
 
@@ -102,7 +102,7 @@ Seconds after which a certificate, key or token that could not be read is tried 
 To try costs a few milliseconds in which no connection is accepted.
 """
 
-HALF_CLOSED_SECONDS = 1.0
+HALF_CLOSED_CLIENT_GRACE_SECONDS = 1.0
 """
 Seconds after which a client that has closed its sending side is taken for one that is gone.
 
@@ -131,13 +131,13 @@ class ServerLimits:
     max_buffered_bytes: int = MAX_BUFFERED_BYTES
 
     @property
-    def max_age(self) -> float:
+    def max_connection_age(self) -> float:
         """
         Seconds that the server keeps any connection open.
 
         `idle_timeout` alone does not stop a client that sends or reads one byte now and then.
         """
-        return 2 * self.idle_timeout + RENDER_TIMEOUT
+        return 2 * self.idle_timeout + RENDER_TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
         """Validate the values."""

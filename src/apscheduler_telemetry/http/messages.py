@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from urllib.parse import quote
 
 from apscheduler_telemetry.http import limits
 
@@ -15,7 +16,7 @@ LIVENESS_PAGE_NAME = "livez"
 PAGE_NAMES = ("metrics", "health", "runs", LIVENESS_PAGE_NAME)
 
 
-def assume_not_gone() -> bool:
+def assume_client_connected() -> bool:
     """Return that the client is not gone, where that cannot be known."""
     return False
 
@@ -41,7 +42,7 @@ class Request:
     query: str
     accept: str
     accept_encoding: str
-    check_client_gone: Callable[[], bool] = assume_not_gone
+    check_client_gone: Callable[[], bool] = assume_client_connected
 
     @property
     def page_name(self) -> str:
@@ -51,6 +52,29 @@ class Request:
         An application that is mounted at the path of a page serves that page at its root, as
         `prometheus_client.make_wsgi_app` does.
         """
+        last_segment = self._last_segment_of_root
+        return self._path_below_root.strip("/") or (
+            last_segment if last_segment in PAGE_NAMES else ""
+        )
+
+    @property
+    def relative_root(self) -> str:
+        """
+        The mount point as a link from the requested page, quoted, without a slash at its end.
+
+        Links that begin with it also work if a reverse proxy adds a path of its own.
+        """
+        below = self._path_below_root
+        if not below and self.root_path:  # a browser takes the last segment for a page
+            return f"./{quote(self._last_segment_of_root, errors='replace')}"
+        return "/".join([".", *[".."] * (below.count("/") - 1)])
+
+    @property
+    def _last_segment_of_root(self) -> str:
+        return self.root_path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def _path_below_root(self) -> str:
         path, root_path = self.path, self.root_path.rstrip("/")
         # An ASGI path starts with the whole root_path (the specification), without it (older
         # Starlette), or with only its end (FastAPI's `root_path` behind a proxy that strips it).
@@ -60,8 +84,7 @@ class Request:
                 break
             _, slash, rest = root_path[1:].partition("/")
             root_path = slash + rest
-        last_segment = self.root_path.rstrip("/").rpartition("/")[2]
-        return path.strip("/") or (last_segment if last_segment in PAGE_NAMES else "")
+        return path
 
 
 @dataclass(eq=False)

@@ -71,14 +71,14 @@ class MetricsVariant:
         encode: the encoder; the one that belongs to `content_type`.
         content_type: the text format.
         is_gzipped: whether to compress the body.
-        names: the values of ``name[]`` as a JSON list, sorted; an empty list for all metrics.
+        sample_names: the values of ``name[]`` as a JSON list, sorted; an empty list for all.
             Thousands of short texts would take five times as much memory while a request waits.
     """
 
     encode: Encoder = field(compare=False)
     content_type: str
     is_gzipped: bool
-    names: str
+    sample_names: str
 
 
 class MetricsPage:
@@ -104,12 +104,12 @@ class MetricsPage:
             encode=encode,
             content_type=content_type,
             is_gzipped=accepts_gzip(request.accept_encoding),
-            names=json.dumps(sorted(set(names))),
+            sample_names=json.dumps(sorted(set(names))),
         )
 
     def render(self, variant: MetricsVariant) -> Response:
         """Collect and encode the metrics."""
-        chunks = self._encode_metrics(variant.encode, json.loads(variant.names))
+        chunks = self._encode_metrics(variant.encode, json.loads(variant.sample_names))
         content_encoding = (("Content-Encoding", "gzip"),) if variant.is_gzipped else ()
         if variant.is_gzipped:
             chunks = [join_and_gzip(chunks)]

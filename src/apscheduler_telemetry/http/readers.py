@@ -37,14 +37,14 @@ class ResponseReader:
     """
     One client that gets a response: an iterator over the body, as WSGI expects it.
 
-    It lets go of the response at the end of the body, when ``close`` is called, as WSGI servers do
+    It releases the response at the end of the body, when ``close`` is called, as WSGI servers do
     it, and when it is garbage.
 
     Args:
         response: the response.
         budget: closed readers are removed from it.
         disconnect: disconnects the client; None if that is impossible.
-        max_piece: bytes that are returned at a time, if chunks of the response are larger.
+        max_piece_bytes: bytes that are returned at a time, if chunks of the response are larger.
 
     Attributes:
         status: the status code of the response.
@@ -58,7 +58,7 @@ class ResponseReader:
         response: Response,
         budget: BufferBudget,
         disconnect: Callable[[], None] | None,
-        max_piece: int | None,
+        max_piece_bytes: int | None,
     ) -> None:
         self.status = response.status
         self.headers = response.headers
@@ -66,7 +66,7 @@ class ResponseReader:
         self.last_piece_at = time.monotonic()
         self._buffer_budget = budget
         self._disconnect = disconnect
-        self._max_piece = max_piece
+        self._max_piece_bytes = max_piece_bytes
         self._chunk_index = self._offset_in_chunk = 0
         self._is_dropped = False
         response.readers.add(self)
@@ -90,7 +90,11 @@ class ResponseReader:
             raise StopIteration
         self.last_piece_at = time.monotonic()
         chunk = response.chunks[self._chunk_index]
-        end = len(chunk) if self._max_piece is None else self._offset_in_chunk + self._max_piece
+        end = (
+            len(chunk)
+            if self._max_piece_bytes is None
+            else self._offset_in_chunk + self._max_piece_bytes
+        )
         piece = chunk[self._offset_in_chunk : end]  # the chunk itself if it is whole
         self._offset_in_chunk = end
         if end >= len(chunk):
@@ -100,12 +104,12 @@ class ResponseReader:
         return piece
 
     def close(self) -> None:
-        """Let go of the response."""
+        """Release the response."""
         self._buffer_budget.remove(self)
         self._release_response()
 
     def drop_and_disconnect(self) -> None:
-        """Let go of the response before the client has read it, and disconnect the client."""
+        """Release the response before the client has read it, and disconnect the client."""
         self._is_dropped = True
         self._release_response()
         if self._disconnect is not None:
@@ -145,10 +149,10 @@ class BufferBudget:
         response: Response,
         *,
         disconnect: Callable[[], None] | None = None,
-        max_piece: int | None = None,
+        max_piece_bytes: int | None = None,
     ) -> ResponseReader:
         """Return a new reader of a response; see `ResponseReader`."""
-        reader = ResponseReader(response, self, disconnect, max_piece)
+        reader = ResponseReader(response, self, disconnect, max_piece_bytes)
         with self._lock:
             self._readers.add(reader)
             dropped = self._remove_slowest_readers(response)

@@ -14,7 +14,7 @@ from typing import Any
 
 from apscheduler_telemetry.core.forks import create_daemon_thread, reset_in_forked_children
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.messages import assume_not_gone
+from apscheduler_telemetry.http.messages import assume_client_connected
 
 
 def _return_unchanged(result: Any) -> Any:
@@ -27,14 +27,14 @@ class _Waiter:
     A request that waits for a rendering.
 
     Attributes:
-        future: gets what `accept` returns; cancelled if nobody waits any more.
+        future: gets what `convert_result` returns; cancelled if no client waits any more.
         check_client_gone: returns whether the client has disconnected.
-        accept: takes the result.
+        convert_result: makes of the result what the request gets.
     """
 
     future: Future[Any]
     check_client_gone: Callable[[], bool]
-    accept: Callable[[Any], Any]
+    convert_result: Callable[[Any], Any]
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ class _Rendering:
         self.waiters = []  # the thread keeps this object longer than its waiters need their results
         try:
             result = self.render()
-            accepted = [waiter.accept(result) for waiter in waiters]
+            accepted = [waiter.convert_result(result) for waiter in waiters]
         except BaseException as error:  # noqa: BLE001  # re-raised by future.result()
             # sys.exit() in a collector must not end the caller's thread.
             raised = error if isinstance(error, Exception) else RuntimeError(repr(error))
@@ -102,8 +102,8 @@ class RenderQueue:
         self,
         key: Hashable,
         render: Callable[[], Any],
-        check_client_gone: Callable[[], bool] = assume_not_gone,
-        accept: Callable[[Any], Any] = _return_unchanged,
+        check_client_gone: Callable[[], bool] = assume_client_connected,
+        convert_result: Callable[[Any], Any] = _return_unchanged,
     ) -> Future[Any]:
         """
         Render in a thread, or in this one if no thread can be started.
@@ -112,23 +112,23 @@ class RenderQueue:
             key: equal for requests that can share a result.
             render: produces the result.
             check_client_gone: returns whether the client has disconnected; must not block.
-            accept: called with the result as soon as it is there, before anything else is rendered;
-                must not block.
+            convert_result: called with the result as soon as it is there, before anything else is
+                rendered; must not block.
 
         Returns:
-            What `accept` returns, by default the result. It is cancelled if the client has
+            What `convert_result` returns, by default the result. It is cancelled if the client has
             disconnected before the rendering. A `BaseException` that is no `Exception` becomes a
             `RuntimeError`.
 
         Raises:
             RuntimeError: `limits.MAX_PENDING_REQUESTS` requests are waiting.
         """
-        waiter = _Waiter(Future(), check_client_gone, accept)
+        waiter = _Waiter(Future(), check_client_gone, convert_result)
         with self._condition:
             self._reject_if_full()
             rendering = self._pending.setdefault(key, _Rendering(key, render))
             rendering.waiters.append(waiter)
-            if not self._would_another_thread_help() or self._try_start_thread():
+            if not self._should_start_another_thread() or self._try_start_thread():
                 self._condition.notify()
                 return waiter.future
             del self._pending[key]
@@ -152,7 +152,7 @@ class RenderQueue:
     def _count_waiters(self) -> int:
         return sum(len(rendering.waiters) for rendering in self._pending.values())
 
-    def _would_another_thread_help(self) -> bool:
+    def _should_start_another_thread(self) -> bool:
         """Return whether no thread is idle, and another one is allowed."""
         return not self._count_idle_threads() and self._thread_count < limits.MAX_THREADS_PER_PAGE
 
@@ -190,7 +190,7 @@ class RenderQueue:
                 rendering, seconds_to_wait = self._pop_startable_rendering()
                 if rendering is not None:
                     self._started_at_by_rendering[rendering] = time.monotonic()
-                    if self._pending and self._would_another_thread_help():
+                    if self._pending and self._should_start_another_thread():
                         self._try_start_thread()  # it waits until this rendering has taken too long
                     return rendering
                 if not self._condition.wait(seconds_to_wait) and not self._pending:

@@ -138,13 +138,13 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
         None if bearer_token_file is None else BearerTokenFile(bearer_token_file, report_exception)
     )
     try:
-        family, address = _resolve(addr, port)
+        family, address = _resolve_address(addr, port)
         if hosts is None:
             hosts = AllowedHosts([addr] if is_loopback_address(str(address[0])) else ["*"])
         server = HardenedWSGIServer(
             family=family,
             address=address,
-            app=AccessControl(app, hosts=hosts, token=token, public_page=LIVENESS_PAGE_NAME),
+            app=AccessControl(app, hosts=hosts, token=token, page_without_token=LIVENESS_PAGE_NAME),
             tls=tls_context,
             connection_limits=connection_limits,
             report_exception=report_exception,
@@ -176,17 +176,17 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
 
 
 def has_address_in_common(server: HTTPServer, port: int, addr: str) -> bool:
-    """Tell whether a server listens where one of `port` and `addr` would."""
+    """Return whether a server listens where one of `port` and `addr` would."""
     if server.port != port:
         return False
-    requested = str(_resolve(addr, port)[1][0])
+    requested = str(_resolve_address(addr, port)[1][0])
     return server.addr == requested or any(
         ipaddress.ip_address(address.partition("%")[0]).is_unspecified
         for address in (server.addr, requested)
     )
 
 
-def _resolve(addr: str, port: int) -> tuple[socket.AddressFamily, Any]:
+def _resolve_address(addr: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """Return the family and the address to bind."""
     found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]

@@ -8,6 +8,7 @@ import base64
 import functools
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,12 +17,12 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, quote
 
 from apscheduler_telemetry.core.model import MAX_NAME_LENGTH
-from apscheduler_telemetry.core.pauses import with_pauses
+from apscheduler_telemetry.core.pauses import let_other_threads_run
 from apscheduler_telemetry.http.messages import INTERNAL_ERROR_RESPONSE, Request, Response
 from apscheduler_telemetry.http.negotiation import accepts_gzip, join_and_gzip
 from apscheduler_telemetry.http.pages import Page, split_large_chunks
 
-PIECES_AT_ONCE = 500
+PIECES_BETWEEN_PAUSES = 500
 """Pieces of a page that are made before other threads run: about a millisecond."""
 MISSING_LIBRARY_HINT = (
     "For a status page of all jobs, install Jinja2: pip install 'apscheduler-telemetry[status]'"
@@ -34,13 +35,13 @@ class StatusSource(Protocol):
     def now(self) -> float:
         """Return Unix seconds."""
 
-    def overview(self) -> Mapping[str, Any]:
+    def describe_overview(self) -> Mapping[str, Any]:
         """Return all jobs."""
 
-    def job(self, scheduler_name: str | None, job_id: str) -> Mapping[str, Any] | None:
+    def describe_job(self, scheduler_name: str | None, job_id: str) -> Mapping[str, Any] | None:
         """Return one job, of the first scheduler that has it unless one is named; or None."""
 
-    def upcoming(self) -> Mapping[str, Any]:
+    def describe_upcoming_runs(self) -> Mapping[str, Any]:
         """Return what is due in the next 24 hours."""
 
 
@@ -67,12 +68,12 @@ class StatusVariant:
     What is requested of a page.
 
     Attributes:
-        prefix: the quoted path that the application is mounted at, without a slash at its end.
+        relative_root: what links to other pages begin with; see `Request`.
         query: the query string.
         is_gzipped: whether to compress the body.
     """
 
-    prefix: str
+    relative_root: str
     query: str
     is_gzipped: bool
 
@@ -90,13 +91,13 @@ class StatusPage:
     template_name: str
 
     def __init__(self, source: StatusSource, link_names: list[str]) -> None:
-        self._source = source
+        self._status_source = source
         self._link_names = link_names
 
     def choose_variant(self, request: Request) -> StatusVariant:
         """Return where the application is mounted, and what is asked for."""
         return StatusVariant(
-            prefix=quote(request.root_path.rstrip("/"), errors="replace"),
+            relative_root=request.relative_root,
             query=request.query,
             is_gzipped=accepts_gzip(request.accept_encoding),
         )
@@ -114,18 +115,23 @@ class StatusPage:
     ) -> Response:
         """Return the filled template as a response."""
         assets = _load_assets()
-        template = _get_environment().get_template(template_name or self.template_name)
+        template = _get_template_environment().get_template(template_name or self.template_name)
         pieces = template.generate(
             **content,
             page_name=self.name,
-            prefix=variant.prefix,
+            root=variant.relative_root,
             link_names=self._link_names,
             style=assets.style,
             script=assets.script,
         )
-        text = "".join(with_pauses(pieces, PIECES_AT_ONCE))
-        headers = [*_SECURITY_HEADERS, ("Content-Security-Policy", assets.policy)]
-        body = text.encode("utf-8", "replace")
+        blocks = []
+        # Joined one by one: the pieces of a large page are enough objects for the garbage collector
+        # to look at all objects of the process, in which time no other thread runs.
+        while block := "".join(itertools.islice(pieces, PIECES_BETWEEN_PAUSES)):
+            blocks.append(block)
+            let_other_threads_run()
+        headers = [*_SECURITY_HEADERS, ("Content-Security-Policy", assets.content_security_policy)]
+        body = "".join(blocks).encode("utf-8", "replace")
         if variant.is_gzipped:
             body = join_and_gzip([body])
             headers.append(("Content-Encoding", "gzip"))
@@ -141,7 +147,7 @@ class OverviewPage(StatusPage):
 
     def render(self, variant: StatusVariant) -> Response:
         """Return the page."""
-        return self.respond(variant, self._source.overview())
+        return self.respond(variant, self._status_source.describe_overview())
 
 
 class JobPage(StatusPage):
@@ -155,17 +161,17 @@ class JobPage(StatusPage):
         parameters = parse_qs(variant.query, keep_blank_values=True)
         if "job_id" not in parameters:
             message = "The parameter job_id is missing."
-            return self._refuse(variant, HTTPStatus.BAD_REQUEST, message)
+            return self._error_response(variant, HTTPStatus.BAD_REQUEST, message)
         job_id = parameters["job_id"][-1]
         scheduler = parameters["scheduler"][-1] if "scheduler" in parameters else None
-        content = self._source.job(scheduler, job_id)
+        content = self._status_source.describe_job(scheduler, job_id)
         if content is None:
             message = f"There is no job {job_id[:MAX_NAME_LENGTH]} any more."
-            return self._refuse(variant, HTTPStatus.NOT_FOUND, message)
+            return self._error_response(variant, HTTPStatus.NOT_FOUND, message)
         return self.respond(variant, content)
 
-    def _refuse(self, variant: StatusVariant, status: HTTPStatus, message: str) -> Response:
-        content = {"message": message, "now": self._source.now()}
+    def _error_response(self, variant: StatusVariant, status: HTTPStatus, message: str) -> Response:
+        content = {"message": message, "now": self._status_source.now()}
         return self.respond(variant, content, status, "message.html")
 
 
@@ -177,7 +183,7 @@ class UpcomingPage(StatusPage):
 
     def render(self, variant: StatusVariant) -> Response:
         """Return the page."""
-        return self.respond(variant, self._source.upcoming())
+        return self.respond(variant, self._status_source.describe_upcoming_runs())
 
 
 _SECURITY_HEADERS = (("Referrer-Policy", "no-referrer"), ("Vary", "Accept-Encoding"))
@@ -189,7 +195,7 @@ class _Assets:
 
     style: str
     script: str
-    policy: str
+    content_security_policy: str
 
 
 @functools.cache
@@ -198,11 +204,11 @@ def _load_assets() -> _Assets:
     style, script = (
         (directory / name).read_text("utf-8").strip() for name in ("status.css", "status.js")
     )
-    policy = "; ".join(
+    content_security_policy = "; ".join(
         (
             "default-src 'none'",
-            f"style-src {_hash_source(style)}",
-            f"script-src {_hash_source(script)}",
+            f"style-src {_csp_hash_source(style)}",
+            f"script-src {_csp_hash_source(script)}",
             "connect-src 'self'",  # the script reads the page again
             "img-src data:",  # the empty icon, without which browsers ask for /favicon.ico
             "base-uri 'none'",
@@ -210,16 +216,16 @@ def _load_assets() -> _Assets:
             "frame-ancestors 'none'",
         )
     )
-    return _Assets(style, script, policy)
+    return _Assets(style, script, content_security_policy)
 
 
-def _hash_source(text: str) -> str:
+def _csp_hash_source(text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
 
 @functools.cache
-def _get_environment() -> Any:
+def _get_template_environment() -> Any:
     import jinja2  # noqa: PLC0415  # optional, and loaded for the first request only
 
     environment = jinja2.Environment(

@@ -22,8 +22,8 @@ MAX_FILE_BYTES = 1024 * 1024
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
-_MISSING_OR_FORBIDDEN = frozenset(
+_HASHED_FILE_NAME_PATTERN = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+_MISSING_OR_FORBIDDEN_ERRNOS = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM}
 )
 
@@ -90,9 +90,9 @@ class TLSOptions:
         try:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             if self.client_cafile:
-                _load_authorities(context, Path(self.client_cafile))
+                _load_ca_certificates(context, Path(self.client_cafile))
             for path in self._find_client_ca_files():
-                _load_usable_authorities(context, path, report_unusable)
+                _load_ca_certificates_if_usable(context, path, report_unusable)
             with (
                 files.pinned_path(Path(self.certfile), MAX_FILE_BYTES) as certificate,
                 files.pinned_path(Path(self.keyfile or self.certfile), MAX_FILE_BYTES) as key,
@@ -118,7 +118,9 @@ class TLSOptions:
             return []
         directory = Path(self.client_capath)
         names = os.listdir(directory)  # noqa: PTH208  # faster, for each connection
-        return [directory / name for name in sorted(filter(_HASHED_NAME.fullmatch, names))]
+        return [
+            directory / name for name in sorted(filter(_HASHED_FILE_NAME_PATTERN.fullmatch, names))
+        ]
 
     def _validate(self) -> None:
         """Reject options that would protect less than they seem to."""
@@ -134,16 +136,16 @@ class TLSOptions:
             raise ArgumentValueError(msg)
 
 
-def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
+def _load_ca_certificates(context: ssl.SSLContext, path: Path) -> None:
     with files.pinned_path(path, MAX_FILE_BYTES) as name:
         context.load_verify_locations(name)
 
 
-def _load_usable_authorities(
+def _load_ca_certificates_if_usable(
     context: ssl.SSLContext, path: Path, report_unusable: Callable[[Path, OSError], None]
 ) -> None:
     try:
-        _load_authorities(context, path)
+        _load_ca_certificates(context, path)
     except OSError as error:
         if not _is_fault_of_file(error):
             raise
@@ -154,7 +156,7 @@ def _is_fault_of_file(error: OSError) -> bool:
     """Return whether a file cannot be loaded until it changes; unlike for want of descriptors."""
     return (
         isinstance(error, (files.UnusableFileError, ssl.SSLError))
-        or error.errno in _MISSING_OR_FORBIDDEN
+        or error.errno in _MISSING_OR_FORBIDDEN_ERRNOS
     )
 
 
@@ -178,11 +180,11 @@ class ReloadingTLSContext:
         self._options = options
         self._report_exception = report_exception
         self._reloader = FileReloader(
-            lambda: options.watched_paths, self._load_again, report_exception
+            lambda: options.watched_paths, self._reload_context, report_exception
         )
         unusable: dict[Path, OSError] = {}
         self._context = options.create_context(unusable.__setitem__)
-        self._known_unusable = {*unusable}
+        self._reported_unusable_files = {*unusable}
         for path, error in unusable.items():
             logger.warning(
                 "client_capath: %r is left out: %s; remove it, or replace it by a PEM file that "
@@ -203,15 +205,15 @@ class ReloadingTLSContext:
         self._reloader.reload_if_necessary()
         return self._context
 
-    def _load_again(self) -> None:
+    def _reload_context(self) -> None:
         unusable: dict[Path, OSError] = {}
         self._context = self._options.create_context(unusable.__setitem__)
         for path, error in unusable.items():
-            if path not in self._known_unusable:
-                self._report_left_out(path, error)
-        self._known_unusable = {*unusable}
+            if path not in self._reported_unusable_files:
+                self._report_unusable_file(path, error)
+        self._reported_unusable_files = {*unusable}
 
-    def _report_left_out(self, path: Path, cause: OSError) -> None:
+    def _report_unusable_file(self, path: Path, cause: OSError) -> None:
         try:
             msg = f"{path} is left out of client_capath: {cause.strerror or cause}"
             raise OSError(cause.errno, msg) from cause  # noqa: TRY301  # reported while it is handled

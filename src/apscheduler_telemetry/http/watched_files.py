@@ -36,23 +36,23 @@ class FileReloader:
         report_exception: Callable[[str], None],
     ) -> None:
         self._find_paths = find_paths
-        self._read = read
+        self._read_files = read
         self._report_exception = report_exception
-        self._versions = self._read_versions()
+        self._file_versions = self._read_versions()
         self._retry_at = inf
         self._last_error = ""
 
     def reload_if_necessary(self) -> None:
         """Read the files if they have changed, or if it is time to try again."""
         versions = self._read_versions()
-        is_retry = versions == self._versions
+        is_retry = versions == self._file_versions
         if is_retry and time.monotonic() < self._retry_at:
             return
         # Before reading, so that changes meanwhile are noticed, and other threads need not wait.
-        self._versions = versions
+        self._file_versions = versions
         self._retry_at = inf
         try:
-            self._read()
+            self._read_files()
         except (OSError, ValueError) as error:
             self._retry_at = time.monotonic() + limits.FILE_RETRY_SECONDS
             last_error, self._last_error = self._last_error, str(error)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from apscheduler_telemetry.http import limits
-from apscheduler_telemetry.http.app import PageRouter, abandon
+from apscheduler_telemetry.http.app import PageRouter, abandon_response
 from apscheduler_telemetry.http.connections import (
     SOCKET_ENVIRON_KEY,
     is_disconnected,
@@ -22,7 +22,7 @@ from apscheduler_telemetry.http.messages import (
     INTERNAL_ERROR_RESPONSE,
     Request,
     Response,
-    assume_not_gone,
+    assume_client_connected,
 )
 from apscheduler_telemetry.http.readers import BufferBudget, ResponseReader
 
@@ -40,19 +40,19 @@ class WSGIApp:
     """
 
     def __init__(self, app: PageRouter, budget: BufferBudget) -> None:
-        self._app = app
+        self._page_router = app
         self._buffer_budget = budget
 
     def __call__(
         self, environ: Mapping[str, Any], start_response: Callable[..., object]
     ) -> Iterable[bytes]:
-        """Respond to one request, within `limits.RENDER_TIMEOUT`."""
+        """Respond to one request, within `limits.RENDER_TIMEOUT_SECONDS`."""
         connection = next((environ[key] for key in _SOCKET_KEYS if key in environ), None)
         request = _to_request(environ, connection)
         open_reader = partial(
             self._buffer_budget.open_reader,
             disconnect=None if connection is None else partial(shutdown_socket, connection),
-            max_piece=(
+            max_piece_bytes=(
                 None if SOCKET_ENVIRON_KEY in environ else limits.MAX_PIECE_BYTES_FOR_OTHER_SERVERS
             ),
         )
@@ -67,27 +67,26 @@ class WSGIApp:
         self, request: Request, open_reader: Callable[[Response], ResponseReader]
     ) -> ResponseReader:
         try:
-            future = self._app.submit_request(request, open_reader)
+            future = self._page_router.submit_request(request, open_reader)
             try:
-                return future.result(limits.RENDER_TIMEOUT)
+                return future.result(limits.RENDER_TIMEOUT_SECONDS)
             except FutureTimeoutError:
-                if abandon(future):
-                    msg = (
-                        f"no thread was free for {limits.RENDER_TIMEOUT} s; does a collector hang?"
-                    )
+                if abandon_response(future):
+                    seconds = limits.RENDER_TIMEOUT_SECONDS
+                    msg = f"no thread was free for {seconds} s; does a collector hang?"
                     raise TimeoutError(msg) from None
                 raise
         except CancelledError:
             return open_reader(INTERNAL_ERROR_RESPONSE)  # the client is gone, so no one reads it
         except Exception:  # noqa: BLE001  # of any collector, or the timeout
-            return open_reader(self._app.handle_exception(request))
+            return open_reader(self._page_router.handle_exception(request))
 
 
 def _to_request(environ: Mapping[str, Any], connection: Any) -> Request:
     if connection is not None:
         check_client_gone = partial(is_disconnected, connection, request_read_at=time.monotonic())
     else:  # waitress knows it if its option channel_request_lookahead is set
-        check_client_gone = environ.get("waitress.client_disconnected", assume_not_gone)
+        check_client_gone = environ.get("waitress.client_disconnected", assume_client_connected)
     return Request(
         method=environ["REQUEST_METHOD"],
         root_path=environ.get("SCRIPT_NAME", ""),

@@ -30,11 +30,11 @@ from apscheduler_telemetry.http.tls import ReloadingTLSContext
 
 logger = logging.getLogger("apscheduler_telemetry")
 
-_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_EXHAUSTED_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The errors of ``accept`` after which the connection is still waiting to be accepted."""
 
 _EMPTY_LINES = (b"\r\n", b"\n")
-_ABSOLUTE_FORM = re.compile(r"https?://(?P<authority>[^/?#]+)", re.IGNORECASE)
+_ABSOLUTE_URL_PATTERN = re.compile(r"https?://(?P<authority>[^/?#]+)", re.IGNORECASE)
 
 
 class RequestHandler(WSGIRequestHandler):
@@ -58,7 +58,7 @@ class RequestHandler(WSGIRequestHandler):
         self.requestline = self.request_version = self.command = ""  # for errors
         with self.rfile as stream:
             head = self._read_head(stream)
-        if len(head) > limits.MAX_HEAD_BYTES:
+        if len(head) > limits.MAX_REQUEST_HEAD_BYTES:
             self.send_error(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 if b"\n" in head
@@ -75,7 +75,7 @@ class RequestHandler(WSGIRequestHandler):
     def _read_head(stream: io.BufferedIOBase) -> bytes:
         """Read up to an empty line, the end of what the client sends, or one byte too many."""
         head = bytearray()  # and no list, as each short line in it would take 60 bytes
-        while line := stream.readline(limits.MAX_HEAD_BYTES + 1 - len(head)):
+        while line := stream.readline(limits.MAX_REQUEST_HEAD_BYTES + 1 - len(head)):
             head += line
             if head in _EMPTY_LINES:  # one may precede a request (RFC 9112, section 2.2)
                 continue
@@ -101,7 +101,7 @@ class RequestHandler(WSGIRequestHandler):
         if self.headers.defects or has_control or not length.isdecimal():
             self.send_error(HTTPStatus.BAD_REQUEST, "Malformed header")
             return False
-        if absolute := _ABSOLUTE_FORM.match(self.path):
+        if absolute := _ABSOLUTE_URL_PATTERN.match(self.path):
             del self.headers["Host"]
             self.headers["Host"] = absolute["authority"]
             self.path = f"/{self.path[absolute.end() :].removeprefix('/')}"
@@ -181,7 +181,7 @@ class HardenedWSGIServer(ThreadingMixIn, WSGIServer):
         try:
             connection, address = self.socket.accept()
         except OSError as error:
-            if error.errno in _RESOURCE_ERRNOS:
+            if error.errno in _EXHAUSTED_RESOURCE_ERRNOS:
                 self._report_exception("http")
                 self._stopping_event.wait(limits.ACCEPT_RETRY_SECONDS)
             raise

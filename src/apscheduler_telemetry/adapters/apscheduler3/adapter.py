@@ -26,26 +26,26 @@ from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3 import exit_warning, upcoming_runs
 from apscheduler_telemetry.adapters.apscheduler3.background_worker import BackgroundWorker
-from apscheduler_telemetry.adapters.apscheduler3.checks import check_scheduler
 from apscheduler_telemetry.adapters.apscheduler3.executors import ExecutorHooks
 from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
     BackgroundFireTimeSearcher,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
-from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
+from apscheduler_telemetry.adapters.apscheduler3.job_change_handler import JobChangeHandler
+from apscheduler_telemetry.adapters.apscheduler3.job_describer import JobDescriber
 from apscheduler_telemetry.adapters.apscheduler3.jobstores import JobStoreHooks
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker
+from apscheduler_telemetry.adapters.apscheduler3.scheduler_checks import check_scheduler
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_wrappers import (
-    describe_rejected,
+    describe_rejected_candidate,
     find_scheduler_started_by,
     is_initialized,
 )
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import MAX_FLUSH_SECONDS, TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJobs
 from apscheduler_telemetry.adapters.apscheduler3.unsubmitted_runs import UnsubmittedRunRecorder
-from apscheduler_telemetry.adapters.base import AdapterDependencies, ImportFacts
+from apscheduler_telemetry.adapters.base import AdapterDependencies, SchedulerImportFacts
 from apscheduler_telemetry.core.findings import Finding
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import Liveness, Outcome
@@ -74,7 +74,7 @@ class APScheduler3Adapter:
         self._hooks_by_jobstore_id: WeakValueDictionary[int, JobStoreHooks] = WeakValueDictionary()
         recorder, error_reporter = dependencies.recorder, dependencies.error_reporter
         self._worker = BackgroundWorker(error_reporter, dependencies.suppressing_tracing)
-        self._links = TraceLinks(
+        self._trace_links = TraceLinks(
             dependencies.origin_propagator, dependencies.context_store, self._worker, error_reporter
         )
         self._scheduler_loop = SchedulerLoop(
@@ -90,16 +90,16 @@ class APScheduler3Adapter:
         fire_time_searcher = BackgroundFireTimeSearcher(
             recorder.scheduler_name, self._worker, error_reporter
         )
-        self._unsubmitted_recorder = UnsubmittedRunRecorder(
+        self._unsubmitted_run_recorder = UnsubmittedRunRecorder(
             scheduler,
             recorder=recorder,
             observers=dependencies.observers,
             error_reporter=error_reporter,
             fire_time_searcher=fire_time_searcher,
         )
-        self._jobs = TrackedJobs(recorder, fire_time_searcher)
+        self._tracked_jobs = TrackedJobs(recorder, fire_time_searcher)
         self._job_change_handler = JobChangeHandler(
-            jobs=self._jobs,
+            jobs=self._tracked_jobs,
             recorder=recorder,
             loop=self._scheduler_loop,
             describer=JobDescriber(
@@ -108,8 +108,8 @@ class APScheduler3Adapter:
                 is_persistent=self._is_persistent,
                 get_timezone=lambda: scheduler.timezone,
             ),
-            links=self._links,
-            unsubmitted_recorder=self._unsubmitted_recorder,
+            links=self._trace_links,
+            unsubmitted_run_recorder=self._unsubmitted_run_recorder,
             clock=time.time,
         )
         self._run_tracker = RunTracker(
@@ -128,11 +128,11 @@ class APScheduler3Adapter:
     @staticmethod
     def describe_rejected_candidate(candidate: object) -> str | None:
         """Return advice for the caller of `instrument` about an object without a scheduler."""
-        return describe_rejected(candidate)
+        return describe_rejected_candidate(candidate)
 
     @staticmethod
     def check_imported(
-        scheduler: Any, facts: ImportFacts, others: Sequence[Any]
+        scheduler: Any, facts: SchedulerImportFacts, others: Sequence[Any]
     ) -> Sequence[Finding]:
         """Return the risks of a scheduler that was not started, without changing it."""
         return check_scheduler(
@@ -152,8 +152,12 @@ class APScheduler3Adapter:
                 job.info.id: job.stats.outcomes.get(Outcome.SKIPPED, 0)
                 for job in self._dependencies.recorder.job_snapshots()
             },
-            facts=ImportFacts(),
+            facts=SchedulerImportFacts(),
         )
+
+    def check_in_background(self, on_checked: Callable[[Sequence[Finding]], None]) -> None:
+        """Call `on_checked` with what `check` returns, in another thread."""
+        self._worker.submit("adapter", lambda: on_checked(self.check()))
 
     def install(self) -> None:
         """Patch the scheduler; if that fails, revert everything before the exception."""
@@ -172,11 +176,11 @@ class APScheduler3Adapter:
         """
         self._patches.deactivate()
         exit_warning.cancel_exit_warning(self._scheduler)
-        self._links.flush(MAX_FLUSH_SECONDS)
+        self._trace_links.flush(MAX_FLUSH_SECONDS)
         self._worker.discard_tasks_and_stop()
         for hooks in list(self._hooks_by_jobstore_id.values()):
             hooks.stop_polling()
-        self._dependencies.observers.stop(self._result_patches.restore)
+        self._dependencies.observers.stop_after_open_runs(self._result_patches.restore)
         self._patches.restore()
         self._scheduler.remove_listener(self._on_scheduler_event)
 
@@ -221,8 +225,8 @@ class APScheduler3Adapter:
     def find_upcoming_runs(
         self, until: float, *, label: str | None = None, max_count: int
     ) -> UpcomingRuns:
-        """Return the coming runs of all jobs, or of one label; see `Timetable`."""
-        jobs = self._jobs.list_jobs(label)
+        """Return the upcoming runs of all jobs, or of one label; see `Timetable`."""
+        jobs = self._tracked_jobs.list_jobs(label)
         return upcoming_runs.find_upcoming_runs(
             jobs, until, max_count=max_count, default_zone=self.timezone
         )
@@ -233,7 +237,7 @@ class APScheduler3Adapter:
         scheduler = self._scheduler
         exit_warning.register_exit_warning(
             scheduler,
-            self._scheduler_loop.get_thread,
+            self._scheduler_loop.get_latest_pass_thread,
             self._dependencies.recorder,
             self._dependencies.error_reporter,
         )
@@ -264,7 +268,7 @@ class APScheduler3Adapter:
             job = original(*args, **kwargs)
             if self._patches.is_active and job.pending:
                 # It enters its store when the scheduler starts, in another context.
-                self._links.on_pending_job_added(job.id)
+                self._trace_links.on_pending_job_added(job.id)
             return job
 
         return add_job
@@ -299,7 +303,7 @@ class APScheduler3Adapter:
             elif event.code == EVENT_JOBSTORE_REMOVED:
                 self._on_jobstore_removed(event.alias)
             elif event.code == EVENT_SCHEDULER_STARTED:
-                self._links.clear_origins_of_pending_jobs()
+                self._trace_links.clear_origins_of_pending_jobs()
                 self._on_started_in_this_process()
             elif event.code == EVENT_SCHEDULER_SHUTDOWN:
                 self._dependencies.on_scheduler_stopped()
@@ -314,7 +318,7 @@ class APScheduler3Adapter:
     def _on_survived_fork(self) -> None:
         """Note that the scheduler runs on in this process, a child of the one that started it."""
         self._on_started_in_this_process()
-        self._worker.continue_in_this_process()
+        self._worker.continue_tasks_after_fork()
 
     def _hook_executor(self, alias: str) -> None:
         executor = self._scheduler._executors[alias]  # noqa: SLF001
@@ -328,9 +332,9 @@ class APScheduler3Adapter:
             alias=alias,
             patches=self._patches,
             result_patches=self._result_patches,
-            events=self._job_change_handler,
+            job_change_handler=self._job_change_handler,
             loop=self._scheduler_loop,
-            unsubmitted_recorder=self._unsubmitted_recorder,
+            unsubmitted_run_recorder=self._unsubmitted_run_recorder,
             run_tracker=self._run_tracker,
             recorder=self._dependencies.recorder,
             error_reporter=self._dependencies.error_reporter,
@@ -348,7 +352,7 @@ class APScheduler3Adapter:
             store=store,
             alias=alias,
             patches=self._patches,
-            events=self._job_change_handler,
+            job_change_handler=self._job_change_handler,
             loop=self._scheduler_loop,
             recorder=self._dependencies.recorder,
             error_reporter=self._dependencies.error_reporter,
@@ -361,7 +365,7 @@ class APScheduler3Adapter:
         for hooks in list(self._hooks_by_jobstore_id.values()):
             if hooks.alias == alias:
                 hooks.on_removed_from_scheduler()
-        self._jobs.remove_jobstore(alias)
+        self._tracked_jobs.remove_jobstore(alias)
 
     def _start_polling_jobstores(self) -> None:
         for store in list(self._scheduler._jobstores.values()):  # noqa: SLF001

@@ -12,7 +12,7 @@ from typing import Any
 from apscheduler.schedulers.base import STATE_STOPPED, BaseScheduler
 
 
-class StartPatch:
+class APScheduler3AutomaticInstrumentation:
     """Patches the start of all schedulers; see `AutomaticInstrumentation` in `adapters.base`."""
 
     def __init__(self) -> None:

@@ -46,12 +46,12 @@ class BackgroundWorker:
         self._create_task_context = create_task_context
         self._lock = threading.RLock()
         self._tasks: list[_Task] = []
-        self._task_numbers = itertools.count()
+        self._sequence_numbers = itertools.count()
         self._wakeup = threading.Event()
         self._thread: threading.Thread | None = None
         self._running_task: _Task | None = None
         self._is_stopped = False
-        self._has_failed_to_start = False
+        self._has_thread_start_failed = False
         renew_lock_in_forked_children(self)
         reset_in_forked_children(self)
 
@@ -77,10 +77,12 @@ class BackgroundWorker:
             if self._is_stopped:
                 return
             run_at = time.perf_counter() + after
-            heapq.heappush(self._tasks, _Task(run_at, next(self._task_numbers), component, task))
+            heapq.heappush(
+                self._tasks, _Task(run_at, next(self._sequence_numbers), component, task)
+            )
             self._wake_or_start_thread()
 
-    def continue_in_this_process(self) -> None:
+    def continue_tasks_after_fork(self) -> None:
         """Run the tasks that were left when this process was forked."""
         with self._lock:
             if self._tasks and not self._is_stopped:
@@ -96,21 +98,23 @@ class BackgroundWorker:
     def _wake_or_start_thread(self) -> None:
         if self._thread is None or not is_thread_alive(self._thread):
             self._wakeup = threading.Event()
-            thread = create_daemon_thread(self._work, self._wakeup, name="apscheduler-telemetry")
+            thread = create_daemon_thread(
+                self._run_tasks, self._wakeup, name="apscheduler-telemetry"
+            )
             try:
                 thread.start()
             except RuntimeError as error:  # the process has too many, or its main thread has ended
-                self._on_start_failed(error)
+                self._on_thread_start_failed(error)
                 return
-            self._thread, self._has_failed_to_start = thread, False
+            self._thread, self._has_thread_start_failed = thread, False
         self._wakeup.set()
 
-    def _on_start_failed(self, error: RuntimeError) -> None:
+    def _on_thread_start_failed(self, error: RuntimeError) -> None:
         """Report once that tasks have to wait, and keep them within bounds."""
         del self._tasks[self.MAX_TASKS_WITHOUT_THREAD :]  # the rest is a heap, too
-        if self._has_failed_to_start:
+        if self._has_thread_start_failed:
             return
-        self._has_failed_to_start = True
+        self._has_thread_start_failed = True
         self._error_reporter.count(self._tasks[0].component)
         logger.warning(
             "apscheduler-telemetry could not start a thread (%s). Until a later attempt succeeds, "
@@ -120,7 +124,7 @@ class BackgroundWorker:
             error,
         )
 
-    def _work(self, wakeup: threading.Event) -> None:
+    def _run_tasks(self, wakeup: threading.Event) -> None:
         timeout = 0.0
         while True:
             was_woken = wakeup.wait(timeout)
@@ -152,6 +156,6 @@ class BackgroundWorker:
 
 class _Task(NamedTuple):
     run_at: float
-    number: int
+    sequence_number: int
     component: str
     run: Callable[[], None]

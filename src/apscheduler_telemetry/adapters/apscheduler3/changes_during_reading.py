@@ -28,15 +28,15 @@ class ReadingInProgress:
 
     def __init__(self, alias: str, changed: Iterable[object]) -> None:
         self.alias = alias
-        self._changed = set(changed)
+        self._changed_scopes = set(changed)
 
     def add_change(self, scope: object) -> None:
         """Note what is being changed: the id of a job, or a `_StoreWideChange`."""
-        self._changed.add(scope)
+        self._changed_scopes.add(scope)
 
     def has_job_changed_since_start(self, job_id: Hashable) -> bool:
         """Return whether a job may have changed since it was read."""
-        return job_id in self._changed or _ALL_JOBS in self._changed
+        return job_id in self._changed_scopes or _ALL_JOBS in self._changed_scopes
 
 
 class ChangesDuringReading:
@@ -53,7 +53,7 @@ class ChangesDuringReading:
     def __init__(self) -> None:
         self.alias: str | None = None
         self._lock = threading.RLock()
-        self._in_progress: dict[object, int] = {}
+        self._counts_of_changes_in_progress: dict[object, int] = {}
         self._readings: set[ReadingInProgress] = set()
         renew_lock_in_forked_children(self)
 
@@ -84,16 +84,18 @@ class ChangesDuringReading:
     @synchronized
     def begin_change(self, scope: object) -> None:
         """Note that a change begins: the id of a job, or a `_StoreWideChange`."""
-        self._in_progress[scope] = self._in_progress.get(scope, 0) + 1
+        self._counts_of_changes_in_progress[scope] = (
+            self._counts_of_changes_in_progress.get(scope, 0) + 1
+        )
         for reading in self._readings:
             reading.add_change(scope)
 
     @synchronized
     def end_change(self, scope: object) -> None:
         """Note that a change is over."""
-        self._in_progress[scope] -= 1
-        if not self._in_progress[scope]:
-            del self._in_progress[scope]
+        self._counts_of_changes_in_progress[scope] -= 1
+        if not self._counts_of_changes_in_progress[scope]:
+            del self._counts_of_changes_in_progress[scope]
 
     # By a reading
 
@@ -103,7 +105,7 @@ class ChangesDuringReading:
         if self.alias is None:
             return None
         # A change in progress may be in the store already, but not in the metrics state.
-        reading = ReadingInProgress(self.alias, self._in_progress)
+        reading = ReadingInProgress(self.alias, self._counts_of_changes_in_progress)
         self._readings.add(reading)
         return reading
 
@@ -126,7 +128,7 @@ class ChangesDuringReading:
     ) -> None:
         """Call `apply` for a job that a reading did not find, unless the job has changed since."""
         # A listing may be deleting a row that it cannot deserialize. It will report that itself.
-        if _LISTING not in self._in_progress:
+        if _LISTING not in self._counts_of_changes_in_progress:
             self.apply_if_unchanged(reading, job_id, apply)
 
 

@@ -35,11 +35,11 @@ def is_job_runner(caller: FrameType) -> bool:
     in a ``for`` statement, and mention the job's attributes ``func``, ``args`` and ``kwargs``.
     Others only look at the times or copy them; the steps of ``list(run_times)`` are no runs.
     """
-    return _is_job_loop(caller.f_code, caller.f_lasti)
+    return _is_loop_over_run_times(caller.f_code, caller.f_lasti)
 
 
 @functools.lru_cache  # a child asks the same for each submission
-def _is_job_loop(code: CodeType, at: int) -> bool:
+def _is_loop_over_run_times(code: CodeType, at: int) -> bool:
     """Return whether this instruction of a function begins the loop of a job runner."""
     names = code.co_names
     if not ("func" in names and "args" in names and "kwargs" in names):
@@ -155,7 +155,7 @@ class MeasuringRunTimes(list[datetime]):
     ) -> None:
         super().__init__(times)
         self._trace_carriers = carriers
-        self._address = measurement_sink_id, submission_id
+        self._sink_and_submission_ids = measurement_sink_id, submission_id
 
     def __iter__(self) -> Iterator[datetime]:
         if not is_job_runner(_getframe(1)):
@@ -185,9 +185,9 @@ class MeasuringRunTimes(list[datetime]):
                         error = repr(exception)[:MAX_ERROR_LENGTH]
                 measurement = due, position, started_at, run.duration, error
                 reported: tuple[Any, ...] = ()  # usually, as that is shorter when pickled
-                if run.reported is not None:
-                    reported = run.reported.recorded, run.reported.failure_reason
-                measured.set_measurement(*self._address, *measurement, *reported)
+                if run.current_run is not None:
+                    reported = run.current_run.recorded, run.current_run.failure_reason
+                measured.set_measurement(*self._sink_and_submission_ids, *measurement, *reported)
 
 
 def _attach_context(carrier: Mapping[str, str]) -> Any:

@@ -1,10 +1,10 @@
 """
-Shows which run times the scheduler's loop finds for jobs whose triggers cannot be asked again.
+Shows which run times the scheduler's loop finds for jobs whose triggers cannot find them again.
 
-The loop asks a job for its due run times, and keeps only the latest if it coalesces them. With
-jitter, or with a trigger that has a state, nobody can find the others afterwards. So such a job has
-a subclass of `Job` from the moment at which the loop takes it from the list of due jobs to that
-question, between which only the job's executor is looked up. All other jobs stay as they are.
+The loop gets the due run times of a job, and keeps only the latest if it coalesces them. With
+jitter, or with a trigger that has a state, the others cannot be found afterwards. So such a job has
+call, between which only the job's executor is looked up. All other jobs stay as they are.
+call, between which only the job's executor is looked up. All other jobs stay as they are.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class DueJobsReportingRunTimes(list[Any]):
     ) -> None:
         super().__init__(jobs)
         self._job_subclass_reporting_run_times = observed_job_class
-        self._is_job_observed = is_observed
+        self._must_report_run_times = is_observed
 
     def __iter__(self) -> Iterator[Any]:
         for job in super().__iter__():
-            if type(job) is not Job or not self._is_job_observed(job):
+            if type(job) is not Job or not self._must_report_run_times(job):
                 yield job
                 continue
             job.__class__ = self._job_subclass_reporting_run_times
             try:
                 yield job
-            finally:  # where the loop has not asked it, as its executor does not exist
+            finally:  # where the loop has not called it, as its executor does not exist
                 job.__class__ = Job

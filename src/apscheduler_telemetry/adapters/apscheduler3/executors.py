@@ -18,7 +18,7 @@ from apscheduler.executors.base import MaxInstancesReachedError
 from apscheduler.executors.debug import DebugExecutor
 
 from apscheduler_telemetry.adapters.apscheduler3 import child_process
-from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
+from apscheduler_telemetry.adapters.apscheduler3.job_change_handler import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.adapters.apscheduler3.runs import RunTracker, Submission, outcome_of
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
@@ -42,9 +42,9 @@ class ExecutorHooks:
         patches: what was patched for the scheduler.
         result_patches: the patches of methods that receive results; `uninstrument` restores them
             only when the last span has ended.
-        events: has the tracked jobs.
+        job_change_handler: has the tracked jobs.
         loop: the scheduler's loop.
-        unsubmitted_recorder: records runs that are coalesced into a submitted one.
+        unsubmitted_run_recorder: records runs that are coalesced into a submitted one.
         run_tracker: measures and records runs.
         recorder: the metrics state.
         error_reporter: counts failures of telemetry itself.
@@ -59,9 +59,9 @@ class ExecutorHooks:
         alias: str,
         patches: PatchSet,
         result_patches: PatchSet,
-        events: JobChangeHandler,
+        job_change_handler: JobChangeHandler,
         loop: SchedulerLoop,
-        unsubmitted_recorder: UnsubmittedRunRecorder,
+        unsubmitted_run_recorder: UnsubmittedRunRecorder,
         run_tracker: RunTracker,
         recorder: Recorder,
         error_reporter: ErrorReporter,
@@ -70,18 +70,18 @@ class ExecutorHooks:
         self._scheduler = scheduler
         self._executor = executor
         self._patches = patches
-        self._job_change_handler = events
+        self._job_change_handler = job_change_handler
+        # A dictionary's own method, as every run calls it.
+        self._find_tracked_job = job_change_handler.tracked_jobs.get
         self._scheduler_loop = loop
-        self._unsubmitted_recorder = unsubmitted_recorder
+        self._unsubmitted_run_recorder = unsubmitted_run_recorder
         self.run_tracker = run_tracker
-        # Bound once, as every run passes them.
-        self._get_job, self._finish_run_by_event = events.jobs.get, run_tracker.finish_run_by_event
         self._recorder = recorder
         self._error_reporter = error_reporter
         self._clock = clock
         # By the identity of the latest run time's object, and in the order of submission, which is
         # the order in which a process pool starts them.
-        self._open_submissions: dict[int, Submission] = {}
+        self._open_submissions_by_id: dict[int, Submission] = {}
         # Runs from before the executor was patched, by job id.
         self._run_counts_before_patching = Counter(getattr(executor, "_instances", {}))
         self.on_added_to_scheduler(alias)
@@ -92,7 +92,7 @@ class ExecutorHooks:
 
     def reset_after_fork(self) -> None:
         """Forget the submissions of the parent, for which errors of the child could be taken."""
-        self._open_submissions.clear()
+        self._open_submissions_by_id.clear()
 
     def on_added_to_scheduler(self, alias: str) -> None:
         """Record the load of the executor under this alias."""
@@ -101,36 +101,35 @@ class ExecutorHooks:
         self.measurement_sink_id = child_process.register_sink(self) if runs_in_children else None
         # Those of a fresh pool, too.
         self._max_workers = _max_workers_of(pool_of(self._executor)) or 0
-        self._recorder.executor_added(alias, lambda: capacity(self._executor))
+        self._recorder.executor_added(alias, lambda: worker_capacity(self._executor))
 
     # The patches
 
     def _wrap_submit_job(self, original: Callable[..., None]) -> Callable[..., None]:
-        open_submission, on_job_submitted = (
-            self._create_submission,
-            self._scheduler_loop.on_job_submitted,
-        )
-        serves_scheduler = self._serves_scheduler
+        executor, patches = self._executor, self._patches
+        # Not another scheduler, which may have the executor after its removal from ours.
+        owners = self._scheduler, None
 
         def submit_job(job: Any, run_times: Sequence[datetime]) -> None:
-            submission: Submission | None = None
+            is_instrumented, submission = patches.is_active, None
             runs: list[Run] = []
             try:
                 try:
-                    if serves_scheduler():
-                        submission = open_submission(job, run_times, runs)
+                    is_instrumented = is_instrumented and executor._scheduler in owners  # noqa: SLF001
+                    if is_instrumented:
+                        submission = self._create_submission(job, run_times, runs)
                 except Exception:  # noqa: BLE001  # telemetry never changes the job
                     self._error_reporter.exception("adapter")
                 original(job, run_times if submission is None else submission)
             except BaseException as error:
                 try:
-                    if submission is not None or serves_scheduler():
+                    if is_instrumented:
                         self._on_submit_failed(error, submission, job, run_times, runs)
                 except Exception:  # noqa: BLE001  # the scheduler must see its own exception
                     self._error_reporter.exception("adapter")
                 raise
             finally:  # or the loop's next change of the job would be taken for the user's
-                on_job_submitted(job, submission)
+                self._scheduler_loop.on_job_submitted(job, submission)
             if self.measurement_sink_id is not None and submission is not None:
                 self._record_pool_of_submission(submission)
 
@@ -138,14 +137,10 @@ class ExecutorHooks:
         return submit_job
 
     def _wrap_run_job_success(self, original: Callable[..., None]) -> Callable[..., None]:
-        on_result = self._on_result
-
         def run_job_success(job_id: str, events: Any) -> None:
             try:
-                if isinstance(events, list):
-                    on_result(job_id, events)
-                elif not isinstance(events, Iterator):  # of a user's executor
-                    on_result(job_id, list(events) if isinstance(events, Iterable) else [])
+                if isinstance(events, list) or not isinstance(events, Iterator):
+                    self._on_result(job_id, events)
             except BaseException as error:
                 self._finish_runs_after_interrupted_recording(job_id, events)
                 if not isinstance(error, Exception):
@@ -154,8 +149,8 @@ class ExecutorHooks:
             finally:  # also if Ctrl-C has come in between
                 if isinstance(events, list) or not isinstance(events, Iterator):
                     original(job_id, events)
-                else:
-                    self._forward_event_iterator(original, job_id, events)
+                else:  # of a user's executor
+                    self._record_events_while_forwarding(original, job_id, events)
 
         return run_job_success
 
@@ -175,11 +170,6 @@ class ExecutorHooks:
 
     # Submissions
 
-    def _serves_scheduler(self) -> bool:
-        """Tell whether the executor is ours still; after its removal it may serve another one."""
-        owner = self._executor._scheduler  # noqa: SLF001
-        return self._patches.is_active and (owner is self._scheduler or owner is None)
-
     def _create_submission(
         self, job: Any, run_times: Sequence[datetime], runs: list[Run]
     ) -> Submission:
@@ -192,24 +182,27 @@ class ExecutorHooks:
             runs: a list that gets the runs, so that it has them also if Ctrl-C comes in between.
         """
         latest, alias = run_times[-1], job._jobstore_alias  # noqa: SLF001
-        tracked = self._get_job((alias, job.id)) or self._job_change_handler.get_or_track(
-            job, alias
-        )
+        find_tracked_job = self._find_tracked_job
+        tracked = find_tracked_job((alias, job.id))
+        if tracked is None:
+            tracked = self._job_change_handler.get_or_track(job, alias)
         # The first due time is the very object of the job's next run, unless runs are coalesced.
         if job.coalesce and run_times[0] is not job.next_run_time:
-            self._unsubmitted_recorder.record_coalesced_runs(tracked, job, run_times[0])
-        if id(latest) in self._open_submissions:
+            self._unsubmitted_run_recorder.record_coalesced_runs(tracked, job, run_times[0])
+        key = id(latest)
+        if key in self._open_submissions_by_id:
             # The object belongs to a run that is in flight, for example because the application
             # has set the next run to the same time twice. Events are distinguished by objects.
-            latest = latest.replace()
-            run_times = [*run_times[:-1], latest]
-        key = id(latest)
-        submission = self._open_submissions[key] = Submission(
+            run_times = [*run_times[:-1], latest.replace()]
+            key = id(run_times[-1])
+        submission = self._open_submissions_by_id[key] = Submission(
             key, job, tracked, run_times, runs, self
         )
-        alias, run_submitted = self._alias, self._recorder.run_submitted
+        tracked.set_last_submitted_due(latest)
+        record, alias, link_origins = tracked.record, self._alias, tracked.link_origins
+        create_run, run_submitted = self._recorder.create_run, self._recorder.run_submitted
         for due in run_times:
-            run = tracked.create_run(due, alias)
+            run = create_run(record, due, alias, link_origins)
             # Its end is sure to be recorded before it is recorded, as Ctrl-C may come at any line.
             runs.append(run)
             run_submitted(run)
@@ -222,14 +215,18 @@ class ExecutorHooks:
     ) -> Submission:
         """Return what `_create_submission` would have, which an exception has ended early."""
         tracked = self._job_change_handler.get_or_track(job, job._jobstore_alias)  # noqa: SLF001
-        runs.extend(tracked.create_run(due, self._alias) for due in run_times[len(runs) :])
+        tracked.set_last_submitted_due(run_times[-1])
+        runs.extend(
+            self._recorder.create_run(tracked.record, due, self._alias, tracked.link_origins)
+            for due in run_times[len(runs) :]
+        )
         for run in runs:  # to record one twice is the same as once
             self._recorder.run_submitted(run)
-        for submission in list(self._open_submissions.values()):
+        for submission in list(self._open_submissions_by_id.values()):
             if submission.runs is runs:
                 return submission
         key = id(runs)  # under which no event looks for it
-        return self._open_submissions.setdefault(
+        return self._open_submissions_by_id.setdefault(
             key, Submission(key, job, tracked, run_times, runs, self)
         )
 
@@ -237,8 +234,8 @@ class ExecutorHooks:
         try:
             pool = pool_of(self._executor)  # a fresh one, if the one before was broken
             submission.set_pool(pool)
-            if len(self._open_submissions) <= self._max_workers:  # else it has to wait
-                self._estimate_starts(pool)
+            if len(self._open_submissions_by_id) <= self._max_workers:  # else it has to wait
+                self._estimate_starts_in_pool(pool)
         except Exception:  # noqa: BLE001  # the executor has taken the job
             self._error_reporter.exception("adapter")
 
@@ -258,47 +255,40 @@ class ExecutorHooks:
         if is_refusal:
             self._finish_remaining_runs(submission, Outcome.SKIPPED)
         else:
-            self._abandon(submission, error)
+            self._abandon_submission(submission, error)
 
     # Results
 
-    def _on_result(self, job_id: str, events: Sequence[Any]) -> None:
+    def _on_result(self, job_id: str, events: Any) -> None:
         try:
-            submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
-        except (AttributeError, LookupError):  # no events, or objects of the user's
+            submission = self._open_submissions_by_id.get(id(events[-1].scheduled_run_time))
+        except (AttributeError, LookupError, TypeError):  # no events, or objects of the user's
+            events = list(events) if isinstance(events, Iterable) else []
             submission = None
-        if submission is None or submission.job_id != job_id:
+        if submission is None or submission.job.id != job_id:
             submission = self._find_submission_of_events(job_id, events)
             if submission is None:
                 return
-        runs, finish_run_by_event = submission.runs, self._finish_run_by_event
-        try:
-            if len(events) == len(runs):
-                remaining = iter(events)  # for a single run, zip() takes three times as long
-                for run in runs:
-                    finish_run_by_event(run, next(remaining))
-            else:
-                self._record_matching_events(submission, events)
-        except BaseException:
-            # Ctrl-C, or what an exception of the user's raises while it is described.
-            self._finish_by_outcomes_only(submission, events)
-            raise
-        finally:
-            self._open_submissions.pop(submission.submission_id, None)
-            if submission.pool is not None:
-                self._estimate_starts(submission.pool)
+        if len(events) == len(submission.runs):
+            self.run_tracker.finish_runs_by_events(submission.runs, events)
+        else:
+            self._record_matching_events(submission, events)
+        # The last step, as it is to be found after an exception from outside.
+        self._open_submissions_by_id.pop(submission.submission_id, None)
+        if submission.pool is not None:
+            self._estimate_starts_in_pool(submission.pool)
 
     def _finish_runs_after_interrupted_recording(self, job_id: str, events: Any) -> None:
         """End the runs of a result whose recording an exception from outside has ended early."""
         try:
-            submission = self._open_submissions.get(id(events[-1].scheduled_run_time))
-            if submission is None or submission.job_id != job_id:
+            submission = self._open_submissions_by_id.get(id(events[-1].scheduled_run_time))
+            if submission is None or submission.job.id != job_id:
                 return  # `_on_result` has ended its runs, or they are another job's
-            self._finish_by_outcomes_only(submission, events)
+            self._finish_runs_by_outcome_alone(submission, events)
         except Exception:  # noqa: BLE001  # no events, or objects of the user's
             self._error_reporter.exception("adapter")
 
-    def _finish_by_outcomes_only(self, submission: Submission, events: Iterable[Any]) -> None:
+    def _finish_runs_by_outcome_alone(self, submission: Submission, events: Iterable[Any]) -> None:
         """End the runs that have not ended, by no more of their events than the outcome."""
         for run, event in zip(submission.runs, events, strict=False):
             run.finish(outcome_of(event, run))
@@ -308,7 +298,7 @@ class ExecutorHooks:
         """Record an event of a user's executor with the run that it is about, if there is one."""
         run = _find_run_of_event(event, submission.runs)
         if run is not None:
-            self.run_tracker.finish_run_by_event(run, event)
+            self.run_tracker.finish_runs_by_events([run], [event])
 
     def _record_matching_events(self, submission: Submission, events: Iterable[Any]) -> None:
         """Record the events of a user's executor, which has more or fewer of them than runs."""
@@ -316,7 +306,7 @@ class ExecutorHooks:
             self._record_matching_event(submission, event)
         self._finish_remaining_runs(submission, Outcome.LOST)  # those that no event is about
 
-    def _forward_event_iterator(
+    def _record_events_while_forwarding(
         self, original: Callable[..., None], job_id: str, events: Iterator[Any]
     ) -> None:
         """Pass on events that can be read only once, each after it was recorded."""
@@ -344,7 +334,7 @@ class ExecutorHooks:
         """Record that an executor got no result for one of the submissions of a job."""
         waiting = [each for each in self._iter_open_submissions(job_id) if not each.is_abandoned]
         if isinstance(error, BrokenExecutor):  # the executor may have a fresh pool already
-            waiting = [each for each in waiting if _is_broken(each.pool)] or waiting
+            waiting = [each for each in waiting if _is_pool_broken(each.pool)] or waiting
         submission = _find_submission_in_traceback(error, waiting)
         if (
             submission is None and self._run_counts_before_patching[job_id]
@@ -354,13 +344,13 @@ class ExecutorHooks:
         if submission is None and waiting:
             submission = next((each for each in waiting if not each.has_started), waiting[0])
         if submission is not None:
-            self._abandon(submission, error)
+            self._abandon_submission(submission, error)
 
-    def _abandon(self, submission: Submission, error: BaseException) -> None:
+    def _abandon_submission(self, submission: Submission, error: BaseException) -> None:
         """Record that no result of a submission will come, unless a thread still works on it."""
         if (
             submission.mark_abandoned_and_check_not_running()
-            and submission.submission_id in self._open_submissions
+            and submission.submission_id in self._open_submissions_by_id
         ):
             self._finish_remaining_runs(submission, Outcome.LOST, error)
 
@@ -369,7 +359,7 @@ class ExecutorHooks:
         try:
             abandoned = [each for each in self._iter_open_submissions(job_id) if each.is_abandoned]
             for submission in abandoned:
-                self._abandon(submission, error)
+                self._abandon_submission(submission, error)
             if not abandoned:
                 self._on_result_lost(job_id, error)
         except Exception:  # noqa: BLE001  # the scheduler must hear of the error
@@ -377,7 +367,9 @@ class ExecutorHooks:
 
     def on_abandoned_submission_end(self, submission: Submission) -> None:
         """Record the end of a submission that its executor had given up before."""
-        if submission.submission_id in self._open_submissions:  # unless `_abandon` was quicker
+        if (
+            submission.submission_id in self._open_submissions_by_id
+        ):  # unless `_abandon_submission` was quicker
             self._finish_remaining_runs(submission, Outcome.LOST)
 
     def _finish_remaining_runs(
@@ -387,9 +379,9 @@ class ExecutorHooks:
         reason = None if error is None else self.run_tracker.describe_error(error)
         for run in submission.runs:
             self.run_tracker.finish_run(run, outcome, reason)
-        self._open_submissions.pop(submission.submission_id, None)
+        self._open_submissions_by_id.pop(submission.submission_id, None)
         if submission.pool is not None:
-            self._estimate_starts(submission.pool)
+            self._estimate_starts_in_pool(submission.pool)
 
     def receive_measurement(  # noqa: PLR0913, PLR0917  # as of `MeasurementSink`
         self,
@@ -403,7 +395,7 @@ class ExecutorHooks:
         failure_reason: str | None = None,
     ) -> datetime:
         """Take the measurement of a run from a child process; see `MeasurementSink`."""
-        submission = self._open_submissions.get(submission_id)
+        submission = self._open_submissions_by_id.get(submission_id)
         runs = () if submission is None else submission.runs[position : position + 1]
         if not runs or not _is_same_time(runs[0].due, due):
             return due  # abandoned in the meantime
@@ -411,14 +403,14 @@ class ExecutorHooks:
         try:
             if run.try_start(started_at):
                 if recorded is not None:
-                    run.get_or_create_reported().record(**recorded)
+                    run.get_or_create_current_run().record(**recorded)
                 if failure_reason is not None:
-                    run.get_or_create_reported().fail(failure_reason)
+                    run.get_or_create_current_run().fail(failure_reason)
                 run.set_duration(duration)
             if telemetry_error:
                 self.run_tracker.report_child_error(telemetry_error)
         except Exception:  # noqa: BLE001  # raised while it is unpickled, it would break the pool
-            self.run_tracker.report_own_exception()
+            self.run_tracker.report_telemetry_exception()
         return run.due
 
     # Open submissions
@@ -428,8 +420,8 @@ class ExecutorHooks:
         if not events:
             return next(self._iter_open_submissions(job_id), None)
         due = getattr(events[-1], "scheduled_run_time", None)
-        submission = self._open_submissions.get(id(due))
-        if submission is not None and submission.job_id == job_id:
+        submission = self._open_submissions_by_id.get(id(due))
+        if submission is not None and submission.job.id == job_id:
             return submission
         for submission in self._iter_open_submissions(job_id):
             if due is None or _find_run_of_event(events[-1], submission.runs) is not None:
@@ -444,24 +436,27 @@ class ExecutorHooks:
 
     def _iter_open_submissions(self, job_id: str) -> Iterator[Submission]:
         """Yield the open submissions of a job, the oldest first."""
-        for submission in list(self._open_submissions.values()):  # other threads change it
-            if submission.job_id == job_id and submission.submission_id in self._open_submissions:
+        for submission in list(self._open_submissions_by_id.values()):  # other threads change it
+            if (
+                submission.job.id == job_id
+                and submission.submission_id in self._open_submissions_by_id
+            ):
                 yield submission
 
-    def _estimate_starts(self, pool: Any) -> None:
+    def _estimate_starts_in_pool(self, pool: Any) -> None:
         """
         Estimate which runs a process pool works on now.
 
         A child cannot report a start before it returns. But a pool starts submissions in their
         order, so with n workers the n oldest ones are running.
         """
-        if _is_broken(pool):
+        if _is_pool_broken(pool):
             return  # nothing starts in it any more
         now = self._clock()
         # At once, as other threads change it.
-        for submission in list(islice(self._open_submissions.values(), self._max_workers)):
-            run = submission.runs[0]
-            if submission.pool is pool:
+        for submission in list(islice(self._open_submissions_by_id.values(), self._max_workers)):
+            if submission.pool is pool:  # so it has its runs: another thread may be adding them
+                run = submission.runs[0]
                 run.try_set_estimated_start(now, submission.misfire_grace_time)
 
 
@@ -508,7 +503,7 @@ def is_process_pool(executor: Any) -> bool:
     return isinstance(pool_of(executor), ProcessPool)
 
 
-def _is_broken(pool: Any) -> bool:
+def _is_pool_broken(pool: Any) -> bool:
     # Neither has this one.
     return bool(getattr(pool, "_broken", False))
 
@@ -519,7 +514,7 @@ def _max_workers_of(pool: Any) -> int | None:
     return getattr(pool, "__dict__", {}).get("_max_workers")
 
 
-def capacity(executor: Any) -> float:
+def worker_capacity(executor: Any) -> float:
     """Return how many runs an executor can work on at once; infinity if nothing limits it."""
     if isinstance(executor, DebugExecutor):
         return 1

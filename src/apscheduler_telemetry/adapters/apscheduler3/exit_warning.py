@@ -50,18 +50,18 @@ def register_exit_warning(
     """
     # By its identity, because a user's scheduler may not be hashable.
     key = id(scheduler)
-    _exit_checks[key] = _PendingJobsCheck(
-        ref(scheduler, lambda _: _exit_checks.pop(key, None)),
+    _pending_jobs_checks[key] = _PendingJobsCheck(
+        ref(scheduler, lambda _: _pending_jobs_checks.pop(key, None)),
         WeakMethod(get_thread),
         ref(recorder),
         ref(error_reporter),
-        is_in_pytest=_is_in_pytest(),
+        was_registered_in_pytest=_is_pytest_running(),
     )
 
 
 def cancel_exit_warning(scheduler: Any) -> None:
     """Do not check a scheduler any more."""
-    _exit_checks.pop(id(scheduler), None)
+    _pending_jobs_checks.pop(id(scheduler), None)
 
 
 def describe_pending_jobs_at_exit(
@@ -107,14 +107,14 @@ def describe_pending_jobs_at_exit(
 
 def is_exit_intended() -> bool:
     """
-    Tell whether this process ends because something has ended it, and not as its script ran out.
+    Return whether this process ends because something has ended it, and not as its script ran out.
 
-    Python does not tell which signals came, so this looks for whoever had the main thread.
+    Python does not say which signals came, so this looks for what had the main thread.
     """
     main = sys.modules.get("__main__")
     program = getattr(getattr(main, "__spec__", None), "name", None) or ""
     return (
-        any(module in sys.modules for module in _OWNERS_OF_THE_MAIN_THREAD)
+        any(module in sys.modules for module in _MODULES_OWNING_MAIN_THREAD)
         or program.startswith("unittest.")
         # Set by Werkzeug's server, which is Flask's; importing Flask loads the module.
         or ("werkzeug.serving" in sys.modules and "WERKZEUG_SERVER_FD" in os.environ)
@@ -125,14 +125,14 @@ def is_exit_intended() -> bool:
 
 
 def _has_event_loop_ended(scheduler: Any) -> bool:
-    """Tell whether this is an AsyncIOScheduler without a loop that runs it."""
+    """Return whether this is an AsyncIOScheduler without a loop that runs it."""
     event_loop = getattr(scheduler, "_eventloop", None)
     return event_loop is not None and not event_loop.is_running()
 
 
 def _has_event_loop_served_jobs(scheduler: Any, recorder: Recorder) -> bool:
     """
-    Tell whether an event loop that has ended had run jobs before.
+    Return whether an event loop that has ended had run jobs before.
 
     Then the application has kept it running, and a signal, of which asyncio leaves no trace, has
     probably ended it.
@@ -142,9 +142,9 @@ def _has_event_loop_served_jobs(scheduler: Any, recorder: Recorder) -> bool:
     )
 
 
-def _is_in_pytest() -> bool:
+def _is_pytest_running() -> bool:
     """
-    Tell whether pytest is running, and not only imported.
+    Return whether pytest is running, and not only imported.
 
     Its variables are gone when the process ends. Programs that a test starts inherit them, but they
     do not load pytest.
@@ -154,15 +154,15 @@ def _is_in_pytest() -> bool:
     )
 
 
-def _log_exit_messages() -> None:
-    for check in list(_exit_checks.values()):
+def _log_pending_jobs_at_exit() -> None:
+    for check in list(_pending_jobs_checks.values()):
         scheduler, recorder = check.scheduler_ref(), check.recorder_ref()
         error_reporter, get_thread = check.error_reporter_ref(), check.get_thread_ref()
         if scheduler is None or recorder is None or error_reporter is None:
             continue
         try:
             is_intended = (
-                check.is_in_pytest
+                check.was_registered_in_pytest
                 or is_exit_intended()
                 or _has_event_loop_served_jobs(scheduler, recorder)
             )
@@ -177,7 +177,7 @@ def _log_exit_messages() -> None:
             logger.log(logging.INFO if is_intended else logging.WARNING, "%s", message)
 
 
-_OWNERS_OF_THE_MAIN_THREAD = (
+_MODULES_OWNING_MAIN_THREAD = (
     "aiohttp.web",
     "bjoern",
     "cheroot.server",
@@ -209,10 +209,10 @@ class _PendingJobsCheck(NamedTuple):
     get_thread_ref: WeakMethod[Callable[[], threading.Thread | None]]
     recorder_ref: ref[Recorder]
     error_reporter_ref: ref[ErrorReporter]
-    is_in_pytest: bool
+    was_registered_in_pytest: bool
 
 
-_exit_checks: dict[int, _PendingJobsCheck] = {}
+_pending_jobs_checks: dict[int, _PendingJobsCheck] = {}
 # Registered on import, so that functions that the application registers later run before it: they
 # may shut the scheduler down. By then Python has joined all threads that are not daemons.
-atexit.register(_log_exit_messages)
+atexit.register(_log_pending_jobs_at_exit)

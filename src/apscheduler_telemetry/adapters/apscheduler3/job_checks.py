@@ -17,19 +17,19 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import CheckedJob
-from apscheduler_telemetry.adapters.apscheduler3.executors import capacity, is_process_pool
+from apscheduler_telemetry.adapters.apscheduler3.executors import is_process_pool, worker_capacity
 from apscheduler_telemetry.adapters.apscheduler3.runs import describe_unawaited_result
 from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
-from apscheduler_telemetry.core.labels import is_generated
+from apscheduler_telemetry.core.labels import is_generated_id
 
-LONG_INTERVAL = 86_400.0
+LONG_INTERVAL_SECONDS = 86_400.0
 """Seconds of an interval that begins anew at each start: many processes start again each day."""
-SHORT_INTERVAL = 60.0
+SHORT_INTERVAL_SECONDS = 60.0
 """Seconds: if a job runs more often than that, the loss of a run is soon made up for."""
-NEAR_SECONDS = 60.0
+NEAR_START_SECONDS = 60.0
 """A one-off job that is due so soon belongs to the start of the application itself."""
-MIN_BURST = 2
+MIN_BURST_RUNS = 2
 """Runs in a row that are worth a finding."""
 
 
@@ -38,17 +38,17 @@ def check_job(job: CheckedJob, now: datetime) -> Iterator[Finding]:
     yield from _check_memory_jobstore(job, now)
     yield from _check_misfire_grace_time(job)
     yield from _check_coalesce(job)
-    yield from _check_restart(job)
+    yield from _check_added_again(job)
     yield from _check_serializable(job)
-    yield from _check_awaited(job)
-    if job.coming.problem is not None:
-        yield _finding(
+    yield from _check_coroutine_awaited(job)
+    if job.upcoming.problem is not None:
+        yield _create_finding(
             job,
             "and-trigger-hangs",
-            f"Its trigger combines triggers with 'and', and {job.coming.problem}. APScheduler "
+            f"Its trigger combines triggers with 'and', and {job.upcoming.problem}. APScheduler "
             "searches on without an end or for minutes, and runs no job of the scheduler meanwhile",
-            "scheduler.add_job(..., CronTrigger(day_of_week='mon', hour=6))  # one cron trigger "
-            "with all conditions",
+            "scheduler.add_job(..., 'cron', day_of_week='mon', hour=6)  # one cron trigger with "
+            "all conditions",
         )
 
 
@@ -63,12 +63,12 @@ def check_max_instances(
         skipped_runs: how many runs this process has skipped, by the id of the job.
     """
     for job in jobs:
-        workers = capacity(job.executor) if job.executor is not None else float("inf")
+        workers = worker_capacity(job.executor) if job.executor is not None else float("inf")
         shares_executor = any(
             other.job is not job.job and other.executor is job.executor for other in jobs
         )
         if skipped_runs.get(job.id):
-            yield _finding(
+            yield _create_finding(
                 job,
                 "max-instances",
                 f"This process has skipped {skipped_runs[job.id]} of its runs, because "
@@ -76,7 +76,7 @@ def check_max_instances(
                 "scheduler.add_job(..., max_instances=2)  # or a longer interval",
             )
         elif job.max_instances >= workers > 1 and shares_executor:
-            yield _finding(
+            yield _create_finding(
                 job,
                 "max-instances",
                 f"It may run {job.max_instances} times at once, and its executor has "
@@ -86,41 +86,43 @@ def check_max_instances(
 
 
 def _check_memory_jobstore(job: CheckedJob, now: datetime) -> Iterator[Finding]:
-    if job.is_persistent or not job.coming.times:
+    if job.is_persistent or not job.upcoming.times:
         return
-    trigger, first = job.job.trigger, job.coming.times[0]
-    if type(trigger) is DateTrigger and first - now > timedelta(seconds=NEAR_SECONDS):
-        yield _finding(
+    trigger, first = job.job.trigger, job.upcoming.times[0]
+    if type(trigger) is DateTrigger and first - now > timedelta(seconds=NEAR_START_SECONDS):
+        yield _create_finding(
             job,
             "memory-jobstore",
             "It runs once, and is kept in memory: if the process ends before, the job is lost, "
             "unless your code adds it again",
-            "scheduler.add_jobstore(SQLAlchemyJobStore('sqlite:///jobs.sqlite'))",
+            f"jobstores={{{job.jobstore!r}: SQLAlchemyJobStore('sqlite:///jobs.sqlite')}}  # for "
+            "the scheduler",
             level=INFO,
         )
     elif (
         type(trigger) is IntervalTrigger
-        and trigger.interval_length >= LONG_INTERVAL
+        and trigger.interval_length >= LONG_INTERVAL_SECONDS
         and job.is_pending
-        and not job.has_own_next_run
-        and abs((trigger.start_date - now).total_seconds() - trigger.interval_length) < NEAR_SECONDS
+        and not job.has_explicit_next_run
+        and abs((trigger.start_date - now).total_seconds() - trigger.interval_length)
+        < NEAR_START_SECONDS
     ):
-        yield _finding(
+        yield _create_finding(
             job,
             "memory-jobstore",
             f"Its interval of {trigger.interval} is counted from the start of the process, as its "
             "job store is in memory: if the process is restarted more often, it never runs",
-            "scheduler.add_job(..., 'cron', hour=2)  # or start_date=, or a persistent job store",
+            "scheduler.add_job(..., start_date='2026-01-01 04:00:00')  # or a persistent job store",
         )
 
 
 def _check_misfire_grace_time(job: CheckedJob) -> Iterator[Finding]:
-    intervals = job.coming.interval_range
+    intervals = job.upcoming.interval_range
     is_rare = type(job.job.trigger) is DateTrigger or (
-        intervals is not None and intervals[1] > SHORT_INTERVAL
+        intervals is not None and intervals[1] > SHORT_INTERVAL_SECONDS
     )
     if is_rare and job.misfire_grace_time is not None and job.misfire_grace_time <= 1:
-        yield _finding(
+        yield _create_finding(
             job,
             "misfire-grace-time",
             f"A run that cannot start within {job.misfire_grace_time:g} s, which is the default, "
@@ -130,14 +132,14 @@ def _check_misfire_grace_time(job: CheckedJob) -> Iterator[Finding]:
 
 
 def _check_coalesce(job: CheckedJob) -> Iterator[Finding]:
-    intervals = job.coming.interval_range
+    intervals = job.upcoming.interval_range
     if job.coalesce or intervals is None:
         return
     grace = job.misfire_grace_time
-    if grace is not None and grace < MIN_BURST * intervals[0]:
+    if grace is not None and grace < MIN_BURST_RUNS * intervals[0]:
         return
     how_many = "all runs that" if grace is None else f"up to {grace // intervals[0]:.0f} runs that"
-    yield _finding(
+    yield _create_finding(
         job,
         "coalesce",
         f"After a pause of the process or its database, {how_many} have become due run one after "
@@ -147,22 +149,20 @@ def _check_coalesce(job: CheckedJob) -> Iterator[Finding]:
     )
 
 
-def _check_restart(job: CheckedJob) -> Iterator[Finding]:
+def _check_added_again(job: CheckedJob) -> Iterator[Finding]:
     """Check what happens when the application adds a job again that its job store still has."""
     if not job.is_persistent or not job.is_pending:
         return
-    if is_generated(job.job.id):
-        # The id differs at each start, so the function says which job it is.
-        yield Finding(
+    if is_generated_id(job.job.id):
+        yield _create_finding(
+            job,
             "generated-id",
-            SERIOUS,
-            (),
-            f"The job of {job.job.name} is added without an id to the persistent job store "
-            f"{job.jobstore!r}, so each start of the application adds one more",
+            f"It is added without an id to the persistent job store {job.jobstore!r}, so each "
+            "start of the application adds one more",
             "scheduler.add_job(..., id='nightly-import', replace_existing=True)",
         )
     elif not job.replaces_existing:
-        yield _finding(
+        yield _create_finding(
             job,
             "no-replace-existing",
             f"It is added to the persistent job store {job.jobstore!r}, which has it already at "
@@ -178,12 +178,12 @@ def _check_serializable(job: CheckedJob) -> Iterator[Finding]:
     if not is_stored and not is_process_pool(job.executor):
         return
     try:
-        pickle.dumps(_get_state(job), pickle.HIGHEST_PROTOCOL)
+        pickle.dumps(_get_state_to_pickle(job), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # noqa: BLE001  # user code
         raise_if_interruption(error)
         reason = " ".join(str(error).split()) or type(error).__name__
         effect = "be stored, so the start fails" if is_stored else "be sent to its process pool"
-        yield _finding(
+        yield _create_finding(
             job,
             "not-serializable",
             f"It cannot {effect}: {reason}",
@@ -192,39 +192,48 @@ def _check_serializable(job: CheckedJob) -> Iterator[Finding]:
         )
 
 
-def _get_state(job: CheckedJob) -> Any:
+def _get_state_to_pickle(job: CheckedJob) -> Any:
     """Return what is pickled of a job, as the scheduler completes it before that."""
     own = {name: getattr(job.job, name) for name in Job.__slots__ if hasattr(job.job, name)}
     completed = {
         "coalesce": job.coalesce,
         "max_instances": job.max_instances,
         "misfire_grace_time": job.misfire_grace_time,
-        "next_run_time": job.coming.times[0] if job.coming.times else None,
+        "next_run_time": job.upcoming.times[0] if job.upcoming.times else None,
     }
     return Job.__getstate__(SimpleNamespace(**{**own, **completed}))
 
 
-def _check_awaited(job: CheckedJob) -> Iterator[Finding]:
-    awaits = _EXECUTOR_MODULES.get(type(job.executor).__module__)
+def _check_coroutine_awaited(job: CheckedJob) -> Iterator[Finding]:
+    awaits = _AWAITS_COROUTINES_BY_EXECUTOR_MODULE.get(type(job.executor).__module__)
     if awaits is None:  # one of the user's own, which may run anything
         return
     found = describe_unawaited_result(job.job.func, is_coroutine_awaited=awaits)
     if found is not None:
         what, advice = found
-        yield _finding(
+        yield _create_finding(
             job,
             "never-awaited",
             f"Its callable only returns {what}, which {type(job.executor).__name__} does not run: "
             f"APScheduler counts each run as a success, and none of the code is executed. {advice}",
-            _FIXES_NOT_AWAITED.get(what, "for item in generator(): ...  # in the job's function"),
+            _find_not_awaited_fix(job, what),
         )
 
 
-_FIXES_NOT_AWAITED: Mapping[str, str] = {
-    "a coroutine": "scheduler = AsyncIOScheduler()",
+def _find_not_awaited_fix(job: CheckedJob, what: str) -> str:
+    if what != "a coroutine":
+        return _NOT_AWAITED_FIXES[what]
+    executor = _COROUTINE_EXECUTORS_BY_SCHEDULER_MODULE.get(type(job.job._scheduler).__module__)  # noqa: SLF001
+    if executor is None:
+        return "scheduler = AsyncIOScheduler()"
+    return f"executors={{{job.job.executor!r}: {executor}}}  # for the scheduler"
+
+
+_NOT_AWAITED_FIXES: Mapping[str, str] = {
+    "a generator": "for item in generator(): ...  # in the job's function",
     "an async generator": "async for item in generator(): ...  # in the job's coroutine function",
 }
-_EXECUTOR_MODULES: Mapping[str, bool] = {
+_AWAITS_COROUTINES_BY_EXECUTOR_MODULE: Mapping[str, bool] = {
     "apscheduler.executors.asyncio": True,
     "apscheduler.executors.tornado": True,
     "apscheduler.executors.debug": False,
@@ -233,9 +242,14 @@ _EXECUTOR_MODULES: Mapping[str, bool] = {
     "apscheduler.executors.twisted": False,
 }
 """The modules of APScheduler's own executors, with whether these await coroutines."""
+_COROUTINE_EXECUTORS_BY_SCHEDULER_MODULE: Mapping[str, str] = {
+    "apscheduler.schedulers.asyncio": "AsyncIOExecutor()",
+    "apscheduler.schedulers.tornado": "TornadoExecutor()",
+}
+"""The modules of schedulers that can await coroutines, with the executor that does."""
 
 
-def _finding(
+def _create_finding(
     job: CheckedJob, code: str, message: str, fix: str, *, level: str = SERIOUS
 ) -> Finding:
     return Finding(code, level, (job.id,), message, fix)

@@ -15,7 +15,7 @@ from apscheduler_telemetry.adapters.apscheduler3.patching import PatchSet
 from apscheduler_telemetry.core.model import SchedulerErrorKind
 from apscheduler_telemetry.core.recorder import Recorder
 
-_DESERIALIZE_METHOD = "_reconstitute_job"
+_DESERIALIZE_METHOD_NAME = "_reconstitute_job"
 """The method of all persistent stores of APScheduler 3, and of django-apscheduler's."""
 
 
@@ -59,18 +59,18 @@ class JobDeserializer:
         self._store = store
         self._patches = patches
         self._recorder = recorder
-        self._thread_state = _FailureHandlingOfThread()
-        self.is_supported = hasattr(store, _DESERIALIZE_METHOD)
+        self._thread_state = _ThreadFailureHandling()
+        self.is_supported = hasattr(store, _DESERIALIZE_METHOD_NAME)
         if self.is_supported:
-            patches.patch(store, _DESERIALIZE_METHOD, self._wrap_reconstitute_job)
+            patches.patch(store, _DESERIALIZE_METHOD_NAME, self._wrap_reconstitute_job)
 
     def deserialize_job(self, state: bytes) -> Any:
         """Return the job with this pickled state, or an `UndeserializableJob`."""
         with self.preserving_rows():
-            return getattr(self._store, _DESERIALIZE_METHOD)(state)
+            return getattr(self._store, _DESERIALIZE_METHOD_NAME)(state)
 
     @property
-    def is_preserving_rows(self) -> bool:
+    def is_preserving_rows_in_this_thread(self) -> bool:
         """Whether this thread is in the context of `preserving_rows`."""
         return self._thread_state.is_preserving
 
@@ -99,17 +99,17 @@ class JobDeserializer:
             except BaseException:  # as the store does, before it deletes the row
                 if thread_state.is_preserving:
                     return UndeserializableJob()
-                if thread_state.failures is not None and patches.is_active:
-                    thread_state.failures.increment()
+                if thread_state.failure_counter is not None and patches.is_active:
+                    thread_state.failure_counter.increment()
                     recorder.count_scheduler_error(SchedulerErrorKind.RESTORE)
                 raise
 
         return reconstitute_job
 
 
-class _FailureHandlingOfThread(threading.local):
+class _ThreadFailureHandling(threading.local):
     is_preserving = False
-    failures: FailedRowCounter | None = None
+    failure_counter: FailedRowCounter | None = None
 
     @contextmanager
     def preserving_rows(self) -> Iterator[None]:
@@ -122,9 +122,9 @@ class _FailureHandlingOfThread(threading.local):
 
     @contextmanager
     def counting_failures(self) -> Iterator[FailedRowCounter]:
-        before = self.failures
-        failures = self.failures = FailedRowCounter()
+        before = self.failure_counter
+        failure_counter = self.failure_counter = FailedRowCounter()
         try:
-            yield failures
+            yield failure_counter
         finally:
-            self.failures = before
+            self.failure_counter = before

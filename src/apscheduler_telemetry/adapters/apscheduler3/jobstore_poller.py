@@ -21,7 +21,7 @@ from apscheduler_telemetry.adapters.apscheduler3.changes_during_reading import (
     ChangesDuringReading,
     ReadingInProgress,
 )
-from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
+from apscheduler_telemetry.adapters.apscheduler3.job_change_handler import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
@@ -37,13 +37,13 @@ from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import Scheduler
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import TrackedJob
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import label_value
-from apscheduler_telemetry.core.model import Clock, RemovalReason, shorten
+from apscheduler_telemetry.core.model import Clock, RemovalReason, shorten_name
 from apscheduler_telemetry.core.observers import ErrorReporter, logger
 from apscheduler_telemetry.core.recorder import Recorder
 
 ERROR_COMPONENT = "adapter"
 
-NEXT_RUN_TOLERANCE = 1e-3
+NEXT_RUN_TOLERANCE_SECONDS = 1e-3
 """Seconds by which a stored next run may differ from that of the job: databases round."""
 
 
@@ -62,7 +62,7 @@ class JobStorePoller:
         changes: what this process is changing in the store.
         deserializer: deserializes the store's rows.
         patches: shows whether the scheduler is still instrumented.
-        events: handles the jobs that were read.
+        job_change_handler: handles the jobs that were read.
         loop: shows in which process the scheduler was started.
         recorder: records when the store was read, and failures.
         error_reporter: counts failures of telemetry.
@@ -70,11 +70,11 @@ class JobStorePoller:
         clock: returns Unix seconds.
 
     Attributes:
-        is_to_be_read_in_pass: whether the store is to be read by `read_in_pass`, because it cannot
+        must_be_read_in_pass: whether the store is to be read by `read_in_pass`, because it cannot
             be read over another connection.
     """
 
-    POLL_INTERVAL = 5.0
+    POLL_INTERVAL_SECONDS = 5.0
     """Seconds between two readings: the next scrape should show changes by other processes."""
     MAX_DUTY_CYCLE = 0.05
     """
@@ -93,7 +93,7 @@ class JobStorePoller:
         changes: ChangesDuringReading,
         deserializer: JobDeserializer,
         patches: PatchSet,
-        events: JobChangeHandler,
+        job_change_handler: JobChangeHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
@@ -106,7 +106,7 @@ class JobStorePoller:
         self._changes_during_reading = changes
         self._deserializer = deserializer
         self._patches = patches
-        self._job_change_handler = events
+        self._job_change_handler = job_change_handler
         self._scheduler_loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
@@ -114,26 +114,26 @@ class JobStorePoller:
         # Each store has its own worker, because a server that does not answer blocks it.
         self._worker = BackgroundWorker(error_reporter, suppressing_tracing)
         self._reader: JobStoreReader | None = None
-        self._poll_token = object()
-        self._is_failing = False
+        self._scheduled_reading_token = object()
+        self._has_last_reading_failed = False
         self._undeserializable_next_runs: dict[str, float | None] = {}
-        self.is_to_be_read_in_pass = False
+        self.must_be_read_in_pass = False
 
     def start(self) -> None:
         """Read the jobs in the store, and continue to read it if other processes may change it."""
         if self._is_local:
             # This is quick, and the lists of a memory store must not change meanwhile.
             with self._scheduler._jobstores_lock:  # noqa: SLF001
-                self._read_store_reporting_errors()
+                self._read_and_apply_jobs_reporting_errors()
             return
         self.cancel_scheduled_reading()
         self._undeserializable_next_runs = {}
-        self._is_failing = False
+        self._has_last_reading_failed = False
         self._reader = None
         try:
             self._reader = create_reader_if_supported(self._store)
         except SeparateConnectionUnsafeError:
-            self.is_to_be_read_in_pass = True
+            self.must_be_read_in_pass = True
             return
         # Otherwise reading the store may delete rows that it cannot deserialize.
         if self._reader is not None or self._deserializer.is_supported:
@@ -142,7 +142,7 @@ class JobStorePoller:
 
     def cancel_scheduled_reading(self) -> None:
         """Cancel the reading that is scheduled."""
-        self._poll_token = object()
+        self._scheduled_reading_token = object()
 
     def stop(self) -> None:
         """Read no more; this cannot be undone."""
@@ -154,24 +154,24 @@ class JobStorePoller:
 
         The store has just ended its own transaction there, so this reading disturbs none.
         """
-        self.is_to_be_read_in_pass = False
-        self._read_store_reporting_errors()
+        self.must_be_read_in_pass = False
+        self._read_and_apply_jobs_reporting_errors()
 
-    def _read_store_reporting_errors(self) -> None:
+    def _read_and_apply_jobs_reporting_errors(self) -> None:
         try:
-            self._read_store()
+            self._read_and_apply_jobs()
         except BaseException:  # noqa: BLE001  # also the store's, which may be the user's
             self._error_reporter.exception(ERROR_COMPONENT)
 
     # In the background
 
     def _schedule_reading(self, seconds: float) -> None:
-        get_poller, token = weakref.ref(self), self._poll_token
+        get_poller, token = weakref.ref(self), self._scheduled_reading_token
 
         def read() -> None:
             # A weak reference: this may wait for long, and must not keep the scheduler alive.
             poller = get_poller()
-            if poller is not None and poller._poll_token is token:  # noqa: SLF001  # ours
+            if poller is not None and poller._scheduled_reading_token is token:  # noqa: SLF001  # ours
                 poller._poll_and_reschedule()  # noqa: SLF001
 
         self._worker.submit(ERROR_COMPONENT, read, after=seconds)
@@ -183,7 +183,7 @@ class JobStorePoller:
         started_at = time.perf_counter()
         is_finished = False
         try:
-            self._read_store()
+            self._read_and_apply_jobs()
             is_finished = self._reader is None
         except _JobStoreError as error:
             self._report_failure(error)
@@ -191,7 +191,7 @@ class JobStorePoller:
             self._error_reporter.exception(ERROR_COMPONENT)
         if not is_finished:
             spent = time.perf_counter() - started_at
-            self._schedule_reading(max(self.POLL_INTERVAL, spent / self.MAX_DUTY_CYCLE))
+            self._schedule_reading(max(self.POLL_INTERVAL_SECONDS, spent / self.MAX_DUTY_CYCLE))
 
     @property
     def _is_reading_allowed(self) -> bool:
@@ -212,19 +212,19 @@ class JobStorePoller:
         if alias is None:
             return
         self._recorder.jobstore_read_failed(alias)
-        if not self._is_failing:
-            self._is_failing = True
+        if not self._has_last_reading_failed:
+            self._has_last_reading_failed = True
             logger.warning(
                 "apscheduler-telemetry could not read the job store %r (%s). It will try again; "
                 "until then metrics show the jobs as they were at "
                 "apscheduler_jobstore_last_read_timestamp_seconds",
                 label_value(alias),
-                shorten(type(error.__cause__).__name__),
+                shorten_name(type(error.__cause__).__name__),
             )
 
     # One reading
 
-    def _read_store(self) -> None:
+    def _read_and_apply_jobs(self) -> None:
         """Read the store once, if it may be read."""
         read_at = self._clock()
         reading = self._changes_during_reading.start_reading() if self._is_reading_allowed else None
@@ -238,7 +238,7 @@ class JobStorePoller:
         finally:
             self._changes_during_reading.end_reading(reading)
         self._recorder.jobstore_read(reading.alias, read_at)
-        self._is_failing = False
+        self._has_last_reading_failed = False
 
     def _read_all_jobs(self, reading: ReadingInProgress) -> None:
         """Read all jobs through the store itself, which deserializes each of them."""
@@ -283,7 +283,9 @@ class JobStorePoller:
     def _tracked_jobs_by_id(self, reading: ReadingInProgress) -> dict[Hashable, TrackedJob]:
         return {
             tracked.job_key[1]: tracked
-            for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(reading.alias)
+            for tracked in self._job_change_handler.tracked_jobs.list_jobs_in_jobstore(
+                reading.alias
+            )
         }
 
     def _has_next_run_changed(
@@ -296,7 +298,7 @@ class JobStorePoller:
             return True
         if next_run is None or tracked.next_run is None:
             return next_run is not tracked.next_run
-        return abs(next_run - tracked.next_run) > NEXT_RUN_TOLERANCE
+        return abs(next_run - tracked.next_run) > NEXT_RUN_TOLERANCE_SECONDS
 
     def _apply_pickled_job(
         self, job_id: str, state: bytes, next_run: float | None, reading: ReadingInProgress
@@ -308,10 +310,12 @@ class JobStorePoller:
             self._apply_read_job(job, reading)
 
     def _apply_read_job(self, job: Any, reading: ReadingInProgress) -> None:
-        events, alias = self._job_change_handler, reading.alias
+        handler, alias = self._job_change_handler, reading.alias
         try:
-            description = events.describe(job, alias)  # without a lock: this calls the user's code
-            apply = partial(events.on_job_read, job, alias, description)
+            inspected = handler.describe_and_compare_trigger(
+                job, alias
+            )  # without a lock: this calls the user's code
+            apply = partial(handler.on_job_read, job, alias, inspected)
             self._changes_during_reading.apply_if_unchanged(reading, job.id, apply)
         except BaseException:  # noqa: BLE001  # of one job; the others are still applied
             self._error_reporter.exception(ERROR_COMPONENT)

@@ -78,7 +78,7 @@ def _has_base_listing_methods(store: Any, module: str, name: str, helper: str) -
 class SQLAlchemyReader:
     """Reads the rows of an `SQLAlchemyJobStore`."""
 
-    MIN_BUSY_TIMEOUT = 1000
+    MIN_BUSY_TIMEOUT_MS = 1000
     """Milliseconds for which writers of an SQLite file have to wait for us, for us to read it."""
 
     def __init__(self, store: Any) -> None:
@@ -151,14 +151,14 @@ class SQLAlchemyReader:
             return
         finally:
             self.disconnect()
-        if not any(files) or busy_timeout < self.MIN_BUSY_TIMEOUT:
+        if not any(files) or busy_timeout < self.MIN_BUSY_TIMEOUT_MS:
             raise SeparateConnectionUnsafeError
 
 
 class RedisReader:
     """Reads the rows of a `RedisJobStore`."""
 
-    DEFAULT_TIMEOUT = 30.0
+    DEFAULT_TIMEOUT_SECONDS = 30.0
     """Seconds to wait for an answer, if the application waits without limit."""
 
     def __init__(self, store: Any) -> None:
@@ -192,7 +192,9 @@ class RedisReader:
             return self._store.redis  # as with a Sentinel
         if self._own_client is None:
             options = {**pool.connection_kwargs}
-            options["socket_timeout"] = options.get("socket_timeout") or self.DEFAULT_TIMEOUT
+            options["socket_timeout"] = (
+                options.get("socket_timeout") or self.DEFAULT_TIMEOUT_SECONDS
+            )
             self._own_client = Redis(
                 connection_pool=ConnectionPool(connection_class=pool.connection_class, **options)
             )

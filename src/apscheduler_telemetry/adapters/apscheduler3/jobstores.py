@@ -13,7 +13,7 @@ from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.base import STATE_STOPPED
 
 from apscheduler_telemetry.adapters.apscheduler3.changes_during_reading import ChangesDuringReading
-from apscheduler_telemetry.adapters.apscheduler3.job_changes import JobChangeHandler
+from apscheduler_telemetry.adapters.apscheduler3.job_change_handler import JobChangeHandler
 from apscheduler_telemetry.adapters.apscheduler3.job_deserializer import (
     JobDeserializer,
     UndeserializableJob,
@@ -39,7 +39,7 @@ class JobStoreHooks:
         store: one of its job stores.
         alias: of the store.
         patches: replaces the methods of the store.
-        events: handles changes of jobs.
+        job_change_handler: handles changes of jobs.
         loop: shows whether the scheduler's loop is making a change.
         recorder: counts failures of the store.
         error_reporter: counts failures of telemetry.
@@ -57,7 +57,7 @@ class JobStoreHooks:
         alias: str,
         *,
         patches: PatchSet,
-        events: JobChangeHandler,
+        job_change_handler: JobChangeHandler,
         loop: SchedulerLoop,
         recorder: Recorder,
         error_reporter: ErrorReporter,
@@ -68,7 +68,7 @@ class JobStoreHooks:
         self._scheduler = scheduler
         self._store = store
         self._patches = patches
-        self._job_change_handler = events
+        self._job_change_handler = job_change_handler
         self._scheduler_loop = loop
         self._recorder = recorder
         self._error_reporter = error_reporter
@@ -83,7 +83,7 @@ class JobStoreHooks:
             changes=self._changes_during_reading,
             deserializer=self._deserializer,
             patches=patches,
-            events=events,
+            job_change_handler=job_change_handler,
             loop=loop,
             recorder=recorder,
             error_reporter=error_reporter,
@@ -165,14 +165,11 @@ class JobStoreHooks:
     ) -> Callable[[Any], None]:
         # This runs after every run of a job in memory, so it is short. It needs no lock: a memory
         # store is read under the scheduler's lock, which the loop holds now.
-        patches, changes = self._patches, self._changes_during_reading
-        pop_submission_awaiting_next_run, on_job_advanced = (
-            self._scheduler_loop.pop_submission_awaiting_next_run,
-            self._job_change_handler.on_job_advanced,
-        )
+        patches, loop = self._patches, self._scheduler_loop
+        job_change_handler = self._job_change_handler
 
         def update_job(job: Any) -> None:
-            submission = pop_submission_awaiting_next_run(job)
+            submission = loop.pop_submission_awaiting_next_run(job)
             if submission is None or not patches.is_active:
                 fallback(job)
                 return
@@ -182,7 +179,11 @@ class JobStoreHooks:
                 self._count_jobstore_error()
                 raise
             try:
-                on_job_advanced(submission.tracked, job, changes.alias)
+                tracked = submission.tracked
+                if tracked.is_removed:  # while it ran, and added again
+                    self._call_with_alias(job_change_handler.on_job_rescheduled_by_loop, job)
+                else:
+                    job_change_handler.on_job_advanced(tracked, job)
             except BaseException:  # noqa: BLE001  # the job has objects of the user's
                 self._error_reporter.exception(ERROR_COMPONENT)
 
@@ -216,8 +217,6 @@ class JobStoreHooks:
 
     def _wrap_get_due_jobs(self, original: Callable[[datetime], Any]) -> Callable[[datetime], Any]:
         patches, loop = self._patches, self._scheduler_loop
-        set_due_jobs = loop.set_due_jobs
-        make_run_times_observable = self._job_change_handler.make_run_times_observable
         list_due_jobs = original
         if self.is_persistent:
             list_due_jobs = self._wrap_get_due_jobs_of_persistent_store(original)
@@ -238,9 +237,9 @@ class JobStoreHooks:
                 self._count_jobstore_error()
                 raise
             try:
-                set_due_jobs(jobs)
-                jobs = make_run_times_observable(jobs)
-                if self._poller.is_to_be_read_in_pass and loop.is_called_by_loop:
+                loop.set_due_jobs(jobs)
+                jobs = self._job_change_handler.make_run_times_observable(jobs)
+                if self._poller.must_be_read_in_pass and loop.is_called_by_loop:
                     self._poller.read_in_pass()
             except BaseException:  # noqa: BLE001  # as above
                 self._error_reporter.exception(ERROR_COMPONENT)
@@ -264,7 +263,7 @@ class JobStoreHooks:
 
     def _wrap_get_all_jobs(self, original: Callable[[], Any]) -> Callable[[], Any]:
         def get_all_jobs() -> Any:
-            if self._deserializer.is_preserving_rows or self.alias is None:
+            if self._deserializer.is_preserving_rows_in_this_thread or self.alias is None:
                 return original()
             with self._changes_during_reading.listing_jobs():
                 with self._deserializer.counting_failures() as failures:
@@ -311,7 +310,7 @@ class JobStoreHooks:
         alias = self.alias
         if alias is None or not self.is_persistent or not self._patches.is_active:
             return
-        if self._job_change_handler.jobs.get((alias, job_id)) is not None:
+        if self._job_change_handler.tracked_jobs.get((alias, job_id)) is not None:
             return
         try:
             job = self._store.lookup_job(job_id)
@@ -335,7 +334,7 @@ class JobStoreHooks:
         for job in jobs:
             if isinstance(job, UndeserializableJob):
                 continue
-            if self._job_change_handler.jobs.get((alias, job.id)) is None:
+            if self._job_change_handler.tracked_jobs.get((alias, job.id)) is None:
                 self._call_with_alias(self._job_change_handler.on_job_read, job)
 
     def _record_jobs_deleted_as_undeserializable(
@@ -352,7 +351,7 @@ class JobStoreHooks:
             alias: of the store.
         """
         listed_ids = {job.id for job in deserialized_jobs}
-        for tracked in self._job_change_handler.jobs.list_jobs_in_jobstore(alias):
+        for tracked in self._job_change_handler.tracked_jobs.list_jobs_in_jobstore(alias):
             if tracked.job_key[1] in listed_ids:
                 continue
             due: datetime | None = None

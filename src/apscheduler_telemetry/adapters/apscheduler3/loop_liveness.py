@@ -70,7 +70,7 @@ def check_liveness(
         reason = ("stopped", "The scheduler has not been started, or was shut down.")
         return Liveness(scheduler_state="stopped", up=False, reasons=[reason])
     state = "paused" if scheduler.state == STATE_PAUSED else "running"
-    has_loop_ended = _has_ended(scheduler, loop)
+    has_loop_ended = _has_pass_loop_ended(scheduler, loop)
     if loop.started_in_pid is not None and loop.started_in_pid != os.getpid():
         message = (
             f"The scheduler was started in process {loop.started_in_pid}, and has not looked for "
@@ -80,7 +80,7 @@ def check_liveness(
         reasons = [("forked", message)]
     else:
         reasons = [
-            *_death_reasons(scheduler, loop, has_loop_ended=has_loop_ended),
+            *_loop_ended_reasons(scheduler, loop, has_loop_ended=has_loop_ended),
             *_overdue_reasons(loop, state, now),
             *unusable_pool_reasons(scheduler, get_executors_of_jobs),
         ]
@@ -93,8 +93,8 @@ def check_liveness(
     )
 
 
-def _has_ended(scheduler: Any, loop: LoopState) -> bool:
-    """Tell whether the loop has returned, or its thread or greenlet has ended."""
+def _has_pass_loop_ended(scheduler: Any, loop: LoopState) -> bool:
+    """Return whether the loop has returned, or its thread or greenlet has ended."""
     greenlet = getattr(scheduler, "_greenlet", None)
     if loop.has_loop_ended or (greenlet is not None and greenlet.dead):
         return True
@@ -103,7 +103,7 @@ def _has_ended(scheduler: Any, loop: LoopState) -> bool:
     return has_thread and not is_thread_alive(loop.thread)  # type: ignore[arg-type]  # as just asked
 
 
-def _death_reasons(
+def _loop_ended_reasons(
     scheduler: Any, loop: LoopState, *, has_loop_ended: bool
 ) -> Iterator[tuple[str, str]]:
     event_loop = _event_loop_of(scheduler)
@@ -123,7 +123,7 @@ def _death_reasons(
 
 
 def _overdue_reasons(loop: LoopState, state: str, now: float) -> Iterator[tuple[str, str]]:
-    since, late = loop.pass_started_at, _lateness(loop, now)
+    since, late = loop.pass_started_at, _overdue_seconds(loop, now)
     if since is not None and now - since > OVERDUE_SECONDS:
         message = (
             f"The loop has been busy for {now - since:.0f} s in one pass over due jobs: a "
@@ -157,7 +157,9 @@ def unusable_pool_reasons(
     has_main_thread_ended = not (threading.main_thread().is_alive() or _new_pools_accept_calls())
     refusing: dict[str, list[str]] = {}
     for alias in sorted(executors):
-        code = "main_thread_ended" if has_main_thread_ended else _problem_of(executors[alias])
+        code = (
+            "main_thread_ended" if has_main_thread_ended else _find_pool_problem(executors[alias])
+        )
         if code is not None:
             refusing.setdefault(code, []).append(alias)
     needed = get_executors_of_jobs() if refusing else ()
@@ -166,10 +168,10 @@ def unusable_pool_reasons(
             repr(alias) for alias in aliases if not needed or label_value(alias) in needed
         )
         if names:
-            yield code, _MESSAGES_BY_POOL_PROBLEM[code].format(names=names)
+            yield code, _POOL_PROBLEM_MESSAGES[code].format(names=names)
 
 
-_MESSAGES_BY_POOL_PROBLEM = {
+_POOL_PROBLEM_MESSAGES = {
     "main_thread_ended": (
         "The main thread has ended, after which Python's thread pools and process pools "
         "accept nothing: no job of the executors {names} can be submitted any more. Let the main "
@@ -187,7 +189,7 @@ _MESSAGES_BY_POOL_PROBLEM = {
 }
 
 
-def _problem_of(executor: BasePoolExecutor) -> str | None:
+def _find_pool_problem(executor: BasePoolExecutor) -> str | None:
     """Return why the pool of an executor accepts no call; None if it does, or may be replaced."""
     # Not by `getattr`, which may call code of the user's that creates a pool.
     pool = vars(executor).get("_pool")
@@ -229,7 +231,7 @@ def _new_pools_accept_calls() -> bool:
         pool.shutdown(wait=False)
 
 
-def _lateness(loop: LoopState, now: float) -> float:
+def _overdue_seconds(loop: LoopState, now: float) -> float:
     """Return for how many seconds the next pass has been overdue; negative before it is due."""
     since, wait_seconds = loop.wait_start_and_seconds or (now, None)
     if not isinstance(wait_seconds, (int, float)):  # none is planned, or its time is not known

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 from apscheduler_telemetry.core.locks import renew_lock_in_forked_children
 
 
-class _Inherited:
+class _InheritedMarker:
     """Marks an attribute that an object inherits from its class."""
 
 
-_INHERITED = _Inherited()
+_INHERITED = _InheritedMarker()
 
 
 class PatchSet:
@@ -40,7 +40,7 @@ class PatchSet:
 
     def __init__(self) -> None:
         self.is_active = True
-        self._patches: list[_Patch] = []
+        self._patches: list[_AppliedPatch] = []
         self._lock = threading.RLock()
         renew_lock_in_forked_children(self)
 
@@ -59,7 +59,12 @@ class PatchSet:
             functools.update_wrapper(replacement, original, assigned=["__doc__"])
         previous = original if _is_own_attribute(owner, name, original) else _INHERITED
         setattr(owner, name, replacement)
-        patch = _reference(owner), name, _reference(replacement), _reference(previous)
+        patch = (
+            _create_reference(owner),
+            name,
+            _create_reference(replacement),
+            _create_reference(previous),
+        )
         with self._lock:
             self._patches = [*(other for other in self._patches if other[0]() is not None), patch]
 
@@ -93,7 +98,7 @@ class PatchSet:
             else:
                 setattr(owner, name, previous)
 
-    def _pop_latest_patch(self) -> _Patch | None:
+    def _pop_latest_patch(self) -> _AppliedPatch | None:
         # Two runs in two threads may both end as the last one.
         with self._lock:
             return self._patches.pop() if self._patches else None
@@ -114,11 +119,11 @@ def _is_own_attribute(owner: Any, name: str, attribute: Any) -> bool:
     return bool(inherited != attribute)
 
 
-_Reference = Callable[[], Any]
-_Patch = tuple[_Reference, str, _Reference, _Reference]
+_ReferenceGetter = Callable[[], Any]
+_AppliedPatch = tuple[_ReferenceGetter, str, _ReferenceGetter, _ReferenceGetter]
 """The owner, the name of its attribute, the replacement, and what was there before."""
 
-_previous_by_irremovable_replacement: WeakKeyDictionary[Any, _Reference] = WeakKeyDictionary()
+_previous_by_irremovable_replacement: WeakKeyDictionary[Any, _ReferenceGetter] = WeakKeyDictionary()
 """
 Replacements that could not be removed, with what was there before them.
 
@@ -127,7 +132,7 @@ again while it had runs in flight; then the other set restores what was there be
 """
 
 
-def _reference(thing: Any) -> _Reference:
+def _create_reference(thing: Any) -> _ReferenceGetter:
     try:
         return weakref.ref(thing)
     except TypeError:  # the user's logger with slots, for example

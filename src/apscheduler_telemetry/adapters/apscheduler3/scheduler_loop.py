@@ -88,7 +88,7 @@ class SchedulerLoop:
         self._detach_empty_context = detach_empty_context
         self._on_survived_fork = on_survived_fork
         self._clock = clock
-        self._monotonic = monotonic
+        self._monotonic_clock = monotonic
         self.started_in_pid: int | None = None
         self.started_at: float | None = None
         self.last_pass_ended_at: float | None = None
@@ -98,7 +98,7 @@ class SchedulerLoop:
         self.submission_awaiting_next_run: Any = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
-        self._has_ended = False
+        self._has_loop_ended = False
         self._pass_started_at: float | None = None
         # When the wait for the next pass was last planned, and for how many seconds.
         self._wait_start_and_seconds: tuple[float, Any] | None = None
@@ -165,8 +165,8 @@ class SchedulerLoop:
         return next((job for job in self._latest_due_jobs if job.id == job_id), None)
 
     def on_job_submitted(self, job: Any, submission: Any) -> None:
-        """Note that a job was submitted to its executor, if it was the loop that did so."""
-        if self.pass_thread_id == get_ident():
+        """Note that a job was submitted to its executor, by the loop if it is in a pass."""
+        if self.pass_thread_id is not None:
             self.job_awaiting_next_run, self.submission_awaiting_next_run = job, submission
 
     def is_setting_next_run(self, job_id: str) -> bool:
@@ -225,7 +225,7 @@ class SchedulerLoop:
         self._thread = self._thread_id = self._wait_start_and_seconds = (
             self._last_pass_error_type
         ) = None
-        self._has_ended = False
+        self._has_loop_ended = False
         for _, message in unusable_pool_reasons(
             self._scheduler, self._recorder.executor_aliases_of_jobs
         ):
@@ -248,14 +248,13 @@ class SchedulerLoop:
             self._attach_empty_context,
             self._detach_empty_context,
         )
-        on_pass_start, clear_pass_state = self._on_pass_start, self._clear_pass_state
 
         def process_jobs() -> Any:
             context = None
             try:
                 self.is_pass_bypassing_patch = False
-                on_pass_start()
-                self._pass_started_at = self._monotonic()
+                self._on_pass_start()
+                self._pass_started_at = self._monotonic_clock()
                 context = attach_empty_context()
             except Exception:  # noqa: BLE001  # it would end the scheduler's thread
                 self._error_reporter.exception("adapter")
@@ -267,13 +266,13 @@ class SchedulerLoop:
                     self._recorder.count_scheduler_error(SchedulerErrorKind.LOOP)
                 raise
             finally:
-                clear_pass_state()
+                self._clear_pass_state()
                 if context is not None:
                     detach_empty_context(context)
             self._last_pass_error_type = None
             self.last_pass_ended_at = self._clock()
             if self._wait_start_and_seconds is None:
-                self._wait_start_and_seconds = self._monotonic(), wait_seconds
+                self._wait_start_and_seconds = self._monotonic_clock(), wait_seconds
             return wait_seconds
 
         return process_jobs
@@ -285,27 +284,26 @@ class SchedulerLoop:
                 self._on_survived_fork()
             self._thread, self._thread_id = threading.current_thread(), thread_id
         self._wait_start_and_seconds = None
-        if not self._observers.is_enabled_final:
-            self._observers.update_is_enabled()
+        if not self._observers.are_enabled_observers_final:
+            self._observers.update_enabled_observers()
         self._recorder.add_up_runs_if_many()
 
     def _clear_pass_state(self) -> None:
-        self.pass_thread_id = self._pass_started_at = self.job_awaiting_next_run = (
-            self.submission_awaiting_next_run
-        ) = None
+        self.pass_thread_id = self._pass_started_at = None
+        self.job_awaiting_next_run = self.submission_awaiting_next_run = None
         self._latest_due_jobs = ()  # so that jobs are freed, as they are by APScheduler
 
     def _wrap_start_timer(self, original: Callable[[Any], None]) -> Callable[[Any], None]:
         def start_timer(wait_seconds: Any) -> None:
             original(wait_seconds)
             if self._wait_start_and_seconds is None:  # where the pass does not return it, as in Qt
-                self._wait_start_and_seconds = self._monotonic(), wait_seconds
+                self._wait_start_and_seconds = self._monotonic_clock(), wait_seconds
 
         return start_timer
 
     def _wrap_wakeup(self, original: Callable[[], None]) -> Callable[[], None]:
         def wakeup() -> None:
-            self._wait_start_and_seconds = self._monotonic(), 0
+            self._wait_start_and_seconds = self._monotonic_clock(), 0
             original()
 
         return wakeup
@@ -316,7 +314,7 @@ class SchedulerLoop:
                 original()
             finally:
                 # Also where the thread lives on, as when Ctrl-C ends BlockingScheduler.start().
-                self._has_ended = True
+                self._has_loop_ended = True
                 self.pass_thread_id = None
 
         return main_loop
@@ -326,7 +324,7 @@ class SchedulerLoop:
 
     # Liveness
 
-    def get_thread(self) -> threading.Thread | None:
+    def get_latest_pass_thread(self) -> threading.Thread | None:
         """Return the thread of the latest pass; None if that is not known."""
         return self._thread
 
@@ -338,13 +336,13 @@ class SchedulerLoop:
         state = LoopState(
             started_in_pid=self.started_in_pid,
             thread=thread,
-            has_loop_ended=self._has_ended,
+            has_loop_ended=self._has_loop_ended,
             pass_error_type=self._last_pass_error_type,
             pass_started_at=self._pass_started_at,
             wait_start_and_seconds=self._wait_start_and_seconds,
         )
         return check_liveness(
-            self._scheduler, state, self._monotonic(), self._recorder.executor_aliases_of_jobs
+            self._scheduler, state, self._monotonic_clock(), self._recorder.executor_aliases_of_jobs
         )
 
 

@@ -8,7 +8,7 @@ A scheduler is taken for such a wrapper only if the code of its ``start()`` prov
 nowhere, nothing inherited from APScheduler starts it, and ``start()`` of one of its attributes is
 called. In doubt, it is what it claims to be, and runs by itself.
 
-If there is none, `describe_rejected` says what to pass instead.
+If there is none, `describe_rejected_candidate` says what to pass instead.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def find_scheduler_started_by(candidate: object) -> Any:
     return None
 
 
-def describe_rejected(candidate: object) -> str | None:
+def describe_rejected_candidate(candidate: object) -> str | None:
     """Return what an object without a scheduler is, and what to pass; None for nothing special."""
     texts = (describe(candidate, type(candidate)) for describe in _REJECTION_DESCRIBERS)
     return next(filter(None, texts), None)
 
 
 def is_initialized(scheduler: object) -> bool:
-    """Tell whether the constructor of APScheduler was called for a scheduler."""
+    """Return whether the constructor of APScheduler was called for a scheduler."""
     try:
         object.__getattribute__(scheduler, "_executors")
     except AttributeError:
@@ -72,11 +72,11 @@ def is_initialized(scheduler: object) -> bool:
 
 
 def is_scheduler(thing: object) -> bool:
-    """Tell whether an object is a scheduler of APScheduler 3, and does not only pretend to be."""
+    """Return whether an object is a scheduler of APScheduler 3, and does not only pretend to be."""
     return issubclass(type(thing), BaseScheduler)
 
 
-def held_schedulers(holder: object) -> Mapping[str, Any]:
+def find_schedulers_in_attributes(holder: object) -> Mapping[str, Any]:
     """Return the schedulers that an object has, by attribute, without its class's own code."""
     attributes: dict[str, Any] = {}
     with suppress(Exception):  # user code
@@ -103,7 +103,7 @@ def _scheduler_of_start_method(candidate: object) -> Any:
 
 
 def _has_started(scheduler: object) -> bool:
-    """Tell whether a scheduler itself was started, whatever a property of its class returns."""
+    """Return whether a scheduler itself was started, whatever a property of its class returns."""
     if any("state" in vars(cls) for cls in type(scheduler).__mro__):
         return False
     # Not by its `__dict__`: before Python 3.13, looking at that makes every later use of the
@@ -129,7 +129,7 @@ def _find_objects_started_instead(scheduler: object) -> list[Any] | None:
         cls = next((cls for cls in mro[first:] if name in vars(cls)), object)
         if name != "start" and cls.__module__.partition(".")[0] == "apscheduler":
             continue
-        paths = _paths_of_member(scheduler, name, vars(cls).get(name))
+        paths = _attribute_paths_of_member(scheduler, name, vars(cls).get(name))
         if paths is None:
             return None
         for path in paths:
@@ -137,23 +137,27 @@ def _find_objects_started_instead(scheduler: object) -> list[Any] | None:
             if used not in members:
                 members.append(used)
             if path[0] != _SUPER_NAME and path[-1] == "start":
-                target = _follow(scheduler, path[:-1])
+                target = _get_attribute_by_path(scheduler, path[:-1])
                 if target is scheduler or not (target is None or _is_scheduler_or_proxy(target)):
                     return None
                 targets[id(target)] = target
     return [target for target in targets.values() if target is not None] if targets else None
 
 
-def _paths_of_member(
+def _attribute_paths_of_member(
     scheduler: object, name: str, member: object
 ) -> Iterable[tuple[str, ...]] | None:
-    """Do the same as `_paths_from_self` for any member of a class, or attribute of the object."""
+    """Do the same as `_attribute_paths_from_self` for any member of a class or of the object."""
     function = member.fget if isinstance(member, property) else member
     if isinstance(function, FunctionType):
-        paths = _paths_from_self(function)
+        paths = _attribute_paths_from_self(function)
         decorated = inspect.unwrap(function)
-        return _paths_from_self(decorated) if paths is None and decorated is not function else paths
-    value = _follow(scheduler, (name,))
+        return (
+            _attribute_paths_from_self(decorated)
+            if paths is None and decorated is not function
+            else paths
+        )
+    value = _get_attribute_by_path(scheduler, (name,))
     return None if callable(value) and not _is_scheduler_or_proxy(value) else ()
 
 
@@ -161,7 +165,7 @@ def _is_scheduler_or_proxy(thing: object) -> bool:
     return is_scheduler(thing) or _scheduler_of_start_method(thing) is not None
 
 
-def _follow(thing: Any, path: Iterable[str]) -> Any:
+def _get_attribute_by_path(thing: Any, path: Iterable[str]) -> Any:
     """Return an attribute of an attribute; None if it is missing."""
     try:
         for name in path:
@@ -172,7 +176,7 @@ def _follow(thing: Any, path: Iterable[str]) -> Any:
     return thing
 
 
-def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
+def _attribute_paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
     """
     Return the attributes that a method reads from `self`, and theirs.
 
@@ -190,7 +194,7 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
     for instruction in dis.get_instructions(function):
         operation, argument = instruction.opname, instruction.argval
         loaded = argument if isinstance(argument, tuple) else (argument,)
-        if path is not None and operation in _READ_INSTRUCTIONS:
+        if path is not None and operation in _ATTRIBUTE_READ_INSTRUCTIONS:
             path += (argument,)
             continue
         if path == () and operation in _COPY_INSTRUCTIONS:  # as in self.count += 1
@@ -202,7 +206,7 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
         if (
             path == (_SUPER_NAME,)
             or (path == () and operation not in {"STORE_ATTR", "RETURN_VALUE"})
-            or (operation in _READ_INSTRUCTIONS and argument == "start")
+            or (operation in _ATTRIBUTE_READ_INSTRUCTIONS and argument == "start")
             or (operation == "STORE_ATTR" and argument == "state")
             or ("LOAD_FAST" in operation and own_name in loaded[:-1])
         ):
@@ -220,19 +224,20 @@ def _paths_from_self(function: FunctionType) -> set[tuple[str, ...]] | None:
 # Descriptions of what was passed. They get its class, as `isinstance` would ask the object for it.
 
 
-def _describe_class(candidate: object, kind: type) -> str | None:
+def _describe_if_class(candidate: object, kind: type) -> str | None:
     if not issubclass(kind, type):
         return None
-    return f"the class {_follow(candidate, ['__name__'])} itself; pass an instance of it"
+    name = _get_attribute_by_path(candidate, ["__name__"])
+    return f"the class {name} itself; pass an instance of it"
 
 
-def _describe_mock(candidate: object, kind: type) -> str | None:
+def _describe_if_mock(candidate: object, kind: type) -> str | None:
     if kind.__module__ != "unittest.mock":
         return None
-    return f"{_repr.repr(candidate)}, a mock, which runs no jobs; pass a real scheduler"
+    return f"{_short_repr(candidate)}, a mock, which runs no jobs; pass a real scheduler"
 
 
-def _describe_other_version(_: object, kind: type) -> str | None:
+def _describe_if_other_version(_: object, kind: type) -> str | None:
     module = str(kind.__module__)
     if module.partition(".")[0] != "apscheduler" or issubclass(kind, BaseScheduler):
         return None
@@ -242,33 +247,33 @@ def _describe_other_version(_: object, kind: type) -> str | None:
     )
 
 
-def _describe_function(candidate: Any, kind: type) -> str | None:
+def _describe_if_function(candidate: Any, kind: type) -> str | None:
     if not issubclass(kind, (FunctionType, MethodType, functools.partial, weakref.ref)):
         return None
     function = candidate
     while isinstance(function, functools.partial):
         function = function.func
-    if is_scheduler(_follow(function, ["__self__"])):
-        return f"{_repr.repr(candidate)}, a method of a scheduler; pass the scheduler itself"
-    return f"{_repr.repr(candidate)}; call it and pass its result, if that is a scheduler"
+    if is_scheduler(_get_attribute_by_path(function, ["__self__"])):
+        return f"{_short_repr(candidate)}, a method of a scheduler; pass the scheduler itself"
+    return f"{_short_repr(candidate)}; call it and pass its result, if that is a scheduler"
 
 
-def _describe_holder(candidate: object, _: type) -> str | None:
-    attributes = list(held_schedulers(candidate))
-    if len(attributes) <= 1 and is_scheduler(_follow(candidate, ["scheduler"])):
+def _describe_if_holder_of_schedulers(candidate: object, _: type) -> str | None:
+    attributes = list(find_schedulers_in_attributes(candidate))
+    if len(attributes) <= 1 and is_scheduler(_get_attribute_by_path(candidate, ["scheduler"])):
         attributes = ["scheduler"]  # perhaps a property, which is the public name
     if not attributes:
         return None
-    text = _repr.repr(candidate)
+    text = _short_repr(candidate)
     if len(attributes) > 1:
         return f"{text}, which has several; pass one of its attributes {', '.join(attributes)}"
     return f"{text}, which has one; pass its attribute {attributes[0]}"
 
 
-def _describe_scheduler(candidate: object, kind: type) -> str | None:
+def _describe_if_unusable_scheduler(candidate: object, kind: type) -> str | None:
     if not issubclass(kind, BaseScheduler):
         return None
-    text = _repr.repr(candidate)
+    text = _short_repr(candidate)
     if not is_initialized(candidate):
         return f"{text}, whose class does not call super().__init__(); call it in its constructor"
     return (
@@ -277,42 +282,43 @@ def _describe_scheduler(candidate: object, kind: type) -> str | None:
     )
 
 
-def _describe_unreadable(candidate: object, _: type) -> str | None:
+def _describe_if_attributes_unreadable(candidate: object, _: type) -> str | None:
     try:
         getattr(candidate, "start", None)
     except BaseException as error:  # noqa: BLE001  # user code
         raise_if_interruption(error)
         return (
-            f"{_repr.repr(candidate)}, whose attributes cannot be read "
+            f"{_short_repr(candidate)}, whose attributes cannot be read "
             f"({exception_type_name(error)}), such as a proxy that has no object yet; pass the "
             "scheduler itself"
         )
     return None
 
 
-def _describe_iterable(candidate: object, kind: type) -> str | None:
+def _describe_if_iterable(candidate: object, kind: type) -> str | None:
     if not issubclass(kind, Iterable) or issubclass(kind, (str, bytes)):
         return None
     return (
-        f"{_repr.repr(candidate)}; pass each scheduler of the {kind.__name__} on its own, with its "
-        "own name="
+        f"{_short_repr(candidate)}; pass each scheduler of the {kind.__name__} on its own, with "
+        "its own name="
     )
 
 
 _REJECTION_DESCRIBERS = (
-    _describe_class,
-    _describe_mock,
-    _describe_other_version,
-    _describe_function,
-    _describe_holder,
-    _describe_scheduler,
-    _describe_unreadable,
-    _describe_iterable,
+    _describe_if_class,
+    _describe_if_mock,
+    _describe_if_other_version,
+    _describe_if_function,
+    _describe_if_holder_of_schedulers,
+    _describe_if_unusable_scheduler,
+    _describe_if_attributes_unreadable,
+    _describe_if_iterable,
 )
-_repr = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
-_repr.maxother = _repr.maxstring = 100
+_repr_formatter = reprlib.Repr()  # in a line, and surviving a __repr__ that raises
+_repr_formatter.maxother = _repr_formatter.maxstring = 100
+_short_repr = _repr_formatter.repr
 _SUPER_NAME = "super"
-_READ_INSTRUCTIONS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
+_ATTRIBUTE_READ_INSTRUCTIONS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}
 _COPY_INSTRUCTIONS = {"COPY", "DUP_TOP"}
 _CALL_INSTRUCTIONS = {"CALL", "CALL_FUNCTION", "PRECALL", "PUSH_NULL"}
 """Names of instructions, in all versions of Python."""

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from apscheduler.job import Job
 from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.triggers.cron import CronTrigger
 
-from apscheduler_telemetry.adapters.base import ImportFacts
+from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import find_upcoming_fire_times
+from apscheduler_telemetry.adapters.base import SchedulerImportFacts
 
 
-class PreventedStarts:
+class APScheduler3StartPrevention:
     """
     Keeps schedulers of APScheduler 3 from starting; see `StartPrevention`.
 
@@ -24,26 +27,29 @@ class PreventedStarts:
     for the end of the process that their application has registered.
     """
 
-    def __init__(self) -> None:
-        self._created: dict[int, _CreatedScheduler] = {}
+    def __init__(self, on_start: Callable[[], None]) -> None:
+        self._on_start = on_start
+        self._created_schedulers: dict[int, _CreatedScheduler] = {}
         self._local_triggers: list[Any] = []
-        self._originals = BaseScheduler.__init__, BaseScheduler._configure  # noqa: SLF001
-        self._original_trigger_init = CronTrigger.__init__
+        self._original_init_and_configure = BaseScheduler.__init__, BaseScheduler._configure  # noqa: SLF001
+        self._original_create_trigger = BaseScheduler._create_trigger  # noqa: SLF001
+        self._original_cron_trigger_init = CronTrigger.__init__
 
     def install(self) -> None:
         """Let no scheduler start that is created from now on."""
-        original_init, original_configure = self._originals
-        original_trigger_init = self._original_trigger_init
+        original_init, original_configure = self._original_init_and_configure
+        original_create_trigger = self._original_create_trigger
+        original_trigger_init = self._original_cron_trigger_init
         parameters = inspect.signature(original_trigger_init)
 
         @functools.wraps(original_init)
         def init(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-            self._add(scheduler)
+            self._get_or_add_created(scheduler)
             original_init(scheduler, *args, **kwargs)
 
         @functools.wraps(original_configure)
         def configure(scheduler: Any, config: Any) -> None:
-            self._add(scheduler).on_configured(config)
+            self._get_or_add_created(scheduler).on_configured(config)
             original_configure(scheduler, config)
 
         @functools.wraps(original_trigger_init)
@@ -54,26 +60,54 @@ class PreventedStarts:
             if given.get("timezone") is None and dates == (None, None):
                 self._local_triggers.append(trigger)
 
+        @functools.wraps(original_create_trigger)
+        def create_trigger(scheduler: Any, trigger: Any, arguments: Any) -> Any:
+            has_own_timezone = bool(arguments.get("timezone"))
+            found = original_create_trigger(scheduler, trigger, arguments)
+            created = self._created_schedulers.get(id(scheduler))
+            has_configured_timezone = (
+                created is None or created.import_facts.has_configured_timezone
+            )
+            if found is not trigger and not has_own_timezone and not has_configured_timezone:
+                self._local_triggers.append(found)
+            return found
+
+        def get_missing_next_run_time(job: Any, name: str) -> Any:
+            """Return the next run that a job would have by now if its scheduler had started."""
+            scheduler = job._scheduler if name == "next_run_time" else None  # noqa: SLF001
+            created = self._created_schedulers.get(id(scheduler))
+            if created is None or not created.import_facts.was_started:
+                msg = f"'Job' object has no attribute {name!r}"
+                raise AttributeError(msg)
+            now = datetime.now(created.scheduler.timezone)
+            return next(iter(find_upcoming_fire_times(job.trigger, None, now).times), None)
+
         BaseScheduler.__init__, BaseScheduler._configure = init, configure  # noqa: SLF001
+        BaseScheduler._create_trigger = create_trigger  # noqa: SLF001
         CronTrigger.__init__ = init_trigger
+        Job.__getattr__ = get_missing_next_run_time
 
     def uninstall(self) -> None:
         """Let schedulers start again that are created from now on."""
-        BaseScheduler.__init__, BaseScheduler._configure = self._originals  # noqa: SLF001
-        CronTrigger.__init__ = self._original_trigger_init
+        BaseScheduler.__init__, BaseScheduler._configure = self._original_init_and_configure  # noqa: SLF001
+        BaseScheduler._create_trigger = self._original_create_trigger  # noqa: SLF001
+        CronTrigger.__init__ = self._original_cron_trigger_init
+        del Job.__getattr__
 
-    def created_schedulers(self) -> Sequence[tuple[Any, ImportFacts]]:
+    def created_schedulers(self) -> Sequence[tuple[Any, SchedulerImportFacts]]:
         """Return the schedulers that were created meanwhile, and what was seen of each."""
         triggers = tuple(self._local_triggers)
         return [
-            (each.scheduler, replace(each.facts, local_triggers=triggers))
-            for each in self._created.values()
+            (each.scheduler, replace(each.import_facts, local_triggers=triggers))
+            for each in self._created_schedulers.values()
         ]
 
-    def _add(self, scheduler: Any) -> _CreatedScheduler:
-        created = self._created.get(id(scheduler))
+    def _get_or_add_created(self, scheduler: Any) -> _CreatedScheduler:
+        created = self._created_schedulers.get(id(scheduler))
         if created is None:
-            created = self._created[id(scheduler)] = _CreatedScheduler(scheduler)
+            created = self._created_schedulers[id(scheduler)] = _CreatedScheduler(
+                scheduler, self._on_start
+            )
             # On the object itself, so that no method of a class is called, its own ones included.
             scheduler.start, scheduler.shutdown = created.start, created.shutdown
         return created
@@ -82,17 +116,21 @@ class PreventedStarts:
 class _CreatedScheduler:
     """A scheduler that does not start, and what is seen of it."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, on_start: Callable[[], None]) -> None:
         self.scheduler = scheduler
-        self.facts = ImportFacts()
+        self._on_start = on_start
+        self.import_facts = SchedulerImportFacts()
 
     def on_configured(self, config: Mapping[str, Any]) -> None:
         """Note how it is configured."""
-        self.facts = replace(self.facts, has_timezone=bool(config.get("timezone")))
+        self.import_facts = replace(
+            self.import_facts, has_configured_timezone=bool(config.get("timezone"))
+        )
 
     def start(self, paused: bool = False, *_: Any, **__: Any) -> None:  # noqa: FBT001, FBT002
         """Stand in for its `start`."""
-        self.facts = replace(self.facts, was_started=True, was_paused=bool(paused))
+        self.import_facts = replace(self.import_facts, was_started=True, was_paused=bool(paused))
+        self._on_start()
 
     def shutdown(self, *_: Any, **__: Any) -> None:
         """Stand in for its `shutdown`, which would raise an error as it does not run."""

@@ -52,7 +52,7 @@ class TraceLinks:
         self._error_reporter = error_reporter
         self._origins_of_pending_jobs: dict[str, Any] = {}
         self._pending_write_count = 0
-        self._all_written = threading.Event()
+        self._all_written_event = threading.Event()
         self._lock = threading.RLock()
         if context_store is not None:
             _links_to_flush_at_exit.add(self)
@@ -60,45 +60,45 @@ class TraceLinks:
 
     def on_pending_job_added(self, job_id: str) -> None:
         """Note the origin of a job that will enter its store when the scheduler starts."""
-        self._origins_of_pending_jobs[job_id] = self._current_origin("added")
+        self._origins_of_pending_jobs[job_id] = self._find_current_origin("added")
 
     def clear_origins_of_pending_jobs(self) -> None:
         """Note that no job is pending any more."""
         self._origins_of_pending_jobs.clear()
 
-    def on_added(self, tracked: TrackedJob) -> None:
+    def on_job_added(self, tracked: TrackedJob) -> None:
         """Note the origin of a job that has entered its store, or replaced another one there."""
         job_id = tracked.job_key[1]
         if job_id in self._origins_of_pending_jobs:
             added_origin = self._origins_of_pending_jobs.pop(job_id)
         else:
-            added_origin = self._current_origin("added")
+            added_origin = self._find_current_origin("added")
         tracked.set_origins(added_origin, None)
-        self._persist(tracked)
+        self._persist_in_background(tracked)
 
     def on_next_run_set_by_user(self, tracked: TrackedJob) -> None:
         """Note where the user has set the next run of a job; only that run links to it."""
         is_paused = tracked.next_run is None
-        next_run_origin = None if is_paused else self._current_origin("triggered")
+        next_run_origin = None if is_paused else self._find_current_origin("triggered")
         tracked.set_origins(tracked.added_origin, next_run_origin)
-        self._persist(tracked)
+        self._persist_in_background(tracked)
 
     def drop_next_run_origin(self, tracked: TrackedJob) -> None:
         """Note that the run whose time was set by the user is submitted."""
         tracked.set_origins(tracked.added_origin, None)
-        self._persist(tracked)
+        self._persist_in_background(tracked)
 
-    def on_removed(self, tracked: TrackedJob) -> None:
+    def on_job_removed(self, tracked: TrackedJob) -> None:
         """Forget the origins of a job that was removed."""
         tracked.set_origins(None, None)
-        self._persist(tracked)
+        self._persist_in_background(tracked)
 
     def load_origins(self, tracked: TrackedJob) -> None:
         """Load the origins of a job that this process, or another one, has stored."""
         if self._context_store is None or not tracked.record.info.persistent:
             return
         try:
-            stored = self._context_store.get(_key(tracked))
+            stored = self._context_store.get(_context_store_key(tracked))
             if stored is None:
                 return
             origins = json.loads(stored)
@@ -118,17 +118,17 @@ class TraceLinks:
         with self._lock:
             if not self._pending_write_count:
                 return
-            self._all_written.clear()
-        self._all_written.wait(timeout)
+            self._all_written_event.clear()
+        self._all_written_event.wait(timeout)
 
-    def _current_origin(self, reason: str) -> Any:
+    def _find_current_origin(self, reason: str) -> Any:
         try:
             return self._origin_propagator.find_current_origin(reason)
         except Exception:  # noqa: BLE001
             self._error_reporter.exception(ERROR_COMPONENT)
             return None
 
-    def _persist(self, tracked: TrackedJob) -> None:
+    def _persist_in_background(self, tracked: TrackedJob) -> None:
         """Store the origins of a job in the background, if the job outlives the process itself."""
         store = self._context_store
         if store is None or not tracked.record.info.persistent:
@@ -142,7 +142,7 @@ class TraceLinks:
                 origins["due"] = tracked.next_run
         except Exception:  # noqa: BLE001
             self._error_reporter.exception(ERROR_COMPONENT)
-        key, value = _key(tracked), json.dumps(origins) if origins else None
+        key, value = _context_store_key(tracked), json.dumps(origins) if origins else None
 
         def write() -> None:
             try:
@@ -154,22 +154,22 @@ class TraceLinks:
                 with self._lock:
                     self._pending_write_count -= 1
                     if not self._pending_write_count:
-                        self._all_written.set()
+                        self._all_written_event.set()
 
         with self._lock:
             self._pending_write_count += 1
         self._worker.submit(ERROR_COMPONENT, write)
 
 
-def _key(tracked: TrackedJob) -> str:
+def _context_store_key(tracked: TrackedJob) -> str:
     return json.dumps(tracked.job_key)
 
 
-def _flush_all() -> None:
+def _flush_all_at_exit() -> None:
     deadline = time.monotonic() + MAX_FLUSH_SECONDS
     for links in list(_links_to_flush_at_exit):
         links.flush(max(0.0, deadline - time.monotonic()))
 
 
 _links_to_flush_at_exit: weakref.WeakSet[TraceLinks] = weakref.WeakSet()
-atexit.register(_flush_all)
+atexit.register(_flush_all_at_exit)

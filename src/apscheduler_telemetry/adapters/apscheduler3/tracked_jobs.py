@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.fire_time_searcher import (
-    RETRY_SECONDS,
+    PROBLEM_RETRY_SECONDS,
     BackgroundFireTimeSearcher,
 )
 from apscheduler_telemetry.adapters.apscheduler3.triggers import FireTimeSearch
 from apscheduler_telemetry.core.model import JobInfo, RemovalReason
 from apscheduler_telemetry.core.recorder import Recorder
-from apscheduler_telemetry.core.records import JobKey, JobRecord, Run
+from apscheduler_telemetry.core.records import JobKey, JobRecord
 from apscheduler_telemetry.core.times import to_unix_seconds
 
 MIN_INTERVALS_VALID_SECONDS = 60.0
@@ -26,33 +26,38 @@ Seconds for which the intervals of a job are not computed again, however short t
 
 Otherwise the trigger of a job that runs every second would be called twice as often.
 """
-MAX_SHARE_OF_TIME = 0.01
-"""The largest share of time for which the trigger of one job may be asked for its intervals."""
+MAX_TRIGGER_TIME_SHARE = 0.01
+"""The largest share of time for which the trigger of one job may be called for its intervals."""
 
 
 MAX_OBSERVED_INTERVALS = 10
-"""Latest intervals that are kept of a trigger that is not asked; others are asked for ten, too."""
+"""Latest intervals that are kept of a trigger that is not called; ten are kept of others, too."""
 
 
 class ObservedIntervals:
     """
-    The latest intervals of a job whose trigger only APScheduler asks.
+    The latest intervals of a job whose trigger only APScheduler calls.
 
     Attributes:
-        range: the shortest and the longest of them in seconds; None if none is known.
+        interval_range: the shortest and the longest of them in seconds; None if none is known.
     """
 
-    __slots__ = ("_is_uncertain", "_latest_trigger_answer", "_seconds", "range")
+    __slots__ = (
+        "_holds_uncertain_interval",
+        "_latest_seconds",
+        "_latest_trigger_fire_time",
+        "interval_range",
+    )
 
     def __init__(self) -> None:
-        self.range: tuple[float, float] | None = None
-        self._seconds: deque[float] = deque(maxlen=MAX_OBSERVED_INTERVALS)
-        self._latest_trigger_answer: float | None = None  # the latest of the trigger
-        self._is_uncertain = False
+        self.interval_range: tuple[float, float] | None = None
+        self._latest_seconds: deque[float] = deque(maxlen=MAX_OBSERVED_INTERVALS)
+        self._latest_trigger_fire_time: float | None = None  # the latest of the trigger
+        self._holds_uncertain_interval = False
 
-    def add(self, first_due: float | None, last_due: float, next_run: float) -> None:
+    def add_interval(self, first_due: float | None, last_due: float, next_run: float) -> None:
         """
-        Note what the trigger has answered in a pass over due jobs.
+        Note what the trigger has returned in a pass over due jobs.
 
         An interval that begins at a time of the application's own, as of ``modify(next_run_time=)``
         and perhaps of ``add_job``, says little. It is used while no other is known.
@@ -62,16 +67,16 @@ class ObservedIntervals:
             last_due: the last one.
             next_run: the next run of the job.
         """
-        is_uncertain = last_due == first_due != self._latest_trigger_answer
-        self._latest_trigger_answer = next_run
+        is_uncertain = last_due == first_due != self._latest_trigger_fire_time
+        self._latest_trigger_fire_time = next_run
         seconds = round(next_run - last_due, 6)
-        if seconds <= 0 or (is_uncertain and self._seconds):
+        if seconds <= 0 or (is_uncertain and self._latest_seconds):
             return
-        if self._is_uncertain:
-            self._seconds.clear()
-        self._is_uncertain = is_uncertain
-        self._seconds.append(seconds)
-        self.range = min(self._seconds), max(self._seconds)
+        if self._holds_uncertain_interval:
+            self._latest_seconds.clear()
+        self._holds_uncertain_interval = is_uncertain
+        self._latest_seconds.append(seconds)
+        self.interval_range = min(self._latest_seconds), max(self._latest_seconds)
 
 
 class TrackedJob:
@@ -130,7 +135,7 @@ class TrackedJob:
     def has_observed_interval(self) -> bool:
         """Whether an interval has been observed."""
         observed = self.observed_intervals
-        return observed is not None and observed.range is not None
+        return observed is not None and observed.interval_range is not None
 
     @property
     def has_outdated_intervals(self) -> bool:
@@ -152,10 +157,9 @@ class TrackedJob:
         """Note that this process has changed the job."""
         self.is_from_other_process = False
 
-    def create_run(self, due: datetime, executor: str) -> Run:
-        """Return a run that is due at a fire time and is being submitted to an executor."""
+    def set_last_submitted_due(self, due: datetime) -> None:
+        """Note the latest fire time that is being submitted to an executor."""
         self.last_submitted_due = due
-        return Run(self.record, due, executor, self.link_origins)
 
     def set_trigger(self, trigger: Any) -> None:
         """Note what its trigger is."""
@@ -179,18 +183,18 @@ class TrackedJob:
         self.link_origins = tuple(filter(None, (added_origin, next_run_origin)))
 
 
-class JobDescription(NamedTuple):
+class JobComparedByTrigger(NamedTuple):
     """
     What is found out about a job by calling code of the user's, before the job is tracked.
 
     Attributes:
         info: its description.
-        has_copied_trigger: whether its trigger is a copy of the one that is known, as its store
-            has made.
+        has_copy_of_known_trigger: whether its trigger is a copy of the one that is known, as its
+            store has made.
     """
 
     info: JobInfo
-    has_copied_trigger: bool
+    has_copy_of_known_trigger: bool
 
 
 class TrackedJobs:
@@ -199,7 +203,7 @@ class TrackedJobs:
 
     Args:
         recorder: where they are recorded.
-        fire_time_searcher: asks their triggers for coming fire times.
+        fire_time_searcher: calls their triggers for upcoming fire times.
 
     Attributes:
         get: returns the job of a key, or None; a dictionary's own method, as every run calls it.
@@ -221,7 +225,7 @@ class TrackedJobs:
         jobs = self._jobs.copy()  # at once, as other threads change it
         return [job for job in jobs.values() if label is None or job.record.series.label == label]
 
-    def describe(self, info: JobInfo, job: Any) -> JobDescription:
+    def compare_with_known_trigger(self, info: JobInfo, job: Any) -> JobComparedByTrigger:
         """
         Find out whether a job still has the trigger that is known; this calls the user's code.
 
@@ -232,28 +236,28 @@ class TrackedJobs:
         tracked, trigger = self._jobs.get((info.jobstore, info.id)), job.trigger
         # Intervals that were observed cannot be computed again, and a persistent store makes a copy
         # of the trigger each time. A memory store has another object only if the user passes one.
-        has_copied_trigger = (
+        has_copy_of_known_trigger = (
             info.persistent
             and tracked is not None
             and tracked.has_observed_interval
             and tracked.trigger is not trigger
-            and triggers.are_copies(tracked.trigger, trigger)
+            and triggers.have_same_state(tracked.trigger, trigger)
         )
-        return JobDescription(info, has_copied_trigger)
+        return JobComparedByTrigger(info, has_copy_of_known_trigger)
 
     def upsert(
-        self, description: JobDescription, job: Any, *, is_from_other_process: bool = False
+        self, inspected: JobComparedByTrigger, job: Any, *, is_from_other_process: bool = False
     ) -> TrackedJob:
         """
         Note that there is a job, or what it is now. This calls no code of the user's.
 
         Args:
-            description: what `describe` has returned.
+            inspected: what `compare_with_known_trigger` has returned.
             job: APScheduler's job.
             is_from_other_process: whether another process has stored it; ignored if it is known
                 already.
         """
-        info, trigger = description.info, job.trigger
+        info, trigger = inspected.info, job.trigger
         tracked = self._jobs.get((info.jobstore, info.id))
         text_before = None if tracked is None else tracked.record.info.trigger
         record = self._recorder.job_upserted(info, job.next_run_time)
@@ -267,7 +271,7 @@ class TrackedJobs:
         is_same = before is trigger
         if before is not None and not is_same:
             # A job that is read again from its store has another object that means the same.
-            is_same = description.has_copied_trigger or (
+            is_same = inspected.has_copy_of_known_trigger or (
                 is_from_other_process
                 and tracked.observed_intervals is None  # the text of the user's may be anything
                 and type(before) is type(trigger)
@@ -300,19 +304,19 @@ class TrackedJobs:
         Args:
             tracked: the job.
             intervals: those of the job.
-            job: APScheduler's job, whose next run is the answer of its trigger.
+            job: APScheduler's job, whose next run is what its trigger has returned.
         """
         tracked.set_trigger(job.trigger)  # whose state may have changed
         next_run: datetime = job.next_run_time
-        due, before = tracked.last_submitted_due, intervals.range
+        due, before = tracked.last_submitted_due, intervals.interval_range
         if due is None or next_run.year == MAXYEAR:  # the last year has sentinels for "never"
             return
-        intervals.add(tracked.next_run, to_unix_seconds(due), to_unix_seconds(next_run))
-        if intervals.range != before:
-            self._recorder.job_intervals_changed(tracked.record, intervals.range)
+        intervals.add_interval(tracked.next_run, to_unix_seconds(due), to_unix_seconds(next_run))
+        if intervals.interval_range != before:
+            self._recorder.job_intervals_changed(tracked.record, intervals.interval_range)
 
     def update_intervals(self, tracked: TrackedJob, job: Any) -> None:
-        """Find out the shortest and the longest interval between coming runs, if not paused."""
+        """Find out the shortest and the longest interval between upcoming runs, if not paused."""
         trigger, next_run, recorder = job.trigger, job.next_run_time, self._recorder
         if not triggers.has_no_custom_part(trigger):
             tracked.set_intervals_source(None, ObservedIntervals())
@@ -323,27 +327,31 @@ class TrackedJobs:
             return
         tracked.set_intervals_source(None)
         if triggers.has_constant_interval_range(trigger):
-            # Asking it ten times, and waking a thread for that, would be most of what adding costs.
+            # Ten calls of it, and waking a thread for them, would be most of what adding costs.
             recorder.job_intervals_changed(
                 tracked.record, triggers.get_constant_interval_range(trigger)
             )
             return
-        search = triggers.create_coming_time_search(trigger, next_run)
+        search = triggers.create_upcoming_fire_time_search(trigger, next_run)
         tracked.set_intervals_source(search)
 
         def is_wanted() -> bool:  # not if the job was removed or has got another trigger meanwhile
             return tracked.intervals_search is search and not tracked.is_removed
 
         def record_intervals(search: FireTimeSearch) -> None:
-            coming = search.upcoming_interval_range
+            upcoming = search.upcoming_interval_range
             if not is_wanted():
                 return
-            if coming.interval_range is not None or search.problem is None:  # else they stay
-                recorder.job_intervals_changed(tracked.record, coming.interval_range)
-            seconds = max(MIN_INTERVALS_VALID_SECONDS, search.elapsed_seconds / MAX_SHARE_OF_TIME)
+            if upcoming.interval_range is not None or search.problem is None:  # else they stay
+                recorder.job_intervals_changed(tracked.record, upcoming.interval_range)
+            seconds = max(
+                MIN_INTERVALS_VALID_SECONDS, search.elapsed_seconds / MAX_TRIGGER_TIME_SHARE
+            )
             if search.problem is not None:
-                seconds = max(seconds, RETRY_SECONDS)
-            tracked.set_intervals_expiry(max(coming.last, to_unix_seconds(next_run) + seconds))
+                seconds = max(seconds, PROBLEM_RETRY_SECONDS)
+            tracked.set_intervals_expiry(
+                max(upcoming.last_known_fire_time, to_unix_seconds(next_run) + seconds)
+            )
 
         self._fire_time_searcher.submit(
             search, tracked.record.info, record_intervals, is_wanted=is_wanted

@@ -1,8 +1,8 @@
 """
 Fire times of APScheduler's own triggers, found with jitter disabled.
 
-Only APScheduler asks a trigger of the user's, because such a trigger may wait, hold a lock that the
-scheduler's loop needs, take each fire time out of a queue, or answer by the clock.
+Only APScheduler calls a trigger of the user's, because such a trigger may wait, hold a lock that
+the scheduler's loop needs, take each fire time out of a queue, or go by the clock.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.model import exception_type_name
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
-MAX_COMING_FIRE_TIMES = 10
-"""Coming fire times from which the shortest and the longest interval are computed."""
+MAX_UPCOMING_FIRE_TIMES = 10
+"""Upcoming fire times from which the shortest and the longest interval are computed."""
 MAX_LISTED_FIRE_TIMES = 1_000
 """
 Past fire times that are listed; earlier ones are only counted.
 
 A job that should run every second has 600,000 of them after a week, too many for spans.
 """
-MAX_AND_STEPS = 100
+MAX_AND_TRIGGER_STEPS = 100
 """
 Steps in which the parts of an `AndTrigger` must agree on a fire time.
 
 They need three at most, as the fire time before stays the same: see `_get_common_fire_time`.
 """
-MAX_FIRST_AND_STEPS = 10_000
+MAX_FIRST_AND_TRIGGER_STEPS = 10_000
 """The same for the first fire time, before which there is none; about 0.5 seconds."""
 NO_COMMON_FIRE_TIME = "no common fire time"
 """The kind of the problem with an `AndTrigger` that stops the scheduler."""
@@ -70,19 +70,19 @@ class FoundFireTimes(NamedTuple):
 
 class UpcomingIntervalRange(NamedTuple):
     """
-    What is known of the coming runs of a job.
+    What is known of the upcoming runs of a job.
 
     Attributes:
         interval_range: the shortest and the longest interval in seconds; None for fewer than two
             runs.
-        last: the last run that is known, in Unix seconds.
+        last_known_fire_time: the last run that is known, in Unix seconds.
     """
 
     interval_range: tuple[float, float] | None
-    last: float
+    last_known_fire_time: float
 
 
-def found_fire_times(times: Sequence[datetime]) -> FoundFireTimes:
+def to_found_fire_times(times: Sequence[datetime]) -> FoundFireTimes:
     """Return fire times that are known, such as those that APScheduler has found."""
     return FoundFireTimes(len(times), times[-MAX_LISTED_FIRE_TIMES:])
 
@@ -91,8 +91,8 @@ class FireTimeSearch:
     """
     Finds fire times of a trigger, one after the other, as far as that is possible.
 
-    The trigger is asked only in `run`, and does not change. One that is not APScheduler's own is
-    never asked, so that nothing but the first fire time is known.
+    The trigger is called only in `run`, and does not change. One that is not APScheduler's own is
+    never called, so that nothing but the first fire time is known.
 
     Args:
         trigger: the trigger.
@@ -102,9 +102,9 @@ class FireTimeSearch:
 
     Attributes:
         trigger: the trigger.
-        is_finished: whether there is nothing more to be asked.
+        is_finished: whether there is nothing more to find.
         problem: why not all fire times could be found; None if they were.
-        question_count: how often the trigger was asked.
+        trigger_call_count: how often the trigger was called.
         elapsed_seconds: for how long.
     """
 
@@ -119,7 +119,7 @@ class FireTimeSearch:
         self.trigger = trigger
         self.is_finished = False
         self.problem: FireTimeProblem | None = None
-        self.question_count = 0
+        self.trigger_call_count = 0
         self.elapsed_seconds = 0.0
         self._end = end
         self._max_count = max_count
@@ -133,9 +133,9 @@ class FireTimeSearch:
         elif type(trigger) is IntervalTrigger and end != math.inf:
             self._compute_interval_fire_times(first, trigger)
         else:
-            self._add(first)
+            self._add_fire_time(first)
             if not has_no_custom_part(trigger):
-                self.stop_early(NOT_ASKED)
+                self.stop_early(CUSTOM_TRIGGER_PROBLEM)
 
     @property
     def found(self) -> FoundFireTimes:
@@ -145,7 +145,7 @@ class FireTimeSearch:
         )  # a deque cannot be sliced
 
     @property
-    def latest(self) -> datetime:
+    def latest_found(self) -> datetime:
         """The latest of what was found up to now."""
         return self._latest_times[-1]
 
@@ -159,16 +159,16 @@ class FireTimeSearch:
             )
         return self._cached_upcoming_interval_range
 
-    def run(self, max_questions: float = math.inf) -> None:
-        """Ask the trigger until all is found, or so often; `is_finished` tells."""
+    def run(self, max_trigger_calls: float = math.inf) -> None:
+        """Call the trigger until all is found, or so often; see `is_finished`."""
         if self.is_finished:
             return
         started_at = time.perf_counter()
         try:
             if self._trigger_without_jitter is None:
                 self._copy_trigger_without_jitter()
-            max_questions += self.question_count
-            while self.question_count < max_questions and self._ask_for_next():
+            max_trigger_calls += self.trigger_call_count
+            while self.trigger_call_count < max_trigger_calls and self._find_next():
                 pass
         except BaseException as error:  # noqa: BLE001  # its time zone may be the user's code
             raise_if_interruption(error)
@@ -177,7 +177,7 @@ class FireTimeSearch:
             self.elapsed_seconds += time.perf_counter() - started_at
 
     def stop_early(self, problem: FireTimeProblem) -> None:
-        """Keep what was found up to now, and ask no more."""
+        """Keep what was found up to now, and call the trigger no more."""
         self.problem = problem
         self._finish()
 
@@ -186,7 +186,7 @@ class FireTimeSearch:
         step, since, zone = _mean_interval(trigger), to_unix_seconds(first), first.tzinfo
         end = self._end
         if trigger.end_date is not None:
-            end = min(end, to_unix_seconds(trigger.end_date) + _TICK)
+            end = min(end, to_unix_seconds(trigger.end_date) + _DATETIME_RESOLUTION_SECONDS)
         # The first one may be later than the end date, if the user has chosen the next run.
         self._found_count = max(1, math.floor((end - since) / step) + 1)
         kept = range(max(0, self._found_count - MAX_LISTED_FIRE_TIMES), self._found_count)
@@ -199,28 +199,28 @@ class FireTimeSearch:
             # The jitter of past fire times is not known; its average is one half of the limit.
             self._mean_jitter = max_jitter / 2
 
-    def _ask_for_next(self) -> bool:
-        """Ask for the next fire time; return False if nothing more is to be asked."""
+    def _find_next(self) -> bool:
+        """Find the next fire time; return False if nothing more is to be found."""
         previous = self._latest_times[-1]
         end = self._end - self._mean_jitter
         if self._found_count >= self._max_count:
             return self._finish()
         now = previous if end == math.inf else to_datetime(self._end, previous.tzinfo)
-        self.question_count += 1
+        self.trigger_call_count += 1
         at = _get_later_fire_time(self._trigger_without_jitter, previous, now)
         if at is not None and self._mean_jitter:
             at = to_datetime(to_unix_seconds(at) + self._mean_jitter, at.tzinfo)
         # In the last year of the calendar are the sentinels for "never".
         if at is None or to_unix_seconds(at) >= end or at.year == MAXYEAR:
             return self._finish()
-        self._add(at)
+        self._add_fire_time(at)
         return True
 
     def _finish(self) -> bool:
         self.is_finished = True
         return False
 
-    def _add(self, at: datetime) -> None:
+    def _add_fire_time(self, at: datetime) -> None:
         self._latest_times.append(at)
         self._found_count += 1
 
@@ -229,10 +229,10 @@ def create_search_before(first: datetime | None, end: datetime, trigger: Any) ->
     """Return a search for the fire times from `first` up to, but not including, `end`."""
     # Compared as timestamps: datetimes of one time zone are compared by their wall-clock time,
     # which is wrong in the hour that is repeated when daylight saving time ends.
-    return FireTimeSearch(trigger, first, end=to_unix_seconds(end) - _TICK)
+    return FireTimeSearch(trigger, first, end=to_unix_seconds(end) - _DATETIME_RESOLUTION_SECONDS)
 
 
-def create_due_time_search(
+def create_due_fire_time_search(
     first: datetime | None, trigger: Any, now: datetime, before: datetime | None = None
 ) -> FireTimeSearch:
     """
@@ -244,17 +244,17 @@ def create_due_time_search(
         now: the end of the range.
         before: if it is before `now`, the end of the range instead, and not included.
     """
-    end = to_unix_seconds(now) + _TICK
+    end = to_unix_seconds(now) + _DATETIME_RESOLUTION_SECONDS
     if before is not None:
-        end = min(end, to_unix_seconds(before) - _TICK)
+        end = min(end, to_unix_seconds(before) - _DATETIME_RESOLUTION_SECONDS)
     return FireTimeSearch(trigger, first, end=end)
 
 
-def create_coming_time_search(trigger: Any, next_run: datetime) -> FireTimeSearch:
-    """Return a search for the next `MAX_COMING_FIRE_TIMES` fire times, if there are so many."""
+def create_upcoming_fire_time_search(trigger: Any, next_run: datetime) -> FireTimeSearch:
+    """Return a search for the next `MAX_UPCOMING_FIRE_TIMES` fire times, if there are so many."""
     if type(trigger) is CronTrigger:
-        return _CachedCronSearch(trigger, next_run)
-    return FireTimeSearch(trigger, next_run, max_count=MAX_COMING_FIRE_TIMES)
+        return _SharedCronSearch(trigger, next_run)
+    return FireTimeSearch(trigger, next_run, max_count=MAX_UPCOMING_FIRE_TIMES)
 
 
 def find_first_fire_time(trigger: Any, now: datetime) -> datetime | None:
@@ -279,11 +279,11 @@ def find_later_fire_time(trigger: Any, previous: datetime) -> datetime | None:
     return _get_later_fire_time(trigger, previous, previous)
 
 
-class _CachedCronSearch(FireTimeSearch):
+class _SharedCronSearch(FireTimeSearch):
     """
-    A search for coming fire times that is made once for all cron triggers that are alike.
+    A search for upcoming fire times that is made once for all cron triggers that are alike.
 
-    Each question to a cron trigger takes as long as a fourth of `add_job`, and an application that
+    Each call of a cron trigger takes as long as a fourth of `add_job`, and an application that
     adds jobs for each of its customers adds thousands with the same schedule.
     """
 
@@ -293,8 +293,10 @@ class _CachedCronSearch(FireTimeSearch):
         self._next_run = next_run
         self._shared_search: FireTimeSearch | None = None
 
-    def run(self, max_questions: float = math.inf) -> None:  # noqa: ARG002
-        self._shared_search = _search_coming_cron_times(_CronSchedule(self.trigger, self._next_run))
+    def run(self, max_trigger_calls: float = math.inf) -> None:  # noqa: ARG002
+        self._shared_search = _search_upcoming_cron_fire_times(
+            _CronSchedule(self.trigger, self._next_run)
+        )
         self.is_finished, self.problem = True, self._shared_search.problem
 
     @property
@@ -320,18 +322,18 @@ class _CronSchedule:
         limits = trigger.start_date, trigger.end_date
         self._timezone = trigger.timezone  # kept, as it is known by its identity: some have no hash
         # A timestamp, as the two datetimes of an hour that comes twice are equal.
-        self._key = fields, id(self._timezone), limits, to_unix_seconds(next_run)
+        self._equality_key = fields, id(self._timezone), limits, to_unix_seconds(next_run)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _CronSchedule) and self._key == other._key
+        return isinstance(other, _CronSchedule) and self._equality_key == other._equality_key
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self._equality_key)
 
 
 @functools.lru_cache(maxsize=256)
-def _search_coming_cron_times(schedule: _CronSchedule) -> FireTimeSearch:
-    search = FireTimeSearch(schedule.trigger, schedule.next_run, max_count=MAX_COMING_FIRE_TIMES)
+def _search_upcoming_cron_fire_times(schedule: _CronSchedule) -> FireTimeSearch:
+    search = FireTimeSearch(schedule.trigger, schedule.next_run, max_count=MAX_UPCOMING_FIRE_TIMES)
     search.run()
     return search
 
@@ -345,7 +347,7 @@ def find_timezone(trigger: Any) -> tzinfo | None:
     """Return the time zone in which one of APScheduler's own triggers counts; None if unknown."""
     if not has_no_custom_part(trigger):
         return None
-    zones = (getattr(part, "timezone", None) for part in _parts_of(trigger))
+    zones = (getattr(part, "timezone", None) for part in parts_of(trigger))
     return next((zone for zone in zones if zone is not None), None)
 
 
@@ -356,7 +358,7 @@ def compute_interval_range(times: Sequence[datetime]) -> tuple[float, float] | N
 
 
 def has_constant_interval_range(trigger: Any) -> bool:
-    """Tell whether `get_constant_interval_range` can be used, and no fire time has to be found."""
+    """Return whether `get_constant_interval_range` can be used, without finding fire times."""
     kind = type(trigger)
     return kind is DateTrigger or (kind is IntervalTrigger and trigger.end_date is None)
 
@@ -371,7 +373,7 @@ def get_constant_interval_range(trigger: Any) -> tuple[float, float] | None:
 
 def can_recompute_fire_times(trigger: Any) -> bool:
     """
-    Tell whether the past fire times of a trigger can be found again afterwards.
+    Return whether the past fire times of a trigger can be found again afterwards.
 
     They cannot with jitter, nor if the trigger has a state. A combined trigger could take long.
     """
@@ -380,16 +382,15 @@ def can_recompute_fire_times(trigger: Any) -> bool:
 
 
 def has_no_custom_part(trigger: Any) -> bool:
-    """Tell whether asking a trigger runs no code of the user's."""
+    """Return whether calling a trigger runs no code of the user's."""
     return type(trigger) in _SIMPLE_TRIGGER_TYPES or all(
-        str(type(part).__module__).startswith("apscheduler.triggers.")
-        for part in _parts_of(trigger)
+        str(type(part).__module__).startswith("apscheduler.triggers.") for part in parts_of(trigger)
     )
 
 
-def are_copies(trigger: Any, other: Any) -> bool:
+def have_same_state(trigger: Any, other: Any) -> bool:
     """
-    Tell whether two triggers have the same state, as one that was read again from its store has.
+    Return whether two triggers have the same state, as one that was read again from its store has.
 
     This pickles both, as the store does, because a class of the user's rarely has an ``__eq__``.
     """
@@ -402,7 +403,7 @@ def are_copies(trigger: Any, other: Any) -> bool:
         return False
 
 
-def describe(trigger: Any) -> str:
+def describe_trigger(trigger: Any) -> str:
     """
     Return a trigger as text.
 
@@ -410,13 +411,13 @@ def describe(trigger: Any) -> str:
     have that of their class, as Python's would have a memory address.
     """
     try:
-        return _text_of(trigger)
+        return _trigger_text(trigger)
     except BaseException as error:  # noqa: BLE001  # user code; the job is counted all the same
         raise_if_interruption(error)
         return type(trigger).__qualname__
 
 
-def _text_of(trigger: Any) -> str:
+def _trigger_text(trigger: Any) -> str:
     kind = type(trigger)
     if kind in _SIMPLE_TRIGGER_TYPES and kind is not DateTrigger:
         return str(trigger)
@@ -424,9 +425,9 @@ def _text_of(trigger: Any) -> str:
         return "date"
     if _has_default_repr(kind):
         return str(kind.__qualname__)
-    if any(_has_default_repr(type(part)) for part in _parts_of(trigger)):
+    if any(_has_default_repr(type(part)) for part in parts_of(trigger)):
         name = "and" if kind is AndTrigger else "or"
-        return f"{name}[{', '.join(map(_text_of, trigger.triggers))}]"
+        return f"{name}[{', '.join(map(_trigger_text, trigger.triggers))}]"
     return str(trigger)
 
 
@@ -444,7 +445,7 @@ class FireTimeProblem(NamedTuple):
 
     @classmethod
     def from_exception(cls, error: BaseException, previous: datetime) -> FireTimeProblem:
-        """Describe what was raised when a trigger was asked for the fire time after `previous`."""
+        """Describe what was raised when a trigger was called for the fire time after `previous`."""
         if isinstance(error, NoCommonFireTimeError):
             return cls(
                 NO_COMMON_FIRE_TIME,
@@ -455,8 +456,8 @@ class FireTimeProblem(NamedTuple):
             )
         return cls(
             "raised",
-            f"raised {exception_type_name(error)} when it was asked for the fire time after "
-            f"{previous}. APScheduler will ask the same",
+            f"raised {exception_type_name(error)} when it was called for the fire time after "
+            f"{previous}. APScheduler will make the same call",
         )
 
 
@@ -464,10 +465,10 @@ class NoCommonFireTimeError(Exception):
     """The parts of an `AndTrigger` never agree; APScheduler's search would not end."""
 
 
-NOT_ASKED = FireTimeProblem(
-    "not asked",
-    "is of a class of the application's own, so only APScheduler asks it. The job was changed or "
-    "removed while runs were due, so that APScheduler will not ask for them, and only one of them "
+CUSTOM_TRIGGER_PROBLEM = FireTimeProblem(
+    "not called",
+    "is of a class of the application's own, so only APScheduler calls it. The job was changed or "
+    "removed while runs were due, so that APScheduler will not look for them, and only one of them "
     "is counted",
 )
 
@@ -479,7 +480,7 @@ def _get_later_fire_time(trigger: Any, previous: datetime, now: datetime) -> dat
 
 
 def _get_next_fire_time(trigger: Any, previous: datetime | None, now: datetime) -> datetime | None:
-    """Ask a trigger without jitter; combined ones part by part, as they may search for ever."""
+    """Call a trigger without jitter; combined ones part by part, as they may search for ever."""
     if type(trigger) is AndTrigger:
         return _get_common_fire_time(trigger.triggers, previous, now)
     if type(trigger) is OrTrigger:
@@ -501,11 +502,11 @@ def _get_common_fire_time(
     Return the fire time on which all parts agree, as `AndTrigger` finds it.
 
     Raises:
-        NoCommonFireTimeError: `AndTrigger` would search without an end. Its parts answer the same
-            if they are asked the same, and in each step only `now` changes; if it does not, nothing
-            ever will.
+        NoCommonFireTimeError: `AndTrigger` would search without an end. Its parts return the same
+            if they are called with the same, and in each step only `now` changes; if it does not,
+            nothing ever will.
     """
-    for _ in range(MAX_FIRST_AND_STEPS if previous is None else MAX_AND_STEPS):
+    for _ in range(MAX_FIRST_AND_TRIGGER_STEPS if previous is None else MAX_AND_TRIGGER_STEPS):
         times = [_get_next_fire_time(part, previous, now) for part in parts]
         found = [at for at in times if at is not None]
         if len(found) < len(times):
@@ -521,7 +522,7 @@ def _get_common_fire_time(
 
 def _might_search_past_last_year(trigger: Any, previous: datetime) -> bool:
     """
-    Tell whether a `CalendarIntervalTrigger` might search beyond the last year, without an end.
+    Return whether a `CalendarIntervalTrigger` might search beyond the last year, without an end.
 
     It skips dates that do not exist, such as a 29th of February in 8 of 25 tries in a row.
     """
@@ -559,7 +560,7 @@ def _split_off_jitter(trigger: Any) -> tuple[Any, float]:
     return trigger, jitter
 
 
-def _parts_of(trigger: Any) -> Iterator[Any]:
+def parts_of(trigger: Any) -> Iterator[Any]:
     """Yield a trigger and all that it combines, each once, as one may even contain itself."""
     seen, pending = {}, [trigger]
     while pending:
@@ -573,5 +574,5 @@ def _parts_of(trigger: Any) -> Iterator[Any]:
 
 _SIMPLE_TRIGGER_TYPES = frozenset({CronTrigger, DateTrigger, IntervalTrigger})
 _COMBINED_TRIGGER_TYPES = frozenset({AndTrigger, OrTrigger})
-_TICK = 1e-6
+_DATETIME_RESOLUTION_SECONDS = 1e-6
 """The resolution of a datetime, in seconds."""

@@ -25,11 +25,11 @@ from apscheduler_telemetry.core.recorder import Recorder
 from apscheduler_telemetry.core.records import JobRecord
 from apscheduler_telemetry.core.times import to_datetime, to_unix_seconds
 
-MAX_QUESTIONS_PER_JOB_IN_PASS = 200
+MAX_TRIGGER_CALLS_PER_JOB_IN_PASS = 200
 """
-Questions to a cron trigger in a pass over due jobs, at about 0.01 milliseconds each.
+Calls of a cron trigger in a pass over due jobs, at about 0.01 milliseconds each.
 
-More of them are asked in the background.
+More calls are made in the background.
 """
 
 
@@ -42,7 +42,7 @@ class UnsubmittedRunRecorder:
         recorder: where they are recorded.
         observers: who follows single runs.
         error_reporter: counts failures of telemetry.
-        fire_time_searcher: asks triggers for due runs that APScheduler does not ask for.
+        fire_time_searcher: finds due runs that APScheduler does not look for.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class UnsubmittedRunRecorder:
         self._error_reporter = error_reporter
         self._fire_time_searcher = fire_time_searcher
         self._has_unrecomputable_triggers = False
-        self._run_times_to_coalesce: FoundFireTimes | None = None
+        self._latest_found_run_times: FoundFireTimes | None = None
         self._job_subclass_reporting_run_times = create_observed_job_class(self._on_run_times_found)
 
     def record_runs(
@@ -74,7 +74,7 @@ class UnsubmittedRunRecorder:
         if not fire_times.found_count:
             return
         listed = fire_times.latest_times
-        if not self._observers.is_enabled:  # only the history is to know of them
+        if not self._observers.has_enabled_observers:  # only the history is to know of them
             listed = listed[max(0, len(listed) - self._recorder.history) :]
         for run in self._recorder.runs_unsubmitted(
             record, outcome, fire_times.found_count, listed, link_origins
@@ -84,7 +84,7 @@ class UnsubmittedRunRecorder:
     def record_all_due_runs_lost(self, tracked: TrackedJob, job: Any) -> None:
         """Record that all due runs of a job are lost, as its executor does not exist."""
         now = datetime.now(self._scheduler.timezone)
-        search = triggers.create_due_time_search(job.next_run_time, job.trigger, now)
+        search = triggers.create_due_fire_time_search(job.next_run_time, job.trigger, now)
         record, link_origins = tracked.record, tracked.link_origins
         self._search_now_or_in_background(
             search,
@@ -101,7 +101,7 @@ class UnsubmittedRunRecorder:
     def record_coalesced_runs(self, tracked: TrackedJob, job: Any, until: datetime) -> None:
         """Record the due runs of a job that APScheduler coalesces into the one due at `until`."""
         record, link_origins = tracked.record, tracked.link_origins
-        found, self._run_times_to_coalesce = self._run_times_to_coalesce, None
+        found, self._latest_found_run_times = self._latest_found_run_times, None
         try:
             if found is not None and found.latest_times[-1] is until:
                 self.record_runs(record, link_origins, Outcome.COALESCED, found.without_last())
@@ -123,7 +123,7 @@ class UnsubmittedRunRecorder:
         """Return due jobs for the loop, so that it is seen which run times it finds."""
         if not self._has_unrecomputable_triggers:
             return jobs
-        self._run_times_to_coalesce = None
+        self._latest_found_run_times = None
         return DueJobsReportingRunTimes(
             jobs,
             self._job_subclass_reporting_run_times,
@@ -131,8 +131,8 @@ class UnsubmittedRunRecorder:
         )
 
     def _on_run_times_found(self, run_times: Sequence[datetime]) -> None:
-        self._run_times_to_coalesce = (
-            triggers.found_fire_times(run_times) if len(run_times) > 1 else None
+        self._latest_found_run_times = (
+            triggers.to_found_fire_times(run_times) if len(run_times) > 1 else None
         )
 
     def _search_now_or_in_background(
@@ -143,7 +143,7 @@ class UnsubmittedRunRecorder:
     ) -> None:
         """Search at once if that is quick, and else in the background."""
         if triggers.can_recompute_fire_times(search.trigger):
-            search.run(MAX_QUESTIONS_PER_JOB_IN_PASS)
+            search.run(MAX_TRIGGER_CALLS_PER_JOB_IN_PASS)
         if search.is_finished and search.problem is None:
             on_found(search.found)
             return
@@ -186,7 +186,7 @@ class UnsubmittedRunRecorder:
             self.record_runs(record, link_origins, Outcome.MISSED, found)
 
         first = to_datetime(next_run, now.tzinfo)
-        search = triggers.create_due_time_search(first, tracked.trigger, now, new_next_run)
+        search = triggers.create_due_fire_time_search(first, tracked.trigger, now, new_next_run)
         # In the background, as many runs must not hold up the user's start.
         self._fire_time_searcher.submit(search, record.info, on_found)
         return True

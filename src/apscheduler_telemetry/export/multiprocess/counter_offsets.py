@@ -8,7 +8,10 @@ import time
 from collections.abc import Mapping
 
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
-from apscheduler_telemetry.export.multiprocess.file_format import keep_jobs, parse_job_label
+from apscheduler_telemetry.export.multiprocess.file_format import (
+    drop_values_of_other_jobs,
+    parse_job_label,
+)
 from apscheduler_telemetry.export.multiprocess.snapshot import CUMULATIVE_FILE_TYPES
 
 
@@ -23,7 +26,7 @@ class CounterOffsets:
     def __init__(self) -> None:
         self._offsets: dict[str, dict[str, float]] = {kind: {} for kind in CUMULATIVE_FILE_TYPES}
         self._last_added_at = 0.0
-        self._last_seen_job_labels: set[str] = set()
+        self._previous_job_labels: set[str] = set()
 
     def exclude_parent_counts(self, cumulative_values: Mapping[str, Mapping[str, float]]) -> None:
         """Start again from the negative of these values, which another process exposes."""
@@ -37,13 +40,13 @@ class CounterOffsets:
         for key, value in values.items():
             offsets[key] = offsets.get(key, 0.0) + value
 
-    def apply_to(self, cumulative_values: Mapping[str, dict[str, float]]) -> None:
+    def add_to_values(self, cumulative_values: Mapping[str, dict[str, float]]) -> None:
         """Add the offsets to the values of a snapshot, in place."""
         for kind, values in cumulative_values.items():
             for key, offset in self._offsets[kind].items():
                 values[key] = values.get(key, 0.0) + offset
 
-    def forget_removed_jobs(self, existing_job_labels: set[str]) -> None:
+    def drop_removed_jobs(self, existing_job_labels: set[str]) -> None:
         """
         Drop the offsets of jobs that no longer exist.
 
@@ -54,12 +57,12 @@ class CounterOffsets:
         Args:
             existing_job_labels: the labels of all jobs in the metrics state.
         """
-        gone = self._last_seen_job_labels - existing_job_labels
-        self._last_seen_job_labels = existing_job_labels
+        gone = self._previous_job_labels - existing_job_labels
+        self._previous_job_labels = existing_job_labels
         is_expired = time.monotonic() - self._last_added_at > REMOVED_JOB_SECONDS
         for kind, offsets in self._offsets.items():
             if is_expired:
-                self._offsets[kind] = keep_jobs(offsets, existing_job_labels)
+                self._offsets[kind] = drop_values_of_other_jobs(offsets, existing_job_labels)
             elif gone:
                 self._offsets[kind] = {
                     key: offset

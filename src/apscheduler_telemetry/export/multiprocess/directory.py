@@ -30,7 +30,7 @@ def find_multiprocess_directory() -> Path | None:
     value = read_directory_variable()
     if value is None:
         return None
-    problem = _find_problem(value)
+    problem = _find_directory_problem(value)
     if problem is None:
         return Path(value)
     msg = (
@@ -41,7 +41,7 @@ def find_multiprocess_directory() -> Path | None:
     raise ArgumentValueError(msg)
 
 
-def _find_problem(directory: str) -> str | None:
+def _find_directory_problem(directory: str) -> str | None:
     if os.name == "nt":
         return "Windows has no flock()"
     if not directory or not Path(directory).is_dir():

@@ -20,9 +20,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.utils import floatToGoString
 
-from apscheduler_telemetry.core.files import open_regular, replace_private
+from apscheduler_telemetry.core.files import open_regular_file, replace_private_file
 from apscheduler_telemetry.core.stats import Histogram
-from apscheduler_telemetry.export.metric_families import Kind, MetricFamily
+from apscheduler_telemetry.export.metric_families import MetricFamily, MetricKind
 
 MAX_FILE_BYTES = 1 << 29
 """
@@ -33,16 +33,16 @@ The histograms of 10,000 jobs take a seventh of it.
 MAX_KEY_BYTES = 1 << 20
 """Of a key that is read: the help text of a metric, and the values of its labels."""
 
-_HEADER = struct.Struct("i4x")
+_HEADER_STRUCT = struct.Struct("i4x")
 """The number of bytes in use, this header included."""
-_LENGTH = struct.Struct("i")
+_LENGTH_STRUCT = struct.Struct("i")
 """The number of bytes of the key that follows, without its padding."""
-_VALUE_AND_TIMESTAMP = struct.Struct("dd")
+_VALUE_AND_TIMESTAMP_STRUCT = struct.Struct("dd")
 """The value and the timestamp, after the key."""
 _VALID_SAMPLE_SUFFIXES = frozenset({"", "_total", "_bucket", "_sum", "_count", "_created"})
 
 
-OnSkipped = Callable[[str, str], None]
+OnFileSkipped = Callable[[str, str], None]
 """Called with the path of a file that is not used, and with what is wrong with it."""
 
 
@@ -78,7 +78,7 @@ def sample_keys(
     name, description = family.prometheus_family_name, family.description
     names = list(family.labels)
     if not isinstance(value, Histogram):
-        suffix = "_total" if family.kind is Kind.COUNTER else ""
+        suffix = "_total" if family.kind is MetricKind.COUNTER else ""
         return [mmap_key(name, name + suffix, names, [*labels], description)]
     bucket_names = [*names, "le"]
     bounds = [floatToGoString(bound) for bound in (*value.bounds, math.inf)]  # type: ignore[no-untyped-call]
@@ -101,14 +101,14 @@ def write_values(
         timestamps: their timestamps, where these are not 0.
     """
     timestamps = timestamps or {}
-    content = bytearray(_HEADER.size)
+    content = bytearray(_HEADER_STRUCT.size)
     for key, value in values.items():
         encoded = key.encode()
-        content += _LENGTH.pack(len(encoded))
+        content += _LENGTH_STRUCT.pack(len(encoded))
         content += encoded.ljust(_padded_key_length(len(encoded)))
-        content += _VALUE_AND_TIMESTAMP.pack(value, timestamps.get(key, 0.0))
-    _HEADER.pack_into(content, 0, len(content))
-    replace_private(path, bytes(content))
+        content += _VALUE_AND_TIMESTAMP_STRUCT.pack(value, timestamps.get(key, 0.0))
+    _HEADER_STRUCT.pack_into(content, 0, len(content))
+    replace_private_file(path, bytes(content))
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
@@ -120,31 +120,31 @@ def read_entries(path: Path) -> Iterator[tuple[str, float, float]]:
             before is not to be used.
         OSError: the file cannot be opened, or is no regular file.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
-        header = file.read(_HEADER.size)
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        header = file.read(_HEADER_STRUCT.size)
         if not header:
             return  # prometheus_client has created it just now, and will write to it
-        if len(header) < _HEADER.size:
+        if len(header) < _HEADER_STRUCT.size:
             raise DamagedFileError
-        (used,) = _HEADER.unpack(header)
-        if not (used == 0 or _HEADER.size <= used <= MAX_FILE_BYTES):  # 0 in a new file
+        (used,) = _HEADER_STRUCT.unpack(header)
+        if not (used == 0 or _HEADER_STRUCT.size <= used <= MAX_FILE_BYTES):  # 0 in a new file
             raise DamagedFileError
-        position = _HEADER.size
+        position = _HEADER_STRUCT.size
         while position < used:
-            entry = file.read(_LENGTH.size)
-            length = _LENGTH.unpack(entry)[0] if len(entry) == _LENGTH.size else 0
+            entry = file.read(_LENGTH_STRUCT.size)
+            length = _LENGTH_STRUCT.unpack(entry)[0] if len(entry) == _LENGTH_STRUCT.size else 0
             if not 0 < length <= MAX_KEY_BYTES:
                 raise DamagedFileError
             padded = _padded_key_length(length)
-            position += _LENGTH.size + padded + _VALUE_AND_TIMESTAMP.size
-            entry = file.read(padded + _VALUE_AND_TIMESTAMP.size)
-            if position > used or len(entry) < padded + _VALUE_AND_TIMESTAMP.size:
+            position += _LENGTH_STRUCT.size + padded + _VALUE_AND_TIMESTAMP_STRUCT.size
+            entry = file.read(padded + _VALUE_AND_TIMESTAMP_STRUCT.size)
+            if position > used or len(entry) < padded + _VALUE_AND_TIMESTAMP_STRUCT.size:
                 raise DamagedFileError
             try:
                 key = entry[:length].decode()
             except UnicodeDecodeError as error:
                 raise DamagedFileError from error
-            yield (key, *_VALUE_AND_TIMESTAMP.unpack_from(entry, padded))
+            yield (key, *_VALUE_AND_TIMESTAMP_STRUCT.unpack_from(entry, padded))
 
 
 def read_values(path: Path) -> dict[str, float]:
@@ -166,14 +166,14 @@ class SampleKey(NamedTuple):
     What a key says of its sample.
 
     Attributes:
-        family: the name of the metric.
-        name: the name of the sample.
+        family_name: the name of the metric.
+        sample_name: the name of the sample.
         labels: names and values of the labels, sorted by name.
         description: the help text.
     """
 
-    family: str
-    name: str
+    family_name: str
+    sample_name: str
     labels: tuple[tuple[str, str], ...]
     description: str
 
@@ -216,7 +216,7 @@ def _is_valid_name(name: str) -> bool:
 
 def _padded_key_length(length: int) -> int:
     """Return the length of a key with its padding, after which the value is aligned."""
-    return length + 8 - (length + _LENGTH.size) % 8
+    return length + 8 - (length + _LENGTH_STRUCT.size) % 8
 
 
 def parse_job_label(key: str) -> str | None:
@@ -225,7 +225,9 @@ def parse_job_label(key: str) -> str | None:
     return labels.get("job_id")
 
 
-def keep_jobs(values: Mapping[str, float], job_labels: set[str]) -> dict[str, float]:
+def drop_values_of_other_jobs(
+    values: Mapping[str, float], job_labels: set[str]
+) -> dict[str, float]:
     """Return the values of these jobs, and those that belong to no single job."""
     wanted = {None, *job_labels}
     return {key: value for key, value in values.items() if parse_job_label(key) in wanted}

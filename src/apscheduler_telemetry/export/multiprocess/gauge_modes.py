@@ -64,7 +64,7 @@ All modes are ``live``: the gauges of a dead process are not shown. Its last kno
 in Prometheus, and the alert rules look there.
 """
 
-_LATER_THAN_ANY_RUN = 1e12
+_TIMESTAMP_AFTER_ALL_RUNS = 1e12
 """Unix seconds, later than any run: a `datetime` ends with the year 9999."""
 
 
@@ -85,4 +85,4 @@ def priority_timestamp(family: MetricFamily, value: float, ended_at: float) -> f
     """
     if family is families.LAST_DURATION or family is families.LAST_RECORDED:
         return ended_at or 1.0
-    return _LATER_THAN_ANY_RUN - value if value else 1.0
+    return _TIMESTAMP_AFTER_ALL_RUNS - value if value else 1.0

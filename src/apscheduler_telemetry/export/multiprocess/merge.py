@@ -18,7 +18,7 @@ from apscheduler_telemetry.core.files import UnusableFileError
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.export.multiprocess.file_format import (
     DamagedFileError,
-    OnSkipped,
+    OnFileSkipped,
     SampleKey,
     parse_key,
     read_entries,
@@ -34,24 +34,24 @@ _KNOWN_GAUGE_MODES = frozenset(
 class _MultiprocessMetric(Metric):
     """A metric whose samples come from several processes."""
 
-    def add(  # called for each sample
+    def add_process_sample(  # called for each sample
         self, key: SampleKey, value: float, timestamp: float, mode: str, pid: str
     ) -> None:
         """Add a sample of one process; `mode` is that of a gauge, and else empty."""
         labels: Any = key.labels
         if mode:
-            self._multiprocess_mode = mode  # which `_combine` needs
+            self._multiprocess_mode = mode  # which `_combine_samples` needs
             labels = (*labels, ("pid", pid))
-        self.add_sample(key.name, labels, value, timestamp)
+        self.add_sample(key.sample_name, labels, value, timestamp)
 
 
-def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
+def read_metrics(directory: Path, on_file_skipped: OnFileSkipped) -> list[Metric]:
     """
     Return the metrics of all processes; what cannot be read is left out.
 
     Args:
         directory: the directory of multiprocess mode.
-        on_skipped: called for each file that is left out.
+        on_file_skipped: called for each file that is left out.
 
     Raises:
         OSError: the directory cannot be read.
@@ -61,19 +61,23 @@ def read_metrics(directory: Path, on_skipped: OnSkipped) -> list[Metric]:
     for path in sorted(directory.iterdir()):
         if path.suffix == ".db":
             try:
-                _add_file(path, metrics, keys)
+                _add_samples_of_file(path, metrics, keys)
             except FileNotFoundError:
                 pass  # its process removed it meanwhile
             except DamagedFileError as error:
-                on_skipped(str(path), str(error))
+                on_file_skipped(str(path), str(error))
             except UnusableFileError as error:
-                on_skipped(str(path), error.problem)
+                on_file_skipped(str(path), error.problem)
             except OSError as error:
-                on_skipped(str(path), f"cannot be read: {error.strerror or error}")
-    return [combined for metric in metrics.values() for combined in _combine(metric, on_skipped)]
+                on_file_skipped(str(path), f"cannot be read: {error.strerror or error}")
+    return [
+        combined
+        for metric in metrics.values()
+        for combined in _combine_samples(metric, on_file_skipped)
+    ]
 
 
-def _add_file(
+def _add_samples_of_file(
     path: Path, metrics: dict[str, _MultiprocessMetric], keys: dict[str, SampleKey]
 ) -> None:
     """Add all samples of a file, or none."""
@@ -85,10 +89,12 @@ def _add_file(
             key = keys[text] = parse_key(text)
         samples.append((key, value, timestamp))
     for key, value, timestamp in samples:
-        metric = metrics.get(key.family)
+        metric = metrics.get(key.family_name)
         if metric is None:
-            metric = metrics[key.family] = _MultiprocessMetric(key.family, key.description, kind)
-        metric.add(key, value, timestamp, mode, pid)
+            metric = metrics[key.family_name] = _MultiprocessMetric(
+                key.family_name, key.description, kind
+            )
+        metric.add_process_sample(key, value, timestamp, mode, pid)
 
 
 def _parse_file_name(name: str) -> tuple[str, str, str]:
@@ -101,11 +107,11 @@ def _parse_file_name(name: str) -> tuple[str, str, str]:
     raise DamagedFileError(_BAD_FILE_NAME_MESSAGE)
 
 
-def _combine(metric: Metric, on_skipped: OnSkipped) -> Iterable[Metric]:
+def _combine_samples(metric: Metric, on_file_skipped: OnFileSkipped) -> Iterable[Metric]:
     """Combine the samples of one metric, by a private function of prometheus_client."""
     try:
         return MultiProcessCollector._accumulate_metrics({metric.name: metric}, True)  # type: ignore[no-any-return, no-untyped-call]  # noqa: SLF001, FBT003
     except Exception as error:  # noqa: BLE001  # files that contradict each other
         raise_if_interruption(error)
-        on_skipped(metric.name, f"cannot be combined ({type(error).__name__})")
+        on_file_skipped(metric.name, f"cannot be combined ({type(error).__name__})")
         return ()

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from apscheduler_telemetry.export.multiprocess.file_format import OnSkipped
+from apscheduler_telemetry.export.multiprocess.file_format import OnFileSkipped
 from apscheduler_telemetry.export.multiprocess.merge import read_metrics
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
 
@@ -25,17 +25,23 @@ class MultiprocessRegistry(CollectorRegistry):
 
     Args:
         directory: the directory of multiprocess mode.
-        refresh: called before the files are read, to write the current metrics of this process.
-        on_skipped: called with the path of a file that is left out, and with what is wrong with it.
+        write_current_metrics: called before the files are read, to write the metrics of this
+            process.
+        on_file_skipped: called with the path of a file that is left out, and with what is wrong
+            with it.
     """
 
     def __init__(
-        self, directory: Path, *, refresh: Callable[[], None], on_skipped: OnSkipped
+        self,
+        directory: Path,
+        *,
+        write_current_metrics: Callable[[], None],
+        on_file_skipped: OnFileSkipped,
     ) -> None:
         super().__init__()
         self._directory = directory
-        self._refresh = refresh
-        self._on_skipped = on_skipped
+        self._write_current_metrics = write_current_metrics
+        self._on_file_skipped = on_file_skipped
 
     def collect(self) -> Iterable[Metric]:
         """
@@ -44,9 +50,9 @@ class MultiprocessRegistry(CollectorRegistry):
         Raises:
             OSError: the directory cannot be read.
         """
-        self._refresh()
+        self._write_current_metrics()
         remove_stale_gauges(self._directory)
-        return read_metrics(self._directory, self._on_skipped)
+        return read_metrics(self._directory, self._on_file_skipped)
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
         """Return a registry of the series that have one of these names."""

@@ -29,8 +29,8 @@ from apscheduler_telemetry.core.file_locks import (
 from apscheduler_telemetry.core.recorder import REMOVED_JOB_SECONDS
 from apscheduler_telemetry.export.multiprocess.file_format import (
     DamagedFileError,
-    OnSkipped,
-    keep_jobs,
+    OnFileSkipped,
+    drop_values_of_other_jobs,
     read_values,
     write_values,
 )
@@ -82,7 +82,7 @@ def add_to_counters_without_slot(
 
 class SchedulerSlot:
     """
-    The place of one scheduler in one process; `take` returns one.
+    The place of one scheduler in one process; `take_free_slot` returns one.
 
     Args:
         directory: the directory of multiprocess mode.
@@ -100,22 +100,24 @@ class SchedulerSlot:
             False  # the slot is held until the process has really ended
         )
         self._last_written_values: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
-        self._counting_since = _parse_start(os.pread(lock, 100, 0))
+        self._counting_since = _parse_counting_start(os.pread(lock, 100, 0))
         self.remove_gauges()
         for path in directory.glob(f".*_{stem}.db.*"):
-            if files.is_partial(path):  # a previous holder died while it wrote
-                _unlink(path)
+            if files.is_partial_file(path):  # a previous holder died while it wrote
+                _unlink_if_possible(path)
 
     @classmethod
-    def take(cls, directory: Path, scheduler: str, on_skipped: OnSkipped) -> SchedulerSlot | None:
+    def take_free_slot(
+        cls, directory: Path, scheduler: str, on_file_skipped: OnFileSkipped
+    ) -> SchedulerSlot | None:
         """
         Take the first free slot of a scheduler.
 
         Args:
             directory: the directory of multiprocess mode.
             scheduler: the name of the scheduler.
-            on_skipped: called with the path of a file that keeps a slot from being used, because
-                others control it, and with what is wrong with it.
+            on_file_skipped: called with the path of a file that keeps a slot from being used,
+                because others control it, and with what is wrong with it.
 
         Returns:
             The slot; None if another process has locked the directory, so try again later.
@@ -131,9 +133,9 @@ class SchedulerSlot:
                 stem = f"{files.scheduler_file_stem(scheduler)}.{number}"
                 path = directory / f"{stem}.lock"
                 try:
-                    lock = files.open_private(path, os.O_RDWR)
+                    lock = files.open_or_create_private_file(path, os.O_RDWR)
                 except files.UnusableFileError as error:
-                    on_skipped(str(path), error.problem)
+                    on_file_skipped(str(path), error.problem)
                     continue
                 except PermissionError:
                     if not os.path.lexists(path):
@@ -141,14 +143,14 @@ class SchedulerSlot:
                     continue  # made by another user: by root, before gunicorn changed its user
                 foreign = _find_untrusted_file(directory, stem)
                 if foreign is not None:
-                    on_skipped(str(foreign), "is not a file of this scheduler")
+                    on_file_skipped(str(foreign), "is not a file of this scheduler")
                 elif try_lock(lock):
                     return cls(directory, stem, lock)
                 os.close(lock)
         message = f"All {MAX_SLOTS_PER_SCHEDULER} slots of the scheduler are in use"
         raise OSError(errno.EUSERS, message, str(directory))
 
-    def get_earliest_start(self, started_at: float) -> float:
+    def update_earliest_start(self, started_at: float) -> float:
         """
         Record that the scheduler was started, and return the earliest start in this slot.
 
@@ -167,13 +169,13 @@ class SchedulerSlot:
     def read_cumulative(self, kind: str) -> dict[str, float]:
         """Return the values in the file of ``counter`` or ``histogram``."""
         try:
-            return read_values(self.path(kind))
+            return read_values(self.file_path(kind))
         except FileNotFoundError:
             return {}
 
     def write_cumulative(self, kind: str, values: Mapping[str, float]) -> None:
         """Replace the values in the file of ``counter`` or ``histogram``."""
-        self._replace_file(kind, values, {})
+        self._write_or_touch_file(kind, values, {})
 
     def write_gauges_of_mode(
         self, mode: str, values: Mapping[str, float], timestamps: Mapping[str, float]
@@ -188,7 +190,7 @@ class SchedulerSlot:
         """
         # prometheus_client splits the name of a file at each underscore. The first word is the
         # type, the second the mode, and the third, without its last three characters, the pid.
-        self._replace_file(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
+        self._write_or_touch_file(f"gauge_{mode}_{os.getpid()}.db", values, timestamps)
 
     def is_lock_file_deleted(self) -> bool:
         """Return whether the lock file was deleted, so that others would find the slot free."""
@@ -198,7 +200,7 @@ class SchedulerSlot:
         """Return whether a file of the slot is no regular file, or that of another user."""
         return _find_untrusted_file(self._directory, self._stem) is not None
 
-    def has_gauges_elsewhere(self) -> bool:
+    def has_gauges_in_other_slot(self) -> bool:
         """Return whether another slot has gauges of a scheduler of the same name."""
         return any(
             _slot_stem_of(path) != self._stem
@@ -229,20 +231,20 @@ class SchedulerSlot:
                     ):
                         if time.time() - path.lstat().st_mtime > REMOVED_JOB_SECONDS:
                             values = read_values(path)
-                            kept = keep_jobs(values, existing_job_labels)
+                            kept = drop_values_of_other_jobs(values, existing_job_labels)
                             if len(kept) < len(values):
                                 write_values(path, kept)
 
     def remove_gauges(self) -> None:
         """Remove the gauges, which are only true while a process holds the slot."""
         for path in self._directory.glob(f"gauge_*_{self._stem}.db"):
-            _unlink(path)
+            _unlink_if_possible(path)
         self._last_written_values.clear()
 
     def delete_values_and_release(self) -> None:
         """Delete all values of the slot, and release it."""
         for path in self._directory.glob(f"*_{self._stem}.db"):
-            _unlink(path)
+            _unlink_if_possible(path)
         self.release()
 
     def release(self) -> None:
@@ -254,14 +256,14 @@ class SchedulerSlot:
         """The part of the stem that all slots of the scheduler share."""
         return self._stem.rpartition(".")[0]
 
-    def path(self, file_prefix: str) -> Path:
+    def file_path(self, file_prefix: str) -> Path:
         """Return the path of a file, of which this is the first part of the name."""
         return self._directory / f"{file_prefix}_{self._stem}.db"
 
-    def _replace_file(
+    def _write_or_touch_file(
         self, file_prefix: str, values: Mapping[str, float], timestamps: Mapping[str, float]
     ) -> None:
-        path = self.path(file_prefix)
+        path = self.file_path(file_prefix)
         if self._last_written_values.get(file_prefix) == (values, timestamps) and os.path.lexists(
             path
         ):
@@ -278,13 +280,13 @@ def _find_untrusted_file(directory: Path, stem: str) -> Path | None:
     return next((path for path in paths if not files.is_missing_or_has_trusted_owner(path)), None)
 
 
-def _unlink(path: Path) -> None:
+def _unlink_if_possible(path: Path) -> None:
     # What cannot be removed is a directory, or a file of another user.
     with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
         path.unlink()
 
 
-def _parse_start(text: bytes) -> float:
+def _parse_counting_start(text: bytes) -> float:
     """Return what the lock file of a slot says; infinity if that is no time."""
     try:
         seconds = float(text)

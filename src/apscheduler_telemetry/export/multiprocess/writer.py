@@ -29,13 +29,13 @@ from apscheduler_telemetry.export.multiprocess.snapshot import (
     SnapshotTaker,
 )
 
-WRITE_INTERVAL = 1.0
+WRITE_INTERVAL_SECONDS = 1.0
 """Seconds between two writes: short against the usual 15 between two scrapes."""
 
 MAX_DUTY_CYCLE = 0.05
 """Largest share of one CPU for the writes. With very many jobs, the interval becomes longer."""
 
-FREE_SLOT_PRUNE_INTERVAL = 60.0
+FREE_SLOT_PRUNE_INTERVAL_SECONDS = 60.0
 """Seconds between two searches for counters of removed jobs in slots that no process holds."""
 
 
@@ -57,7 +57,7 @@ class SnapshotWriter:
         self._lock = threading.RLock()  # reentrant, as a signal handler may call `write`
         self._stopped_event = threading.Event()
         self._writing_pid: int | None = None
-        self._is_inherited = False
+        self._is_copy_in_forked_child = False
         self._slot: SchedulerSlot | None = None
         self._free_slots_pruned_at = 0.0
         self._unshared_skipped_file_count = 0  # by this process, which is not shown to others yet
@@ -77,7 +77,7 @@ class SnapshotWriter:
             if self._writing_pid == os.getpid():
                 return
             try:
-                if self._is_inherited:
+                if self._is_copy_in_forked_child:
                     self._counter_offsets.exclude_parent_counts(
                         self._snapshot_taker.take_snapshot().cumulative_values
                     )
@@ -127,7 +127,9 @@ class SnapshotWriter:
         """Leave the slot to the parent process, in the child."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._stopped_event = threading.Event()
-        self._is_inherited = self._is_inherited or self._writing_pid is not None
+        self._is_copy_in_forked_child = (
+            self._is_copy_in_forked_child or self._writing_pid is not None
+        )
         self._release_slot()
 
     def _release_slot(self) -> None:
@@ -137,25 +139,25 @@ class SnapshotWriter:
             self._slot = None
 
     def _write_snapshot(self) -> None:
-        slot = self._ensure_slot()
+        slot = self._ensure_usable_slot()
         if slot is None:
             return  # another process has locked the directory; the next write tries again
-        snapshot = self._snapshot_taker.take_snapshot(slot.get_earliest_start)
-        self._counter_offsets.forget_removed_jobs(snapshot.job_labels)
-        self._counter_offsets.apply_to(snapshot.cumulative_values)
+        snapshot = self._snapshot_taker.take_snapshot(slot.update_earliest_start)
+        self._counter_offsets.drop_removed_jobs(snapshot.job_labels)
+        self._counter_offsets.add_to_values(snapshot.cumulative_values)
         for kind, values in snapshot.cumulative_values.items():
             slot.write_cumulative(kind, values)
         if (
             self._instrumented_scheduler.liveness().scheduler_state == "stopped"
-            and slot.has_gauges_elsewhere()
+            and slot.has_gauges_in_other_slot()
         ):
             slot.remove_gauges()  # the scheduler has moved to another process
         else:
-            for mode, values in snapshot.gauges.items():
+            for mode, values in snapshot.gauges_by_mode.items():
                 timestamps = snapshot.gauge_priorities if mode == MOST_RECENT else {}
                 slot.write_gauges_of_mode(mode, values, timestamps)
         remove_stale_gauges(self._directory)
-        if time.monotonic() - self._free_slots_pruned_at > FREE_SLOT_PRUNE_INTERVAL:
+        if time.monotonic() - self._free_slots_pruned_at > FREE_SLOT_PRUNE_INTERVAL_SECONDS:
             self._free_slots_pruned_at = time.monotonic()
             slot.prune_counters_in_free_slots(snapshot.job_labels)
 
@@ -169,7 +171,7 @@ class SnapshotWriter:
         ):
             self._unshared_skipped_file_count -= count
 
-    def _ensure_slot(self) -> SchedulerSlot | None:
+    def _ensure_usable_slot(self) -> SchedulerSlot | None:
         """Return the slot of this process, and take one if there is none."""
         if self._slot is not None and (
             self._slot.is_lock_file_deleted() or self._slot.has_untrusted_file()
@@ -179,23 +181,23 @@ class SnapshotWriter:
             self._slot.delete_values_and_release()
             self._slot = None
         if self._slot is None:
-            slot = SchedulerSlot.take(
-                self._directory, self._instrumented_scheduler.name, self.on_skipped
+            slot = SchedulerSlot.take_free_slot(
+                self._directory, self._instrumented_scheduler.name, self.on_file_skipped
             )
             if slot is not None:
-                self._continue_counts_of(slot)
+                self._continue_counts_of_slot(slot)
                 self._slot = slot
         return self._slot
 
-    def on_skipped(self, path: str, problem: str) -> None:
-        """Report a file that is not used; see `OnSkipped`."""
+    def on_file_skipped(self, path: str, problem: str) -> None:
+        """Report a file that is not used; see `OnFileSkipped`."""
         if self._writing_pid != os.getpid():
             self._unshared_skipped_file_count += 1
         self._instrumented_scheduler.error_reporter.report_unusable_path(
             ERROR_COMPONENT, path, problem
         )
 
-    def _continue_counts_of(self, slot: SchedulerSlot) -> None:
+    def _continue_counts_of_slot(self, slot: SchedulerSlot) -> None:
         """
         Add to the offsets what previous holders of a slot counted.
 
@@ -211,7 +213,7 @@ class SnapshotWriter:
                 slot.release()
                 raise
             except DamagedFileError as error:  # it stays so, and is replaced by the next write
-                self.on_skipped(str(slot.path(kind)), str(error))
+                self.on_file_skipped(str(slot.file_path(kind)), str(error))
         for kind, values in counted.items():
             self._counter_offsets.add_previous_counts(kind, values)
 
@@ -225,7 +227,7 @@ def _write_periodically(reference: weakref.ref[SnapshotWriter], stopped: threadi
         begin = time.thread_time()
         writer.write()
         used = time.thread_time() - begin
-        pause = min(max(WRITE_INTERVAL, used / MAX_DUTY_CYCLE), STALE_GAUGE_SECONDS / 3)
+        pause = min(max(WRITE_INTERVAL_SECONDS, used / MAX_DUTY_CYCLE), STALE_GAUGE_SECONDS / 3)
         del writer  # or this thread would keep the scheduler alive while it waits
 
 
@@ -239,7 +241,7 @@ def report_skipped_file(path: str, problem: str) -> None:
     """Report a file that is not used, for one of the schedulers of this process."""
     writers = sorted(_writers, key=lambda writer: writer.scheduler_name)
     for writer in writers[:1]:
-        writer.on_skipped(path, problem)
+        writer.on_file_skipped(path, problem)
 
 
 def _write_final_snapshots() -> None:

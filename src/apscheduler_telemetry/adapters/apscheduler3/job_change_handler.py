@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from apscheduler_telemetry.adapters.apscheduler3.job_description import JobDescriber
+from apscheduler_telemetry.adapters.apscheduler3.job_describer import JobDescriber
 from apscheduler_telemetry.adapters.apscheduler3.scheduler_loop import SchedulerLoop
 from apscheduler_telemetry.adapters.apscheduler3.trace_links import TraceLinks
 from apscheduler_telemetry.adapters.apscheduler3.tracked_jobs import (
-    JobDescription,
+    JobComparedByTrigger,
     TrackedJob,
     TrackedJobs,
 )
@@ -32,7 +32,7 @@ class JobChangeHandler:
         loop: shows whether the scheduler's loop is making a change.
         describer: describes jobs.
         links: where jobs were added and runs were triggered.
-        unsubmitted_recorder: records due runs that never reach an executor.
+        unsubmitted_run_recorder: records due runs that never reach an executor.
         clock: returns Unix seconds.
 
     Attributes:
@@ -48,25 +48,25 @@ class JobChangeHandler:
         loop: SchedulerLoop,
         describer: JobDescriber,
         links: TraceLinks,
-        unsubmitted_recorder: UnsubmittedRunRecorder,
+        unsubmitted_run_recorder: UnsubmittedRunRecorder,
         clock: Clock,
     ) -> None:
-        self.jobs = jobs
-        self._get_job = jobs.get
+        self.tracked_jobs = jobs
+        self._get_tracked_job = jobs.get
         self._recorder = recorder
         self._scheduler_loop = loop
-        self._describer = describer
-        self._links = links
-        self._unsubmitted_recorder = unsubmitted_recorder
+        self._job_describer = describer
+        self._trace_links = links
+        self._unsubmitted_run_recorder = unsubmitted_run_recorder
         # The method itself, as every pass calls it.
-        self.make_run_times_observable = unsubmitted_recorder.make_run_times_observable
+        self.make_run_times_observable = unsubmitted_run_recorder.make_run_times_observable
         self._clock = clock
 
     # What this process does
 
     def on_job_added(self, job: Any, alias: str) -> None:
         """Note that a job was added to a store."""
-        self._links.on_added(self._upsert(job, alias))
+        self._trace_links.on_job_added(self._upsert(job, alias))
 
     def on_job_updated(self, job: Any, alias: str) -> None:
         """Note that a job was changed in its store, by the user or by the loop."""
@@ -77,12 +77,12 @@ class JobChangeHandler:
         ):
             self.on_job_rescheduled_by_loop(job, alias)
             return
-        tracked = self._get_job((alias, job.id))
+        tracked = self._get_tracked_job((alias, job.id))
         before = None if tracked is None else tracked.next_run
         if tracked is not None:
             next_run = job.next_run_time
             has_moved = _to_unix_seconds_or_none(next_run) != before
-            is_dropped = has_moved and self._unsubmitted_recorder.record_dropped_runs(
+            is_dropped = has_moved and self._unsubmitted_run_recorder.record_dropped_runs(
                 tracked, next_run
             )
             # A start that replaces a stored job cancels no run, although it may postpone one.
@@ -93,45 +93,40 @@ class JobChangeHandler:
         tracked = self._upsert(job, alias)
         tracked.clear_is_from_other_process()
         if job.pending:  # it was already stored, and add_job() has replaced it
-            self._links.on_added(tracked)
+            self._trace_links.on_job_added(tracked)
         elif tracked.next_run != before:
-            self._links.on_next_run_set_by_user(tracked)
+            self._trace_links.on_next_run_set_by_user(tracked)
 
     def on_job_rescheduled_by_loop(self, job: Any, alias: str) -> None:
         """Note that the loop has submitted the next run of a job, and set another one."""
         self._scheduler_loop.clear_job_awaiting_next_run()
-        tracked = self._get_job((alias, job.id))
+        tracked = self._get_tracked_job((alias, job.id))
         if tracked is None or tracked.last_submitted_due is None:
             # The job was removed while it ran, and perhaps added again.
             self._upsert(job, alias)
             return
-        self.on_job_advanced(tracked, job, alias)
+        self.on_job_advanced(tracked, job)
 
-    def on_job_advanced(self, tracked: TrackedJob, job: Any, alias: str | None) -> None:
+    def on_job_advanced(self, tracked: TrackedJob, job: Any) -> None:
         """
         Note the next run of a job whose run was submitted.
 
         Args:
             tracked: what was known of the job when it was submitted.
             job: APScheduler's job.
-            alias: of its store; None if that was removed from the scheduler.
         """
-        if tracked.is_removed:  # while it ran, and perhaps added again
-            if alias is not None:
-                self._upsert(job, alias)
-            return
         if (intervals := tracked.observed_intervals) is not None:
-            self.jobs.observe_interval(tracked, intervals, job)
+            self.tracked_jobs.observe_interval(tracked, intervals, job)
         self._recorder.job_advanced(tracked.record, job.next_run_time)
         # Most jobs have neither, and a property would cost a call after every run.
         if tracked.intervals_expiry is not None and tracked.has_outdated_intervals:
-            self.jobs.update_intervals(tracked, job)
+            self.tracked_jobs.update_intervals(tracked, job)
         if tracked.next_run_origin is not None:
-            self._links.drop_next_run_origin(tracked)
+            self._trace_links.drop_next_run_origin(tracked)
 
     def on_job_removed(self, job_id: str, alias: str) -> None:
         """Note that a job was removed from its store, and find out why."""
-        tracked = self._get_job((alias, job_id))
+        tracked = self._get_tracked_job((alias, job_id))
         reason = RemovalReason.CANCELLED
         if self._scheduler_loop.is_setting_next_run(job_id):
             self._scheduler_loop.clear_job_awaiting_next_run()
@@ -142,7 +137,7 @@ class JobChangeHandler:
             reason = RemovalReason.FAILED
             job = self._scheduler_loop.find_due_job(job_id)
             if tracked is not None and job is not None:
-                self._unsubmitted_recorder.record_all_due_runs_lost(tracked, job)
+                self._unsubmitted_run_recorder.record_all_due_runs_lost(tracked, job)
         if tracked is None:
             return
         if reason is RemovalReason.CANCELLED:
@@ -152,46 +147,50 @@ class JobChangeHandler:
 
     def on_all_jobs_removed(self, alias: str) -> None:
         """Note that the user has removed all jobs of a store."""
-        for tracked in self.jobs.list_jobs_in_jobstore(alias):
+        for tracked in self.tracked_jobs.list_jobs_in_jobstore(alias):
             self._on_removed_by_user(tracked)
 
     def sync_due_jobs(self, jobs: Iterable[Any], alias: str) -> None:
         """Note due jobs that another process has added or changed."""
         for job in jobs:
-            tracked = self._get_job((alias, job.id))
+            tracked = self._get_tracked_job((alias, job.id))
             if tracked is None or tracked.next_run != _to_unix_seconds_or_none(job.next_run_time):
-                self._links.load_origins(self._upsert(job, alias))
+                self._trace_links.load_origins(self._upsert(job, alias))
 
     def get_or_track(self, job: Any, alias: str) -> TrackedJob:
         """Return the tracked job; if the job is not tracked yet, start to track it."""
-        return self._get_job((alias, job.id)) or self._upsert(job, alias)
+        return self._get_tracked_job((alias, job.id)) or self._upsert(job, alias)
 
     # What other processes do, this one's predecessors among them
 
-    def describe(self, job: Any, alias: str) -> JobDescription:
+    def describe_and_compare_trigger(self, job: Any, alias: str) -> JobComparedByTrigger:
         """Describe a job; this calls the user's code."""
-        return self.jobs.describe(self._describer.describe(job, alias), job)
+        return self.tracked_jobs.compare_with_known_trigger(
+            self._job_describer.describe(job, alias), job
+        )
 
-    def on_job_read(self, job: Any, alias: str, description: JobDescription | None = None) -> None:
+    def on_job_read(
+        self, job: Any, alias: str, inspected: JobComparedByTrigger | None = None
+    ) -> None:
         """
         Note a job that another process may have added or changed.
 
         Args:
             job: as it was read from its store.
             alias: of the store.
-            description: of it, if there is one already.
+            inspected: of it, if there is one already.
         """
-        tracked = self._get_job((alias, job.id))
+        tracked = self._get_tracked_job((alias, job.id))
         next_run = job.next_run_time
         has_changed = tracked is None or _to_unix_seconds_or_none(next_run) != tracked.next_run
         if tracked is not None and has_changed:
             cancels = not self._is_due_unprocessed(tracked)
             self._recorder.job_rescheduled(tracked.record, next_run, cancels=cancels)
-        description = description or self.describe(job, alias)
-        self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
-        tracked = self.jobs.upsert(description, job, is_from_other_process=True)
+        inspected = inspected or self.describe_and_compare_trigger(job, alias)
+        self._unsubmitted_run_recorder.note_if_unrecomputable(job.trigger)
+        tracked = self.tracked_jobs.upsert(inspected, job, is_from_other_process=True)
         if has_changed:
-            self._links.load_origins(tracked)
+            self._trace_links.load_origins(tracked)
 
     def on_job_vanished(self, tracked: TrackedJob, reason: RemovalReason) -> None:
         """Note that a job is not in its store any more, removed by another process."""
@@ -208,21 +207,21 @@ class JobChangeHandler:
             due: when its run was due; None if no run was due.
         """
         if due is not None:
-            self._unsubmitted_recorder.record_run_lost(tracked, due)
-        self.jobs.remove(tracked, RemovalReason.FAILED)
+            self._unsubmitted_run_recorder.record_run_lost(tracked, due)
+        self.tracked_jobs.remove(tracked, RemovalReason.FAILED)
 
     def _upsert(self, job: Any, alias: str) -> TrackedJob:
-        description = self.describe(job, alias)
-        self._unsubmitted_recorder.note_if_unrecomputable(job.trigger)
-        return self.jobs.upsert(description, job)
+        inspected = self.describe_and_compare_trigger(job, alias)
+        self._unsubmitted_run_recorder.note_if_unrecomputable(job.trigger)
+        return self.tracked_jobs.upsert(inspected, job)
 
     def _remove(self, tracked: TrackedJob, reason: RemovalReason) -> None:
-        self.jobs.remove(tracked, reason)
-        self._links.on_removed(tracked)
+        self.tracked_jobs.remove(tracked, reason)
+        self._trace_links.on_job_removed(tracked)
 
     def _on_removed_by_user(self, tracked: TrackedJob) -> None:
         # Runs that are already due are missed, and cannot be cancelled.
-        is_dropped = self._unsubmitted_recorder.record_dropped_runs(tracked)
+        is_dropped = self._unsubmitted_run_recorder.record_dropped_runs(tracked)
         reason = RemovalReason.FINISHED if is_dropped else RemovalReason.CANCELLED
         self._remove(tracked, reason)
 

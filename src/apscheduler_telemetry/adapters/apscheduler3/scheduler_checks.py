@@ -20,8 +20,8 @@ from apscheduler_telemetry.adapters.apscheduler3.time_checks import (
     check_local_timezone,
     check_pool_sizes,
 )
-from apscheduler_telemetry.adapters.base import ImportFacts
-from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding, merge_findings
+from apscheduler_telemetry.adapters.base import SchedulerImportFacts
+from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding, group_findings_of_jobs
 
 UWSGI_FILE = "uwsgi.ini"
 """The file in the current directory that uWSGI's documentation uses."""
@@ -32,7 +32,7 @@ def check_scheduler(
     *,
     stored_jobs: Mapping[str, Sequence[Any]],
     skipped_runs: Mapping[str, int],
-    facts: ImportFacts,
+    facts: SchedulerImportFacts,
     others: Sequence[Any] = (),
 ) -> list[Finding]:
     """
@@ -48,7 +48,7 @@ def check_scheduler(
     now = datetime.now(scheduler.timezone)
     jobs = collect_jobs(scheduler, stored_jobs, now)
 
-    def find() -> Iterator[Finding]:
+    def yield_findings() -> Iterator[Finding]:
         for job in jobs:
             yield from check_job(job, now)
         yield from check_max_instances(jobs, skipped_runs)
@@ -56,17 +56,17 @@ def check_scheduler(
         yield from check_clock_changes(jobs, now)
         yield from check_local_timezone(jobs, scheduler, facts)
         for store in scheduler._jobstores.values():  # noqa: SLF001
-            yield from _check_database(store)
+            yield from _check_connection_pool(store)
         if not facts.was_paused:
-            yield from _check_shared(scheduler, others)
-        yield from _check_process(scheduler, facts)
+            yield from _check_shared_jobstores(scheduler, others)
+        yield from _check_threads_and_shutdown(scheduler, facts)
 
-    return merge_findings(find())
+    return group_findings_of_jobs(yield_findings())
 
 
-def _check_database(store: Any) -> Iterator[Finding]:
+def _check_connection_pool(store: Any) -> Iterator[Finding]:
     """Yield what is wrong with the connections of a SQLAlchemy job store to a server."""
-    engine = _engine_of(store)
+    engine = _sqlalchemy_engine_of(store)
     if engine is None or engine.dialect.name == "sqlite":
         return
     pool = engine.pool
@@ -80,7 +80,8 @@ def _check_database(store: Any) -> Iterator[Finding]:
         (),
         "A connection to the database that the server or a firewall has closed is only found when "
         "it is used: looking for due jobs fails then, and is repeated 10 s later",
-        "SQLAlchemyJobStore(url, engine_options={'pool_pre_ping': True})",
+        "SQLAlchemyJobStore(url, engine_options={'pool_pre_ping': True})  # or "
+        "create_engine(url, pool_pre_ping=True)",
     )
     if engine.dialect.name in {"mysql", "mariadb"} and getattr(pool, "_recycle", -1) < 0:
         yield Finding(
@@ -89,18 +90,19 @@ def _check_database(store: Any) -> Iterator[Finding]:
             (),
             "MySQL closes connections that were idle for 8 hours, by default, and this pool keeps "
             "them for ever",
-            "SQLAlchemyJobStore(url, engine_options={'pool_recycle': 3600})",
+            "SQLAlchemyJobStore(url, engine_options={'pool_recycle': 3600})  # or "
+            "create_engine(url, pool_recycle=3600)",
         )
 
 
 _POOLS_WITHOUT_IDLE_CONNECTIONS = {"NullPool", "StaticPool", "AssertionPool"}
 
 
-def _check_shared(scheduler: Any, others: Sequence[Any]) -> Iterator[Finding]:
+def _check_shared_jobstores(scheduler: Any, others: Sequence[Any]) -> Iterator[Finding]:
     for alias, store in scheduler._jobstores.items():  # noqa: SLF001
-        place = _place_of(store)
+        place = _storage_identity(store)
         if any(
-            place == _place_of(each)
+            place == _storage_identity(each)
             for other in others
             for each in other._jobstores.values()  # noqa: SLF001
         ):
@@ -110,35 +112,45 @@ def _check_shared(scheduler: Any, others: Sequence[Any]) -> Iterator[Finding]:
                 (),
                 f"Another scheduler of the application has the same jobs as the store {alias!r}: "
                 "if both run, each job runs twice",
-                "SQLAlchemyJobStore(url, tablename='other_jobs')  # or start(paused=True) for the "
-                "one that only adds jobs",
+                _SHARED_JOBSTORE_FIXES.get(type(store).__name__, "")
+                + "scheduler.start(paused=True)  # for the one that only adds jobs",
             )
 
 
-def _place_of(store: Any) -> object:
+_SHARED_JOBSTORE_FIXES: Mapping[str, str] = {
+    "RedisJobStore": "RedisJobStore(jobs_key='other.jobs', run_times_key='other.run_times')  # or ",
+    "SQLAlchemyJobStore": "SQLAlchemyJobStore(url, tablename='other_jobs')  # or ",
+}
+
+
+def _storage_identity(store: Any) -> object:
     """Return what is equal for two job stores that have the same jobs."""
-    engine = _engine_of(store)
+    engine = _sqlalchemy_engine_of(store)
     if engine is not None:
-        url = engine.url
-        if url.database in {None, "", ":memory:"} and engine.dialect.name == "sqlite":
-            return id(engine)
-        return str(url), str(store.jobs_t.schema), str(store.jobs_t.name)
+        url, database, dialect = engine.url, engine.url.database, engine.dialect.name
+        if dialect == "sqlite":
+            if database in {None, "", ":memory:"}:
+                return id(engine)
+            database = str(Path(database).resolve())
+        # Not the user and the driver, with which another scheduler may have the same jobs.
+        server = (url.host, url.port) if url.host else str(url.query)
+        return dialect, server, database, str(store.jobs_t.schema), str(store.jobs_t.name)
     pool = getattr(getattr(store, "redis", None), "connection_pool", None)
     if pool is not None:
         options = pool.connection_kwargs
-        place = tuple(str(options.get(name)) for name in ("host", "port", "path", "db"))
-        return *place, str(store.jobs_key)
+        defaults = {"host": "localhost", "port": 6379, "path": "", "db": 0}
+        return *(str(options.get(*each)) for each in defaults.items()), str(store.jobs_key)
     return id(store)
 
 
-def _engine_of(store: Any) -> Any:
+def _sqlalchemy_engine_of(store: Any) -> Any:
     """Return the engine of APScheduler's job store for SQLAlchemy; None for other stores."""
     # Not imported here: a process with such a store has imported the class.
     kind = getattr(sys.modules.get("apscheduler.jobstores.sqlalchemy"), "SQLAlchemyJobStore", None)
     return store.engine if kind is not None and isinstance(store, kind) else None
 
 
-def _check_process(scheduler: Any, facts: ImportFacts) -> Iterator[Finding]:
+def _check_threads_and_shutdown(scheduler: Any, facts: SchedulerImportFacts) -> Iterator[Finding]:
     """Yield what is wrong with how the scheduler is part of its process."""
     if isinstance(scheduler, BackgroundScheduler):
         if _are_uwsgi_threads_disabled():
@@ -149,7 +161,7 @@ def _check_process(scheduler: Any, facts: ImportFacts) -> Iterator[Finding]:
                 "uWSGI runs no threads of the application, and so no job",
                 "enable-threads = true  # in the section [uwsgi]",
             )
-        if facts.was_started and not facts.is_web_application and scheduler._daemon:  # noqa: SLF001
+        if facts.was_started and not facts.imports_web_framework and scheduler._daemon:  # noqa: SLF001
             yield Finding(
                 "daemon-thread",
                 INFO,
@@ -170,7 +182,7 @@ def _check_process(scheduler: Any, facts: ImportFacts) -> Iterator[Finding]:
 
 
 def _are_uwsgi_threads_disabled() -> bool:
-    """Tell whether uWSGI runs this process, or is configured to, without threads."""
+    """Return whether uWSGI runs this process, or is configured to, without threads."""
     uwsgi = sys.modules.get("uwsgi")  # a module that exists in its processes only
     options: Mapping[Any, Any] | None = None
     if uwsgi is not None:
@@ -184,13 +196,16 @@ def _are_uwsgi_threads_disabled() -> bool:
             return False
     if not options:
         return False
-    values = {_text(name): _text(value).lower() for name, value in options.items()}
+    values = {
+        _uwsgi_option_text(name): _uwsgi_option_text(value).lower()
+        for name, value in options.items()
+    }
     return values.get("enable-threads", "0") in {"0", "false", "no"} and values.get(
         "threads", "1"
     ) in {"0", "1"}
 
 
-def _text(value: Any) -> str:
+def _uwsgi_option_text(value: Any) -> str:
     if value is None:  # a name without a value switches it on
         return "true"
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -37,7 +37,7 @@ class JobDescriber:
         is_persistent: Callable[[str], bool],
         get_timezone: Callable[[], tzinfo],
     ) -> None:
-        self._labeller = labeller
+        self._job_labeller = labeller
         self._expectation_resolver = expectation_resolver
         self._is_jobstore_persistent = is_persistent
         self._get_timezone = get_timezone
@@ -47,10 +47,10 @@ class JobDescriber:
         grace, expectations = self._expectation_resolver.resolve(job, self._get_timezone)
         return JobInfo(  # by position, which takes less than half as long
             job.id,
-            self._labeller.choose_label(job, default_name),
+            self._job_labeller.choose_label(job, default_name),
             labels.label_value(job.name),
             labels.function_name(job),
-            labels.label_value(triggers.describe(job.trigger)),
+            labels.label_value(triggers.describe_trigger(job.trigger)),
             labels.label_value(job.executor),
             alias,
             self._is_jobstore_persistent(alias),
