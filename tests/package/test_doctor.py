@@ -9,22 +9,17 @@ import re
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
-from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry import NotInstrumentedError, instrument
-from apscheduler_telemetry.cli import application, main
-from apscheduler_telemetry.cli.doctor import CODES
-from tests.helpers import jobs
+from apscheduler_telemetry.cli import imported_application, main
+from apscheduler_telemetry.cli.doctor import FINDING_CODES
 from tests.helpers.paths import ROOT
 from tests.helpers.schedulers import APSCHEDULER
-from tests.helpers.waiting import wait_until
 
 EXAMPLES = ROOT / "examples"
 PRELUDE = """
@@ -36,7 +31,7 @@ from apscheduler.jobstores.base import BaseJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
-from apscheduler.triggers.combining import AndTrigger
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -79,7 +74,7 @@ FAULTS = [
         "memory-jobstore",
         "scheduler.add_job(job, 'interval', days=7, id='a', misfire_grace_time=60)",
         "scheduler.add_job(job, 'interval', days=7, id='a', misfire_grace_time=60,"
-        " start_date='2030-01-01')",
+        " start_date='2026-01-01 04:00:00')",
         id="memory-jobstore-interval",
     ),
     pytest.param(
@@ -218,6 +213,48 @@ FAULTS = [
         "atexit.register(blocking.shutdown)",
         id="no-shutdown",
     ),
+    pytest.param(
+        "dst-gap",
+        f"{BERLIN}parts = [CronTrigger(hour=hour, timezone='Europe/Berlin') for hour in (2, 14)]\n"
+        "scheduler.add_job(job, OrTrigger(parts), misfire_grace_time=60)",
+        f"{BERLIN}parts = [CronTrigger(hour=hour, timezone='Europe/Berlin') for hour in (4, 16)]\n"
+        "scheduler.add_job(job, OrTrigger(parts), misfire_grace_time=60)",
+        id="dst-gap-in-or",
+        marks=repeats_runs,
+    ),
+    pytest.param(
+        "local-timezone",
+        "parts = [CronTrigger(hour=4), CronTrigger(hour=16)]\n"
+        "scheduler.add_job(job, OrTrigger(parts), misfire_grace_time=60)",
+        f"scheduler = BackgroundScheduler()\nscheduler.add_job(job, {DAILY}, timezone='UTC')",
+        id="local-timezone-in-or",
+    ),
+    pytest.param(
+        "local-timezone",
+        f"scheduler = BackgroundScheduler()\nscheduler.add_job(job, {DAILY})\n"
+        "scheduler.configure(timezone='Asia/Tokyo')",
+        "scheduler = BackgroundScheduler()\nscheduler.configure(timezone='Asia/Tokyo')\n"
+        f"scheduler.add_job(job, {DAILY})",
+        id="local-timezone-configured-too-late",
+    ),
+    pytest.param(
+        "shared-jobstore",
+        "for path in ('jobs.db', Path('jobs.db').resolve()):\n"
+        "    scheduler_of().add_jobstore('sqlalchemy', url=f'sqlite:///{path}')",
+        "for path in ('jobs.db', Path('other.db').resolve()):\n"
+        "    scheduler_of().add_jobstore('sqlalchemy', url=f'sqlite:///{path}')",
+        id="shared-jobstore-file",
+        marks=needs_sqlalchemy,
+    ),
+    pytest.param(
+        "shared-jobstore",
+        "for url in ('postgresql+pg8000://a@h/d', 'postgresql+psycopg2://b@h/d?sslmode=require'):\n"
+        "    scheduler_of(jobstores={'x': database(url, pool_pre_ping=True)})",
+        "for url in ('postgresql+pg8000://a@h/d', 'postgresql+psycopg2://a@h/e?sslmode=require'):\n"
+        "    scheduler_of(jobstores={'x': database(url, pool_pre_ping=True)})",
+        id="shared-jobstore-user",
+        marks=needs_sqlalchemy,
+    ),
 ]
 
 
@@ -228,7 +265,7 @@ def doctor(
     """Return a function that checks an application, given its source after the prelude."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(application, "WEB_FRAMEWORKS", ("a_framework",))
+    monkeypatch.setattr(imported_application, "WEB_FRAMEWORKS", ("a_framework",))
 
     def run(source: str, *arguments: str, target: str = "app") -> tuple[int, list[dict[str, Any]]]:
         for name in ("app", "a_framework"):
@@ -280,13 +317,17 @@ class TestCodes:
 
     def test_every_code_has_a_case(self) -> None:
         """The tests above plant each fault that has a code."""
-        assert {case.values[0] for case in FAULTS} | {"pool-recycle"} == set(CODES)
+        assert {case.values[0] for case in FAULTS} | {"pool-recycle"} == set(FINDING_CODES)
 
     def test_every_code_is_explained(self) -> None:
         """docs/cli.md has a row for each code, in the order of the alphabet."""
         lines = (ROOT / "docs" / "cli.md").read_text("utf-8").splitlines()
         rows = [line.split("`")[1] for line in lines if line.startswith("| `") and "|" in line]
-        assert [row for row in rows if row in CODES] == sorted(CODES) == list(CODES)
+        assert (
+            [row for row in rows if row in FINDING_CODES]
+            == sorted(FINDING_CODES)
+            == list(FINDING_CODES)
+        )
 
     @repeats_runs
     def test_hour_that_clocks_repeat_is_named_with_its_date(
@@ -365,9 +406,86 @@ class TestCodes:
             """
         assert doctor(source) == (0, [])
 
+    @pytest.mark.parametrize(
+        ("source", "fix"),
+        [
+            (
+                """
+                scheduler.add_executor(ProcessPoolExecutor(1), "x")
+                for n in "ab": scheduler.add_job(print, "cron", second=0, id=n, executor="x")
+                """,
+                "executors={'x': ProcessPoolExecutor(2)}  # for the scheduler",
+            ),
+            (
+                """
+                async def coroutine(): pass
+                scheduler = AsyncIOScheduler()
+                scheduler.add_executor(ThreadPoolExecutor(1), "x")
+                scheduler.add_job(coroutine, "interval", seconds=9, executor="x")
+                """,
+                "executors={'x': AsyncIOExecutor()}  # for the scheduler",
+            ),
+            (
+                "scheduler.add_job(job, 'interval', days=1, misfire_grace_time=60)",
+                "scheduler.add_job(..., start_date='2026-01-01 04:00:00')  # or ",
+            ),
+        ],
+    )
+    def test_fix_can_be_used_as_it_stands(
+        self, doctor: Callable[..., Any], source: str, fix: str
+    ) -> None:
+        """It has the alias and the kind of the executor, and what APScheduler parses."""
+        [finding] = doctor(source)[1]
+        assert finding["fix"].startswith(fix)
+
+    def test_job_without_an_id_is_listed_by_name(self, doctor: Callable[..., Any]) -> None:
+        """APScheduler gives it another id at each start."""
+        [finding] = doctor("scheduler.add_job(job, 'cron', hour=2)")[1]
+        assert finding["job_ids"] == ["job"]
+
 
 class TestApplication:
     """How an application is imported."""
+
+    def test_next_run_is_known_once_a_scheduler_was_started(
+        self, doctor: Callable[..., Any]
+    ) -> None:
+        """Applications log it; before the start, APScheduler does not know it either."""
+        status, findings = doctor(
+            """
+            import a_framework
+            early = scheduler.add_job(job, "cron", hour=2, misfire_grace_time=60, id="early")
+            assert not hasattr(early, "next_run_time")
+            scheduler.start()  # shutdown
+            late = scheduler.add_job(job, "cron", hour=2, misfire_grace_time=60, id="late")
+            assert late.next_run_time.hour == early.next_run_time.hour == 2
+            """
+        )
+        assert (status, findings) == (0, [])
+
+    def test_application_that_never_ends_is_interrupted(self, tmp_path: Path) -> None:
+        """A function that waits for Ctrl-C, threads and coroutines do not keep the command."""
+        (tmp_path / "app.py").write_text(
+            f"""{PRELUDE}
+import asyncio, threading
+from apscheduler_telemetry.cli import imported_application
+imported_application.MAX_SECONDS_AFTER_START = 0.1
+threading.Thread(target=threading.Event().wait).start()
+async def main():
+    scheduler.add_job(job, 'cron', hour=2, id='nightly')
+    scheduler.start()  # shutdown
+    await asyncio.Event().wait()
+"""
+        )
+        completed = run("doctor", "app:main()", "--ignore", "daemon-thread", cwd=tmp_path)
+        assert (completed.returncode, completed.stdout[:28]) == (1, "serious  misfire-grace-time\n")
+        assert re.fullmatch(r".*app:main\(\) has not returned .*\n", completed.stderr)
+
+    def test_person_is_told_that_there_are_no_jobs(self, tmp_path: Path) -> None:
+        """As if a `main()` that adds them was not called."""
+        (tmp_path / "app.py").write_text(PRELUDE)
+        text = run("doctor", "app", cwd=tmp_path).stdout
+        assert text.startswith("No risks found\nNo jobs were added. ")
 
     @pytest.mark.parametrize(
         "target", ["app", "app:scheduler", "app:holder.scheduler", "app:create()", "app:web"]
@@ -432,21 +550,30 @@ class TestApplication:
             ("app:fail()", r"cannot import app: ZeroDivisionError: division by zero \(.*line 3\)"),
             ("app:leave()", r"cannot import app: SystemExit: 3 \(.*line 5\)"),
             ("app:fail", "app:fail has no scheduler of APScheduler 3"),
+            ("app:odd()", r"cannot import app: Odd \(.*line 10\)"),
+            ("app:lines()", r"cannot import app: ValueError: a b\\x1b \(.*line 12\)"),
         ],
     )
     def test_wrong_target_leads_to_one_line_and_status_2(
-        self,
-        tmp_path: Path,
-        target: str,
-        message: str,
+        self, tmp_path: Path, target: str, message: str
     ) -> None:
         """There is no traceback; the message names the line of the application."""
         (tmp_path / "app.py").write_text(
             "import sys\ndef fail():\n    1 / 0\ndef leave():\n    sys.exit(3)\n"
+            "class Odd(BaseException):\n    def __str__(self):\n        return 1\n"
+            "def odd():\n    raise Odd\ndef lines():\n    raise ValueError('a\\nb\\x1b')\n"
         )
         completed = run("doctor", target, cwd=tmp_path)
         assert (completed.returncode, completed.stdout) == (2, "")
         assert re.fullmatch(rf"apscheduler-telemetry: .*{message}.*\n", completed.stderr)
+
+    def test_ctrl_c_ends_an_import_that_does_not_end(self, tmp_path: Path) -> None:
+        """The status is that of shells, and there is no traceback."""
+        (tmp_path / "app.py").write_text(
+            "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(1_000)\n"
+        )
+        completed = run("doctor", "app", cwd=tmp_path)
+        assert (completed.returncode, completed.stdout, completed.stderr) == (130, "", "")
 
     def test_unknown_code_is_a_wrong_command_line(self, tmp_path: Path) -> None:
         """The message names the codes."""
@@ -476,7 +603,8 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "apscheduler_telemetry", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},  # those of APScheduler before 3.11
+        # Without a width, and without warnings of APScheduler before 3.11.
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": ""},
         capture_output=True,
         text=True,
         timeout=60,
@@ -511,71 +639,3 @@ class TestExamples:
         completed = run("doctor", target, cwd=EXAMPLES / directory)
         assert (completed.returncode, completed.stderr) == (0, "")
         assert completed.stdout == "No risks found\n"
-
-
-class TestCheck:
-    """`Telemetry.check`."""
-
-    @pytest.fixture
-    def scheduler(self) -> Iterator[BackgroundScheduler]:
-        """Return a scheduler with a job at risk; it is shut down after the test."""
-        scheduler = BackgroundScheduler(timezone="UTC")
-        scheduler.add_job(jobs.nothing, "cron", hour=2, id="nightly")
-        yield scheduler
-        if scheduler.running:
-            scheduler.shutdown()
-
-    def test_jobs_are_checked_before_and_after_the_start(
-        self, scheduler: BackgroundScheduler
-    ) -> None:
-        """The findings are those of `doctor`, with the name of the scheduler."""
-        telemetry = instrument(scheduler, name="shop", registry=CollectorRegistry())
-        before = telemetry.check()
-        scheduler.start(paused=True)
-        assert telemetry.check() == before
-        [finding] = before
-        assert (finding["scheduler"], finding["code"]) == ("shop", "misfire-grace-time")
-        assert finding["job_ids"] == ["nightly"]
-        telemetry.uninstrument()
-        with pytest.raises(NotInstrumentedError):
-            telemetry.check()
-
-    def test_skipped_runs_are_reported(self, scheduler: BackgroundScheduler) -> None:
-        """A job whose runs were skipped in this process has a wrong max_instances or interval."""
-        release = threading.Event()
-        telemetry = instrument(scheduler, registry=CollectorRegistry())
-        scheduler.add_job(release.wait, "interval", seconds=0.05, id="slow")
-        scheduler.start()
-        try:
-            wait_until(lambda: "max-instances" in codes_of(telemetry.check()))
-        finally:
-            release.set()
-        [finding] = [each for each in telemetry.check() if each["code"] == "max-instances"]
-        assert finding["job_ids"] == ["slow"]
-        telemetry.uninstrument()
-
-    @needs_sqlalchemy
-    def test_stored_jobs_are_read_and_none_is_deleted(
-        self, scheduler: BackgroundScheduler, tmp_path: Path
-    ) -> None:
-        """Also one that cannot be deserialized stays in its store."""
-        from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
-        from sqlalchemy import text
-
-        store = SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
-        scheduler.add_jobstore(store, "stored")
-        telemetry = instrument(scheduler, registry=CollectorRegistry())
-        scheduler.start(paused=True)
-        for job_id in ("good", "bad"):
-            scheduler.add_job(jobs.nothing, "cron", hour=2, id=job_id, jobstore="stored")
-        with store.engine.begin() as connection:
-            connection.execute(
-                text("UPDATE apscheduler_jobs SET job_state = :bytes WHERE id = 'bad'"),
-                {"bytes": b"no pickle"},
-            )
-        [finding] = telemetry.check()
-        assert sorted(finding["job_ids"]) == ["good", "nightly"]
-        with store.engine.begin() as connection:
-            assert connection.execute(text("SELECT count(*) FROM apscheduler_jobs")).scalar() == 2
-        telemetry.uninstrument()
-        store.engine.dispose()

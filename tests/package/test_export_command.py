@@ -7,6 +7,7 @@ The files themselves, and directories of other users, are the subject of test_cl
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -83,6 +84,19 @@ class TestDryRun:
         assert sorted(lines) == sorted(
             f"would write  {path}  {size:,} bytes" for path, size in sizes_in(target).items()
         )
+
+    def test_json_says_what_was_done_with_each_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Paths and sizes are those of the files, in a dry run, a real one, and one after it."""
+        target = tmp_path / "target"
+        for action, options in (("would write", ["--dry-run"]), ("wrote", []), ("unchanged", [])):
+            assert main(["export", "--json", *options, str(target)]) == 0
+            listed = json.loads(capsys.readouterr().out)
+            assert {each["action"] for each in listed} == {action}
+        assert {each["path"]: each["bytes"] for each in listed} == {
+            str(path): size for path, size in sizes_in(target).items()
+        }
 
     def test_only_files_that_change_would_be_written(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,8 +1,10 @@
-"""``apscheduler-telemetry jobs URL``, and ``jobs.yml``, which it writes and `export` reads."""
+"""``apscheduler-telemetry jobs URL``, and ``jobs.yml``, which it can write and `export` reads."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,17 +21,19 @@ from prometheus_client import CollectorRegistry
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra 'expect'")
 
-from apscheduler_telemetry import Expectations, instrument
+from apscheduler_telemetry import Expectations, expect, instrument
 from apscheduler_telemetry.cli import client, main
 from apscheduler_telemetry.cli.client import complete_url
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.expected_jobs import (
     MAX_FILE_BYTES,
     ExpectedJob,
-    format_jobs,
+    format_jobs_as_yaml,
     read_expected_jobs,
 )
 from apscheduler_telemetry.cli.export import export_files
+from tests.helpers.jobs import nothing
+from tests.helpers.waiting import wait_until
 
 HOSTILE = 'we"ird\\ {{ .x }} $1\n\u2028\x85ü😀\x1b[31m #: - no'
 INFO = b'apscheduler_scheduler_info{scheduler="a"} 1\n'
@@ -104,10 +108,10 @@ def fixed_server(
 
 @pytest.fixture
 def jobs_of(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
-    """Return what the command prints; it must succeed."""
+    """Return the file that the command prints; it must succeed."""
 
     def run(*arguments: str, name: str = "shop") -> str:
-        status = main(["jobs", *arguments, "--application", name])
+        status = main(["jobs", *arguments, "--yaml", "--application", name])
         output, errors = capfdbinary.readouterr()
         assert (status, errors) == (0, b"")
         return output.decode()
@@ -117,10 +121,10 @@ def jobs_of(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
 
 @pytest.fixture
 def error_of(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
-    """Return the one line of an error; the command must fail, and print nothing else."""
+    """Return the one line of an error of the file; the command must print nothing else."""
 
     def run(*arguments: str, name: str = "shop") -> str:
-        status = main(["jobs", *arguments, "--application", name])
+        status = main(["jobs", *arguments, "--yaml", "--application", name])
         output, errors = capfdbinary.readouterr()
         assert (status, output, errors.count(b"\n")) == (1, b"", 1)
         return errors.decode().removeprefix("apscheduler-telemetry: ").rstrip()
@@ -128,8 +132,8 @@ def error_of(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
     return run
 
 
-class TestJobs:
-    """What is written of a running process."""
+class TestYaml:
+    """The file that --yaml writes of a running process."""
 
     def test_file_has_the_jobs_of_each_scheduler(self, jobs_of: Callable[..., str]) -> None:
         """Application, scheduler and ids are written, with severity and owner if they are set."""
@@ -147,7 +151,7 @@ class TestJobs:
         ]
 
     def test_path_may_be_given(self, jobs_of: Callable[..., str]) -> None:
-        """The address is completed by /metrics only if it has no path."""
+        """The file is of the metrics at any path; /metrics is added only if there is none."""
         with application(lambda scheduler: add(scheduler, "nightly")) as url:
             assert jobs_of(url) == jobs_of(f"{url}/") == jobs_of(f"{url}/metrics")
 
@@ -212,6 +216,140 @@ class TestJobs:
             error_of(f"{fixed.url}/metrics?a=b")
         [(path, _)] = fixed.requests
         assert path.startswith("/metrics?a=b&name%5B%5D=apscheduler_job_next_run")
+
+
+@expect(
+    grace=120,
+    max_duration=60,
+    min_duration=0.5,
+    deadline="06:00",
+    max_failures=3,
+    min_recorded={"rows": 10},
+    severity="critical",
+    owner="data",
+    runbook_url="https://wiki.example/import",
+)
+def import_orders() -> None:
+    """Do nothing."""
+
+
+def declare(scheduler: BackgroundScheduler) -> None:
+    """Add a job of which everything is declared, and one that is paused."""
+    scheduler.add_executor("threadpool", "imports")
+    scheduler.add_jobstore("memory", "stored")
+    far = datetime(2099, 1, 1, 2, tzinfo=timezone.utc)
+    places = {"executor": "imports", "jobstore": "stored"}
+    scheduler.add_job(import_orders, "cron", hour=2, id="import", next_run_time=far, **places)
+    scheduler.add_job(nothing, "interval", hours=1, id="hourly", next_run_time=None)
+
+
+class TestTable:
+    """The jobs of a running process, and how they are declared."""
+
+    def test_each_job_is_a_line(self, output_of: Callable[..., str]) -> None:
+        """It has its trigger and executor, and what is expected of it; jobs come by name."""
+        with application(declare) as url:
+            lines = [re.split("  +", line) for line in output_of("jobs", url).splitlines()]
+        expected = (
+            "grace=2m00s, max_duration=1m00s, min_duration=0.500s, "
+            "deadline=2099-01-01 06:00:00, max_failures=3, min_recorded[rows]=10"
+        )
+        assert lines == [
+            [*("JOB", "STATE", "TRIGGER", "NEXT RUN", "EXECUTOR", "JOB STORE", "FUNCTION"),
+             *("SEVERITY", "OWNER", "EXPECTED")],
+            ["hourly", "no next run", "interval[1:00:00]", "default", "default",
+             "tests.helpers.jobs:nothing"],
+            [*("import", "waiting", "cron[hour='2']", "2099-01-01 02:00:00", "imports", "stored"),
+             *("tests.package.test_jobs_command:import_orders", "critical", "data"),
+             expected],
+        ]  # fmt: skip
+
+    def test_last_run_has_its_outcome_and_duration(self, output_of: Callable[..., str]) -> None:
+        """These columns are there as soon as a job has run."""
+
+        def run_once(scheduler: BackgroundScheduler) -> None:
+            now = datetime.now(timezone.utc)
+            scheduler.add_job(nothing, "interval", hours=1, id="a", next_run_time=now)
+
+        with application(run_once) as url:
+            wait_until(lambda: "success" in output_of("jobs", url))
+            header, line = output_of("jobs", url).splitlines()
+        assert "  LAST     DURATION  EXECUTOR  " in header
+        assert re.search(r"  success  \d\.\d{3}s    default", line)
+
+    def test_json_has_everything_that_is_declared(self, output_of: Callable[..., str]) -> None:
+        """--json writes a list with an object for each job."""
+        with application(declare) as url:
+            hourly, declared = json.loads(output_of("jobs", url, "--json"))
+        assert declared == {
+            "scheduler": "imports",
+            "job_id": "import",
+            "state": "waiting",
+            "trigger": "cron[hour='2']",
+            "next_run": "2099-01-01T02:00:00.000+00:00",
+            "last_outcome": None,
+            "last_duration": None,
+            "name": "import_orders",
+            "function": "tests.package.test_jobs_command:import_orders",
+            "executor": "imports",
+            "jobstore": "stored",
+            "severity": "critical",
+            "owner": "data",
+            "runbook_url": "https://wiki.example/import",
+            "expected": {
+                "grace": 120,
+                "max_duration": 60,
+                "min_duration": 0.5,
+                "deadline": "2099-01-01T06:00:00.000+00:00",
+                "max_failures": 3,
+                "min_recorded": {"rows": 10},
+            },
+        }
+        assert set(hourly) == set(declared)
+        assert (hourly["state"], hourly["severity"], hourly["expected"]) == (
+            "no next run",
+            None,
+            {},
+        )
+
+    def test_process_without_metrics(
+        self, output_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that sends its metrics by OTLP shows the columns that /health has."""
+        monkeypatch.setattr(
+            "apscheduler_telemetry.cli.jobs.complete_url",
+            lambda url, page: complete_url(url, "none" if page == "metrics" else page),
+        )
+        with application(declare) as url:
+            assert output_of("jobs", url).splitlines()[0].split("  ")[0] == "JOB"
+            [hourly, _] = json.loads(output_of("jobs", url, "--json"))
+        assert (hourly["trigger"], hourly["executor"]) == ("interval[1:00:00]", None)
+
+    def test_narrow_terminal(
+        self, output_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Columns on the right are left out; names and states are not cut."""
+        with application(declare) as url:
+            for width, header in ((10, ["JOB", "STATE"]), (45, ["JOB", "STATE", "TRIGGER"])):
+                monkeypatch.setenv("COLUMNS", str(width))
+                lines = output_of("jobs", url).splitlines()
+                assert lines[0].split() == header
+                assert lines[1].startswith("hourly  no next run")
+
+    def test_no_jobs(self, output_of: Callable[..., str]) -> None:
+        """A process without jobs is no error."""
+        with application(lambda _: None) as url:
+            assert output_of("jobs", url) == "No jobs\n"
+            assert json.loads(output_of("jobs", url, "--json")) == []
+
+    def test_ids_cannot_control_the_terminal(self, output_of: Callable[..., str]) -> None:
+        """What does not print is escaped."""
+        with application(lambda scheduler: add(scheduler, HOSTILE)) as url:
+            output = output_of("jobs", url)
+            [job] = json.loads(output_of("jobs", url, "--json"))
+        assert "\x1b" not in output
+        assert (len(output.splitlines()), job["job_id"]) == (2, HOSTILE)
+        assert job["function"] == "builtins:print"  # the two pages agree on the name
 
 
 class TestErrors:
@@ -279,7 +417,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reading ends when there is more than all metrics of thousands of jobs."""
-        monkeypatch.setattr(client, "MAX_BYTES", 1_000_000)
+        monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1_000_000)
         with fixed_server(body=b"#" * 1_100_000) as fixed:
             assert "sends more than 1 MB" in error_of(fixed.url)
 
@@ -287,7 +425,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reading ends after a total time, even if some bytes arrive now and then."""
-        monkeypatch.setattr(client, "TOTAL_SECONDS", 0.0)
+        monkeypatch.setattr(client, "TOTAL_TIMEOUT_SECONDS", 0.0)
         with fixed_server(body=b"#" * 100_000) as fixed:
             assert "takes longer than 0 seconds" in error_of(fixed.url)
 
@@ -295,7 +433,7 @@ class TestErrors:
         self, error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The command does not wait for ever for a server that accepts and is silent."""
-        monkeypatch.setattr(client, "ANSWER_SECONDS", 0.05)
+        monkeypatch.setattr(client, "ANSWER_TIMEOUT_SECONDS", 0.05)
         server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # accepts nothing
         try:
             message = error_of(f"http://127.0.0.1:{server.server_port}")
@@ -318,22 +456,32 @@ class TestErrors:
         with pytest.raises(CommandError, match="--bearer-token-file"):
             complete_url("http://ann:secret@host")
 
-    def test_application_is_required(self) -> None:
-        """Without --application, the command exits with the status of a wrong command line."""
-        with pytest.raises(SystemExit) as info:
-            main(["jobs", "http://127.0.0.1:9476"])
-        assert info.value.code == 2
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--yaml",), "--yaml needs --application NAME"),
+            (("--yaml", "--application", " "), "--yaml needs --application NAME"),
+            (("--application", "shop"), "--application is only for --yaml"),
+            (("--yaml", "--application", "shop", "--json"), "--yaml and --json exclude each other"),
+        ],
+    )
+    def test_options_that_do_not_fit_together(
+        self, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The command line is wrong, and the message says what to pass."""
+        assert main(["jobs", "http://127.0.0.1:9", *arguments]) == 2
+        output, errors = capsys.readouterr()
+        assert (output, message in errors) == ("", True)
 
-    def test_application_must_not_be_empty(self, error_of: Callable[..., str]) -> None:
-        """An empty name is an error that says what to pass."""
-        assert "--application must not be empty" in error_of("http://127.0.0.1:9", name=" ")
-
+    @pytest.mark.parametrize("options", [(), ("--yaml", "--application", "shop")])
     @pytest.mark.parametrize(
         ("device", "message"),
         [("/dev/full", "cannot write to standard output: No space left on device"), (None, "")],
         ids=["full disk", "closed pipe"],
     )
-    def test_output_that_cannot_be_written(self, device: str | None, message: str) -> None:
+    def test_output_that_cannot_be_written(
+        self, device: str | None, message: str, options: tuple[str, ...]
+    ) -> None:
         """A full disk is an error of one line; a closed pipe is silent, and the status is 1."""
         with application(lambda scheduler: add(scheduler, "nightly")) as url:
             if device is None:
@@ -343,7 +491,7 @@ class TestErrors:
                 output = os.open(device, os.O_WRONLY)
             try:
                 ended = subprocess.run(
-                    [sys.executable, "-c", COMMAND, "jobs", url, "--application", "shop"],
+                    [sys.executable, "-c", COMMAND, "jobs", url, *options],
                     stdout=output,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -378,7 +526,7 @@ class TestJobsFile:
             ExpectedJob(application="a", scheduler="t", job_id="1"),
         ]
         path = tmp_path / "jobs.yml"
-        path.write_text(format_jobs(jobs), "utf-8")
+        path.write_text(format_jobs_as_yaml(jobs), "utf-8")
         assert read_expected_jobs([path]) == jobs
 
     @pytest.mark.parametrize(
@@ -391,7 +539,7 @@ class TestJobsFile:
             ("a: [\n", "line 2: no YAML"),
             ("a: \x01", "no YAML"),
             ("- a\n---\n- b\n", "line 2: no YAML"),
-            ("[" * 5000, "nested too deeply"),
+            ("[" * 2000, "nested too deeply"),
             ("jobs: []", "line 1: the file must be a list"),
             ("- shop\n", "line 1: this item must have application, scheduler and jobs"),
             ("- application: shop\n", "line 1: this item lacks scheduler and jobs"),
@@ -468,7 +616,7 @@ class TestMissingLibrary:
         monkeypatch.setitem(sys.modules, "yaml", None)
         (tmp_path / "jobs.yml").write_text(f"{ITEM}  - job_id: nightly\n")
         arguments = {
-            "jobs": ["http://127.0.0.1:9", "--application", "shop"],
+            "jobs": ["http://127.0.0.1:9", "--yaml", "--application", "shop"],
             "export": ["--expect", str(tmp_path / "jobs.yml"), str(tmp_path / "out")],
         }
         assert main([command, *arguments[command]]) == 1

@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry
 
 from apscheduler_telemetry import instrument
 from apscheduler_telemetry.cli import main
-from apscheduler_telemetry.cli.report_data import parse_duration
+from apscheduler_telemetry.cli.client import Answer
+from apscheduler_telemetry.cli.report_data import parse_time_range
+from tests.helpers.commands import text_answer
 from tests.helpers.jobs import nothing
 from tests.helpers.servers import prometheus, required_program
 from tests.helpers.waiting import wait_until
@@ -45,7 +47,7 @@ class Answers:
         self.firing: list[Series] = []
         self.queries: list[str] = []
 
-    def fetch(self, url: str, _: object, query: Any, **__: object) -> str:
+    def fetch(self, url: str, _: object, query: Any, **__: object) -> Answer:
         assert urlsplit(url).path == "/prom/api/v1/query"
         [(name, expression)] = query
         assert name == "query"
@@ -59,26 +61,23 @@ class Answers:
         }.items():
             if word in expression:
                 result = [{"metric": labels, "value": [0, str(value)]} for labels, value in series]
-                return json.dumps({"status": "success", "data": {"result": result}})
+                return text_answer(json.dumps({"status": "success", "data": {"result": result}}))
         raise AssertionError(expression)
 
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     answers = Answers()
-    monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch_text", answers.fetch)
+    monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch", answers.fetch)
     return answers
 
 
 @pytest.fixture
-def report(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
+def report(output_of: Callable[..., str]) -> Callable[..., str]:
     """Return what the command prints; it must succeed."""
 
     def run(*arguments: str, url: str = "http://h/prom/") -> str:
-        status = main(["report", "--prometheus", url, *arguments])
-        output, errors = capfdbinary.readouterr()
-        assert (status, errors) == (0, b"")
-        return output.decode()
+        return output_of("report", "--prometheus", url, *arguments)
 
     return run
 
@@ -143,7 +142,26 @@ class TestReport:
         answers.runs.append((job(outcome="success"), 1))
         answers.slowest.append((job(), slowest))
         answers.usual += [] if usual is None else [(job(), usual)]
-        assert report().splitlines()[-1] == f"default/nightly  1    1{' ' * 49}{text}".rstrip()
+        assert (
+            report().splitlines()[-1] == f"default/nightly    1        1{' ' * 43}{text}".rstrip()
+        )
+
+    def test_narrow_terminal(
+        self,
+        answers: Answers,
+        report: Callable[..., str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It lacks empty columns only, as many as necessary, even if the others do not fit."""
+        answers.runs += [(job(outcome="success"), 1), (job(outcome="lost"), 2)]
+        for width, header in (
+            ("66", "JOB DUE SUCCESS ERROR MISSED SKIPPED LOST"),
+            ("30", "JOB DUE SUCCESS LOST"),
+        ):
+            monkeypatch.setenv("COLUMNS", width)
+            lines = report().splitlines()[4:]
+            assert lines[0].split() == header.split()
+            assert lines[1].split() == ["default/nightly", "3", "1", "2"]
 
     def test_alerts_that_fired_are_listed(
         self, answers: Answers, report: Callable[..., str]
@@ -160,6 +178,42 @@ class TestReport:
             ["APSchedulerJobFailing", "warning", "default/nightly", "firing"],
             ["APSchedulerDown", "critical", "resolved"],
         ]
+
+    def test_json_has_jobs_and_alerts(self, answers: Answers, report: Callable[..., str]) -> None:
+        """Scripts get the numbers of each application."""
+        answers.runs += [(job(outcome="success"), 1), (job(outcome="coalesced"), 2)]
+        answers.fired.append((job(alertname="APSchedulerJobFailing", severity="warning"), 1))
+        of_job = {"scheduler": "default", "job_id": "nightly"}
+        assert json.loads(report("--json")) == [
+            {
+                "application": "shop",
+                "jobs": [
+                    {
+                        **of_job,
+                        "due": 1,
+                        "outcomes": {"success": 1, "coalesced": 2},
+                        "slowest": None,
+                        "usual": None,
+                    }
+                ],
+                "alerts": [
+                    {
+                        "name": "APSchedulerJobFailing",
+                        "severity": "warning",
+                        **of_job,
+                        "is_firing": False,
+                    }
+                ],
+            }
+        ]
+
+    def test_values_that_are_no_numbers_are_left_out(
+        self, answers: Answers, report: Callable[..., str]
+    ) -> None:
+        """A query of a server that is not quite Prometheus may have them."""
+        labels = {"job": "shop", "scheduler": "default", "job_id": "a", "outcome": "success"}
+        answers.runs = [(labels, float("nan")), (labels, float("inf"))]
+        assert "No runs and no alerts" in report()
 
     def test_nothing_to_report(self, answers: Answers, report: Callable[..., str]) -> None:
         """That is said."""
@@ -217,6 +271,7 @@ class TestErrors:
             ("[]", "does not answer queries of Prometheus"),
             ('{"status": "success"}', "does not answer queries of Prometheus"),
             ('{"status": "error", "error": "too many samples"}', "cannot answer: too many samples"),
+            ('{"status": "error", "error": "a\\nb\\u001b"}', "cannot answer: a b\\x1b"),
         ],
     )
     def test_other_answer(
@@ -227,22 +282,25 @@ class TestErrors:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         """What is no Prometheus is named as such, and its errors are shown."""
-        monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch_text", lambda *_, **__: content)
+        monkeypatch.setattr(
+            "apscheduler_telemetry.cli.client.fetch", lambda *_, **__: text_answer(content)
+        )
         assert main(["report", "--prometheus", "http://h"]) == 1
         output, errors = capsys.readouterr()
         assert problem in errors
         assert (output, errors.count("\n")) == ("", 1)
 
     @pytest.mark.parametrize("text", ["", "24", "h", "0h", "1.5h", "24 h", "1y", "-1h", "1h30m"])
-    def test_wrong_duration(self, text: str) -> None:
-        """It is a wrong command line."""
+    def test_wrong_duration(self, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """It is a wrong command line, and the message shows a right one."""
         with pytest.raises(SystemExit) as info:
             main(["report", "--prometheus", "http://h", f"--since={text}"])
         assert info.value.code == 2
+        assert "with m, h, d or w, such as 24h" in capsys.readouterr().err
 
     def test_durations(self) -> None:
         """They are in seconds."""
-        assert [parse_duration(text) for text in ("90m", "24h", "7d", "2w")] == [
+        assert [parse_time_range(text) for text in ("90m", "24h", "7d", "2w")] == [
             *(5_400, 86_400, 604_800, 1_209_600),
         ]
 

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -29,6 +30,7 @@ from apscheduler_telemetry.cli import main, runs, top
 from apscheduler_telemetry.cli.client import complete_url
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.table import cut_text, format_duration, format_table
+from tests.helpers.commands import text_answer
 from tests.helpers.jobs import nothing
 from tests.helpers.servers import free_port
 from tests.helpers.waiting import wait_until
@@ -65,19 +67,6 @@ def application(*ids: str, run_count: int = 1, **server: Any) -> Iterator[str]:
     finally:
         scheduler.shutdown()
         telemetry.uninstrument()
-
-
-@pytest.fixture
-def output_of(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., str]:
-    """Return what a command prints; it must succeed."""
-
-    def run(*arguments: str) -> str:
-        status = main(arguments)
-        output, errors = capfdbinary.readouterr()
-        assert (status, errors) == (0, b"")
-        return output.decode()
-
-    return run
 
 
 @pytest.fixture
@@ -119,7 +108,7 @@ class TestRuns:
         self, output_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """More runs than a response may have are read, each once, up to --limit."""
-        monkeypatch.setattr(runs, "MAX_PAGE", 2)
+        monkeypatch.setattr(runs, "MAX_RUNS_PER_PAGE", 2)
         with application("a", run_count=5) as url:
             everything = list_runs(output_of, url)
             assert len({run["number"] for run in everything}) == len(everything) == 5
@@ -155,12 +144,15 @@ def list_runs(output_of: Callable[..., str], *arguments: str) -> list[dict[str, 
     return found
 
 
+ANY_TIMES = (ANY, ANY)
 JOB = {
     "id": "nightly",
     "next_run": None,
     "trigger": "cron[hour='2']",
     "last_outcome": "success",
+    "last_duration": 0.5,
     "last_success": None,
+    "outcomes": {"success": 1},
     "running_since": None,
     "overdue": False,
 }
@@ -168,7 +160,9 @@ JOB = {
 
 def screen(*jobs: dict[str, Any], **size: int | None) -> list[str]:
     scheduler = {"name": "shop", "state": "running", "status": "healthy", "jobs": jobs}
-    return top.format_screen([scheduler], **{"width": None, **size})
+    return top.format_jobs_and_alerts(
+        top.ShownJobsAndAlerts([scheduler]), **{"width": None, **size}
+    )
 
 
 class TestTop:
@@ -179,9 +173,12 @@ class TestTop:
         with application("ok", "zeta") as url:
             lines = output_of("top", url, "--once").splitlines()
         assert lines[0] == "shop: running, healthy"
-        assert lines[1].startswith("JOB   STATE    NEXT RUN")
-        assert re.fullmatch(r"zeta  waiting  in 59m\d\ds  error   +interval\[1:00:00\]", lines[2])
-        assert re.match(r"ok    waiting  in 59m\d\ds  success   +\S+ ago", lines[3])
+        assert lines[1].startswith("JOB   STATE    LAST     SUCCESS  ERROR  MISSED  ")
+        assert [re.split("  +", line) for line in lines[2:]] == [
+            ["zeta", "waiting", "error", "1", "never", *ANY_TIMES, "interval[1:00:00]"],
+            ["ok", "waiting", "success", "1", ANY, *ANY_TIMES, "interval[1:00:00]"],
+        ]
+        assert re.search("  in 59m[0-9]{2}s  0[.][0-9]{3}s  ", lines[3])
 
     def test_states(self) -> None:
         """A job waits, runs, is overdue, or has no next run."""
@@ -193,7 +190,8 @@ class TestTop:
             {**JOB, "id": "d"},
         )
         states = [re.split("  +", line)[1] for line in lines[2:]]
-        assert states == ["overdue", "running", "waiting", "no next run"]
+        assert re.fullmatch(r"running \d+d", states[1])
+        assert [*states[:1], *states[2:]] == ["overdue", "waiting", "no next run"]
 
     @pytest.mark.parametrize("width", range(10, 120, 10))
     def test_name_and_state_are_never_cut(self, width: int) -> None:
@@ -231,23 +229,27 @@ class TestTop:
             telemetry.uninstrument()
 
     def test_terminal_is_refreshed_until_ctrl_c(self) -> None:
-        """It draws again and again, has colours, and restores the terminal; the status is 0."""
+        """It has colours, draws again and again for the size of that moment; the status is 0."""
         with application("nightly") as url, terminal("top", url, "--interval=0.2") as process:
-            output = process.read_until(r"(?s)(\x1b\[H.*){3}nightly")
+            process.read_until(r"(?s)(\x1b\[H.*){3}interval.1:00:00")
+            process.resize(40, 10)
+            output = process.read_until(r"(?s)\x1b\[H(?!.*interval).*nightly.*\x1b\[J")
             process.send_signal(signal.SIGINT)
-            output = process.read_until(r"\x1b\[\?1049l")
+            output = process.read_until(r"(?s)\x1b\[\?1049l.*nightly")
             assert process.wait() == 0
         assert "\x1b[31merror\x1b[0m" in output
         assert "Traceback" not in output
+        last_screen = re.sub(r"\x1b\[\d*[a-zA-Z]", "", output.split("\x1b[H")[-1]).split("\x1b")[0]
+        assert max(map(len, last_screen.splitlines())) <= 40
 
     def test_process_that_is_restarted_does_not_end_it(self) -> None:
-        """While it does not answer, the reason stands above the last table."""
+        """While it does not answer, the reason stands above the last table; SIGTERM ends it."""
         with ExitStack() as stack:
             with application("nightly") as url:
                 process = stack.enter_context(terminal("top", url, "--interval=0.2"))
                 process.read_until("nightly")
             process.read_until("(?s)cannot connect to .*nightly")
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.read_until(r"\x1b\[\?1049l")
             assert process.wait() == 0
 
@@ -268,6 +270,9 @@ class Terminal:
         os.close(child)
         self._output = ""
         self.send_signal = self._process.send_signal
+
+    def resize(self, width: int, height: int) -> None:
+        fcntl.ioctl(self._main, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def read_until(self, pattern: str) -> str:
         deadline = time.monotonic() + 30
@@ -321,7 +326,22 @@ class TestErrors:
             assert "--bearer-token-file" in error_of(command, url)
             assert "nightly" in output_of(command, url, "--bearer-token-file", str(token))
 
-    @pytest.mark.parametrize("content", ["<html>", "[]", "{}", "null", '{"runs": [1]}'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *("<html>", "[]", "{}", "null", '{"runs": [1]}', '{"runs": NaN}', "[" * 100_000),
+            json.dumps(
+                {
+                    "runs": [{**dict.fromkeys(runs._RUN_FIELDS), "duration": "x"}],
+                    "next_before": None,
+                    "status": "healthy",
+                    "scheduler": {"name": "a", "state": "running"},
+                    "jobs": [{"id": "a", "last_duration": "x"}],
+                }
+            ),
+        ],
+        ids=range(8),
+    )
     def test_other_page(
         self,
         command: str,
@@ -330,7 +350,9 @@ class TestErrors:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """What is no page of this package is named as such."""
-        monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch_text", lambda *_, **__: content)
+        monkeypatch.setattr(
+            "apscheduler_telemetry.cli.client.fetch", lambda *_, **__: text_answer(content)
+        )
         assert "Pass the address of the application's telemetry" in error_of(command, "http://h")
 
     @pytest.mark.parametrize(
@@ -368,8 +390,35 @@ class TestErrors:
         def interrupt(*_: object, **__: object) -> str:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch_text", interrupt)
+        monkeypatch.setattr("apscheduler_telemetry.cli.client.fetch", interrupt)
         assert main([command, "http://h"]) == 130
+
+    def test_wrong_address_is_a_wrong_command_line(self, command: str) -> None:
+        """The status differs from that of a process that does not answer."""
+        assert main([command, "127.0.0.1:9476"]) == 2
+
+    def test_closed_output_and_errors(self, command: str) -> None:
+        """A closed output is an error, and errors that cannot be written keep the status."""
+        line = [sys.executable, "-m", "apscheduler_telemetry", command]
+        closed = ["sh", "-c", '"$@" >&-', "sh", *line, "http://h"]
+        ended = subprocess.run(closed, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        full = ["sh", "-c", '"$@" 2>/dev/full', "sh", *line, "h"]
+        assert subprocess.run(full, timeout=60, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("runs", "--limit=0"), ("runs", "--limit=x"), ("top", "--interval=nan")),
+        *(("top", "--interval=inf"), ("top", "--interval=0.1")),
+    ],
+)
+def test_wrong_number(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says which numbers are right."""
+    with pytest.raises(SystemExit):
+        main([command, "http://h", option])
+    assert re.search(r"is no (whole )?number .*at least", capsys.readouterr().err)
 
 
 class TestAddress:

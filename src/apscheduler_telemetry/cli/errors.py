@@ -2,6 +2,7 @@
 Errors of the command line.
 
     CommandError
+    ├── AnswerStatusError
     ├── OutputClosedError
     └── UsageError
 """
@@ -18,6 +19,19 @@ class CommandError(Exception):
     """
 
     exit_status = 1
+
+
+class AnswerStatusError(CommandError):
+    """
+    Raised if a server answers with a status of HTTP that is an error.
+
+    Attributes:
+        status: the status, such as 404.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class OutputClosedError(CommandError):

@@ -2,7 +2,7 @@
 Reads and writes ``jobs.yml``: the jobs that must always have a next run.
 
 The file is a list with an item for each scheduler, so that the output of several
-``apscheduler-telemetry jobs`` can be put one after the other::
+``apscheduler-telemetry jobs --yaml`` can be put one after the other::
 
     - application: shop
       scheduler: default
@@ -22,8 +22,8 @@ from typing import Any
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.yaml_library import import_yaml
 from apscheduler_telemetry.core.expectations import SEVERITIES
-from apscheduler_telemetry.core.files import UnusableFileError, read_configured
-from apscheduler_telemetry.core.labels import OVERFLOW, label_value
+from apscheduler_telemetry.core.files import UnusableFileError, read_configured_file
+from apscheduler_telemetry.core.labels import OVERFLOW_LABEL, label_value
 
 MAX_FILE_BYTES = 1_000_000
 """Some 10,000 jobs, which are ten times the default limit of one scheduler."""
@@ -62,7 +62,7 @@ def read_expected_jobs(paths: Sequence[Path]) -> list[ExpectedJob]:
     places: dict[tuple[str, str, str], str] = {}
     jobs = []
     for path in paths:
-        for job, line in _Reader(path).read():
+        for job, line in _JobsFileReader(path).read():
             key = (job.application, job.scheduler, job.job_id)
             place = f"{path}, line {line}"
             if key in places:
@@ -76,7 +76,7 @@ def read_expected_jobs(paths: Sequence[Path]) -> list[ExpectedJob]:
     return jobs
 
 
-class _Reader:
+class _JobsFileReader:
     """
     Reads one file.
 
@@ -89,18 +89,21 @@ class _Reader:
 
     def read(self) -> list[tuple[ExpectedJob, int]]:
         """Return each job with the line on which it begins."""
-        root = self._compose()
+        root = self._compose_yaml()
         if root is None or not root.value:
             msg = (
-                f"{self._path} lists no jobs. `apscheduler-telemetry jobs URL` writes such a file."
+                f"{self._path} lists no jobs. Write such a file with `apscheduler-telemetry jobs "
+                "URL --yaml --application NAME`."
             )
             raise CommandError(msg)
-        return [job for item in self._items(root, "the file") for job in self._read_scheduler(item)]
+        return [
+            job for item in self._read_items(root, "the file") for job in self._read_scheduler(item)
+        ]
 
-    def _compose(self) -> Any:
+    def _compose_yaml(self) -> Any:
         yaml = import_yaml()
         try:
-            content = read_configured(self._path, MAX_FILE_BYTES)
+            content = read_configured_file(self._path, MAX_FILE_BYTES)
         except UnusableFileError as error:
             msg = f"cannot read {self._path}: it {error.problem}. Pass a regular file."
             raise CommandError(msg) from error
@@ -121,83 +124,89 @@ class _Reader:
             raise CommandError(msg) from None
 
     def _read_scheduler(self, node: Any) -> Iterable[tuple[ExpectedJob, int]]:
-        fields = self._fields(node, required=("application", "scheduler", "jobs"))
-        application = self._text(fields["application"], "application")
-        scheduler = self._label(fields["scheduler"], "scheduler")
-        for item in self._items(fields["jobs"], "jobs"):
-            job = self._fields(item, required=("job_id",), optional=("severity", "owner"))
+        fields = self._read_fields(node, required=("application", "scheduler", "jobs"))
+        application = self._read_text(fields["application"], "application")
+        scheduler = self._read_label(fields["scheduler"], "scheduler")
+        for item in self._read_items(fields["jobs"], "jobs"):
+            job = self._read_fields(item, required=("job_id",), optional=("severity", "owner"))
             yield (
                 ExpectedJob(
                     application=application,
                     scheduler=scheduler,
-                    job_id=self._job_id(job["job_id"]),
-                    severity=self._severity(job["severity"]) if "severity" in job else None,
-                    owner=self._label(job["owner"], "owner") if "owner" in job else None,
+                    job_id=self._read_job_id(job["job_id"]),
+                    severity=self._read_severity(job["severity"]) if "severity" in job else None,
+                    owner=self._read_label(job["owner"], "owner") if "owner" in job else None,
                 ),
                 item.start_mark.line + 1,
             )
 
-    def _items(self, node: Any, name: str) -> Sequence[Any]:
+    def _read_items(self, node: Any, name: str) -> Sequence[Any]:
         if node.id != "sequence" or not node.value:
-            raise self._error(node, f"{name} must be a list with at least one item")
+            raise self._create_error(node, f"{name} must be a list with at least one item")
         items: Sequence[Any] = node.value
         return items
 
-    def _fields(
+    def _read_fields(
         self, node: Any, *, required: Sequence[str], optional: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         allowed = (*required, *optional)
         if node.id != "mapping":
-            raise self._error(node, f"this item must have {_listed(required)}")
+            raise self._create_error(node, f"this item must have {_join_names(required)}")
         fields: dict[str, Any] = {}
         for key, value in node.value:
             if key.id != "scalar" or key.value not in allowed:
                 name = repr(key.value) if key.id == "scalar" else "a key that is no text"
-                raise self._error(key, f"{name} is not known here. Use {_listed(allowed)}")
+                raise self._create_error(
+                    key, f"{name} is not known here. Use {_join_names(allowed)}"
+                )
             if key.value in fields:
-                raise self._error(key, f"{key.value} is there twice in one item")
+                raise self._create_error(key, f"{key.value} is there twice in one item")
             fields[key.value] = value
         missing = [name for name in required if name not in fields]
         if missing:
-            raise self._error(node, f"this item lacks {_listed(missing)}")
+            raise self._create_error(node, f"this item lacks {_join_names(missing)}")
         return fields
 
-    def _text(self, node: Any, name: str) -> str:
+    def _read_text(self, node: Any, name: str) -> str:
         if node.id != "scalar" or not node.value.strip():
-            raise self._error(node, f"{name} must be a text that is not empty")
+            raise self._create_error(node, f"{name} must be a text that is not empty")
         text: str = node.value
         if text.encode("utf-8", "ignore").decode() != text:
-            raise self._error(node, f"{name} has characters that UTF-8 cannot encode")
+            raise self._create_error(node, f"{name} has characters that UTF-8 cannot encode")
         return text
 
-    def _label(self, node: Any, name: str) -> str:
-        text = self._text(node, name)
+    def _read_label(self, node: Any, name: str) -> str:
+        text = self._read_text(node, name)
         if label_value(text) != text:
             shortened = label_value(text)
-            raise self._error(node, f"{name} is too long. Write it as metrics do: {shortened!r}")
-        return text
-
-    def _job_id(self, node: Any) -> str:
-        text = self._label(node, "job_id")
-        if text == OVERFLOW:
-            raise self._error(
-                node,
-                f"{OVERFLOW} is no job: all jobs above the limit share it. Remove this item, and "
-                "raise the limit with max_labels=",
+            raise self._create_error(
+                node, f"{name} is too long. Write it as metrics do: {shortened!r}"
             )
         return text
 
-    def _severity(self, node: Any) -> str:
-        text = self._text(node, "severity")
-        if text not in SEVERITIES:
-            raise self._error(node, f"severity must be {_listed(SEVERITIES, 'or')}, got {text!r}")
+    def _read_job_id(self, node: Any) -> str:
+        text = self._read_label(node, "job_id")
+        if text == OVERFLOW_LABEL:
+            raise self._create_error(
+                node,
+                f"{OVERFLOW_LABEL} is no job: all jobs above the limit share it. Remove this item, "
+                "and raise the limit with max_labels=",
+            )
         return text
 
-    def _error(self, node: Any, problem: str) -> CommandError:
+    def _read_severity(self, node: Any) -> str:
+        text = self._read_text(node, "severity")
+        if text not in SEVERITIES:
+            raise self._create_error(
+                node, f"severity must be {_join_names(SEVERITIES, 'or')}, got {text!r}"
+            )
+        return text
+
+    def _create_error(self, node: Any, problem: str) -> CommandError:
         return CommandError(f"{self._path}, line {node.start_mark.line + 1}: {problem}.")
 
 
-def format_jobs(jobs: Iterable[ExpectedJob]) -> str:
+def format_jobs_as_yaml(jobs: Iterable[ExpectedJob]) -> str:
     """Return the items of all schedulers of some jobs; they must be sorted by scheduler."""
     yaml = import_yaml()
     items: dict[tuple[str, str], list[dict[str, str]]] = {}
@@ -214,7 +223,7 @@ def format_jobs(jobs: Iterable[ExpectedJob]) -> str:
     return text
 
 
-def quote(text: str) -> str:
+def quote_as_yaml(text: str) -> str:
     """Return a text as YAML on one line, in double quotes."""
     yaml = import_yaml()
     quoted: str = yaml.safe_dump(
@@ -223,6 +232,6 @@ def quote(text: str) -> str:
     return quoted
 
 
-def _listed(names: Sequence[str], word: str = "and") -> str:
+def _join_names(names: Sequence[str], word: str = "and") -> str:
     *others, last = names
     return f"{', '.join(others)} {word} {last}" if others else last

@@ -17,28 +17,29 @@ from urllib.parse import urljoin
 
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.expected_jobs import read_expected_jobs
-from apscheduler_telemetry.cli.expected_rules import FILE_NAME, build_rules
-from apscheduler_telemetry.cli.output import write_output
+from apscheduler_telemetry.cli.expected_rules import EXPECTED_RULES_FILE, build_rules
+from apscheduler_telemetry.cli.output import write_json, write_output
+from apscheduler_telemetry.cli.shipped_files import find_shipped_directory
 from apscheduler_telemetry.core.files import (
     UnusableFileError,
-    describe_kind,
-    open_regular,
-    replace_public,
+    describe_file_kind,
+    open_regular_file,
+    replace_public_file,
 )
 
 _SOURCE_DIRECTORIES = ("alerts", "grafana/dashboards", "grafana/provisioning")
 _EXPORTED_FILE_SUFFIXES = frozenset({".json", ".tmpl", ".yaml", ".yml"})
 _EXCLUDED_DIRECTORIES = frozenset({"tests"})
-_SHIPPED_RULES = Path("alerts/apscheduler.rules.yml")
-_RUNBOOK = Path("docs/runbook.md")
-_RUNBOOK_URL = (
+_SHIPPED_RULES_PATH = Path("alerts/apscheduler.rules.yml")
+_RUNBOOK_PATH = Path("docs/runbook.md")
+_DEFAULT_RUNBOOK_URL = (
     "https://github.com/apscheduler-telemetry/apscheduler-telemetry/blob/main/docs/runbook.md"
 )
-_RELATIVE_LINK = re.compile(r"(?<=\]\()(?!#|https?:)[^)\s]+")
+_RELATIVE_LINK_PATTERN = re.compile(r"(?<=\]\()(?!#|https?:)[^)\s]+")
 # No character means anything in YAML, in JSON, or to the templates of Prometheus, Alertmanager and
 # Grafana, and there is no "#", which the rules append with the name of the alert.
-_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?@!&()*+,;=%-]*")
-_ADVICE = {
+_SAFE_URL_PATTERN = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?@!&()*+,;=%-]*")
+_ADVICE_BY_ERRNO = {
     errno.ENOSPC: "Make room on that disk, or pass a directory on another one.",
     errno.EDQUOT: "Delete files of yours on that disk, or pass a directory on another one.",
     errno.EACCES: "Pass a directory that you may write to.",
@@ -47,16 +48,16 @@ _ADVICE = {
 }
 
 
-class Export(NamedTuple):
+class PreparedExport(NamedTuple):
     """
     The files of an export, by their path.
 
     Attributes:
-        written: contents of files that are to be created or overwritten.
+        to_write: contents of files that are to be created or overwritten.
         unchanged: contents of files that exist already with that content.
     """
 
-    written: dict[Path, bytes]
+    to_write: dict[Path, bytes]
     unchanged: dict[Path, bytes]
 
 
@@ -80,20 +81,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="write nothing, and list what would be written, with sizes; errors are the same",
     )
+    parser.add_argument("--json", action="store_true", help="write the list of files as JSON")
     parser.add_argument(
         "--expect",
         metavar="JOBS_YML",
         type=Path,
         action="append",
         default=[],
-        help=f"a file with jobs that must exist, as `jobs` writes it; adds alerts/{FILE_NAME}. "
-        "May be given several times",
+        help="a file with jobs that must exist, as `jobs` writes it; adds "
+        f"alerts/{EXPECTED_RULES_FILE}. May be given several times",
     )
     parser.add_argument(
         "--runbook-url",
         metavar="URL",
         type=_parse_runbook_url,
-        default=_RUNBOOK_URL,
+        default=_DEFAULT_RUNBOOK_URL,
         help="the address of your copy of runbook.md, for all links to it; in alerts, # and the "
         "name of the alert follow (default: the copy on GitHub)",
     )
@@ -108,20 +110,26 @@ def run_export_command(options: argparse.Namespace) -> None:
         expect=options.expect,
         runbook_url=options.runbook_url,
     )
-    if options.dry_run:
-        lines = [
-            f"{action}  {path}  {len(content):,} bytes"
-            for action, files in (
-                ("would write", export.written),
-                ("unchanged  ", export.unchanged),
+    if not options.dry_run:
+        _write_files(export.to_write)
+    action = "would write" if options.dry_run else "wrote"
+    files = [(action, path, content) for path, content in export.to_write.items()]
+    files += [("unchanged", path, content) for path, content in export.unchanged.items()]
+    if options.json:
+        write_json(
+            [
+                {"action": action, "path": str(path), "bytes": len(content)}
+                for action, path, content in files
+            ]
+        )
+    elif options.dry_run:
+        write_output(
+            "".join(
+                f"{action:11}  {path}  {len(content):,} bytes\n" for action, path, content in files
             )
-            for path, content in files.items()
-        ]
+        )
     else:
-        _write_files(export.written)
-        lines = [f"wrote      {path}" for path in export.written]
-        lines += [f"unchanged  {path}" for path in export.unchanged]
-    write_output("\n".join(lines) + "\n")
+        write_output("".join(f"{action:9}  {path}\n" for action, path, _ in files))
 
 
 def export_files(directory: Path, *, force: bool = False, expect: Sequence[Path] = ()) -> None:
@@ -134,7 +142,7 @@ def export_files(directory: Path, *, force: bool = False, expect: Sequence[Path]
         CommandError: as of `prepare_export`, or a file cannot be written. Each file is then
             complete, or as it was before.
     """
-    _write_files(prepare_export(directory, force=force, expect=expect).written)
+    _write_files(prepare_export(directory, force=force, expect=expect).to_write)
 
 
 def prepare_export(
@@ -142,8 +150,8 @@ def prepare_export(
     *,
     force: bool = False,
     expect: Sequence[Path] = (),
-    runbook_url: str = _RUNBOOK_URL,
-) -> Export:
+    runbook_url: str = _DEFAULT_RUNBOOK_URL,
+) -> PreparedExport:
     """
     Make the files for a directory and look for conflicts, without writing anything.
 
@@ -158,10 +166,10 @@ def prepare_export(
     Raises:
         CommandError: a file exists and differs, or cannot be written, or one of `expect` is wrong.
     """
-    sources = _read_sources(runbook_url)
+    sources = _read_source_files(runbook_url)
     if expect:
-        rules = build_rules(read_expected_jobs(expect), sources[_SHIPPED_RULES])
-        sources[_SHIPPED_RULES.with_name(FILE_NAME)] = rules
+        rules = build_rules(read_expected_jobs(expect), sources[_SHIPPED_RULES_PATH])
+        sources[_SHIPPED_RULES_PATH.with_name(EXPECTED_RULES_FILE)] = rules
     contents = {directory / name: content for name, content in sources.items()}
     try:
         _reject_linked_directories(directory, contents)
@@ -171,16 +179,16 @@ def prepare_export(
         }
         written = {path: contents[path] for path in contents if path not in unchanged}
         if not force:
-            _reject_existing(written)
+            _reject_existing_files(written)
         _reject_unwritable_directories(written)
     except OSError as error:
-        msg = f"{_describe_failure(error.filename, error)} Nothing was written."
+        msg = f"{_describe_write_failure(error.filename, error)} Nothing was written."
         raise CommandError(msg) from error
-    return Export(written, unchanged)
+    return PreparedExport(written, unchanged)
 
 
 def _parse_runbook_url(text: str) -> str:
-    if not _PLAIN_URL.fullmatch(text):
+    if not _SAFE_URL_PATTERN.fullmatch(text):
         msg = (
             f"{text!r} is not an address such as https://wiki.example/runbook, without # and what "
             "follows it. Encode other special characters as %XX."
@@ -195,22 +203,22 @@ def _write_files(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_public(path, content)
+            replace_public_file(path, content)
             written.append(path)
     except OSError as error:
         msg = (
-            f"{_describe_failure(path, error)} {len(written)} of {len(contents)} files were "
+            f"{_describe_write_failure(path, error)} {len(written)} of {len(contents)} files were "
             "written; run the command again to write the rest."
         )
         raise CommandError(msg) from error
 
 
-def _describe_failure(path: object, error: OSError) -> str:
-    advice = _ADVICE.get(error.errno or 0, "Pass another directory.")
+def _describe_write_failure(path: object, error: OSError) -> str:
+    advice = _ADVICE_BY_ERRNO.get(error.errno or 0, "Pass another directory.")
     return f"cannot write {path}: {error.strerror}. {advice}"
 
 
-def _read_sources(runbook_url: str) -> dict[Path, bytes]:
+def _read_source_files(runbook_url: str) -> dict[Path, bytes]:
     """Return the content of each file to export, by its name below the target directory."""
     try:
         contents = {name: source.read_bytes() for name, source in _find_files_to_export()}
@@ -218,21 +226,18 @@ def _read_sources(runbook_url: str) -> dict[Path, bytes]:
         msg = f"cannot read {error.filename}: {error.strerror}. Install this package again."
         raise CommandError(msg) from error
     # People may put their copy anywhere, so it has no link to a file beside it.
-    runbook = _RELATIVE_LINK.sub(
-        lambda link: urljoin(_RUNBOOK_URL, link[0]), contents[_RUNBOOK].decode()
+    runbook = _RELATIVE_LINK_PATTERN.sub(
+        lambda link: urljoin(_DEFAULT_RUNBOOK_URL, link[0]), contents[_RUNBOOK_PATH].decode()
     )
-    contents[_RUNBOOK] = runbook.encode()
-    old, new = _RUNBOOK_URL.encode(), runbook_url.encode()
+    contents[_RUNBOOK_PATH] = runbook.encode()
+    old, new = _DEFAULT_RUNBOOK_URL.encode(), runbook_url.encode()
     return {name: content.replace(old, new) for name, content in contents.items()}
 
 
 def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
     """Yield each file to export: its name below the target directory, and its path."""
-    package = Path(__file__).parent.parent
-    root = package / "_exported"
-    if not root.is_dir():  # an editable install, whose files are where they are in the repository
-        root = package.parent.parent
-    yield _RUNBOOK, root / _RUNBOOK
+    root = find_shipped_directory()
+    yield _RUNBOOK_PATH, root / _RUNBOOK_PATH
     for directory in _SOURCE_DIRECTORIES:
         for path in sorted((root / directory).rglob("*")):
             name = path.relative_to(root)
@@ -244,7 +249,7 @@ def _find_files_to_export() -> Iterator[tuple[Path, Path]]:
 
 def _has_same_content(path: Path, content: bytes) -> bool:
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with os.fdopen(open_regular_file(path), "rb") as file:
             return file.read(len(content) + 1) == content
     except (FileNotFoundError, NotADirectoryError, UnusableFileError):
         return False
@@ -272,7 +277,7 @@ def _reject_obstacles(paths: Iterable[Path]) -> None:
             nearest = next(upwards, None)
             if nearest is None or nearest.is_dir():
                 continue
-            problem = f"{nearest} is {describe_kind(nearest.lstat().st_mode)} and no directory"
+            problem = f"{nearest} is {describe_file_kind(nearest.lstat().st_mode)} and no directory"
         msg = (
             f"cannot write {path}: {problem}. Nothing was written. Remove it, or pass another "
             "directory."
@@ -288,7 +293,7 @@ def _reject_unwritable_directories(paths: Iterable[Path]) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def _reject_existing(paths: Iterable[Path]) -> None:
+def _reject_existing_files(paths: Iterable[Path]) -> None:
     existing = [path for path in paths if os.path.lexists(path)]
     if existing:
         listed = "\n".join(f"  {path}" for path in existing)

@@ -1,178 +1,215 @@
 """
-``apscheduler-telemetry jobs``: write the jobs of a running process as ``jobs.yml``.
+``apscheduler-telemetry jobs``: list the jobs of a running process, and how they are declared.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
 
-from apscheduler_telemetry.cli.client import (
-    add_address_arguments,
-    complete_url,
-    fetch_text,
-    read_token,
+from apscheduler_telemetry.cli.client import add_process_parser, complete_url, read_token
+from apscheduler_telemetry.cli.errors import UsageError
+from apscheduler_telemetry.cli.health import describe_job_state, fetch_schedulers
+from apscheduler_telemetry.cli.jobs_file import create_jobs_file
+from apscheduler_telemetry.cli.metrics import (
+    ALERT_INFO_METRIC,
+    JOB_INFO_METRIC,
+    JobKey,
+    SamplesByMetric,
+    fetch_samples,
+    job_key_of,
 )
-from apscheduler_telemetry.cli.errors import CommandError
-from apscheduler_telemetry.cli.expected_jobs import ExpectedJob, format_jobs, quote
-from apscheduler_telemetry.cli.output import write_output
-from apscheduler_telemetry.cli.yaml_library import import_yaml
-from apscheduler_telemetry.core.labels import OVERFLOW
+from apscheduler_telemetry.cli.output import max_line_width, write_json, write_output
+from apscheduler_telemetry.cli.table import (
+    fit_columns,
+    format_duration,
+    format_table,
+    format_time,
+)
+from apscheduler_telemetry.core.times import to_iso
 
-NEXT_RUN = "apscheduler_job_next_run_timestamp_seconds"
-JOB_INFO = "apscheduler_job_info"
-ALERT_INFO = "apscheduler_job_alert_info"
-SCHEDULER_INFO = "apscheduler_scheduler_info"
-_METRICS = (NEXT_RUN, JOB_INFO, ALERT_INFO, SCHEDULER_INFO)
+DEADLINE_METRIC = "apscheduler_job_deadline_timestamp_seconds"
+MIN_RECORDED_METRIC = "apscheduler_job_min_recorded"
+EXPECTED_SECONDS_METRICS = {
+    "grace": "apscheduler_job_grace_seconds",
+    "max_duration": "apscheduler_job_max_duration_seconds",
+    "min_duration": "apscheduler_job_min_duration_seconds",
+}
+"""What is expected in seconds, and its metrics, by the names of the arguments of `expect`."""
+MAX_FAILURES_METRIC = "apscheduler_job_max_failures"
 
-_ADVICE = "Pass the address at which Prometheus scrapes the application, with its path"
-_NO_NEXT_RUN = "has no next run now: it is paused, or was removed"
-_RUNS_ONCE = "runs only once"
-_OVERFLOW = "stands for all jobs above the limit of the label job_id: see max_labels="
-
-
-class RunningJob(NamedTuple):
-    """
-    A job that a process shows.
-
-    Attributes:
-        job: the job.
-        reason: why it is not expected to have a next run always; None if it is.
-    """
-
-    job: ExpectedJob
-    reason: str | None
+_TABLE_HEADER = (
+    *("JOB", "STATE", "TRIGGER", "NEXT RUN", "LAST", "DURATION", "EXECUTOR", "JOB STORE"),
+    *("FUNCTION", "SEVERITY", "OWNER", "EXPECTED"),
+)
+_LEAST_IMPORTANT_COLUMNS = _TABLE_HEADER[:1:-1]
+"""Columns that a narrow terminal lacks, the first of them first. JOB and STATE always stay."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the parser of this command."""
-    parser = commands.add_parser(
+    parser = add_process_parser(
+        commands,
         "jobs",
-        help="write the jobs of a running process as jobs.yml, for `export --expect`",
-        description="Read the jobs of a running process, and write them as YAML, for the option "
-        "--expect of `export`.",
-        epilog="Exit status: 0, or 1 if the process does not answer or has no jobs.",
+        run_jobs_command,
+        summary="list the jobs of a running process, and how they are declared",
+        description="List the jobs of a running process by name, and how they are declared; times "
+        "are UTC. With --yaml, write them as jobs.yml, for the option --expect of `export`.",
+        epilog="Exit status: 0, 1 if the process does not answer, or has no jobs for --yaml, or 2 "
+        "if the command line is wrong.",
     )
-    add_address_arguments(parser)
+    parser.add_argument("--yaml", action="store_true", help="write jobs.yml, for `export --expect`")
     parser.add_argument(
         "--application",
         metavar="NAME",
-        required=True,
-        help="the label `job` that Prometheus gives its metrics: the job_name of the scrape "
-        "configuration, or the service name by OTLP",
+        help="with --yaml: the label `job` that Prometheus gives its metrics, which is the "
+        "job_name of the scrape configuration, or the service name by OTLP",
     )
-    parser.set_defaults(run_command=run_jobs_command)
 
 
 def run_jobs_command(options: argparse.Namespace) -> None:
-    """Read the metrics and print the jobs."""
-    if not options.application.strip():
-        msg = "--application must not be empty. Pass the label `job` of its metrics in Prometheus."
-        raise CommandError(msg)
-    import_yaml()  # so that a missing one is said first
-    url = complete_url(options.url)
-    lines = _select_lines(fetch(url, read_token(options.bearer_token_file)))
-    if not any(line.startswith(f"{SCHEDULER_INFO}{{") for line in lines):
-        msg = f"{url} does not show metrics of apscheduler-telemetry. {_ADVICE}."
-        raise CommandError(msg)
-    jobs = parse_jobs(lines, options.application)
-    if all(job.reason for job in jobs):
-        msg = f"{url} shows no job that has a next run and runs more than once."
-        raise CommandError(msg)
-    write_output(_format(jobs, url))
-
-
-def fetch(url: str, token: str | None) -> str:
-    """
-    Return the metrics of an address.
-
-    Raises:
-        CommandError: there is no answer, or another one than the metrics.
-    """
-    query = [("name[]", name) for name in _METRICS]
-    return fetch_text(url, token, query, content_type="text/plain;version=0.0.4", advice=_ADVICE)
-
-
-def _select_lines(text: str) -> list[str]:
-    """Return the lines of our metrics; only line feeds end them, as labels have other breaks."""
-    starts = tuple(f"{name}{{" for name in _METRICS)
-    return [line for line in text.split("\n") if line.startswith(starts)]
-
-
-def parse_jobs(lines: Iterable[str], application: str) -> list[RunningJob]:
-    """
-    Return the jobs of an exposition, sorted by scheduler and job.
-
-    Raises:
-        CommandError: a line cannot be read.
-    """
-    samples = _parse(lines)
-    once: dict[tuple[str, str], bool] = {}
-    for labels, _ in samples[JOB_INFO]:
-        trigger = labels.get("trigger", "")
-        is_date = trigger == "date" or trigger.startswith("date[")
-        once[_key(labels)] = is_date and once.get(_key(labels), True)
-    info = {_key(labels): labels for labels, _ in samples[ALERT_INFO]}
-    next_runs: dict[tuple[str, str], float] = {}
-    for labels, value in samples[NEXT_RUN]:  # of several processes, if they are shown together
-        next_runs[_key(labels)] = max(value, next_runs.get(_key(labels), 0))
-    jobs = []
-    for key, next_run in sorted(next_runs.items()):
-        scheduler, job_id = key
-        alert_labels = info.get(key, {})
-        job = ExpectedJob(
-            application=application,
-            scheduler=scheduler,
-            job_id=job_id,
-            severity=alert_labels.get("severity") or None,
-            owner=alert_labels.get("owner") or None,
+    """Read the jobs, and print them."""
+    _check_options(options)
+    token = read_token(options.bearer_token_file)
+    if options.yaml:
+        write_output(create_jobs_file(options.url, token, options.application))
+        return
+    jobs = _fetch_jobs(options.url, token)
+    if options.json:
+        write_json(jobs)
+    else:
+        write_output(
+            "\n".join(_format_table(jobs, max_line_width()) if jobs else ["No jobs"]) + "\n"
         )
-        reason = None
-        if job_id == OVERFLOW:
-            reason = _OVERFLOW
-        elif once.get(key):
-            reason = _RUNS_ONCE
-        elif not next_run > 0:
-            reason = _NO_NEXT_RUN
-        jobs.append(RunningJob(job, reason))
-    return jobs
 
 
-def _parse(lines: Iterable[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
-    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  # slow
-
-    samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name in _METRICS}
-    try:
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                samples[sample.name].append((dict(sample.labels), float(sample.value)))
-        for labels, _ in samples[NEXT_RUN]:
-            _key(labels)
-    except Exception as error:  # the parser raises whatever a wrong line leads to
-        msg = f"the metrics cannot be read: {error}"
-        raise CommandError(msg) from error
-    return samples
+def _check_options(options: argparse.Namespace) -> None:
+    if options.yaml and options.json:
+        msg = "--yaml and --json exclude each other. Pass one of them."
+    elif options.yaml and not (options.application or "").strip():
+        msg = "--yaml needs --application NAME: the label `job` of the metrics in Prometheus."
+    elif options.application is not None and not options.yaml:
+        msg = "--application is only for --yaml. Pass both to write jobs.yml, or none of them."
+    else:
+        return
+    raise UsageError(msg)
 
 
-def _key(labels: Mapping[str, str]) -> tuple[str, str]:
-    return labels["scheduler"], labels["job_id"]
-
-
-def _format(jobs: Sequence[RunningJob], url: str) -> str:
-    parts = [
-        f"# Read from {url.partition('?')[0]} by `apscheduler-telemetry jobs`.\n",
-        "# Remove the jobs that need not exist always, and keep this file in version control.\n",
+def _fetch_jobs(address: str, token: str | None) -> list[dict[str, Any]]:
+    """Return the jobs of a process, by scheduler and name."""
+    schedulers = fetch_schedulers(complete_url(address, "health"), token)
+    names = (
+        *(
+            JOB_INFO_METRIC,
+            ALERT_INFO_METRIC,
+            DEADLINE_METRIC,
+            MIN_RECORDED_METRIC,
+            MAX_FAILURES_METRIC,
+        ),
+        *EXPECTED_SECONDS_METRICS.values(),
+    )
+    # A process whose metrics go elsewhere, as by OTLP, has no such page.
+    statuses = (HTTPStatus.NOT_FOUND,)
+    samples = fetch_samples(complete_url(address, "metrics"), token, names, statuses=statuses)
+    declared = _read_declarations(samples)
+    jobs = [
+        {
+            "scheduler": str(scheduler["name"]),
+            "job_id": job["id"],
+            "state": describe_job_state(job),
+            "trigger": job["trigger"],
+            "next_run": job["next_run"],
+            "last_outcome": job["last_outcome"],
+            "last_duration": job["last_duration"],
+            **_EMPTY_DECLARATION,
+            **declared.get((scheduler["name"], job["id"]), {}),
+        }
+        for scheduler in schedulers
+        for job in scheduler["jobs"]
     ]
-    for scheduler in dict.fromkeys(each.job.scheduler for each in jobs):
-        of_scheduler = [each for each in jobs if each.job.scheduler == scheduler]
-        expected = [each.job for each in of_scheduler if each.reason is None]
-        if expected:
-            parts.append(format_jobs(expected))
-        parts += [
-            f"# Left out of scheduler {quote(scheduler)}, because it {each.reason}:\n"
-            f"# - job_id: {quote(each.job.job_id)}\n"
-            for each in of_scheduler
-            if each.reason
-        ]
-    return "".join(parts)
+    return sorted(jobs, key=lambda job: (job["scheduler"], job["job_id"]))
+
+
+_EMPTY_DECLARATION: Mapping[str, Any] = {
+    **dict.fromkeys(("name", "function", "executor", "jobstore")),
+    **dict.fromkeys(("severity", "owner", "runbook_url")),
+    "expected": {},
+}
+
+
+def _read_declarations(samples: SamplesByMetric) -> dict[JobKey, dict[str, Any]]:
+    """Return what the metrics say of each job."""
+    declared: dict[JobKey, dict[str, Any]] = {}
+    for labels, _ in samples[JOB_INFO_METRIC]:
+        declared[job_key_of(labels)] = {
+            "name": labels.get("name"),
+            "function": labels.get("func"),
+            "executor": labels.get("executor"),
+            "jobstore": labels.get("jobstore"),
+            "expected": {},
+        }
+    for labels, _ in samples[ALERT_INFO_METRIC]:
+        texts = {name: labels.get(name) or None for name in ("severity", "owner", "runbook_url")}
+        declared.get(job_key_of(labels), {}).update(texts)
+    expected = {key: job["expected"] for key, job in declared.items()}
+    for name, metric in EXPECTED_SECONDS_METRICS.items():
+        for labels, value in samples[metric]:
+            expected.get(job_key_of(labels), {})[name] = value
+    for labels, value in samples[DEADLINE_METRIC]:
+        expected.get(job_key_of(labels), {})["deadline"] = to_iso(value)
+    for labels, value in samples[MAX_FAILURES_METRIC]:
+        expected.get(job_key_of(labels), {})["max_failures"] = (
+            int(value) if value.is_integer() else value
+        )
+    for labels, value in samples[MIN_RECORDED_METRIC]:
+        least = expected.get(job_key_of(labels), {}).setdefault("min_recorded", {})
+        least[labels.get("quantity", "")] = value
+    return declared
+
+
+def _format_table(jobs: Sequence[dict[str, Any]], width: int | None) -> list[str]:
+    """Return the lines of the table, without columns that say nothing of any job."""
+    names_scheduler = len({job["scheduler"] for job in jobs}) > 1
+    rows = [_format_job(job, names_scheduler=names_scheduler) for job in jobs]
+    used = [
+        number
+        for number, name in enumerate(_TABLE_HEADER)
+        if name not in _LEAST_IMPORTANT_COLUMNS or any(row[number] for row in rows)
+    ]
+    header, *cells = [[row[number] for number in used] for row in (_TABLE_HEADER, *rows)]
+    left_out = [name for name in _LEAST_IMPORTANT_COLUMNS if name in header]
+    return format_table(*fit_columns(header, cells, width, left_out))
+
+
+def _format_job(job: dict[str, Any], *, names_scheduler: bool) -> Sequence[str]:
+    return (
+        f"{job['scheduler']}/{job['job_id']}" if names_scheduler else job["job_id"],
+        job["state"],
+        str(job["trigger"] or ""),
+        format_time(job["next_run"]),
+        job["last_outcome"] or "",
+        format_duration(job["last_duration"]),
+        job["executor"] or "",
+        job["jobstore"] or "",
+        job["function"] or "",
+        job["severity"] or "",
+        job["owner"] or "",
+        _format_expected(job["expected"]),
+    )
+
+
+def _format_expected(expected: Mapping[str, Any]) -> str:
+    """Return what is expected of the runs of a job, by the names of the arguments of `expect`."""
+    texts = []
+    for name, value in expected.items():
+        if name in EXPECTED_SECONDS_METRICS:
+            texts.append(f"{name}={format_duration(value)}")
+        elif name == "deadline":
+            texts.append(f"{name}={format_time(value)}")
+        elif name == "min_recorded":
+            texts += [f"{name}[{quantity}]={least:g}" for quantity, least in value.items()]
+        else:
+            texts.append(f"{name}={value}")
+    return ", ".join(texts)

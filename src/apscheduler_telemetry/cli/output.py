@@ -4,9 +4,11 @@ What commands print.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+from typing import Any
 
 from apscheduler_telemetry.cli.errors import CommandError, OutputClosedError
 
@@ -21,14 +23,26 @@ def style(text: str, *codes: str) -> str:
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
 
-def terminal_width() -> int | None:
-    """Return how many columns the terminal has that shows the output; None if none does."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def max_line_width() -> int | None:
+    """
+    Return how many columns lines may have; None for no limit.
+
+    That is the width of the terminal that shows the output, or what COLUMNS says; a pipe or a file
+    has no limit without it.
+    """
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        return None
+    return shutil.get_terminal_size().columns
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return a text of the application on one line, and without codes for a terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def write_json(content: Any) -> None:
+    """Write something as JSON; the errors are those of `write_output`."""
+    write_output(json.dumps(content, indent=2) + "\n")
 
 
 def write_output(text: str) -> None:

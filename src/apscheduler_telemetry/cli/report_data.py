@@ -4,6 +4,7 @@ What a Prometheus knows of the runs of a time range, for ``apscheduler-telemetry
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import defaultdict
@@ -13,47 +14,50 @@ from typing import NamedTuple
 
 from apscheduler_telemetry.cli.client import fetch_json
 from apscheduler_telemetry.cli.errors import CommandError
+from apscheduler_telemetry.cli.table import OUTCOMES
 from apscheduler_telemetry.core.model import Clock
 
-OUTCOMES = ("success", "error", "missed", "skipped", "lost", "coalesced")
 SLOW_FACTOR = 2.0
 """A run is slower than usual if it takes at least twice as long: shorter ones are noise."""
-SLOW_SECONDS = 1.0
+MIN_SLOW_DIFFERENCE_SECONDS = 1.0
 """The least difference to the usual duration that is worth a line."""
 
-_UNITS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SECONDS_BY_UNIT = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _BY_JOB = "by (job, scheduler, job_id)"
 _BY_ALERT = "by (alertname, severity, job, scheduler, job_id)"
-_ALERTS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
+_ALERT_MATCHERS = 'alertname=~"APScheduler.+", alertname!="APSchedulerWatchdog"'
 
 
-class JobRuns(NamedTuple):
+class JobRunSummary(NamedTuple):
     """
     The runs of one job.
 
     Attributes:
         scheduler: the name of its scheduler.
         job_id: the value of its label ``job_id``.
-        counts: how many runs had each outcome.
-        slowest: seconds of the slowest run that was scraped; None if it was not slower than usual.
-        usual: seconds that most runs took before; None if `slowest` is.
+        counts_by_outcome: how many runs had each outcome.
+        slowest_seconds: of the slowest run that was scraped; None if it was not slower than usual.
+        usual_seconds: what most runs took before; None if `slowest_seconds` is.
     """
 
     scheduler: str
     job_id: str
-    counts: Mapping[str, int]
-    slowest: float | None = None
-    usual: float | None = None
+    counts_by_outcome: Mapping[str, int]
+    slowest_seconds: float | None = None
+    usual_seconds: float | None = None
 
     @property
-    def due(self) -> int:
+    def due_count(self) -> int:
         """How many runs were due; coalesced ones were replaced by a later one."""
-        return sum(self.counts.values()) - self.counts.get("coalesced", 0)
+        return sum(self.counts_by_outcome.values()) - self.counts_by_outcome.get("coalesced", 0)
 
     @property
     def is_in_trouble(self) -> bool:
         """Whether a run did not succeed, or took longer than usual."""
-        return self.due > self.counts.get("success", 0) or self.slowest is not None
+        return (
+            self.due_count > self.counts_by_outcome.get("success", 0)
+            or self.slowest_seconds is not None
+        )
 
 
 class FiredAlert(NamedTuple):
@@ -86,17 +90,17 @@ class ApplicationReport(NamedTuple):
     """
 
     name: str
-    jobs: Sequence[JobRuns]
+    jobs: Sequence[JobRunSummary]
     alerts: Sequence[FiredAlert]
 
 
-def parse_duration(text: str) -> int:
+def parse_time_range(text: str) -> int:
     """Return the seconds of a duration of Prometheus with one unit, such as ``24h``."""
     match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
     if match is None:
-        msg = "a duration is a number and m, h, d or w, such as 24h"
+        msg = f"{text!r} is no number with m, h, d or w, such as 24h"
         raise ValueError(msg)
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _SECONDS_BY_UNIT[match[2]]
 
 
 def read_reports(
@@ -117,9 +121,9 @@ def read_reports(
     now = clock()
 
     def query(expression: str) -> list[tuple[Mapping[str, str], float]]:
-        return _query(url, token, expression)
+        return _query_prometheus(url, token, expression)
 
-    runs = query(f"sum {_BY_JOB[:-1]}, outcome) ({_increase(seconds)})")
+    runs = query(f"sum {_BY_JOB[:-1]}, outcome) ({_build_count_query(seconds)})")
     durations = "apscheduler_job_last_run_duration_seconds"
     # The gauge shows a run until the next one ends, so runs from before the range are left out.
     ended = " or ".join(
@@ -127,32 +131,33 @@ def read_reports(
         for outcome in ("success", "failure")
     )
     of_range = f"{durations} and ({ended})"
-    slowest = _by_job(query(f"max {_BY_JOB} (max_over_time(({of_range})[{seconds}s:1m]))"))
-    usual = _by_job(
+    slowest = _values_by_job(query(f"max {_BY_JOB} (max_over_time(({of_range})[{seconds}s:1m]))"))
+    usual = _values_by_job(
         query(
             f"max {_BY_JOB} "
             f"(quantile_over_time(0.95, {durations}[{7 * 86_400}s] offset {seconds}s))"
         )
     )
     fired = query(
-        f'max {_BY_ALERT} (max_over_time(ALERTS{{alertstate="firing", {_ALERTS}}}[{seconds}s]))'
+        f"max {_BY_ALERT} (max_over_time("
+        f'ALERTS{{alertstate="firing", {_ALERT_MATCHERS}}}[{seconds}s]))'
     )
-    firing = query(f'max {_BY_ALERT} (ALERTS{{alertstate="firing", {_ALERTS}}})')
+    firing = query(f'max {_BY_ALERT} (ALERTS{{alertstate="firing", {_ALERT_MATCHERS}}})')
     counts: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
     for labels, value in runs:
         if round(value) and labels.get("outcome") in OUTCOMES:
-            counts[_key(labels)][labels["outcome"]] = round(value)
-    jobs: dict[str, list[JobRuns]] = defaultdict(list)
+            counts[_job_key(labels)][labels["outcome"]] = round(value)
+    jobs: dict[str, list[JobRunSummary]] = defaultdict(list)
     for key, of_job in counts.items():
         application, scheduler, job_id = key
         duration, before = slowest.get(key), usual.get(key)
         is_slow = (
             duration is not None
             and before is not None
-            and duration > max(SLOW_FACTOR * before, before + SLOW_SECONDS)
+            and duration > max(SLOW_FACTOR * before, before + MIN_SLOW_DIFFERENCE_SECONDS)
         )
         measured = (duration, before) if is_slow else (None, None)
-        jobs[application].append(JobRuns(scheduler, job_id, of_job, *measured))
+        jobs[application].append(JobRunSummary(scheduler, job_id, of_job, *measured))
     still = {_alert_key(labels) for labels, _ in firing}
     alerts: dict[str, list[FiredAlert]] = defaultdict(list)
     for labels, _ in fired:
@@ -168,7 +173,7 @@ def read_reports(
     ]
 
 
-def _increase(seconds: int) -> str:
+def _build_count_query(seconds: int) -> str:
     """
     Return a query for how many runs a time range has, those included with which a series began.
 
@@ -184,7 +189,9 @@ def _increase(seconds: int) -> str:
     )
 
 
-def _query(url: str, token: str | None, expression: str) -> list[tuple[Mapping[str, str], float]]:
+def _query_prometheus(
+    url: str, token: str | None, expression: str
+) -> list[tuple[Mapping[str, str], float]]:
     advice = "Pass the address of Prometheus"
     answer = fetch_json(
         url,
@@ -198,22 +205,23 @@ def _query(url: str, token: str | None, expression: str) -> list[tuple[Mapping[s
             msg = f"Prometheus cannot answer: {answer['error']}"
             raise CommandError(msg)
         series = answer["data"]["result"]
-        return [(each["metric"], float(each["value"][1])) for each in series]
+        values = [(each["metric"], float(each["value"][1])) for each in series]
     except (LookupError, TypeError, ValueError) as error:
         msg = f"{url} does not answer queries of Prometheus. {advice}."
         raise CommandError(msg) from error
+    return [(labels, value) for labels, value in values if math.isfinite(value)]
 
 
-def _key(labels: Mapping[str, str]) -> tuple[str, str, str]:
+def _job_key(labels: Mapping[str, str]) -> tuple[str, str, str]:
     return labels.get("job", ""), labels.get("scheduler", ""), labels.get("job_id", "")
 
 
-def _by_job(
+def _values_by_job(
     series: Sequence[tuple[Mapping[str, str], float]],
 ) -> dict[tuple[str, str, str], float]:
-    return {_key(labels): value for labels, value in series}
+    return {_job_key(labels): value for labels, value in series}
 
 
 def _alert_key(labels: Mapping[str, str]) -> tuple[str, str, str, str, str]:
-    application, scheduler, job_id = _key(labels)
-    return application, labels["alertname"], labels.get("severity", ""), scheduler, job_id
+    application, scheduler, job_id = _job_key(labels)
+    return application, labels.get("alertname", ""), labels.get("severity", ""), scheduler, job_id

@@ -1,5 +1,5 @@
 """
-PyYAML, which only the commands for ``jobs.yml`` need.
+PyYAML, which the commands for ``jobs.yml`` need, and ``doctor`` with addresses.
 """
 
 from __future__ import annotations
