@@ -27,6 +27,12 @@ OUTCOMES = {
 MAX_TRACES = 5_000
 """With fewer than there are, Tempo returns some of the runs, and not always the latest."""
 
+TIME_WIDTH = 172
+"""
+Pixels of each column at least: a date with its time. A table that is too wide for a window can be
+scrolled, while seconds that are cut off could not be read.
+"""
+
 # Grafana does not escape `|` in the queries of Tempo and Loki, unless the format is `regex`. Both
 # change nothing between backquotes, and match from the start to the end of a text.
 TRACES = """{ resource.service.name =~ `${application:regex}`
@@ -35,7 +41,7 @@ TRACES = """{ resource.service.name =~ `${application:regex}`
 && name =~ `${job_id:regex}`
 && span.apscheduler.outcome =~ `${outcome:regex}` }
 | select(span.apscheduler.scheduler, span.apscheduler.outcome, span.apscheduler.scheduled_time,
-span.apscheduler.start_delay, span.error.type, statusMessage) with (most_recent=true)"""
+span.error.type, statusMessage) with (most_recent=true)"""
 # The records come by OTLP, or as lines of JSON; `json` leaves out what is no JSON.
 LOGS = """{service_name=~`${application:regex}`} | json | apscheduler_outcome!=""
 | apscheduler_scheduler=~`${scheduler:regex}`
@@ -128,13 +134,11 @@ def from_traces() -> Any:
             "Name": "Job",
             "apscheduler.outcome": "Outcome",
             "apscheduler.scheduled_time": "Due",
-            "apscheduler.start_delay": "Delay, in seconds",
             "Duration": "Duration",
             "error.type": "Error",
             "statusMessage": "Message",
             "apscheduler.scheduler": "Scheduler",
             "Trace Service": "Application",
-            "Span ID": "Span",
             "traceIdHidden": "Trace",  # hidden, and here for the links
         },
         times=["apscheduler.scheduled_time"],
@@ -165,6 +169,7 @@ def records(
     contains others.
     """
     panel = parts.plain_table().decimals(1).sort_by([parts.sorted_by(sort)])
+    panel.min_width(TIME_WIDTH)
     if extracted:
         panel.with_transformation(
             dashboard.DataTransformerConfig(

@@ -9,9 +9,10 @@ import * as data from '@grafana/data';
 import * as ui from '@grafana/ui';
 
 const { FieldType } = data;
-const { dashboard, results, range, dark, links, chosen } = window.DATA;
+const { dashboard, results, range, zone, width: full, links, chosen } = window.DATA;
+const dark = location.hash !== '#light';
 const theme = data.createTheme({ colors: { mode: dark ? 'dark' : 'light' } });
-const WIDTH = 1366 - 32, CELL = 30, GAP = 8;
+const WIDTH = full - 32, CELL = 30, GAP = 8;
 const identity = (text) => text;
 
 const property = (id, path = id, isCustom = false) => ({
@@ -26,7 +27,14 @@ const registry = new data.Registry(() => [
     'axisSoftMin', 'scaleDistribution'].map((id) => property(id, id, true)),
 ]);
 
-// "Time series to table" is a transformation of Grafana's application, not of its libraries.
+// Two transformations are of Grafana's application, not of its libraries: "Extract fields"...
+const extracted = (frames, { source }) => frames.map((frame) => {
+  const rows = frame.fields.find((field) => field.name === source).values;
+  const names = [...new Set(rows.flatMap(Object.keys))];
+  return data.createDataFrame({ ...frame, fields: [...frame.fields, ...names.map((name) => (
+    { name, type: FieldType.string, config: {}, values: rows.map((row) => row[name]) }))] });
+});
+// ... and "Time series to table".
 const toTable = (frames, refId) => {
   const series = frames.filter((frame) => frame.refId === refId);
   if (!series.length) { return frames; }
@@ -54,6 +62,7 @@ function framesOf(panel) {
   const several = panel.targets.length > 1;
   return panel.targets.flatMap((target) => {
     const series = results[panel.id][target.refId];
+    if (target.datasource.type !== 'prometheus') { return [data.createDataFrame(series)]; }
     if (target.format === 'table') {
       if (!series.length) { return []; }
       const names = [...new Set(series.flatMap((s) => Object.keys(s.metric)))].sort();
@@ -79,11 +88,15 @@ async function prepared(panel) {
       for (const refId of new Set(frames.filter(data.isTimeSeriesFrame).map((frame) => frame.refId))) { frames = toTable(frames, refId); }
       continue;
     }
+    if (config.id === 'extractFields') {
+      frames = extracted(frames, config.options);
+      continue;
+    }
     frames = await new Promise((done) => data.transformDataFrame([config], frames).subscribe(done));
   }
   return data.applyFieldOverrides({
     data: frames, fieldConfig: panel.fieldConfig, fieldConfigRegistry: registry,
-    replaceVariables: identity, theme, timeZone: 'utc',
+    replaceVariables: identity, theme, timeZone: zone,
   });
 }
 
@@ -92,7 +105,7 @@ const axisTime = (width) => {
   const step = steps.find((s) => ((range.to - range.from) / s) * 70 < width) ?? 86400;
   const ticks = [];
   for (let t = Math.ceil(range.from / step) * step; t <= range.to; t += step) { ticks.push(t); }
-  return ticks.map((t) => [t, new Date(t * 1000).toISOString().slice(11, 16 + (step < 60 ? 3 : 0))]);
+  return ticks.map((t) => [t, data.dateTimeFormat(t * 1000, { timeZone: zone, format: step < 60 ? 'HH:mm:ss' : 'HH:mm' })]);
 };
 
 function NoData({ panel, height }) {
@@ -103,7 +116,7 @@ function NoData({ panel, height }) {
 function Numbers({ panel, frames, width, height }) {
   const { options } = panel;
   const values = data.getFieldDisplayValues({ fieldConfig: panel.fieldConfig, reduceOptions: options.reduceOptions,
-    replaceVariables: identity, theme, data: frames, sparkline: false, timeZone: 'utc' });
+    replaceVariables: identity, theme, data: frames, sparkline: false, timeZone: zone });
   const count = values.length;
   return <ui.VizRepeater width={width} height={height} source={{}} getValues={() => values} renderCounter={0}
     orientation={options.orientation} autoGrid minVizWidth={0}
@@ -115,7 +128,7 @@ function Numbers({ panel, frames, width, height }) {
 function Bars({ panel, frames, width, height }) {
   const { options } = panel;
   const values = data.getFieldDisplayValues({ fieldConfig: panel.fieldConfig, reduceOptions: options.reduceOptions,
-    replaceVariables: identity, theme, data: frames, sparkline: false, timeZone: 'utc' });
+    replaceVariables: identity, theme, data: frames, sparkline: false, timeZone: zone });
   const most = Math.max(...values.map((v) => v.display.numeric));
   return <ui.VizRepeater width={width} height={height} source={{}} getValues={() => values} renderCounter={0}
     orientation={options.orientation} itemSpacing={6} minVizHeight={options.minVizHeight} maxVizHeight={options.maxVizHeight}
@@ -145,13 +158,13 @@ function Lines({ panel, frames, width, height }) {
   let sums = xs.map(() => 0);
   const ys = numbers.map((field) => field.values.map((v, i) => (v === undefined ? null : v)));
   const drawn = stacked ? ys.map((values) => { sums = sums.map((sum, i) => sum + (values[i] ?? 0)); return [...sums]; }) : ys;
-  const builder = new ui.UPlotConfigBuilder('utc');
+  const builder = new ui.UPlotConfigBuilder(zone);
   const log = custom.scaleDistribution?.type === 'log';
   const thresholds = panel.fieldConfig.defaults.thresholds;
-  builder.setPadding([8, 20, 0, 0]); // for the last time, which would be cut
+  builder.setPadding([8, 20, 0, 4]); // for the last time and the longest number, which would be cut
   builder.addScale({ scaleKey: 'x', isTime: true, orientation: 0, direction: 1, range: () => [range.from * 1000, range.to * 1000] });
   builder.addScale({ scaleKey: 'y', orientation: 1, direction: 1, softMin: custom.axisSoftMin, softMax: custom.axisSoftMax, distribution: log ? 'log' : 'linear', log: 10 });
-  builder.addAxis({ scaleKey: 'x', isTime: true, placement: 'bottom', timeZone: 'utc', theme, grid: { show: true } });
+  builder.addAxis({ scaleKey: 'x', isTime: true, placement: 'bottom', timeZone: zone, theme, grid: { show: true } });
   const format = numbers[0].display;
   builder.addAxis({ scaleKey: 'y', placement: 'left', theme, formatValue: (v) => data.formattedValueToString(format(v)) });
   if (custom.thresholdsStyle?.mode !== 'off' && thresholds.steps.length > 1) {
@@ -271,7 +284,7 @@ function Panel({ panel, frames, width, height }) {
 function Page({ all }) {
   const unit = (WIDTH + GAP) / 24;
   const bottom = Math.max(...dashboard.panels.map((p) => p.gridPos.y + p.gridPos.h)) * (CELL + GAP);
-  return <div style={{ position: 'relative', width: 1366, height: bottom + 110, background: theme.colors.background.canvas, color: theme.colors.text.primary }}>
+  return <div style={{ position: 'relative', width: full, height: bottom + 110, background: theme.colors.background.canvas, color: theme.colors.text.primary }}>
     <div style={{ padding: '14px 16px 0', fontSize: 16 }}>{dashboard.title}
       <span style={{ float: 'right', fontSize: 13, color: theme.colors.text.secondary }}>{links}</span></div>
     <div style={{ padding: '10px 16px', display: 'flex', gap: 10 }}>

@@ -1,8 +1,8 @@
 """
 What the pictures show: the demo's application twice, one of which dies, and a Prometheus.
 
-Usage: scene.py SECONDS, after which the second application is killed; ends with Ctrl-C. Prints the
-address of the Prometheus, whose rules are thirty times faster than in production, as in the demo.
+Its rules are thirty times faster than in production, as in the demo. A receiver of OTLP keeps what
+would be sent to Loki and Tempo: a log record and a span of each run.
 """
 
 import contextlib
@@ -13,24 +13,43 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "examples" / "demo"))
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "demo")]
 
 from processes import FASTER, application, free_port, running, wait_for  # noqa: E402
 from speed import faster_rules  # noqa: E402
+from tests.helpers.otlp_receiver import OtlpReceiver  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Scene:
+    """
+    What a picture can ask.
+
+    Attributes:
+        prometheus: the address of the Prometheus.
+        received: the log records and spans of all runs.
+    """
+
+    prometheus: str
+    received: OtlpReceiver
 
 
 @contextlib.contextmanager
-def scene(seconds: float) -> Iterator[str]:
-    """Run it all, let the second application die after a while, and yield Prometheus' address."""
+def scene(seconds: float) -> Iterator[Scene]:
+    """Run it all, and yield it when the second application has died, after some seconds."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pictures-")))
+        received = stack.enter_context(OtlpReceiver())
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = received.http_endpoint
         ports = {}
         for name in ("shop", "billing"):
             ports[name] = free_port(0)
             (directory / name).mkdir()
+            os.environ["OTEL_SERVICE_NAME"] = name
             process = stack.enter_context(application(directory / name, ports[name]))
             wait_for(f"http://127.0.0.1:{ports[name]}/metrics", process)
         rules = directory / "rules.yml"
@@ -65,12 +84,4 @@ def scene(seconds: float) -> Iterator[str]:
         wait_for(f"{url}/-/ready", server)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
-        yield url
-
-
-if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # both end what was started as well
-        signal.signal(number, lambda *_: sys.exit())
-    with scene(float(sys.argv[1])) as address:
-        print(address, flush=True)
-        signal.pause()
+        yield Scene(url, received)

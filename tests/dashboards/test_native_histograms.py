@@ -114,7 +114,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         path = directory / "prometheus.yml"
         path.write_text(json.dumps(config))
         features = "native-histograms"
-        yield stack.enter_context(configured_prometheus(binary, directory, path, features))
+        yield stack.enter_context(configured_prometheus(binary, directory, path, features=features))
 
 
 def ask(server: Prometheus, name: str, title: str, ref: str) -> list[dict[str, Any]]:
