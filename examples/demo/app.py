@@ -3,6 +3,8 @@ The demo's application: two schedulers, jobs of every kind, instrumented by the 
 
 Usage: app.py DIRECTORY [PORT [ADDRESS]]
 
+PORT shows both schedulers.
+
 Environment: OTEL_EXPORTER_OTLP_ENDPOINT, and the other variables of OpenTelemetry's SDK, say where
 spans and log records of runs go; without it there are none.
 """
@@ -87,8 +89,8 @@ async def main(directory: Path, port: int = 9476, address: str = "127.0.0.1") ->
     on_the_loop.add_job(jobs.poll_queue, "interval", id="poll-queue", seconds=1)
 
     telemetry = instrument(background, name="background", logger_provider=logger_provider)
-    instrument(on_the_loop, name="asyncio", logger_provider=logger_provider)
     telemetry.start_http_server(port, address)
+    instrument(on_the_loop, name="asyncio", logger_provider=logger_provider)
 
     background.start()
     on_the_loop.start()

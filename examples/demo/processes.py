@@ -28,9 +28,14 @@ FASTER = 30
 def application(
     directory: Path, port: int
 ) -> contextlib.AbstractContextManager["subprocess.Popen[bytes]"]:
-    """Start the application, whose /metrics are on `port`."""
-    script = Path(__file__).parent / "app.py"
-    return running([sys.executable, str(script), str(directory), str(port)], directory)
+    """Start the application, whose pages are on `port`."""
+    command = [sys.executable, str(Path(__file__).parent / "app.py"), str(directory), str(port)]
+    return running(command, directory)
+
+
+def telemetry_command(*arguments: str) -> list[str]:
+    """Return the command `apscheduler-telemetry` of this environment, with arguments."""
+    return [sys.executable, "-m", "apscheduler_telemetry", *arguments]
 
 
 @contextlib.contextmanager
@@ -106,8 +111,15 @@ def running(command: list[str], directory: Path) -> Iterator[subprocess.Popen[by
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     process.log = log  # type: ignore[attr-defined]
-    try:
+    with ended(process):
         yield process
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process that has a session of its own, and its children, at the end of the block."""
+    try:
+        yield
     finally:
         for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(ProcessLookupError):

@@ -1,12 +1,12 @@
 """
-Run the demo: an application with failing jobs, Prometheus, Alertmanager, and live tables of both.
+Run the demo: an application with failing jobs, Prometheus, Alertmanager, and live tables.
 
-The alert rules and routes are those of `alerts/`, but 30 times faster.
+The alert rules and routes are those of `alerts/`, but 30 times faster. `apscheduler-telemetry top`
+draws the tables, and `apscheduler-telemetry report` reports the run at its end.
 
 Environment:
     DEMO_SECONDS: end after this many seconds, with exit status 0 only if everything that the demo
         should show was seen. It needs about 30 seconds.
-    DEMO_PICTURE: at the end, save a picture of the tables as this SVG file.
 """
 
 import contextlib
@@ -17,73 +17,119 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
-from picture import Data, Scene, draw, save_svg, screen
-from processes import application, free_port, start_alertmanager, start_prometheus, wait_for
-from sources import QUERIES, Alert, Alertmanager, Metrics, Prometheus, answers, fetch
+from processes import (
+    application,
+    ended,
+    free_port,
+    start_alertmanager,
+    start_prometheus,
+    telemetry_command,
+    wait_for,
+)
+from sources import Alertmanager, Data, Metrics, Prometheus, answers, fetch
 
 REFRESH = 1.0  # seconds
+PRINT_EVERY = 5.0  # seconds between two tables in a pipe, where none can be redrawn
 NEEDED = 30.0  # seconds: import-orders fails for ten, and its alert resolves some ten later
 
 
 def main() -> int:
     """Run the demo and return its exit status."""
     limit = duration()
-    console = output()
     # SIGINT too: a process that a shell starts in the background ignores it otherwise.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    if limit < NEEDED:
-        say(
-            console,
-            f"DEMO_SECONDS={limit:g} is too short. The demo needs about {NEEDED:g} seconds.",
-        )
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "80")  # the width of the tables
     try:
+        if limit < NEEDED:
+            say(f"DEMO_SECONDS={limit:g} is too short. The demo needs about {NEEDED:g} seconds.")
         with contextlib.ExitStack() as stack:
-            return demonstrate(stack, console, limit)
+            return demonstrate(stack, limit)
     except KeyboardInterrupt:
-        say(console, "Stopped.")
+        say("Stopped.")
         return 0
 
 
-def output() -> Console:
-    """Return the console for stdout; a pipe always gets plain text."""
-    return Console(force_terminal=None if sys.stdout.isatty() else False)
-
-
-def demonstrate(stack: contextlib.ExitStack, console: Console, limit: float) -> int:
+def demonstrate(stack: contextlib.ExitStack, limit: float) -> int:
     """Start everything, show it until the time is up, and return the exit status."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
     port = free_port(9476)
     # First, or on a busy machine the first failures of the application are over before they are up.
     alertmanager = stack.enter_context(start_alertmanager(directory))
     prometheus = stack.enter_context(start_prometheus(directory, port, alertmanager))
+    started = time.monotonic()
     app = stack.enter_context(application(directory, port))
     jobs = f"http://127.0.0.1:{port}/"
     metrics, health = f"{jobs}metrics", f"{jobs}health"
     for url in (metrics, health):
         wait_for(url, app)
-    header = [
-        f"Jobs          {jobs}",
-        f"Metrics       {metrics}",
-        f"Health        {health}",
-        f"Prometheus    {prometheus_page(prometheus)}",
-        f"Alertmanager  {alertmanager_page(alertmanager)}",
-        "Press Ctrl-C to stop everything.",
-    ]
-    for line in header:
-        say(console, line)
-    show = Show(
-        header,
-        Prometheus(prometheus) if prometheus else Metrics(metrics),
-        Alertmanager(alertmanager) if prometheus and alertmanager else None,
-    )
-    show.run(console, limit, app)
-    return verdict(list(show.expectations()), console, limit)
+    say(f"Jobs          {jobs}")
+    say(f"Metrics       {metrics}")
+    say(f"Health        {health}")
+    alerts = prometheus_page(prometheus)
+    say(f"Prometheus    {alerts}")
+    say(f"Alertmanager  {alertmanager_page(alertmanager)}")
+    say("Press Ctrl-C to stop everything.")
+    title = f"{jobs}  {alerts}" if prometheus else jobs
+    command = telemetry_command("top", jobs, "--title", title)
+    command += ["--interval", f"{REFRESH if sys.stdout.isatty() else PRINT_EVERY:g}"]
+    watched = Alertmanager(alertmanager) if prometheus and alertmanager else None
+    if watched is not None:
+        command += ["--alertmanager", watched.url]
+    try:
+        show(command, limit - (time.monotonic() - started), app, watched)
+    finally:
+        report(prometheus, time.monotonic() - started)
+    source = Prometheus(prometheus) if prometheus else Metrics(metrics)
+    return verdict(list(expectations(source, watched)), limit)
+
+
+def show(
+    command: list[str],
+    seconds: float,
+    app: "subprocess.Popen[bytes]",
+    alertmanager: Alertmanager | None,
+) -> None:
+    """Let `top` draw its tables for some seconds, and remember the alerts meanwhile."""
+    end = time.monotonic() + seconds
+    # In a session of its own: Ctrl-C reaches it only from here, and once.
+    top = subprocess.Popen(command, start_new_session=True)
+    with ended(top):
+        while time.monotonic() < end:
+            if alertmanager is not None:
+                alertmanager.read()
+            if app.poll() is not None:
+                msg = f"the application ended by itself, with status {app.returncode}"
+                raise SystemExit(msg)
+            if top.poll() is not None:  # its output was closed, or it has said why
+                raise SystemExit(1)
+            time.sleep(min(REFRESH, max(0.0, end - time.monotonic())))
+
+
+def report(prometheus: str | None, seconds: float) -> None:
+    """Print the report of this run."""
+    if prometheus is None:
+        say("No report of this run: it is made from what Prometheus has stored.\n")
+        return
+    minutes = math.ceil(seconds / 60)
+    since = ("report", "--prometheus", prometheus, "--since", f"{minutes}m")
+    say("")
+    subprocess.run(telemetry_command(*since), check=False)
+    say("")
+
+
+def expectations(
+    source: Prometheus | Metrics, alertmanager: Alertmanager | None
+) -> Iterator[tuple[str, bool]]:
+    """Yield what the demo should show, and whether it was seen."""
+    yield from runs_expected(source.read(), quantiles=source.has_quantiles)
+    if alertmanager is not None:
+        alertmanager.read()
+        yield from alerts_expected(alertmanager.has_resolved)
 
 
 def prometheus_page(url: str | None) -> str:
@@ -113,59 +159,6 @@ def first_that_answers(url: str, *paths: str) -> str:
     raise SystemExit(msg)
 
 
-class Show:
-    """What is on the screen, and what was seen there."""
-
-    def __init__(
-        self,
-        header: list[str],
-        source: Prometheus | Metrics,
-        alertmanager: Alertmanager | None,
-    ) -> None:
-        self._header = header
-        self._source = source
-        self._alertmanager = alertmanager
-        self._data: Data = {name: {} for name in QUERIES}
-        self._alerts: list[Alert] = []
-
-    def run(self, console: Console, limit: float, app: "subprocess.Popen[bytes]") -> None:
-        """Show the tables until the time is up, and leave the last ones on the screen."""
-        end = time.monotonic() + limit
-        show, close = screen(console)
-        try:
-            while True:
-                self._look()
-                if self._data["runs"]:  # not before the first scrape
-                    show(self._scene(self._header if console.is_terminal else ()))
-                if app.poll() is not None:
-                    msg = f"the application ended by itself, with status {app.returncode}"
-                    raise SystemExit(msg)
-                if time.monotonic() >= end:
-                    break
-                time.sleep(min(REFRESH, max(0.0, end - time.monotonic())))
-        finally:
-            close()
-            if self._data["runs"]:
-                console.print(draw(self._scene(()), console.width), "")
-        if picture := os.environ.get("DEMO_PICTURE"):
-            save_svg(self._scene(()), Path(picture))
-
-    def _look(self) -> None:
-        self._data = self._source.read()
-        if self._alertmanager is not None:
-            self._alerts = self._alertmanager.read()
-
-    def _scene(self, header: Sequence[str]) -> Scene:
-        alerts = None if self._alertmanager is None else self._alerts
-        return Scene(header=header, data=self._data, source=self._source, alerts=alerts)
-
-    def expectations(self) -> Iterator[tuple[str, bool]]:
-        """Yield what the demo should show, and whether it was seen."""
-        yield from runs_expected(self._data, quantiles=self._source.has_quantiles)
-        if self._alertmanager is not None:
-            yield from alerts_expected(self._alerts)
-
-
 def runs_expected(data: Data, *, quantiles: bool) -> Iterator[tuple[str, bool]]:
     """Yield what the jobs should do."""
 
@@ -191,41 +184,42 @@ def runs_expected(data: Data, *, quantiles: bool) -> Iterator[tuple[str, bool]]:
         yield "refresh-cache takes less than 0.5 s (p95)", p95 < 0.5
 
 
-def alerts_expected(alerts: list[Alert]) -> Iterator[tuple[str, bool]]:
+def alerts_expected(has_resolved: dict[tuple[str, str], bool]) -> Iterator[tuple[str, bool]]:
     """Yield which alerts should fire, and which one should resolve."""
-    seen = {(alert.name.removeprefix("APScheduler"), alert.about): alert for alert in alerts}
     for name, job in (
-        ("RunFailed", "pull-rates"),
-        ("RunsSkipped", "build-report"),
-        ("RunsLost", "crunch"),
-        ("JobStuck", "sync-stock"),
-        ("JobFailing", "import-orders"),
+        ("APSchedulerRunFailed", "pull-rates"),
+        ("APSchedulerRunsSkipped", "build-report"),
+        ("APSchedulerRunsLost", "crunch"),
+        ("APSchedulerJobStuck", "sync-stock"),
+        ("APSchedulerJobFailing", "import-orders"),
     ):
-        yield f"APScheduler{name} fires for {job}", (name, job) in seen
-    failing = seen.get(("JobFailing", "import-orders"))
-    yield "APSchedulerJobFailing resolves", failing is not None and failing.resolved
-    yield "APSchedulerWatchdog fires", ("Watchdog", "") in seen
-    healthy = {alert.name for alert in alerts if alert.about in {"refresh-cache", "poll-queue"}}
-    yield "no alert about refresh-cache or poll-queue", not healthy
+        yield f"{name} fires for {job}", (name, job) in has_resolved
+    resolved = has_resolved.get(("APSchedulerJobFailing", "import-orders"), False)
+    yield "APSchedulerJobFailing resolves", resolved
+    yield "APSchedulerWatchdog fires", ("APSchedulerWatchdog", "") in has_resolved
+    jobs_with_alerts = {about for _, about in has_resolved}
+    healthy = {"refresh-cache", "poll-queue"}
+    yield "no alert about refresh-cache or poll-queue", healthy.isdisjoint(jobs_with_alerts)
 
 
-def verdict(results: list[tuple[str, bool]], console: Console, limit: float) -> int:
+def verdict(results: list[tuple[str, bool]], limit: float) -> int:
     """Print what should have been seen and whether it was, and return 0 if all of it was."""
     for expected, seen in results:
-        say(console, f"{'ok    ' if seen else 'FAILED'}  {expected}")
+        say(f"{'ok    ' if seen else 'FAILED'}  {expected}")
     missing = sum(not seen for _, seen in results)
-    say(console, f"{len(results) - missing} of {len(results)} were seen.")
+    say(f"{len(results) - missing} of {len(results)} were seen.")
     if missing and limit < NEEDED:
-        say(
-            console,
-            f"DEMO_SECONDS={limit:g} was too short. The demo needs about {NEEDED:g} seconds.",
-        )
+        say(f"DEMO_SECONDS={limit:g} was too short. The demo needs about {NEEDED:g} seconds.")
     return 1 if missing else 0
 
 
-def say(console: Console, line: str) -> None:
-    """Print a line that is neither wrapped nor marked up."""
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+def say(line: str) -> None:
+    """Print a line before another process prints the next."""
+    try:
+        print(line, flush=True)
+    except OSError:  # the reader has gone, such as `head`, or a terminal that was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def duration() -> float:
