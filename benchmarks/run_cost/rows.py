@@ -7,6 +7,9 @@ A new way of running needs a row here, so that you notice when it becomes slow.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
+
+from apscheduler_telemetry.core.recorder import MAX_RUNS_NOT_ADDED_UP
 
 from . import drivers
 from .contenders import CONTENDERS
@@ -53,9 +56,8 @@ class Row:
     """
     A way of running jobs.
 
-    The passes of a count must be enough that work which is done in batches is counted whole. Ours
-    adds up finished runs in batches of a few hundred runs, so that a count is of 2,400 runs or
-    more, and a turn by the clock of 800 or more.
+    Ours adds up finished runs in batches, so that each turn by the clock, and each count, has as
+    many runs as a batch.
 
     Args:
         name: How it is chosen and printed.
@@ -63,7 +65,8 @@ class Row:
         target: What ours may cost.
         jobs: How many jobs are due, or are added, in a pass.
         burst: How many runs of each job are submitted at once.
-        passes: How many passes a turn by the clock has; a count has three times as many.
+        passes: How many passes a turn by the clock has.
+        counted_turns: How many times as many a count has.
         contenders: Those that are measured unless others are asked for.
         launcher: What comes between Python and the program.
     """
@@ -73,7 +76,8 @@ class Row:
     target: Target
     jobs: int = MANY
     burst: int = 1
-    passes: int = 8
+    passes: int = ceil(MAX_RUNS_NOT_ADDED_UP / MANY)
+    counted_turns: int = 1
     contenders: Sequence[str] = FEW_CONTENDERS
     launcher: Sequence[str] = ()
 
@@ -85,7 +89,7 @@ class Row:
     @property
     def counted_passes(self) -> int:
         """How many passes are counted."""
-        return 3 * self.passes
+        return self.counted_turns * self.passes
 
     @property
     def warm_up_passes(self) -> int:
@@ -125,7 +129,7 @@ ROWS: Mapping[str, Row] = {
             workload=partial(DueJobsReportingRunTimes, drivers.AsyncioDriver),
             target=Target(at_most=0.90),
             jobs=1,
-            passes=800,
+            passes=MAX_RUNS_NOT_ADDED_UP,
         ),
         Row(
             name="gevent-100",
@@ -153,7 +157,7 @@ ROWS: Mapping[str, Row] = {
             workload=partial(DueJobsReportingRunTimes, drivers.DebugDriver, burst=5),
             target=Target(at_most=0.45),
             burst=5,
-            passes=2,
+            passes=ceil(MAX_RUNS_NOT_ADDED_UP / MANY / 5),
         ),
         Row(
             name="process-pool-100",
@@ -164,11 +168,15 @@ ROWS: Mapping[str, Row] = {
             name="add-job-interval",
             workload=partial(AddedJobs, ("interval", {"minutes": 5})),
             target=Target(theirs="bare", at_most=1.5, of_wholes=True),
+            passes=8,
+            counted_turns=3,
         ),
         Row(
             name="add-job-cron",
             workload=partial(AddedJobs, ("cron", {"hour": 3})),
             target=Target(theirs="bare", at_most=1.5, of_wholes=True),
+            passes=8,
+            counted_turns=3,
         ),
     )
 }
