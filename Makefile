@@ -10,7 +10,7 @@ help: ## Show this list.
 demo: ## An application in trouble, watched by a real Prometheus and Alertmanager (DEMO_SECONDS=30 ends it).
 	@exec $(PYTHON) tools/start.py run demo examples/demo/run.py
 
-test: ## Everything, on every supported Python: what CI runs.
+test: ## Lint, types and all tests, on every supported Python: what CI runs.
 	@exec $(PYTHON) tools/start.py test $(ARGS)
 
 check: ## The fast loop: lint, types and fast tests of the working tree, on one Python.

@@ -4,16 +4,14 @@ Lint, type-check and test: what `make test`, `make check` and CI do.
 The wheel is built once, through the source distribution, and that wheel is tested, never the
 source tree:
 
-- on the default Python with the newest dependencies: every test; the drills have a session of
-  their own;
-- on every other supported Python of this machine: all but the slow and the integration tests, and
-  those that could find nothing new there;
-- with the oldest supported dependencies, on the newest of these Pythons, where they are the most
-  likely to break: the same;
-- without any optional dependency: the same, where tests skip what they cannot do.
+- on the oldest supported Python with the oldest supported dependencies, on the newest Python with
+  the newest ones, and on Pythons in between without any optional dependency: all tests but those
+  marked `slow`, `integration` or `once`. Tests skip what they cannot do;
+- on the default Python with the newest dependencies: the tests that are marked so; of these, the
+  drills have a session of their own.
 
-Coverage is measured on the newest Python, which does so nearly for nothing. Sessions that are
-tagged `check` test the working tree, with one Python.
+Coverage is measured on the newest Python, which does so nearly for nothing. mypy, ruff and the
+sessions that are tagged `check` look at the working tree, with one Python.
 """
 
 from __future__ import annotations
@@ -36,32 +34,32 @@ nox.options.default_venv_backend = "uv"
 nox.options.envdir = ".envs"
 nox.options.allow_parallel = True
 nox.options.download_python = "never"  # tools/start.py has asked uv, before NEWEST is chosen
-nox.options.error_on_missing_interpreters = False  # not in CI either: the table says it
 
 DEFAULT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SUPPORTED = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
-OTHERS = [version for version in SUPPORTED if version != DEFAULT]
-HERE = [each for each in SUPPORTED if each == DEFAULT or shutil.which(f"python{each}")]
-NEWEST = [DEFAULT, *HERE][-1]
+AVAILABLE_PYTHONS = [each for each in SUPPORTED if each == DEFAULT or shutil.which(f"python{each}")]
+OLDEST, NEWEST = AVAILABLE_PYTHONS[0], AVAILABLE_PYTHONS[-1]
+PYTHONS_BETWEEN = [each for each in AVAILABLE_PYTHONS if each not in {OLDEST, DEFAULT, NEWEST}]
 
 BUILD = ROOT / "build"
 VENV = ROOT / ".venv"
 EXTRAS = "expect,instrumentation,otlp,status"
-EVERYTHING = ("test", "integrations", "demo")
-FAST = ("-m", "not slow and not integration")
-ELSEWHERE = ("-m", "not slow and not integration and not once")
+TEST_DEPENDENCY_GROUPS = ("test", "integrations", "demo")
+FAST_TESTS = "not slow and not integration"
+TESTS_FOR_EACH_PYTHON = f"{FAST_TESTS} and not once"
+TESTS_FOR_ONE_PYTHON = "(slow or integration or once) and not drill"
 # By file, so that module-wide servers are started once; and in their order, as else the files of
 # the fewest tests would come last, which take longest.
 BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
-# On two cores, as some tests wait: and slow tests mostly do, such as those of the demo.
+# More than the two cores that we expect, as some tests wait, and slow tests mostly do.
 WORKERS = ("-n", "3", *BY_FILE)
-WORKERS_FOR_SLOW_TESTS = ("-n", "4", *BY_FILE)
-# Seconds after which a session's tests hang, as no single test is allowed to: then Ctrl-C for them,
-# and 20 s later the end. In the foreground, so that nox reaches them in its process group.
-LIMIT = ("timeout", "--foreground", "--signal=INT", "--kill-after=20", "1200")
+WORKERS_FOR_SLOW_TESTS = ("-n", "5", *BY_FILE)
+# Ends the tests of a session that take more than 20 minutes: with Ctrl-C, and 20 seconds later with
+# SIGKILL. In the foreground, so that nox reaches them in its process group.
+TIMEOUT_COMMAND = ("timeout", "--foreground", "--signal=INT", "--kill-after=20", "1200")
 
 
-def keep(session: nox.Session, directory: Path, checkout: str, *requirements: str) -> None:
+def create_venv(session: nox.Session, directory: Path, checkout: str, *requirements: str) -> None:
     """
     Make an environment that lasts, with this checkout in it, editable; unless it is there.
 
@@ -89,10 +87,10 @@ def keep(session: nox.Session, directory: Path, checkout: str, *requirements: st
 def pytest(session: nox.Session, *arguments: str, coverage: bool = False) -> None:
     """Run pytest, and leave a report for the table."""
     report = BUILD / "reports" / f"{session.name}.xml"
-    command = [*LIMIT, "python", "-m"]
+    command = [*TIMEOUT_COMMAND, "python", "-m"]
     env = {}
     if session.python is False:  # so nox has no environment for it, and that of `dev` is used
-        command = [*LIMIT, str(VENV / "bin" / "python"), "-m"]
+        command = [*TIMEOUT_COMMAND, str(VENV / "bin" / "python"), "-m"]
         env["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
     if coverage:
         command += ["coverage", "run", "-m"]
@@ -112,7 +110,7 @@ def pytest(session: nox.Session, *arguments: str, coverage: bool = False) -> Non
 @nox.session(python=False, tags=["check"])
 def dev(session: nox.Session) -> None:
     """Make .venv, which has the working tree and all that checks it."""
-    keep(session, VENV, f".[{EXTRAS}]", "--group", "dev")
+    create_venv(session, VENV, f".[{EXTRAS}]", "--group", "dev")
 
 
 def add_check(name: str, *command: str, tags: tuple[str, ...] = ()) -> None:
@@ -124,7 +122,8 @@ def add_check(name: str, *command: str, tags: tuple[str, ...] = ()) -> None:
 
 
 add_check(f"mypy-{SUPPORTED[0]}", "mypy", "--python-version", SUPPORTED[0], tags=("check",))
-add_check(f"mypy-{SUPPORTED[-1]}", "mypy", "--python-version", SUPPORTED[-1])
+# Of the package only, which is what has code that depends on the version.
+add_check(f"mypy-{SUPPORTED[-1]}", "mypy", "--python-version", SUPPORTED[-1], "src")
 add_check("ruff-check", "ruff", "check", ".", tags=("check",))
 add_check("ruff-format", "ruff", "format", "--check", ".", tags=("check",))
 if sys.version_info >= (3, 11):  # which grafana-foundation-sdk needs
@@ -134,7 +133,7 @@ if sys.version_info >= (3, 11):  # which grafana-foundation-sdk needs
 @nox.session(python=False, requires=["dev"], tags=["check"], default=False)
 def fast(session: nox.Session) -> None:
     """Run the fast tests on the working tree."""
-    pytest(session, *WORKERS, *FAST, *session.posargs)
+    pytest(session, *WORKERS, "-m", FAST_TESTS, *session.posargs)
 
 
 @nox.session(python=False, requires=["dev"], default=False)
@@ -181,40 +180,55 @@ def drills(session: nox.Session) -> None:
         session.skip("arguments for pytest are given")
     if not all(map(debian.which, debian.PROMETHEUS)):
         session.skip("no Prometheus")
-    install(session, *EVERYTHING)
+    install(session, *TEST_DEPENDENCY_GROUPS)
     pytest(session, "-m", "drill", "-n", "0")  # together in one process, as they share servers
 
 
 def add_tests(
-    name: str, version: str, *groups: str, extras: str = EXTRAS, oldest: bool = False
+    name: str,
+    version: str,
+    *groups: str,
+    extras: str = EXTRAS,
+    oldest: bool = False,
 ) -> None:
-    """Add a session that runs the fast tests on the wheel."""
+    """
+    Add a session that runs the fast tests on the wheel.
+
+    Args:
+        name: of the session.
+        version: of Python.
+        groups: dependency groups to install.
+        extras: of the wheel.
+        oldest: whether to install the oldest supported dependencies.
+    """
     python = None if version == DEFAULT else version
 
     @nox.session(name=name, python=python, requires=["build"])
-    def tests(session: nox.Session) -> None:
+    def run_tests(session: nox.Session) -> None:
         install(session, *groups, extras=extras, oldest=oldest)
         measured = session.name == f"py{NEWEST}"
-        pytest(session, *WORKERS, *ELSEWHERE, *session.posargs, coverage=measured)
+        # Its bytecode is written once, where each worker would compile all tests for itself.
+        collect = ("python", "-m", "pytest", "-q", "--collect-only", *session.posargs)
+        session.run(*collect, silent=True)
+        pytest(session, *WORKERS, "-m", TESTS_FOR_EACH_PYTHON, *session.posargs, coverage=measured)
 
 
-for other in OTHERS:
-    add_tests(f"py{other}", other, *EVERYTHING)
-add_tests(f"py{NEWEST}-oldest", NEWEST, *EVERYTHING, "oldest", oldest=True)
-add_tests(f"py{DEFAULT}-bare", DEFAULT, "test", extras="")
+add_tests(f"py{OLDEST}-oldest", OLDEST, *TEST_DEPENDENCY_GROUPS, "oldest", oldest=True)
+for between in PYTHONS_BETWEEN or [DEFAULT]:
+    add_tests(f"py{between}-bare", between, "test", extras="")
+add_tests(f"py{NEWEST}", NEWEST, *TEST_DEPENDENCY_GROUPS, "runtimes")
 
 
-# Alone, as its slow tests are the ones that a busy machine delays too much.
-@nox.session(name=f"py{DEFAULT}", requires=["build"], allow_parallel=False)
-def everything(session: nox.Session) -> None:
-    """Run every test on the wheel, but the drills."""
-    install(session, *EVERYTHING, "browser", "compose", "grafana", "rotel", "runtimes")
-    selection = "not drill"
+# Alone, as these tests are the ones that a busy machine delays too much.
+@nox.session(requires=["build"], allow_parallel=False)
+def slow(session: nox.Session) -> None:
+    """Run the slow and the integration tests, and those that run once, on the wheel."""
+    install(session, *TEST_DEPENDENCY_GROUPS, "browser", "compose", "grafana", "rotel", "runtimes")
+    selection = TESTS_FOR_ONE_PYTHON
     if not all(map(debian.which, debian.PROMETHEUS)):
         session.warn("No Prometheus, so no integration tests.")
-        selection = "not integration and not drill"
-    measured = session.name == f"py{NEWEST}"
-    pytest(session, *WORKERS_FOR_SLOW_TESTS, "-m", selection, *session.posargs, coverage=measured)
+        selection = f"{TESTS_FOR_ONE_PYTHON} and not integration"
+    pytest(session, *WORKERS_FOR_SLOW_TESTS, "-m", selection, *session.posargs)
 
 
 @nox.session(python=False, requires=["dev", f"py{NEWEST}"])
@@ -232,7 +246,7 @@ def add_env(group: str) -> None:
 
     @nox.session(name=f"env-{group}", python=False, default=False)
     def env(session: nox.Session) -> None:
-        keep(session, ROOT / ".envs" / group, ".", "--group", group)
+        create_venv(session, ROOT / ".envs" / group, ".", "--group", group)
 
 
 for script_group in ("bench", "demo", "drill"):

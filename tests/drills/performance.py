@@ -173,6 +173,20 @@ class Performance:
             jobs = "|".join(self.drill.jobs)
             alerts = self.stage.query(f'ALERTS{{job=~"{jobs}"}}')
             parts.append(f"alerts of Prometheus: {[labels for labels, _ in alerts] or 'none'}")
+            up_timestamps_query = (
+                f'timestamp(apscheduler_scheduler_up{{job=~"{jobs}"}} == 1)[10m:1s]'
+            )
+            first, last = (
+                {
+                    labels["instance"]: at
+                    for labels, at in self.stage.query(f"{function}({up_timestamps_query})")
+                }
+                for function in ("min_over_time", "max_over_time")
+            )
+            parts += [
+                f"{instance} was up from {first[instance]:.0f} to {last[instance]:.0f}"
+                for instance in sorted(first, key=first.__getitem__)
+            ]
         logs = sorted(self.stage.directory.glob(f"{self.job}-[0-9]*.log"))
         parts += [f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs[-2:]]
         raise DrillError("\n".join(parts))

@@ -88,7 +88,7 @@ class TestDrills:
         """The alert arrives with all its annotations, and is resolved after the repair."""
         result = results[name]
 
-        assert result.error == ""
+        assert not result.error, result.error
         labels = result.labels
         actual = Expected(result.alert, labels["severity"], labels.get("job_id"))
         assert actual == EXPECTED[name]
@@ -111,5 +111,5 @@ class TestControl:
         """Healthy applications cause no alert but the Watchdog."""
         result = results["control"]
 
-        assert result.error == ""
+        assert not result.error, result.error
         assert (result.alert, result.also) == ("APSchedulerWatchdog", [])
