@@ -94,6 +94,28 @@ class TestChanges:
             rig.settle()
             assert rig.outcomes() == {"missed": 1}
 
+    @pytest.mark.parametrize("change", ["remove", "remove all", "reschedule", "pause"])
+    @pytest.mark.parametrize(("seconds", "missed"), [(0, 0), (0.9, 0), (1, 1), (30, 1)])
+    def test_a_change_soon_after_the_due_time_cancels_the_run(
+        self, seconds: float, missed: int, change: str
+    ) -> None:
+        """Within a second, the change was only faster than the loop; later, a run is missed."""
+        with hand_driven_rig() as rig:
+            rig.add(jobs.nothing, every(3600), next_run_time=START + timedelta(seconds=10))
+            rig.clock.advance(10 + seconds)
+            if change == "remove":
+                rig.scheduler.remove_job("job")
+            elif change == "remove all":
+                rig.scheduler.remove_all_jobs()
+            elif change == "reschedule":
+                rig.scheduler.reschedule_job("job", trigger=every(3600))
+            else:
+                rig.scheduler.pause_job("job")
+            wait_until(lambda: rig.outcomes() == ({"missed": 1} if missed else {}))
+            cancelled_run = rig.job().cancelled_run_due_at
+            assert cancelled_run == (None if missed else START.timestamp() + 10)
+            rig.forgotten = missed
+
     @pytest.mark.parametrize("change", ["reschedule", "pause", "replace"])
     def test_a_new_schedule_leaves_the_running_run_alone(self, change: str) -> None:
         """A new schedule does not affect the run in flight, and applies afterwards."""

@@ -178,6 +178,8 @@ class Model:
         job = self.jobs[job_id]
         if job.next is None or job.next <= job.done:
             return  # not due, or put back to before what was done
+        if self.now - job.next < 1:
+            return  # cancelled as it became due
         if following is not None and following <= job.next:
             return
         due = job.take_due(self.now)

@@ -32,6 +32,15 @@ Calls of a cron trigger in a pass over due jobs, at about 0.01 milliseconds each
 More calls are made in the background.
 """
 
+MIN_OVERDUE_SECONDS_TO_BE_DROPPED = 1.0
+"""
+How long a run must be overdue when the application changes its job, to count as dropped.
+
+Shortly after the due time, the change was only faster than the loop, which takes milliseconds to
+wake up. Then it cancels the run, as a moment before. A second is APScheduler's own default for a
+run that starts in time, `misfire_grace_time`.
+"""
+
 
 class UnsubmittedRunRecorder:
     """
@@ -159,6 +168,7 @@ class UnsubmittedRunRecorder:
 
         They were due, for example while no process was running, and APScheduler will not run them
         any more. Runs that APScheduler would have merged are coalesced, the others are missed.
+        Nothing is recorded if the first of them has been due for less than a second.
 
         Args:
             tracked: the job, before it is changed.
@@ -169,7 +179,7 @@ class UnsubmittedRunRecorder:
         """
         next_run, last_submitted_due = tracked.next_run, tracked.last_submitted_due
         now = datetime.now(self._scheduler.timezone)
-        if next_run is None or next_run > now.timestamp():
+        if next_run is None or now.timestamp() - next_run < MIN_OVERDUE_SECONDS_TO_BE_DROPPED:
             return False
         if last_submitted_due is not None and next_run <= to_unix_seconds(last_submitted_due):
             return False
