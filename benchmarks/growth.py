@@ -18,7 +18,7 @@ import time_machine
 from apscheduler.schedulers import base
 from prometheus_client.exposition import choose_encoder
 from run_cost.drivers import DebugDriver, Frozen
-from run_cost.workloads import DueJobsReportingRunTimes
+from run_cost.workloads import DueJobs
 from scrapes import START, Scene
 
 JOBS = (10, 100, 1_000, 10_000)
@@ -32,8 +32,7 @@ def per_run(jobs: int, schedulers: int = 1, executors: int = 1) -> float:
     medians = []
     kinds = {
         name: [
-            DueJobsReportingRunTimes(DebugDriver, name, jobs=jobs, executors=executors)
-            for _ in range(schedulers)
+            DueJobs(DebugDriver, name, jobs=jobs, executors=executors) for _ in range(schedulers)
         ]
         for name in ("bare", "metrics")
     }

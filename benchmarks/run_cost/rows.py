@@ -13,7 +13,7 @@ from apscheduler_telemetry.core.recorder import MAX_RUNS_NOT_ADDED_UP
 
 from . import drivers
 from .contenders import CONTENDERS
-from .workloads import AddedJobs, DueJobsReportingRunTimes, Workload
+from .workloads import AddedJobs, DueJobs, Workload
 
 MANY = 100  # jobs that are due at once
 FEW_CONTENDERS = ("bare", "listener", "metrics")
@@ -103,65 +103,65 @@ ROWS: Mapping[str, Row] = {
     for row in (
         Row(
             name="debug-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.DebugDriver),
+            workload=partial(DueJobs, drivers.DebugDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="threads-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.ThreadPoolDriver),
+            workload=partial(DueJobs, drivers.ThreadPoolDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="asyncio-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioDriver),
+            workload=partial(DueJobs, drivers.AsyncioDriver),
             target=AT_ONCE,
             contenders=ALL_CONTENDERS,
         ),
         Row(
             name="asyncio-threads-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioThreadsDriver),
+            workload=partial(DueJobs, drivers.AsyncioThreadsDriver),
             target=AT_ONCE,
         ),
         Row(
             name="asyncio-1",
-            workload=partial(DueJobsReportingRunTimes, drivers.AsyncioDriver),
+            workload=partial(DueJobs, drivers.AsyncioDriver),
             target=Target(at_most=0.90),
             jobs=1,
             passes=MAX_RUNS_NOT_ADDED_UP,
         ),
         Row(
             name="gevent-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.GeventDriver),
+            workload=partial(DueJobs, drivers.GeventDriver),
             target=AT_ONCE,
             launcher=UNDER_GEVENT,
         ),
         Row(
             name="tornado-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.TornadoDriver),
+            workload=partial(DueJobs, drivers.TornadoDriver),
             target=AT_ONCE,
         ),
         Row(
             name="tornado-threads-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.TornadoThreadsDriver),
+            workload=partial(DueJobs, drivers.TornadoThreadsDriver),
             target=AT_ONCE,
         ),
         Row(
             name="twisted-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.TwistedDriver),
+            workload=partial(DueJobs, drivers.TwistedDriver),
             target=AT_ONCE,
         ),
         Row(
             name="bursts-of-5",
-            workload=partial(DueJobsReportingRunTimes, drivers.DebugDriver, burst=5),
+            workload=partial(DueJobs, drivers.DebugDriver, burst=5),
             target=Target(at_most=0.45),
             burst=5,
             passes=ceil(MAX_RUNS_NOT_ADDED_UP / MANY / 5),
         ),
         Row(
             name="process-pool-100",
-            workload=partial(DueJobsReportingRunTimes, drivers.ProcessPoolDriver),
+            workload=partial(DueJobs, drivers.ProcessPoolDriver),
             target=Target(at_most=1.75),
         ),
         Row(

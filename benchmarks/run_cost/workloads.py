@@ -20,7 +20,7 @@ class Workload(Protocol):
         ...
 
 
-class DueJobsReportingRunTimes:
+class DueJobs:
     """
     Runs all jobs of a scheduler in each pass.
 
