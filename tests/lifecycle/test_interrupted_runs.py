@@ -380,7 +380,9 @@ class TestRefused:
         """Runs that cannot be read are an error, and the others are counted."""
         with journal_path(left).open("r+b") as file:
             for slot in journal_file.SLOT_INDEXES[:2]:
-                file.seek(slot * journal_file.NUMBER_SIZE + journal_file.SLOT_BEGIN_BYTE_OFFSET)
+                file.seek(
+                    slot * journal_file.NUMBER_SIZE + journal_file.SLOT_BEGIN_FROM_DUE_TIME_BYTES
+                )
                 file.write(b"\xff" * 8)  # texts beyond the slot
         with hand_driven_rig(telemetry={"journal": left}) as rig:
             rig.failing.add("journal")

@@ -62,8 +62,12 @@ NO_TIME = 0.0
 """What a slot without a run has as its due time, and a run that has not started as its start."""
 # In the byte order of the machine, which never changes for a file.
 RUN_STRUCT = struct.Struct(f"@{SLOT_SIZE - NUMBER_SIZE}sd")
-"""Writes a run at `SLOT_BEGIN_BYTE_OFFSET`: what `encode_job` has returned, and its due time."""
-SLOT_BEGIN_BYTE_OFFSET = NUMBER_SIZE - SLOT_SIZE
+"""
+Writes a run at `SLOT_BEGIN_FROM_DUE_TIME_BYTES`.
+
+These are what `encode_job` has returned, and the due time.
+"""
+SLOT_BEGIN_FROM_DUE_TIME_BYTES = NUMBER_SIZE - SLOT_SIZE
 """Bytes from the due time of a slot to the beginning of the slot, so negative."""
 _JOB_STRUCT = struct.Struct("@IHHH")  # process id, lengths of label, job id and executor
 # In numbers from the due time of a slot.
@@ -244,7 +248,7 @@ class JournalFile:
         if not (math.isfinite(due_at) and math.isfinite(started_at)):
             msg = "no time"
             raise ValueError(msg)
-        begin = slot * NUMBER_SIZE + SLOT_BEGIN_BYTE_OFFSET
+        begin = slot * NUMBER_SIZE + SLOT_BEGIN_FROM_DUE_TIME_BYTES
         pid, *lengths = _JOB_STRUCT.unpack_from(self.mapped_memory, begin)
         texts = []
         end = begin + _JOB_STRUCT.size

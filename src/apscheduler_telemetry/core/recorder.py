@@ -166,7 +166,7 @@ class Recorder:
     def reset_after_fork(self) -> None:
         """Forget the runs in flight: they are those of the parent, which counts them."""
         if self._journal is not None:  # first, or the ends below would be written
-            self._journal.leave_to_parent()
+            self._journal.reset_after_fork()
         for run in list(self._runs_not_added_up):
             if run.outcome is None:
                 del self._runs_not_added_up[run]
@@ -175,7 +175,7 @@ class Recorder:
     def use_journal(self, journal: RunJournal) -> None:
         """Write each run that is submitted from now on into a journal, too."""
         self._journal, self.create_run = journal, JournaledRun
-        self.run_submitted = journal.write_after(self._runs_not_added_up.setdefault)
+        self.run_submitted = journal.create_run_writer(self._runs_not_added_up.setdefault)
 
     # Jobs
 
@@ -296,7 +296,7 @@ class Recorder:
         """
         runs = NeverSubmittedRuns(record, outcome, count, due_times, link_origins)
         self._runs_not_added_up[runs] = None  # they are counted at the next reading
-        return runs.listed_runs
+        return runs.runs_for_history
 
     def runs_interrupted(self, entries: Iterable[JournalEntry]) -> list[Run]:
         """
@@ -313,7 +313,7 @@ class Recorder:
         """
         runs = []
         for entry in entries:
-            run = Run(self._record_without_job(entry), to_datetime(entry.due_at), entry.executor)
+            run = Run(self._job_record_for(entry), to_datetime(entry.due_at), entry.executor)
             if entry.started_at is not None:
                 run.try_set_estimated_start(entry.started_at)
             if entry.span is not None:
@@ -508,7 +508,7 @@ class Recorder:
         return series.create_snapshot(self._version_numbers)
 
     @synchronized
-    def _record_without_job(self, entry: JournalEntry) -> JobRecord:
+    def _job_record_for(self, entry: JournalEntry) -> JobRecord:
         """Return a record for a run of a former process, whose job may not be known here."""
         info = _create_interrupted_job_info(entry)
         series = self._series_for(info)

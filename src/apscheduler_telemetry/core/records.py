@@ -276,7 +276,7 @@ class JobSeries:
                 finished.sort(key=_get_finish_number)
                 listed: Sequence[Run] = finished
                 if NeverSubmittedRuns in map(type, finished):
-                    listed = [one for run in finished for one in run.listed_runs]
+                    listed = [one for run in finished for one in run.runs_for_history]
                 if self.removed_at is not None and Run in map(type, finished):
                     self.removed_at = now  # so that scrapes see how the last run ended
                 history += tuple(listed)
@@ -494,7 +494,7 @@ class Run(MeasuredRun):
         return None if self.current_run is None else self.current_run.failure_reason
 
     @property
-    def listed_runs(self) -> Sequence[Run]:
+    def runs_for_history(self) -> Sequence[Run]:
         """Those that the history lists in its place."""
         return (self,)
 
@@ -601,10 +601,10 @@ class NeverSubmittedRuns(Run):
         link_origins: as of `Run`.
 
     Attributes:
-        listed_runs: one for each of `due_times`.
+        runs_for_history: one for each of `due_times`.
     """
 
-    __slots__ = ("_listed_runs", "count")
+    __slots__ = ("_runs_for_history", "count")
 
     def __init__(
         self,
@@ -617,14 +617,14 @@ class NeverSubmittedRuns(Run):
         executor = record.info.executor
         super().__init__(record, _EPOCH, executor)
         self.count = count
-        self._listed_runs = [Run(record, due, executor, link_origins) for due in due_times]
-        for run in self._listed_runs:
+        self._runs_for_history = [Run(record, due, executor, link_origins) for due in due_times]
+        for run in self._runs_for_history:
             run.finish(outcome)
         self.finish(outcome)
 
     @property
-    def listed_runs(self) -> Sequence[Run]:
-        return self._listed_runs
+    def runs_for_history(self) -> Sequence[Run]:
+        return self._runs_for_history
 
 
 def _exclude_runs(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:

@@ -28,7 +28,7 @@ from apscheduler_telemetry.core.journal_file import (
     NO_TIME,
     NUMBER_SIZE,
     RUN_STRUCT,
-    SLOT_BEGIN_BYTE_OFFSET,
+    SLOT_BEGIN_FROM_DUE_TIME_BYTES,
     SPAN_ID_OFFSET,
     START_OFFSET,
     TRACE_ID_HIGH_OFFSET,
@@ -105,7 +105,7 @@ class JournaledRun(Run):
         due_at = self.due_timestamp or _JUST_AFTER_EPOCH
         RUN_STRUCT.pack_into(
             file.mapped_memory,
-            self._slot * NUMBER_SIZE + SLOT_BEGIN_BYTE_OFFSET,
+            self._slot * NUMBER_SIZE + SLOT_BEGIN_FROM_DUE_TIME_BYTES,
             encoded_job,
             due_at,
         )
@@ -188,7 +188,7 @@ class RunJournal:
         self._last_searched_at = 0.0
         error_reporter.add_component(self.component)
 
-    def leave_to_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """Leave the files, and the runs in them, to the parent of this forked process."""
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._encoded_jobs.clear()  # which have its process id
@@ -214,7 +214,7 @@ class RunJournal:
 
     # Runs
 
-    def write_after(self, register: Callable[[Run], object]) -> Callable[[Any], None]:
+    def create_run_writer(self, register: Callable[[Run], object]) -> Callable[[Any], None]:
         """
         Return a function that writes each run that is being submitted.
 
