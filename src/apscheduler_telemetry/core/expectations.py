@@ -100,7 +100,7 @@ class Expectations:
             raise ArgumentValueError(msg)
 
     def override(self, others: Expectations) -> Expectations:
-        """Return these expectations, with those of `others` for the fields that are None here."""
+        """Return these expectations; fields that are None here have the values of `others`."""
         return Expectations(
             **{
                 name: getattr(others if getattr(self, name) is None else self, name)
