@@ -121,7 +121,7 @@ class FileContextStore(MutableMapping[str, str]):
 
     def _run_transaction_once(self, operation: Callable[[sqlite3.Connection], _Result]) -> _Result:
         # SQLite itself would create a file that others may read, and follow symbolic links.
-        _locked_file_creator.ensure_private_file(self._path)
+        _synchronized_file_creator.ensure_private_file(self._path)
         for suffix in _SQLITE_FILE_SUFFIXES:
             with suppress(FileNotFoundError):
                 check_regular_file(self._path.with_name(self._path.name + suffix))
@@ -144,7 +144,7 @@ class FileContextStore(MutableMapping[str, str]):
             )
 
 
-class _LockedFileCreator:
+class _SynchronizedFileCreator:
     """
     Creates files for one thread of this process at a time.
 
@@ -161,4 +161,4 @@ class _LockedFileCreator:
         ensure_private_file(path)
 
 
-_locked_file_creator = _LockedFileCreator()
+_synchronized_file_creator = _SynchronizedFileCreator()
