@@ -156,7 +156,7 @@ def is_loopback_address(address: str) -> bool:
     return (mapped or parsed).is_loopback
 
 
-class AccessControl:
+class AccessControlMiddleware:
     """
     A WSGI application that passes on the requests that are allowed.
 

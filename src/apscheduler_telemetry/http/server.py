@@ -15,7 +15,7 @@ from typing import Any
 from apscheduler_telemetry.core.forks import create_daemon_thread
 from apscheduler_telemetry.errors import ArgumentTypeError, ArgumentValueError, TelemetryError
 from apscheduler_telemetry.http.access import (
-    AccessControl,
+    AccessControlMiddleware,
     AllowedHosts,
     BearerTokenFile,
     is_loopback_address,
@@ -144,7 +144,9 @@ def serve_wsgi_app(  # noqa: PLR0913  # keyword-only
         server = HardenedWSGIServer(
             family=family,
             address=address,
-            app=AccessControl(app, hosts=hosts, token=token, page_without_token=LIVENESS_PAGE_NAME),
+            app=AccessControlMiddleware(
+                app, hosts=hosts, token=token, page_without_token=LIVENESS_PAGE_NAME
+            ),
             tls=tls_context,
             connection_limits=connection_limits,
             report_exception=report_exception,
