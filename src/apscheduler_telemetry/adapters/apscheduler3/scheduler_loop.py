@@ -208,7 +208,7 @@ class SchedulerLoop:
             logger.detect_pass_ends()
         self._on_pass_start()
 
-    def on_bypassing_pass_logged(self) -> None:
+    def on_log_written_by_bypassing_pass(self) -> None:
         """Note that a pass has written to the log, as it does at its start and at its end."""
         if self.pass_thread_id is not None:
             self._clear_pass_state()
@@ -390,7 +390,7 @@ class _PassEndDetectingLogger(_ListenerErrorDetectingLogger):
     def debug(self) -> Any:
         loop = self._scheduler_loop
         if loop.is_pass_bypassing_patch and sys._getframe(1).f_code is _PROCESS_JOBS_CODE_OBJECT:  # noqa: SLF001
-            loop.on_bypassing_pass_logged()
+            loop.on_log_written_by_bypassing_pass()
         return self._logger.debug
 
 
