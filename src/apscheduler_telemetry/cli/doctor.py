@@ -184,7 +184,7 @@ def _check_imported_application(options: argparse.Namespace) -> int:
 
 def _check_chain(options: argparse.Namespace) -> int:
     try:
-        chain = _open_chain(options)
+        chain = _create_chain(options)
     except CommandError as error:  # nothing was checked
         raise UsageError(str(error)) from error
     found = [(server, check) for server, check in chain.check() if check.code not in options.ignore]
@@ -196,7 +196,7 @@ def _check_chain(options: argparse.Namespace) -> int:
     return 1 if any(check.level == SERIOUS for _, check in found) else 0
 
 
-def _open_chain(options: argparse.Namespace) -> MonitoringChain:
+def _create_chain(options: argparse.Namespace) -> MonitoringChain:
     """
     Return what is checked.
 
@@ -206,7 +206,7 @@ def _open_chain(options: argparse.Namespace) -> MonitoringChain:
     if options.prometheus or options.alertmanager:
         import_yaml()
     application, prometheus, alertmanager = (
-        _open_server(kind, url, token_file, option)
+        _create_server(kind, url, token_file, option)
         for kind, url, token_file, option in (
             ("application", options.url, options.bearer_token_file, TOKEN_OPTION),
             (
@@ -226,7 +226,7 @@ def _open_chain(options: argparse.Namespace) -> MonitoringChain:
     return MonitoringChain(application, prometheus, alertmanager, options.send_test_alert)
 
 
-def _open_server(
+def _create_server(
     kind: str, url: str | None, token_file: Path | None, option: str
 ) -> ChainServer | None:
     if url is not None:
