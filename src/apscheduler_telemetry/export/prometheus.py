@@ -111,7 +111,7 @@ class PrometheusExporter(Exporter, Collector):
         """
         registry = self._get_registry()
         if registry is None:
-            return [encode(_StaticCollector([]))]
+            return [encode(FixedMetricsCollector([]))]
         probed = _probe_encoder(encode)
         if probed is None:
             return [encode(registry.restricted_registry(names) if names else registry)]
@@ -121,7 +121,7 @@ class PrometheusExporter(Exporter, Collector):
             if names
             else self._collect_with_own_metrics_replaced(registry)
         )
-        whole = encode(_StaticCollector(others))
+        whole = encode(FixedMetricsCollector(others))
         before, placeholder, after = whole.partition(_PLACEHOLDER_TEXT)
         if not placeholder:
             return [whole]  # the last scheduler was uninstrumented meanwhile
@@ -301,14 +301,18 @@ class _TextRenderer:
         return cache
 
 
-class _StaticCollector(Collector):
-    """Metrics that are given, where an encoder expects a registry."""
+class FixedMetricsCollector(Collector):
+    """Metrics that are given, for an encoder or a registry."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
 
+    def describe(self) -> Iterable[Metric]:
+        """Return the metrics, by whose names a registry finds them."""
+        return self._metrics
+
     def collect(self) -> Iterable[Metric]:
-        """Return them."""
+        """Return the metrics."""
         return self._metrics
 
 
@@ -344,7 +348,7 @@ def _probe_encoder(encode: Encoder) -> tuple[Mapping[MetricFamily, bytes], bool]
     """
     probe = GaugeMetricFamily(_PLACEHOLDER_METRIC_NAME, "", labels=["job_id"])
     probe.add_metric(["a"], 1)
-    text = encode(_StaticCollector([*_create_metric_families().values(), probe])).decode()
+    text = encode(FixedMetricsCollector([*_create_metric_families().values(), probe])).decode()
     *heads, probed = _HELP_LINE_START.split(text)[1:]
     if f'\n{_PLACEHOLDER_METRIC_NAME}{{job_id="a"}} 1.0\n' not in probed:
         return None

@@ -4,17 +4,17 @@ Reads the metrics of all processes, for the HTTP applications of the handle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from apscheduler_telemetry.export.multiprocess.file_format import OnFileSkipped
 from apscheduler_telemetry.export.multiprocess.merge import read_metrics
 from apscheduler_telemetry.export.multiprocess.slots import remove_stale_gauges
+from apscheduler_telemetry.export.prometheus import FixedMetricsCollector
 
 
 class MultiprocessRegistry(CollectorRegistry):
@@ -57,20 +57,6 @@ class MultiprocessRegistry(CollectorRegistry):
     def restricted_registry(self, names: Iterable[str]) -> Any:
         """Return a registry of the series that have one of these names."""
         registry = CollectorRegistry()
-        registry.register(_FixedMetricsCollector(list(self.collect())))
+        # Read once: reading them costs more than all else that a scrape does.
+        registry.register(FixedMetricsCollector(list(self.collect())))
         return registry.restricted_registry(names)
-
-
-class _FixedMetricsCollector(Collector):
-    """Metrics that were read once; reading them costs more than all else that a scrape does."""
-
-    def __init__(self, metrics: Sequence[Metric]) -> None:
-        self._metrics = metrics
-
-    def describe(self) -> Iterable[Metric]:
-        """Return the metrics, by whose names the registry finds them."""
-        return self._metrics
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the metrics."""
-        return self._metrics
