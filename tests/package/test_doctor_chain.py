@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -195,6 +198,17 @@ class TestApplication:
         status, _ = doctor("--url", url, "--bearer-token-file", str(path))
         assert status == 0
 
+    def test_host_that_is_not_allowed(
+        self, serve: Callable[..., str], doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The fix is what the server itself says."""
+        monkeypatch.setattr(
+            "socket.getaddrinfo", functools.partial(_resolve_as_loopback, socket.getaddrinfo)
+        )
+        _, found = doctor("--url", serve().replace("127.0.0.1", "shop.example"))
+        assert found["metrics"]["level"] == "serious"
+        assert "allowed_hosts" in found["metrics"]["fix"]
+
     def test_authority_of_the_user(
         self,
         serve: Callable[..., str],
@@ -215,6 +229,47 @@ class TestApplication:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
         status, _ = doctor("--url", url)
         assert status == 0
+
+
+def _resolve_as_loopback(original: Callable[..., Any], _: str, *args: Any, **kwargs: Any) -> Any:
+    return original("127.0.0.1", *args, **kwargs)
+
+
+class TestBasicAuthentication:
+    """Servers that ask for a user and a password, as Prometheus and Alertmanager themselves do."""
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        """Serve an API that only ``me:secret`` may read."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                is_known = self.headers.get("Authorization") == "Basic bWU6c2VjcmV0"
+                self.send_response(200 if is_known else 401)
+                self.send_header("WWW-Authenticate", "Basic")
+                self.end_headers()
+                self.wfile.write(b'{"status": "success", "data": {"result": [], "groups": []}}')
+
+            def log_message(self, *_: Any) -> None:
+                """Print nothing."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+    def test_file_may_have_user_and_password(
+        self, url: str, doctor: Doctor, tmp_path: Path
+    ) -> None:
+        """The message names the form; a wrong password is no endless loop."""
+        path = tmp_path / "credentials"
+        for content, level in (("token", "serious"), ("me:wrong", "serious"), ("me:secret", "ok")):
+            path.write_text(content)
+            _, found = doctor("--prometheus", url, "--prometheus-token-file", str(path))
+            assert found["prometheus-api"]["level"] == level
+            assert level == "ok" or "user:password" in found["prometheus-api"]["fix"]
 
 
 class Pages:
@@ -262,6 +317,21 @@ class TestAnswersOfApplications:
         _, found = doctor(*self.URL)
         assert found["metrics"]["level"] == "serious"
         assert "cannot be parsed" in found["metrics"]["message"]
+
+    def test_long_line_is_not_repeated(self, pages: Pages, doctor: Doctor) -> None:
+        """Another file may have all on one line."""
+        pages.answers["/metrics"] = "[" * 9_999
+        _, found = doctor(*self.URL)
+        assert len(found["metrics"]["message"]) < 300
+
+    def test_web_page_shows_no_metrics(
+        self, pages: Pages, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As that of a proxy which asks the user to sign in."""
+        monkeypatch.setattr(f"{__name__}.TEXT", "text/html; charset=utf-8")
+        pages.answers["/metrics"] = "<html>Sign in</html>"
+        _, found = doctor(*self.URL)
+        assert found["metrics"]["message"] == "http://shop:9476 shows a web page, and no metrics"
 
     def test_metrics_without_health(self, pages: Pages, doctor: Doctor) -> None:
         """prometheus_client's own server has no /health, which is no fault."""
@@ -568,6 +638,18 @@ class TestAnswersOfAlertmanager:
         _, found = doctor(*ALERTMANAGER)
         assert found["watchdog-arrival"]["level"] == "serious"
         assert "20 minutes ago" in found["watchdog-arrival"]["message"]
+
+    def test_alert_without_a_name(self, alertmanager: Pages, doctor: Doctor) -> None:
+        """Other programs may send such alerts; one can inhibit ours."""
+        alertmanager.answers["/prefix/api/v2/alerts"].insert(0, {"labels": {"source": "other"}})
+        status, found = doctor(*ALERTMANAGER)
+        assert (status, found["watchdog-arrival"]["level"]) == (0, "ok")
+        answer = alertmanager.answers["/prefix/api/v2/status"]
+        answer["config"]["original"] += (
+            "inhibit_rules: [{source_matchers: [source=other], target_matchers: [severity=info]}]"
+        )
+        _, found = doctor(*ALERTMANAGER)
+        assert "The alert without a name inhibits others" in found["mutes"]["message"]
 
     def test_watchdog_that_is_muted(self, alertmanager: Pages, doctor: Doctor) -> None:
         """The external service would notify people although all is fine."""

@@ -60,7 +60,7 @@ class AlertmanagerState(NamedTuple):
     def external_labels(self) -> dict[str, str]:
         """The labels that Prometheus adds to each alert, as the Watchdog has them."""
         for alert in self.alerts:
-            if alert["labels"]["alertname"] == WATCHDOG_ALERT:
+            if alert["labels"].get("alertname") == WATCHDOG_ALERT:
                 return {
                     name: value
                     for name, value in alert["labels"].items()
@@ -117,7 +117,7 @@ def check_alertmanager(
 
 def _check_watchdog_arrival(alertmanager: AlertmanagerState) -> Iterator[CheckResult]:
     watchdogs = [
-        alert for alert in alertmanager.alerts if alert["labels"]["alertname"] == WATCHDOG_ALERT
+        alert for alert in alertmanager.alerts if alert["labels"].get("alertname") == WATCHDOG_ALERT
     ]
     if not watchdogs:
         yield CheckResult(
@@ -230,7 +230,8 @@ def _describe_mute(alertmanager: AlertmanagerState, labels: Labels) -> str | Non
     for rule in alertmanager.config.get("inhibit_rules") or ():
         for alert in alertmanager.alerts:
             if is_inhibited(rule, alert["labels"], labels):
-                return f"The alert {alert['labels']['alertname']} inhibits others"
+                name = alert["labels"].get("alertname", "without a name")
+                return f"The alert {name} inhibits others"
     return None
 
 

@@ -28,6 +28,8 @@ from apscheduler_telemetry.core.labels import OVERFLOW_LABEL
 
 METRIC_PREFIX = "apscheduler_"
 
+_MAX_REASON_LENGTH = 200
+"""Characters of an error of a parser: it may quote a long line."""
 _TEXT_CONTENT_TYPE = "text/plain;version=0.0.4"
 _OPENMETRICS_CONTENT_TYPE = "application/openmetrics-text"
 
@@ -67,7 +69,13 @@ def read_application_metrics(
     except CommandError:
         raise
     except Exception as error:  # noqa: BLE001  # the parsers raise whatever a wrong line leads to
-        message = f"The metrics at {server.url} cannot be parsed: {error}"
+        if answer.content_type.startswith("text/html"):
+            message = f"{server.url} shows a web page, and no metrics"
+            return None, [CheckResult("metrics", SERIOUS, message, f"{server.advice}.")]
+        reason = str(error)
+        if len(reason) > _MAX_REASON_LENGTH:
+            reason = f"{reason[:_MAX_REASON_LENGTH]} (and so on)"
+        message = f"The metrics at {server.url} cannot be parsed: {reason}"
         fix = "If the address is right, find out which program adds to this registry."
         return None, [CheckResult("metrics", SERIOUS, message, fix)]
     application = _summarize_samples(samples)

@@ -37,6 +37,9 @@ SERVER_NAMES = {
     "alertmanager": "Alertmanager",
 }
 """Of the kinds of servers, as sentences have them."""
+_ADVICE_ON_PREFIXES = dict.fromkeys(
+    ("prometheus", "alertmanager"), ", with its path if it has a --web.route-prefix"
+)
 
 _TIME_PATTERN = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
 
@@ -73,7 +76,7 @@ class ChainServer:
         self.kind = kind
         self.name = SERVER_NAMES[kind]
         self.url = url
-        self.advice = f"Pass the address of {self.name}"
+        self.advice = f"Pass the address of {self.name}{_ADVICE_ON_PREFIXES.get(kind, '')}"
         self._token = token
         self._token_option = token_option
         complete_url(url, token_option=token_option)  # so that it is valid

@@ -5,6 +5,7 @@ Reads the pages of a running process, and the APIs of Prometheus and Alertmanage
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import ssl
 import time
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +177,8 @@ def fetch(  # noqa: PLR0913  # each by name
 
     Args:
         url: of `complete_url`.
-        token: what the process requires; None for nothing.
+        token: what the process requires: a token, or ``user:password`` if the server asks for basic
+            authentication; None for nothing.
         query: parameters that are added to those of the address.
         content_type: what the answer should be.
         advice: what to pass instead if it is another server.
@@ -197,7 +200,7 @@ def fetch(  # noqa: PLR0913  # each by name
         request.add_header("Content-Type", "application/json")
     if token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
-    opener = urllib.request.build_opener(_NoRedirects)
+    opener = urllib.request.build_opener(_NoRedirects, _BasicAuthentication(token or ""))
     deadline = time.monotonic() + TOTAL_TIMEOUT_SECONDS
     try:
         with opener.open(request, timeout=ANSWER_TIMEOUT_SECONDS) as response:
@@ -230,6 +233,34 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _BasicAuthentication(urllib.request.BaseHandler):
+    """
+    Repeats a request if the server asks for a user and a password, as Prometheus itself does.
+
+    Args:
+        token: has the form ``user:password``; others are not sent in this way.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def http_error_401(self, request: Any, _: Any, __: int, ___: str, headers: Any) -> Any:
+        """Return the answer to the second request; None if there is none."""
+        credentials = f"Basic {base64.b64encode(self._token.encode()).decode()}"
+        if (
+            ":" not in self._token
+            or not _asks_for_basic_authentication(headers)
+            or request.get_header("Authorization") == credentials
+        ):
+            return None
+        request.add_unredirected_header("Authorization", credentials)
+        return self.parent.open(request, timeout=request.timeout)
+
+
+def _asks_for_basic_authentication(headers: Any) -> bool:
+    return str(headers.get("WWW-Authenticate", "")).lower().startswith("basic")
+
+
 def _read_answer(response: Any, url: str, deadline: float) -> Answer:
     content = bytearray()
     while chunk := response.read1(65_536):
@@ -248,6 +279,13 @@ def _describe_status(
     url: str, error: urllib.error.HTTPError, advice: str, token_option: str
 ) -> str:
     answer = f"{url} answers with status {error.code}"
+    if error.code == HTTPStatus.MISDIRECTED_REQUEST:
+        return (
+            f"{answer}, as the host in this address is not allowed. Pass the name to "
+            "start_http_server(allowed_hosts=[...]), or pass another address here."
+        )
+    if error.code == HTTPStatus.UNAUTHORIZED and _asks_for_basic_authentication(error.headers):
+        return f"{answer}. Pass a file that contains user:password with {token_option}."
     if error.code in {401, 403}:
         return f"{answer}. Pass its token with {token_option}."
     if 300 <= error.code < 400:  # noqa: PLR2004  # redirects
