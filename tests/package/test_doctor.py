@@ -10,14 +10,19 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
 
+from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import collect_jobs
+from apscheduler_telemetry.adapters.apscheduler3.time_checks import check_clock_changes
 from apscheduler_telemetry.cli import imported_application, main
 from apscheduler_telemetry.cli.doctor import FINDING_CODES
+from tests.helpers.jobs import nothing
 from tests.helpers.paths import ROOT
 from tests.helpers.schedulers import APSCHEDULER
 
@@ -61,6 +66,7 @@ needs_sqlalchemy = pytest.mark.skipif(
 )
 DAILY = "'cron', hour=2, id='a', misfire_grace_time=60"
 STORED = "scheduler = scheduler_of(jobstores={'default': Store()})\n"
+STARTED = "import a_framework\nscheduler.start()  # shutdown\n"
 ELEVEN = "for n in range(11): scheduler.add_job(job, 'cron', second=0, id=str(n)"
 BERLIN = "scheduler = BackgroundScheduler(timezone='Europe/Berlin')\n"
 MYSQL = "mysql+pymysql://u@h/d"
@@ -255,6 +261,48 @@ FAULTS = [
         id="shared-jobstore-user",
         marks=needs_sqlalchemy,
     ),
+    pytest.param(
+        "dst-gap",
+        f"{BERLIN}scheduler.add_job(job, {DAILY}, start_date='2026-01-01')",
+        f"{BERLIN}late = datetime.now(timezone.utc) + timedelta(days=400)\n"
+        f"scheduler.add_job(job, {DAILY}, start_date=late)",
+        id="dst-gap-start-date",
+        marks=repeats_runs,
+    ),
+    pytest.param("pool-size", f"{ELEVEN})", f"{ELEVEN}, jitter=20)", id="pool-size-jitter"),
+    pytest.param(
+        "misfire-grace-time",
+        "scheduler.add_job(job, 'cron', year=2100, hour=2, minute=0, month=1, day=1, id='a')",
+        "scheduler.add_job(job, 'cron', year=2100, month=1, day=1, hour=2, minute=0, id='a',"
+        " misfire_grace_time=60)",
+        id="misfire-grace-time-once",
+    ),
+    pytest.param(
+        "never-awaited",
+        "class Job:\n    async def __call__(self): pass\n"
+        "scheduler = AsyncIOScheduler(timezone='UTC')\n"
+        "scheduler.add_job(Job(), 'interval', seconds=9, id='a', name='n')",
+        "class Job:\n    async def __call__(self): pass\n"
+        "scheduler = AsyncIOScheduler(timezone='UTC')\n"
+        "scheduler.add_job(Job().__call__, 'interval', seconds=9, id='a')",
+        id="never-awaited-object",
+    ),
+    pytest.param(
+        "no-replace-existing",
+        f"{STORED}{STARTED}if not scheduler.get_job('b'): pass\n"
+        "scheduler.add_job(job, 'interval', seconds=9, id='a')",
+        f"{STORED}{STARTED}if not scheduler.get_job('a'):\n"
+        "    scheduler.add_job(job, 'interval', seconds=9, id='a')",
+        id="no-replace-existing-looked-up",
+    ),
+    pytest.param(
+        "generated-id",
+        f"{STORED}scheduler.remove_all_jobs()\n{STARTED}"
+        "scheduler.add_job(job, 'interval', seconds=9)\nscheduler.get_jobs()",
+        f"{STORED}{STARTED}scheduler.remove_all_jobs()\n"
+        "scheduler.add_job(job, 'interval', seconds=9)",
+        id="generated-id-removed-before",
+    ),
 ]
 
 
@@ -372,6 +420,18 @@ class TestCodes:
         assert re.findall(r"twice at (\d\d):30", finding["message"]) == [repeated[zone]]
         assert len(finding["job_ids"]) == 1
 
+    @repeats_runs
+    def test_end_of_a_job_is_before_the_change_of_clocks(self) -> None:
+        """A job that ends before clocks change is not affected; one that ends later is."""
+        change = datetime(2027, 10, 31, tzinfo=timezone.utc)
+        for end, is_found in ((change, False), (change + timedelta(days=2), True)):
+            scheduler = BackgroundScheduler(timezone="Europe/Berlin")
+            trigger = CronTrigger(hour=2, timezone="Europe/Berlin", end_date=end)
+            scheduler.add_job(nothing, trigger, misfire_grace_time=60)
+            jobs = collect_jobs(scheduler, {}, change - timedelta(days=9))
+            found = list(check_clock_changes(jobs, change - timedelta(days=9)))
+            assert len(found) == is_found
+
     def test_few_runs_wait_in_a_large_pool(self, doctor: Callable[..., Any]) -> None:
         """Jobs with a longer grace time are not dropped, so that it is not serious."""
         [finding] = doctor(f"{ELEVEN}, misfire_grace_time=60)")[1]
@@ -393,6 +453,16 @@ class TestCodes:
         """A daemon thread in a web application is no finding."""
         assert doctor("import a_framework\nscheduler.start() # shutdown") == (0, [])
 
+    def test_named_scheduler_is_compared_with_all_others(self, doctor: Callable[..., Any]) -> None:
+        """The other one that shares its store need not be the target."""
+        source = """
+            store = Store()
+            one = scheduler_of(jobstores={'x': store})
+            two = scheduler_of(jobstores={'y': store})
+            """
+        status, findings = doctor(source, target="app:two")
+        assert (status, codes_of(findings)) == (1, {"shared-jobstore"})
+
     def test_scheduler_that_only_adds_jobs_may_share_a_store(
         self, doctor: Callable[..., Any]
     ) -> None:
@@ -405,6 +475,8 @@ class TestCodes:
             two = scheduler_of(jobstores={'y': store})
             """
         assert doctor(source) == (0, [])
+        resumed = "one.start(paused=True); one.resume()"
+        assert doctor(source.replace("one.start(paused=True)", resumed))[0] == 1
 
     @pytest.mark.parametrize(
         ("source", "fix"),
@@ -463,29 +535,12 @@ class TestApplication:
         )
         assert (status, findings) == (0, [])
 
-    def test_application_that_never_ends_is_interrupted(self, tmp_path: Path) -> None:
-        """A function that waits for Ctrl-C, threads and coroutines do not keep the command."""
-        (tmp_path / "app.py").write_text(
-            f"""{PRELUDE}
-import asyncio, threading
-from apscheduler_telemetry.cli import imported_application
-imported_application.MAX_SECONDS_AFTER_START = 0.1
-threading.Thread(target=threading.Event().wait).start()
-async def main():
-    scheduler.add_job(job, 'cron', hour=2, id='nightly')
-    scheduler.start()  # shutdown
-    await asyncio.Event().wait()
-"""
-        )
-        completed = run("doctor", "app:main()", "--ignore", "daemon-thread", cwd=tmp_path)
-        assert (completed.returncode, completed.stdout[:28]) == (1, "serious  misfire-grace-time\n")
-        assert re.fullmatch(r".*app:main\(\) has not returned .*\n", completed.stderr)
-
-    def test_person_is_told_that_there_are_no_jobs(self, tmp_path: Path) -> None:
-        """As if a `main()` that adds them was not called."""
-        (tmp_path / "app.py").write_text(PRELUDE)
-        text = run("doctor", "app", cwd=tmp_path).stdout
-        assert text.startswith("No risks found\nNo jobs were added. ")
+    def test_methods_of_a_scheduler_that_runs_can_be_called(
+        self, doctor: Callable[..., Any]
+    ) -> None:
+        """After `start()`, an application may pause, resume and wake its scheduler."""
+        source = f"{STARTED}scheduler.pause(); scheduler.resume(); scheduler.wakeup()"
+        assert doctor(source) == (0, [])
 
     @pytest.mark.parametrize(
         "target", ["app", "app:scheduler", "app:holder.scheduler", "app:create()", "app:web"]
@@ -566,14 +621,6 @@ async def main():
         completed = run("doctor", target, cwd=tmp_path)
         assert (completed.returncode, completed.stdout) == (2, "")
         assert re.fullmatch(rf"apscheduler-telemetry: .*{message}.*\n", completed.stderr)
-
-    def test_ctrl_c_ends_an_import_that_does_not_end(self, tmp_path: Path) -> None:
-        """The status is that of shells, and there is no traceback."""
-        (tmp_path / "app.py").write_text(
-            "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(1_000)\n"
-        )
-        completed = run("doctor", "app", cwd=tmp_path)
-        assert (completed.returncode, completed.stdout, completed.stderr) == (130, "", "")
 
     def test_unknown_code_is_a_wrong_command_line(self, tmp_path: Path) -> None:
         """The message names the codes."""

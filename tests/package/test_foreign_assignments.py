@@ -39,6 +39,7 @@ EXEMPT: Mapping[str, Mapping[str, str]] = {
         "Job.__getattr__": "the same, for all jobs",
         "scheduler.shutdown": "so that a scheduler that is only checked does nothing",
         "scheduler.start": "the same",
+        "setattr(scheduler, name)": "the same, after its start",
     },
     "adapters.apscheduler3.triggers": {"trigger.jitter": COPY},
     "adapters.apscheduler3.scheduler_wrappers": {

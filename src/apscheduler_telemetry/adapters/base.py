@@ -11,7 +11,7 @@ it: the process that calls `Recorder.run_submitted` also records the end of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -86,16 +86,20 @@ class SchedulerImportFacts:
         has_configured_timezone: whether a time zone was given to it.
         local_triggers: triggers that were created without a time zone, so that they have that of
             the machine: by a scheduler without one, or by the application itself.
+        looked_up_job_ids: the ids of jobs that were added after the start, and after the
+            application had looked for them in the job stores or had removed them there.
         calls_shutdown: whether the application's modules mention ``shutdown``.
-        imports_web_framework: whether a web framework was imported.
+        keeps_main_thread: whether the main thread goes on, in the application itself or in a web
+            server.
     """
 
     was_started: bool = False
     was_paused: bool = False
     has_configured_timezone: bool = True
     local_triggers: Sequence[Any] = ()
+    looked_up_job_ids: Collection[str] = ()
     calls_shutdown: bool = True
-    imports_web_framework: bool = True
+    keeps_main_thread: bool = True
 
 
 class SchedulerAdapter(SchedulerStatusProvider, Timetable, Protocol):

@@ -159,14 +159,9 @@ def _check_imported_application(options: argparse.Namespace) -> int:
     found = import_schedulers(options.target)
     findings = []
     for each in found:
-        others = [
-            other.scheduler
-            for other in found
-            if other.scheduler is not each.scheduler and not other.import_facts.was_paused
-        ]
         findings += [
             finding.to_json_dict(each.name)
-            for finding in each.check(others)
+            for finding in each.check()
             if finding.code not in options.ignore
         ]
     if options.json:

@@ -59,21 +59,23 @@ class FoundScheduler(NamedTuple):
         name: the value of its ``scheduler`` label if it is instrumented, or else its class.
         scheduler: the scheduler.
         import_facts: what was seen of it at the import.
+        others: further schedulers of the application that may run the jobs of their job stores.
     """
 
     name: str
     scheduler: Any
     import_facts: SchedulerImportFacts
+    others: Sequence[Any]
 
     @property
     def has_jobs(self) -> bool:
         """Whether the application has added jobs to it."""
         return bool(self.scheduler.get_jobs())
 
-    def check(self, others: Sequence[Any]) -> Sequence[Finding]:
-        """Return its risks; `others` are further schedulers of the application."""
+    def check(self) -> Sequence[Finding]:
+        """Return its risks."""
         adapter, scheduler = find_adapter(self.scheduler)
-        return adapter.check_imported(scheduler, self.import_facts, others)
+        return adapter.check_imported(scheduler, self.import_facts, self.others)
 
 
 def import_schedulers(target: str) -> list[FoundScheduler]:
@@ -111,14 +113,14 @@ def import_schedulers(target: str) -> list[FoundScheduler]:
         )
     modules = [sys.modules[name] for name in set(sys.modules) - known if name in sys.modules]
     calls_shutdown = any(_mentions_shutdown(module) for module in modules)
-    imports_web_framework = any(name in sys.modules for name in WEB_FRAMEWORKS)
+    keeps_main_thread = limit.is_over or any(name in sys.modules for name in WEB_FRAMEWORKS)
     schedulers = _choose_schedulers(found, preventions, target)
     return [
         each._replace(
             import_facts=replace(
                 each.import_facts,
                 calls_shutdown=calls_shutdown,
-                imports_web_framework=imports_web_framework,
+                keeps_main_thread=keeps_main_thread,
             )
         )
         for each in schedulers
@@ -224,7 +226,17 @@ def _choose_schedulers(
         )
         raise UsageError(msg)
     return [
-        FoundScheduler(_scheduler_name(scheduler), scheduler, facts) for scheduler, facts in chosen
+        FoundScheduler(
+            _scheduler_name(scheduler),
+            scheduler,
+            facts,
+            [
+                other
+                for other, other_facts in created
+                if other is not scheduler and not other_facts.was_paused
+            ],
+        )
+        for scheduler, facts in chosen
     ]
 
 

@@ -16,9 +16,11 @@ from apscheduler.job import Job
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from apscheduler_telemetry.adapters.apscheduler3 import triggers
 from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import CheckedJob
 from apscheduler_telemetry.adapters.apscheduler3.executors import is_process_pool, worker_capacity
 from apscheduler_telemetry.adapters.apscheduler3.runs import describe_unawaited_result
+from apscheduler_telemetry.adapters.base import SchedulerImportFacts
 from apscheduler_telemetry.core.findings import INFO, SERIOUS, Finding
 from apscheduler_telemetry.core.interruptions import raise_if_interruption
 from apscheduler_telemetry.core.labels import is_generated_id
@@ -33,12 +35,13 @@ MIN_BURST_RUNS = 2
 """Runs in a row that are worth a finding."""
 
 
-def check_job(job: CheckedJob, now: datetime) -> Iterator[Finding]:
+def check_job(job: CheckedJob, now: datetime, facts: SchedulerImportFacts) -> Iterator[Finding]:
     """Yield what is risky about one job, as far as that depends on no other job."""
     yield from _check_memory_jobstore(job, now)
     yield from _check_misfire_grace_time(job)
     yield from _check_coalesce(job)
-    yield from _check_added_again(job)
+    if job.job.id not in facts.looked_up_job_ids:
+        yield from _check_added_again(job)
     yield from _check_serializable(job)
     yield from _check_coroutine_awaited(job)
     if job.upcoming.problem is not None:
@@ -118,9 +121,7 @@ def _check_memory_jobstore(job: CheckedJob, now: datetime) -> Iterator[Finding]:
 
 def _check_misfire_grace_time(job: CheckedJob) -> Iterator[Finding]:
     intervals = job.upcoming.interval_range
-    is_rare = type(job.job.trigger) is DateTrigger or (
-        intervals is not None and intervals[1] > SHORT_INTERVAL_SECONDS
-    )
+    is_rare = _fires_once(job) if intervals is None else intervals[1] > SHORT_INTERVAL_SECONDS
     if is_rare and job.misfire_grace_time is not None and job.misfire_grace_time <= 1:
         yield _create_finding(
             job,
@@ -129,6 +130,16 @@ def _check_misfire_grace_time(job: CheckedJob) -> Iterator[Finding]:
             "is dropped, such as when the machine is busy or all workers are",
             "scheduler.add_job(..., misfire_grace_time=3600)",
         )
+
+
+def _fires_once(job: CheckedJob) -> bool:
+    """Return whether a job has no second run, such as a cron job of a certain year."""
+    trigger, upcoming = job.job.trigger, job.upcoming
+    return type(trigger) is DateTrigger or (
+        len(upcoming.times) == 1
+        and upcoming.problem is None
+        and triggers.has_no_custom_part(trigger)
+    )
 
 
 def _check_coalesce(job: CheckedJob) -> Iterator[Finding]:

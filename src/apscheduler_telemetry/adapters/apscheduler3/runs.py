@@ -295,6 +295,9 @@ def describe_unawaited_result(
     for is_of_kind, result_type in _NOT_AWAITED_TYPES_BY_PREDICATE.items():
         if is_of_kind(function) and not (result_type is CoroutineType and is_coroutine_awaited):
             return _NOT_AWAITED_TEXTS_BY_TYPE[result_type]
+        # No executor of APScheduler awaits what an object returns that can be called.
+        if is_of_kind(getattr(type(function), "__call__", None)):  # noqa: B004  # looks at its kind
+            return _NOT_AWAITED_TEXTS_BY_TYPE[result_type]
     return None
 
 

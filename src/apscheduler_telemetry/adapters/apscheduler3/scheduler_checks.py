@@ -50,7 +50,7 @@ def check_scheduler(
 
     def yield_findings() -> Iterator[Finding]:
         for job in jobs:
-            yield from check_job(job, now)
+            yield from check_job(job, now, facts)
         yield from check_max_instances(jobs, skipped_runs)
         yield from check_pool_sizes(jobs)
         yield from check_clock_changes(jobs, now)
@@ -161,7 +161,7 @@ def _check_threads_and_shutdown(scheduler: Any, facts: SchedulerImportFacts) -> 
                 "uWSGI runs no threads of the application, and so no job",
                 "enable-threads = true  # in the section [uwsgi]",
             )
-        if facts.was_started and not facts.imports_web_framework and scheduler._daemon:  # noqa: SLF001
+        if facts.was_started and not facts.keeps_main_thread and scheduler._daemon:  # noqa: SLF001
             yield Finding(
                 "daemon-thread",
                 INFO,

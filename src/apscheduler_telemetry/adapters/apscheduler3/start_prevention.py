@@ -98,7 +98,14 @@ class APScheduler3StartPrevention:
         """Return the schedulers that were created meanwhile, and what was seen of each."""
         triggers = tuple(self._local_triggers)
         return [
-            (each.scheduler, replace(each.import_facts, local_triggers=triggers))
+            (
+                each.scheduler,
+                replace(
+                    each.import_facts,
+                    local_triggers=triggers,
+                    looked_up_job_ids=each.find_looked_up_job_ids(),
+                ),
+            )
             for each in self._created_schedulers.values()
         ]
 
@@ -119,7 +126,39 @@ class _CreatedScheduler:
     def __init__(self, scheduler: Any, on_start: Callable[[], None]) -> None:
         self.scheduler = scheduler
         self._on_start = on_start
+        self._looked_up_ids: set[str] = set()
+        self._ids_before_listing: set[str] | None = None
         self.import_facts = SchedulerImportFacts()
+
+    def find_looked_up_job_ids(self) -> frozenset[str]:
+        """Return which jobs were added after the application had looked for them."""
+        before = self._ids_before_listing
+        return frozenset(
+            job_id
+            for job_id in self._list_added_ids()
+            if job_id in self._looked_up_ids or (before is not None and job_id not in before)
+        )
+
+    def _list_added_ids(self) -> set[str]:
+        return {job.id for job, *_ in self.scheduler._pending_jobs}  # noqa: SLF001
+
+    def _note_lookup(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def look_up(job_id: str, *args: Any, **kwargs: Any) -> Any:
+            if job_id not in self._list_added_ids():
+                self._looked_up_ids.add(job_id)
+            return original(job_id, *args, **kwargs)
+
+        return look_up
+
+    def _note_listing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def list_or_remove(*args: Any, **kwargs: Any) -> Any:
+            if self._ids_before_listing is None:
+                self._ids_before_listing = self._list_added_ids()
+            return original(*args, **kwargs)
+
+        return list_or_remove
 
     def on_configured(self, config: Mapping[str, Any]) -> None:
         """Note how it is configured."""
@@ -130,7 +169,31 @@ class _CreatedScheduler:
     def start(self, paused: bool = False, *_: Any, **__: Any) -> None:  # noqa: FBT001, FBT002
         """Stand in for its `start`."""
         self.import_facts = replace(self.import_facts, was_started=True, was_paused=bool(paused))
+        # Only from now on: before, these would raise an error in a process that runs, too, and
+        # those below would not see the jobs that are stored.
+        scheduler = self.scheduler
+        for name, method in {
+            "pause": self.pause,
+            "resume": self.resume,
+            "wakeup": self.wakeup,
+            "get_job": self._note_lookup(scheduler.get_job),
+            "remove_job": self._note_lookup(scheduler.remove_job),
+            "get_jobs": self._note_listing(scheduler.get_jobs),
+            "remove_all_jobs": self._note_listing(scheduler.remove_all_jobs),
+        }.items():
+            setattr(scheduler, name, method)
         self._on_start()
+
+    def pause(self) -> None:
+        """Stand in for its `pause`."""
+        self.import_facts = replace(self.import_facts, was_paused=True)
+
+    def resume(self) -> None:
+        """Stand in for its `resume`."""
+        self.import_facts = replace(self.import_facts, was_paused=False)
+
+    def wakeup(self) -> None:
+        """Stand in for its `wakeup`."""
 
     def shutdown(self, *_: Any, **__: Any) -> None:
         """Stand in for its `shutdown`, which would raise an error as it does not run."""

@@ -99,7 +99,14 @@ def check_pool_sizes(jobs: Sequence[CheckedJob]) -> Iterator[Finding]:
         if executor is None or pool_of(executor) is None:
             continue
         workers = worker_capacity(executor)
-        due = [job for job in jobs if job.executor is executor and job.upcoming.times]
+        due = [
+            job
+            for job in jobs
+            if job.executor is executor
+            and job.upcoming.times
+            # A longer jitter spreads the runs.
+            and triggers.find_max_jitter(job.job.trigger) <= SIMULTANEOUS_WINDOW_SECONDS
+        ]
         if len(due) <= workers:
             continue
         at, at_once = _find_fullest_window(due)
@@ -175,6 +182,8 @@ def _find_skipped_and_repeated_times(trigger: Any, day: date) -> tuple[list[str]
     """
     zone, fields = trigger.timezone, {field.name: str(field) for field in trigger.fields}
     try:
+        if not _is_within_limits(trigger, day):
+            return [], []
         even, actual = (CronTrigger(**fields, timezone=each) for each in (timezone.utc, zone))
         expected = Counter(
             at.strftime("%H:%M:%S") for at in _find_fire_times_of_day(even, day, timezone.utc)
@@ -190,6 +199,17 @@ def _find_skipped_and_repeated_times(trigger: Any, day: date) -> tuple[list[str]
     return [_remove_zero_seconds(text) for text in skipped], [
         _remove_zero_seconds(text) for text in repeated
     ]
+
+
+def _is_within_limits(trigger: Any, day: date) -> bool:
+    """Return whether a whole day is between the start and the end date of a cron trigger."""
+    zone = trigger.timezone
+    return (
+        trigger.start_date is None or to_unix_seconds(trigger.start_date) <= start_of_day(day, zone)
+    ) and (
+        trigger.end_date is None
+        or to_unix_seconds(trigger.end_date) >= start_of_day(day + timedelta(days=1), zone)
+    )
 
 
 def _find_fire_times_of_day(trigger: Any, day: date, zone: tzinfo) -> list[datetime]:

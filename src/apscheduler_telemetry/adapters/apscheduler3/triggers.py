@@ -279,6 +279,11 @@ def find_later_fire_time(trigger: Any, previous: datetime) -> datetime | None:
     return _get_later_fire_time(trigger, previous, previous)
 
 
+def find_max_jitter(trigger: Any) -> float:
+    """Return the longest jitter of a trigger in seconds; 0 for one of the user's own class."""
+    return _split_off_jitter(trigger)[1] if has_no_custom_part(trigger) else 0.0
+
+
 class _SharedCronSearch(FireTimeSearch):
     """
     A search for upcoming fire times that is made once for all cron triggers that are alike.
