@@ -542,6 +542,17 @@ class TestApplication:
         source = f"{STARTED}scheduler.pause(); scheduler.resume(); scheduler.wakeup()"
         assert doctor(source) == (0, [])
 
+    def test_application_has_no_arguments(self, doctor: Callable[..., Any]) -> None:
+        """A `main()` that parses its command line does not see that of the command."""
+        source = """
+            def main():
+                import argparse
+                assert argparse.ArgumentParser().parse_args() == argparse.Namespace()
+            """
+        arguments = sys.argv
+        assert doctor(source, target="app:main()") == (0, [])
+        assert sys.argv is arguments
+
     @pytest.mark.parametrize(
         "target", ["app", "app:scheduler", "app:holder.scheduler", "app:create()", "app:web"]
     )

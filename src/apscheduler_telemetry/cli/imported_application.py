@@ -5,6 +5,8 @@ Imports the application that a command is to check, and finds its schedulers.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures.thread
 import contextlib
 import importlib
 import inspect
@@ -49,6 +51,9 @@ WEB_FRAMEWORKS = (
 """If one is imported, a server of it is expected to keep the main thread."""
 MAX_SECONDS_AFTER_START = 10.0
 """How long an application may go on after it has started a scheduler: `main` often never ends."""
+MAX_SECONDS_AFTER_INTERRUPT = 10.0
+"""How long it may then take to end: it may ignore the interrupt."""
+_STDOUT_FILENO, _STDERR_FILENO = 1, 2
 
 
 class FoundScheduler(NamedTuple):
@@ -100,7 +105,10 @@ def import_schedulers(target: str) -> list[FoundScheduler]:
     known = set(sys.modules)
     with contextlib.ExitStack() as stack:
         # What the application prints is not what the command prints.
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(_redirecting_output())
+        # Called before the functions for the end of the process that the application registers.
+        stack.callback(atexit.register, _redirect_output_at_exit)
+        stack.enter_context(_replacing_arguments(match["module"]))
         stack.enter_context(_starting_threads_as_daemons())
         limit = _TimeLimit(target)
         stack.callback(limit.cancel)
@@ -131,6 +139,8 @@ def import_schedulers(target: str) -> list[FoundScheduler]:
 def _starting_threads_as_daemons() -> Iterator[None]:
     """Let no thread of the application keep the command from ending."""
     original_start = Thread.start
+    waited_for: Any = concurrent.futures.thread._threads_queues  # noqa: SLF001
+    known = set(waited_for)
 
     def start(self: Thread) -> None:
         if not self.is_alive():
@@ -142,6 +152,37 @@ def _starting_threads_as_daemons() -> Iterator[None]:
         yield
     finally:
         Thread.start = original_start  # type: ignore[method-assign]
+        # At exit, Python waits for what runs in thread pools, also in daemon threads.
+        for thread in set(waited_for) - known:
+            del waited_for[thread]
+
+
+@contextlib.contextmanager
+def _replacing_arguments(module: str) -> Iterator[None]:
+    """Let an application that reads its command line find no arguments."""
+    original = sys.argv
+    sys.argv = [module]
+    try:
+        yield
+    finally:
+        sys.argv = original
+
+
+@contextlib.contextmanager
+def _redirecting_output() -> Iterator[None]:
+    """Send what the application and its child processes print to standard error."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # one of the two is closed
+            original = os.dup(_STDOUT_FILENO)
+            stack.callback(os.close, original)
+            os.dup2(_STDERR_FILENO, _STDOUT_FILENO)
+            stack.callback(os.dup2, original, _STDOUT_FILENO)
+        yield
+
+
+def _redirect_output_at_exit() -> None:
+    """Do it for the functions for the end of the process as well."""
+    sys.stdout = sys.stderr
 
 
 class _TimeLimit:
@@ -176,7 +217,17 @@ class _TimeLimit:
             "interrupted. What it has added by now is checked."
         )
         print(message, file=sys.stderr)  # noqa: T201  # the output of the command
+        self._timer = threading.Timer(MAX_SECONDS_AFTER_INTERRUPT, self._end_process)
+        self._timer.start()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def _end_process(self) -> None:
+        message = (
+            f"apscheduler-telemetry: {self._target} ignores the interrupt, so it is not checked. "
+            "Pass a function that adds the jobs and returns."
+        )
+        print(message, file=sys.stderr, flush=True)  # noqa: T201  # the output of the command
+        os._exit(UsageError.exit_status)
 
 
 def _evaluate_target(module: str, path: str | None, limit: _TimeLimit, *, is_call: bool) -> Any:
