@@ -11,11 +11,9 @@ import functools
 import json
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -235,43 +233,6 @@ def _resolve_as_loopback(original: Callable[..., Any], _: str, *args: Any, **kwa
     return original("127.0.0.1", *args, **kwargs)
 
 
-class TestBasicAuthentication:
-    """Servers that ask for a user and a password, as Prometheus and Alertmanager themselves do."""
-
-    @pytest.fixture
-    def url(self) -> Iterator[str]:
-        """Serve an API that only ``me:secret`` may read."""
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                is_known = self.headers.get("Authorization") == "Basic bWU6c2VjcmV0"
-                self.send_response(200 if is_known else 401)
-                self.send_header("WWW-Authenticate", "Basic")
-                self.end_headers()
-                self.wfile.write(b'{"status": "success", "data": {"result": [], "groups": []}}')
-
-            def log_message(self, *_: Any) -> None:
-                """Print nothing."""
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            yield f"http://127.0.0.1:{server.server_port}"
-            server.shutdown()
-            thread.join()
-
-    def test_file_may_have_user_and_password(
-        self, url: str, doctor: Doctor, tmp_path: Path
-    ) -> None:
-        """The message names the form; a wrong password is no endless loop."""
-        path = tmp_path / "credentials"
-        for content, level in (("token", "serious"), ("me:wrong", "serious"), ("me:secret", "ok")):
-            path.write_text(content)
-            _, found = doctor("--prometheus", url, "--prometheus-token-file", str(path))
-            assert found["prometheus-api"]["level"] == level
-            assert level == "ok" or "user:password" in found["prometheus-api"]["fix"]
-
-
 class Pages:
     """What servers answer: by path, or by path and the first parameter of the query."""
 
@@ -477,6 +438,17 @@ class TestAnswersOfPrometheus:
         prometheus.answers["/metrics"] = SCHEDULER + sample
         _, found = doctor(*PROMETHEUS, "--url", "http://10.0.0.7:9476")
         assert found["series"]["level"] == level
+
+    @pytest.mark.parametrize(("path", "level"), [("", "info"), ("/prefix", "ok")])
+    def test_path_of_alertmanager(
+        self, prometheus: Pages, doctor: Doctor, path: str, level: str
+    ) -> None:
+        """Alerts that are sent to another path of the same server do not arrive."""
+        url = f"http://am:9093{path}/api/v2/alerts"
+        prometheus.answers["/api/v1/alertmanagers"] = data({"activeAlertmanagers": [{"url": url}]})
+        _, found = doctor(*PROMETHEUS, *ALERTMANAGER)
+        assert found["alertmanagers"]["level"] == level
+        assert level == "ok" or "path_prefix: /prefix " in found["alertmanagers"]["fix"]
 
     def test_target_of_an_application_that_cannot_be_reached(
         self, prometheus: Pages, doctor: Doctor

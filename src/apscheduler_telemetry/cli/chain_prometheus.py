@@ -50,6 +50,7 @@ _METRICS_SOMETIMES_PRESENT = frozenset(
 _MAX_SCRAPE_INTERVAL_SECONDS = 60.0
 """Seconds: APSchedulerSchedulerDown fires if there was no scrape for 90."""
 _HISTOGRAM_SAMPLE_NAME_PATTERN = re.compile(r".+_(?:bucket|count|sum)")
+_ALERTS_PATH_PATTERN = re.compile(r"/api/v\d/alerts$")
 _LOOPBACK_HOSTS = frozenset({"localhost", "::1"})
 
 Labels = Mapping[str, str]
@@ -303,6 +304,23 @@ def check_alertmanagers(api: PrometheusApi, alertmanager: str | None) -> Iterato
             f"{api.server.url} knows no Alertmanager, so no alert leaves it",
             "Add to prometheus.yml: alerting: {alertmanagers: [{static_configs: [{targets: "
             "['HOST:9093']}]}]}",
+        )
+        return
+    prefixes = {
+        _ALERTS_PATH_PATTERN.sub("", urlsplit(each["url"]).path)
+        for each in data["activeAlertmanagers"]
+        if alertmanager is not None and _host_and_port(each["url"]) == _host_and_port(alertmanager)
+    }
+    prefix = urlsplit(alertmanager or "").path.rstrip("/")
+    if prefixes and prefix not in prefixes:
+        yield CheckResult(
+            "alertmanagers",
+            INFO,
+            f"Alerts are sent to {abbreviate(addresses)} with the path "
+            f"{abbreviate(sorted(each or '/' for each in prefixes))}, but the address that is given "
+            f"has {prefix or '/'}",
+            f"Set path_prefix: {prefix or '/'} under alertmanagers: in prometheus.yml. "
+            "If the check watchdog-arrival is ok, a proxy changes the path, and nothing is wrong.",
         )
     elif alertmanager is None or _host_and_port(alertmanager) in addresses:
         yield CheckResult("alertmanagers", OK, f"alerts are sent to {abbreviate(addresses)}")
