@@ -317,8 +317,8 @@ def check_alertmanagers(api: PrometheusApi, alertmanager: str | None) -> Iterato
             "alertmanagers",
             INFO,
             f"Alerts are sent to {abbreviate(addresses)} with the path "
-            f"{abbreviate(sorted(each or '/' for each in prefixes))}, but the address that is given "
-            f"has {prefix or '/'}",
+            f"{abbreviate(sorted(each or '/' for each in prefixes))}, but the address that is "
+            f"given has {prefix or '/'}",
             f"Set path_prefix: {prefix or '/'} under alertmanagers: in prometheus.yml. "
             "If the check watchdog-arrival is ok, a proxy changes the path, and nothing is wrong.",
         )
