@@ -18,7 +18,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -234,10 +233,25 @@ class _AllSchedulersInstrumentation:
         if self._logs_run_events:
             self._options.setdefault("logger_provider", get_logger_provider())
         more = (f"{self._base_name}-{number}" for number in itertools.count(2))
+        taken_names: set[str] = set()
         for name in itertools.chain((self._base_name,), more):
-            with suppress(DuplicateNameError):
+            if name in taken_names:
+                continue
+            try:
                 self._handles.add(instrument_provisionally(scheduler, name=name, **self._options))
+            except DuplicateNameError:
+                # This has just collected all garbage, which takes seconds in a large application,
+                # so do not try the other names that are certainly taken.
+                taken_names = self._find_taken_names()
+            else:
                 return
+
+    def _find_taken_names(self) -> set[str]:
+        return {
+            handle.name
+            for handle in self._handles
+            if is_current(handle) and handle._exported_scheduler.liveness().may_run_jobs  # noqa: SLF001  # ours
+        }
 
     def _start_server_once(self) -> None:
         """Serve all schedulers of the process from one port, from the first on."""

@@ -118,6 +118,35 @@ class TestInstrument:
             "default-3",
         ]
 
+    def test_garbage_is_collected_once_for_a_name(
+        self, instrumentor: Any, schedulers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not once for each scheduler that runs: in a large application, this takes seconds."""
+        instrumentor.instrument()
+        for _ in range(4):
+            schedulers().start()
+        collections = []
+        monkeypatch.setattr(gc, "collect", lambda *_: collections.append(1))
+
+        last = schedulers()
+        last.start()
+
+        assert (name_of(last), len(collections)) == ("default-5", 1)
+
+    def test_name_of_a_stopped_scheduler_is_used_again(
+        self, instrumentor: Any, schedulers: Any
+    ) -> None:
+        """The name is the first one that no running scheduler has."""
+        instrumentor.instrument()
+        made = [schedulers() for _ in range(4)]
+        for scheduler in made[:3]:
+            scheduler.start()
+        made[1].shutdown()
+
+        made[3].start()
+
+        assert name_of(made[3]) == "default-2"
+
     def test_running_schedulers_are_instrumented(self, instrumentor: Any, schedulers: Any) -> None:
         """Running schedulers are instrumented at once; others when they start."""
         runs, idle = schedulers(BackgroundScheduler), schedulers()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apscheduler.events import EVENT_JOBSTORE_ADDED, EVENT_SCHEDULER_STARTED
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
 
-from apscheduler_telemetry import NotInstrumentedError, instrument
+from apscheduler_telemetry import NotInstrumentedError, Telemetry, instrument
 from tests.helpers import jobs
 from tests.helpers.metrics import sample
 from tests.helpers.waiting import wait_until
@@ -95,6 +96,26 @@ class TestCheck:
         telemetry.uninstrument()
         store.engine.dispose()
 
+    def test_job_store_that_is_just_being_added_is_left_out(
+        self, scheduler: BackgroundScheduler
+    ) -> None:
+        """A listener of the user gets to know of a new store before the telemetry does."""
+        handles: list[Telemetry] = []
+        seen: dict[str, set[str]] = {}
+
+        def check_with_added_store(event: Any) -> None:
+            if handles:
+                seen[event.alias] = codes_of(handles[0].check())
+
+        # Before `instrument`, and so before the telemetry gets this event.
+        scheduler.add_listener(check_with_added_store, EVENT_JOBSTORE_ADDED)
+        telemetry = instrument(scheduler, registry=CollectorRegistry())
+        handles.append(telemetry)
+        scheduler.start(paused=True)
+        scheduler.add_jobstore(MemoryJobStore(), "late")
+        assert seen["late"] == {"misfire-grace-time"}
+        telemetry.uninstrument()
+
 
 class TestCheckAtStart:
     """`check_at_start=True` logs one line when a scheduler has started."""
@@ -135,6 +156,39 @@ class TestCheckAtStart:
             "telemetry.check(), or `apscheduler-telemetry doctor`"
         )
         assert codes_of(telemetry.check()) == {"misfire-grace-time", "coalesce"}
+        telemetry.uninstrument()
+
+    def test_job_store_that_is_added_during_the_start_is_left_out(
+        self, scheduler: BackgroundScheduler, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The scheduler is checked although another thread is just adding a store."""
+        is_added, may_go_on = threading.Event(), threading.Event()
+
+        def add_store() -> None:
+            scheduler.add_jobstore(MemoryJobStore(), "late")
+
+        def wait_with_late_store(event: Any) -> None:
+            if event.alias == "late":
+                is_added.set()
+                may_go_on.wait(10)
+
+        thread = threading.Thread(target=add_store)
+
+        def start_thread(_: Any) -> None:
+            thread.start()
+            is_added.wait(10)
+
+        # Both before `instrument`, and so before the telemetry gets these events.
+        scheduler.add_listener(start_thread, EVENT_SCHEDULER_STARTED)
+        scheduler.add_listener(wait_with_late_store, EVENT_JOBSTORE_ADDED)
+        telemetry = instrument(scheduler, registry=CollectorRegistry(), check_at_start=True)
+        scheduler.start(paused=True)
+        try:
+            self.line(caplog)
+        finally:
+            may_go_on.set()
+            thread.join()
+        assert sample(telemetry, "apscheduler_telemetry_errors_total", component="adapter") == 0
         telemetry.uninstrument()
 
     def test_no_risk_is_said_as_well(

@@ -144,7 +144,9 @@ class APScheduler3Adapter:
         scheduler, stored_jobs = self._scheduler, {}
         if scheduler.state != STATE_STOPPED:
             for alias, store in list(scheduler._jobstores.items()):  # noqa: SLF001
-                stored_jobs[alias] = self._hooks_by_jobstore_id[id(store)].list_jobs()
+                hooks = self._hooks_by_jobstore_id.get(id(store))
+                if hooks is not None:  # else another thread is just adding this store
+                    stored_jobs[alias] = hooks.list_jobs()
         return check_scheduler(
             scheduler,
             stored_jobs=stored_jobs,
@@ -369,7 +371,9 @@ class APScheduler3Adapter:
 
     def _start_polling_jobstores(self) -> None:
         for store in list(self._scheduler._jobstores.values()):  # noqa: SLF001
-            self._hooks_by_jobstore_id[id(store)].start_polling()
+            hooks = self._hooks_by_jobstore_id.get(id(store))
+            if hooks is not None:  # else another thread is just adding this store
+                hooks.start_polling()
 
     def _is_persistent(self, alias: str) -> bool:
         store = self._scheduler._jobstores.get(alias)  # noqa: SLF001
