@@ -1,10 +1,14 @@
 """
-Run commands in the process of the tests, and answer in the place of servers.
+Run commands in the process of the tests or in their own, and answer in the place of servers.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,3 +30,17 @@ def list_chain_checks(
     output, errors = capfdbinary.readouterr()
     assert errors == b""
     return status, json.loads(output)
+
+
+def run_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, in a directory."""
+    return subprocess.run(
+        [sys.executable, "-m", "apscheduler_telemetry", *arguments],
+        cwd=cwd,
+        # Without a width, and without warnings of APScheduler before 3.11.
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import collect_job
 from apscheduler_telemetry.adapters.apscheduler3.time_checks import check_clock_changes
 from apscheduler_telemetry.cli import imported_application, main
 from apscheduler_telemetry.cli.doctor import FINDING_CODES
+from tests.helpers.commands import run_command
 from tests.helpers.jobs import nothing
 from tests.helpers.paths import ROOT
 from tests.helpers.schedulers import APSCHEDULER
@@ -629,13 +628,13 @@ class TestApplication:
             "class Odd(BaseException):\n    def __str__(self):\n        return 1\n"
             "def odd():\n    raise Odd\ndef lines():\n    raise ValueError('a\\nb\\x1b')\n"
         )
-        completed = run("doctor", target, cwd=tmp_path)
+        completed = run_command("doctor", target, cwd=tmp_path)
         assert (completed.returncode, completed.stdout) == (2, "")
         assert re.fullmatch(rf"apscheduler-telemetry: .*{message}.*\n", completed.stderr)
 
     def test_unknown_code_is_a_wrong_command_line(self, tmp_path: Path) -> None:
         """The message names the codes."""
-        completed = run("doctor", "app", "--ignore", "typo", cwd=tmp_path)
+        completed = run_command("doctor", "app", "--ignore", "typo", cwd=tmp_path)
         assert completed.returncode == 2
         assert "and-trigger-hangs" in completed.stderr
 
@@ -644,7 +643,7 @@ class TestApplication:
         (tmp_path / "app.py").write_text(
             f"{PRELUDE}print('hello')\nscheduler.add_job(job, 'cron', hour=2, id='a\\x1b[31m\\n')\n"
         )
-        completed = run("doctor", "app:scheduler", cwd=tmp_path)
+        completed = run_command("doctor", "app:scheduler", cwd=tmp_path)
         assert completed.stderr == "hello\n"
         assert completed.stdout == (
             "serious  misfire-grace-time\n"
@@ -655,19 +654,6 @@ class TestApplication:
             "\n"
             "1 serious, 0 info\n"
         )
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "apscheduler_telemetry", *arguments],
-        cwd=cwd,
-        # Without a width, and without warnings of APScheduler before 3.11.
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -694,6 +680,6 @@ class TestExamples:
         monkeypatch.setenv("TZ", "Europe/Berlin")
         monkeypatch.setenv("SCHEDULER_LOCK", str(tmp_path / "lock"))
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-        completed = run("doctor", target, cwd=EXAMPLES / directory)
+        completed = run_command("doctor", target, cwd=EXAMPLES / directory)
         assert (completed.returncode, completed.stderr) == (0, "")
         assert completed.stdout == "No risks found\n"

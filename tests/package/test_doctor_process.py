@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.helpers.commands import run_command
 
 PRELUDE = """
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -17,19 +16,6 @@ def job():
 
 scheduler = BackgroundScheduler(timezone="UTC")
 """
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "apscheduler_telemetry", *arguments],
-        cwd=cwd,
-        # Without a width, and without warnings of APScheduler before 3.11.
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 class TestProcess:
@@ -45,7 +31,7 @@ subprocess.run([sys.executable, "-c", "print('child')"])
 atexit.register(print, "exit")
 """
         )
-        completed = run("doctor", "app", "--json", cwd=tmp_path)
+        completed = run_command("doctor", "app", "--json", cwd=tmp_path)
         assert json.loads(completed.stdout) == []
         assert sorted(completed.stderr.split()) == ["child", "exit", "import"]
 
@@ -57,7 +43,7 @@ import concurrent.futures, threading
 concurrent.futures.ThreadPoolExecutor().submit(threading.Event().wait)
 """
         )
-        assert run("doctor", "app", cwd=tmp_path).returncode == 0
+        assert run_command("doctor", "app", cwd=tmp_path).returncode == 0
 
     def test_application_that_ignores_the_interrupt_is_ended(self, tmp_path: Path) -> None:
         """It cannot be checked, and the command does not hang."""
@@ -72,7 +58,7 @@ scheduler.start()
 threading.Event().wait()
 """
         )
-        completed = run("doctor", "app", cwd=tmp_path)
+        completed = run_command("doctor", "app", cwd=tmp_path)
         assert (completed.returncode, completed.stdout) == (2, "")
         assert completed.stderr.count("\n") == 2
         assert "app ignores the interrupt" in completed.stderr
@@ -91,7 +77,7 @@ async def main():
     await asyncio.Event().wait()
 """
         )
-        completed = run("doctor", "app:main()", cwd=tmp_path)
+        completed = run_command("doctor", "app:main()", cwd=tmp_path)
         assert (completed.returncode, completed.stdout[:28]) == (1, "serious  misfire-grace-time\n")
         assert re.fullmatch(r".*app:main\(\) has not returned .*\n", completed.stderr)
         assert "daemon-thread" not in completed.stdout  # the main thread goes on
@@ -101,11 +87,11 @@ async def main():
         (tmp_path / "app.py").write_text(
             "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(1_000)\n"
         )
-        completed = run("doctor", "app", cwd=tmp_path)
+        completed = run_command("doctor", "app", cwd=tmp_path)
         assert (completed.returncode, completed.stdout, completed.stderr) == (130, "", "")
 
     def test_person_is_told_that_there_are_no_jobs(self, tmp_path: Path) -> None:
         """As if a `main()` that adds them was not called."""
         (tmp_path / "app.py").write_text(PRELUDE)
-        text = run("doctor", "app", cwd=tmp_path).stdout
+        text = run_command("doctor", "app", cwd=tmp_path).stdout
         assert text.startswith("No risks found\nNo jobs were added. ")
