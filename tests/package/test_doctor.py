@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -361,6 +362,14 @@ class TestCodes:
         assert codes_of(doctor(source.format(MYSQL, ""))[1]) == {"pool-pre-ping", "pool-recycle"}
         assert codes_of(doctor(source.format(MYSQL, "pool_recycle=9"))[1]) == {"pool-pre-ping"}
         assert codes_of(doctor(source.format(MYSQL, "pool_pre_ping=True"))[1]) == set()
+
+    def test_uuid_as_id_may_be_another_one_at_each_start(self, doctor: Callable[..., Any]) -> None:
+        """Without `replace_existing=True`, it is serious even if it is always the same."""
+        add = "scheduler.add_job(job, 'interval', seconds=9, id='{}', replace_existing={})"
+        for replaces, expected_level in ((True, "info"), (False, "serious")):
+            source = f"{STORED}{add.format(uuid.uuid4(), replaces)}"
+            [finding] = doctor(source)[1]
+            assert (finding["code"], finding["level"]) == ("generated-id", expected_level)
 
     def test_every_code_has_a_case(self) -> None:
         """The tests above plant each fault that has a code."""

@@ -7,6 +7,7 @@ Each check yields a finding only if its code is certain to apply; docs/cli.md sa
 from __future__ import annotations
 
 import pickle
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -172,6 +173,15 @@ def _check_added_again(job: CheckedJob) -> Iterator[Finding]:
             "start of the application adds one more",
             "scheduler.add_job(..., id='nightly-import', replace_existing=True)",
         )
+    elif _is_uuid(job.job.id):
+        yield _create_finding(
+            job,
+            "generated-id",
+            f"Its id is a UUID: if each start of the application generates another one, it adds "
+            f"one more job to the persistent job store {job.jobstore!r}",
+            "scheduler.add_job(..., id='nightly-import', replace_existing=True)",
+            level=INFO if job.replaces_existing else SERIOUS,
+        )
     elif not job.replaces_existing:
         yield _create_finding(
             job,
@@ -180,6 +190,14 @@ def _check_added_again(job: CheckedJob) -> Iterator[Finding]:
             "the second start of the application: the start fails with ConflictingIdError",
             "scheduler.add_job(..., replace_existing=True)",
         )
+
+
+def _is_uuid(job_id: str) -> bool:
+    try:
+        uuid.UUID(job_id)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_serializable(job: CheckedJob) -> Iterator[Finding]:
