@@ -473,7 +473,7 @@ class TestAccessibility:
 
 class TestWithoutJinja2:
     def test_landing_page_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without Jinja2, the landing page has the links, and says what to install."""
+        """Without Jinja2, the landing page has the links, and says how to get the status page."""
         find_spec = importlib.util.find_spec
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name: None if name == "jinja2" else find_spec(name)
@@ -483,7 +483,9 @@ class TestWithoutJinja2:
 
         assert reply.status == 200
         assert 'href="./metrics"' in reply.text
-        assert "pip install &#x27;apscheduler-telemetry[status]&#x27;" in reply.text
+        assert "restart this process: pip install &#x27;apscheduler-telemetry[status]&#x27;" in (
+            reply.text
+        )
 
     def test_it_is_not_loaded_before_the_page_is_requested(self) -> None:
         """Jinja2 is loaded by the first request of a page, and not before."""

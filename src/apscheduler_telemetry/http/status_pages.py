@@ -25,7 +25,8 @@ from apscheduler_telemetry.http.pages import Page, split_large_chunks
 PIECES_BETWEEN_PAUSES = 500
 """Pieces of a page that are made before other threads run: about a millisecond."""
 MISSING_LIBRARY_HINT = (
-    "For a status page of all jobs, install Jinja2: pip install 'apscheduler-telemetry[status]'"
+    "For a status page of all jobs, install Jinja2, and restart this process: "
+    "pip install 'apscheduler-telemetry[status]'"
 )
 
 
