@@ -52,7 +52,9 @@ def run_jobs_when_it_is_our_turn() -> None:
     """Wait for the lock, which is kept until this process ends, and then start the scheduler."""
     fcntl.lockf(lock, fcntl.LOCK_EX)
     scheduler.start()
-    atexit.register(scheduler.shutdown)  # which waits for runs in progress
+    # It waits for runs in progress; if they take long, it may be too late for other jobs: see "The
+    # end of the process" in docs/deployment.md.
+    atexit.register(scheduler.shutdown)
 
 
 lock = LOCK.open("w")
