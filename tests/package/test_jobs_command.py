@@ -252,14 +252,14 @@ class TestTable:
             lines = [re.split("  +", line) for line in output_of("jobs", url).splitlines()]
         expected = (
             "grace=2m00s, max_duration=1m00s, min_duration=0.500s, "
-            "deadline=2099-01-01 06:00:00, max_failures=3, min_recorded[rows]=10"
+            "deadline=2099-01-01 06:00:00Z, max_failures=3, min_recorded[rows]=10"
         )
         assert lines == [
             [*("JOB", "STATE", "TRIGGER", "NEXT RUN", "EXECUTOR", "JOB STORE", "FUNCTION"),
              *("SEVERITY", "OWNER", "EXPECTED")],
             ["hourly", "no next run", "interval[1:00:00]", "default", "default",
              "tests.helpers.jobs:nothing"],
-            [*("import", "waiting", "cron[hour='2']", "2099-01-01 02:00:00", "imports", "stored"),
+            [*("import", "waiting", "cron[hour='2']", "2099-01-01 02:00:00Z", "imports", "stored"),
              *("tests.package.test_jobs_command:import_orders", "critical", "data"),
              expected],
         ]  # fmt: skip

@@ -90,7 +90,7 @@ class TestRuns:
         with application("ok", "nightly") as url:
             lines = output_of("runs", url).splitlines()
         assert lines[0].split() == ["SCHEDULED", "STARTED", "DURATION", "OUTCOME", "JOB", "ERROR"]
-        today = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        today = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
         times = rf"{today}  {today}  0\.\d{{3}}s  "
         error = "ConnectionError: Database connection refused at host db"
         assert re.fullmatch(rf"{times}  error    nightly  {error}", lines[1])

@@ -137,8 +137,8 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_time(text: str | None) -> str:
-    """Return a time of a page, in ISO 8601, to the second and without the zone, which is UTC."""
-    return str(text)[:19].replace("T", " ") if text else ""
+    """Return a time of a page, in ISO 8601 and UTC, to the second, with the sign of UTC."""
+    return f"{str(text)[:19].replace('T', ' ')}Z" if text else ""
 
 
 def _colorize(text: str, column: str, *, is_count: bool) -> str:
