@@ -509,6 +509,7 @@ class TestCodes:
                 "scheduler.add_job(job, 'interval', days=1, misfire_grace_time=60)",
                 "scheduler.add_job(..., start_date='2026-01-01 04:00:00')  # or ",
             ),
+            ("BlockingScheduler().start()", "signal.signal(signal.SIGTERM, lambda *_: sys.exit())"),
         ],
     )
     def test_fix_can_be_used_as_it_stands(

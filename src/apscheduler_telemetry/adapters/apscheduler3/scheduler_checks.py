@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.blocking import BlockingScheduler
 
 from apscheduler_telemetry.adapters.apscheduler3.checked_jobs import collect_jobs
 from apscheduler_telemetry.adapters.apscheduler3.job_checks import check_job, check_max_instances
@@ -171,13 +172,18 @@ def _check_threads_and_shutdown(scheduler: Any, facts: SchedulerImportFacts) -> 
                 "scheduler = BlockingScheduler()  # its start() returns after shutdown()",
             )
     if facts.was_started and not facts.calls_shutdown:
+        is_blocking = type(scheduler) is BlockingScheduler
         yield Finding(
             "no-shutdown",
             INFO,
             (),
             "The scheduler is started, and no module of the application calls its shutdown(), "
             "which waits for runs in progress",
-            "atexit.register(scheduler.shutdown)",
+            # SIGTERM ends a process that only waits in start() without calling such functions.
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # before start(), and after it "
+            "`finally: scheduler.shutdown()`"
+            if is_blocking
+            else "atexit.register(scheduler.shutdown)",
         )
 
 
