@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from apscheduler_telemetry.cli import expected_rules
+from apscheduler_telemetry.cli import never_seen_rules
 from tests.helpers.paths import ROOT
 from tests.helpers.promtool import run_rule_tests
 from tests.helpers.servers import required_program
@@ -38,7 +38,7 @@ TEMPLATES = ROOT / "alerts" / "templates" / "apscheduler.tmpl"
 TIME_LAYOUT = "2006-01-02 15:04:05 UTC"
 """The only layout for times in annotations and messages, as Go's reference time."""
 
-GENERATED = {expected_rules.NEVER_SEEN_ALERT}
+GENERATED = {never_seen_rules.NEVER_SEEN_ALERT}
 """Alerts that `apscheduler-telemetry export --expect` writes; see test_never_seen.py."""
 
 NEVER_SILENT = {"APSchedulerWatchdog"}

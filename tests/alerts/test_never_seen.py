@@ -19,13 +19,13 @@ import pytest
 yaml = pytest.importorskip("yaml")
 
 from apscheduler_telemetry.cli.expected_jobs import ExpectedJob, format_jobs_as_yaml
-from apscheduler_telemetry.cli.expected_rules import (
+from apscheduler_telemetry.cli.export import export_files
+from apscheduler_telemetry.cli.never_seen_rules import (
     EXPECTED_RULES_FILE,
     MAX_EXPRESSION_LENGTH,
     NEVER_SEEN_ALERT,
     build_rules,
 )
-from apscheduler_telemetry.cli.export import export_files
 from examples.demo import speed
 from tests.helpers.paths import APPLICATIONS, ROOT
 from tests.helpers.promtool import run_rule_tests

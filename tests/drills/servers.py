@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from apscheduler_telemetry.cli.expected_rules import build_rules
+from apscheduler_telemetry.cli.never_seen_rules import build_rules
 from examples.demo import speed
 from tests.drills.performance import Drill
 from tests.drills.stage import FACTOR, Stage, guarded

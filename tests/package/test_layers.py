@@ -154,7 +154,7 @@ LAYERS: Sequence[frozenset[str]] = (
         {
             "cli.alertmanager",
             "cli.chain_checks",
-            "cli.expected_rules",
+            "cli.never_seen_rules",
             "cli.health",
             "cli.metrics",
             "cli.report_data",

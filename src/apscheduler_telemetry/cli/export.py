@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 from apscheduler_telemetry.cli.errors import CommandError
 from apscheduler_telemetry.cli.expected_jobs import read_expected_jobs
-from apscheduler_telemetry.cli.expected_rules import EXPECTED_RULES_FILE, build_rules
+from apscheduler_telemetry.cli.never_seen_rules import EXPECTED_RULES_FILE, build_rules
 from apscheduler_telemetry.cli.output import write_json, write_output
 from apscheduler_telemetry.cli.shipped_files import find_shipped_directory
 from apscheduler_telemetry.core.files import (

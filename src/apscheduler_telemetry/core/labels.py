@@ -1,5 +1,5 @@
 """
-Label values of jobs: readable, valid in every text format, and of bounded length and number.
+Label values of jobs: readable, valid in every text format, and of bounded length.
 """
 
 from __future__ import annotations
