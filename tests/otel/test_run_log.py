@@ -318,7 +318,7 @@ class TestHandlers:
             release.set()
             LOGGER.removeHandler(handler)
 
-    def test_handler_that_raises_is_counted(self, records: Records) -> None:
+    def test_filter_that_raises_is_counted(self, records: Records) -> None:
         """An error of a filter is counted, and the next record is logged."""
 
         def reject_first(_: logging.LogRecord) -> bool:
