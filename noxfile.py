@@ -173,6 +173,17 @@ def install(session: nox.Session, *groups: str, extras: str = EXTRAS, oldest: bo
     session.log(" ".join(line for line in installed.splitlines() if line.startswith(shown)))
 
 
+@nox.session(requires=["build"])
+def drills(session: nox.Session) -> None:
+    """Break real applications, and see which alert reaches a webhook."""
+    if session.posargs:
+        session.skip("arguments for pytest are given")
+    if not all(map(debian.which, debian.PROMETHEUS)):
+        session.skip("no Prometheus")
+    install(session, *TEST_DEPENDENCY_GROUPS)
+    pytest(session, "-m", "drill", "-n", "0")  # together in one process, as they share servers
+
+
 def add_tests(
     name: str,
     version: str,
@@ -208,19 +219,8 @@ for between in PYTHONS_BETWEEN or [DEFAULT]:
 add_tests(f"py{NEWEST}", NEWEST, *TEST_DEPENDENCY_GROUPS, "runtimes")
 
 
-# The last two run beside each other, as the tests of both wait more than they compute.
-@nox.session(requires=["build"])
-def drills(session: nox.Session) -> None:
-    """Break real applications, and see which alert reaches a webhook."""
-    if session.posargs:
-        session.skip("arguments for pytest are given")
-    if not all(map(debian.which, debian.PROMETHEUS)):
-        session.skip("no Prometheus")
-    install(session, *TEST_DEPENDENCY_GROUPS)
-    pytest(session, "-m", "drill", "-n", "0")  # together in one process, as they share servers
-
-
-@nox.session(requires=["build"])
+# Alone, as these tests are the ones that a busy machine delays too much.
+@nox.session(requires=["build"], allow_parallel=False)
 def slow(session: nox.Session) -> None:
     """Run the slow and the integration tests, and those that run once, on the wheel."""
     install(session, *TEST_DEPENDENCY_GROUPS, "browser", "compose", "grafana", "rotel", "runtimes")
