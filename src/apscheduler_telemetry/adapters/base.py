@@ -89,8 +89,8 @@ class SchedulerImportFacts:
         looked_up_job_ids: the ids of jobs that were added after the start, and after the
             application had looked for them in the job stores or had removed them there.
         calls_shutdown: whether the application's modules mention ``shutdown``.
-        keeps_main_thread: whether the main thread goes on, in the application itself or in a web
-            server.
+        keeps_main_thread: whether the application or a web server keeps the main thread from
+            ending.
     """
 
     was_started: bool = False
