@@ -8,9 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 pytest.importorskip("yaml")
 
 from tests.helpers.paths import ROOT
+from tests.helpers.servers import running_http_server
 
 pytestmark = pytest.mark.once
 
@@ -44,14 +44,8 @@ def server(pages: dict[str, str]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Keep the test's output to the test."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_address[1]}"
-        finally:
-            running.shutdown()
-            thread.join()
+    with running_http_server(Handler) as address:
+        yield f"http://{address}"
 
 
 class TestAddresses:

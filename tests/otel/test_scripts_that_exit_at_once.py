@@ -13,11 +13,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,10 @@ from examples.demo import speed
 from tests.helpers.otlp_receiver import OtlpReceiver
 from tests.helpers.otlp_to_prometheus import series, translate
 from tests.helpers.paths import ROOT
-from tests.helpers.servers import configured_prometheus
+from tests.helpers.servers import (
+    configured_prometheus,
+    running_http_server,
+)
 from tests.helpers.waiting import wait_for_answer
 
 DUE_AFTER = 5
@@ -93,14 +95,8 @@ class Page:
             def log_message(self, *_: object) -> None:
                 """Log nothing."""
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-            thread.start()
-            try:
-                yield f"127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
+        with running_http_server(Handler) as address:
+            yield address
 
 
 def exposition(request: Any) -> bytes:

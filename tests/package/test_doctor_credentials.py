@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers.commands import list_chain_checks
+from tests.helpers.servers import running_http_server
 
 
 class TestBasicAuthentication:
@@ -28,15 +27,11 @@ class TestBasicAuthentication:
                 self.end_headers()
                 self.wfile.write(b'{"status": "success", "data": {"result": [], "groups": []}}')
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_: object) -> None:
                 """Print nothing."""
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            yield f"http://127.0.0.1:{server.server_port}"
-            server.shutdown()
-            thread.join()
+        with running_http_server(Handler) as address:
+            yield f"http://{address}"
 
     def test_file_may_have_user_and_password(
         self, url: str, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
